@@ -1,0 +1,87 @@
+"""The exception tree and the exit statuses.
+
+    TorchparError               a message for a person, and the exit status that goes with it
+    ├── ConfigError             the configuration is invalid: every problem, with file and line
+    ├── FactsError              the machine's facts cannot be read, or are not those of a machine
+    ├── PlacementError          what is asked for does not fit this host
+    ├── StoreError              the store of generations is damaged or cannot be written
+    ├── SystemdError            systemd refused, or has something else than was meant
+    ├── SystemdAbsentError      systemd is not running here
+    ├── BusyError               another torchpar holds the lock
+    └── NotPermittedError       this needs root
+
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+
+class ExitStatus(enum.IntEnum):
+    """What a command's exit status means; the larger values are those of sysexits.h."""
+
+    DONE = 0  # in sync, or done
+    FAILED = 1  # the operation failed
+    DIFFERS = 2  # `torchpar check`: the conf is newer than what is in force
+    UNKNOWN = 3  # cannot tell, for example /proc of another user without root
+    USAGE = 64  # `torchpar plan --no-such-option`
+    UNAVAILABLE = 69  # systemd is not running
+    BUSY = 75  # another apply holds the lock; try again
+    NOT_PERMITTED = 77  # `torchpar apply` without root
+    CONFIG = 78  # the configuration is invalid
+
+
+class TorchparError(Exception):
+    """A failure that a person can mend. `str()` is the whole message, one line or several."""
+
+    exit_status = ExitStatus.FAILED
+
+
+class ConfigError(TorchparError):
+    """The configuration is invalid. `problems` are complete lines, each "file:line: what and what to do"."""
+
+    exit_status = ExitStatus.CONFIG
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class FactsError(TorchparError):
+    """The machine's facts cannot be read."""
+
+    exit_status = ExitStatus.UNKNOWN
+
+
+class PlacementError(TorchparError):
+    """What the configuration asks for does not fit the host."""
+
+    exit_status = ExitStatus.CONFIG
+
+
+class StoreError(TorchparError):
+    """The store of generations is damaged or cannot be written."""
+
+
+class SystemdError(TorchparError):
+    """systemd refused something, or holds something else than was meant."""
+
+
+class SystemdAbsentError(TorchparError):
+    """systemd is not running on this host."""
+
+    exit_status = ExitStatus.UNAVAILABLE
+
+
+class BusyError(TorchparError):
+    """Another torchpar command holds the lock."""
+
+    exit_status = ExitStatus.BUSY
+
+
+class NotPermittedError(TorchparError):
+    """The command needs root."""
+
+    exit_status = ExitStatus.NOT_PERMITTED

@@ -1,0 +1,189 @@
+"""What a host is: immutable values, no reading.
+
+The field names and meanings of `topology_json` are those that users see in `torchpar topology --json`. CPU numbers
+are the kernel's. Unknown is None; a list is empty where the machine is known to have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchpar.cpuset import CpuSet
+from torchpar.errors import FactsError
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    """A NUMA node: its online CPUs (none on a memory-only node) and its memory in bytes."""
+
+    id: int
+    cpus: CpuSet
+    mem_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A physical package (socket): physical_package_id and its online CPUs."""
+
+    id: int
+    cpus: CpuSet
+
+
+@dataclass(frozen=True)
+class CpuKind:
+    """CPUs of one kind on a host with several; a larger efficiency is a faster kind (hwloc's rank)."""
+
+    cpus: CpuSet
+    efficiency: int
+
+
+@dataclass(frozen=True)
+class Distances:
+    """ACPI SLIT distances between NUMA nodes: matrix[i][j] is from nodes[i] to nodes[j]; 10 is local."""
+
+    nodes: tuple[int, ...]
+    matrix: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class PciDevice:
+    """A PCI device by its address, e.g. "0000:17:00.0".
+
+    vendor, device and class are the strings of sysfs ("0x10de"); class_code is its `class` file. numa_node is None
+    where the kernel does not know (it then says -1, and numa_node_stated is true) or has no such file.
+    """
+
+    pci: str
+    vendor: str | None
+    device: str | None
+    class_code: str | None
+    numa_node: int | None
+    numa_node_stated: bool
+    local_cpus: CpuSet | None
+    driver: str | None
+    drm: tuple[str, ...] = ()
+    netdevs: tuple[str, ...] = ()
+    infiniband: tuple[str, ...] = ()
+    uuid: str | None = None
+
+
+@dataclass(frozen=True)
+class Library:
+    """A shared library that is installed: its absolute path and the ELF machine number (62 is x86-64)."""
+
+    name: str  # "jemalloc", "tcmalloc"
+    path: str
+    elf_machine: int
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """Everything that placement and rendering need to know of one host."""
+
+    hostname: str
+    arch: str | None
+    online_cpus: CpuSet
+    offline_cpus: CpuSet
+    allowed_cpus: CpuSet  # by the cpuset that torchpar.slice can have
+    allowed_mems: CpuSet
+    isolated_cpus: CpuSet
+    numa_nodes: tuple[NumaNode, ...]
+    cores: tuple[CpuSet, ...]
+    packages: tuple[Package, ...] | None
+    dies: tuple[CpuSet, ...]
+    l3_groups: tuple[CpuSet, ...] | None
+    cpu_kinds: tuple[CpuKind, ...]
+    distances: Distances | None
+    gpus: tuple[PciDevice, ...]  # every display and accelerator device; see accelerators()
+    nics: tuple[PciDevice, ...]
+    cpu_limit: float | None  # CPU quota in CPUs, the least of all ancestors' cgroups
+    memory_bytes: int | None = None
+    systemd_version: int | None = None
+    libraries: tuple[Library, ...] = ()
+    # ELF machine of each interpreter named in the conf; None where the file is missing or no ELF program.
+    interpreters: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+
+    def node_of(self, cpus: CpuSet) -> CpuSet:
+        """The ids of the NUMA nodes that hold any of these CPUs."""
+        return CpuSet(node.id for node in self.numa_nodes if not node.cpus.isdisjoint(cpus))
+
+    def accelerators(self) -> tuple[PciDevice, ...]:
+        """The devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays."""
+        return tuple(gpu for gpu in self.gpus if is_accelerator(gpu))
+
+
+def is_accelerator(device: PciDevice) -> bool:
+    """Whether PyTorch could compute on the device (CUDA, ROCm or XPU)."""
+    vendor, class_code = device.vendor, device.class_code or ""
+    if vendor == "0x10de":
+        return class_code.startswith(("0x0300", "0x0302"))
+    if vendor == "0x1002":
+        # 0x0380 is AMD's class for Instinct boards; ASPEED and virtio displays have other vendors.
+        return class_code.startswith(("0x0300", "0x0302", "0x0380", "0x12"))
+    if vendor == "0x8086":
+        return class_code.startswith(("0x0380", "0x12")) or (
+            class_code.startswith("0x0300") and device.driver in ("i915", "xe")
+        )
+    return False
+
+
+def facts_json(value: Any) -> Any:
+    """A HostFacts (or a part of it) as JSON data: CPU sets become sorted lists, unknown becomes null."""
+    if isinstance(value, CpuSet):
+        return list(value)
+    if dataclasses.is_dataclass(value):
+        return {field.name: facts_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [facts_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: facts_json(item) for key, item in value.items()}
+    return value
+
+
+def parse_facts(data: Any) -> HostFacts:
+    """The reverse of facts_json. Raises FactsError naming the field that is missing or of the wrong type."""
+    value = _parse(data, HostFacts, "facts")
+    assert isinstance(value, HostFacts)
+    return value
+
+
+def _parse(data: Any, kind: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in arguments:
+        if data is None:
+            return None
+        return _parse(data, next(a for a in arguments if a is not type(None)), where)
+    if kind is CpuSet:
+        if isinstance(data, list) and all(type(n) is int and n >= 0 for n in data):
+            return CpuSet(data)
+    elif dataclasses.is_dataclass(kind):
+        if isinstance(data, dict):
+            hints = typing.get_type_hints(kind)
+            fields = {field.name: field for field in dataclasses.fields(kind)}
+            missing = [
+                name
+                for name, field in fields.items()
+                if name not in data
+                and field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ]
+            if missing:
+                raise FactsError(f"{where}: field '{missing[0]}' is missing; export the facts again: torchpar facts")
+            present = {name: _parse(data[name], hints[name], f"{where}.{name}") for name in fields if name in data}
+            return typing.cast(Any, kind)(**present)
+    elif origin is tuple:
+        if isinstance(data, list):
+            return tuple(_parse(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
+    elif origin is not None and issubclass(origin, Mapping):
+        if isinstance(data, dict):
+            return {str(key): _parse(item, arguments[1], f"{where}.{key}") for key, item in data.items()}
+    elif kind is float:
+        if type(data) in (int, float):
+            return float(data)
+    elif type(data) is kind:
+        return data
+    raise FactsError(f"{where}: {data!r:.60} is not what is expected there; export the facts again: torchpar facts")
