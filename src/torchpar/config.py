@@ -1,0 +1,309 @@
+"""Conf files to Config: values parsed, layers merged, every problem with its file and line.
+
+A Config that exists is right: its values have their types, each service has something to run. Whether it fits a host
+is decided by the plan.
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from torchpar.errors import ConfigError
+from torchpar.settings import (
+    SECTIONS,
+    HostSettings,
+    InferSettings,
+    MatchSettings,
+    ServiceSettings,
+    Setting,
+    TrainSettings,
+    settings_of,
+)
+from torchpar.syntax import ConfFile, Problems, Section, hint, split_sections
+from torchpar.topology import HostFacts
+
+T = TypeVar("T")
+
+
+class Kind(enum.Enum):
+    """The kinds of services; the value is the middle of the unit's name."""
+
+    TRAIN = "train"  # torchpar-train@NAME.service, [Train NAME]
+    INFER = "infer"  # torchpar-infer@NAME.service, [Infer NAME]
+
+    @property
+    def section(self) -> str:
+        """The word in the section header."""
+        return self.value.capitalize()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One declared service. `directives` are its Service.KEY= pairs; `origins` says which file:line set each key."""
+
+    kind: Kind
+    name: str
+    settings: ServiceSettings
+    directives: tuple[tuple[str, str], ...]
+    origins: Mapping[str, str]
+
+    @property
+    def unit(self) -> str:
+        """The name of its unit."""
+        return f"torchpar-{self.kind.value}@{self.name}.service"
+
+    @property
+    def section(self) -> str:
+        """Its section header, for messages."""
+        return f"[{self.kind.section} {self.name}]"
+
+    def origin(self, key: str) -> str:
+        """Where the key was set, or where the service is declared, as "file:line"."""
+        return self.origins.get(key) or self.origins[""]
+
+    def train(self) -> TrainSettings | None:
+        """Its settings if it is a training service."""
+        return self.settings if isinstance(self.settings, TrainSettings) else None
+
+
+@dataclass(frozen=True)
+class Config:
+    """All files merged. Services are sorted by kind and name, so their order in the files means nothing."""
+
+    host: HostSettings
+    services: tuple[Service, ...]
+    warnings: tuple[str, ...] = ()
+    host_origins: Mapping[str, str] = field(default_factory=dict)
+
+    def interpreters(self) -> tuple[str, ...]:
+        """The interpreters of all services, sorted."""
+        return tuple(sorted({service.settings.python for service in self.services}))
+
+    def find(self, name: str) -> Service:
+        """The service called "resnet", "train@resnet" or by its unit's name. Raises ConfigError when there is none."""
+        wanted = name.removeprefix("torchpar-").removesuffix(".service")
+        found = [s for s in self.services if wanted in (s.name, f"{s.kind.value}@{s.name}")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            choices = " or ".join(f"{service.kind.value}@{service.name}" for service in found)
+            raise ConfigError([f"'{name}' is the name of several services; say {choices}"])
+        declared = [service.name for service in self.services]
+        raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{hint(wanted, declared)}"])
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One assignment, read: `setting` is None for a Service.KEY= directive; an empty `text` resets."""
+
+    key: str
+    text: str
+    origin: str
+    setting: Setting | None
+    value: Any
+
+
+# What a host's architecture may be called: uname -m, systemd.unit(5) ConditionArchitecture=, dpkg.
+_ARCHITECTURES = {
+    "x86_64": {"x86_64", "x86-64", "amd64"},
+    "aarch64": {"aarch64", "arm64"},
+    "ppc64le": {"ppc64le", "ppc64-le", "ppc64el"},
+    "riscv64": {"riscv64"},
+    "s390x": {"s390x"},
+    "armv7l": {"armv7l", "arm", "armhf"},
+}
+
+# Directives that torchpar renders itself, and the key that decides them.
+_RENDERED = {
+    "CPUAffinity": "CPUs",
+    "AllowedCPUs": "CPUs",
+    "AllowedMemoryNodes": "NUMAMask",
+    "NUMAPolicy": "NUMAPolicy",
+    "NUMAMask": "NUMAMask",
+    "ExecStart": "Script",
+    "Environment": "Environment",
+    "User": "User",
+    "Group": "Group",
+    "WorkingDirectory": "WorkingDirectory",
+    "MemoryMax": "MemoryMax",
+    "MemoryHigh": "MemoryHigh",
+    "CPUWeight": "CPUWeight",
+    "Restart": "Restart",
+    "TimeoutStopSec": "CheckpointGrace",
+}
+
+_SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
+
+_RESTARTS = ("no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always")
+
+
+def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = False) -> Config:
+    """Merge the files, in the order in which later ones win, for the host that `facts` describe.
+
+    Unknown sections and keys are warnings, or errors if `strict`. Raises ConfigError with every problem of every file,
+    also of the files whose [Match] skips them here.
+    """
+    problems = Problems()
+    host: list[_Value] = []
+    defaults: dict[Kind, list[_Value]] = {kind: [] for kind in Kind}
+    services: dict[tuple[Kind, str], list[_Value]] = {}
+    declared: dict[tuple[Kind, str], str] = {}
+    for file in files:
+        applies = True
+        for section in split_sections(file, problems):
+            word, _, name = section.header.partition(" ")
+            read = list(_read_values(section, problems))
+            if section.header == "Match":
+                applies = _matches(_merge(MatchSettings, read), facts)
+            elif section.header == "Host":
+                host += read if applies else []
+            elif not name:
+                _refuse_own_settings(word, read, problems)
+                defaults[Kind(word.lower())] += read if applies else []
+            elif _is_name(name, section, problems) and applies:
+                service = (Kind(word.lower()), name)
+                declared.setdefault(service, section.origin)
+                services.setdefault(service, []).extend(read)
+    config = Config(
+        _merge(HostSettings, host),
+        tuple(
+            _make_service(kind, name, declared[kind, name], defaults[kind], services[kind, name], problems)
+            for kind, name in sorted(services, key=lambda service: (service[0].value, service[1]))
+        ),
+        tuple(problems.unknown),
+        {value.key: value.origin for value in host},
+    )
+    errors = problems.errors + (problems.unknown if strict else [])
+    if errors:
+        places = {file.path: index for index, file in enumerate(files)}
+        raise ConfigError(sorted(errors, key=lambda problem: _place(problem, places)))
+    return config
+
+
+def _place(problem: str, places: Mapping[str, int]) -> tuple[int, int]:
+    path, line = problem.split(": ", 1)[0].rsplit(":", 1)
+    return places[path], int(line)
+
+
+def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
+    word = section.header.split()[0]
+    rows = _SETTINGS[word]
+    for assignment in section.assignments:
+        key, text, origin = assignment.key, assignment.text, assignment.origin
+        if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
+            directive = key.removeprefix("Service.")
+            if directive in _RENDERED:
+                problems.errors.append(
+                    f"{origin}: [{section.header}] {key}=: torchpar sets {directive}= itself; "
+                    f"use {_RENDERED[directive]}="
+                )
+            elif not re.fullmatch(r"[A-Z][A-Za-z0-9]+", directive):
+                problems.errors.append(f"{origin}: [{section.header}] {key}=: is not Service.KEY of systemd")
+            else:
+                yield _Value(key, text, origin, None, text)
+            continue
+        row = rows.get(key)
+        if row is None:
+            problems.unknown.append(f"{origin}: [{section.header}] {key}={text:.60}: unknown key{hint(key, rows)}")
+            continue
+        try:
+            yield _Value(key, text, origin, row, row.parse(text) if text else None)
+        except ValueError as error:
+            what = str(error) if str(error).startswith("'") else f"'{text:.40}' {error}"
+            problems.errors.append(
+                f"{origin}: [{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}"
+            )
+
+
+def _merge(kind: type[T], values: Sequence[_Value]) -> T:
+    fields: dict[str, Any] = {}
+    for value in values:
+        if value.setting is None:
+            continue
+        name = value.setting.field
+        if not value.text:
+            fields.pop(name, None)
+        elif value.setting.is_list:
+            fields[name] = fields.get(name, ()) + value.value
+        else:
+            fields[name] = value.value
+    return cast(Any, kind)(**fields)  # type: ignore[no-any-return]  # the dataclass that `kind` is
+
+
+def _make_service(
+    kind: Kind, name: str, declared: str, defaults: list[_Value], own: list[_Value], problems: Problems
+) -> Service:
+    values = [*defaults, *own]
+    directives: list[tuple[str, str]] = []
+    for value in values:
+        if value.setting is None:
+            directive = value.key.removeprefix("Service.")
+            if value.text:
+                directives.append((directive, value.text))
+            else:
+                directives = [pair for pair in directives if pair[0] != directive]
+    settings: ServiceSettings = _merge(SECTIONS[kind.section], values)
+    origins = {"": declared, **{value.key: value.origin for value in values}}
+    service = Service(kind, name, settings, tuple(directives), origins)
+    problems.errors.extend(_contradictions(service))
+    return service
+
+
+def _refuse_own_settings(word: str, values: Sequence[_Value], problems: Problems) -> None:
+    for value in values:
+        if value.setting and value.setting.own:
+            problems.errors.append(
+                f"{value.origin}: [{word}] {value.key}= belongs to one service; write it in [{word} NAME]"
+            )
+
+
+def _contradictions(service: Service) -> Iterator[str]:
+    """What is wrong between the keys of one service."""
+    settings, header = service.settings, service.section
+    if isinstance(settings, TrainSettings):
+        if not settings.script and not settings.module:
+            yield f"{service.origin('')}: {header} has nothing to run; set Script=/path/to/train.py or Module=NAME"
+        if settings.script and settings.module:
+            yield f"{service.origin('Module')}: {header} has both Script= and Module=; keep one of them"
+        if settings.nodes > 1 and not settings.endpoint:
+            yield f"{service.origin('Nodes')}: {header} Nodes={settings.nodes}: set Endpoint=HOST:PORT, where they meet"
+    if isinstance(settings, InferSettings) and not settings.model and not settings.handler:
+        yield f"{service.origin('')}: {header} has nothing to serve; set Model=/path/to/model.pt or Handler="
+    if settings.restart and settings.restart not in _RESTARTS:
+        yield (
+            f"{service.origin('Restart')}: {header} Restart={settings.restart}: is not one of them; "
+            f"allowed: {', '.join(_RESTARTS)}"
+        )
+    explicit = ("preferred", "bind", "interleave")
+    if settings.numa_mask and settings.numa_policy.value not in (*explicit, "auto"):
+        yield (
+            f"{service.origin('NUMAMask')}: {header} NUMAMask= has no meaning with "
+            f"NUMAPolicy={settings.numa_policy.value}; it goes with {', '.join(explicit)}"
+        )
+
+
+def _is_name(name: str, section: Section, problems: Problems) -> bool:
+    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote.
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", name) and len(name) <= 100:
+        return True
+    problems.errors.append(
+        f"{section.origin}: [{section.header}]: a service's name is made of letters, digits, '_', '-', '.' and ':'"
+    )
+    return False
+
+
+def _matches(match: MatchSettings, facts: HostFacts) -> bool:
+    names = {facts.arch} | _ARCHITECTURES.get(facts.arch or "", set())
+    short = facts.hostname.partition(".")[0]
+    return (
+        (not match.host or any(fnmatch.fnmatchcase(n, glob) for glob in match.host for n in (facts.hostname, short)))
+        and (not match.architecture or bool(names & set(match.architecture)))
+        and all(comparison.holds(len(facts.accelerators())) for comparison in match.gpus)
+        and all(comparison.holds(len(facts.online_cpus)) for comparison in match.cpus)
+        and all(comparison.holds(sum(1 for n in facts.numa_nodes if n.cpus)) for comparison in match.memory_nodes)
+    )

@@ -1,0 +1,309 @@
+"""The settings: one table of every key, as the fields of frozen dataclasses.
+
+A field's metadata holds the key as the admin writes it, its parser, the default's text, what is allowed and a line of
+help. The reader of the conf, its messages and torchpar.conf(5) are all made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torchpar import values as v
+from torchpar.cpuset import CpuSet
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    `field` is the attribute that holds the value; `default` and `allowed` are texts for people; a list setting
+    appends when it is repeated; an `own` setting belongs to one service and cannot stand in [Train] or [Infer].
+    """
+
+    field: str
+    key: str
+    parse: Callable[[str], Any]
+    default: str
+    allowed: str
+    help: str
+    is_list: bool
+    own: bool
+
+
+def _setting(
+    key: str,
+    parse: Callable[[str], Any],
+    default: str,
+    allowed: str,
+    help: str,
+    *,
+    is_list: bool = False,
+    own: bool = False,
+) -> Any:
+    row = {"key": key, "parse": parse, "default": default, "allowed": allowed, "help": help}
+    if is_list:
+        value = parse(default) if default else ()
+    else:
+        value = parse(default) if default else None
+    return dataclasses.field(default=value, metadata={**row, "is_list": is_list, "own": own})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchSettings:
+    """[Match], which may begin a file: where it does not hold, the whole file is skipped."""
+
+    host: tuple[str, ...] = _setting(
+        "Host", v.parse_words, "", "host names, * and ? allowed", "the host's name is one of these", is_list=True
+    )
+    architecture: tuple[str, ...] = _setting(
+        "Architecture", v.parse_words, "", "x86-64, arm64, ...", "the host's architecture is one of these", is_list=True
+    )
+    gpus: tuple[v.Comparison, ...] = _setting(
+        "GPUs", v.parse_comparisons, "", "a comparison such as >= 1", "how many accelerators there are", is_list=True
+    )
+    cpus: tuple[v.Comparison, ...] = _setting(
+        "CPUs", v.parse_comparisons, "", "a comparison such as >= 64", "how many CPUs are online", is_list=True
+    )
+    memory_nodes: tuple[v.Comparison, ...] = _setting(
+        "MemoryNodes",
+        v.parse_comparisons,
+        "",
+        "a comparison such as = 2",
+        "how many NUMA nodes have CPUs",
+        is_list=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSettings:
+    """[Host]: the machine as a whole."""
+
+    cpus: CpuSet | None = _setting(
+        "CPUs", v.parse_host_cpus, "all", "all, or a cpulist such as 0-7", "the CPUs torchpar may use at all"
+    )
+    reserve_cores: int | None = _setting(
+        "ReserveCores",
+        v.auto_or(v.parse_count),
+        "auto",
+        "auto, or a number",
+        "cores kept for the system; auto: none below 4 cores, 1 from 4 to 15, 1 for each package from 16",
+    )
+    smt: bool = _setting(
+        "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"
+    )
+    metrics: str = _setting(
+        "Metrics", v.parse_metrics, "textfile", "textfile, ADDRESS:PORT, no", "where Prometheus metrics go"
+    )
+    auto_apply: bool = _setting(
+        "AutoApply", v.parse_boolean, "no", "yes, no", "torchpard applies a valid edit of the conf by itself"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """What training and inference services have in common."""
+
+    enabled: bool = _setting("Enabled", v.parse_boolean, "no", "yes, no", "start at boot, and hold the CPUs")
+    python: str = _setting(
+        "Python",
+        v.parse_path,
+        "/usr/bin/python3",
+        "an absolute path",
+        "the interpreter; that of a virtual environment too",
+    )
+    user: str | None = _setting("User", v.parse_identifier, "", "a user", "who it runs as; else torchpar")
+    group: str | None = _setting("Group", v.parse_identifier, "", "a group", "its group; else the user's")
+    working_directory: str | None = _setting(
+        "WorkingDirectory", v.parse_path, "", "an absolute path", "where it starts; else its state directory"
+    )
+    environment: tuple[str, ...] = _setting(
+        "Environment",
+        v.parse_environment,
+        "",
+        "NAME=VALUE ...",
+        "variables; what is set here wins over what torchpar would set",
+        is_list=True,
+    )
+    cpus: v.CpuRequest = _setting(
+        "CPUs",
+        v.parse_cpus,
+        "auto",
+        "auto, a number of cores, a cpulist such as 0-7, node:LIST, package:LIST, shared",
+        "which CPUs it gets; a single number counts whole cores; shared: what no other service holds",
+    )
+    weight: int = _setting(
+        "Weight", v.parse_weight, "100", "1 to 10000", "its share where several services have CPUs=auto"
+    )
+    slot: str | None = _setting(
+        "Slot", v.parse_identifier, "", "a name", "services of one slot take turns on the same CPUs"
+    )
+    smt: bool | None = _setting(
+        "SMT", v.parse_auto_boolean, "auto", "auto, yes, no", "as in [Host], for this service; auto: as there"
+    )
+    gpus: v.GpuRequest = _setting(
+        "GPUs",
+        v.parse_gpus,
+        "auto",
+        "auto, a number, none, PCI addresses or UUIDs",
+        "which accelerators it gets; auto: a share by Weight=",
+    )
+    numa_policy: v.MemoryPolicy = _setting(
+        "NUMAPolicy",
+        v.one_of(v.MemoryPolicy),
+        "auto",
+        "auto, default, preferred, bind, interleave, local",
+        "memory policy; auto: bind or preferred on one node, local on several",
+    )
+    numa_mask: CpuSet | None = _setting(
+        "NUMAMask", v.parse_nodelist, "auto", "auto, or a nodelist such as 0-1", "the nodes of the memory policy"
+    )
+    threads: int | None = _setting(
+        "Threads", v.auto_or(v.parse_positive), "auto", "auto, or a number", "compute threads of each process"
+    )
+    interop_threads: int | None = _setting(
+        "InteropThreads",
+        v.auto_or(v.parse_positive),
+        "auto",
+        "auto, or a number",
+        "threads between which PyTorch shares independent operations",
+    )
+    allocator: v.AllocatorChoice = _setting(
+        "Allocator",
+        v.one_of(v.AllocatorChoice),
+        "auto",
+        "auto, jemalloc, tcmalloc, glibc, none",
+        "which malloc is preloaded; auto: jemalloc, tcmalloc or glibc, the first that is installed",
+    )
+    allocator_conf: str | None = _setting(
+        "AllocatorConf", v.parse_text, "", "text", "MALLOC_CONF for jemalloc, in place of torchpar's own"
+    )
+    wait_policy: v.WaitPolicy = _setting(
+        "WaitPolicy",
+        v.one_of(v.WaitPolicy),
+        "auto",
+        "auto, active, passive",
+        "OpenMP threads spin or sleep when idle; auto: spin only on CPUs of the service's own",
+    )
+    cudnn_benchmark: bool | None = _setting(
+        "CudnnBenchmark",
+        v.parse_auto_boolean,
+        "auto",
+        "auto, yes, no",
+        "torch.backends.cudnn.benchmark; auto: yes where it has accelerators",
+    )
+    memory_max: str | None = _setting(
+        "MemoryMax", v.parse_memory, "", "a size such as 8G, 50% or infinity", "as in systemd.resource-control(5)"
+    )
+    memory_high: str | None = _setting(
+        "MemoryHigh", v.parse_memory, "", "a size such as 8G, 50% or infinity", "as in systemd.resource-control(5)"
+    )
+    cpu_weight: str | None = _setting(
+        "CPUWeight",
+        lambda text: text if text == "idle" else str(v.parse_weight(text)),
+        "",
+        "1 to 10000, idle",
+        "as in systemd.resource-control(5)",
+    )
+    restart: str | None = _setting(
+        "Restart",
+        v.parse_identifier,
+        "",
+        "no, on-success, on-failure, on-abnormal, on-watchdog, on-abort, always",
+        "as in systemd.service(5); else on-failure",
+    )
+    tune: v.Tune = _setting("Tune", v.one_of(v.Tune), "off", "off, online", "tune the service while it runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ServiceSettings):
+    """[Train NAME]; [Train] holds defaults for all of them."""
+
+    script: str | None = _setting("Script", v.parse_path, "", "an absolute path", "the script to run", own=True)
+    module: str | None = _setting("Module", v.parse_module, "", "a module", "or the module, as python -m", own=True)
+    arguments: tuple[str, ...] = _setting(
+        "Arguments", v.parse_words, "", "words, quotes allowed", "the script's arguments", is_list=True, own=True
+    )
+    ranks: int | Literal["gpu", "numa"] = _setting(
+        "Ranks",
+        v.parse_ranks,
+        "1",
+        "a number, gpu, numa",
+        "processes of a script that uses torch.distributed; gpu: one for each GPU, numa: one for each NUMA node",
+    )
+    gpus_per_rank: int = _setting("GPUsPerRank", v.parse_positive, "1", "a number", "GPUs of each rank")
+    binding: v.Binding = _setting(
+        "Binding",
+        v.one_of(v.Binding),
+        "auto",
+        "auto, node, socket, exclusive, core-complex, none",
+        "what each rank is bound to, in PyTorch's words; auto: exclusive",
+    )
+    loader_workers: int | Literal["off"] | None = _setting(
+        "LoaderWorkers",
+        v.parse_loader_workers,
+        "auto",
+        "auto, a number, off",
+        "num_workers for DataLoader calls that do not set it; off: leave them alone",
+    )
+    prefetch_factor: int | None = _setting(
+        "PrefetchFactor", v.auto_or(v.parse_positive), "auto", "auto, or a number", "prefetch_factor, likewise"
+    )
+    pin_memory: bool | None = _setting(
+        "PinMemory", v.parse_auto_boolean, "auto", "auto, yes, no", "pin_memory, likewise; auto: yes with GPUs"
+    )
+    nodes: int = _setting("Nodes", v.parse_positive, "1", "a number", "hosts that train together")
+    endpoint: str | None = _setting(
+        "Endpoint", v.parse_address, "", "HOST:PORT", "where the hosts meet (torchrun's rendezvous)"
+    )
+    interface: str | None = _setting(
+        "Interface", v.parse_identifier, "", "a network interface", "the interface they talk over"
+    )
+    elastic: bool = _setting("Elastic", v.parse_boolean, "no", "yes, no", "go on when a host is lost")
+    max_restarts: int = _setting("MaxRestarts", v.parse_count, "0", "a number", "torchrun's restarts within one run")
+    checkpoint_grace: int = _setting(
+        "CheckpointGrace", v.parse_seconds, "120s", "a time span such as 120s", "how long a stop may take"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferSettings(ServiceSettings):
+    """[Infer NAME]; [Infer] holds defaults for all of them."""
+
+    model: str | None = _setting("Model", v.parse_path, "", "an absolute path", "the model file to serve", own=True)
+    handler: str | None = _setting("Handler", v.parse_path, "", "an absolute path", "or a Python handler", own=True)
+    listen: tuple[str, ...] = _setting(
+        "Listen", lambda text: tuple(map(v.parse_address, text.split())), "", "ADDRESS:PORT ...", "where it listens",
+        is_list=True, own=True,
+    )  # fmt: skip
+    workers: int | None = _setting(
+        "Workers", v.auto_or(v.parse_positive), "auto", "auto, or a number", "compute workers of each process"
+    )
+    backend: v.Backend = _setting(
+        "Backend", v.one_of(v.Backend), "auto", "auto, thread, process", "what a worker is"
+    )
+    max_batch: int | None = _setting(
+        "MaxBatch", v.auto_or(v.parse_positive), "auto", "auto, or a number", "rows in one batch at the most"
+    )
+    max_queue: int | None = _setting(
+        "MaxQueue", v.auto_or(v.parse_positive), "auto", "auto, or a number", "requests that wait at the most"
+    )
+    drain_timeout: int = _setting(
+        "DrainTimeout", v.parse_seconds, "30s", "a time span such as 30s", "how long a stop may take"
+    )
+
+
+def settings_of(section: type) -> Iterator[Setting]:
+    """The rows of one of the classes above, in their order."""
+    for field in dataclasses.fields(section):
+        yield Setting(field=field.name, **field.metadata)
+
+
+SECTIONS: dict[str, type] = {
+    "Match": MatchSettings,
+    "Host": HostSettings,
+    "Train": TrainSettings,
+    "Infer": InferSettings,
+}

@@ -1,0 +1,350 @@
+"""What the value of a setting can be: small types, and one `parse_*` for each, text in and value out.
+
+Every parser raises ValueError with a clause that says what is wrong; the reader of the conf adds file, line and key.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from torchpar.cpuset import CpuSet
+
+E = TypeVar("E", bound=enum.Enum)
+
+
+class CpuRequestKind(enum.Enum):
+    """How a service asks for CPUs."""
+
+    AUTO = "auto"  # CPUs=auto: a share of what is left, by Weight=
+    COUNT = "count"  # CPUs=4: four whole cores
+    LIST = "list"  # CPUs=0-3,8: these CPUs
+    NODES = "node"  # CPUs=node:0,1: all cores of these NUMA nodes
+    PACKAGES = "package"  # CPUs=package:0: all cores of these packages
+    SHARED = "shared"  # CPUs=shared: whatever no other service holds for itself
+
+
+@dataclass(frozen=True)
+class CpuRequest:
+    """The value of a service's CPUs=: `count` cores, or the CPUs, nodes or packages in `numbers`."""
+
+    kind: CpuRequestKind
+    count: int = 0
+    numbers: CpuSet = CpuSet()
+
+    def is_explicit(self) -> bool:
+        """Whether it names places rather than amounts."""
+        return self.kind in (CpuRequestKind.LIST, CpuRequestKind.NODES, CpuRequestKind.PACKAGES)
+
+
+@dataclass(frozen=True)
+class GpuRequest:
+    """The value of GPUs=: None for auto, `count` devices, or the `names` (PCI addresses, UUIDs) in their order."""
+
+    count: int | None = None
+    names: tuple[str, ...] = ()
+
+
+class Binding(enum.Enum):
+    """What one rank is bound to, in PyTorch's words (torch.numa.binding.AffinityMode)."""
+
+    AUTO = "auto"  # Binding=auto: exclusive
+    NODE = "node"  # the service's CPUs on the NUMA node of the rank's share
+    SOCKET = "socket"  # the service's CPUs in the package of the rank's share
+    EXCLUSIVE = "exclusive"  # a share of its own
+    CORE_COMPLEX = "core-complex"  # the service's CPUs in the L3 group of the rank's share
+    NONE = "none"  # all of the service's CPUs
+
+
+class MemoryPolicy(enum.Enum):
+    """systemd's words for set_mempolicy(2), see NUMAPolicy= in systemd.exec(5)."""
+
+    AUTO = "auto"  # NUMAPolicy=auto: see `torchpar explain NAME`
+    DEFAULT = "default"  # none is set
+    PREFERRED = "preferred"  # this node first, others when it is full
+    BIND = "bind"  # these nodes only
+    INTERLEAVE = "interleave"  # round robin over the nodes
+    LOCAL = "local"  # the node of the CPU that touches first
+
+
+class AllocatorChoice(enum.Enum):
+    """Which malloc a service runs with."""
+
+    AUTO = "auto"  # what is installed, jemalloc first
+    JEMALLOC = "jemalloc"
+    TCMALLOC = "tcmalloc"
+    GLIBC = "glibc"  # glibc's own, with thresholds that keep large blocks
+    NONE = "none"  # glibc's own, untouched
+
+
+class WaitPolicy(enum.Enum):
+    """What OpenMP threads do between parallel regions (OMP_WAIT_POLICY)."""
+
+    AUTO = "auto"  # active where the CPUs are the service's own
+    ACTIVE = "active"  # spin
+    PASSIVE = "passive"  # sleep
+
+
+class Backend(enum.Enum):
+    """What an inference worker is."""
+
+    AUTO = "auto"  # threads for TorchScript, processes for Python handlers
+    THREAD = "thread"
+    PROCESS = "process"
+
+
+class Tune(enum.Enum):
+    """Whether a running service is tuned."""
+
+    OFF = "off"
+    ONLINE = "online"  # threads, at step boundaries
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A condition of [Match] such as ">= 64": an operator and a number."""
+
+    operator: Literal["=", "!=", "<", "<=", ">", ">="]
+    number: int
+
+    def holds(self, value: int) -> bool:
+        """Whether `value OPERATOR number` is true."""
+        return {
+            "=": value == self.number,
+            "!=": value != self.number,
+            "<": value < self.number,
+            "<=": value <= self.number,
+            ">": value > self.number,
+            ">=": value >= self.number,
+        }[self.operator]
+
+
+def parse_boolean(text: str) -> bool:
+    """systemd's booleans: yes, no, true, false, on, off, 1, 0."""
+    if text.lower() in ("yes", "true", "on", "1", "y", "t"):
+        return True
+    if text.lower() in ("no", "false", "off", "0", "n", "f"):
+        return False
+    raise ValueError("is neither yes nor no")
+
+
+def parse_positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole_number(text, least=1)
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 0."""
+    return _whole_number(text, least=0)
+
+
+def parse_weight(text: str) -> int:
+    """A weight from 1 to 10000, as CPUWeight= in systemd.resource-control(5)."""
+    weight = _whole_number(text, least=1)
+    if weight > 10000:
+        raise ValueError("is above 10000")
+    return weight
+
+
+def auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    """A parser that also takes "auto", which becomes None."""
+    return lambda text: None if text == "auto" else parse(text)
+
+
+def parse_auto_boolean(text: str) -> bool | None:
+    """yes, no, or auto (None)."""
+    return None if text == "auto" else parse_boolean(text)
+
+
+def one_of(kind: type[E]) -> Callable[[str], E]:
+    """A parser for the values of an enum."""
+
+    def parse(text: str) -> E:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError("is not one of them") from None
+
+    return parse
+
+
+def parse_text(text: str) -> str:
+    """Any one line of text."""
+    return text
+
+
+def parse_cpulist(text: str) -> CpuSet:
+    """A cpulist that is not empty."""
+    cpus = CpuSet.parse(text)
+    if not cpus:
+        raise ValueError("names no CPU")
+    return cpus
+
+
+def parse_host_cpus(text: str) -> CpuSet | None:
+    """all (None) or a cpulist."""
+    return None if text == "all" else parse_cpulist(text)
+
+
+def parse_cpus(text: str) -> CpuRequest:
+    """The value of a service's CPUs=."""
+    if text in ("auto", "shared"):
+        return CpuRequest(CpuRequestKind(text))
+    kind, colon, numbers = text.partition(":")
+    if colon and kind in ("node", "package"):
+        return CpuRequest(CpuRequestKind(kind), numbers=parse_cpulist(numbers))
+    if text.isdecimal():
+        return CpuRequest(CpuRequestKind.COUNT, count=parse_positive(text))
+    return CpuRequest(CpuRequestKind.LIST, numbers=parse_cpulist(text))
+
+
+def parse_gpus(text: str) -> GpuRequest:
+    """The value of GPUs=."""
+    if text == "auto":
+        return GpuRequest()
+    if text == "none":
+        return GpuRequest(count=0)
+    if text.isdecimal():
+        return GpuRequest(count=parse_count(text))
+    names = tuple(text.replace(",", " ").split())
+    for name in names:
+        if not re.fullmatch(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|(GPU|MIG)-[0-9a-fA-F-]+", name):
+            raise ValueError(f"has '{name}', which is neither a PCI address such as 0000:17:00.0 nor a UUID")
+    return GpuRequest(count=len(names), names=names)
+
+
+def parse_ranks(text: str) -> int | Literal["gpu", "numa"]:
+    """The value of Ranks=."""
+    if text == "gpu" or text == "numa":
+        return text  # type: ignore[return-value]  # mypy does not narrow str by `or`
+    return parse_positive(text)
+
+
+def parse_loader_workers(text: str) -> int | Literal["off"] | None:
+    """A number of loader workers, off (leave every DataLoader alone), or auto (None)."""
+    if text == "auto":
+        return None
+    return "off" if text == "off" else parse_count(text)
+
+
+def parse_path(text: str) -> str:
+    """An absolute path without `..`."""
+    if not text.startswith("/"):
+        raise ValueError("is not an absolute path")
+    if ".." in text.split("/"):
+        raise ValueError("has '..' in it; write the path itself")
+    return text
+
+
+def parse_module(text: str) -> str:
+    """A dotted Python module name."""
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError("is not the dotted name of a Python module")
+    return text
+
+
+def parse_identifier(text: str) -> str:
+    """A name of letters, digits, '-', '_' and '.'."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
+        raise ValueError("has other characters than letters, digits, '-', '_' and '.'")
+    return text
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Words separated by blanks; quotes hold words with blanks together."""
+    try:
+        return tuple(shlex.split(text, posix=True))
+    except ValueError as error:
+        raise ValueError(f"has an open quote or escape ({error})".replace("No ", "no ")) from None
+
+
+def parse_environment(text: str) -> tuple[str, ...]:
+    """Assignments NAME=VALUE, as Environment= in systemd.exec(5)."""
+    words = parse_words(text)
+    for word in words:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", word, re.DOTALL):
+            raise ValueError(f"has '{word}', which is not NAME=VALUE")
+    return words
+
+
+def parse_nodelist(text: str) -> CpuSet | None:
+    """A list of NUMA nodes, or auto (None)."""
+    return None if text == "auto" else parse_cpulist(text)
+
+
+_TIME_UNITS = {
+    "s": 1, "sec": 1, "second": 1, "seconds": 1,
+    "m": 60, "min": 60, "minute": 60, "minutes": 60,
+    "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600,
+    "d": 86400, "day": 86400, "days": 86400,
+}  # fmt: skip
+
+
+def parse_seconds(text: str) -> int:
+    """A time span of systemd.time(7), such as "120", "90s" or "1h 30min", in whole seconds."""
+    if text.isdecimal():
+        return int(text)
+    parts = re.findall(r"(\d+)\s*([a-z]+)\s*", text)
+    if not parts or "".join(re.split(r"\s+", text)) != "".join(n + unit for n, unit in parts):
+        raise ValueError("is not a time span such as 120s or 1h 30min")
+    unknown = [unit for _, unit in parts if unit not in _TIME_UNITS]
+    if unknown:
+        raise ValueError(f"has the unit '{unknown[0]}'; use s, min, h or d")
+    return sum(int(number) * _TIME_UNITS[unit] for number, unit in parts)
+
+
+_SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+
+
+def parse_memory(text: str) -> str:
+    """A size such as "8G", a percentage or "infinity", kept as written (systemd.resource-control(5))."""
+    if text == "infinity" or re.fullmatch(r"(100|[1-9]?[0-9])(\.[0-9]{1,2})?%", text):
+        return text
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGTP]?", text):
+        raise ValueError("is not a size such as 8G, 50% or infinity")
+    return text
+
+
+def memory_bytes(text: str, total: int | None) -> int | None:
+    """The bytes that a parse_memory() value means on a host with `total` bytes; None when unlimited or unknown."""
+    if text == "infinity":
+        return None
+    if text.endswith("%"):
+        return None if total is None else int(total * float(text[:-1]) / 100)
+    unit = text[-1] if text[-1] in _SIZE_UNITS else ""
+    return int(float(text.removesuffix(unit)) * _SIZE_UNITS[unit])
+
+
+def parse_metrics(text: str) -> str:
+    """textfile, no, or ADDRESS:PORT."""
+    if text in ("textfile", "no"):
+        return text
+    return parse_address(text)
+
+
+def parse_address(text: str) -> str:
+    """ADDRESS:PORT, the address a name, an IPv4 address or an IPv6 address in brackets."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):(\d{1,5})", text)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise ValueError("is not ADDRESS:PORT")
+    return text
+
+
+def parse_comparisons(text: str) -> tuple[Comparison, ...]:
+    """Conditions such as ">= 8 < 64"; a bare number means equality."""
+    parts = re.findall(r"(!=|<=|>=|=|<|>|)\s*(\d+)\s*", text)
+    if not parts or re.sub(r"\s", "", text) != "".join(a + b for a, b in parts):
+        raise ValueError("is not a comparison such as >= 8")
+    return tuple(Comparison(operator or "=", int(number)) for operator, number in parts)
+
+
+def _whole_number(text: str, *, least: int) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("is not a whole number")
+    if len(text) > 9 or int(text) < least:
+        raise ValueError(f"is not from {least} to 999999999")
+    return int(text)
