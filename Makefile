@@ -1,0 +1,168 @@
+# torchpar: build, check, test, install. `make` alone says what there is.
+#
+# Every target but `install` gets what it needs by itself: Debian packages by apt (with sudo when not root), and the
+# checkers, at the versions pinned in setup.cfg, in a virtual environment in the cache directory. PATH may hold
+# another python3: Debian's is always named by its full path.
+
+SHELL   := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON  := /usr/bin/python3
+VERSION := $(shell sed -n '1s/^[^(]*(\([^)]*\)).*/\1/p' debian/changelog)
+SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchpar
+
+# SUITE=bookworm or SUITE=trixie: the Debian that `demo` boots, and the only one that `test-machines` tests.
+SUITE   ?=
+
+help:
+	@echo 'torchpar $(VERSION)'
+	@echo
+	@echo 'make deb            dist/torchpar.deb, built on this machine'
+	@echo 'make demo           build it, boot a throw-away Debian, install it there, train and serve the demo'
+	@echo 'make check          lint, types, manual pages, unit and case tests: no root, under a minute'
+	@echo 'make test           all tests: check, and the machine tests on Debian 12 and 13'
+	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
+	@echo 'make bench          the benchmarks'
+	@echo 'make install        put the files below DESTDIR'
+	@echo 'make clean          remove what was built'
+.PHONY: help
+
+
+# ---- what the targets need ----
+
+# $(call packages,NAME ...): install those that are missing. Quick when none is.
+packages = @missing=$$(for name in $(1); do \
+		[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null || true)" = installed ] || echo $$name; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		$(SUDO) apt-get update -q; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+# The name holds what is in it: changed pins, or another Python, make another environment.
+VENV := $(CACHE)/venv-$(shell { sed -n '/^check =/,/^$$/p' setup.cfg; $(PYTHON) --version; } 2>&1 | sha256sum | cut -c1-12)
+
+venv: $(VENV)/complete
+$(VENV)/complete: setup.cfg
+	$(call packages,python3-venv)
+	@echo 'making $(VENV)'
+	@rm -rf '$(VENV)'
+	@$(PYTHON) -m venv '$(VENV)'
+	@sed -n '/^check =/,/^$$/{s/^ \+//p}' setup.cfg >'$(VENV)/pins'
+	@'$(VENV)/bin/pip' install --quiet --disable-pip-version-check --progress-bar on -r '$(VENV)/pins'
+	@touch '$@'
+.PHONY: venv
+
+
+# ---- checks and tests ----
+
+SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian systemd tests --include='*' 2>/dev/null | sort)
+PYTEST := '$(VENV)/bin/python' -B -m pytest -p no:cacheprovider
+MAN_PAGES = $(addprefix build/man/,$(notdir $(wildcard debian/man/*.[1-8])) torchpar.conf.5)
+
+check: lint types unit
+.PHONY: check
+
+lint: $(VENV)/complete man
+	$(call packages,shellcheck man-db)
+	'$(VENV)/bin/ruff' check --quiet .
+	shellcheck $(SHELL_FILES)
+	'$(VENV)/bin/codespell' $$(git ls-files 2>/dev/null || find debian etc src systemd tests -type f)
+	for page in $(MAN_PAGES); do \
+		out=$$(MANWIDTH=80 LC_ALL=C.UTF-8 man --warnings=all -l "$$page" 2>&1 >/dev/null) || true; \
+		[ -z "$$out" ] || { echo "$$page: $$out"; exit 1; }; \
+	done
+.PHONY: lint
+
+types: $(VENV)/complete
+	'$(VENV)/bin/mypy' --cache-dir='$(CACHE)/mypy'
+.PHONY: types
+
+unit: $(VENV)/complete
+	$(PYTEST) -q -m 'not machine'
+.PHONY: unit
+
+test: check test-machines
+.PHONY: test
+
+test-machines: $(VENV)/complete machine-packages
+	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' $(PYTEST) -v -m machine tests/machines
+.PHONY: test-machines
+
+demo: $(VENV)/complete machine-packages
+	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' PYTHONPATH=src '$(VENV)/bin/python' -B tests/machines/demo.py $(or $(SUITE),trixie)
+.PHONY: demo
+
+machine-packages:
+	$(call packages,mmdebstrap systemd-container)
+.PHONY: machine-packages
+
+
+# ---- the package ----
+
+# Built in a copy, so that the tree stays as it is.
+deb:
+	$(call packages,dpkg-dev)
+	@if ! dpkg-checkbuilddeps 2>/dev/null; then \
+		$(SUDO) apt-get update -q; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get build-dep -q -y --no-install-recommends ./; \
+	fi
+	rm -rf build/deb
+	mkdir -p build/deb/torchpar dist
+	tar -c --exclude=./.git --exclude=./build --exclude=./dist --exclude=__pycache__ --exclude='.*_cache' . | tar -x -C build/deb/torchpar
+	cd build/deb/torchpar && dpkg-buildpackage --build=binary --no-sign
+	cp build/deb/torchpar_$(VERSION)_all.deb dist/
+	cp dist/torchpar_$(VERSION)_all.deb dist/torchpar.deb
+	@echo; echo 'dist/torchpar.deb is torchpar $(VERSION). Next: apt install ./dist/torchpar.deb'
+.PHONY: deb
+
+build: man
+.PHONY: build
+
+man: $(MAN_PAGES)
+.PHONY: man
+
+build/man/torchpar.conf.5: debian/man/torchpar.conf.5.in debian/man/make_conf_page.py src/torchpar/settings.py
+	@mkdir -p build/man
+	PYTHONPATH=src $(PYTHON) -B debian/man/make_conf_page.py $< >$@
+
+build/man/%: debian/man/%
+	@mkdir -p build/man
+	cp $< $@
+
+PYDIR   := /usr/lib/python3/dist-packages
+UNITDIR := $(or $(shell pkg-config --variable=systemdsystemunitdir systemd 2>/dev/null),/usr/lib/systemd/system)
+GENDIR  := $(or $(shell pkg-config --variable=systemdsystemgeneratordir systemd 2>/dev/null),/usr/lib/systemd/system-generators)
+UNITS   := $(foreach type,service socket slice target timer path,$(wildcard systemd/*.$(type)))
+
+# $(call put,MODE,FILES,DIRECTORY)
+put = $(if $(strip $(2)),install -D -m $(1) -t '$(DESTDIR)$(3)' $(2))
+
+install: man
+	cd src && find torchpar -name '*.py' -exec install -D -m 644 '{}' '$(DESTDIR)$(PYDIR)/{}' ';'
+	printf '"""Written by make install."""\n\n\ndef version() -> str:\n    """The version of this package."""\n    return "%s"\n' \
+		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/version.py'
+	$(call put,644,$(wildcard src/torchpar/runtime/run.py),/usr/lib/torchpar)
+	mkdir -p '$(DESTDIR)/usr/lib/torchpar'
+	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
+	$(call put,755,src/scripts/torchpar,/usr/bin)
+	$(call put,755,src/scripts/torchpard,/usr/sbin)
+	$(call put,644,$(UNITS),$(UNITDIR))
+	$(call put,755,$(wildcard systemd/torchpar-generator),$(GENDIR))
+	if [ -e systemd/torchpar.sysusers ]; then install -D -m 644 systemd/torchpar.sysusers '$(DESTDIR)/usr/lib/sysusers.d/torchpar.conf'; fi
+	if [ -e systemd/torchpar.tmpfiles ]; then install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'; fi
+	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
+	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
+	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
+	$(call put,644,etc/torchpar.conf,/etc)
+	$(call put,644,debian/completion/torchpar,/usr/share/bash-completion/completions)
+	$(foreach page,$(MAN_PAGES),$(call put,644,$(page),/usr/share/man/man$(lastword $(subst ., ,$(page)))) &&) true
+.PHONY: install
+
+clean:
+	rm -rf build dist .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	find src tests debian -name __pycache__ -type d -prune -exec rm -rf '{}' +
+.PHONY: clean

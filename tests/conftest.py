@@ -1,0 +1,43 @@
+"""What holds for every test: a unit or case test may not start a process unless it says so."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Audit events (see "Audit events table" in the Python documentation) that mean a new process, or another program.
+_STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+
+
+class _Guard:
+    """Sees every audit event of this interpreter; an audit hook can never be taken away, so it is switched."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.seen: list[str] = []
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.closed and event in _STARTS:
+            self.seen.append(f"{event}{arguments!r:.200}")
+            raise RuntimeError(f"this test may not start a process ({event}); mark it with @pytest.mark.subprocess")
+
+
+_guard = _Guard()
+sys.addaudithook(_guard.hook)
+
+
+@pytest.fixture(autouse=True)
+def _no_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts a process without @pytest.mark.subprocess or @pytest.mark.machine."""
+    allowed = any(request.node.get_closest_marker(name) for name in ("subprocess", "machine"))
+    _guard.seen.clear()
+    _guard.closed = not allowed
+    try:
+        yield
+    finally:
+        _guard.closed = False
+    # Also when the code under test swallowed the error above.
+    assert not _guard.seen, f"a process was started without @pytest.mark.subprocess: {_guard.seen[0]}"
