@@ -82,7 +82,7 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
     if part in INSIDE_A_JOB:
         assert used <= ALLOWED_INSIDE_A_JOB
         return
-    assert part == "" or any(part in layer for layer in LAYERS), f"{part} is in no layer; say in LAYERS where it belongs"
+    assert part == "" or any(part in layer for layer in LAYERS), f"{part} has no place in LAYERS"
     reached: set[str] = set()
     for layer in LAYERS:
         reached.update(layer)

@@ -1,0 +1,150 @@
+"""What the package ships agrees with the code: version, manual pages, conf files, completion."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from debian.changelog import Changelog
+
+from torchpar.config import Config, parse_config
+from torchpar.cpuset import CpuSet
+from torchpar.settings import SECTIONS, settings_of
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts, NumaNode
+from torchpar.values import CpuRequestKind
+from torchpar.version import version
+
+TREE = Path(__file__).resolve().parents[2]
+
+FACTS = HostFacts(
+    hostname="host",
+    arch="x86_64",
+    online_cpus=CpuSet(range(4)),
+    offline_cpus=CpuSet(),
+    allowed_cpus=CpuSet(range(4)),
+    allowed_mems=CpuSet([0]),
+    isolated_cpus=CpuSet(),
+    numa_nodes=(NumaNode(0, CpuSet(range(4))),),
+    cores=tuple(CpuSet([n]) for n in range(4)),
+    packages=None,
+    dies=(),
+    l3_groups=None,
+    cpu_kinds=(),
+    distances=None,
+    gpus=(),
+    nics=(),
+    cpu_limit=None,
+)
+
+
+def read(path: str) -> str:
+    return (TREE / path).read_text(encoding="utf-8")
+
+
+def parse(text: str) -> Config:
+    return parse_config([ConfFile("torchpar.conf", text)], FACTS, strict=True)
+
+
+def conf_page_maker() -> ModuleType:
+    """debian/man/make_conf_page.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("make_conf_page", TREE / "debian/man/make_conf_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_version_is_that_of_the_changelog() -> None:
+    """debian/changelog is the one place that has it."""
+    assert version() == str(Changelog(read("debian/changelog"), max_blocks=1).version)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_torchpar_conf_5_has_every_key_of_the_section_once(section: str) -> None:
+    """A key that is in the table is in the manual page, with its default, and the other way round."""
+    page = conf_page_maker().make_page(read("debian/man/torchpar.conf.5.in"))
+    assert "@KEYS" not in page
+    chapters = {
+        "Match": ("[MATCH]",),
+        "Host": ("[HOST]",),
+        "Train": ("[TRAIN] AND [INFER]", "[TRAIN]"),
+        "Infer": ("[TRAIN] AND [INFER]", "[INFER]"),
+    }
+    text = "\n".join(re.split(r"^\.SH ", page, flags=re.M)[_index(page, chapter)] for chapter in chapters[section])
+    documented = re.findall(r'^\.BI ([A-Za-z]+)= " ', text, flags=re.M)
+    assert sorted(documented) == sorted(row.key for row in settings_of(SECTIONS[section]))
+
+
+def _index(page: str, chapter: str) -> int:
+    return [part.partition("\n")[0] for part in re.split(r"^\.SH ", page, flags=re.M)].index(chapter)
+
+
+def test_the_shipped_conf_declares_nothing() -> None:
+    """An untouched conffile is upgraded without a question, and decides nothing."""
+    assert all(line.startswith("#") for line in read("etc/torchpar.conf").splitlines() if line)
+    assert parse(read("etc/torchpar.conf")) == parse("")
+
+
+def test_the_shipped_conf_is_right_when_its_comment_signs_are_removed() -> None:
+    """Who removes the # in front of a setting gets something that works."""
+    text = re.sub(r"^#(?=\[|[A-Z][A-Za-z]*=)", "", read("etc/torchpar.conf"), flags=re.M)
+    config = parse(text)
+    assert [service.unit for service in config.services] == [
+        "torchpar-infer@resnet.service",
+        "torchpar-train@resnet.service",
+    ]
+    assert config.services[1].settings.enabled
+
+
+def test_the_demo_holds_no_cpus_of_its_own() -> None:
+    """The vendor layer declares a job and a service that any host can start beside its own."""
+    config = parse(read("etc/00-vendor.conf"))
+    assert [service.unit for service in config.services] == [
+        "torchpar-infer@demo.service",
+        "torchpar-train@demo.service",
+    ]
+    assert {service.settings.cpus.kind for service in config.services} == {CpuRequestKind.SHARED}
+    assert not any(service.settings.enabled for service in config.services)
+
+
+@pytest.mark.parametrize("unit", sorted((TREE / "systemd").glob("torchpar*.*")), ids=lambda path: path.name)
+def test_every_manual_page_that_a_unit_names_is_there(unit: Path) -> None:
+    """`systemctl help UNIT` opens a page that the package has."""
+    pages = {path.name for path in (TREE / "debian/man").glob("*.[1-8]")} | {"torchpar.conf.5"}
+    named = re.findall(r"man:(torchpar[^ (]*)\((\d)\)", unit.read_text(encoding="utf-8"))
+    assert {f"{name}.{number}" for name, number in named} <= pages
+    if unit.suffix in (".service", ".socket", ".slice", ".target"):
+        assert named, "Documentation= names no manual page"
+
+
+def test_every_checker_is_pinned() -> None:
+    """A new version of a checker comes by a commit, not by the day the check runs."""
+    setup = configparser.ConfigParser()
+    setup.read(TREE / "setup.cfg")
+    pins = setup["options.extras_require"]["check"].split()
+    assert pins and all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin) for pin in pins)
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("shell_words, expected", [("torchpar vali", "validate"), ("torchpar apply --dry", "--dry-run")])
+def test_completion_offers_what_the_command_has(shell_words: str, expected: str, tmp_path: Path) -> None:
+    """Bash asks the program itself; a new verb or option needs no second list."""
+    program = tmp_path / "torchpar"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from torchpar.cli.main import main; main()' \"$@\"\n")
+    program.chmod(0o755)
+    words = shell_words.split()
+    script = (
+        f"source {TREE}/debian/completion/torchpar; COMP_WORDS=({shell_words}); COMP_CWORD={len(words) - 1}; "
+        '_torchpar; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(TREE / "src")}
+    answer = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert expected in answer.stdout.split()
