@@ -46,7 +46,8 @@ packages = @missing=$$(for name in $(1); do \
 VENV := $(CACHE)/venv-$(shell { sed -n '/^check =/,/^$$/p' setup.cfg; $(PYTHON) --version; } 2>&1 | sha256sum | cut -c1-12)
 
 venv: $(VENV)/complete
-$(VENV)/complete: setup.cfg
+	@:
+$(VENV)/complete:
 	$(call packages,python3-venv)
 	@echo 'making $(VENV)'
 	@rm -rf '$(VENV)'
@@ -68,7 +69,7 @@ check: lint types unit
 
 lint: $(VENV)/complete man
 	$(call packages,shellcheck man-db)
-	'$(VENV)/bin/ruff' check --quiet .
+	'$(VENV)/bin/ruff' check --quiet --output-format concise --cache-dir='$(CACHE)/ruff' .
 	shellcheck $(SHELL_FILES)
 	'$(VENV)/bin/codespell' $$(git ls-files 2>/dev/null || find debian etc src systemd tests -type f)
 	for page in $(MAN_PAGES); do \

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 LAYERS = (
     ("errors", "cpuset", "version"),
     ("values", "syntax", "topology", "settings", "config", "environment"),
-    ("cores", "placement", "plan"),
+    ("cores", "allocator", "memory_policy", "ranks", "placement", "plan"),
     ("units", "changes"),
     ("host", "generations"),
     ("daemon", "cli", "doctor", "fleet", "tune"),

@@ -134,15 +134,15 @@ def test_every_checker_is_pinned() -> None:
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("shell_words, expected", [("torchpar vali", "validate"), ("torchpar apply --dry", "--dry-run")])
-def test_completion_offers_what_the_command_has(shell_words: str, expected: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed, expected", [("torchpar vali", "validate"), ("torchpar apply --dry", "--dry-run")])
+def test_completion_offers_what_the_command_has(typed: str, expected: str, tmp_path: Path) -> None:
     """Bash asks the program itself; a new verb or option needs no second list."""
     program = tmp_path / "torchpar"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from torchpar.cli.main import main; main()' \"$@\"\n")
     program.chmod(0o755)
-    words = shell_words.split()
+    words = typed.split()
     script = (
-        f"source {TREE}/debian/completion/torchpar; COMP_WORDS=({shell_words}); COMP_CWORD={len(words) - 1}; "
+        f"source {TREE}/debian/completion/torchpar; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; "
         '_torchpar; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(TREE / "src")}
