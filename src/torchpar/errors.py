@@ -4,6 +4,7 @@
     ├── ConfigError             the configuration is invalid: every problem, with file and line
     ├── FactsError              the machine's facts cannot be read, or are not those of a machine
     ├── PlacementError          what is asked for does not fit this host
+    ├── JobSettingsError        what a unit tells its job cannot be read
     ├── StoreError              the store of generations is damaged or cannot be written
     ├── SystemdError            systemd refused, or has something else than was meant
     ├── SystemdAbsentError      systemd is not running here
@@ -57,6 +58,12 @@ class FactsError(TorchparError):
 
 class PlacementError(TorchparError):
     """What the configuration asks for does not fit the host."""
+
+    exit_status = ExitStatus.CONFIG
+
+
+class JobSettingsError(TorchparError):
+    """The variable that a unit sets for its job is not what torchpar renders."""
 
     exit_status = ExitStatus.CONFIG
 

@@ -1,0 +1,121 @@
+"""The variables between unit and job, both directions.
+
+A rendered unit carries what its job must know of the plan in one variable, TORCHPAR_JOB; the runtime inside the job
+reads it back. Runs under any Python from 3.9 on. It does not know the variables that torch, OpenMP and the allocators
+read by themselves, nor where the values come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torchpar.errors import JobSettingsError
+
+VARIABLE = "TORCHPAR_JOB"
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """One process of a training service: its place and its sizes.
+
+    cpus and numa_nodes are lists in the kernel's syntax ("0-3,8"); gpus are PCI addresses ("0000:17:00.0"). threads
+    counts compute threads (1 or more), loader_workers the DataLoader's processes (0: load in the process itself).
+    """
+
+    local_rank: int
+    cpus: str
+    numa_nodes: str
+    threads: int
+    loader_workers: int
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What a service's processes must know of the plan.
+
+    service is the unit's name ("torchpar-train@demo.service"); cudnn_benchmark is None where the job's own choice
+    stands; ranks are in the order of local_rank.
+    """
+
+    service: str
+    interop_threads: int
+    cudnn_benchmark: bool | None
+    ranks: tuple[RankSettings, ...]
+
+    def rank(self, local_rank: int) -> RankSettings | None:
+        """The settings of one process, None if the plan has no such rank."""
+        return next((rank for rank in self.ranks if rank.local_rank == local_rank), None)
+
+
+def job_environment(settings: JobSettings) -> dict[str, str]:
+    """The variable that carries the settings; the same settings give the same ASCII text."""
+    return {VARIABLE: json.dumps(asdict(settings), sort_keys=True, separators=(",", ":"))}
+
+
+def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
+    """The settings in a process environment, None where no unit has set any.
+
+    Names that are not known are passed over: the unit in force may be older or newer than this runtime, for example
+    between an upgrade of the package and the next `torchpar apply`. Raises JobSettingsError when the variable is not
+    what `job_environment` writes.
+    """
+    text = environ.get(VARIABLE)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise JobSettingsError(f"{VARIABLE}: not JSON: {error}; render the unit again: torchpar apply") from None
+    fields = _object(data, VARIABLE)
+    ranks = _field(fields, VARIABLE, "ranks", list)
+    return JobSettings(
+        service=_field(fields, VARIABLE, "service", str),
+        interop_threads=_number(fields, VARIABLE, "interop_threads", least=1),
+        cudnn_benchmark=_field(fields, VARIABLE, "cudnn_benchmark", (bool, type(None))),
+        ranks=tuple(_parse_rank(rank, f"{VARIABLE}.ranks[{i}]") for i, rank in enumerate(ranks)),
+    )
+
+
+def _parse_rank(data: Any, where: str) -> RankSettings:
+    fields = _object(data, where)
+    gpus = _field(fields, where, "gpus", list)
+    if not all(isinstance(gpu, str) for gpu in gpus):
+        raise _unexpected(f"{where}.gpus", gpus)
+    return RankSettings(
+        local_rank=_number(fields, where, "local_rank", least=0),
+        cpus=_field(fields, where, "cpus", str),
+        numa_nodes=_field(fields, where, "numa_nodes", str),
+        threads=_number(fields, where, "threads", least=1),
+        loader_workers=_number(fields, where, "loader_workers", least=0),
+        gpus=tuple(gpus),
+    )
+
+
+def _object(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise _unexpected(where, data)
+    return data
+
+
+def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any) -> Any:
+    if name not in fields:
+        raise JobSettingsError(f"{where}: '{name}' is missing; render the unit again: torchpar apply")
+    if not isinstance(fields[name], kind):
+        raise _unexpected(f"{where}.{name}", fields[name])
+    return fields[name]
+
+
+def _number(fields: Mapping[str, Any], where: str, name: str, *, least: int) -> int:
+    value: Any = _field(fields, where, name, int)
+    # JSON's true is an int for Python.
+    if isinstance(value, bool) or value < least:
+        raise _unexpected(f"{where}.{name}", value)
+    return int(value)
+
+
+def _unexpected(where: str, value: Any) -> JobSettingsError:
+    return JobSettingsError(f"{where}: {value!r:.60} is not what belongs there; render the unit again: torchpar apply")

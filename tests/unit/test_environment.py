@@ -1,0 +1,99 @@
+"""The variable between unit and job."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from torchpar.environment import VARIABLE, JobSettings, RankSettings, job_environment, parse_job_environment
+from torchpar.errors import JobSettingsError
+
+SETTINGS = JobSettings(
+    service="torchpar-train@demo.service",
+    interop_threads=1,
+    cudnn_benchmark=None,
+    ranks=(
+        RankSettings(local_rank=0, cpus="0-3,8", numa_nodes="0", threads=4, loader_workers=1, gpus=()),
+        RankSettings(local_rank=1, cpus="4-7", numa_nodes="1", threads=3, loader_workers=0, gpus=("0000:17:00.0",)),
+    ),
+)
+
+
+def changed(**fields: object) -> dict[str, str]:
+    """The environment of SETTINGS with some fields of its JSON set to other values."""
+    return {VARIABLE: json.dumps({**json.loads(job_environment(SETTINGS)[VARIABLE]), **fields})}
+
+
+def changed_rank(**fields: object) -> dict[str, str]:
+    """The same for the fields of the first rank."""
+    ranks = json.loads(job_environment(SETTINGS)[VARIABLE])["ranks"]
+    return changed(ranks=[{**ranks[0], **fields}, ranks[1]])
+
+
+def test_settings_come_back_as_they_were() -> None:
+    """What the unit says is what the job reads."""
+    assert parse_job_environment(job_environment(SETTINGS)) == SETTINGS
+
+
+def test_the_text_is_one_compact_line_of_sorted_ascii() -> None:
+    """The same settings give the same bytes, fit for a line of a unit."""
+    settings = JobSettings(service="torchpar-train@größe.service", interop_threads=2, cudnn_benchmark=True, ranks=())
+    assert job_environment(settings) == {
+        "TORCHPAR_JOB": '{"cudnn_benchmark":true,"interop_threads":2,"ranks":[],'
+        '"service":"torchpar-train@gr\\u00f6\\u00dfe.service"}'
+    }
+    assert parse_job_environment(job_environment(settings)) == settings
+
+
+def test_without_the_variable_there_are_no_settings() -> None:
+    """A script that no unit started has no plan."""
+    assert parse_job_environment({"HOME": "/root"}) is None
+
+
+def test_names_of_a_newer_unit_are_passed_over() -> None:
+    """After a downgrade the unit in force may say more than this runtime knows."""
+    assert parse_job_environment(changed(colour="red")) == SETTINGS
+    assert parse_job_environment(changed_rank(colour="red")) == SETTINGS
+
+
+def test_a_rank_is_found_by_its_number() -> None:
+    """LOCAL_RANK chooses; a number outside the plan gives nothing."""
+    assert SETTINGS.rank(1) == SETTINGS.ranks[1]
+    assert SETTINGS.rank(2) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({VARIABLE: ""}, "TORCHPAR_JOB: not JSON"),
+        ({VARIABLE: "{"}, "TORCHPAR_JOB: not JSON"),
+        ({VARIABLE: "[]"}, "TORCHPAR_JOB: [] is not"),
+        ({VARIABLE: "{}"}, "TORCHPAR_JOB: 'ranks' is missing"),
+        (changed(service=None), "TORCHPAR_JOB.service: None is not"),
+        (changed(interop_threads=0), "TORCHPAR_JOB.interop_threads: 0 is not"),
+        (changed(interop_threads=True), "TORCHPAR_JOB.interop_threads: True is not"),
+        (changed(interop_threads="2"), "TORCHPAR_JOB.interop_threads: '2' is not"),
+        (changed(cudnn_benchmark="yes"), "TORCHPAR_JOB.cudnn_benchmark: 'yes' is not"),
+        (changed(ranks={}), "TORCHPAR_JOB.ranks: {} is not"),
+        (changed(ranks=["0"]), "TORCHPAR_JOB.ranks[0]: '0' is not"),
+        (changed_rank(threads=0), "TORCHPAR_JOB.ranks[0].threads: 0 is not"),
+        (changed_rank(local_rank=-1), "TORCHPAR_JOB.ranks[0].local_rank: -1 is not"),
+        (changed_rank(loader_workers=1.5), "TORCHPAR_JOB.ranks[0].loader_workers: 1.5 is not"),
+        (changed_rank(cpus=[0, 1]), "TORCHPAR_JOB.ranks[0].cpus: [0, 1] is not"),
+        (changed_rank(gpus=[0]), "TORCHPAR_JOB.ranks[0].gpus: [0] is not"),
+    ],
+)
+def test_what_torchpar_does_not_write_is_named(environ: dict[str, str], message: str) -> None:
+    """A damaged variable is one message that says which field and what to do."""
+    with pytest.raises(JobSettingsError) as raised:
+        parse_job_environment(environ)
+    assert str(raised.value).startswith(message)
+    assert str(raised.value).endswith("; render the unit again: torchpar apply")
+
+
+def test_a_long_value_does_not_fill_the_journal() -> None:
+    """The message shows the beginning of the value only."""
+    with pytest.raises(JobSettingsError) as raised:
+        parse_job_environment(changed(service=["x" * 5000]))
+    assert len(str(raised.value)) < 200
