@@ -84,17 +84,17 @@ class Config:
         """The interpreters of all services, sorted."""
         return tuple(sorted({service.settings.python for service in self.services}))
 
-    def find(self, name: str) -> Service:
-        """The service called "resnet", "train@resnet" or by its unit's name. Raises ConfigError when there is none."""
+    def find(self, name: str) -> tuple[Service, ...]:
+        """The services called "resnet" (of both kinds), or the one called "train@resnet" or by its unit's name.
+
+        Raises ConfigError when there is none.
+        """
         wanted = name.removeprefix("torchpar-").removesuffix(".service")
-        found = [s for s in self.services if wanted in (s.name, f"{s.kind.value}@{s.name}")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            choices = " or ".join(f"{service.kind.value}@{service.name}" for service in found)
-            raise ConfigError([f"'{name}' is the name of several services; say {choices}"])
-        declared = [service.name for service in self.services]
-        raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{hint(wanted, declared)}"])
+        found = tuple(s for s in self.services if wanted in (s.name, f"{s.kind.value}@{s.name}"))
+        if not found:
+            declared = [service.name for service in self.services]
+            raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{hint(wanted, declared)}"])
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""UnitSet × UnitSet → what differs, and which running services must restart to get it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Change:
+    """One unit that differs: added, removed or changed, with the old and the new text of its drop-in."""
+
+    unit: str
+    what: str  # "added", "removed", "changed", "enabled", "disabled"
+    old: str
+    new: str
+
+
+def compare(old_files: Mapping[str, str], new_files: Mapping[str, str]) -> tuple[Change, ...]:
+    """What differs between two sets of rendered files (relative path → text), by unit in their order."""
+    changes = []
+    for path in sorted({*old_files, *new_files}):
+        old, new = old_files.get(path, ""), new_files.get(path, "")
+        if old != new:
+            what = "changed" if old and new else "added" if new else "removed"
+            changes.append(Change(unit_of(path), what, old, new))
+    return tuple(changes)
+
+
+def compare_links(old_links: Iterable[str], new_links: Iterable[str]) -> tuple[Change, ...]:
+    """Which units start at boot in one set and not in the other."""
+    old, new = {unit_of(link) for link in old_links}, {unit_of(link) for link in new_links}
+    return tuple(Change(unit, "enabled" if unit in new else "disabled", "", "") for unit in sorted(old ^ new))
+
+
+def unit_of(path: str) -> str:
+    """The unit that a rendered file or link belongs to."""
+    folder, _, name = path.partition("/")
+    return name if folder.endswith(".wants") else folder.removesuffix(".d")
+
+
+def unified(changes: Iterable[Change]) -> Iterator[str]:
+    """The lines of a unified diff of the changes."""
+    for change in changes:
+        if change.what in ("enabled", "disabled"):
+            yield f"{change.unit}: {change.what} at boot"
+            continue
+        yield from difflib.unified_diff(
+            change.old.splitlines(),
+            change.new.splitlines(),
+            f"in force/{change.unit}" if change.old else "/dev/null",
+            f"planned/{change.unit}" if change.new else "/dev/null",
+            lineterm="",
+        )

@@ -1,0 +1,236 @@
+"""The cores of a host as placement sees them: which may be used, why others may not, and which n of them lie together.
+
+A core is its usable CPUs with the places it is in. It is the unit of placement: no service gets a part of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torchpar.cpuset import CpuSet
+from torchpar.errors import PlacementError
+from torchpar.topology import HostFacts
+
+
+@dataclass(frozen=True)
+class Core:
+    """A core's usable CPUs, and the ids of what it is in: numbers that only tell places apart, -1 for unknown."""
+
+    cpus: CpuSet
+    package: int
+    numa_node: int
+    core_complex: int
+    efficiency: int
+
+
+@dataclass(frozen=True)
+class UsableCores:
+    """What placement may use of a host.
+
+    `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
+    efficiency cores of a hybrid host, which only shared services get. `left_out` says of every online CPU outside
+    `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none.
+    """
+
+    named: tuple[Core, ...]
+    pool: tuple[Core, ...]
+    slow: tuple[Core, ...]
+    left_out: Mapping[int, str]
+    quota: int | None
+
+    @property
+    def cpus(self) -> CpuSet:
+        """The CPUs of the pool."""
+        return CpuSet.union(core.cpus for core in self.pool)
+
+
+def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: int | None) -> UsableCores:
+    """The usable cores of a host; `host_cpus` is [Host] CPUs=, `reserve` [Host] ReserveCores= (None is auto).
+
+    Raises PlacementError when no core is left.
+    """
+    left_out: dict[int, str] = {}
+    for cpu in facts.online_cpus - facts.allowed_cpus:
+        left_out[cpu] = f"the cpuset of this system allows only CPUs {facts.allowed_cpus}"
+    allowed = facts.online_cpus & facts.allowed_cpus
+    if host_cpus is not None:
+        absent = host_cpus - facts.online_cpus
+        if not host_cpus & allowed:
+            raise PlacementError(
+                f"[Host] CPUs={host_cpus}: none of them is usable here; this host has CPUs {allowed} to give"
+            )
+        for cpu in allowed - host_cpus:
+            left_out[cpu] = f"not in [Host] CPUs={host_cpus}" + (f" (of which {absent} are not online)" if absent else "")
+        allowed = allowed & host_cpus
+    named = _make_cores(facts, allowed)
+    if not named:
+        raise PlacementError(f"no CPU of this host may be used: online {facts.online_cpus}, allowed {facts.allowed_cpus}")
+    # Kernel's isolcpus=: nothing is balanced onto them, so only who names them gets them.
+    isolated = facts.isolated_cpus - (host_cpus or CpuSet())
+    pool = _without(named, isolated, "isolated from the scheduler (isolcpus=); name it in CPUs= to use it", left_out)
+    if not pool:
+        pool = list(named)
+        left_out = {cpu: why for cpu, why in left_out.items() if cpu not in allowed}
+    fastest = max(core.efficiency for core in pool)
+    slow = [core for core in pool if core.efficiency < fastest]
+    for core in slow:
+        left_out.update(dict.fromkeys(core.cpus, "an efficiency core; only shared services get it, or who names it"))
+    pool = [core for core in pool if core.efficiency == fastest]
+    for core in _reserved(pool, slow, reserve):
+        left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))
+        (pool if core in pool else slow).remove(core)
+    quota = None if facts.cpu_limit is None else max(1, int(facts.cpu_limit))
+    if quota is not None and quota < len(pool):
+        kept = choose_cores(pool, quota, distance=node_distance(facts))
+        for core in set(pool) - set(kept):
+            left_out.update(dict.fromkeys(core.cpus, f"beyond the CPU quota of {facts.cpu_limit:g} CPUs"))
+        pool = list(kept)
+    return UsableCores(named, tuple(pool), tuple(slow), dict(sorted(left_out.items())), quota)
+
+
+def _make_cores(facts: HostFacts, allowed: CpuSet) -> tuple[Core, ...]:
+    package = _place(((p.id, p.cpus) for p in facts.packages or ()), facts.online_cpus)
+    numa_node = _place(((n.id, n.cpus) for n in facts.numa_nodes), facts.online_cpus)
+    core_complex = _place(enumerate(facts.l3_groups or ()), facts.online_cpus)
+    efficiency = _place(((kind.efficiency, kind.cpus) for kind in facts.cpu_kinds), facts.online_cpus)
+    cores = []
+    for cpus in facts.cores:
+        usable = cpus & allowed
+        if usable:
+            cpu = usable.first()
+            cores.append(Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], efficiency[cpu]))
+    return tuple(sorted(cores, key=_first_cpu))
+
+
+def _place(places: Iterable[tuple[int, CpuSet]], cpus: CpuSet) -> dict[int, int]:
+    of_cpu = dict.fromkeys(cpus, -1)
+    for number, members in places:
+        of_cpu.update(dict.fromkeys(members, number))
+    return of_cpu
+
+
+def _without(cores: Iterable[Core], cpus: CpuSet, why: str, left_out: dict[int, str]) -> list[Core]:
+    kept = []
+    for core in cores:
+        if core.cpus.isdisjoint(cpus):
+            kept.append(core)
+        else:
+            left_out.update(dict.fromkeys(core.cpus, why))
+    return kept
+
+
+def _reserved(pool: list[Core], slow: list[Core], reserve: int | None) -> list[Core]:
+    """The cores kept for the system: slow ones if there are any, else the first of each package in turn.
+
+    auto: none below 4 cores, 1 from 4 to 15, one for each package from 16 (tuned's cpu-partitioning keeps one for each
+    package). At least one core always stays in the pool.
+    """
+    count = len(pool) + len(slow)
+    packages = {core.package for core in pool}
+    if reserve is None:
+        reserve = 0 if count < 4 else 1 if count < 16 else len(packages)
+    if reserve <= len(slow):
+        return slow[:reserve]
+    by_package = [[core for core in pool if core.package == package] for package in sorted(packages)]
+    in_turn = [cores[i] for i in range(len(pool)) for cores in by_package if i < len(cores)]
+    return in_turn[: min(reserve, len(pool) - 1)]
+
+
+def node_distance(facts: HostFacts) -> Callable[[int, int], int]:
+    """The distance between two NUMA nodes by the firmware's table; 10 to itself and 20 to others where it has none."""
+    table: dict[tuple[int, int], int] = {}
+    if facts.distances:
+        for a, row in zip(facts.distances.nodes, facts.distances.matrix, strict=False):
+            table.update(((a, b), value) for b, value in zip(facts.distances.nodes, row, strict=False))
+    return lambda a, b: table.get((a, b), 10 if a == b else 20)
+
+
+_LEVELS: tuple[Callable[[Core], tuple[int, ...]], ...] = (
+    lambda core: (core.package, core.numa_node, core.core_complex),
+    lambda core: (core.package, core.numa_node),
+    lambda core: (core.package,),
+)
+
+
+def choose_cores(
+    free: Sequence[Core], count: int, *, near: CpuSet | None = None, distance: Callable[[int, int], int]
+) -> tuple[Core, ...]:
+    """The `count` of the `free` cores that lie best together, in the order of their CPUs.
+
+    First cores on the nodes `near`; then a whole NUMA node, a whole L3 group, cores of one L3 group, of one node, of one
+    package, anything; among equals the place with the fewest cores left over. `count` must not exceed the free cores.
+    """
+    if near:
+        close = [core for core in free if core.numa_node in near]
+        if len(close) < count:
+            others = [core for core in free if core.numa_node not in near]
+            return _in_order([*close, *_together(others, count - len(close), distance, close)])
+        free = close
+    return _in_order(_together(list(free), count, distance, []))
+
+
+def _together(
+    free: list[Core], count: int, distance: Callable[[int, int], int], beside: list[Core]
+) -> list[Core]:
+    if count <= 0:
+        return []
+    if count >= len(free):
+        return free
+    groups = [_groups(free, level) for level in _LEVELS]
+    in_complex, in_node, in_package = groups
+    exact = [g for g in (*in_node, *in_complex) if len(g) == count]
+    if exact:
+        return min(exact, key=lambda g: (_remoteness(g, beside, distance), -len(g), _first_cpu(g[0])))
+    for level, candidates in enumerate((in_complex, in_node, in_package)):
+        fitting = [g for g in candidates if len(g) > count]
+        if fitting:
+            best = min(fitting, key=lambda g: (_remoteness(g, beside, distance), len(g), _first_cpu(g[0])))
+            return best[:count] if level == 0 else _fill(best, _groups(best, _LEVELS[level - 1]), count, distance, beside)
+    widest = in_package if len(in_package) > 1 else in_node if len(in_node) > 1 else in_complex
+    return _fill(free, widest, count, distance, beside)
+
+
+
+def _fill(
+    free: list[Core],
+    groups: list[list[Core]],
+    count: int,
+    distance: Callable[[int, int], int],
+    beside: list[Core],
+) -> list[Core]:
+    """Whole groups while they fit, the next always the nearest and then the largest; the rest from one place."""
+    taken: list[Core] = []
+    groups = list(groups)
+    while True:
+        fitting = [g for g in groups if len(g) <= count - len(taken)]
+        if not fitting:
+            break
+        neighbours = [*beside, *taken]
+        group = min(fitting, key=lambda g: (_remoteness(g, neighbours, distance), -len(g), _first_cpu(g[0])))
+        groups.remove(group)
+        taken += group
+    if len(taken) == count:
+        return taken
+    chosen = set(taken)
+    rest = [core for core in free if core not in chosen]
+    return taken + _together(rest, count - len(taken), distance, [*beside, *taken])
+
+
+def _groups(cores: Sequence[Core], level: Callable[[Core], tuple[int, ...]]) -> list[list[Core]]:
+    groups: dict[tuple[int, ...], list[Core]] = {}
+    for core in cores:
+        groups.setdefault(level(core), []).append(core)
+    return list(groups.values())
+
+
+def _remoteness(group: list[Core], beside: list[Core], distance: Callable[[int, int], int]) -> int:
+    return distance(beside[0].numa_node, group[0].numa_node) if beside else 0
+
+
+def _first_cpu(core: Core) -> int:
+    return core.cpus.first()
+
+
+def _in_order(cores: Iterable[Core]) -> tuple[Core, ...]:
+    return tuple(sorted(cores, key=_first_cpu))

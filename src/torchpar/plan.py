@@ -1,0 +1,183 @@
+"""Config × HostFacts → Plan: everything decided, with a reason for every value.
+
+Pure: the same conf and the same facts give the same plan on any machine. A Plan that exists fits its host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchpar.allocator import choose_allocator
+from torchpar.config import Config, Service
+from torchpar.cpuset import CpuSet
+from torchpar.memory_policy import PlannedMemory, choose_memory_policy
+from torchpar.placement import Placement, Reason, Share, place
+from torchpar.ranks import Rank, make_ranks
+from torchpar.topology import HostFacts, PciDevice
+from torchpar.variables import make_environment
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """What one service will run with."""
+
+    service: Service
+    cpus: CpuSet
+    cores: int
+    own: bool
+    memory: PlannedMemory
+    gpus: tuple[PciDevice, ...]
+    ranks: tuple[Rank, ...]
+    allocator: str
+    environment: Mapping[str, str]
+    slot_mates: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def unit(self) -> str:
+        """The unit's name."""
+        return self.service.unit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a whole host. `left_out` says of every online CPU that placement does not use why."""
+
+    facts: HostFacts
+    services: tuple[ServicePlan, ...]
+    usable_cpus: CpuSet
+    left_out: Mapping[int, str]
+    unassigned_cpus: CpuSet
+    warnings: tuple[str, ...]
+
+    def find(self, unit: str) -> ServicePlan:
+        """The plan of a unit that the configuration declares."""
+        return next(service for service in self.services if service.unit == unit)
+
+
+def make_plan(config: Config, facts: HostFacts) -> Plan:
+    """Plan every service of the configuration on the host.
+
+    Raises PlacementError when what is asked for does not fit the host.
+    """
+    placement = place(config, facts)
+    services = tuple(_plan_service(service, config, placement, facts) for service in config.services)
+    held = CpuSet.union(plan.cpus for plan in services if plan.service.settings.enabled)
+    warnings = [*config.warnings, *(warning for plan in services for warning in plan.warnings)]
+    return Plan(
+        facts,
+        services,
+        placement.usable.cpus,
+        placement.usable.left_out,
+        placement.usable.cpus - held,
+        tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _plan_service(service: Service, config: Config, placement: Placement, facts: HostFacts) -> ServicePlan:
+    share = placement.shares[service.unit]
+    smt = config.host.smt if service.settings.smt is None else service.settings.smt
+    quota = placement.usable.quota
+    ranks, rank_reasons, rank_warnings = make_ranks(service, share, facts, smt=smt, quota=quota)
+    memory, memory_reason = choose_memory_policy(service, share, facts)
+    allocator, allocator_environment, allocator_reason, allocator_warnings = choose_allocator(service, facts)
+    environment, variable_reasons = make_environment(
+        service, share, ranks, facts, allocator=allocator_environment, quota=quota
+    )
+    mates = tuple(
+        other.unit
+        for other in config.services
+        if other is not service and other.settings.slot and other.settings.slot == service.settings.slot
+    )
+    return ServicePlan(
+        service=service,
+        cpus=share.cpus,
+        cores=len(share.cores),
+        own=share.own,
+        memory=memory,
+        gpus=share.gpus,
+        ranks=ranks,
+        allocator=allocator,
+        environment=environment,
+        slot_mates=mates,
+        reasons=(*share.reasons, *rank_reasons, memory_reason, allocator_reason, *variable_reasons),
+        warnings=(*share.warnings, *rank_warnings, *allocator_warnings, *_warn(service, share, facts)),
+    )
+
+
+def _warn(service: Service, share: Share, facts: HostFacts) -> list[str]:
+    warnings = []
+    train = service.train()
+    python = service.settings.python
+    if facts.interpreters.get(python, 0) is None:
+        warnings.append(f"{service.origin('Python')}: {service.section} Python={python}: no such program on this host")
+    if train and train.nodes > 1:
+        warnings.append(
+            f"{service.origin('Nodes')}: {service.section} Nodes={train.nodes}: this version of torchpar starts the "
+            "ranks of this host only"
+        )
+    if train and train.ranks == 1 and len(facts.node_of(share.cpus)) > 1 and not share.gpus:
+        warnings.append(
+            f"{service.section}: one process on NUMA nodes {facts.node_of(share.cpus)}; if the script uses "
+            "torch.distributed, Ranks=numa keeps each process near its memory"
+        )
+    return warnings
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON data: what `torchpar plan --json` prints and a generation keeps."""
+    facts = plan.facts
+    return {
+        "version": 1,
+        "host": {
+            "hostname": facts.hostname,
+            "arch": facts.arch,
+            "online_cpus": str(facts.online_cpus),
+            "usable_cpus": str(plan.usable_cpus),
+            "left_out": {str(cpu): why for cpu, why in plan.left_out.items()},
+            "cores": len(facts.cores),
+            "packages": None if facts.packages is None else len(facts.packages),
+            "numa_nodes": str(CpuSet(node.id for node in facts.numa_nodes)),
+            "accelerators": [gpu.pci for gpu in facts.accelerators()],
+            "cpu_limit": facts.cpu_limit,
+            "systemd_version": facts.systemd_version,
+        },
+        "services": [_service_json(service) for service in plan.services],
+        "unassigned_cpus": str(plan.unassigned_cpus),
+        "warnings": list(plan.warnings),
+    }
+
+
+def _service_json(plan: ServicePlan) -> dict[str, Any]:
+    return {
+        "unit": plan.unit,
+        "kind": plan.service.kind.value,
+        "name": plan.service.name,
+        "enabled": plan.service.settings.enabled,
+        "cpus": str(plan.cpus),
+        "cores": plan.cores,
+        "own": plan.own,
+        "memory_policy": {
+            "policy": plan.memory.policy.value,
+            "nodes": str(plan.memory.nodes),
+            "allowed_nodes": str(plan.memory.allowed_nodes),
+        },
+        "allocator": plan.allocator,
+        "gpus": [gpu.pci for gpu in plan.gpus],
+        "ranks": [
+            {
+                "local_rank": rank.local_rank,
+                "cpus": str(rank.cpus),
+                "numa_nodes": str(rank.numa_nodes),
+                "threads": rank.threads,
+                "loader_workers": rank.loader_workers,
+                "gpus": [gpu.pci for gpu in rank.gpus],
+            }
+            for rank in plan.ranks
+        ],
+        "environment": dict(plan.environment),
+        "reasons": [{"key": r.key, "value": r.value, "why": r.why} for r in plan.reasons],
+    }

@@ -1,0 +1,198 @@
+"""A service's cores to its ranks: which CPUs, how many compute threads and loader workers each rank has.
+
+The rule against oversubscription lives here: threads and loader workers of a rank never exceed its cores when it
+trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torchpar.config import Service
+from torchpar.cores import Core
+from torchpar.cpuset import CpuSet
+from torchpar.errors import PlacementError
+from torchpar.placement import Reason, Share, largest_remainder
+from torchpar.settings import TrainSettings
+from torchpar.topology import HostFacts, PciDevice
+from torchpar.values import Binding
+
+# Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.
+GPU_RANK_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of a service: its CPUs, the NUMA nodes of those, and what runs on them."""
+
+    local_rank: int
+    cpus: CpuSet
+    numa_nodes: CpuSet
+    threads: int
+    loader_workers: int
+    gpus: tuple[PciDevice, ...]
+
+
+def make_ranks(
+    service: Service, share: Share, facts: HostFacts, *, smt: bool, quota: int | None
+) -> tuple[tuple[Rank, ...], tuple[Reason, ...], tuple[str, ...]]:
+    """Split a service's share between its ranks; returns them with reasons and warnings.
+
+    `smt` asks for a compute thread on each CPU rather than on each core; `quota` is the CPU quota in whole CPUs, or
+    None. Raises PlacementError when there are more ranks than cores, or no accelerator for Ranks=gpu.
+    """
+    train = service.train()
+    count = _count_ranks(service, train, share, facts)
+    parts = _split_by_gpus(share, count, train) or split_cores(share.cores, count)
+    binding = train.binding if train else Binding.AUTO
+    reasons: list[Reason] = []
+    warnings: list[str] = []
+    ranks = []
+    per_rank = train.gpus_per_rank if train and count > 1 else len(share.gpus)
+    for local_rank, cores in enumerate(parts):
+        cpus = _bind(cores, share, facts, binding)
+        gpus = share.gpus[local_rank * per_rank : (local_rank + 1) * per_rank]
+        rank_quota = None if quota is None else max(1, quota // count)
+        threads, workers = _divide(service, train, cores, bool(gpus), smt, rank_quota, reasons, warnings)
+        ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus))
+    if count > 1:
+        crossing = [rank.local_rank for rank in ranks if len(rank.numa_nodes) > 1]
+        how = f"crossing NUMA nodes: rank {CpuSet(crossing)}" if crossing else "none crosses a NUMA node"
+        reasons.insert(0, Reason("Ranks", str(count), f"{len(share.cores)} cores split evenly; {how}"))
+    return tuple(ranks), tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(warnings))
+
+
+def _count_ranks(service: Service, train: TrainSettings | None, share: Share, facts: HostFacts) -> int:
+    if train is None:
+        return 1
+    count = train.ranks
+    if count == "gpu":
+        if len(share.gpus) < train.gpus_per_rank:
+            raise PlacementError(
+                f"{service.origin('Ranks')}: {service.section} Ranks=gpu: it has {len(share.gpus)} accelerators here and "
+                f"GPUsPerRank={train.gpus_per_rank}; for hosts without GPUs use a file with [Match] GPUs="
+            )
+        return len(share.gpus) // train.gpus_per_rank
+    if count == "numa":
+        return max(1, len(facts.node_of(share.cpus)))
+    if count > len(share.cores):
+        raise PlacementError(
+            f"{service.origin('Ranks')}: {service.section} Ranks={count}: it has {len(share.cores)} cores "
+            f"({share.cpus}), and a rank needs one at least"
+        )
+    if count > 1 and share.gpus and count * train.gpus_per_rank > len(share.gpus):
+        raise PlacementError(
+            f"{service.origin('Ranks')}: {service.section} Ranks={count} with GPUsPerRank={train.gpus_per_rank} need "
+            f"{count * train.gpus_per_rank} accelerators; it has {len(share.gpus)} here (GPUs=none trains on CPUs)"
+        )
+    return count
+
+
+def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
+    """Split cores into `count` parts that are as even as whole NUMA nodes allow; the first parts get the remainder.
+
+    With at least as many parts as nodes no part crosses a node; with fewer, each is made of neighbouring cores.
+    """
+    if count == 1:
+        return [list(cores)]
+    nodes: dict[int, list[Core]] = {}
+    for core in sorted(cores, key=lambda core: (core.numa_node, core.package, core.core_complex, core.cpus.first())):
+        nodes.setdefault(core.numa_node, []).append(core)
+    if len(nodes) > count:
+        return _chunks([core for members in nodes.values() for core in members], count)
+    shares = largest_remainder(count, [len(members) for members in nodes.values()], least=1)
+    return [part for members, n in zip(nodes.values(), shares, strict=True) for part in _chunks(members, n)]
+
+
+def _chunks(cores: Sequence[Core], count: int) -> list[list[Core]]:
+    size, larger = divmod(len(cores), count)
+    parts, start = [], 0
+    for i in range(count):
+        end = start + size + (i < larger)
+        parts.append(list(cores[start:end]))
+        start = end
+    return parts
+
+
+def _split_by_gpus(share: Share, count: int, train: TrainSettings | None) -> list[list[Core]] | None:
+    """The ranks' cores where each rank has GPUs of a known node: those of its node, shared by the ranks of that node."""
+    if train is None or count == 1 or len(share.gpus) < count * train.gpus_per_rank:
+        return None
+    nodes = [share.gpus[rank * train.gpus_per_rank].numa_node for rank in range(count)]
+    on_node: dict[int | None, list[Core]] = {}
+    for core in share.cores:
+        on_node.setdefault(core.numa_node, []).append(core)
+    if any(node is None or len(on_node.get(node, ())) < nodes.count(node) for node in nodes):
+        return None
+    chunks = {node: iter(_chunks(on_node[node], nodes.count(node))) for node in set(nodes)}
+    return [next(chunks[node]) for node in nodes]
+
+
+def _bind(cores: Sequence[Core], share: Share, facts: HostFacts, binding: Binding) -> CpuSet:
+    cpus = CpuSet.union(core.cpus for core in cores)
+    if binding is Binding.NONE:
+        return share.cpus
+    places: tuple[CpuSet, ...] = ()
+    if binding is Binding.NODE:
+        places = tuple(node.cpus for node in facts.numa_nodes)
+    elif binding is Binding.SOCKET:
+        places = tuple(package.cpus for package in facts.packages or ())
+    elif binding is Binding.CORE_COMPLEX:
+        places = facts.l3_groups or ()
+    around = CpuSet.union(place for place in places if not place.isdisjoint(cpus))
+    return (around & share.cpus) | cpus
+
+
+def _divide(
+    service: Service,
+    train: TrainSettings | None,
+    cores: Sequence[Core],
+    with_gpus: bool,
+    smt: bool,
+    quota: int | None,
+    reasons: list[Reason],
+    warnings: list[str],
+) -> tuple[int, int]:
+    """Compute threads and loader workers of one rank."""
+    cpu_count = sum(len(core.cpus) for core in cores)
+    budget, of_what = (cpu_count, "CPUs") if smt or with_gpus else (len(cores), "cores")
+    if quota is not None and quota < budget:
+        budget, of_what = quota, "CPUs of the CPU quota"
+    threads, workers = service.settings.threads, train.loader_workers if train else 0
+    fixed_workers = 0 if workers == "off" else workers
+    if threads is None:
+        threads = _auto_threads(budget, with_gpus, fixed_workers)
+        why = f"{threads} of the rank's {budget} {of_what}"
+    else:
+        why = "as asked for"
+    if threads > budget:
+        warnings.append(f"{service.origin('Threads')}: {service.section} Threads={threads}: reduced to its {budget} {of_what}")
+        threads, why = budget, f"asked for more than the rank's {budget} {of_what}"
+    reasons.append(Reason("Threads", str(threads), why))
+    if train is None:
+        return threads, 0
+    left = budget - threads
+    if fixed_workers is None:
+        # Loading data costs some CPU in every job; one worker to start with where that takes at most a quarter.
+        fixed_workers = (left if with_gpus else min(1, left)) if left else 0
+        why = f"{left} {of_what} are left beside the threads"
+    elif fixed_workers > left:
+        warnings.append(
+            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}, what "
+            f"{threads} threads leave of its {budget} {of_what}"
+        )
+        fixed_workers, why = left, "asked for more than the threads leave"
+    else:
+        why = "DataLoader calls are left alone" if workers == "off" else "as asked for"
+    reasons.append(Reason("LoaderWorkers", "off" if workers == "off" else str(fixed_workers), why))
+    return threads, fixed_workers
+
+
+def _auto_threads(budget: int, with_gpus: bool, workers: int | None) -> int:
+    """Compute threads when the conf leaves them open, beside `workers` loader workers (None: open too)."""
+    if with_gpus:
+        return max(1, min(GPU_RANK_THREADS, budget // 2))
+    if workers is None:
+        workers = 1 if budget >= 4 else 0
+    return max(1, budget - workers)

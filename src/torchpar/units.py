@@ -1,0 +1,171 @@
+"""Plan → UnitSet: the text of every drop-in, and the links that start enabled services at boot.
+
+Unit text is read by administrators: keys in a fixed order, no timestamps and no line numbers, so that the same inputs
+give the same bytes and an edit elsewhere in the conf changes nothing here.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from torchpar.config import Service
+from torchpar.plan import Plan, ServicePlan
+from torchpar.values import MemoryPolicy
+
+# Where the package puts the template files, and where they are in the source tree.
+_TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")
+
+RUN = "/usr/lib/torchpar/run.py"
+
+# Directives that systemd 252 (Debian 12) lacks, by the version that brought them; see systemd.directives(7).
+_SINCE = {
+    "MemoryZSwapMax": 253, "OpenFile": 253, "ReloadSignal": 253,
+    "RestartSteps": 254, "RestartMaxDelaySec": 254, "RestartMode": 254, "DelegateSubgroup": 254,
+    "FileDescriptorStorePreserve": 254, "MemoryKSM": 254, "MemoryPressureWatch": 254,
+    "MemoryPressureThresholdSec": 254, "SetLoginEnvironment": 255, "CoredumpReceive": 255,
+    "SurviveFinalKillSignal": 255, "MemoryZSwapWriteback": 256, "PassFileDescriptorsToExec": 256,
+    "PrivatePIDs": 257, "ManagedOOMMemoryPressureDurationSec": 257,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnitSet:
+    """Rendered units: relative path → text, and relative path of a link → its target."""
+
+    files: Mapping[str, str]
+    links: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+def make_units(plan: Plan) -> UnitSet:
+    """The drop-in of every planned service. The same plan gives the same bytes."""
+    files: dict[str, str] = {}
+    links: dict[str, str] = {}
+    warnings: list[str] = []
+    for service in plan.services:
+        files[drop_in_path(service.unit)] = _render(service, plan.facts.systemd_version, warnings)
+        if service.service.settings.enabled:
+            template_unit = f"torchpar-{service.service.kind.value}@.service"
+            links[f"torchpar.target.wants/{service.unit}"] = f"/usr/lib/systemd/system/{template_unit}"
+    return UnitSet(files, links, tuple(warnings))
+
+
+def drop_in_path(unit: str) -> str:
+    """A unit's drop-in, below the generator's directory; `systemctl edit` writes override.conf, which sorts after it."""
+    return f"{unit}.d/20-torchpar.conf"
+
+
+def command(service: Service, plan: ServicePlan) -> list[str]:
+    """The command line of a training service; empty for an inference service, which keeps its unit's own."""
+    train = service.train()
+    if train is None:
+        return []
+    what = ["-m", train.module] if train.module else ["--", train.script or ""]
+    ranks = len(plan.ranks)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    if launcher:
+        launcher += [f"--max-restarts={train.max_restarts}"]
+    return [service.settings.python, *launcher, RUN, *what, *train.arguments]
+
+
+def quote_word(text: str) -> str:
+    """One word of a systemd command line or Environment=: `%` doubled, quoted where it must be.
+
+    Raises ValueError for control characters, which no quoting makes safe. See "Quoting" in systemd.syntax(7).
+    """
+    plain = quote_path(text)
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", plain):
+        return plain
+    quote = "'" if '"' in plain and "'" not in plain else '"'
+    return quote + plain.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
+
+
+def quote_path(text: str) -> str:
+    """A value that systemd takes as a whole line: `%` doubled.
+
+    Raises ValueError for control characters.
+    """
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ValueError(f"{text!r} has a control character")
+    return text.replace("%", "%%")
+
+
+def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str]) -> str:
+    service, settings = plan.service, plan.service.settings
+    train = service.train()
+    identity = {
+        "User": settings.user,
+        "Group": settings.group,
+        "WorkingDirectory": settings.working_directory,
+    }
+    limits = {
+        "MemoryMax": settings.memory_max,
+        "MemoryHigh": settings.memory_high,
+        "CPUWeight": settings.cpu_weight,
+        "Restart": settings.restart,
+        "TimeoutStopSec": f"{train.checkpoint_grace}s" if train else None,
+    }
+    directives = []
+    for key, value in service.directives:
+        since = _SINCE.get(key, 0)
+        if systemd_version is not None and since > systemd_version:
+            warnings.append(
+                f"{service.origin(f'Service.{key}')}: {service.section} Service.{key}= needs systemd {since}; "
+                f"this host has {systemd_version}, so it is left out"
+            )
+        else:
+            directives.append((key, value))
+    if plan.gpus:
+        # Device groups such as render and video do not exist in a user namespace of the unit's own.
+        directives.insert(0, ("PrivateUsers", "no"))
+    return _template().render(
+        source=service.origins[""].rsplit(":", 1)[0],
+        name=service.name,
+        needs=[file for file in (settings.python, train.script if train else None) if file],
+        conflicts=plan.slot_mates,
+        identity=[(key, value) for key, value in identity.items() if value is not None],
+        placement=_placement(plan),
+        environment=list(plan.environment.items()),
+        command=command(service, plan),
+        limits=[(key, value) for key, value in limits.items() if value is not None],
+        directives=directives,
+    )
+
+
+def _placement(plan: ServicePlan) -> list[tuple[str, str]]:
+    """CPU and memory settings. Lists merge across drop-ins, so each is reset before it is set.
+
+    AllowedCPUs= equals CPUAffinity=: on kernel 6.1 a sibling that turns the cpuset controller on resets a bare
+    affinity. NUMAMask= stays empty for the policies that take no node.
+    """
+    cpus, nodes, allowed_nodes = str(plan.cpus), str(plan.memory.nodes), str(plan.memory.allowed_nodes)
+    pairs = [("CPUAffinity", ""), ("CPUAffinity", cpus), ("AllowedCPUs", ""), ("AllowedCPUs", cpus)]
+    if allowed_nodes:
+        pairs += [("AllowedMemoryNodes", ""), ("AllowedMemoryNodes", allowed_nodes)]
+    pairs.append(("NUMAMask", ""))
+    if plan.memory.policy is not MemoryPolicy.DEFAULT:
+        pairs.append(("NUMAPolicy", plan.memory.policy.value))
+    if nodes:
+        pairs.append(("NUMAMask", nodes))
+    return pairs
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([str(path) for path in _TEMPLATES]),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["word"] = quote_word
+    environment.filters["path"] = quote_path
+    return environment.get_template("service.conf.j2")
