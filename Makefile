@@ -33,17 +33,19 @@ help:
 
 # ---- what the targets need ----
 
+APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0
+
 # $(call packages,NAME ...): install those that are missing. Quick when none is.
 packages = @missing=$$(for name in $(1); do \
 		[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null || true)" = installed ] || echo $$name; done); \
 	if [ -n "$$missing" ]; then \
 		echo "installing" $$missing; \
-		$(SUDO) apt-get update -q; \
-		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+		$(APT_GET) update; \
+		$(APT_GET) install --no-install-recommends $$missing; \
 	fi
 
-# The name holds what is in it: changed pins, or another Python, make another environment.
-VENV := $(CACHE)/venv-$(shell { sed -n '/^check =/,/^$$/p' setup.cfg; $(PYTHON) --version; } 2>&1 | sha256sum | cut -c1-12)
+# The name holds what is in it: changed pins, or another release with another Python, make another environment.
+VENV := $(CACHE)/venv-$(shell { sed -n '/^check =/,/^$$/p' setup.cfg; grep VERSION_CODENAME /etc/os-release; } | sha256sum | cut -c1-12)
 
 venv: $(VENV)/complete
 	@:
@@ -108,8 +110,8 @@ machine-packages:
 deb:
 	$(call packages,dpkg-dev)
 	@if ! dpkg-checkbuilddeps 2>/dev/null; then \
-		$(SUDO) apt-get update -q; \
-		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get build-dep -q -y --no-install-recommends ./; \
+		$(APT_GET) update; \
+		$(APT_GET) build-dep --no-install-recommends ./; \
 	fi
 	rm -rf build/deb
 	mkdir -p build/deb/torchpar dist
