@@ -6,14 +6,12 @@ more back to the kernel at once, so a training step faults its memory in again; 
 
 from __future__ import annotations
 
+from torchpar.claims import Reason
 from torchpar.config import Service
-from torchpar.placement import Reason
 from torchpar.topology import HostFacts, Library
 from torchpar.values import AllocatorChoice
 
-JEMALLOC_CONF = (
-    "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1"
-)
+JEMALLOC_CONF = "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1"
 # mallopt(3): keep blocks below 1 GiB on the heap and do not trim it; no page faults in a steady state.
 GLIBC_THRESHOLDS = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from torchpar.errors import ConfigError
+from torchpar.errors import ConfigError, PlacementError
 from torchpar.settings import (
     SECTIONS,
     HostSettings,
@@ -65,6 +65,10 @@ class Service:
     def origin(self, key: str) -> str:
         """Where the key was set, or where the service is declared, as "file:line"."""
         return self.origins.get(key) or self.origins[""]
+
+    def refuse(self, key: str, value: object, why: str) -> PlacementError:
+        """The error that says that a value does not fit the host."""
+        return PlacementError(f"{self.origin(key)}: {self.section} {key}={value}: {why}", self.unit)
 
     def train(self) -> TrainSettings | None:
         """Its settings if it is a training service."""
@@ -215,9 +219,7 @@ def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
             yield _Value(key, text, origin, row, row.parse(text) if text else None)
         except ValueError as error:
             what = str(error) if str(error).startswith("'") else f"'{text:.40}' {error}"
-            problems.errors.append(
-                f"{origin}: [{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}"
-            )
+            problems.errors.append(f"{origin}: [{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}")
 
 
 def _merge(kind: type[T], values: Sequence[_Value]) -> T:

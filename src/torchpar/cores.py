@@ -61,11 +61,15 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
                 f"[Host] CPUs={host_cpus}: none of them is usable here; this host has CPUs {allowed} to give"
             )
         for cpu in allowed - host_cpus:
-            left_out[cpu] = f"not in [Host] CPUs={host_cpus}" + (f" (of which {absent} are not online)" if absent else "")
+            left_out[cpu] = f"not in [Host] CPUs={host_cpus}" + (
+                f" (of which {absent} are not online)" if absent else ""
+            )
         allowed = allowed & host_cpus
     named = _make_cores(facts, allowed)
     if not named:
-        raise PlacementError(f"no CPU of this host may be used: online {facts.online_cpus}, allowed {facts.allowed_cpus}")
+        raise PlacementError(
+            f"no CPU of this host may be used: online {facts.online_cpus}, allowed {facts.allowed_cpus}"
+        )
     # Kernel's isolcpus=: nothing is balanced onto them, so only who names them gets them.
     isolated = facts.isolated_cpus - (host_cpus or CpuSet())
     pool = _without(named, isolated, "isolated from the scheduler (isolcpus=); name it in CPUs= to use it", left_out)
@@ -170,9 +174,7 @@ def choose_cores(
     return _in_order(_together(list(free), count, distance, []))
 
 
-def _together(
-    free: list[Core], count: int, distance: Callable[[int, int], int], beside: list[Core]
-) -> list[Core]:
+def _together(free: list[Core], count: int, distance: Callable[[int, int], int], beside: list[Core]) -> list[Core]:
     if count <= 0:
         return []
     if count >= len(free):
@@ -186,10 +188,11 @@ def _together(
         fitting = [g for g in candidates if len(g) > count]
         if fitting:
             best = min(fitting, key=lambda g: (_remoteness(g, beside, distance), len(g), _first_cpu(g[0])))
-            return best[:count] if level == 0 else _fill(best, _groups(best, _LEVELS[level - 1]), count, distance, beside)
+            return (
+                best[:count] if level == 0 else _fill(best, _groups(best, _LEVELS[level - 1]), count, distance, beside)
+            )
     widest = in_package if len(in_package) > 1 else in_node if len(in_node) > 1 else in_complex
     return _fill(free, widest, count, distance, beside)
-
 
 
 def _fill(

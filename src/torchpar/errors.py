@@ -57,9 +57,13 @@ class FactsError(TorchparError):
 
 
 class PlacementError(TorchparError):
-    """What the configuration asks for does not fit the host."""
+    """What the configuration asks for does not fit the host. `unit` is the service that asks, None if it is [Host]."""
 
     exit_status = ExitStatus.CONFIG
+
+    def __init__(self, message: str, unit: str | None = None) -> None:
+        super().__init__(message)
+        self.unit = unit
 
 
 class JobSettingsError(TorchparError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torchpar.claims import Reason
 from torchpar.config import Kind, Service
 from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
-from torchpar.placement import Reason, Share
+from torchpar.placement import Share
 from torchpar.topology import HostFacts
 from torchpar.values import MemoryPolicy, memory_bytes
 
@@ -35,10 +35,8 @@ def choose_memory_policy(service: Service, share: Share, facts: HostFacts) -> tu
     ordinary = CpuSet(node.id for node in facts.numa_nodes if node.cpus) & existing
     own = facts.node_of(share.cpus) & existing
     if settings.numa_mask is not None and not settings.numa_mask <= existing:
-        raise PlacementError(
-            f"{service.origin('NUMAMask')}: {service.section} NUMAMask={settings.numa_mask}: "
-            f"node {settings.numa_mask - existing} is not there or not allowed; this host has nodes {existing}"
-        )
+        why = f"node {settings.numa_mask - existing} is not there or not allowed; this host has nodes {existing}"
+        raise service.refuse("NUMAMask", settings.numa_mask, why)
     policy, nodes, why = settings.numa_policy, settings.numa_mask or own, "as asked for"
     if policy is MemoryPolicy.AUTO:
         if settings.numa_mask is not None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchpar.allocator import choose_allocator
+from torchpar.claims import Reason
 from torchpar.config import Config, Service
 from torchpar.cpuset import CpuSet
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
-from torchpar.placement import Placement, Reason, Share, place
+from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment

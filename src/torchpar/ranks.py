@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchpar.claims import Reason, largest_remainder
 from torchpar.config import Service
 from torchpar.cores import Core
 from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
-from torchpar.placement import Reason, Share, largest_remainder
+from torchpar.placement import Share
 from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import Binding
@@ -69,23 +69,17 @@ def _count_ranks(service: Service, train: TrainSettings | None, share: Share, fa
     count = train.ranks
     if count == "gpu":
         if len(share.gpus) < train.gpus_per_rank:
-            raise PlacementError(
-                f"{service.origin('Ranks')}: {service.section} Ranks=gpu: it has {len(share.gpus)} accelerators here and "
-                f"GPUsPerRank={train.gpus_per_rank}; for hosts without GPUs use a file with [Match] GPUs="
-            )
+            why = f"it has {len(share.gpus)} accelerators here and GPUsPerRank={train.gpus_per_rank}"
+            raise service.refuse("Ranks", "gpu", f"{why}; for hosts without GPUs use a file with [Match] GPUs=")
         return len(share.gpus) // train.gpus_per_rank
     if count == "numa":
         return max(1, len(facts.node_of(share.cpus)))
     if count > len(share.cores):
-        raise PlacementError(
-            f"{service.origin('Ranks')}: {service.section} Ranks={count}: it has {len(share.cores)} cores "
-            f"({share.cpus}), and a rank needs one at least"
-        )
+        why = f"it has {len(share.cores)} cores ({share.cpus}), and a rank needs one at least"
+        raise service.refuse("Ranks", count, why)
     if count > 1 and share.gpus and count * train.gpus_per_rank > len(share.gpus):
-        raise PlacementError(
-            f"{service.origin('Ranks')}: {service.section} Ranks={count} with GPUsPerRank={train.gpus_per_rank} need "
-            f"{count * train.gpus_per_rank} accelerators; it has {len(share.gpus)} here (GPUs=none trains on CPUs)"
-        )
+        why = f"with GPUsPerRank={train.gpus_per_rank} that is more than its {len(share.gpus)} accelerators"
+        raise service.refuse("Ranks", count, f"{why}; GPUs=none trains on CPUs")
     return count
 
 
@@ -167,7 +161,9 @@ def _divide(
     else:
         why = "as asked for"
     if threads > budget:
-        warnings.append(f"{service.origin('Threads')}: {service.section} Threads={threads}: reduced to its {budget} {of_what}")
+        warnings.append(
+            f"{service.origin('Threads')}: {service.section} Threads={threads}: reduced to its {budget} {of_what}"
+        )
         threads, why = budget, f"asked for more than the rank's {budget} {of_what}"
     reasons.append(Reason("Threads", str(threads), why))
     if train is None:
@@ -179,8 +175,8 @@ def _divide(
         why = f"{left} {of_what} are left beside the threads"
     elif fixed_workers > left:
         warnings.append(
-            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}, what "
-            f"{threads} threads leave of its {budget} {of_what}"
+            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}, "
+            f"what {threads} threads leave of its {budget} {of_what}"
         )
         fixed_workers, why = left, "asked for more than the threads leave"
     else:

@@ -281,9 +281,7 @@ class InferSettings(ServiceSettings):
     workers: int | None = _setting(
         "Workers", v.auto_or(v.parse_positive), "auto", "auto, or a number", "compute workers of each process"
     )
-    backend: v.Backend = _setting(
-        "Backend", v.one_of(v.Backend), "auto", "auto, thread, process", "what a worker is"
-    )
+    backend: v.Backend = _setting("Backend", v.one_of(v.Backend), "auto", "auto, thread, process", "what a worker is")
     max_batch: int | None = _setting(
         "MaxBatch", v.auto_or(v.parse_positive), "auto", "auto, or a number", "rows in one batch at the most"
     )

@@ -105,7 +105,7 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """"; did you mean X?" with the nearest of the known names, or nothing."""
+    """ "; did you mean X?" with the nearest of the known names, or nothing."""
     folded = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
     return f"; did you mean {folded[close[0]]}?" if close else ""

@@ -57,7 +57,7 @@ def make_units(plan: Plan) -> UnitSet:
 
 
 def drop_in_path(unit: str) -> str:
-    """A unit's drop-in, below the generator's directory; `systemctl edit` writes override.conf, which sorts after it."""
+    """A unit's drop-in below the generator's directory; what `systemctl edit` writes sorts after it."""
     return f"{unit}.d/20-torchpar.conf"
 
 

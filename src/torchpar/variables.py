@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchpar.claims import Reason
 from torchpar.config import Service
 from torchpar.environment import JobSettings, RankSettings, job_environment
-from torchpar.placement import Reason, Share
+from torchpar.placement import Share
 from torchpar.ranks import Rank
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import WaitPolicy
@@ -84,7 +85,7 @@ def _wait_policy(choice: WaitPolicy, share: Share, quota: int | None, reasons: l
         reasons.append(Reason("WaitPolicy", choice.value, "as asked for"))
         return {"OMP_WAIT_POLICY": choice.value.upper()}
     if share.own and quota is None:
-        reasons.append(Reason("WaitPolicy", "active", "its CPUs are its own: OpenMP's default, threads spin before they sleep"))
+        reasons.append(Reason("WaitPolicy", "active", "its CPUs are its own: OpenMP's default, spin before sleeping"))
         return {}
     why = "a CPU quota counts spinning as work" if share.own else "other services may run on its CPUs"
     reasons.append(Reason("WaitPolicy", "passive", why))

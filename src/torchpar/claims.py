@@ -1,0 +1,121 @@
+"""Claims: who asks for a part of the host, before anything is given out.
+
+A claim is one service, or the services of one slot, which take turns on the same CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torchpar.config import Service
+from torchpar.cores import Core
+from torchpar.errors import PlacementError
+from torchpar.topology import PciDevice
+from torchpar.values import CpuRequest, CpuRequestKind
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a value is what it is: the key it is about, the value, and the rule with the facts it rests on."""
+
+    key: str
+    value: str
+    why: str
+
+
+@dataclass
+class Claim:
+    """One service, or the services of one slot, while cores are given out."""
+
+    services: list[Service]
+    request: CpuRequest
+    weight: int
+    enabled: bool
+    gpus: tuple[PciDevice, ...] = ()
+    cores: tuple[Core, ...] | None = None
+    reasons: list[Reason] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its section header, or those of the slot's services."""
+        return " and ".join(service.section for service in self.services)
+
+    @property
+    def who(self) -> str:
+        """The claim for a message: where it asks, and for what."""
+        return f"{self.services[0].origin('CPUs')}: {self.name} CPUs={request_text(self.request)}"
+
+    def refuse(self, why: str) -> PlacementError:
+        """The error that says that its CPUs= cannot be had."""
+        return PlacementError(f"{self.who}: {why}", self.services[0].unit)
+
+    def exclusive(self) -> bool:
+        """Whether what it gets is for nobody else."""
+        return self.enabled and self.request.kind is not CpuRequestKind.SHARED
+
+
+def make_claims(services: Iterable[Service]) -> list[Claim]:
+    """One claim for each slot, and for each service without one."""
+    slots: dict[str, list[Service]] = {}
+    for service in services:
+        slots.setdefault(f"slot {service.settings.slot}" if service.settings.slot else service.unit, []).append(service)
+    claims = []
+    for members in slots.values():
+        claims.append(
+            Claim(
+                members,
+                _slot_request(members),
+                max(service.settings.weight for service in members),
+                any(service.settings.enabled for service in members),
+            )
+        )
+    return claims
+
+
+def _slot_request(members: Sequence[Service]) -> CpuRequest:
+    """What a slot asks for: the most that any of its services does."""
+    requests = {service.settings.cpus for service in members}
+    explicit = [request for request in requests if request.is_explicit()]
+    if explicit and len(requests) > 1:
+        service = next(service for service in members if service.settings.cpus.is_explicit())
+        slot = f"the services of Slot={service.settings.slot} share one set of CPUs"
+        raise service.refuse("CPUs", request_text(service.settings.cpus), f"{slot}; give all of them the same CPUs=")
+    if explicit:
+        return explicit[0]
+    by_kind = {request.kind: request for request in sorted(requests, key=lambda request: request.count)}
+    for kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO):
+        if kind in by_kind:
+            return by_kind[kind]
+    return CpuRequest(CpuRequestKind.SHARED)
+
+
+def largest_remainder(total: int, weights: Sequence[int], *, least: int = 0) -> list[int]:
+    """Split `total` by weights with whole numbers that sum to it, each at least `least` (Hamilton's method).
+
+    `total` must be at least `least` times the number of weights; earlier entries win ties.
+    """
+    if not weights:
+        return []
+    spare = total - least * len(weights)
+    ideal = [total * weight / sum(weights) for weight in weights]
+    above = [max(0.0, share - least) for share in ideal]
+    scale = spare / sum(above) if sum(above) else 0.0
+    exact = [share * scale for share in above]
+    counts = [int(share + 1e-9) for share in exact]
+    order = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
+    for i in order[: spare - sum(counts)]:
+        counts[i] += 1
+    return [least + count for count in counts]
+
+
+def request_text(request: CpuRequest) -> str:
+    """The value of CPUs= that asks for this."""
+    if request.kind is CpuRequestKind.COUNT:
+        return str(request.count)
+    if request.kind is CpuRequestKind.LIST:
+        return str(request.numbers)
+    if request.is_explicit():
+        return f"{request.kind.value}:{request.numbers}"
+    return str(request.kind.value)
