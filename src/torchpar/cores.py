@@ -162,8 +162,8 @@ def choose_cores(
 ) -> tuple[Core, ...]:
     """The `count` of the `free` cores that lie best together, in the order of their CPUs.
 
-    First cores on the nodes `near`; then a whole NUMA node, a whole L3 group, cores of one L3 group, of one node, of one
-    package, anything; among equals the place with the fewest cores left over. `count` must not exceed the free cores.
+    First cores on the nodes `near`; then a whole NUMA node, a whole L3 group, cores of one L3 group, of one node, of
+    one package, anything; among equals the place with the fewest cores left over. `count` is at most the free cores.
     """
     if near:
         close = [core for core in free if core.numa_node in near]

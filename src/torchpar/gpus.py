@@ -10,7 +10,10 @@ from torchpar.values import CpuRequestKind
 
 
 def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
-    """Accelerators: named ones, then counts, then CPUs by weight; services with CPUs=shared hold none unless they ask."""
+    """Give each claim its accelerators: named ones, then counts, then the rest by weight.
+
+    Services with CPUs=shared get none unless they ask. Raises PlacementError for devices that are not there or taken.
+    """
     devices = facts.accelerators()
     free = list(devices)
     ordered = sorted(claims, key=lambda claim: not claim.enabled)

@@ -110,7 +110,7 @@ def _chunks(cores: Sequence[Core], count: int) -> list[list[Core]]:
 
 
 def _split_by_gpus(share: Share, count: int, train: TrainSettings | None) -> list[list[Core]] | None:
-    """The ranks' cores where each rank has GPUs of a known node: those of its node, shared by the ranks of that node."""
+    """The ranks' cores near their GPUs: the ranks of a node share its cores; None where that cannot be."""
     if train is None or count == 1 or len(share.gpus) < count * train.gpus_per_rank:
         return None
     nodes = [share.gpus[rank * train.gpus_per_rank].numa_node for rank in range(count)]
