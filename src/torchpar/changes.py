@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from torchpar.units import unit_of
+
 
 @dataclass(frozen=True)
 class Change:
@@ -32,12 +34,6 @@ def compare_links(old_links: Iterable[str], new_links: Iterable[str]) -> tuple[C
     """Which units start at boot in one set and not in the other."""
     old, new = {unit_of(link) for link in old_links}, {unit_of(link) for link in new_links}
     return tuple(Change(unit, "enabled" if unit in new else "disabled", "", "") for unit in sorted(old ^ new))
-
-
-def unit_of(path: str) -> str:
-    """The unit that a rendered file or link belongs to."""
-    folder, _, name = path.partition("/")
-    return name if folder.endswith(".wants") else folder.removesuffix(".d")
 
 
 def unified(changes: Iterable[Change]) -> Iterator[str]:

@@ -61,6 +61,12 @@ def drop_in_path(unit: str) -> str:
     return f"{unit}.d/20-torchpar.conf"
 
 
+def unit_of(path: str) -> str:
+    """The unit that a rendered file or link belongs to."""
+    folder, _, name = path.partition("/")
+    return name if folder.endswith(".wants") else folder.removesuffix(".d")
+
+
 def command(service: Service, plan: ServicePlan) -> list[str]:
     """The command line of a training service; empty for an inference service, which keeps its unit's own."""
     train = service.train()

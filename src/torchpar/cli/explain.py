@@ -1,0 +1,55 @@
+"""`torchpar explain NAME`: each value of a service, the rule behind it and the facts it rests on."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import click
+
+from torchpar.cli.inputs import input_options, load
+from torchpar.cli.output import echo_json, warn
+from torchpar.cpuset import CpuSet
+from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
+
+
+@click.command()
+@click.argument("name")
+@input_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(name: str, root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool) -> None:
+    """Say why every value of service NAME is what it is."""
+    inputs = load(root, facts_file, conf_file)
+    services = inputs.config.find(name)
+    plan = make_plan(inputs.config, inputs.facts)
+    units = [service.unit for service in services]
+    if as_json:
+        explained = [service for service in plan_json(plan)["services"] if service["unit"] in units]
+        echo_json(explained[0] if len(explained) == 1 else explained)
+        return
+    for unit in units:
+        _echo_service(plan, plan.find(unit))
+    warn(warning for unit in units for warning in plan.find(unit).warnings)
+
+
+def _echo_service(plan: Plan, service: ServicePlan) -> None:
+    click.echo(click.style(service.unit, bold=True))
+    click.echo(f"  declared at {service.service.origins['']}")
+    click.echo()
+    for reason in service.reasons:
+        click.echo(f"  {reason.key}={reason.value}")
+        click.echo(textwrap.fill(reason.why, 100, initial_indent="      ", subsequent_indent="      "))
+    click.echo()
+    click.echo("  Environment")
+    for name, value in service.environment.items():
+        if name != "TORCHPAR_JOB":
+            click.echo(f"      {name}={value}")
+    if plan.left_out:
+        click.echo()
+        click.echo("  CPUs that placement leaves out")
+        by_reason: dict[str, list[int]] = {}
+        for cpu, why in plan.left_out.items():
+            by_reason.setdefault(why, []).append(cpu)
+        for why, cpus in by_reason.items():
+            click.echo(f"      {CpuSet(cpus)}: {why}")
+    click.echo()

@@ -1,0 +1,76 @@
+"""What every command starts from: the conf and the facts of this host, of a captured one, or of an exported file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from torchpar.config import Config, parse_config
+from torchpar.errors import FactsError
+from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.host.facts import read_facts, read_interpreters
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts, parse_facts
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LIVE = Path("/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The conf, the facts, and the texts the conf was read from."""
+
+    config: Config
+    facts: HostFacts
+    files: tuple[ConfFile, ...]
+
+
+def input_options(command: F) -> F:
+    """The options --root, --config and --facts, gathered by `load`."""
+    for option in (
+        click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Read the host below DIR."),
+        click.option("--facts", "facts_file", type=click.Path(path_type=Path), help="Plan for the host of FILE."),
+        click.option("--config", "conf_file", type=click.Path(path_type=Path), help="Read FILE as the only conf."),
+    ):
+        command = option(command)
+    return command
+
+
+def load(
+    root: Path = LIVE,
+    facts_file: Path | None = None,
+    conf_file: Path | None = None,
+    *,
+    files: tuple[ConfFile, ...] | None = None,
+    strict: bool = False,
+) -> Inputs:
+    """Read the conf and the facts. `files` replaces what would be read of the conf.
+
+    Raises ConfigError and FactsError.
+    """
+    facts = load_facts(root, facts_file)
+    if files is None:
+        paths = (conf_file,) if conf_file else find_conf_files(root)
+        files = read_conf_files(paths, trusted=root == LIVE and conf_file is None)
+    config = parse_config(files, facts, strict=strict)
+    if facts_file is None:
+        facts = dataclasses.replace(facts, interpreters=read_interpreters(root, config.interpreters()))
+    return Inputs(config, facts, files)
+
+
+def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:
+    """The facts of the host below `root`, or those that `torchpar facts` exported to a file."""
+    if facts_file is None:
+        return read_facts(root)
+    try:
+        return parse_facts(json.loads(facts_file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise FactsError(f"{facts_file}: {error.strerror}") from None
+    except ValueError as error:
+        raise FactsError(f"{facts_file}: is not JSON ({error}); export the facts again: torchpar facts") from None

@@ -1,0 +1,80 @@
+"""The `torchpar` command: finds the command's module, and turns a typed error into its lines and exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from torchpar.errors import ExitStatus, TorchparError
+from torchpar.version import version
+
+# Command → the module that holds it, so that `torchpar status` does not import what only `torchpar plan` needs.
+COMMANDS = {
+    "validate": "torchpar.cli.validate",
+    "topology": "torchpar.cli.topology",
+    "facts": "torchpar.cli.facts",
+    "plan": "torchpar.cli.plan",
+    "explain": "torchpar.cli.explain",
+    "render": "torchpar.cli.render",
+    "diff": "torchpar.cli.diff",
+    "check": "torchpar.cli.check",
+    "apply": "torchpar.cli.apply",
+    "confirm": "torchpar.cli.confirm",
+    "rollback": "torchpar.cli.rollback",
+    "history": "torchpar.cli.history",
+    "verify": "torchpar.cli.verify",
+    "status": "torchpar.cli.status",
+    "doctor": "torchpar.cli.doctor",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(), prog_name="torchpar")
+def torchpar() -> None:
+    """PyTorch jobs placed right on this host.
+
+    Edit /etc/torchpar.conf, look at it with `torchpar plan`, put it in force with `torchpar apply`, and start a service:
+    systemctl start torchpar-train@NAME. See torchpar(8) and torchpar.conf(5).
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 64 for a usage error, that of the error for a TorchparError."""
+    try:
+        result = torchpar.main(arguments, prog_name="torchpar", standalone_mode=False)
+        sys.stdout.flush()
+    except TorchparError as error:
+        for line in str(error).splitlines():
+            click.echo(f"torchpar: {line}", err=True)
+        return error.exit_status
+    except click.exceptions.Abort:
+        click.echo("torchpar: interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return ExitStatus.USAGE
+    except BrokenPipeError:
+        # `torchpar plan | head`: the reader has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.DONE
+    return result if isinstance(result, int) else ExitStatus.DONE

@@ -1,0 +1,63 @@
+"""`torchpar plan`: what every service would get on this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from torchpar.cli.inputs import input_options, load
+from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
+
+
+@click.command()
+@input_options
+@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
+def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool) -> None:
+    """Show what every service would get on this host. Changes nothing."""
+    inputs = load(root, facts_file, conf_file)
+    made = make_plan(inputs.config, inputs.facts)
+    if as_json:
+        echo_json(plan_json(made))
+        return
+    _echo_plan(made)
+    warn(made.warnings)
+
+
+def _echo_plan(plan: Plan) -> None:
+    facts = plan.facts
+    nodes = sum(1 for node in facts.numa_nodes if node.cpus)
+    click.echo(
+        f"{facts.hostname}: CPUs {facts.online_cpus} ({_count(len(facts.cores), 'core')}, "
+        f"{_count(nodes or 1, 'NUMA node')}), usable {plan.usable_cpus}"
+    )
+    click.echo()
+    if plan.services:
+        header = ("SERVICE", "BOOT", "CPUS", "CORES", "RANKS", "THREADS", "LOADERS", "MEMORY", "MALLOC", "GPUS")
+        echo_table(header, [_row(service) for service in plan.services])
+    else:
+        click.echo("No service is declared; write [Train NAME] in /etc/torchpar.conf.")
+    click.echo()
+    click.echo(f"CPUs that no enabled service holds: {plan.unassigned_cpus or 'none'}")
+
+
+def _row(plan: ServicePlan) -> tuple[str, ...]:
+    threads = sorted({rank.threads for rank in plan.ranks}, reverse=True)
+    workers = sorted({rank.loader_workers for rank in plan.ranks}, reverse=True)
+    return (
+        f"{plan.service.kind.value}@{plan.service.name}",
+        "yes" if plan.service.settings.enabled else "no",
+        str(plan.cpus) + ("" if plan.own else "*"),
+        str(plan.cores),
+        str(len(plan.ranks)),
+        ",".join(map(str, threads)),
+        ",".join(map(str, workers)) if plan.service.train() else "",
+        f"{plan.memory.policy.value} {plan.memory.nodes}".strip(),
+        plan.allocator,
+        " ".join(gpu.pci for gpu in plan.gpus),
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

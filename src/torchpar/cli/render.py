@@ -1,0 +1,43 @@
+"""`torchpar render`: the unit text that the conf would give, printed or written anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from torchpar.cli.inputs import input_options, load
+from torchpar.cli.output import warn
+from torchpar.errors import TorchparError
+from torchpar.plan import make_plan
+from torchpar.units import make_units, unit_of
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@input_options
+@click.option("--output", type=click.Path(path_type=Path), help="Write the files below DIR, which must not exist.")
+def render(
+    names: tuple[str, ...], root: Path, facts_file: Path | None, conf_file: Path | None, output: Path | None
+) -> None:
+    """Print the drop-ins of all services, or of NAMES; the same bytes that `torchpar apply` would put in force."""
+    inputs = load(root, facts_file, conf_file)
+    plan = make_plan(inputs.config, inputs.facts)
+    units = make_units(plan)
+    wanted = {service.unit for name in names for service in inputs.config.find(name)}
+    files = {path: text for path, text in units.files.items() if not wanted or unit_of(path) in wanted}
+    warn((*plan.warnings, *units.warnings))
+    if output is None:
+        click.echo("\n".join(f"# {path}\n{text}" for path, text in files.items()), nl=False)
+        return
+    try:
+        output.mkdir(parents=True)
+        for path, text in files.items():
+            (output / path).parent.mkdir()
+            (output / path).write_text(text, encoding="utf-8")
+        for path, target in units.links.items():
+            if not wanted or unit_of(path) in wanted:
+                (output / path).parent.mkdir(exist_ok=True)
+                (output / path).symlink_to(target)
+    except OSError as error:
+        raise TorchparError(f"{error.filename}: {error.strerror}") from None

@@ -1,0 +1,30 @@
+"""`torchpar validate`: everything that is wrong with the conf, unknown keys too, and whether it fits the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from torchpar.cli.inputs import LIVE, load
+from torchpar.cli.output import warn
+from torchpar.host.conf import read_conf_files
+from torchpar.plan import make_plan
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Read the host below DIR.")
+@click.option("--facts", "facts_file", type=click.Path(path_type=Path), help="Check for the host of FILE.")
+def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> None:
+    """Say everything that is wrong with the conf, or with FILES in its place.
+
+    All errors of all files, each with file and line; unknown sections and keys are errors here. Exits 78 if there are
+    any. Changes nothing.
+    """
+    given = read_conf_files(files, trusted=False) if files else None
+    inputs = load(root, facts_file, files=given, strict=True)
+    plan = make_plan(inputs.config, inputs.facts)
+    warn(plan.warnings)
+    count = len(inputs.config.services)
+    click.echo(f"{', '.join(file.path for file in inputs.files) or 'no file'}: valid, {count} services")

@@ -1,0 +1,26 @@
+"""Runs another program and waits for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+
+
+def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program with its messages in English; its exit status, stdout and stderr are in what is returned.
+
+    A program that is not installed gives status 127 and says so on stderr, as in a shell.
+    """
+    try:
+        return subprocess.run(
+            argv,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0", **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: not found")
