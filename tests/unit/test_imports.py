@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 LAYERS = (
     ("errors", "cpuset", "version"),
     ("values", "syntax", "topology", "settings", "config", "environment"),
-    ("cores", "allocator", "memory_policy", "ranks", "placement", "variables", "plan"),
+    ("cores", "gpus", "claims", "allocator", "memory_policy", "ranks", "placement", "variables", "plan"),
     ("units", "changes"),
     ("host", "generations"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
