@@ -1,8 +1,8 @@
 """A throw-away copy of a cached root, and how systemd-nspawn runs in it.
 
-Everything that a container leaves behind is in three places: its folder, its mount, its control group. The mount is made
-in a mount namespace of its own, so that it is gone when nspawn is; nspawn gets a signal when its parent dies; and a folder
-whose owner is gone is removed by the next container that is made.
+What a container leaves behind is a folder, a mount and a control group. The mount is made in a mount namespace of its
+own, so that it is gone when nspawn is; nspawn gets a signal when its parent dies; and a folder whose owner is gone is
+removed by the next container that is made.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from tests.machines.roots import cache, locked
 
@@ -43,7 +44,8 @@ exec "$@"
 class Container:
     """A writable copy of `root`: an overlay, or a full copy where the file system cannot have one on it.
 
-    `open` makes it, `start` runs systemd-nspawn in it, any number of times but one at a time, `close` removes it.
+    Entering it makes it (`open`), leaving it removes it (`close`); `start` runs systemd-nspawn in it, any number of
+    times but one at a time.
     """
 
     def __init__(self, root: Path, label: str) -> None:
@@ -54,6 +56,15 @@ class Container:
         self.name = ""
         self._lower = ""
         self._group: Path | None = None
+
+    def __enter__(self) -> Container:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def tree(self) -> Path:
@@ -193,7 +204,7 @@ def _remove(folder: Path) -> None:
     subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=True)
 
 
-def is_available() -> str:
+def missing_here() -> str:
     """What is missing on this host to run containers, for a person; "" when nothing is."""
     if os.geteuid() != 0:
         return "test machines need root: sudo"

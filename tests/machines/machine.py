@@ -315,7 +315,8 @@ class Machine:
                 self._await_ready(channel, self._process)
             except MachineError as error:
                 logs = self.save_logs(f"{self._container.name}-boot")
-                raise MachineError(f"{error}; see {logs}\n{self._console.read_text(errors='replace')[-2000:]}") from None
+                console = self._console.read_text(errors="replace")[-2000:]
+                raise MachineError(f"{error}; see {logs}\n{console}") from None
         # READY=1 is sent when the start jobs are done; this waits for those that they started in turn. A failed unit is
         # for the test to find.
         self.run("systemctl", "is-system-running", "--wait", check=False)
@@ -326,10 +327,11 @@ class Machine:
         ended = os.pidfd_open(process.pid)
         try:
             while True:
-                readable, _, _ = select.select([channel, ended], [], [], max(0, deadline - time.monotonic()))
+                left = max(0, deadline - time.monotonic())
+                readable, _, _ = select.select([channel.fileno(), ended], [], [], left)
                 if not readable:
                     raise MachineError(f"{self.name} did not boot within 90 s")
-                if channel not in readable:
+                if channel.fileno() not in readable:
                     raise MachineError(f"systemd-nspawn ended with status {process.wait()}")
                 for line in channel.recv(8192).decode().splitlines():
                     key, _, value = line.partition("=")

@@ -1,7 +1,7 @@
 """Cached Debian roots, made by mmdebstrap and kept outside the tree.
 
-A root is never booted or changed after it was made: machines run on a throw-away layer over it (see container.py). It is
-found again by a hash of everything that went into it, so that a change makes another one. `python -m
+A root is never booted or changed after it was made: machines run on a throw-away layer over it (see container.py). It
+is found again by a hash of everything that went into it, so that a change makes another one. `python3 -m
 tests.machines.roots [SUITE ...]` makes them beforehand.
 """
 

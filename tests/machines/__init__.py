@@ -1,0 +1,1 @@
+"""Tests on booted Debian machines, and what boots them."""
