@@ -31,9 +31,12 @@ ENVIRONMENT = {
 }
 
 # $1 the folder, $2 the root below, or "" for a full copy; $3 the control group, or ""; then the command. The processes
-# of a container must not be in the group of another one: both would have the same system.slice.
+# of a container must not be in the group of another one: both would have the same system.slice. nspawn keeps folders in
+# /run that it does not remove where /run is on a disk.
 _ENTER = """
 folder=$1 lower=$2 group=$3; shift 3
+mkdir -p /run/systemd/nspawn
+mount -t tmpfs -o mode=755 tmpfs /run/systemd/nspawn
 [ -z "$group" ] || echo $$ >"$group/cgroup.procs"
 [ -z "$lower" ] || mount -t overlay overlay \
     -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" "$folder/tree"

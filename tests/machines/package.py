@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.machines.container import Container
@@ -24,11 +25,12 @@ exec setpriv --reuid=builder --regid=builder --init-groups --reset-env \
     dpkg-buildpackage --no-sign --build=source,all
 """
 
+# That an older release knows only an older Policy is not the package's fault.
 _LINT = """
 useradd --create-home builder
 cd /build
 exec setpriv --reuid=builder --regid=builder --init-groups --reset-env \
-    lintian --fail-on error,warning --info --color never "$@"
+    lintian --fail-on error,warning --info --color never --suppress-tags newer-standards-version "$@"
 """
 
 # Left by builds and checkers, where there is no git to ask what is ignored.
@@ -84,11 +86,8 @@ def _source_files(tree: Path) -> list[Path]:
         )
         files = {Path(name) for name in listing.stdout.split("\0") if name}
     else:
-        files = {
-            path.relative_to(tree)
-            for path in tree.rglob("*")
-            if not path.is_dir() and not any(path.relative_to(tree).match(f"{name}/**") for name in _NOT_SOURCE)
-        }
+        found = {path.relative_to(tree) for path in tree.rglob("*") if not path.is_dir()}
+        files = {file for file in found if not any(fnmatch(part, name) for part in file.parts for name in _NOT_SOURCE)}
     # Listed by git and deleted since then.
     return sorted(file for file in files if (tree / file).is_symlink() or (tree / file).is_file())
 
