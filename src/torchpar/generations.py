@@ -23,7 +23,6 @@ from torchpar.host.files import replace_link, sync_directory, write_new
 from torchpar.syntax import ConfFile
 
 STORE = Path("/var/lib/torchpar")
-LOCK = Path("/run/lock/torchpar.lock")
 KEPT = 10
 
 
@@ -151,6 +150,22 @@ class Store:
         """The newest generation older than this one."""
         return next((other for other in self.history() if other.number < generation.number), None)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of everything that changes the store: its directory. Raises BusyError when another has it."""
+        try:
+            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise BusyError("another torchpar is at work on this host; try again when it is done") from None
+        finally:
+            os.close(descriptor)
+
     def write(self, content: Content) -> Generation:
         """Write a new generation, complete and on the disk, without putting it in force.
 
@@ -226,23 +241,6 @@ class Store:
         where = error.filename or self.directory
         hint = "; free some space and run torchpar apply again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return StoreError(f"the store cannot be written: {where}: {error.strerror}{hint}; nothing has changed")
-
-
-@contextlib.contextmanager
-def locked(path: Path = LOCK) -> Iterator[None]:
-    """Hold the lock of everything that changes the store. Raises BusyError when another process holds it."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError("another torchpar is at work on this host; try again when it is done") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write_tree(directory: Path, content: Content) -> None:

@@ -19,6 +19,9 @@ from torchpar.ranks import Rank, make_ranks
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
 
+# The package's launcher: it becomes the script, so no process of ours stays above it.
+RUN = "/usr/lib/torchpar/run.py"
+
 
 @dataclass(frozen=True)
 class ServicePlan:
@@ -41,6 +44,19 @@ class ServicePlan:
     def unit(self) -> str:
         """The unit's name."""
         return self.service.unit
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line of a training service; empty for an inference service, which keeps its unit's own."""
+        train = self.service.train()
+        if train is None:
+            return ()
+        what = ("-m", train.module) if train.module else ("--", train.script or "")
+        launcher: tuple[str, ...] = ()
+        if len(self.ranks) > 1:
+            launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.ranks)}")
+            launcher += (f"--max-restarts={train.max_restarts}",)
+        return (train.python, *launcher, RUN, *what, *train.arguments)
 
 
 @dataclass(frozen=True)
@@ -180,5 +196,6 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
             for rank in plan.ranks
         ],
         "environment": dict(plan.environment),
+        "command": list(plan.command),
         "reasons": [{"key": r.key, "value": r.value, "why": r.why} for r in plan.reasons],
     }

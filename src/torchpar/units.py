@@ -14,14 +14,11 @@ from pathlib import Path
 
 import jinja2
 
-from torchpar.config import Service
 from torchpar.plan import Plan, ServicePlan
 from torchpar.values import MemoryPolicy
 
 # Where the package puts the template files, and where they are in the source tree.
 _TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")
-
-RUN = "/usr/lib/torchpar/run.py"
 
 # Directives that systemd 252 (Debian 12) lacks, by the version that brought them; see systemd.directives(7).
 _SINCE = {
@@ -65,19 +62,6 @@ def unit_of(path: str) -> str:
     """The unit that a rendered file or link belongs to."""
     folder, _, name = path.partition("/")
     return name if folder.endswith(".wants") else folder.removesuffix(".d")
-
-
-def command(service: Service, plan: ServicePlan) -> list[str]:
-    """The command line of a training service; empty for an inference service, which keeps its unit's own."""
-    train = service.train()
-    if train is None:
-        return []
-    what = ["-m", train.module] if train.module else ["--", train.script or ""]
-    ranks = len(plan.ranks)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    if launcher:
-        launcher += [f"--max-restarts={train.max_restarts}"]
-    return [service.settings.python, *launcher, RUN, *what, *train.arguments]
 
 
 def quote_word(text: str) -> str:
@@ -138,7 +122,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         identity=[(key, value) for key, value in identity.items() if value is not None],
         placement=_placement(plan),
         environment=list(plan.environment.items()),
-        command=command(service, plan),
+        command=plan.command,
         limits=[(key, value) for key, value in limits.items() if value is not None],
         directives=directives,
     )

@@ -48,8 +48,8 @@ class _Commands(click.Group):
 def torchpar() -> None:
     """PyTorch jobs placed right on this host.
 
-    Edit /etc/torchpar.conf, look at it with `torchpar plan`, put it in force with `torchpar apply`, and start a service:
-    systemctl start torchpar-train@NAME. See torchpar(8) and torchpar.conf(5).
+    Edit /etc/torchpar.conf, look at it with `torchpar plan`, put it in force with `torchpar apply`, and start a
+    service: systemctl start torchpar-train@NAME. See torchpar(8) and torchpar.conf(5).
     """
 
 

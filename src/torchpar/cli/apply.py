@@ -1,0 +1,191 @@
+"""`torchpar apply`: validate, compile, put in force, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import click
+
+from torchpar.changes import Change, compare, compare_links, unified
+from torchpar.cli.idle import is_idle
+from torchpar.cli.inputs import Inputs, load
+from torchpar.cli.output import echo_json, warn
+from torchpar.cli.root import require_root
+from torchpar.enforce import check_in_force, put_in_force, read_active, read_manifest, running_among
+from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparError
+from torchpar.generations import Content, Generation, Store
+from torchpar.host import systemd
+from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.units import UnitSet, make_units
+
+ROLLBACK_TIMER = "torchpar-rollback"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    plan: Plan
+    units: UnitSet
+    content: Content
+    warnings: tuple[str, ...]
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Show what would change; exit 2 if anything would.")
+@click.option(
+    "--restart",
+    type=click.Choice(["never", "if-changed", "when-idle"]),
+    default="never",
+    help="Restart running services that changed; when-idle: only those that use no CPU now. Default: never.",
+)
+@click.option(
+    "--confirm-within", type=click.IntRange(min=1), metavar="SECONDS", help="Go back unless confirmed in time."
+)
+@click.option("--boot", is_flag=True, help="Compile the conf as last applied for this host as it is now.")
+@click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
+def apply(dry_run: bool, restart: str, confirm_within: int | None, boot: bool, as_json: bool) -> int:
+    """Put the conf in force on this host.
+
+    Writes a new generation, lets systemd load it, and reads back that systemd has what was meant. An invalid conf
+    changes nothing. Running services go on as they are; those that must restart to get their new values are named.
+    """
+    require_root("torchpar apply")
+    systemd.require_systemd()
+    store = Store()
+    with store.locked():
+        active = read_active(store)
+        compiled = _compile_for_boot(active) if boot else _compile(load())
+        warn(compiled.warnings)
+        before = active[1] if active else Content({}, {}, "", (), {})
+        changes = compare(before.files, compiled.units.files) + compare_links(before.links, compiled.units.links)
+        if dry_run:
+            for line in unified(changes):
+                click.echo(line)
+            return ExitStatus.DIFFERS if changes else ExitStatus.DONE
+        if active and before == compiled.content:
+            generation, notes = active[0], _hold(store, active[0])
+        else:
+            generation, notes = _write(store, compiled, active[0] if active else None, confirm_within)
+        warn(notes)
+        outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
+        restarted = _restart(outdated, restart)
+    outdated = tuple(unit for unit in outdated if unit not in restarted)
+    if as_json:
+        echo_json(_report(generation, changes, outdated, compiled.warnings))
+    else:
+        _echo(generation, changes, outdated, restarted, confirm_within)
+    return ExitStatus.DONE
+
+
+def _compile(inputs: Inputs) -> _Compiled:
+    plan = make_plan(inputs.config, inputs.facts)
+    units = make_units(plan)
+    content = Content(
+        units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
+    )
+    return _Compiled(plan, units, content, (*plan.warnings, *units.warnings))
+
+
+def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
+    """The conf as last applied, for the host as it is now; a service that no longer fits is left out, and named.
+
+    An edit that was not applied is not put in force by a reboot, and one service that asks for a CPU that is gone does
+    not keep the others from starting.
+    """
+    inputs = load(files=active[1].conf if active else None)
+    left_out: list[str] = []
+    while True:
+        try:
+            compiled = _compile(inputs)
+        except PlacementError as error:
+            services = tuple(service for service in inputs.config.services if service.unit != error.unit)
+            if len(services) == len(inputs.config.services):
+                raise
+            left_out.append(f"{error}; it cannot start until this is mended")
+            inputs = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, services=services))
+        else:
+            return dataclasses.replace(compiled, warnings=(*left_out, *compiled.warnings))
+
+
+def _write(
+    store: Store, compiled: _Compiled, previous: Generation | None, confirm_within: int | None
+) -> tuple[Generation, tuple[str, ...]]:
+    _verify(compiled.units)
+    if confirm_within and previous is None:
+        raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
+    if systemd.has_timer(ROLLBACK_TIMER):
+        raise TorchparError("an earlier apply still waits for its confirmation; first: torchpar confirm, or rollback")
+    generation = store.write(compiled.content)
+    try:
+        if confirm_within and previous:
+            # Before the flip, so that the way back is there whatever happens to this process.
+            back = ["torchpar", "rollback", str(previous.number), "--if-active", str(generation.number)]
+            systemd.start_timer(ROLLBACK_TIMER, confirm_within, back)
+        notes = put_in_force(store, generation)
+    except TorchparError:
+        store.discard(generation)
+        raise
+    store.prune()
+    return generation, notes
+
+
+def _hold(store: Store, generation: Generation) -> tuple[str, ...]:
+    """Nothing to write; but systemd may not have loaded what is active yet."""
+    try:
+        return check_in_force(generation)
+    except SystemdError:
+        return put_in_force(store, generation)
+
+
+def _verify(units: UnitSet) -> None:
+    """Let systemd's own parser read the units first. Raises SystemdError with whatever it says."""
+    with tempfile.TemporaryDirectory(prefix="torchpar-") as directory:
+        for path, text in units.files.items():
+            file = Path(directory, path)
+            file.parent.mkdir()
+            file.write_text(text, encoding="utf-8")
+        names = sorted(path.partition(".d/")[0] for path in units.files)
+        said = [line for line in systemd.verify_units(Path(directory), names) if "is not executable" not in line]
+    if said:
+        raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *said)))
+
+
+def _restart(outdated: tuple[str, ...], policy: str) -> tuple[str, ...]:
+    chosen = outdated if policy == "if-changed" else () if policy == "never" else tuple(filter(is_idle, outdated))
+    if chosen:
+        systemd.restart(chosen)
+    return chosen
+
+
+def _report(
+    generation: Generation, changes: tuple[Change, ...], outdated: tuple[str, ...], warnings: tuple[str, ...]
+) -> dict[str, object]:
+    return {
+        "changed": bool(changes),
+        "generation": generation.number,
+        "units": [
+            {"name": change.unit, "change": change.what, "restart_required": change.unit in outdated}
+            for change in changes
+        ],
+        "warnings": list(warnings),
+    }
+
+
+def _echo(
+    generation: Generation,
+    changes: tuple[Change, ...],
+    outdated: tuple[str, ...],
+    restarted: tuple[str, ...],
+    confirm_within: int | None,
+) -> None:
+    for change in changes:
+        click.echo(f"{change.unit}: {change.what}")
+    click.echo(f"generation {generation.number} is in force" + ("" if changes else "; nothing differs"))
+    for unit in restarted:
+        click.echo(f"{unit}: restarted")
+    for unit in outdated:
+        click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
+    if confirm_within and changes:
+        click.echo(f"it is taken back in {confirm_within} s unless you run: torchpar confirm")

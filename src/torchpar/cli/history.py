@@ -1,0 +1,56 @@
+"""`torchpar history`: the generations that are kept."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from torchpar.changes import compare, compare_links
+from torchpar.cli.output import echo_json, echo_table
+from torchpar.enforce import read_active
+from torchpar.errors import StoreError
+from torchpar.generations import Generation, Store
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def history(as_json: bool) -> None:
+    """List the generations that are kept, the newest first, and what each changed."""
+    store = Store()
+    generations = store.history()
+    active = read_active(store)
+    rows = []
+    for number, generation in enumerate(generations):
+        older = generations[number + 1] if number + 1 < len(generations) else None
+        rows.append(
+            {
+                "generation": generation.number,
+                "active": bool(active and active[0] == generation),
+                "written": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(generation.written_at())),
+                "changed": _changed(generation, older),
+            }
+        )
+    if as_json:
+        echo_json(rows)
+        return
+    header = ("GENERATION", "WRITTEN", "IN FORCE", "CHANGED")
+    echo_table(
+        header,
+        [
+            (str(row["generation"]), str(row["written"]), "yes" if row["active"] else "", str(row["changed"]))
+            for row in rows
+        ],
+    )
+
+
+def _changed(generation: Generation, older: Generation | None) -> str:
+    try:
+        new = generation.read()
+        if older is None:
+            return f"{len(new.files)} services"
+        old = older.read()
+    except StoreError as error:
+        return str(error)
+    changes = compare(old.files, new.files) + compare_links(old.links, new.links)
+    return ", ".join(f"{change.unit} {change.what}" for change in changes) or "the text of the conf only"

@@ -1,0 +1,13 @@
+"""Who may change the host."""
+
+from __future__ import annotations
+
+import os
+
+from torchpar.errors import NotPermittedError
+
+
+def require_root(what: str) -> None:
+    """Raise NotPermittedError unless this process is root's."""
+    if os.geteuid() != 0:
+        raise NotPermittedError(f"{what} changes this host, so it needs root; try: sudo {what}")

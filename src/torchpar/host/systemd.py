@@ -1,0 +1,101 @@
+"""The door to systemd: asks it over D-Bus (busctl's JSON) and systemctl, and starts what must outlive this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchpar.errors import SystemdAbsentError, SystemdError
+from torchpar.host.program import run
+
+_BUS_NAME = "org.freedesktop.systemd1"
+_PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
+
+
+def require_systemd() -> None:
+    """Raise SystemdAbsentError unless systemd is this host's init (sd_booted(3))."""
+    if not os.path.isdir("/run/systemd/system"):
+        raise SystemdAbsentError("systemd is not running here, so nothing can be put in force; see: torchpar render")
+
+
+def daemon_reload() -> None:
+    """Let systemd run the generators and read all units again. Raises SystemdError when it refuses."""
+    _systemctl("daemon-reload")
+
+
+def unit_properties(unit: str) -> dict[str, Any]:
+    """All D-Bus properties of a unit, which systemd loads if it has not; plain JSON data. Raises SystemdError."""
+    path = f"/org/freedesktop/systemd1/unit/{_escape(unit)}"
+    argv = ["busctl", "--system", "--json=short", "call", _BUS_NAME, path, "org.freedesktop.DBus.Properties"]
+    done = run([*argv, "GetAll", "s", ""])
+    if done.returncode != 0:
+        raise SystemdError(f"{unit}: systemd does not tell its properties: {done.stderr.strip() or done.returncode}")
+    return {key: value["data"] for key, value in json.loads(done.stdout)["data"][0].items()}
+
+
+def running_services() -> tuple[str, ...]:
+    """The units of training and inference services that run or are about to. Raises SystemdError."""
+    done = _systemctl("list-units", "--output=json", "--state=active,activating,reloading,deactivating", *_PATTERNS)
+    return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
+
+
+def restart(units: Iterable[str]) -> None:
+    """Restart units and wait for it. Raises SystemdError."""
+    _systemctl("restart", *units)
+
+
+def verify_units(directory: Path, units: Sequence[str]) -> tuple[str, ...]:
+    """What `systemd-analyze verify` says of units whose drop-ins are below `directory`: nothing if all is well.
+
+    Its exit status is 0 even for values that it cannot parse, so every line counts.
+    """
+    if not units:
+        return ()
+    done = run(["systemd-analyze", "verify", "--man=no", *units], environment={"SYSTEMD_UNIT_PATH": f"{directory}:"})
+    return tuple(line for line in (done.stderr + done.stdout).splitlines() if line.strip())
+
+
+def start_timer(name: str, seconds: int, argv: Sequence[str]) -> None:
+    """Run a command in so many seconds, whatever becomes of this process and its terminal. Raises SystemdError."""
+    _check(
+        run(
+            [
+                "systemd-run",
+                "--quiet",
+                "--collect",
+                f"--unit={name}",
+                f"--on-active={seconds}s",
+                "--timer-property=AccuracySec=1s",
+                *argv,
+            ]
+        )
+    )
+
+
+def has_timer(name: str) -> bool:
+    """Whether a timer of start_timer() is still to run."""
+    return run(["systemctl", "is-active", "--quiet", f"{name}.timer"]).returncode == 0
+
+
+def stop_timer(name: str) -> None:
+    """Forget a timer of start_timer(). Raises SystemdError."""
+    _systemctl("stop", f"{name}.timer")
+
+
+def _systemctl(*arguments: str) -> str:
+    return _check(run(["systemctl", *arguments]))
+
+
+def _check(done: Any) -> str:
+    if done.returncode != 0:
+        raise SystemdError(f"{' '.join(done.args[:2])}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return str(done.stdout)
+
+
+def _escape(unit: str) -> str:
+    """A unit's name as the last part of its D-Bus object path (sd_bus_path_encode(3))."""
+    return re.sub(r"^[0-9]|[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):02x}", unit)

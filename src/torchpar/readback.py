@@ -1,0 +1,82 @@
+"""What systemd holds of a unit against what was planned for it.
+
+A value that an administrator's own drop-in changes is theirs to change, so it is a note; any other difference means
+that systemd did not get what was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchpar.cpuset import CpuSet
+from torchpar.units import drop_in_path
+from torchpar.values import MemoryPolicy
+
+# set_mempolicy(2) modes, which are the values of systemd's NUMAPolicy property; -1 is none.
+_MODES = {
+    -1: MemoryPolicy.DEFAULT,
+    0: MemoryPolicy.DEFAULT,
+    1: MemoryPolicy.PREFERRED,
+    2: MemoryPolicy.BIND,
+    3: MemoryPolicy.INTERLEAVE,
+    4: MemoryPolicy.LOCAL,
+}
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """The differences that are wrong, and those that an administrator made, as sentences."""
+
+    wrong: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def compare_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> ReadBack:
+    """Compare a unit's D-Bus properties with its plan, a service of plan_json()."""
+    unit = plan["unit"]
+    drop_ins = [str(path) for path in properties.get("DropInPaths", ())]
+    ours = [path for path in drop_ins if path.endswith("/" + drop_in_path(unit))]
+    if not ours:
+        return ReadBack((f"{unit}: systemd has not loaded its drop-in",), ())
+    after = drop_ins[drop_ins.index(ours[0]) + 1 :]
+    differences = [
+        f"{unit}: {key} is {held or 'empty'}, planned {planned or 'empty'}"
+        for key, held, planned in _values(plan, properties)
+        if held != planned
+    ]
+    if after:
+        overrides = " and ".join(after)
+        return ReadBack((), tuple(f"{difference} (an override: {overrides})" for difference in differences))
+    return ReadBack(tuple(differences), ())
+
+
+def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    values = [
+        ("CPUAffinity", _mask(properties, "CPUAffinity"), plan["cpus"]),
+        ("AllowedCPUs", _mask(properties, "AllowedCPUs"), plan["cpus"]),
+        ("AllowedMemoryNodes", _mask(properties, "AllowedMemoryNodes"), plan["memory_policy"]["allowed_nodes"]),
+        ("NUMAMask", _mask(properties, "NUMAMask"), plan["memory_policy"]["nodes"]),
+        ("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, plan["memory_policy"]["policy"]),
+    ]
+    held = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
+    values += [(f"Environment {name}", held.get(name, ""), value) for name, value in plan["environment"].items()]
+    if plan["command"]:
+        values.append(("ExecStart", " ".join(_argv(properties)), " ".join(plan["command"])))
+    return values
+
+
+def _mask(properties: Mapping[str, Any], key: str) -> str:
+    """A CPU or node set that D-Bus carries as bytes, bit n of byte m for number 8m+n."""
+    return str(
+        CpuSet(
+            8 * place + bit for place, byte in enumerate(properties.get(key, ())) for bit in range(8) if byte >> bit & 1
+        )
+    )
+
+
+def _argv(properties: Mapping[str, Any]) -> Sequence[str]:
+    """The argument vector of the last ExecStart=: a(sasbttttuii), the second member of each."""
+    commands = properties.get("ExecStart") or [("", [])]
+    return [str(word) for word in commands[-1][1]]
