@@ -16,8 +16,8 @@ LAYERS = (
     ("errors", "cpuset", "version"),
     ("values", "syntax", "topology", "settings", "config", "environment"),
     ("cores", "gpus", "claims", "allocator", "memory_policy", "ranks", "placement", "variables", "plan"),
-    ("units", "changes"),
-    ("host", "generations"),
+    ("units", "changes", "readback", "verify", "status"),
+    ("host", "generations", "enforce"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

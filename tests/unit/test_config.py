@@ -1,0 +1,169 @@
+"""Conf text to Config: what is read, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.hosts import make_host
+from torchpar.config import Config, parse_config
+from torchpar.errors import ConfigError
+from torchpar.settings import SECTIONS, settings_of
+from torchpar.syntax import ConfFile
+from torchpar.values import CpuRequest, CpuRequestKind
+
+HOST = make_host(packages=2, gpu_nodes=(0,))
+
+
+def read(*texts: str, strict: bool = True) -> Config:
+    """Parse files named /1.conf, /2.conf, ... for HOST."""
+    return parse_config([ConfFile(f"/{i}.conf", text) for i, text in enumerate(texts, 1)], HOST, strict=strict)
+
+
+def problems(*texts: str) -> list[str]:
+    """The lines that a strict reading complains with."""
+    with pytest.raises(ConfigError) as error:
+        read(*texts)
+    return list(error.value.problems)
+
+
+def test_all_errors_of_all_files_come_at_once_in_their_order() -> None:
+    """An admin mends a conf in one go."""
+    assert problems(
+        "[Host]\nReserve=1\n[Train a]\nThreads=four\nScript=a.py\n",
+        "[Trian b]\nx=1\n[Train c]\n[Infer d]\nModel=/m.pt\nListen=here\n",
+    ) == [
+        "/1.conf:2: [Host] Reserve=1: unknown key; did you mean ReserveCores?",
+        "/1.conf:3: [Train a] has nothing to run; set Script=/path/to/train.py or Module=NAME",
+        "/1.conf:4: [Train a] Threads=four: 'four' is not a whole number; allowed: auto, or a number",
+        "/1.conf:5: [Train a] Script=a.py: 'a.py' is not an absolute path; allowed: an absolute path",
+        "/2.conf:1: unknown section [Trian b]; did you mean Train?",
+        "/2.conf:3: [Train c] has nothing to run; set Script=/path/to/train.py or Module=NAME",
+        "/2.conf:6: [Infer d] Listen=here: 'here' is not ADDRESS:PORT; allowed: ADDRESS:PORT ...",
+    ]
+
+
+def test_unknown_names_are_only_warnings_unless_strict() -> None:
+    """An older torchpar must be able to read a newer conf."""
+    config = read("[Train a]\nScript=/a.py\nHereafter=1\n[Hereafter]\nx=1\n", strict=False)
+    assert [service.name for service in config.services] == ["a"]
+    assert config.warnings == (
+        "/1.conf:3: [Train a] Hereafter=1: unknown key",
+        "/1.conf:4: unknown section [Hereafter]",
+    )
+
+
+def test_later_files_win_and_lists_append_until_reset() -> None:
+    """The merge of systemd.syntax(7)."""
+    config = read(
+        "[Train]\nThreads=2\nEnvironment=A=1\n[Train a]\nScript=/a.py\nThreads=3\n",
+        "[Train a]\nEnvironment=B=2 'C=x y'\nThreads=\n[Train b]\nScript=/b.py\nEnvironment=\nEnvironment=D=4\n",
+    )
+    a, b = (service.settings for service in config.services)
+    assert (a.environment, a.threads) == (("A=1", "B=2", "C=x y"), None)
+    assert (b.environment, b.threads) == (("D=4",), 2)
+
+
+def test_a_continued_line_counts_from_its_first_line_and_skips_comments() -> None:
+    """`\\` joins lines with a blank, comments in between are dropped."""
+    config = read("[Train a]\nScript=/a.py\nArguments=--x \\\n  # a comment\n  'a b' \\\n  --y\n")
+    train = config.services[0].train()
+    assert train is not None and train.arguments == ("--x", "a b", "--y")
+    assert config.services[0].origin("Arguments") == "/1.conf:3"
+
+
+@pytest.mark.parametrize(
+    ("match", "applies"),
+    [
+        ("Host=ho*", True), ("Host=other", False), ("GPUs=>=1", True), ("GPUs=0", False), ("CPUs=> 7 < 9", True),
+        ("CPUs=!= 8", False), ("MemoryNodes=2", True), ("Architecture=amd64", True), ("Architecture=arm64", False),
+        ("Host=ho*\nGPUs=4", False),
+    ],
+)  # fmt: skip
+def test_match_decides_whether_a_file_applies(match: str, applies: bool) -> None:
+    """One set of files serves a whole fleet."""
+    config = read(f"[Match]\n{match}\n[Train a]\nScript=/a.py\n")
+    assert bool(config.services) is applies
+
+
+def test_a_mistake_in_a_file_that_does_not_apply_here_is_still_found() -> None:
+    """The host it is for would find it too late."""
+    assert problems("[Match]\nHost=other\n[Train a]\nScript=/a.py\nThreads=x\n")[0].startswith("/1.conf:5:")
+
+
+def test_match_must_come_first() -> None:
+    """It skips the whole file, so it cannot stand behind what it skips."""
+    assert problems("[Host]\n[Match]\nHost=x\n") == [
+        "/1.conf:2: [Match] must be the first section of its file; it skips all of it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x=1\n", "stands before the first section"),
+        ("[Train a\n", "is not a section header"),
+        ("[Train a/b]\n", "a service's name is made of"),
+        ("[Train]\nScript=/a.py\n", "belongs to one service"),
+        ("[Train a]\nnonsense\n", "is neither [Section] nor Key=Value"),
+        ("[Train a]\nScript=/a\x07\n", "control character"),
+        ("[Train a]\nScript=/a\udcff\n", "not UTF-8"),
+        ("[Train a]\nScript=/a\nModule=b\n", "both Script= and Module="),
+        ("[Train a]\nScript=/a\nNodes=2\n", "set Endpoint=HOST:PORT"),
+        ("[Train a]\nScript=/a\nRestart=maybe\n", "allowed: no, on-success"),
+        ("[Train a]\nScript=/a\nNUMAPolicy=local\nNUMAMask=0\n", "NUMAMask= has no meaning"),
+        ("[Train a]\nScript=/a\nService.CPUAffinity=1\n", "use CPUs="),
+        ("[Train a]\nScript=/a\nService.=1\n", "is not Service.KEY"),
+        ("[Infer a]\n", "has nothing to serve"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
+    """Each mistake has its message."""
+    assert any(message in problem for problem in problems(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "request_"),
+    [
+        ("auto", CpuRequest(CpuRequestKind.AUTO)),
+        ("shared", CpuRequest(CpuRequestKind.SHARED)),
+        ("4", CpuRequest(CpuRequestKind.COUNT, count=4)),
+    ],
+)
+def test_a_single_number_of_cpus_counts_cores(text: str, request_: CpuRequest) -> None:
+    """CPUs=4 is four whole cores, CPUs=4-4 is CPU 4."""
+    assert read(f"[Train a]\nScript=/a\nCPUs={text}\n").services[0].settings.cpus == request_
+
+
+def test_directives_of_systemd_pass_through_in_order_until_reset() -> None:
+    """Service.KEY= is for what torchpar does not decide."""
+    config = read("[Train]\nService.Nice=5\n[Train a]\nScript=/a\nService.Nice=\nService.Nice=7\nService.LimitCORE=0\n")
+    assert config.services[0].directives == (("Nice", "7"), ("LimitCORE", "0"))
+
+
+def test_every_default_is_what_its_own_text_parses_to() -> None:
+    """The table says the default once, for people and for the program."""
+    for section in SECTIONS.values():
+        for setting in settings_of(section):
+            if setting.default:
+                assert getattr(section(), setting.field) == setting.parse(setting.default), setting.key
+
+
+def test_services_are_sorted_whatever_their_order_in_the_files() -> None:
+    """The order of sections means nothing."""
+    one = read("[Train b]\nScript=/b\n[Infer a]\nModel=/m\n[Train a]\nScript=/a\n")
+    assert [service.unit for service in one.services] == [
+        "torchpar-infer@a.service",
+        "torchpar-train@a.service",
+        "torchpar-train@b.service",
+    ]
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=200))
+def test_no_text_is_too_strange_to_be_answered(text: str) -> None:
+    """Whatever a file holds gives a Config or problems with places, never another error."""
+    try:
+        read("[Train a]\n" + text)
+    except ConfigError as error:
+        assert all(problem.startswith("/1.conf:") for problem in error.problems)

@@ -1,0 +1,156 @@
+"""The store: whole wherever its writer is killed, and clear about what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchpar.errors import BusyError, StoreError
+from torchpar.generations import Content, Store
+from torchpar.syntax import ConfFile
+
+
+def content(mark: str) -> Content:
+    """The content of a generation that differs by its mark."""
+    return Content(
+        {"torchpar-train@a.service.d/20-torchpar.conf": f"[Service]\n# {mark}\n"},
+        {"torchpar.target.wants/torchpar-train@a.service": "/usr/lib/systemd/system/torchpar-train@.service"},
+        '{"version": 1}\n',
+        (ConfFile("/etc/torchpar.conf", f"[Host]\n# {mark} \udcff\n"),),
+        {"cpus_online": "0-1", "nodes_online": "-"},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store in a directory that only this user can write."""
+    tmp_path.chmod(0o755)
+    return Store(tmp_path / "torchpar")
+
+
+def test_what_is_written_reads_back_the_same(store: Store) -> None:
+    """Text, links, plan, conf with its order and odd bytes, and manifest."""
+    generation = store.write(content("one"))
+    assert store.active() is None
+    store.activate(generation)
+    active = store.active()
+    assert active == generation and active.read() == content("one")
+    wants = generation.path / "units/torchpar.target.wants/torchpar-train@a.service"
+    assert os.readlink(wants) == "/usr/lib/systemd/system/torchpar-train@.service"
+
+
+def test_numbers_grow_and_the_newest_is_first(store: Store) -> None:
+    """A number is never used for other content while it is kept."""
+    one, two = store.write(content("one")), store.write(content("two"))
+    assert store.history() == (two, one) and store.previous(two) == one and store.previous(one) is None
+    assert store.generation(1).read() == content("one")
+
+
+def test_pruning_keeps_the_newest_and_the_active(store: Store) -> None:
+    """What is in force is never removed."""
+    generations = [store.write(content(str(i))) for i in range(5)]
+    store.activate(generations[0])
+    store.prune(keep=2)
+    assert [generation.number for generation in store.history()] == [5, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("echo x >> plan.json", "plan.json has changed"),
+        ("rm plan.json", "plan.json: No such file"),
+        (": > sha256sums", "sha256sums is not what torchpar wrote"),
+        ("rm -r units", "No such file or directory"),
+        ("sed -i /plan.json/d sha256sums", "plan.json is missing"),
+    ],
+)
+@pytest.mark.subprocess
+def test_damage_is_named_with_what_to_do(store: Store, damage: str, message: str) -> None:
+    """A half-lost disk, or an admin who edited the store."""
+    generation = store.write(content("one"))
+    subprocess.run(["sh", "-c", damage], cwd=generation.path, check=True)
+    with pytest.raises(StoreError, match=f"{message}.*make a new one: torchpar apply"):
+        generation.read()
+
+
+def test_an_active_link_that_leads_nowhere_is_an_error(store: Store) -> None:
+    """It is not the same as never applied."""
+    generation = store.write(content("one"))
+    store.activate(generation)
+    store.discard(generation)
+    with pytest.raises(StoreError, match="which is not there; make a new one"):
+        store.active()
+
+
+def test_a_store_that_others_can_write_is_refused(store: Store) -> None:
+    """Who can write it decides what runs as whom."""
+    store.write(content("one"))
+    store.directory.chmod(0o777)
+    with pytest.raises(StoreError, match="only root can write"):
+        store.write(content("two"))
+    assert len(store.history()) == 1
+
+
+def test_a_link_in_place_of_the_store_is_refused(tmp_path: Path) -> None:
+    """A link could lead to a directory of somebody else."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "torchpar").symlink_to("real")
+    with pytest.raises(StoreError, match="must be a directory"):
+        Store(tmp_path / "torchpar").write(content("one"))
+
+
+def test_only_one_can_change_the_store_at_a_time(store: Store) -> None:
+    """The second is told to try again."""
+    with store.locked(), pytest.raises(BusyError, match="try again"), Store(store.directory).locked():
+        pass
+    with store.locked():
+        pass
+
+
+# Writes a generation and activates it, and kills itself with SIGKILL before the n-th change of the file system.
+_KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.test_generations import content
+from torchpar.generations import Store
+left = int(sys.argv[2])
+def hook(event, arguments):
+    global left
+    changes = event in ("os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir") or (
+        event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    if changes and sys.argv[1] in str(arguments[0]) + str(arguments[-2:]):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+store = Store(Path(sys.argv[1]))
+sys.addaudithook(hook)
+store.activate(store.write(content("new")))
+"""
+
+
+@pytest.mark.subprocess
+def test_a_writer_killed_anywhere_leaves_the_old_or_the_new_generation_whole(store: Store) -> None:
+    """Killed before each of its changes in turn; the next writer cleans up and succeeds."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}", "PYTHONDONTWRITEBYTECODE": "1"}
+    old = store.write(content("old"))
+    store.activate(old)
+    outcomes = []
+    for point in range(100):
+        argv = [sys.executable, "-c", _KILLED_WRITER, str(store.directory), str(point)]
+        status = subprocess.run(argv, env=environment, check=False).returncode
+        active = store.active()
+        assert active is not None
+        outcomes.append((status, "new" if active.read() == content("new") else "old"))
+        assert active.read() in (content("old"), content("new"))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert outcomes[-1] == (0, "new") and outcomes[0][1] == "old" and len(outcomes) > 10
+    assert not list((store.directory / "generations").glob(".*"))

@@ -1,0 +1,220 @@
+"""Cores to services: the rules of placement on hosts of every shape."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
+from torchpar.config import parse_config
+from torchpar.cpuset import CpuSet
+from torchpar.errors import PlacementError
+from torchpar.placement import Placement, place
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts
+
+
+def place_text(text: str, facts: HostFacts) -> Placement:
+    """Place the services of a conf; a section "a CPUs=2 Enabled=yes" is short for a training service."""
+    lines = []
+    for line in text.strip().splitlines():
+        name, *settings = line.split()
+        if name == "Host":
+            lines += ["[Host]", *settings]
+        else:
+            lines += [f"[Train {name}]", f"Script=/{name}.py", *settings]
+    return place(parse_config([ConfFile("/c", "\n".join(lines))], facts, strict=True), facts)
+
+
+def cpus(text: str, facts: HostFacts) -> dict[str, str]:
+    """The CPUs of each service, by name."""
+    shares = place_text(text, facts).shares
+    return {unit.removeprefix("torchpar-train@").removesuffix(".service"): str(s.cpus) for unit, s in shares.items()}
+
+
+def refused(text: str, facts: HostFacts) -> str:
+    """The message of what does not fit."""
+    with pytest.raises(PlacementError) as error:
+        place_text(text, facts)
+    return str(error.value)
+
+
+SMALL = make_host(cores_per_complex=2)
+TWO_NODES = make_host(packages=2, complexes_per_node=2, cores_per_complex=4, smt=2)  # 16 cores, 32 CPUs
+
+
+def test_one_enabled_service_has_the_machine() -> None:
+    """Nothing is left idle, and nothing reserved on a small host."""
+    assert cpus("a Enabled=yes", SMALL) == {"a": "0-1"}
+
+
+def test_two_enabled_services_share_no_core() -> None:
+    """SMT siblings stay together, so no core is split."""
+    shares = cpus("a Enabled=yes\nb Enabled=yes", make_host(cores_per_complex=2, smt=2))
+    assert shares == {"a": "0,2", "b": "1,3"}
+
+
+def test_auto_services_share_by_weight_with_the_largest_remainder() -> None:
+    """Three of four cores for weight 300."""
+    assert cpus("Host ReserveCores=0\na Enabled=yes Weight=300\nb Enabled=yes", make_host()) == {"a": "0-2", "b": "3"}
+
+
+def test_every_enabled_auto_service_gets_a_core_however_small_its_weight() -> None:
+    """A weight of 1 beside 10000 still runs."""
+    assert cpus("Host ReserveCores=0\na Enabled=yes Weight=10000\nb Enabled=yes Weight=1", make_host())["b"] == "3"
+
+
+def test_more_enabled_services_than_cores_is_refused_by_name() -> None:
+    """The message says who asked and where."""
+    message = refused("a Enabled=yes\nb Enabled=yes\nc Enabled=yes", SMALL)
+    assert message.startswith("/c:7: [Train c] CPUs=auto: it asks for 1 core, but 0 of the 2 usable cores are left")
+
+
+def test_a_service_that_is_not_enabled_gets_what_the_enabled_leave() -> None:
+    """Ten jobs that are run one at a time do not shrink each other."""
+    text = "Host ReserveCores=0\na CPUs=2 Enabled=yes\nb\nc"
+    assert cpus(text, make_host()) == {"a": "0-1", "b": "2-3", "c": "2-3"}
+
+
+def test_a_guest_shares_with_a_warning_when_nothing_is_left() -> None:
+    """It can be started, but not in silence."""
+    share = place_text("a Enabled=yes\nb", SMALL).shares["torchpar-train@b.service"]
+    assert str(share.cpus) == "0-1" and not share.own
+    assert "both will be slower" in share.warnings[0]
+
+
+def test_shared_services_get_what_no_enabled_service_holds() -> None:
+    """And never CPUs of their own."""
+    placement = place_text("Host ReserveCores=0\na CPUs=3 Enabled=yes\nb CPUs=shared Enabled=yes", make_host())
+    assert str(placement.shares["torchpar-train@b.service"].cpus) == "3"
+    assert not placement.shares["torchpar-train@b.service"].own
+
+
+def test_cpus_are_a_services_own_unless_another_may_run_there() -> None:
+    """A shared service that is not enabled is a guest and yields."""
+    alone = place_text("a\nb CPUs=shared", SMALL).shares["torchpar-train@a.service"]
+    beside = place_text("a\nb", SMALL).shares["torchpar-train@a.service"]
+    assert alone.own and not beside.own
+
+
+def test_counts_take_a_whole_node_before_anything_else() -> None:
+    """Eight cores are one node, not halves of two."""
+    assert cpus("Host ReserveCores=0\na CPUs=8 Enabled=yes", TWO_NODES) == {"a": "0-7,16-23"}
+
+
+def test_counts_take_a_whole_core_complex_before_parts() -> None:
+    """Four cores share an L3."""
+    text = "Host ReserveCores=0\na CPUs=2 Enabled=yes\nb CPUs=4 Enabled=yes"
+    assert cpus(text, TWO_NODES) == {"b": "0-3,16-19", "a": "4-5,20-21"}
+
+
+def test_the_place_with_the_fewest_leftovers_is_taken() -> None:
+    """Two cores go where three are free rather than break a whole group."""
+    text = "Host ReserveCores=0\nx CPUs=0,16 Enabled=yes\na CPUs=2 Enabled=yes"
+    assert cpus(text, TWO_NODES)["a"] == "1-2,17-18"
+
+
+def test_more_than_a_node_takes_the_nearest_node_for_the_rest() -> None:
+    """Ten cores are a node and two cores of one group of the next."""
+    text = "Host ReserveCores=0\na CPUs=10 Enabled=yes"
+    assert cpus(text, TWO_NODES) == {"a": "0-9,16-25"}
+
+
+def test_cores_are_near_the_services_gpus() -> None:
+    """A GPU on node 1 draws its service there."""
+    host = dataclasses.replace(TWO_NODES, gpus=(make_gpu(0, 1),))
+    assert cpus("Host ReserveCores=0\na CPUs=4 GPUs=1 Enabled=yes", host) == {"a": "8-11,24-27"}
+
+
+def test_gpus_are_shared_out_by_weight_like_cores() -> None:
+    """No accelerator has two owners."""
+    host = dataclasses.replace(TWO_NODES, gpus=tuple(make_gpu(i, i // 2) for i in range(4)))
+    shares = place_text("a Enabled=yes Weight=300\nb Enabled=yes", host).shares.values()
+    assert [[gpu.pci for gpu in share.gpus] for share in shares] == [
+        ["0000:10:00.0", "0000:11:00.0", "0000:12:00.0"],
+        ["0000:13:00.0"],
+    ]
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
+    """The key and the fact it clashes with."""
+    host = dataclasses.replace(SMALL, gpus=(make_gpu(0, 0),))
+    message = refused("a GPUs=0000:99:00.0", host)
+    assert message == "/c:3: [Train a] GPUs=0000:99:00.0: no such accelerator on this host; it has: 0000:10:00.0"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("0-9", "this host has no CPU 2-9 (online: 0-1)"),
+        ("node:4", "NUMA node 4 does not exist on this host; those with CPUs are 0"),
+        ("package:7", "package 7 does not exist on this host; those with CPUs are 0"),
+        ("9", "it asks for 9 cores, but 2 of the 2 usable cores are left"),
+    ],
+)
+def test_what_the_host_does_not_have_is_refused_with_what_it_has(request_: str, message: str) -> None:
+    """Enabled or not: it cannot be started as asked for."""
+    for enabled in ("yes", "no"):
+        assert message in refused(f"a CPUs={request_} Enabled={enabled}", SMALL)
+
+
+def test_an_offline_cpu_is_called_offline() -> None:
+    """It exists, so the admin can bring it online."""
+    host = make_host(
+        cores_per_complex=2, cores=(CpuSet([0]),), online_cpus=CpuSet([0]), allowed_cpus=CpuSet([0]),
+        offline_cpus=CpuSet([1]),
+    )  # fmt: skip
+    assert "CPU 1 is offline" in refused("a CPUs=0-1", host)
+
+
+def test_two_enabled_lists_may_not_overlap() -> None:
+    """Both are named, with the CPU they quarrel over."""
+    message = refused("a CPUs=0-1 Enabled=yes\nb CPUs=1 Enabled=yes".replace("CPUs=1 ", "CPUs=1-1 "), SMALL)
+    assert "CPU 1 is also named by /c:3: [Train a] CPUs=0-1" in message
+
+
+def test_services_of_a_slot_share_their_cpus_and_are_each_others_own() -> None:
+    """They take turns, so neither disturbs the other."""
+    placement = place_text("Host ReserveCores=0\na Slot=s Enabled=yes CPUs=2\nb Slot=s\nc Enabled=yes", make_host())
+    shares = {unit[15:16]: share for unit, share in placement.shares.items()}
+    assert str(shares["a"].cpus) == str(shares["b"].cpus) == "0-1"
+    assert shares["a"].own and shares["b"].own and str(shares["c"].cpus) == "2-3"
+
+
+def test_a_hybrid_host_computes_on_performance_cores() -> None:
+    """One slow thread would hold up every parallel region."""
+    host = make_hybrid_host()
+    placement = place_text("a Enabled=yes\nb CPUs=shared", host)
+    assert str(placement.shares["torchpar-train@a.service"].cpus) == "0-7"
+    assert str(placement.shares["torchpar-train@b.service"].cpus) == "9-11"
+    assert "an efficiency core" in placement.usable.left_out[9]
+    assert "kept for the system" in placement.usable.left_out[8]
+
+
+@pytest.mark.parametrize(("cores", "reserved"), [(3, ""), (4, "0"), (15, "0"), (16, "0,8")])
+def test_reserved_cores_grow_with_the_host(cores: int, reserved: str) -> None:
+    """None below 4, one from 4 to 15, one for each package from 16."""
+    host = make_host(packages=2, cores_per_complex=8) if cores == 16 else make_host(cores_per_complex=cores)
+    assert str(CpuSet(place_text("a", host).usable.left_out)) == reserved
+
+
+def test_a_cpu_quota_limits_the_pool_rounded_down() -> None:
+    """More cores than the quota would only be throttled."""
+    placement = place_text("Host ReserveCores=0\na Enabled=yes", make_host(cpu_limit=2.9))
+    assert str(placement.shares["torchpar-train@a.service"].cpus) == "0-1"
+    assert placement.usable.left_out[3] == "beyond the CPU quota of 2.9 CPUs"
+
+
+def test_isolated_cpus_are_only_for_who_names_them() -> None:
+    """The kernel balances nothing onto them."""
+    host = make_host(isolated_cpus=CpuSet([3]))
+    assert cpus("Host ReserveCores=0\na Enabled=yes", host) == {"a": "0-2"}
+    assert cpus("a CPUs=3-3 Enabled=yes", host) == {"a": "3"}
+
+
+def test_the_hosts_cpus_bound_everything() -> None:
+    """[Host] CPUs= is the fence, for lists too."""
+    assert cpus("Host CPUs=1-2 ReserveCores=0\na Enabled=yes", make_host()) == {"a": "1-2"}
+    assert "not in [Host] CPUs=1-2" in refused("Host CPUs=1-2\na CPUs=3-3", make_host())
+    assert "none of them is usable" in refused("Host CPUs=8-9\na", make_host())

@@ -1,0 +1,233 @@
+"""Ranks, threads, memory, allocator and variables: what one service runs with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.unit.hosts import TCMALLOC, make_gpu, make_host
+from torchpar.allocator import JEMALLOC_CONF
+from torchpar.config import parse_config
+from torchpar.cpuset import CpuSet
+from torchpar.errors import PlacementError
+from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts, Library, facts_json, parse_facts
+
+TWO_NODES = make_host(packages=2, cores_per_complex=4)
+FOUR = make_host()
+
+
+def plan_of(settings: str, facts: HostFacts = FOUR, *, kind: str = "Train", more: str = "") -> ServicePlan:
+    """The plan of one enabled service on a host without reserved cores."""
+    what = "Script=/a.py" if kind == "Train" else "Model=/m.pt"
+    text = f"[Host]\nReserveCores=0\n[{kind} a]\n{what}\nEnabled=yes\n{settings}\n{more}\n"
+    config = parse_config([ConfFile("/c", text)], facts, strict=True)
+    return make_plan(config, facts).services[0]
+
+
+def ranks(plan: ServicePlan) -> list[tuple[str, int, int]]:
+    """CPUs, threads and loader workers of each rank."""
+    return [(str(rank.cpus), rank.threads, rank.loader_workers) for rank in plan.ranks]
+
+
+def why(plan: ServicePlan, key: str) -> str:
+    """The reason for a key."""
+    return next(reason.why for reason in plan.reasons if reason.key == key)
+
+
+@pytest.mark.parametrize(
+    ("cores", "settings", "threads", "workers"),
+    [
+        (2, "", 2, 0),
+        (4, "", 3, 1),
+        (4, "LoaderWorkers=off", 4, 0),
+        (4, "LoaderWorkers=2", 2, 2),
+        (4, "Threads=2", 2, 1),
+        (4, "Threads=9", 4, 0),
+        (4, "Threads=3 LoaderWorkers=3", 3, 1),
+        (1, "LoaderWorkers=2", 1, 0),
+    ],
+)
+def test_threads_and_loader_workers_never_exceed_the_cores(
+    cores: int, settings: str, threads: int, workers: int
+) -> None:
+    """The rule against oversubscription, also for what the conf asks for."""
+    plan = plan_of(settings.replace(" ", "\n"), make_host(cores_per_complex=cores))
+    assert ranks(plan) == [(str(CpuSet(range(cores))), threads, workers)]
+
+
+def test_what_is_reduced_is_said_with_its_place() -> None:
+    """A conf that asks for too much is followed as far as it can be."""
+    assert plan_of("Threads=9").warnings[0] == "/c:6: [Train a] Threads=9: reduced to its 4 cores"
+
+
+def test_smt_gives_a_thread_to_each_cpu_only_when_asked() -> None:
+    """Two threads of one core share its arithmetic units."""
+    host = make_host(cores_per_complex=2, smt=2)
+    assert ranks(plan_of("", host)) == [("0-3", 2, 0)]
+    assert ranks(plan_of("SMT=yes\nLoaderWorkers=0", host)) == [("0-3", 4, 0)]
+
+
+def test_ranks_split_cores_evenly_and_the_first_get_the_remainder() -> None:
+    """Five cores for two ranks are three and two."""
+    assert ranks(plan_of("Ranks=2\nLoaderWorkers=0", make_host(cores_per_complex=5))) == [("0-2", 3, 0), ("3-4", 2, 0)]
+
+
+def test_no_rank_crosses_a_node_where_there_are_as_many_ranks_as_nodes() -> None:
+    """Each rank's memory is near it."""
+    assert [r[0] for r in ranks(plan_of("Ranks=3", TWO_NODES))] == ["0-1", "2-3", "4-7"]
+    assert [r[0] for r in ranks(plan_of("Ranks=numa", TWO_NODES))] == ["0-3", "4-7"]
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [("node", "0-3"), ("socket", "0-3"), ("core-complex", "0-3"), ("none", "0-7"), ("exclusive", "0-1")],
+)
+def test_binding_widens_what_a_rank_is_bound_to(binding: str, expected: str) -> None:
+    """PyTorch's words for it."""
+    assert ranks(plan_of(f"Ranks=4\nBinding={binding}", TWO_NODES))[0][0] == expected
+
+
+def test_more_ranks_than_cores_are_refused() -> None:
+    """With the key, the number of cores and the CPUs."""
+    with pytest.raises(PlacementError, match=r"\[Train a\] Ranks=5: it has 4 cores \(0-3\)"):
+        plan_of("Ranks=5")
+
+
+def test_ranks_of_gpus_get_the_cores_near_their_gpu() -> None:
+    """The second GPU's rank is on the second node."""
+    host = dataclasses.replace(TWO_NODES, gpus=(make_gpu(0, 1), make_gpu(1, 0)))
+    plan = plan_of("Ranks=gpu", host)
+    assert [(str(r.cpus), [g.pci for g in r.gpus]) for r in plan.ranks] == [
+        ("4-7", ["0000:10:00.0"]),
+        ("0-3", ["0000:11:00.0"]),
+    ]
+    assert plan.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert plan.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_ranks_gpu_without_gpus_is_refused() -> None:
+    """A host without GPUs needs another file."""
+    with pytest.raises(PlacementError, match=r"Ranks=gpu: it has 0 accelerators here"):
+        plan_of("Ranks=gpu")
+
+
+def test_accelerators_of_others_are_hidden() -> None:
+    """A service without GPUs on a host with some sees none."""
+    host = dataclasses.replace(FOUR, gpus=(make_gpu(0, 0),))
+    assert plan_of("GPUs=none", host).environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy", "nodes", "allowed"),
+    [
+        ("CPUs=4", "preferred", "0", "0-1"),
+        ("CPUs=4\nMemoryMax=8G", "bind", "0", "0"),
+        ("CPUs=4\nMemoryMax=14G", "preferred", "0", "0-1"),
+        ("", "local", "", "0-1"),
+        ("NUMAPolicy=interleave", "interleave", "0-1", "0-1"),
+        ("NUMAMask=1", "bind", "1", "1"),
+        ("NUMAPolicy=preferred", "preferred", "0", "0-1"),
+        ("NUMAPolicy=default", "default", "", "0-1"),
+    ],
+)
+def test_the_memory_policy_follows_the_nodes_and_the_limit(
+    settings: str, policy: str, nodes: str, allowed: str
+) -> None:
+    """bind only where the memory limit leaves room on the node."""
+    memory = plan_of(settings, TWO_NODES).memory
+    assert (memory.policy.value, str(memory.nodes), str(memory.allowed_nodes)) == (policy, nodes, allowed)
+
+
+def test_a_kernel_without_numa_gets_no_policy() -> None:
+    """set_mempolicy would fail with ENOSYS, and systemd with 242."""
+    host = make_host(numa_nodes=(), allowed_mems=CpuSet())
+    assert plan_of("", host).memory.policy.value == "default"
+
+
+def test_weights_larger_than_a_node_are_interleaved() -> None:
+    """All nodes' bandwidth for one large model."""
+    assert plan_of("MemoryMax=20G", TWO_NODES, kind="Infer").memory.policy.value == "interleave"
+
+
+def test_a_node_that_is_not_there_is_refused() -> None:
+    """systemd would fail with 242 at the start."""
+    with pytest.raises(PlacementError, match=r"NUMAMask=3: node 3 is not there or not allowed; this host has nodes 0"):
+        plan_of("NUMAMask=3")
+
+
+def test_jemalloc_has_the_settings_that_avoid_page_faults() -> None:
+    """muzzy_decay_ms:-1 is what matters with 5.3."""
+    environment = plan_of("").environment
+    assert environment["LD_PRELOAD"] == "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
+    assert environment["MALLOC_CONF"] == JEMALLOC_CONF and "muzzy_decay_ms:-1" in JEMALLOC_CONF
+
+
+def test_without_an_allocator_glibc_gets_larger_thresholds_and_it_is_said() -> None:
+    """The job still runs well, and the admin learns what to install."""
+    plan = plan_of("", make_host(libraries=()))
+    assert plan.allocator == "glibc" and plan.environment["MALLOC_TOP_PAD_"] == "67108864"
+    assert "apt install libjemalloc2" in plan.warnings[0]
+
+
+def test_a_library_of_another_architecture_is_not_preloaded() -> None:
+    """The loader would skip it, and nobody would notice."""
+    foreign = Library("jemalloc", "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2", 183)
+    assert plan_of("", make_host(libraries=(foreign,))).allocator == "glibc"
+    assert plan_of("", make_host(libraries=(foreign, TCMALLOC))).allocator == "tcmalloc"
+
+
+def test_threads_spin_only_on_cpus_of_their_own() -> None:
+    """Two spinning jobs on one core are twenty times slower."""
+    assert "OMP_WAIT_POLICY" not in plan_of("").environment
+    shared = plan_of("CPUs=shared")
+    assert shared.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert plan_of("", make_host(cpu_limit=3.5)).environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert plan_of("WaitPolicy=passive").environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_what_the_admin_sets_wins_and_explain_says_so() -> None:
+    """Environment= is the last word."""
+    plan = plan_of("Environment=OMP_NUM_THREADS=1 X=y")
+    assert plan.environment["OMP_NUM_THREADS"] == "1" and plan.environment["X"] == "y"
+    assert why(plan, "OMP_NUM_THREADS") == "set by Environment=; torchpar would set 3"
+
+
+def test_openmp_threads_are_never_bound_one_by_one() -> None:
+    """It would pin every loader worker to one core."""
+    assert not {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(plan_of("").environment)
+
+
+def test_a_missing_interpreter_is_a_warning_with_its_line() -> None:
+    """The unit fails at its start; the plan says it before."""
+    host = make_host(interpreters={"/srv/venv/bin/python": None})
+    plan = plan_of("Python=/srv/venv/bin/python", host)
+    assert "/c:6: [Train a] Python=/srv/venv/bin/python: no such program on this host" in plan.warnings
+
+
+def test_a_plan_is_the_same_from_exported_facts() -> None:
+    """A fleet is planned on one laptop."""
+    host = dataclasses.replace(TWO_NODES, gpus=(make_gpu(0, None),))
+    exported = parse_facts(json.loads(json.dumps(facts_json(host))))
+    assert exported == host
+    assert plan_of("", exported).environment == plan_of("", host).environment
+
+
+def test_the_plan_as_json_has_what_the_manual_promises() -> None:
+    """Its shape is an interface."""
+    config = parse_config([ConfFile("/c", "[Train a]\nScript=/a.py\n[Infer a]\nModel=/m.pt\n")], FOUR)
+    plan: Plan = make_plan(config, FOUR)
+    data = plan_json(plan)
+    assert sorted(data) == ["host", "services", "unassigned_cpus", "version", "warnings"]
+    assert [service["unit"] for service in data["services"]] == ["torchpar-infer@a.service", "torchpar-train@a.service"]
+    train = data["services"][1]
+    assert train["command"] == ["/usr/bin/python3", "/usr/lib/torchpar/run.py", "--", "/a.py"]
+    assert train["ranks"][0] == {
+        "local_rank": 0, "cpus": "1-3", "numa_nodes": "0", "threads": 3, "loader_workers": 0, "gpus": [],
+    }  # fmt: skip
+    assert data["unassigned_cpus"] == "1-3" and data["host"]["left_out"] == {
+        "0": "kept for the system ([Host] ReserveCores=)"
+    }

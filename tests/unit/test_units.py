@@ -1,0 +1,158 @@
+"""Unit text: the whole drop-in, its quoting, and what is left out."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.hosts import make_host
+from torchpar.config import parse_config
+from torchpar.plan import make_plan
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts
+from torchpar.units import UnitSet, make_units, quote_path, quote_word
+
+WHOLE = """\
+# Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet
+[Unit]
+SourcePath=/etc/torchpar.conf
+AssertPathExists=/srv/venv/bin/python3
+AssertPathExists=/srv/100%%/train.py
+Conflicts=torchpar-train@other.service
+
+[Service]
+User=ml
+WorkingDirectory=/srv/a b
+CPUAffinity=
+CPUAffinity=1-3
+AllowedCPUs=
+AllowedCPUs=1-3
+AllowedMemoryNodes=
+AllowedMemoryNodes=0
+NUMAMask=
+NUMAPolicy=bind
+NUMAMask=0
+Environment="A=two words"
+Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2
+Environment=MALLOC_CONF=oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1
+Environment=OMP_NUM_THREADS=3
+Environment=OPENBLAS_NUM_THREADS=3
+Environment=TORCHINDUCTOR_COMPILE_THREADS=3
+Environment='TORCHPAR_JOB={"cudnn_benchmark":null,"interop_threads":1,"ranks":[{"cpus":"1-3","gpus":[],\
+"loader_workers":0,"local_rank":0,"numa_nodes":"0","threads":3}],"service":"torchpar-train@resnet.service"}'
+ExecStartPre=
+ExecStart=
+ExecStart=:/srv/venv/bin/python3 /usr/lib/torchpar/run.py -- /srv/100%%/train.py --epochs 90 "$HOME and %%h"
+MemoryMax=8G
+Restart=on-failure
+TimeoutStopSec=60s
+Nice=5
+"""
+
+CONF = """
+[Train resnet]
+Script=/srv/100%/train.py
+Arguments=--epochs 90 '$HOME and %h'
+Python=/srv/venv/bin/python3
+User=ml
+WorkingDirectory=/srv/a b
+Environment="A=two words"
+MemoryMax=8G
+CheckpointGrace=1min
+Service.Nice=5
+Slot=s
+Enabled=yes
+[Train other]
+Script=/srv/other.py
+Slot=s
+"""
+
+
+def units_of(text: str, facts: HostFacts) -> UnitSet:
+    """The rendered units of a conf."""
+    return make_units(make_plan(parse_config([ConfFile("/etc/torchpar.conf", text)], facts, strict=True), facts))
+
+
+def test_a_drop_in_is_what_the_manual_shows() -> None:
+    """Every key in its place: lists reset, % doubled, words quoted, nothing expanded."""
+    units = units_of(CONF, make_host())
+    assert units.files["torchpar-train@resnet.service.d/20-torchpar.conf"] == WHOLE
+    assert units.links == {
+        "torchpar.target.wants/torchpar-train@resnet.service": "/usr/lib/systemd/system/torchpar-train@.service"
+    }
+
+
+def test_an_edit_elsewhere_in_the_conf_changes_nothing_here() -> None:
+    """No line numbers, no timestamps: the same inputs give the same bytes."""
+    before = units_of("[Train a]\nScript=/a.py\n", make_host()).files
+    after = units_of("# a comment\n[Host]\n\n[Train a]\nScript=/a.py\n", make_host()).files
+    assert before == after
+
+
+def test_the_order_of_sections_changes_nothing() -> None:
+    """Placement goes by names, not by where they stand."""
+    a, b = "[Train a]\nScript=/a.py\nEnabled=yes\n", "[Train b]\nScript=/b.py\nEnabled=yes\n"
+    assert units_of(a + b, make_host()).files == units_of(b + a, make_host()).files
+
+
+def test_a_directive_that_this_systemd_lacks_is_left_out_and_named() -> None:
+    """systemd 252 would log an unknown key at every reload."""
+    text = "[Train a]\nScript=/a.py\nService.RestartSteps=5\n"
+    new, old = (units_of(text, make_host(systemd_version=version)) for version in (257, 252))
+    assert any("RestartSteps=5" in text for text in new.files.values()) and not new.warnings
+    assert not any("RestartSteps" in text for text in old.files.values())
+    assert old.warnings[0].startswith("/etc/torchpar.conf:3: [Train a] Service.RestartSteps= needs systemd 254")
+
+
+def test_several_ranks_start_through_torchrun_of_the_jobs_interpreter() -> None:
+    """Each rank goes through run.py."""
+    text = units_of("[Train a]\nModule=pkg.train\nRanks=2\n", make_host()).files.popitem()[1]
+    assert (
+        "ExecStart=:/usr/bin/python3 -m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=0 "
+        "/usr/lib/torchpar/run.py -m pkg.train\n"
+    ) in text
+
+
+def test_an_inference_service_keeps_its_units_own_command() -> None:
+    """Only its placement is rendered."""
+    text = units_of("[Infer a]\nModel=/m.pt\n", make_host()).files.popitem()[1]
+    assert "ExecStart" not in text and "CPUAffinity=1-3" in text
+
+
+def test_a_service_with_accelerators_keeps_the_hosts_groups() -> None:
+    """In a user namespace of its own the render and video groups are gone."""
+    text = units_of("[Train a]\nScript=/a.py\n", make_host(gpu_nodes=(0,))).files.popitem()[1]
+    assert "PrivateUsers=no\n" in text
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=32, exclude_characters="\x7f", codec="utf-8"), min_size=1))
+def test_a_quoted_word_reads_back_as_itself(text: str) -> None:
+    """systemd unquotes like a shell that knows backslashes in both kinds of quotes, then halves each %."""
+    quoted = quote_word(text)
+    inner = quoted[1:-1] if quoted[:1] in "\"'" and quoted != text.replace("%", "%%") else quoted
+    read, escaped = "", False
+    for character in inner:
+        if character == "\\" and not escaped:
+            escaped = True
+            continue
+        read += character
+        escaped = False
+    assert read.replace("%%", "%") == text
+    assert "\n" not in quoted
+
+
+@pytest.mark.parametrize("text", ["a\nExecStart=/bin/evil", "\0", "\x7f", "tab\t"])
+def test_control_characters_never_reach_a_unit(text: str) -> None:
+    """A newline in a value would be another directive."""
+    for quote in (quote_word, quote_path):
+        with pytest.raises(ValueError, match="control character"):
+            quote(text)
+
+
+def test_plain_words_stay_as_they_are() -> None:
+    """What an administrator reads should look like what was written."""
+    assert quote_word("--lr=0.1") == "--lr=0.1"
+    assert shlex.split(quote_word("two words")) == ["two words"]
