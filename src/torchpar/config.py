@@ -143,8 +143,6 @@ _RENDERED = {
 
 _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
 
-_RESTARTS = ("no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always")
-
 
 def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = False) -> Config:
     """Merge the files, in the order in which later ones win, for the host that `facts` describe.
@@ -276,11 +274,6 @@ def _contradictions(service: Service) -> Iterator[str]:
             yield f"{service.origin('Nodes')}: {header} Nodes={settings.nodes}: set Endpoint=HOST:PORT, where they meet"
     if isinstance(settings, InferSettings) and not settings.model and not settings.handler:
         yield f"{service.origin('')}: {header} has nothing to serve; set Model=/path/to/model.pt or Handler="
-    if settings.restart and settings.restart not in _RESTARTS:
-        yield (
-            f"{service.origin('Restart')}: {header} Restart={settings.restart}: is not one of them; "
-            f"allowed: {', '.join(_RESTARTS)}"
-        )
     explicit = ("preferred", "bind", "interleave")
     if settings.numa_mask and settings.numa_policy.value not in (*explicit, "auto"):
         yield (

@@ -207,12 +207,12 @@ class ServiceSettings:
         "1 to 10000, idle",
         "as in systemd.resource-control(5)",
     )
-    restart: str | None = _setting(
+    restart: v.Restart = _setting(
         "Restart",
-        v.parse_identifier,
-        "",
+        v.one_of(v.Restart),
+        "on-failure",
         "no, on-success, on-failure, on-abnormal, on-watchdog, on-abort, always",
-        "as in systemd.service(5); else on-failure",
+        "as in systemd.service(5)",
     )
     tune: v.Tune = _setting("Tune", v.one_of(v.Tune), "off", "off, online", "tune the service while it runs")
 

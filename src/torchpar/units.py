@@ -98,7 +98,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         "MemoryMax": settings.memory_max,
         "MemoryHigh": settings.memory_high,
         "CPUWeight": settings.cpu_weight,
-        "Restart": settings.restart,
+        "Restart": settings.restart.value,
         "TimeoutStopSec": f"{train.checkpoint_grace}s" if train else None,
     }
     directives = []

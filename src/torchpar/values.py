@@ -104,6 +104,18 @@ class Tune(enum.Enum):
     ONLINE = "online"  # threads, at step boundaries
 
 
+class Restart(enum.Enum):
+    """When systemd starts a service again, see Restart= in systemd.service(5)."""
+
+    NO = "no"
+    ON_SUCCESS = "on-success"
+    ON_FAILURE = "on-failure"
+    ON_ABNORMAL = "on-abnormal"
+    ON_WATCHDOG = "on-watchdog"
+    ON_ABORT = "on-abort"
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A condition of [Match] such as ">= 64": an operator and a number."""
