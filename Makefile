@@ -62,6 +62,7 @@ $(VENV)/complete:
 
 # ---- checks and tests ----
 
+UNITS  := $(foreach type,service socket slice target timer path,$(wildcard systemd/*.$(type)))
 SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian systemd tests --include='*' 2>/dev/null | sort)
 PYTEST := '$(VENV)/bin/python' -B -m pytest -p no:cacheprovider
 MAN_PAGES = $(addprefix build/man/,$(notdir $(wildcard debian/man/*.[1-8])) torchpar.conf.5)
@@ -78,6 +79,13 @@ lint: $(VENV)/complete man
 		out=$$(MANWIDTH=80 LC_ALL=C.UTF-8 man --warnings=all -l "$$page" 2>&1 >/dev/null) || true; \
 		[ -z "$$out" ] || { echo "$$page: $$out"; exit 1; }; \
 	done
+	@# It exits 0 on bad values: any line is a failure, but that the programs are not installed here.
+	@if command -v systemd-analyze >/dev/null; then \
+		echo 'systemd-analyze verify' $(notdir $(UNITS)); \
+		out=$$(SYSTEMD_UNIT_PATH="$$PWD/systemd:" systemd-analyze verify --man=no $(notdir $(subst @.,@x.,$(UNITS))) 2>&1 | \
+			grep -v ': Command /usr/.* is not executable: No such file or directory$$' || true); \
+		[ -z "$$out" ] || { echo "$$out"; exit 1; }; \
+	fi
 .PHONY: lint
 
 types: $(VENV)/complete
@@ -139,7 +147,6 @@ build/man/%: debian/man/%
 PYDIR   := /usr/lib/python3/dist-packages
 UNITDIR := $(or $(shell pkg-config --variable=systemdsystemunitdir systemd 2>/dev/null),/usr/lib/systemd/system)
 GENDIR  := $(or $(shell pkg-config --variable=systemdsystemgeneratordir systemd 2>/dev/null),/usr/lib/systemd/system-generators)
-UNITS   := $(foreach type,service socket slice target timer path,$(wildcard systemd/*.$(type)))
 
 # $(call put,MODE,FILES,DIRECTORY)
 put = $(if $(strip $(2)),install -D -m $(1) -t '$(DESTDIR)$(3)' $(2))

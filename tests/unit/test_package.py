@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 from debian.changelog import Changelog
 
+from torchpar.cli.main import COMMANDS, torchpar
 from torchpar.config import Config, parse_config
 from torchpar.cpuset import CpuSet
 from torchpar.settings import SECTIONS, settings_of
@@ -131,6 +133,20 @@ def test_every_checker_is_pinned() -> None:
     setup.read(TREE / "setup.cfg")
     pins = setup["options.extras_require"]["check"].split()
     assert pins and all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin) for pin in pins)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_torchpar_8_has_every_command_and_option(command: str) -> None:
+    """A command is found in the manual page with all that it takes, and nothing that it does not."""
+    page = read("debian/man/torchpar.8").replace("\\-", "-").replace("\\fB", "").replace("\\fR", "").replace("\\fI", "")
+    entry = re.search(rf"^\.TP\n(?:\.B )?({command}\b.*)", page, flags=re.M)
+    inputs = re.search(r"^\.I INPUTS\n(.*?)^\.", page, flags=re.M | re.S)
+    assert entry and inputs, f"no entry for {command}"
+    text = entry[1].replace("INPUTS", inputs[1])
+    found = torchpar.get_command(click.Context(torchpar), command)
+    assert found is not None
+    options = {name for parameter in found.params for name in parameter.opts if name.startswith("--")}
+    assert set(re.findall(r"--[a-z-]+", text)) == options - {"--help"}
 
 
 @pytest.mark.subprocess
