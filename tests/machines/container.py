@@ -38,8 +38,10 @@ folder=$1 lower=$2 group=$3; shift 3
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs -o mode=755 tmpfs /run/systemd/nspawn
 [ -z "$group" ] || echo $$ >"$group/cgroup.procs"
+rm -rf "$folder/work"
+mkdir "$folder/work"
 [ -z "$lower" ] || mount -t overlay overlay \
-    -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" "$folder/tree"
+    -o "volatile,lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" "$folder/tree"
 exec "$@"
 """
 
