@@ -17,7 +17,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -136,6 +138,7 @@ class Machine:
         self,
         *argv: str,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stderr: int = subprocess.PIPE,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         """Start a command as `run` does, with pipes for what it prints, and leave it to the caller."""
@@ -148,12 +151,37 @@ class Machine:
             errors="replace",
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             # Of this folder the machine knows nothing, and sh would export it as PWD.
             cwd="/",
             env={**ENVIRONMENT, **(env or {})},
             start_new_session=True,
         )
+
+    def follow(self, *argv: str, timeout: float = 60) -> Iterator[str]:
+        """The lines that a command prints, as they come. Raises CommandError at the end if it failed.
+
+        Whoever stops listening before the end stops the command.
+        """
+        process = self.start(*argv, stderr=subprocess.STDOUT)
+        assert process.stdout
+        late = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
+        lines: deque[str] = deque(maxlen=60)
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                yield line.rstrip("\n")
+            status: int | str = process.wait()
+        finally:
+            in_time = late.is_alive()
+            late.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            process.stdout.close()
+        if status:
+            raise CommandError(argv, status if in_time else f"still running after {timeout:g} s", "".join(lines), "")
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file, and the folders above it."""
@@ -177,21 +205,24 @@ class Machine:
 
     # ---- packages ----
 
-    def install(self, *packages: str, recommends: bool = True) -> str:
-        """apt-get install, of names or of files in the machine; what apt printed."""
+    def install(self, *packages: str, recommends: bool = True, each_line: Report = lambda line: None) -> str:
+        """apt-get install, of names or of files in the machine; what apt printed, also given line by line."""
         if not self._updated:
             self.run("apt-get", "update", timeout=300)
             self._updated = True
         options = [] if recommends else ["--no-install-recommends"]
-        result = self.run("apt-get", "install", "--yes", *options, *packages, timeout=900)
+        lines = []
+        for line in self.follow("apt-get", "install", "--yes", *options, *packages, timeout=900):
+            lines.append(line)
+            each_line(line)
         self._keep_packages()
-        return result.stdout
+        return "\n".join(lines)
 
-    def install_deb(self, deb: Path, *, recommends: bool = True) -> str:
+    def install_deb(self, deb: Path, *, recommends: bool = True, each_line: Report = lambda line: None) -> str:
         """What a person does: copy the package there, `apt install ./torchpar.deb`."""
         # Not in /tmp, which is in memory, nor in /root, which apt's own user cannot read.
-        self.push(deb, f"/var/tmp/{deb.name}")
-        return self.install(f"/var/tmp/{deb.name}", recommends=recommends)
+        self.push(deb, "/var/tmp/torchpar.deb")
+        return self.install("/var/tmp/torchpar.deb", recommends=recommends, each_line=each_line)
 
     # ---- systemd ----
 
