@@ -160,7 +160,7 @@ def test_services_are_sorted_whatever_their_order_in_the_files() -> None:
     ]
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=200))
+@given(st.text(max_size=200))
 def test_no_text_is_too_strange_to_be_answered(text: str) -> None:
     """Whatever a file holds gives a Config or problems with places, never another error."""
     try:

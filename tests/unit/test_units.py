@@ -128,7 +128,7 @@ def test_a_service_with_accelerators_keeps_the_hosts_groups() -> None:
     assert "PrivateUsers=no\n" in text
 
 
-@given(st.text(alphabet=st.characters(min_codepoint=32, exclude_characters="\x7f", codec="utf-8"), min_size=1))
+@given(st.text(alphabet=st.sampled_from("ab0 =%$\\'\"{};:ä漢/"), min_size=1))
 def test_a_quoted_word_reads_back_as_itself(text: str) -> None:
     """systemd unquotes like a shell that knows backslashes in both kinds of quotes, then halves each %."""
     quoted = quote_word(text)
