@@ -103,8 +103,8 @@ test-machines: $(VENV)/complete machine-packages
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' $(PYTEST) -v -m machine tests/machines
 .PHONY: test-machines
 
-demo: $(VENV)/complete machine-packages
-	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' PYTHONPATH=src '$(VENV)/bin/python' -B tests/machines/demo.py $(or $(SUITE),trixie)
+demo: machine-packages
+	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.machines.demo --suite $(or $(SUITE),trixie)
 .PHONY: demo
 
 machine-packages:
