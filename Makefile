@@ -108,7 +108,7 @@ demo: machine-packages
 .PHONY: demo
 
 machine-packages:
-	$(call packages,mmdebstrap systemd-container)
+	$(call packages,mmdebstrap python3 systemd-container)
 .PHONY: machine-packages
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.machines.machine import Machine
-from tests.machines.package import build_package, lint_package
+from tests.machines.package import build_package
 from tests.machines.roots import TREE, Suite
 
 DEPENDS = ("python3-click", "python3-debian", "python3-jinja2", "libjemalloc2")
@@ -94,11 +94,6 @@ def files(machine: Machine) -> set[str]:
 
 def active(machine: Machine, unit: str) -> str:
     return machine.run("systemctl", "is-active", unit, check=False).stdout.strip()
-
-
-def test_lintian_finds_nothing(suite: Suite, progress: Callable[[str], None]) -> None:
-    """No error and no warning, by the release's own lintian."""
-    lint_package(suite, progress)
 
 
 def test_the_build_is_reproducible(suite: Suite, deb: Path, tmp_path: Path, progress: Callable[[str], None]) -> None:
