@@ -117,7 +117,6 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
     return _template().render(
         source=service.origins[""].rsplit(":", 1)[0],
         name=service.name,
-        needs=[file for file in (settings.python, train.script if train else None) if file],
         conflicts=plan.slot_mates,
         identity=[(key, value) for key, value in identity.items() if value is not None],
         placement=_placement(plan),

@@ -19,8 +19,6 @@ WHOLE = """\
 # Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet
 [Unit]
 SourcePath=/etc/torchpar.conf
-AssertPathExists=/srv/venv/bin/python3
-AssertPathExists=/srv/100%%/train.py
 Conflicts=torchpar-train@other.service
 
 [Service]

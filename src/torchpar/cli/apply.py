@@ -85,7 +85,7 @@ def _compile(inputs: Inputs) -> _Compiled:
     content = Content(
         units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
     )
-    return _Compiled(plan, units, content, (*plan.warnings, *units.warnings))
+    return _Compiled(plan, units, content, (*inputs.warnings, *plan.warnings, *units.warnings))
 
 
 def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:

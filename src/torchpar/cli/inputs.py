@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +24,12 @@ LIVE = Path("/")
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The conf, the facts, and the texts the conf was read from."""
+    """The conf, the facts, the texts the conf was read from, and what this host lacks of what the conf names."""
 
     config: Config
     facts: HostFacts
     files: tuple[ConfFile, ...]
+    warnings: tuple[str, ...]
 
 
 def input_options(command: F) -> F:
@@ -59,9 +60,20 @@ def load(
         paths = (conf_file,) if conf_file else find_conf_files(root)
         files = read_conf_files(paths, trusted=root == LIVE and conf_file is None)
     config = parse_config(files, facts, strict=strict)
-    if facts_file is None:
-        facts = dataclasses.replace(facts, interpreters=read_interpreters(root, config.interpreters()))
-    return Inputs(config, facts, files)
+    if facts_file is not None:
+        return Inputs(config, facts, files, ())
+    facts = dataclasses.replace(facts, interpreters=read_interpreters(root, config.interpreters()))
+    return Inputs(config, facts, files, tuple(_missing_scripts(config, root)))
+
+
+def _missing_scripts(config: Config, root: Path) -> Iterator[str]:
+    for service in config.services:
+        train = service.train()
+        if train and train.script and not (root / train.script.lstrip("/")).exists():
+            yield (
+                f"{service.origin('Script')}: {service.section} Script={train.script}: no such file on this host; "
+                "the service fails until it is there"
+            )
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:

@@ -22,7 +22,7 @@ def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: b
         echo_json(plan_json(made))
         return
     _echo_plan(made)
-    warn(made.warnings)
+    warn((*inputs.warnings, *made.warnings))
 
 
 def _echo_plan(plan: Plan) -> None:
