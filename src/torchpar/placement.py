@@ -219,9 +219,11 @@ def _place_guest(claim: Claim, free: list[Core], usable: UsableCores, distance: 
     if not offered or count > len(offered):
         offered = list(usable.pool)
         why = "enabled services hold all the others, so it shares theirs"
-        claim.warnings.append(
-            f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; both will be slower"
-        )
+        # A shared service that is not enabled, such as the demo, expects no better.
+        if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
+            claim.warnings.append(
+                f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; both will be slower"
+            )
     _take(claim, list(offered), count or len(offered), distance, why)
 
 

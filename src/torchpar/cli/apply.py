@@ -182,7 +182,7 @@ def _echo(
 ) -> None:
     for change in changes:
         click.echo(f"{change.unit}: {change.what}")
-    click.echo(f"generation {generation.number} is in force" + ("" if changes else "; nothing differs"))
+    click.echo(f"generation {generation.number} is in force" + ("" if changes else "; no unit differs"))
     for unit in restarted:
         click.echo(f"{unit}: restarted")
     for unit in outdated:

@@ -52,5 +52,11 @@ def _changed(generation: Generation, older: Generation | None) -> str:
         old = older.read()
     except StoreError as error:
         return str(error)
-    changes = compare(old.files, new.files) + compare_links(old.links, new.links)
-    return ", ".join(f"{change.unit} {change.what}" for change in changes) or "the text of the conf only"
+    by_what: dict[str, list[str]] = {}
+    for change in compare(old.files, new.files) + compare_links(old.links, new.links):
+        by_what.setdefault(change.what, []).append(change.unit.removeprefix("torchpar-").removesuffix(".service"))
+    return "; ".join(f"{what} {_few(units)}" for what, units in by_what.items()) or "no unit"
+
+
+def _few(units: list[str]) -> str:
+    return " ".join(units) if len(units) <= 3 else f"{len(units)} services"
