@@ -41,3 +41,14 @@ def _no_process(request: pytest.FixtureRequest) -> Iterator[None]:
         _guard.closed = False
     # Also when the code under test swallowed the error above.
     assert not _guard.seen, f"a process was started without @pytest.mark.subprocess: {_guard.seen[0]}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of the cases."""
+    parser.addoption("--update-expected", action="store_true", help="write what comes out as what is expected")
+
+
+@pytest.fixture
+def update_expected(request: pytest.FixtureRequest) -> bool:
+    """Whether the cases write what comes out."""
+    return bool(request.config.getoption("--update-expected"))

@@ -21,7 +21,7 @@ class Core:
     package: int
     numa_node: int
     core_complex: int
-    efficiency: int
+    performance: bool
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,10 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     if not pool:
         pool = list(named)
         left_out = {cpu: why for cpu, why in left_out.items() if cpu not in allowed}
-    fastest = max(core.efficiency for core in pool)
-    slow = [core for core in pool if core.efficiency < fastest]
+    slow = [core for core in pool if not core.performance] if any(core.performance for core in pool) else []
     for core in slow:
         left_out.update(dict.fromkeys(core.cpus, "an efficiency core; only shared services get it, or who names it"))
-    pool = [core for core in pool if core.efficiency == fastest]
+    pool = [core for core in pool if core not in slow]
     for core in _reserved(pool, slow, reserve):
         left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))
         (pool if core in pool else slow).remove(core)
@@ -97,13 +96,13 @@ def _make_cores(facts: HostFacts, allowed: CpuSet) -> tuple[Core, ...]:
     package = _place(((p.id, p.cpus) for p in facts.packages or ()), facts.online_cpus)
     numa_node = _place(((n.id, n.cpus) for n in facts.numa_nodes), facts.online_cpus)
     core_complex = _place(enumerate(facts.l3_groups or ()), facts.online_cpus)
-    efficiency = _place(((kind.efficiency, kind.cpus) for kind in facts.cpu_kinds), facts.online_cpus)
+    slow = CpuSet.union(kind.cpus for kind in facts.cpu_kinds if not kind.performance)
     cores = []
     for cpus in facts.cores:
         usable = cpus & allowed
         if usable:
             cpu = usable.first()
-            cores.append(Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], efficiency[cpu]))
+            cores.append(Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], cpu not in slow))
     return tuple(sorted(cores, key=_first_cpu))
 
 

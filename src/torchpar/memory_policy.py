@@ -30,7 +30,7 @@ def choose_memory_policy(service: Service, share: Share, facts: HostFacts) -> tu
     Raises PlacementError when NUMAMask= names a node that the host does not have or may not use.
     """
     settings = service.settings
-    existing = CpuSet(node.id for node in facts.numa_nodes) & facts.allowed_mems
+    existing = CpuSet(node.id for node in facts.numa_nodes if not node.synthetic) & facts.allowed_mems
     # Memory-only nodes (CXL, persistent or GPU memory) are never a target unless named.
     ordinary = CpuSet(node.id for node in facts.numa_nodes if node.cpus) & existing
     own = facts.node_of(share.cpus) & existing

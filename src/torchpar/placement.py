@@ -67,7 +67,10 @@ def place(config: Config, facts: HostFacts) -> Placement:
             raise claim.refuse(_too_much(claim, len(free), usable, enabled))
         _take(claim, free, claim.request.count, distance, "whole cores as asked for")
     autos = [claim for claim in enabled if claim.request.kind is CpuRequestKind.AUTO]
-    _share_out(autos, free, usable, enabled, distance)
+    shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
+    # Every enabled service gets a core; the shared ones together one that no auto service takes.
+    spare = 1 if shared and not usable.slow and len(free) > len(autos) else 0
+    _share_out(autos, free, len(free) - spare, usable, enabled, distance)
     for claim in claims:
         if claim.cores is None:
             _place_guest(claim, free, usable, distance)
@@ -101,7 +104,7 @@ def _place_explicit(claim: Claim, usable: UsableCores, facts: HostFacts) -> None
     for core in usable.named:
         cpus = core.cpus & wanted
         if cpus:
-            cores.append(Core(cpus, core.package, core.numa_node, core.core_complex, core.efficiency))
+            cores.append(Core(cpus, core.package, core.numa_node, core.core_complex, core.performance))
     claim.cores = tuple(cores)
     claim.reasons.append(Reason("CPUs", str(wanted), f"named by CPUs={request_text(request)}"))
 
@@ -176,17 +179,17 @@ def _where(cores: Sequence[Core]) -> str:
 def _share_out(
     claims: list[Claim],
     free: list[Core],
+    total: int,
     usable: UsableCores,
     enabled: Sequence[Claim],
     distance: Callable[[int, int], int],
 ) -> None:
-    """Enabled CPUs=auto claims share the free cores by weight (largest remainder), each at least one core."""
+    """Enabled CPUs=auto claims share `total` of the free cores by weight (largest remainder), each at least one."""
     if len(claims) > len(free):
         beyond = claims[len(free)]
         raise beyond.refuse(_too_much(beyond, 0, usable, enabled))
-    counts = largest_remainder(len(free), [claim.weight for claim in claims], least=1)
+    counts = largest_remainder(total, [claim.weight for claim in claims], least=1)
     weights = sum(claim.weight for claim in claims)
-    total = len(free)
     for claim, count in sorted(zip(claims, counts, strict=True), key=lambda pair: (-pair[1], pair[0].name)):
         share = f"weight {claim.weight} of {weights}" if len(claims) > 1 else "the only enabled CPUs=auto service"
         _take(claim, free, count, distance, f"{share}, of {total} cores that are free")
@@ -194,7 +197,9 @@ def _share_out(
 
 def _too_much(claim: Claim, left: int, usable: UsableCores, enabled: Sequence[Claim]) -> str:
     holders = [
-        f"{other.name} holds {len(other.cores)}" for other in enabled if other is not claim and other.cores is not None
+        f"{len(other.cores)} held by {other.name}"
+        for other in enabled
+        if other is not claim and other.cores is not None
     ]
     asking = claim.request.count or 1
     return (

@@ -175,8 +175,8 @@ def _divide(
         why = f"{left} {of_what} are left beside the threads"
     elif fixed_workers > left:
         warnings.append(
-            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}, "
-            f"what {threads} threads leave of its {budget} {of_what}"
+            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}: "
+            f"its threads take {threads} of {budget} {of_what}"
         )
         fixed_workers, why = left, "asked for more than the threads leave"
     else:

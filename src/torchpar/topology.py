@@ -18,11 +18,15 @@ from torchpar.errors import FactsError
 
 @dataclass(frozen=True)
 class NumaNode:
-    """A NUMA node: its online CPUs (none on a memory-only node) and its memory in bytes."""
+    """A NUMA node: its online CPUs (none on a memory-only node) and its memory in bytes.
+
+    A synthetic node stands for a whole host whose kernel shows no nodes; no memory policy can name it.
+    """
 
     id: int
     cpus: CpuSet
     mem_bytes: int | None = None
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,14 @@ class Package:
 
 @dataclass(frozen=True)
 class CpuKind:
-    """CPUs of one kind on a host with several; a larger efficiency is a faster kind (hwloc's rank)."""
+    """CPUs of one kind on a host with several; a larger efficiency is a faster kind (hwloc's rank).
+
+    Compute belongs on the `performance` kinds: the fastest, and those that are nearly as fast.
+    """
 
     cpus: CpuSet
     efficiency: int
+    performance: bool
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,26 @@ def is_accelerator(device: PciDevice) -> bool:
             class_code.startswith("0x0300") and device.driver in ("i915", "xe")
         )
     return False
+
+
+def topology_json(facts: HostFacts) -> dict[str, Any]:
+    """The topology as JSON data, by the names that `torchpar topology --json` promises.
+
+    numa_node of a device is -1 where the kernel says that it does not know, null where it has no such file.
+    """
+    fields = facts_json(facts)
+    names = (
+        "online_cpus", "offline_cpus", "allowed_cpus", "allowed_mems", "numa_nodes", "cores", "packages", "dies",
+        "l3_groups", "cpu_kinds", "distances", "gpus", "nics", "cpu_limit",
+    )  # fmt: skip
+    for device in (*fields["gpus"], *fields["nics"]):
+        device["class"] = device.pop("class_code")
+        if device.pop("numa_node_stated") and device["numa_node"] is None:
+            device["numa_node"] = -1
+    for node in fields["numa_nodes"]:
+        if not node["synthetic"]:
+            del node["synthetic"]
+    return {"hostname": facts.hostname, "arch": facts.arch, **{name: fields[name] for name in names}}
 
 
 def facts_json(value: Any) -> Any:

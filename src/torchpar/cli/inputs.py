@@ -13,7 +13,8 @@ import click
 from torchpar.config import Config, parse_config
 from torchpar.errors import FactsError
 from torchpar.host.conf import find_conf_files, read_conf_files
-from torchpar.host.facts import read_facts, read_interpreters
+from torchpar.host.facts import read_facts
+from torchpar.host.libraries import read_interpreters
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, parse_facts
 

@@ -39,6 +39,8 @@ def _echo_plan(plan: Plan) -> None:
     else:
         click.echo("No service is declared; write [Train NAME] in /etc/torchpar.conf.")
     click.echo()
+    if not all(service.own for service in plan.services):
+        click.echo("* other services may run on these CPUs too")
     click.echo(f"CPUs that no enabled service holds: {plan.unassigned_cpus or 'none'}")
 
 
@@ -48,7 +50,7 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
     return (
         f"{plan.service.kind.value}@{plan.service.name}",
         "yes" if plan.service.settings.enabled else "no",
-        str(plan.cpus) + ("" if plan.own else "*"),
+        _short(str(plan.cpus)) + ("" if plan.own else "*"),
         str(plan.cores),
         str(len(plan.ranks)),
         ",".join(map(str, threads)),
@@ -57,6 +59,11 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
         plan.allocator,
         " ".join(gpu.pci for gpu in plan.gpus),
     )
+
+
+def _short(text: str) -> str:
+    """A cpulist that leaves room for the other columns; `torchpar explain` has all of it."""
+    return text if len(text) <= 32 else text[:30].rpartition(",")[0] + ",..."
 
 
 def _count(number: int, what: str) -> str:

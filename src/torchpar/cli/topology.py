@@ -10,8 +10,7 @@ from torchpar.cli.inputs import LIVE, load_facts
 from torchpar.cli.output import echo_json, echo_table
 from torchpar.cores import find_usable_cores
 from torchpar.cpuset import CpuSet
-from torchpar.host.topology import topology_json
-from torchpar.topology import HostFacts
+from torchpar.topology import HostFacts, topology_json
 
 
 @click.command()

@@ -1,0 +1,125 @@
+"""What the control groups leave to torchpar.slice: CPUs, memory nodes, and the CPU quota.
+
+Asked is the place where systemd puts torchpar.slice, not the login session of whoever asks: the group of PID 1, without
+the init.scope that it sits in. A capture has no PID 1; then it is the group of the process that captured. All ancestors
+count. Sources: cgroup-v2.rst, cgroup-v1/cpusets.rst and scheduler/sched-bwc.rst in the kernel's documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torchpar.cpuset import CpuSet
+from torchpar.host.sysfs import Tree
+
+SLICE = "torchpar.slice"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None: not limited, or not known."""
+
+    cpus: CpuSet | None
+    mems: CpuSet | None
+    cpu_limit: float | None
+
+
+@dataclass(frozen=True)
+class _Mount:
+    path: str  # below the root
+    is_v2: bool
+    options: frozenset[str]
+
+
+def read_limits(tree: Tree) -> Limits:
+    """The limits of the control groups that torchpar.slice is in."""
+    mounts = tuple(_mounts(tree))
+    return Limits(*_read_cpuset(tree, mounts), _read_quota(tree, mounts))
+
+
+def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...]) -> tuple[CpuSet | None, CpuSet | None]:
+    for mount in mounts:
+        if not mount.is_v2 and "cpuset" not in mount.options:
+            continue
+        cpus = mems = None
+        for group in _groups(tree, mount, "cpuset"):
+            # v2, v1, and the legacy cpuset file system (v1 with "noprefix"), whose files have no prefix.
+            cpus = cpus or _not_empty(
+                tree.cpulist(
+                    f"{group}/cpuset.cpus.effective",
+                    f"{group}/cpuset.effective_cpus",
+                    f"{group}/cpuset.cpus",
+                    f"{group}/cpus",
+                )
+            )
+            mems = mems or _not_empty(
+                tree.cpulist(
+                    f"{group}/cpuset.mems.effective",
+                    f"{group}/cpuset.effective_mems",
+                    f"{group}/cpuset.mems",
+                    f"{group}/mems",
+                )
+            )
+        if cpus or mems:
+            return cpus, mems
+    return None, None
+
+
+def _read_quota(tree: Tree, mounts: tuple[_Mount, ...]) -> float | None:
+    """The least quota / period of the group and its ancestors, in CPUs."""
+    limits = []
+    for mount in mounts:
+        for group in _groups(tree, mount, "cpu"):
+            if mount.is_v2:
+                quota, _, period = (tree.text(f"{group}/cpu.max") or "max").partition(" ")
+            elif "cpu" in mount.options:
+                quota = tree.text(f"{group}/cpu.cfs_quota_us") or "-1"
+                period = tree.text(f"{group}/cpu.cfs_period_us") or ""
+            else:
+                continue
+            if quota.isdecimal() and period.isdecimal() and int(quota) > 0 and int(period) > 0:
+                limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def _groups(tree: Tree, mount: _Mount, controller: str) -> Iterator[str]:
+    """The directories of torchpar.slice if it is there, of the group it is in, and of all ancestors up to the mount."""
+    group = _own_group(tree, mount, controller)
+    if not tree.exists(f"{mount.path}{group}"):
+        # The path is that of another cgroup namespace, and the mount shows only what is below it.
+        group = ""
+    if tree.exists(f"{mount.path}{group}/{SLICE}"):
+        yield f"{mount.path}{group}/{SLICE}"
+    while group:
+        yield f"{mount.path}{group}"
+        group = group.rpartition("/")[0]
+    yield mount.path
+
+
+def _own_group(tree: Tree, mount: _Mount, controller: str) -> str:
+    for process in ("1", "self"):
+        text = tree.text(f"proc/{process}/cgroup")
+        if text is None:
+            continue
+        for line in text.splitlines():
+            number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+            if (number == "0" and mount.is_v2) or (not mount.is_v2 and controller in controllers.split(",")):
+                return path.removesuffix("/init.scope").rstrip("/")
+    if controller == "cpuset":
+        return (tree.text("proc/self/cpuset") or "").rstrip("/")
+    return ""
+
+
+def _mounts(tree: Tree) -> Iterator[_Mount]:
+    for line in (tree.text("proc/self/mounts") or tree.text("proc/mounts") or "").splitlines():
+        fields = line.split()
+        if len(fields) >= 4 and fields[2] in ("cgroup", "cgroup2", "cpuset"):
+            options = set(fields[3].split(","))
+            if fields[2] == "cpuset":
+                options.add("cpuset")
+            yield _Mount(fields[1].strip("/").replace("\\040", " "), fields[2] == "cgroup2", frozenset(options))
+
+
+def _not_empty(cpus: CpuSet | None) -> CpuSet | None:
+    return cpus or None

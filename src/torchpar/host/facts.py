@@ -1,0 +1,61 @@
+"""A host's facts, read below its root: this host's, a captured one's, or an image's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torchpar.cpuset import CpuSet
+from torchpar.host.cgroup import read_limits
+from torchpar.host.libraries import read_arch, read_libraries, read_systemd_version
+from torchpar.host.pci import read_pci_devices
+from torchpar.host.sysfs import Tree
+from torchpar.host.topology import (
+    read_cores,
+    read_cpu_kinds,
+    read_cpus,
+    read_dies,
+    read_distances,
+    read_isolated,
+    read_l3_groups,
+    read_memory,
+    read_numa_nodes,
+    read_packages,
+)
+from torchpar.topology import HostFacts
+
+
+def read_facts(root: Path = Path("/")) -> HostFacts:
+    """Everything but the interpreters, which the conf names. Raises FactsError when the root shows no machine."""
+    tree = Tree(root)
+    online, offline = read_cpus(tree)
+    packages = read_packages(tree, online)
+    memory_bytes = read_memory(tree)
+    nodes = read_numa_nodes(tree, online, memory_bytes)
+    limits = read_limits(tree)
+    allowed = (limits.cpus or online) & online
+    node_ids = CpuSet(node.id for node in nodes)
+    gpus, nics = read_pci_devices(tree)
+    return HostFacts(
+        hostname=tree.text("proc/sys/kernel/hostname") or tree.text("etc/hostname") or "unknown",
+        arch=os.uname().machine if root == Path("/") else read_arch(tree),
+        online_cpus=online,
+        offline_cpus=offline,
+        # A cpuset of CPUs that are all gone: the kernel then uses what its parent has.
+        allowed_cpus=allowed or online,
+        allowed_mems=((limits.mems or node_ids) & node_ids) or node_ids,
+        isolated_cpus=read_isolated(tree) & online,
+        numa_nodes=nodes,
+        cores=read_cores(tree, online),
+        packages=packages,
+        dies=read_dies(tree, online, packages or ()),
+        l3_groups=read_l3_groups(tree, online),
+        cpu_kinds=read_cpu_kinds(tree, online),
+        distances=read_distances(tree, nodes),
+        gpus=gpus,
+        nics=nics,
+        cpu_limit=limits.cpu_limit,
+        memory_bytes=memory_bytes,
+        systemd_version=read_systemd_version(tree),
+        libraries=read_libraries(tree),
+    )

@@ -1,0 +1,67 @@
+"""What is installed that plans depend on: allocators, interpreters and systemd, by their files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from torchpar.host.sysfs import Tree
+from torchpar.topology import Library
+
+# By the sonames of Debian's packages, each allocator's best first.
+_ALLOCATORS = (
+    ("jemalloc", "libjemalloc.so.2"),
+    ("tcmalloc", "libtcmalloc_minimal.so.4"),
+    ("tcmalloc", "libtcmalloc.so.4"),
+)
+
+# ELF e_machine → what `uname -m` says there, for a root whose kernel is not the running one (elf.h).
+_ARCHITECTURES = {
+    3: "i686", 21: "ppc64le", 22: "s390x", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64",
+}  # fmt: skip
+
+
+def read_libraries(tree: Tree) -> tuple[Library, ...]:
+    """The allocators in the multiarch and the plain library directories, each with its ELF machine."""
+    folders = [f"usr/lib/{name}" for name in tree.names("usr/lib") if name.count("-") >= 2]
+    found = []
+    for name, soname in _ALLOCATORS:
+        for folder in (*folders, "usr/lib64", "usr/lib"):
+            machine = read_elf_machine(tree, f"{folder}/{soname}")
+            if machine is not None:
+                found.append(Library(name, f"/{folder}/{soname}", machine))
+    return tuple(found)
+
+
+def read_interpreters(root: Path, paths: Iterable[str]) -> dict[str, int | None]:
+    """The ELF machine of each interpreter; None where there is no such program, or it is a script."""
+    tree = Tree(root)
+    return {path: read_elf_machine(tree, path.lstrip("/")) for path in paths}
+
+
+def read_elf_machine(tree: Tree, path: str) -> int | None:
+    """e_machine of an ELF file (elf(5)); None for anything else."""
+    head = tree.data(path, 20)
+    if head is None or len(head) < 20 or head[:4] != b"\x7fELF":
+        return None
+    return int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+
+
+def read_arch(tree: Tree) -> str | None:
+    """The architecture of a root's own programs."""
+    for path in ("usr/bin/python3", "bin/sh", "usr/bin/env"):
+        machine = read_elf_machine(tree, path)
+        if machine is not None:
+            return _ARCHITECTURES.get(machine)
+    return None
+
+
+def read_systemd_version(tree: Tree) -> int | None:
+    """systemd's version, by the name of its shared library (libsystemd-shared-257.so)."""
+    for folder in ("usr/lib/systemd", *(f"usr/lib/{name}/systemd" for name in tree.names("usr/lib") if "-" in name)):
+        for name in tree.names(folder):
+            match = re.match(r"libsystemd-shared-(\d+)", name)
+            if match:
+                return int(match[1])
+    return None

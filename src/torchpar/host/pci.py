@@ -1,0 +1,53 @@
+"""PCI devices that matter for placement: displays and accelerators, network and InfiniBand.
+
+Sources: Documentation/ABI/testing/sysfs-bus-pci; the class codes are those of the PCI Code and ID Assignment
+Specification (03 display, 12 processing accelerator, 0b40 co-processor, 02 network, 0c06 InfiniBand).
+"""
+
+from __future__ import annotations
+
+import re
+
+from torchpar.host.sysfs import Tree
+from torchpar.topology import PciDevice
+
+_DEVICES = "sys/bus/pci/devices"
+_GPU_CLASSES = ("0x03", "0x12", "0x0b40")
+_NIC_CLASSES = ("0x02", "0x0c06")
+
+
+def read_pci_devices(tree: Tree) -> tuple[tuple[PciDevice, ...], tuple[PciDevice, ...]]:
+    """The display and accelerator devices, and the network and InfiniBand devices, each by address."""
+    gpus, nics = [], []
+    for address in tree.names(_DEVICES):
+        class_code = tree.text(f"{_DEVICES}/{address}/class") or ""
+        if class_code.startswith(_GPU_CLASSES):
+            gpus.append(_read_device(tree, address, class_code))
+        elif class_code.startswith(_NIC_CLASSES):
+            nics.append(_read_device(tree, address, class_code))
+    return tuple(gpus), tuple(nics)
+
+
+def _read_device(tree: Tree, address: str, class_code: str) -> PciDevice:
+    path = f"{_DEVICES}/{address}"
+    return PciDevice(
+        pci=address,
+        vendor=tree.text(f"{path}/vendor"),
+        device=tree.text(f"{path}/device"),
+        class_code=class_code,
+        numa_node=tree.number(f"{path}/numa_node"),
+        numa_node_stated=tree.text(f"{path}/numa_node") is not None,
+        local_cpus=tree.cpulist(f"{path}/local_cpulist") or tree.cpumask(f"{path}/local_cpus"),
+        driver=tree.link_name(f"{path}/driver"),
+        drm=tree.names(f"{path}/drm"),
+        netdevs=tree.names(f"{path}/net"),
+        infiniband=tree.names(f"{path}/infiniband"),
+        uuid=_nvidia_uuid(tree, address),
+    )
+
+
+def _nvidia_uuid(tree: Tree, address: str) -> str | None:
+    """The UUID that NVIDIA's driver gives a GPU (/proc/driver/nvidia/gpus/ADDRESS/information)."""
+    text = tree.text(f"proc/driver/nvidia/gpus/{address}/information") or ""
+    match = re.search(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)\s*$", text, re.MULTILINE)
+    return match[1] if match else None

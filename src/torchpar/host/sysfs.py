@@ -1,0 +1,111 @@
+"""Small files of the kernel below a root: text, numbers, CPU sets, names.
+
+None stands for whatever cannot be read or makes no sense. The kernel's -1 for "unknown" becomes None here and nowhere
+else. Links lead below the root, absolute ones too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torchpar.cpuset import MAX_NUMBER, CpuSet
+
+_LIMIT = 2**16  # no file that is read here is longer; proc/cpuinfo is not read
+
+
+class Tree:
+    """The files below one root directory. Paths are relative to it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fspath(root).rstrip("/")
+        # The same list stands in the folder of every CPU of a package: each text is parsed once.
+        self._parsed: dict[tuple[Callable[[str], CpuSet], str], CpuSet] = {}
+
+    def path(self, path: str) -> str:
+        """Where a path is on this machine."""
+        return f"{self._root}/{path}"
+
+    def text(self, path: str) -> str | None:
+        """A file's text without white space around it."""
+        data = self.data(path, _LIMIT)
+        return None if data is None else data.decode("ascii", "replace").strip()
+
+    def data(self, path: str, size: int) -> bytes | None:
+        """The first `size` bytes of a regular file."""
+        try:
+            descriptor = os.open(self._resolve(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError):
+            return None
+        try:
+            return os.read(descriptor, size)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def number(self, path: str) -> int | None:
+        """A whole number from 0; None also for the kernel's -1."""
+        text = self.text(path)
+        return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+    def cpulist(self, *paths: str) -> CpuSet | None:
+        """The CPU set of the first of the files that holds a list such as 0-3,8."""
+        return self._first(paths, CpuSet.parse)
+
+    def cpumask(self, *paths: str) -> CpuSet | None:
+        """The CPU set of the first of the files that holds a hexadecimal mask."""
+        return self._first(paths, CpuSet.parse_mask)
+
+    def names(self, path: str) -> tuple[str, ...]:
+        """The names in a directory, sorted; none where there is no such directory."""
+        try:
+            return tuple(sorted(os.listdir(self._resolve(path))))
+        except OSError:
+            return ()
+
+    def numbered(self, path: str, prefix: str) -> tuple[int, ...]:
+        """The numbers N of the entries prefixN in a directory, sorted."""
+        tails = [name.removeprefix(prefix) for name in self.names(path) if name.startswith(prefix)]
+        numbers = [int(tail) for tail in tails if tail.isascii() and tail.isdigit() and len(tail) < 9]
+        return tuple(sorted(number for number in numbers if number <= MAX_NUMBER))
+
+    def link_name(self, path: str) -> str | None:
+        """The last part of what a link leads to, whether it is there or not."""
+        try:
+            return os.readlink(self.path(path)).rstrip("/").rpartition("/")[2]
+        except OSError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something, behind links too."""
+        return os.path.exists(self._resolve(path))
+
+    def _first(self, paths: tuple[str, ...], parse: Callable[[str], CpuSet]) -> CpuSet | None:
+        for path in paths:
+            text = self.text(path)
+            if text is None:
+                continue
+            # A mask and a list may have the same text.
+            key = parse, text
+            if key not in self._parsed:
+                try:
+                    self._parsed[key] = parse(text)
+                except ValueError:
+                    continue
+            return self._parsed[key]
+        return None
+
+    def _resolve(self, path: str) -> str:
+        """Follow absolute links below the root; a host's own root needs no care, as they are right there."""
+        whole = f"{self._root}/{path}"
+        if not self._root:
+            return whole
+        for _ in range(8):
+            try:
+                target = os.readlink(whole)
+            except OSError:
+                return whole
+            whole = self._root + target if target.startswith("/") else os.path.join(os.path.dirname(whole), target)
+        return whole
