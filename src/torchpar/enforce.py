@@ -8,20 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from torchpar.errors import StoreError, SystemdError, TorchparError
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
+from torchpar.host.facts import read_manifest
 from torchpar.readback import ReadBack, compare_unit
-
-_CPUS_ONLINE = Path("/sys/devices/system/cpu/online")
-_NODES_ONLINE = Path("/sys/devices/system/node/online")
-
-
-def read_manifest() -> dict[str, str]:
-    """The host that a generation is made for, as the generator compares it: "-" where the kernel has no such file."""
-    return {"cpus_online": _text(_CPUS_ONLINE), "nodes_online": _text(_NODES_ONLINE)}
 
 
 def read_active(store: Store) -> tuple[Generation, Content] | None:
@@ -80,10 +72,3 @@ def refuse_other_host(content: Content, number: int) -> None:
 
 def _all(compared: Iterable[ReadBack], what: str) -> tuple[str, ...]:
     return tuple(line for each in compared for line in getattr(each, what))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return "-"

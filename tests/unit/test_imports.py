@@ -17,7 +17,7 @@ LAYERS = (
     ("values", "syntax", "topology", "settings", "config", "environment"),
     ("cores", "gpus", "claims", "allocator", "memory_policy", "ranks", "placement", "variables", "plan"),
     ("units", "changes", "readback", "verify", "status"),
-    ("host", "generations", "enforce"),
+    ("host", "generations", "enforce", "observe"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

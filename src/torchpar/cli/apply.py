@@ -14,10 +14,11 @@ from torchpar.cli.idle import is_idle
 from torchpar.cli.inputs import Inputs, load
 from torchpar.cli.output import echo_json, warn
 from torchpar.cli.root import require_root
-from torchpar.enforce import check_in_force, put_in_force, read_active, read_manifest, running_among
+from torchpar.enforce import check_in_force, put_in_force, read_active, running_among
 from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparError
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
+from torchpar.host.facts import read_manifest
 from torchpar.plan import Plan, make_plan, plan_json
 from torchpar.units import UnitSet, make_units
 

@@ -25,6 +25,18 @@ from torchpar.host.topology import (
 from torchpar.topology import HostFacts
 
 
+def read_manifest() -> dict[str, str]:
+    """What a generation keeps of the host it is made for, as torchpar-generator compares it.
+
+    The kernel's own text; "-" where it has no such file.
+    """
+    tree = Tree(Path("/"))
+    return {
+        "cpus_online": tree.text("sys/devices/system/cpu/online") or "-",
+        "nodes_online": tree.text("sys/devices/system/node/online") or "-",
+    }
+
+
 def read_facts(root: Path = Path("/")) -> HostFacts:
     """Everything but the interpreters, which the conf names. Raises FactsError when the root shows no machine."""
     tree = Tree(root)

@@ -48,6 +48,11 @@ def restart(units: Iterable[str]) -> None:
     _systemctl("restart", *units)
 
 
+def reload_without_waiting(unit: str) -> None:
+    """Ask systemd to reload a unit, and do not wait for it. Raises SystemdError."""
+    _systemctl("reload", "--no-block", unit)
+
+
 def verify_units(directory: Path, units: Sequence[str]) -> tuple[str, ...]:
     """What `systemd-analyze verify` says of units whose drop-ins are below `directory`: nothing if all is well.
 

@@ -1,0 +1,57 @@
+"""`torchpar status`: every service with its state and placement, and what needs attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from torchpar.cli.output import echo_json, echo_table
+from torchpar.daemon.client import ask_daemon
+from torchpar.errors import ConfigError
+from torchpar.generations import Store
+from torchpar.host import systemd
+from torchpar.observe import observe
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(names: tuple[str, ...], as_json: bool) -> None:
+    """Show every service, or NAMES: state, CPUs, whether it runs as planned; and what needs attention."""
+    systemd.require_systemd()
+    answer = ask_daemon()
+    if answer is None:
+        answer = observe(Store())
+        answer["notices"].append("torchpard does not answer; this is a look without it: systemctl status torchpard")
+    services = [service for service in answer["services"] if not names or _is_named(service, names)]
+    if names and not services:
+        raise ConfigError([f"no service {' or '.join(names)} is in force; see: torchpar status"])
+    if as_json:
+        echo_json({**answer, "services": services})
+        return
+    header = ("SERVICE", "STATE", "PLACED", "CPUS", "THREADS", "MEMORY", "MALLOC")
+    echo_table(header, [_row(service) for service in services])
+    click.echo()
+    click.echo(f"generation {answer['generation'] or 'none'}, conf {answer['conf']}")
+    for notice in answer["notices"]:
+        click.echo(f"! {notice}")
+
+
+def _is_named(service: dict[str, Any], names: tuple[str, ...]) -> bool:
+    known = {service["unit"], service["name"], f"{service['kind']}@{service['name']}"}
+    return bool(known & set(names))
+
+
+def _row(service: dict[str, Any]) -> tuple[str, ...]:
+    policy = service["memory_policy"]
+    drifted = [item["what"] for item in service["items"] if item["verdict"] == "drift"]
+    return (
+        f"{service['kind']}@{service['name']}",
+        service["state"],
+        f"{service['placed'] or ''}{': ' + ', '.join(drifted) if drifted else ''}",
+        service["cpus"],
+        ",".join(map(str, service["threads"])),
+        f"{policy['policy']} {policy['nodes']}".strip(),
+        service["allocator"],
+    )

@@ -1,0 +1,93 @@
+"""`torchpar verify`: whether what runs is what was planned, process by process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from torchpar.cli.output import echo_json
+from torchpar.errors import ConfigError, ExitStatus, StoreError
+from torchpar.generations import Store
+from torchpar.host import systemd
+from torchpar.observe import item_json, verify_unit
+from torchpar.verify import Item, Verdict, summary
+
+_COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(names: tuple[str, ...], as_json: bool) -> int:
+    """Compare the running services, or NAMES, with their plan.
+
+    CPUs of every thread, cpuset, memory policy, allocator, environment, threads, throttling. Exits 0 if all is as
+    planned, 1 if something drifted, 3 if something cannot be told.
+    """
+    systemd.require_systemd()
+    results: list[dict[str, Any]] = []
+    verdicts = []
+    for service in _chosen(names):
+        properties = systemd.unit_properties(service["unit"])
+        if not properties["MainPID"] or properties["ActiveState"] not in ("active", "reloading", "deactivating"):
+            if names and not as_json:
+                click.echo(f"{service['unit']} is not running")
+            continue
+        items = verify_unit(service, properties)
+        verdicts.append(summary(items))
+        results.append(
+            {
+                "unit": service["unit"],
+                "main_pid": properties["MainPID"],
+                "verdict": verdicts[-1].value,
+                "items": [item_json(item) for item in items],
+            }
+        )
+        if not as_json:
+            _echo_unit(service["unit"], properties["MainPID"], verdicts[-1], items)
+    if as_json:
+        echo_json(results)
+    elif not results and not names:
+        click.echo("no torchpar service is running")
+    if Verdict.DRIFT in verdicts:
+        return ExitStatus.FAILED
+    return ExitStatus.UNKNOWN if Verdict.UNKNOWN in verdicts else ExitStatus.DONE
+
+
+def _chosen(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    active = Store().active()
+    if active is None:
+        raise StoreError("nothing has been applied on this host yet; run: torchpar apply")
+    services: list[dict[str, Any]] = json.loads(active.read().plan)["services"]
+    if not names:
+        return services
+    chosen = []
+    for name in names:
+        wanted = name.removeprefix("torchpar-").removesuffix(".service")
+        found = [s for s in services if wanted in (s["name"], f"{s['kind']}@{s['name']}")]
+        if not found:
+            raise ConfigError([f"no service '{name}' in generation {active.number}; see: torchpar status"])
+        chosen += found
+    return chosen
+
+
+def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ...]) -> None:
+    click.echo(f"{click.style(unit, bold=True)} (process {main_pid}): {_styled(verdict)}")
+    for item in items:
+        click.echo(f"  {_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}{item.what:<14} {_text(item)}")
+    if verdict is Verdict.DRIFT:
+        click.echo(f"  to place it as planned: systemctl restart {unit}")
+
+
+def _text(item: Item) -> str:
+    if item.verdict is Verdict.OK:
+        return item.expected if item.actual == item.expected else f"{item.expected} ({item.actual})"
+    if item.verdict is Verdict.NOT_APPLICABLE:
+        return item.actual
+    return f"planned {item.expected}; found: {item.actual}"
+
+
+def _styled(verdict: Verdict) -> str:
+    return click.style(verdict.value, fg=_COLOURS[verdict])

@@ -1,0 +1,1 @@
+"""torchpard, the observer: it looks, compares and tells, and changes nothing."""

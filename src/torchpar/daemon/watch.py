@@ -1,0 +1,87 @@
+"""What torchpard keeps an eye on, and when it looks again: the conf and the host often, running services less often."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torchpar.errors import ConfigError
+from torchpar.generations import Store
+from torchpar.host.conf import find_conf_files
+from torchpar.host.facts import read_manifest
+from torchpar.host.systemd import running_services
+from torchpar.observe import observe
+
+POLL_SECONDS = 5.0
+VERIFY_SECONDS = 60.0
+
+
+class Watch:
+    """The last observation, and the stamps that say whether it is still true.
+
+    `tell` gets a line for the journal when something begins to be wrong, and when it is right again.
+    """
+
+    def __init__(self, store: Store, tell: Callable[[int, str], None]) -> None:
+        self.observation: dict[str, Any] = {}
+        self._store = store
+        self._tell = tell
+        self.conf_stamp: object = None
+        self._stamp: object = None
+        self._next_verify = 0.0
+
+    def poll(self) -> bool:
+        """Look again if anything changed, or if the last look is old; returns whether it looked."""
+        stamp = self._take_stamp()
+        if stamp == self._stamp and time.monotonic() < self._next_verify:
+            return False
+        self._stamp = stamp
+        self._next_verify = time.monotonic() + VERIFY_SECONDS
+        before = set(self.observation.get("notices", ()))
+        self.observation = observe(self._store)
+        now = self.observation["notices"]
+        for notice in now:
+            if notice not in before:
+                self._tell(4, notice)
+        for notice in sorted(before - set(now)):
+            self._tell(6, f"no longer: {notice}")
+        return True
+
+    def status(self) -> str:
+        """One line for `systemctl status torchpard`."""
+        services = self.observation["services"]
+        running = sum(1 for service in services if service["state"] == "running")
+        drifted = sum(1 for service in services if service["placed"] == "drift")
+        parts = [f"generation {self.observation['generation']}, conf {self.observation['conf']}"]
+        parts.append(f"{running} of {len(services)} services running")
+        if drifted:
+            parts.append(f"{drifted} not as planned")
+        return "; ".join(parts)
+
+    def wants_apply(self) -> bool:
+        """Whether the conf is newer, valid, and says AutoApply=yes."""
+        return bool(self.observation["conf"] == "newer" and self.observation["auto_apply"])
+
+    def answer(self) -> bytes:
+        """The observation as the line that clients get."""
+        return json.dumps(self.observation).encode() + b"\n"
+
+    def _take_stamp(self) -> object:
+        """Changes whenever the conf, the active generation, the host's CPUs or the running services do."""
+        try:
+            files = tuple((str(path), _stat(str(path))) for path in find_conf_files())
+        except ConfigError as error:
+            files = ((str(error), None),)
+        self.conf_stamp = files
+        return files, _stat(str(self._store.directory / "active")), tuple(read_manifest().values()), running_services()
+
+
+def _stat(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

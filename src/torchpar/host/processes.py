@@ -1,0 +1,135 @@
+"""Reads the processes of a unit from its control group and /proc.
+
+A process that ends meanwhile is left out; what only root may read is None. Sources: proc(5), numa(7) for numa_maps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchpar.cpuset import CpuSet
+from torchpar.verify import Process, RunningUnit
+
+T = TypeVar("T")
+
+# Where systemd's own hierarchy can be: unified, hybrid, and cgroup v1.
+_HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
+_RANKS = Path("/run/torchpar-jobs")
+_ALLOCATORS = re.compile(r"/lib(jemalloc|tcmalloc)[^/]*\.so")
+
+
+def read_running_unit(unit: str, main_pid: int, control_group: str) -> RunningUnit:
+    """Everything that verify compares of a unit that runs."""
+    group = _find_group(control_group)
+    pids = _pids(group) if group else [main_pid]
+    processes = tuple(process for pid in pids if (process := _read_process(pid)))
+    stat = dict(line.split(" ", 1) for line in (_text(f"{group}/cpu.stat") or "").splitlines() if " " in line)
+    # cpu.stat always exists; the counters of a quota only where the CPU controller is there.
+    throttled = stat.get("nr_throttled")
+    return RunningUnit(
+        unit=unit,
+        main_pid=main_pid,
+        processes=processes,
+        has_numa=os.path.exists("/proc/self/numa_maps"),
+        cpuset=_cpuset(f"{group}/cpuset.cpus.effective"),
+        throttled=None if throttled is None else int(throttled),
+        periods=int(stat.get("nr_periods", "0")),
+        ranks=tuple(_read_ranks(unit)),
+    )
+
+
+def _find_group(control_group: str) -> str | None:
+    if not control_group:
+        return None
+    return next((root + control_group for root in _HIERARCHIES if os.path.isdir(root + control_group)), None)
+
+
+def _pids(group: str) -> list[int]:
+    pids = []
+    for folder, _, _ in os.walk(group):
+        pids += [int(pid) for pid in (_text(f"{folder}/cgroup.procs") or "").split()]
+    return sorted(pids)
+
+
+def _read_process(pid: int) -> Process | None:
+    threads = _unless_denied(lambda: _read_threads(pid))
+    if threads is not None and not threads:
+        return None
+    maps = _unless_denied(lambda: _read(f"/proc/{pid}/maps"))
+    numa = _unless_denied(lambda: _read(f"/proc/{pid}/numa_maps"))
+    environment = _unless_denied(lambda: _read(f"/proc/{pid}/environ"))
+    return Process(
+        pid=pid,
+        threads=threads,
+        policies=None if numa is None else Counter(line.split(" ", 2)[1] for line in numa.splitlines() if " " in line),
+        pages=None if numa is None else _pages(numa),
+        allocator=None if maps is None else _allocator(maps),
+        environment=None if environment is None else _variables(environment),
+    )
+
+
+def _read_threads(pid: int) -> dict[int, CpuSet]:
+    threads = {}
+    try:
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            match = re.search(r"^Cpus_allowed_list:\s*(\S+)", _read(f"/proc/{pid}/task/{tid}/status"), re.MULTILINE)
+            if match:
+                threads[int(tid)] = CpuSet.parse(match[1])
+    except (FileNotFoundError, ProcessLookupError):
+        # It, or one of its threads, has ended; what was read still counts.
+        return threads
+    return threads
+
+
+def _pages(numa_maps: str) -> dict[int, int]:
+    pages: Counter[int] = Counter()
+    for node, count in re.findall(r"\bN(\d+)=(\d+)", numa_maps):
+        pages[int(node)] += int(count)
+    return pages
+
+
+def _allocator(maps: str) -> str:
+    match = _ALLOCATORS.search(maps)
+    return match[1] if match else "glibc"
+
+
+def _variables(environ: str) -> dict[str, str]:
+    return dict(assignment.partition("=")[::2] for assignment in environ.split("\0") if assignment)
+
+
+def _read_ranks(unit: str) -> Iterator[dict[str, Any]]:
+    for path in sorted((_RANKS / unit.removesuffix(".service")).glob("rank-*.json")):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # Whatever runs as the service's user can write there.
+            continue
+        if isinstance(told, dict):
+            yield told
+
+
+def _cpuset(path: str) -> CpuSet | None:
+    text = (_text(path) or "").strip()
+    return CpuSet.parse(text) if text else None
+
+
+def _unless_denied(read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except OSError:
+        return None
+
+
+def _text(path: str) -> str | None:
+    return _unless_denied(lambda: _read(path))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()

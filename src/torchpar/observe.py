@@ -1,0 +1,143 @@
+"""What is: one look at the conf, the active generation, the host and every running service.
+
+`torchpar status` prints it, torchpard keeps it; both get it here, as JSON data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torchpar.config import parse_config
+from torchpar.errors import ConfigError, StoreError, TorchparError
+from torchpar.generations import Content, Generation, Store
+from torchpar.host import systemd
+from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.host.facts import read_facts, read_manifest
+from torchpar.host.processes import read_running_unit
+from torchpar.verify import Item, Verdict, summary, verify
+
+# Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
+_EXIT_CODES = {
+    78: "configuration",
+    200: "its working directory cannot be entered",
+    203: "its program cannot be run",
+    215: "its CPUs cannot be set (CPU affinity)",
+    217: "its user does not exist",
+    226: "its sandbox cannot be set up",
+    228: "its system call filter cannot be set",
+    238: "its state directory cannot be made",
+    242: "its memory policy cannot be set (NUMA policy)",
+}
+
+_RUNNING = ("active", "reloading", "deactivating")
+
+
+def observe(store: Store) -> dict[str, Any]:
+    """The whole state as JSON data. Whatever cannot be read is said in it, not raised."""
+    notices: list[str] = []
+    try:
+        active = store.active()
+        content = active.read() if active else None
+    except StoreError as error:
+        active = content = None
+        notices.append(str(error))
+    if active is None and not notices:
+        notices.append("nothing has been applied on this host yet; run: torchpar apply")
+    conf = observe_conf(active, content)
+    notices += conf["notices"]
+    if content and dict(content.manifest) != read_manifest():
+        notices.append(
+            f"generation {active.number if active else '?'} was made for CPUs {content.manifest['cpus_online']}, this "
+            f"host has {read_manifest()['cpus_online']} now; make a new one: torchpar apply"
+        )
+    services = []
+    if content:
+        since = os.lstat(store.directory / "active").st_mtime
+        for service in json.loads(content.plan)["services"]:
+            services.append(observe_service(service, since))
+    for service in services:
+        notices += service.pop("notices")
+    return {
+        "version": 1,
+        "generation": active.number if active else None,
+        "conf": conf["state"],
+        "auto_apply": conf["auto_apply"],
+        "services": services,
+        "notices": notices,
+    }
+
+
+def observe_conf(active: Generation | None, content: Content | None) -> dict[str, Any]:
+    """Whether the conf is "in sync" with the active generation, "newer", or "broken", with what to say about it."""
+    number = f"generation {active.number}" if active else "what is in force"
+    try:
+        files = read_conf_files(find_conf_files(), trusted=True)
+        if content and files == content.conf:
+            return {"state": "in sync", "notices": [], "auto_apply": False}
+        config = parse_config(files, read_facts())
+    except ConfigError as error:
+        first, *others = error.problems
+        more = f" (and {len(others)} more; see: torchpar validate)" if others else ""
+        return {
+            "state": "broken",
+            "notices": [f"the conf is broken: {first}{more}; {number} stays in force"],
+            "auto_apply": False,
+        }
+    except TorchparError as error:
+        return {"state": "unknown", "notices": [str(error)], "auto_apply": False}
+    notice = f"the conf is newer than {number}; see: torchpar diff, then: systemctl reload torchpard"
+    return {"state": "newer", "notices": [notice], "auto_apply": config.host.auto_apply}
+
+
+def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str, Any]:
+    """One service: its state in words, and whether it runs as planned."""
+    unit = plan["unit"]
+    row = {
+        "unit": unit,
+        **{key: plan[key] for key in ("kind", "name", "enabled", "cpus", "memory_policy", "allocator")},
+    }
+    row["threads"] = [rank["threads"] for rank in plan["ranks"]]
+    try:
+        properties = systemd.unit_properties(unit)
+    except TorchparError as error:
+        return {**row, "state": "unknown", "placed": "unknown", "items": [], "notices": [str(error)]}
+    row["state"] = _state(properties)
+    row["main_pid"] = properties["MainPID"]
+    if properties["ActiveState"] not in _RUNNING or not properties["MainPID"]:
+        return {**row, "placed": None, "items": [], "notices": []}
+    items = verify_unit(plan, properties)
+    verdict = summary(items)
+    notices = []
+    if verdict is Verdict.DRIFT:
+        what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT)
+        if properties["ActiveEnterTimestamp"] / 1e6 < in_force_since:
+            notices.append(f"{unit} runs with what was in force when it started ({what}): systemctl restart {unit}")
+        else:
+            notices.append(f"{unit} does not run as planned ({what}): torchpar verify {plan['kind']}@{plan['name']}")
+    return {**row, "placed": verdict.value, "items": [item_json(item) for item in items], "notices": notices}
+
+
+def verify_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> tuple[Item, ...]:
+    """Compare a running unit with its plan."""
+    running = read_running_unit(plan["unit"], properties["MainPID"], properties.get("ControlGroup", ""))
+    return verify(plan, running)
+
+
+def item_json(item: Item) -> dict[str, str]:
+    """An item as JSON data."""
+    return {"what": item.what, "verdict": item.verdict.value, "expected": item.expected, "actual": item.actual}
+
+
+def _state(properties: Mapping[str, Any]) -> str:
+    state = str(properties["ActiveState"])
+    if state != "failed" and not (state == "activating" and properties["SubState"] == "auto-restart"):
+        return {"active": "running", "inactive": "stopped"}.get(state, state)
+    code = properties["ExecMainStatus"] if properties.get("ExecMainPID") else 0
+    for command in properties.get("ExecStartPre", []):
+        # (path, arguments, ignore, start, ..., pid, code, status): a failed one never lets the main process start.
+        code = command[-1] or code
+    why = _EXIT_CODES.get(code, f"exit status {code}" if code else str(properties.get("Result", "")))
+    return f"{'failed' if state == 'failed' else 'restarting'}: {why}"

@@ -1,0 +1,204 @@
+"""Compares what runs with what was planned: facts of a unit's processes in, one verdict an item out.
+
+It knows the kernel's words for affinity and memory policy, and reads nothing itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchpar.cpuset import CpuSet
+
+# The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.
+_POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleave", "local": "local"}
+
+# A quota that stops the processes in more of its periods than this slows the job down.
+THROTTLED_SHARE = 0.05
+
+
+class Verdict(enum.Enum):
+    """What an item of a running service is."""
+
+    OK = "ok"  # as planned
+    DRIFT = "drift"  # something else than planned
+    UNKNOWN = "unknown"  # cannot be read, for example without root
+    NOT_APPLICABLE = "n/a"  # this host, or this torch, has no such thing
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a unit; None for what could not be read.
+
+    `threads` are the allowed CPUs by thread, `policies` counts the mappings by the kernel's policy word, `pages` by
+    node.
+    """
+
+    pid: int
+    threads: Mapping[int, CpuSet] | None
+    policies: Mapping[str, int] | None
+    pages: Mapping[int, int] | None
+    allocator: str | None
+    environment: Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class RunningUnit:
+    """A unit that runs: its processes, what its ranks say of themselves, its control group.
+
+    `has_numa` is false where the kernel shows no memory policies at all; `throttled` counts the quota's periods in
+    which it was stopped, of `periods`; None where there is no such controller.
+    """
+
+    unit: str
+    main_pid: int
+    processes: tuple[Process, ...]
+    has_numa: bool
+    cpuset: CpuSet | None = None
+    throttled: int | None = None
+    periods: int = 0
+    ranks: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Item:
+    """One compared value, as texts for people."""
+
+    what: str
+    verdict: Verdict
+    expected: str
+    actual: str
+
+
+def verify(plan: Mapping[str, Any], running: RunningUnit) -> tuple[Item, ...]:
+    """Compare a running unit with its plan, a service of plan_json()."""
+    return (
+        _cpus(plan, running),
+        _cpuset(plan, running),
+        _memory_policy(plan, running),
+        _allocator(plan, running),
+        _environment(plan, running),
+        _threads(plan, running),
+        _throttling(running),
+    )
+
+
+def summary(items: Sequence[Item]) -> Verdict:
+    """The verdict of a whole service: drift before unknown before ok."""
+    verdicts = {item.verdict for item in items}
+    for verdict in (Verdict.DRIFT, Verdict.UNKNOWN):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.OK
+
+
+def _cpus(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    """Every thread must be allowed what the service, or one of its ranks, was given: no more, no less."""
+    planned = {CpuSet.parse(plan["cpus"]), *(CpuSet.parse(rank["cpus"]) for rank in plan["ranks"])}
+    wrong: list[str] = []
+    unread = False
+    for process in running.processes:
+        if process.threads is None:
+            unread = True
+            continue
+        strays = Counter(str(cpus) for cpus in process.threads.values() if cpus not in planned)
+        wrong += [
+            f"{count} of {len(process.threads)} threads of process {process.pid} on {cpus}"
+            for cpus, count in strays.items()
+        ]
+    count = sum(len(process.threads or ()) for process in running.processes)
+    if wrong:
+        return Item("CPUs", Verdict.DRIFT, plan["cpus"], "; ".join(wrong))
+    if unread:
+        return _unread("CPUs", plan["cpus"])
+    return Item("CPUs", Verdict.OK, plan["cpus"], f"threads: {count}, processes: {len(running.processes)}")
+
+
+def _cpuset(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    if running.cpuset is None:
+        return Item("cpuset", Verdict.NOT_APPLICABLE, plan["cpus"], "this host has no cpuset controller for systemd")
+    same = running.cpuset == CpuSet.parse(plan["cpus"])
+    return Item("cpuset", Verdict.OK if same else Verdict.DRIFT, plan["cpus"], str(running.cpuset))
+
+
+def _memory_policy(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    policy, nodes = plan["memory_policy"]["policy"], plan["memory_policy"]["nodes"]
+    expected = f"{policy} {nodes}".strip()
+    if not running.has_numa:
+        return Item("memory policy", Verdict.NOT_APPLICABLE, expected, "this kernel has no NUMA policies")
+    word = _POLICY_WORDS.get(policy, "default")
+    wanted = f"{word}:{nodes}" if nodes else word
+    if any(process.policies is None for process in running.processes):
+        return _unread("memory policy", expected)
+    # The library that a mapping belongs to may set its own policy; the process's is that of the most mappings.
+    found = [Counter(process.policies).most_common(1)[0][0] for process in running.processes if process.policies]
+    others = sorted(set(found) - {wanted})
+    if others:
+        return Item("memory policy", Verdict.DRIFT, expected, " and ".join(others))
+    return Item("memory policy", Verdict.OK, expected, _locality(plan, running) or wanted)
+
+
+def _locality(plan: Mapping[str, Any], running: RunningUnit) -> str:
+    pages: Counter[int] = Counter()
+    for process in running.processes:
+        pages.update(process.pages or {})
+    planned = CpuSet.parse(plan["memory_policy"]["nodes"] or plan["ranks"][0]["numa_nodes"])
+    if not planned or not pages:
+        return ""
+    local = sum(count for node, count in pages.items() if node in planned)
+    return f"{100 * local / pages.total():.0f} % of its pages on node {planned}"
+
+
+def _allocator(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    expected = "glibc" if plan["allocator"] == "none" else plan["allocator"]
+    main = _main(running)
+    if main is None or main.allocator is None:
+        return _unread("allocator", expected)
+    same = main.allocator == expected
+    return Item("allocator", Verdict.OK if same else Verdict.DRIFT, expected, main.allocator)
+
+
+def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    planned = plan["environment"]
+    expected = f"{len(planned)} variables"
+    main = _main(running)
+    if main is None or main.environment is None:
+        return _unread("environment", expected)
+    wrong = [
+        f"{name}={main.environment.get(name, '(not set)'):.60} instead of {value:.60}"
+        for name, value in planned.items()
+        if main.environment.get(name) != value
+    ]
+    return Item("environment", Verdict.DRIFT if wrong else Verdict.OK, expected, "; ".join(wrong) or "as planned")
+
+
+def _threads(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    """What torch itself says, once the script has imported it."""
+    planned = {rank["local_rank"]: rank["threads"] for rank in plan["ranks"]}
+    expected = ", ".join(str(threads) for threads in planned.values())
+    pids = {process.pid for process in running.processes}
+    told = {rank.get("local_rank"): rank.get("threads") for rank in running.ranks if rank.get("pid") in pids}
+    if not told:
+        return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
+    actual = ", ".join(str(told.get(rank, "?")) for rank in planned)
+    same = all(planned.get(rank) == threads for rank, threads in told.items())
+    return Item("threads", Verdict.OK if same else Verdict.DRIFT, expected, f"torch computes with {actual}")
+
+
+def _throttling(running: RunningUnit) -> Item:
+    if running.throttled is None:
+        return Item("CPU quota", Verdict.NOT_APPLICABLE, "never stopped", "this host has no CPU controller for systemd")
+    share = running.throttled / running.periods if running.periods else 0.0
+    actual = f"stopped in {running.throttled} of {running.periods} periods" if running.throttled else "never stopped"
+    return Item("CPU quota", Verdict.DRIFT if share > THROTTLED_SHARE else Verdict.OK, "never stopped", actual)
+
+
+def _main(running: RunningUnit) -> Process | None:
+    return next((process for process in running.processes if process.pid == running.main_pid), None)
+
+
+def _unread(what: str, expected: str) -> Item:
+    return Item(what, Verdict.UNKNOWN, expected, "cannot be read; this needs root")

@@ -1,0 +1,72 @@
+"""What systemd holds against what was planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.config import parse_config
+from torchpar.plan import make_plan, plan_json
+from torchpar.readback import compare_unit
+from torchpar.syntax import ConfFile
+
+OURS = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
+OVERRIDE = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"
+
+
+def make_service() -> dict[str, Any]:
+    """The plan of [Train a] on a host of four cores and one node."""
+    host = make_host()
+    config = parse_config([ConfFile("/c", "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\n")], host)
+    service: dict[str, Any] = plan_json(make_plan(config, host))["services"][0]
+    return service
+
+
+def held(**changes: Any) -> dict[str, Any]:
+    """The properties of a unit that systemd holds as planned, but for these."""
+    service = make_service()
+    properties = {
+        "DropInPaths": [OURS],
+        "CPUAffinity": [0b1111],
+        "AllowedCPUs": [0b1111],
+        "AllowedMemoryNodes": [1],
+        "NUMAMask": [1],
+        "NUMAPolicy": 1,
+        "Environment": [f"{name}={value}" for name, value in service["environment"].items()] + ["HOME=/x"],
+        "ExecStart": [["/usr/bin/python3", service["command"], False, 0, 0, 0, 0, 0, 0, 0]],
+    }
+    return {**properties, **changes}
+
+
+def test_a_unit_as_planned_has_no_difference() -> None:
+    """More variables than planned are the static unit's."""
+    assert compare_unit(make_service(), held()) == compare_unit(make_service(), held(Environment=held()["Environment"]))
+    read = compare_unit(make_service(), held())
+    assert read.wrong == () and read.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"CPUAffinity": [0b11]}, "CPUAffinity is 0-1, planned 0-3"),
+        ({"AllowedCPUs": []}, "AllowedCPUs is empty, planned 0-3"),
+        ({"CPUAffinity": [0b1111, 0b1]}, "CPUAffinity is 0-3,8, planned 0-3"),
+        ({"NUMAPolicy": 2}, "NUMAPolicy is bind, planned preferred"),
+        ({"Environment": []}, "Environment OMP_NUM_THREADS is empty, planned 3"),
+        ({"ExecStart": []}, "ExecStart is empty, planned /usr/bin/python3"),
+        ({"DropInPaths": []}, "systemd has not loaded its drop-in"),
+    ],
+)
+def test_a_difference_is_wrong_and_named(changes: dict[str, Any], message: str) -> None:
+    """systemd did not get what was meant, and the message says what it has."""
+    read = compare_unit(make_service(), held(**changes))
+    assert any(message in line for line in read.wrong) and not read.notes
+
+
+def test_a_difference_behind_an_override_is_the_administrators() -> None:
+    """What sorts after our drop-in wins, and is only noted."""
+    read = compare_unit(make_service(), held(CPUAffinity=[1], DropInPaths=[OURS, OVERRIDE]))
+    assert not read.wrong
+    assert read.notes == (f"torchpar-train@a.service: CPUAffinity is 0, planned 0-3 (an override: {OVERRIDE})",)

@@ -1,0 +1,119 @@
+"""What runs against what was planned, one verdict an item."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from torchpar.cpuset import CpuSet
+from torchpar.verify import Process, RunningUnit, Verdict, summary, verify
+
+PLAN: dict[str, Any] = {
+    "unit": "torchpar-train@a.service",
+    "cpus": "0-1",
+    "memory_policy": {"policy": "preferred", "nodes": "0", "allowed_nodes": "0-1"},
+    "allocator": "jemalloc",
+    "ranks": [{"local_rank": 0, "cpus": "0-1", "numa_nodes": "0", "threads": 2}],
+    "environment": {"OMP_NUM_THREADS": "2"},
+}
+
+PROCESS = Process(
+    pid=10,
+    threads={10: CpuSet([0, 1]), 11: CpuSet([0, 1])},
+    policies={"prefer:0": 90, "default": 3},
+    pages={0: 99, 1: 1},
+    allocator="jemalloc",
+    environment={"OMP_NUM_THREADS": "2", "HOME": "/"},
+)
+
+RUNNING = RunningUnit(
+    unit="torchpar-train@a.service",
+    main_pid=10,
+    processes=(PROCESS,),
+    has_numa=True,
+    cpuset=CpuSet([0, 1]),
+    throttled=0,
+    periods=0,
+    ranks=({"pid": 10, "local_rank": 0, "threads": 2},),
+)
+
+
+def verdicts(process: dict[str, Any] | None = None, **unit: Any) -> dict[str, Verdict]:
+    """The verdict of each item for a unit that differs in these fields."""
+    changed = dataclasses.replace(PROCESS, **(process or {}))
+    running = dataclasses.replace(RUNNING, processes=(changed,), **unit)
+    return {item.what: item.verdict for item in verify(PLAN, running)}
+
+
+def test_a_unit_that_runs_as_planned_is_ok_in_every_item() -> None:
+    """Seven items, all ok."""
+    assert set(verdicts().values()) == {Verdict.OK} and len(verdicts()) == 7
+    assert summary(verify(PLAN, RUNNING)) is Verdict.OK
+
+
+@pytest.mark.parametrize("cpus", [CpuSet([1]), CpuSet([0, 1, 2]), CpuSet([5])])
+def test_one_thread_elsewhere_is_drift(cpus: CpuSet) -> None:
+    """On fewer CPUs, on more, or on others: all cost speed, the service's own or another's."""
+    found = verify(PLAN, dataclasses.replace(RUNNING, processes=(dataclasses.replace(PROCESS, threads={11: cpus}),)))
+    assert found[0].verdict is Verdict.DRIFT and f"1 of 1 threads of process 10 on {cpus}" in found[0].actual
+
+
+def test_a_rank_may_have_its_own_part_of_the_services_cpus() -> None:
+    """Each rank is bound to its share."""
+    plan = {**PLAN, "ranks": [{**PLAN["ranks"][0], "cpus": "0"}, {**PLAN["ranks"][0], "local_rank": 1, "cpus": "1"}]}
+    process = dataclasses.replace(PROCESS, threads={10: CpuSet([1])})
+    assert verify(plan, dataclasses.replace(RUNNING, processes=(process,)))[0].verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("process", "item"),
+    [
+        ({"policies": {"default": 90, "prefer:0": 3}}, "memory policy"),
+        ({"policies": {"bind:0": 90}}, "memory policy"),
+        ({"policies": {"prefer:1": 90}}, "memory policy"),
+        ({"allocator": "glibc"}, "allocator"),
+        ({"environment": {"OMP_NUM_THREADS": "1"}}, "environment"),
+        ({"environment": {}}, "environment"),
+    ],
+)
+def test_another_value_than_planned_is_drift(process: dict[str, Any], item: str) -> None:
+    """In that item alone."""
+    found = verdicts(process)
+    assert found.pop(item) is Verdict.DRIFT
+    assert set(found.values()) == {Verdict.OK}
+
+
+@pytest.mark.parametrize(
+    ("process", "item"),
+    [
+        ({"threads": None}, "CPUs"),
+        ({"policies": None}, "memory policy"),
+        ({"allocator": None}, "allocator"),
+        ({"environment": None}, "environment"),
+    ],
+)
+def test_what_only_root_may_read_is_unknown_and_never_ok(process: dict[str, Any], item: str) -> None:
+    """Not to know is not to be fine."""
+    assert verdicts(process)[item] is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("unit", "item", "verdict"),
+    [
+        ({"has_numa": False}, "memory policy", Verdict.NOT_APPLICABLE),
+        ({"cpuset": None}, "cpuset", Verdict.NOT_APPLICABLE),
+        ({"cpuset": CpuSet([0])}, "cpuset", Verdict.DRIFT),
+        ({"throttled": None}, "CPU quota", Verdict.NOT_APPLICABLE),
+        ({"throttled": 1, "periods": 100}, "CPU quota", Verdict.OK),
+        ({"throttled": 50, "periods": 100}, "CPU quota", Verdict.DRIFT),
+        ({"ranks": ()}, "threads", Verdict.NOT_APPLICABLE),
+        ({"ranks": ({"pid": 10, "local_rank": 0, "threads": 1},)}, "threads", Verdict.DRIFT),
+        ({"ranks": ({"pid": 99, "local_rank": 0, "threads": 1},)}, "threads", Verdict.NOT_APPLICABLE),
+        ({"main_pid": 11}, "allocator", Verdict.UNKNOWN),
+    ],
+)
+def test_what_the_host_and_torch_say_decides(unit: dict[str, Any], item: str, verdict: Verdict) -> None:
+    """A controller that is not there is no drift; what another process wrote counts for nothing."""
+    assert verdicts(**unit)[item] is verdict
