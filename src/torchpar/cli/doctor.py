@@ -34,9 +34,8 @@ def doctor(root: Path, as_json: bool) -> int:
         echo_json([{**dataclasses.asdict(finding), "severity": finding.severity.value} for finding in findings])
     else:
         for finding in findings:
-            click.echo(
-                f"{click.style(finding.severity.value, fg=_COLOURS[finding.severity])}  {finding.check}: {finding.found}"
-            )
+            severity = click.style(finding.severity.value, fg=_COLOURS[finding.severity])
+            click.echo(f"{severity}  {finding.check}: {finding.found}")
             click.echo(f"      seen: {finding.evidence}")
             if finding.fix:
                 click.echo(f"      to mend it: {finding.fix}")

@@ -28,7 +28,6 @@ def check_blas(root: Path) -> Finding:
         return Finding(
             "blas", Severity.UNKNOWN, "no BLAS is registered", f"no {tree.path('etc/alternatives/libblas.so.3-*')}"
         )
-    evidence = f"/etc/alternatives/{links[0]}"
     target = os.readlink(tree.path(f"etc/alternatives/{links[0]}"))
     flavour = target.split("/")[-2]
     evidence = f"/etc/alternatives/{links[0]} -> {target}"
