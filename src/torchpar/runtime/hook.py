@@ -1,0 +1,85 @@
+"""What happens in a job when its script has imported torch: the plan's numbers are set, and what is then true is told.
+
+Takes the torch that the script imported and imports none itself. What the service's own environment or the script says
+goes before the plan. It sets nothing that fails only later, in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from torchpar.environment import JobSettings, RankSettings, parse_job_environment
+from torchpar.errors import JobSettingsError
+from torchpar.runtime.observed import observe, say, tell
+
+
+def torch_imported(torch: Any) -> None:
+    """Set torch's thread counts and cudnn.benchmark as planned for this process; log and record what then holds."""
+    local_rank = _local_rank()
+    try:
+        settings = parse_job_environment(os.environ)
+    except JobSettingsError as error:
+        settings = None
+        say(str(error))
+    rank = settings.rank(local_rank) if settings else None
+    if settings and not rank:
+        say(f"the plan of {settings.service} has no rank {local_rank} (LOCAL_RANK); nothing is set in torch")
+    if settings and rank:
+        _set_threads(torch, settings, rank)
+        _set_interop_threads(torch, settings.interop_threads)
+        if settings.cudnn_benchmark is not None:
+            torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+    tell(observe(torch, local_rank))
+
+
+def _local_rank() -> int:
+    """This process's number on its host, as torchrun counts; 0 for a process that is alone."""
+    text = os.environ.get("LOCAL_RANK", "0")
+    if not text.isdecimal():
+        say(f"LOCAL_RANK={text} is not a number; taken as 0")
+        return 0
+    return int(text)
+
+
+def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
+    """The compute threads, unless the service's Environment= says otherwise.
+
+    The unit says OMP_NUM_THREADS once for all ranks, so the number of any rank is the plan's own word.
+    """
+    stated = os.environ.get("OMP_NUM_THREADS")
+    if stated is not None and stated not in {str(other.threads) for other in settings.ranks}:
+        say(f"OMP_NUM_THREADS={stated} is not the plan's ({rank.threads}): it stays, and the plan's is not set")
+        return
+    # Where the environment has done it already there is nothing to do, and that is better: in builds with XNNPACK the
+    # call starts a thread pool, and torch then warns in every forked DataLoader worker that it leaks it.
+    if torch.get_num_threads() != rank.threads:
+        torch.set_num_threads(rank.threads)
+
+
+def _set_interop_threads(torch: Any, threads: int) -> None:
+    """The interop threads, and what a script's own call does from now on.
+
+    torch lets this be set once only and raises RuntimeError the second time. A script that sets it too must go on
+    working, so its call becomes a line in the journal; nothing can undo the first.
+    """
+    if torch.get_num_interop_threads() == threads:
+        return
+    try:
+        torch.set_num_interop_threads(threads)
+    except RuntimeError as error:
+        # Something that torch itself imports, such as a backend's plug-in, was faster.
+        say(f"the plan's {threads} interop threads are not set: {error}")
+        return
+
+    def set_num_interop_threads(wanted: int) -> None:
+        """torchpar has set this as planned; see InteropThreads= in torchpar.conf(5)."""
+        if wanted != threads:
+            caller = sys._getframe(1)
+            say(
+                f"{caller.f_code.co_filename}:{caller.f_lineno} asks for {wanted} interop threads: the plan's"
+                f" {threads} stays; InteropThreads= in torchpar.conf sets it"
+            )
+
+    torch.set_num_interop_threads = set_num_interop_threads

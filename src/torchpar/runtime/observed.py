@@ -1,0 +1,99 @@
+"""What holds in a job's process: read back from torch and the kernel, never from the plan.
+
+Told to people as one line in the journal, and to torchpar as a file in the service's RuntimeDirectory=.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+VERSION = 1
+
+
+def observe(torch: Any, local_rank: int) -> dict[str, Any]:
+    """The truth of this process as JSON data; cpus is a list in the kernel's syntax."""
+    return {
+        "version": VERSION,
+        "pid": os.getpid(),
+        "local_rank": local_rank,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "cpus": cpulist(os.sched_getaffinity(0)),
+        "allocator": _allocator(),
+    }
+
+
+def tell(truth: dict[str, Any]) -> None:
+    """One line for the journal, and rank-N.json in the service's RuntimeDirectory= if it has one."""
+    threads = truth["threads"]
+    say(
+        f"torch {truth['torch']}, {threads} thread{'' if threads == 1 else 's'}, {truth['interop_threads']} interop,"
+        f" CPUs {truth['cpus']}, allocator {truth['allocator']}"
+    )
+    # systemd separates several directories by colons.
+    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if directory:
+        path = os.path.join(directory, f"rank-{truth['local_rank']}.json")
+        try:
+            _write_whole(path, json.dumps(truth, sort_keys=True) + "\n")
+        except OSError as error:
+            say(f"{path}: cannot be written: {error.strerror}; torchpar verify will not know this process's threads")
+
+
+def say(line: str) -> None:
+    """A line in the journal: the file descriptor itself, as a script may have put something else in sys.stderr."""
+    try:
+        os.write(2, f"torchpar: {line}\n".encode(errors="backslashreplace"))
+    except OSError:
+        # Nobody reads it, and the job must not end for that.
+        return
+
+
+def cpulist(cpus: Iterable[int]) -> str:
+    """CPU numbers in the kernel's list syntax: "0-3,8"."""
+    spans: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if spans and cpu == spans[-1][1] + 1:
+            spans[-1][1] = cpu
+        else:
+            spans.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def _write_whole(path: str, text: str) -> None:
+    """Whoever reads the file sees all of it or none."""
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _allocator() -> str:
+    """The malloc in force: "jemalloc", "tcmalloc", "glibc", or the file name of another library.
+
+    That is the mapped file which the dynamic linker takes the symbols from; a library that merely is mapped may not be.
+    `malloc` itself will not do: in Debian's python3, which is no position-independent executable, its address is in
+    the program. `malloc_usable_size` is in every allocator and not used by Python.
+    """
+    address = ctypes.cast(ctypes.CDLL(None).malloc_usable_size, ctypes.c_void_p).value or 0
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        return allocator_at(address, maps)
+
+
+def allocator_at(address: int, maps: Iterable[str]) -> str:
+    """The allocator that an address in /proc/PID/maps belongs to."""
+    for line in maps:
+        fields = line.split(None, 5)
+        first, _, end = fields[0].partition("-")
+        if int(first, 16) <= address < int(end, 16):
+            name = os.path.basename(fields[5].strip()) if len(fields) == 6 else "unknown"
+            for library, allocator in (("libjemalloc", "jemalloc"), ("libtcmalloc", "tcmalloc"), ("libc.so", "glibc")):
+                if name.startswith(library):
+                    return allocator
+            return "glibc" if name.startswith("libc-") else name
+    return "unknown"

@@ -1,0 +1,125 @@
+"""Runs a script or a module as __main__, as the interpreter itself would, from a run.py that has been started as such.
+
+Everything here comes before the script's first line, so it imports only what an interpreter has loaded by then. Of the
+plan it knows no more than whether there is one; what concerns torch is left to torch_import.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False  # typing's own would have to be imported
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+EXIT_USAGE = 64  # sysexits.h
+EXIT_CONFIG = 78
+USAGE = "usage: run.py -- SCRIPT [ARGUMENT...]\n       run.py -m MODULE [ARGUMENT...]\n"
+
+
+def main() -> None:
+    """Run what sys.argv names. Returns when the script comes to its end and raises what the script raises."""
+    if len(sys.argv) < 3 or sys.argv[1] not in ("--", "-m"):
+        sys.stderr.write(USAGE)
+        sys.exit(EXIT_USAGE)
+    launcher, option, what = sys.argv[:3]
+    try:
+        run, parameters = prepare(option, what, sys.argv[3:])
+        run(*parameters)
+    except SystemExit as error:
+        # One frame down it is runpy itself that exits, having found nothing to run; what it runs is further down.
+        trace = error.__traceback__ and error.__traceback__.tb_next
+        if trace and not trace.tb_next and trace.tb_frame.f_code.co_name == "_run_module_as_main":
+            if option == "-m":
+                refuse(what, str(error.code)[len(f"{sys.executable}: ") :], "Module=")
+            refuse(os.path.abspath(what), "a directory or zip file without __main__.py", "Script=")
+        raise
+    except BaseException:
+        sys.excepthook = without_frames_of((launcher, __file__), sys.excepthook)
+        raise
+
+
+def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[..., object], tuple[Any, ...]]":
+    """Make the interpreter's state that of a start without a launcher; what to call then, and with what."""
+    # With PYTHONSAFEPATH, -P or -I the interpreter puts no folder in front, neither the launcher's nor the script's.
+    safe_path = getattr(sys.flags, "safe_path", sys.flags.isolated)
+    if not safe_path:
+        del sys.path[0]
+    if "TORCHPAR_JOB" in os.environ:
+        from torchpar.runtime.torch_import import TorchImport
+
+        sys.meta_path.insert(0, TorchImport())
+    if option == "-m":
+        sys.argv = ["-m", *arguments]
+        if not safe_path:
+            sys.path.insert(0, os.getcwd())
+        return by_runpy(what, True)
+
+    sys.argv = [what, *arguments]
+    path = what if os.path.isabs(what) else os.path.join(os.getcwd(), what)
+    for hook in sys.path_hooks:  # this is how the interpreter finds out whether it is a directory or a zip file
+        try:
+            hook(path)
+        except ImportError:
+            continue
+        sys.path.insert(0, path)
+        return by_runpy("__main__", False)
+
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        refuse(path, "no such file", "Script=")
+    except OSError as error:
+        refuse(path, f"cannot be read: {error.strerror}", "Script= or User=")
+    if not safe_path:
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    if path.endswith(".pyc"):
+        from importlib.machinery import SourcelessFileLoader
+
+        compiled = SourcelessFileLoader("__main__", path)
+        return exec, (compiled.get_code("__main__"), new_main(__loader__=compiled, __file__=path, __cached__=None))
+    code = compile(source, path, "exec", dont_inherit=True)
+    loader = type(sys.modules["__main__"].__loader__)("__main__", path)  # type: ignore[call-arg, misc]
+    return exec, (code, new_main(__loader__=loader, __file__=path, __cached__=None))
+
+
+def by_runpy(name: str, search: bool) -> "tuple[Callable[..., object], tuple[Any, ...]]":
+    """The function by which the interpreter itself runs modules, directories and zip files."""
+    import runpy
+
+    new_main()
+    return runpy._run_module_as_main, (name, search)  # type: ignore[attr-defined]
+
+
+def new_main(**names: object) -> "dict[str, Any]":
+    """Put a __main__ in the place of the launcher's, with the names that this interpreter gives each, and no other."""
+    main = type(sys)("__main__")
+    for name, value in vars(sys.modules["__main__"]).items():
+        if name.startswith("__") and name not in ("__doc__", "__file__", "__cached__"):
+            main.__dict__[name] = value
+    main.__dict__.update(names)
+    sys.modules["__main__"] = main
+    return main.__dict__
+
+
+def refuse(what: str, why: str, keys: str) -> "NoReturn":
+    """Say what cannot be run and which keys of the conf decide it, and exit."""
+    from torchpar.runtime.refusal import refusal
+
+    sys.stderr.write(f"torchpar: {refusal(what, why, keys)}\n")
+    sys.exit(EXIT_CONFIG)
+
+
+def without_frames_of(
+    files: "tuple[str, ...]", hook: "Callable[[Any, Any, Any], object]"
+) -> "Callable[[Any, Any, Any], object]":
+    """The script's own sys.excepthook, or the interpreter's, shown a traceback that begins with the script."""
+
+    def excepthook(kind: "Any", error: "Any", trace: "Any") -> None:
+        while trace and trace.tb_frame.f_code.co_filename in files:
+            trace = trace.tb_next
+        sys.last_traceback = error.__traceback__ = trace
+        hook(kind, error, trace)
+
+    return excepthook

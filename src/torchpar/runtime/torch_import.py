@@ -1,0 +1,62 @@
+"""Waits in sys.meta_path for the script's import of torch, without importing it, and goes when that has happened.
+
+Afterwards nothing of it is left in torch: its module, spec and loader are what they would be without it.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False  # typing's own would have to be imported, before the script's first line
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class TorchImport:
+    """A finder that finds nothing by itself, and hears when torch's own module has been executed."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
+        """None, save for torch: what the other finders find, with a loader that calls `imported` in the end."""
+        if name != "torch":
+            return None
+        for finder in sys.meta_path:
+            find_spec = None if finder is self else getattr(finder, "find_spec", None)
+            spec = find_spec and find_spec(name, path, target)
+            if spec:
+                # A folder called torch that is no package has a loader that executes nothing, or none.
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader.exec_module = self.watched(spec.loader, spec.loader.exec_module)
+                return spec
+        return None
+
+    def watched(self, loader: "Any", execute: "Callable[[Any], None]") -> "Callable[[Any], None]":
+        """The exec_module of this one loader; it takes itself away before torch's own code runs."""
+
+        def exec_module(module: "Any") -> None:
+            loader.__dict__.pop("exec_module", None)
+            execute(module)
+            # Only now: where the import fails, the script may try again.
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.imported(module)
+
+        # By these names the interpreter leaves the frame out of the traceback of an import that fails, as it does with
+        # importlib's own (remove_importlib_frames in import.c), and a warning's stacklevel does not count it.
+        exec_module.__code__ = exec_module.__code__.replace(
+            co_filename="<frozen importlib._bootstrap>", co_name="_call_with_frames_removed"
+        )
+        return exec_module
+
+    def imported(self, torch: "Any") -> None:
+        """Set torch as planned, in the job's own process and not in one that it forked."""
+        if os.getpid() != self.process:
+            return
+        try:
+            from torchpar.runtime.hook import torch_imported
+
+            torch_imported(torch)
+        except Exception as error:  # whatever it is, it is the launcher's failure and must not become the job's
+            os.write(2, f"torchpar: torch is not set as planned: {error!r}\n".encode(errors="backslashreplace"))

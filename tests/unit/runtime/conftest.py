@@ -1,0 +1,29 @@
+"""run.py as it is installed, and a folder for a job's files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit.runtime.jobs import Place
+
+PACKAGE = Path(__file__).resolve().parents[3] / "src" / "torchpar"
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run.py as it is installed: in a folder of its own, with the link to the package beside it."""
+    folder = tmp_path_factory.mktemp("launcher")
+    shutil.copy(PACKAGE / "runtime" / "run.py", folder)
+    (folder / "torchpar").symlink_to(PACKAGE)
+    return folder / "run.py"
+
+
+@pytest.fixture
+def place(tmp_path: Path, launcher: Path) -> Place:
+    """An empty folder for a job's files."""
+    path = tmp_path / "srv"
+    path.mkdir()
+    return Place(path, launcher)

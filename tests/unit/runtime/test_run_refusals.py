@@ -1,0 +1,104 @@
+"""run.py where there is nothing to run: one line that says why and which key of the conf decides it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+
+from tests.unit.runtime.jobs import Outcome, Place
+
+pytestmark = pytest.mark.subprocess
+
+JOB = {
+    "TORCHPAR_JOB": json.dumps(
+        {"service": "torchpar-train@demo.service", "interop_threads": 1, "cudnn_benchmark": None, "ranks": []}
+    )
+}
+
+
+def test_a_script_that_is_not_there_is_one_line(place: Place) -> None:
+    """What is missing, which key of which section names it, and what to do; the status is that of a bad conf."""
+    outcome = place.launched("/srv/no/x.py", **JOB)
+    assert outcome == Outcome(
+        78,
+        "",
+        "torchpar: /srv/no/x.py: no such file; set Script= in [Train demo] of torchpar.conf, then: torchpar apply\n",
+    )
+
+
+def test_without_a_plan_the_line_names_no_section(place: Place) -> None:
+    """Started by hand, or with a damaged variable, there is no service to name."""
+    for environ in ({}, {"TORCHPAR_JOB": "{"}):
+        outcome = place.launched("x.py", **environ)
+        assert outcome.status == 78
+        assert outcome.err == (
+            f"torchpar: {place.path}/x.py: no such file;"
+            " set Script= in the service's section of torchpar.conf, then: torchpar apply\n"
+        )
+
+
+def test_a_script_that_cannot_be_read_is_one_line(place: Place) -> None:
+    """The reason is the kernel's; as it often is a matter of permissions, User= is named as well."""
+    (place.path / "x.py").symlink_to("x.py")  # a reason that holds for root too
+    outcome = place.launched("x.py", **JOB)
+    assert outcome == Outcome(
+        78,
+        "",
+        f"torchpar: {place.path}/x.py: cannot be read: Too many levels of symbolic links;"
+        " set Script= or User= in [Train demo] of torchpar.conf, then: torchpar apply\n",
+    )
+
+
+@pytest.mark.parametrize("form", ["folder", "archive.zip"])
+def test_a_folder_without_a_main_is_one_line(place: Place, form: str) -> None:
+    """There is nothing in it that can run."""
+    if form == "folder":
+        (place.path / form).mkdir()
+    else:
+        with zipfile.ZipFile(place.path / form, "w") as archive:
+            archive.writestr("other.py", "")
+    outcome = place.launched(form, **JOB)
+    assert outcome == Outcome(
+        78,
+        "",
+        f"torchpar: {place.path}/{form}: a directory or zip file without __main__.py;"
+        " set Script= in [Train demo] of torchpar.conf, then: torchpar apply\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("nosuch", "No module named nosuch"),
+        ("nosuch.inner", "Error while finding module specification for 'nosuch.inner'"),
+        ("empty", "No module named empty.__main__; 'empty' is a package and cannot be directly executed"),
+    ],
+)
+def test_a_module_that_is_not_there_is_one_line(place: Place, module: str, why: str) -> None:
+    """The reason is the interpreter's own, the status that of a bad conf."""
+    (place.path / "empty").mkdir()
+    place.write("empty/__init__.py", "")
+    outcome = place.python(place.launcher, "-m", module, **JOB)
+    assert outcome.status == 78
+    assert outcome.err.startswith(f"torchpar: {module}: {why}")
+    assert outcome.err.endswith("; set Module= in [Train demo] of torchpar.conf, then: torchpar apply\n")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_module_that_fails_in_its_own_import_keeps_its_traceback(place: Place) -> None:
+    """Only what is not there is a matter of the conf."""
+    place.write("package/__init__.py", "import nosuch_dependency\n")
+    place.write("package/__main__.py", "")
+    place.write("leaving.py", "import sys; sys.exit('by itself')\n")
+    assert "nosuch_dependency" in place.same("package", module=True).err
+    assert place.same("leaving", module=True) == Outcome(1, "", "by itself\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--",), ("-m",), ("x.py",), ("-c", "pass")], ids=" ".join)
+def test_anything_else_is_told_the_usage(place: Place, arguments: tuple[str, ...]) -> None:
+    """run.py is started by a unit; by hand it says how."""
+    outcome = place.python(place.launcher, *arguments)
+    assert outcome.status == 64
+    assert outcome.err.startswith("usage: run.py -- SCRIPT")

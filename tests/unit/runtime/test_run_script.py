@@ -1,0 +1,173 @@
+"""run.py against the interpreter itself: whatever a script does, it does the same under both."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+
+import pytest
+
+from tests.unit.runtime.jobs import Outcome, Place
+from tests.unit.runtime.scripts import METHODS, POOLS, SCRIPTS
+
+pytestmark = pytest.mark.subprocess
+
+
+@pytest.mark.parametrize("what", SCRIPTS)
+def test_a_script_does_what_it_does_without_the_launcher(place: Place, what: str) -> None:
+    """Output, error output with its tracebacks, and exit status are those of `python x.py`."""
+    place.write("x.py", SCRIPTS[what])
+    place.same("x.py", "--epochs", "90", "--", "-m", stdin="abc\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"# coding: latin-1\nprint(ascii('\xff'))\n", b"x = 1\r\nprint(x)\r\n", b"x = 1\rprint(x)\r", b"print(1)"],
+    ids=["Latin-1", "lines of DOS", "lines of old Macs", "no last line end"],
+)
+def test_any_bytes_are_read_as_the_interpreter_reads_them(place: Place, content: bytes) -> None:
+    """The coding is found as PEP 263 says, and lines end as they always did."""
+    (place.path / "x.py").write_bytes(content)
+    place.same("x.py")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"print('\xff')\n", b"# coding: nonsense\nprint(1)\n", b"print(1)\0\nprint(2)\n"],
+    ids=["not UTF-8", "a coding that is none", "a null byte"],
+)
+def test_bytes_that_are_no_source_end_both_alike(place: Place, content: bytes) -> None:
+    """The parser's words depend on whether it is handed a file or its bytes, the status and our silence do not."""
+    (place.path / "x.py").write_bytes(content)
+    bare, launched = place.python("x.py"), place.launched("x.py")
+    assert (launched.status, launched.out) == (bare.status, bare.out) == (1, "")
+    assert "Error: " in launched.err
+    assert "torchpar" not in launched.err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("-O",), ("-OO",), ("-X", "dev"), ("-W", "error"), ("-u",), ("-I",), ("-E",), ("-s",), ("-b",)],
+    ids="".join,
+)
+def test_the_interpreters_options_stay_in_force(place: Place, flags: tuple[str, ...]) -> None:
+    """ExecStart= may hold options before run.py; the script sees them as if it had been started itself."""
+    place.write(
+        "x.py",
+        """
+        import sys, warnings
+        print(sys.flags, sys._xoptions, sys.warnoptions, __debug__, sys.argv)
+        print([folder for folder in sys.path if "launcher" not in folder])
+        assert sys.argv, "asserted"
+        warnings.warn("careful")
+        """,
+    )
+    place.same("x.py", flags=flags)
+
+
+def test_a_safe_path_has_no_folder_in_front(place: Place) -> None:
+    """With PYTHONSAFEPATH neither the script's folder nor the launcher's is searched first."""
+    place.write("x.py", "import sys; print(sys.path[0], sys.flags)\n")
+    outcome = place.same("x.py", PYTHONSAFEPATH="1")
+    assert str(place.launcher.parent) not in outcome.out
+
+
+@pytest.mark.parametrize(
+    "name", ["./x.py", "../srv/x.py", "with space.py", "größe.py", "-x.py", "noextension", "link.py"]
+)
+def test_a_script_is_found_by_any_name(place: Place, name: str) -> None:
+    """A relative path, a link, a name with spaces: __file__, sys.argv and sys.path[0] are the interpreter's."""
+    text = "import sys, neighbour\nprint(__file__, sys.argv, sys.path[0], neighbour.NAME)\n"
+    if name == "link.py":
+        place.write("real/x.py", text)
+        place.write("real/neighbour.py", "NAME = 'real'\n")
+        (place.path / name).symlink_to("real/x.py")
+    else:
+        place.write(name, text)
+        place.write("neighbour.py", "NAME = 'beside'\n")
+    if name.startswith("-"):
+        # The interpreter itself has no way to be given such a name; the launcher's "--" is one.
+        assert place.launched(name).out.endswith("beside\n")
+    else:
+        place.same(name)
+        place.same(str(place.path / name))
+
+
+def test_a_compiled_script_runs(place: Place) -> None:
+    """A .pyc file is a script too."""
+    place.write("x.py", "import sys\nprint(__file__, type(__loader__), sys.argv)\n1 / 0\n")
+    compile_it = "import py_compile; py_compile.compile('x.py', 'x.pyc')"
+    assert place.python("-c", compile_it).status == 0
+    place.same("x.pyc", "a")
+
+
+@pytest.mark.parametrize("form", ["folder", "archive.zip", "archive"])
+def test_a_folder_or_an_archive_with_a_main_runs(place: Place, form: str) -> None:
+    """As `python FOLDER` and `python ARCHIVE.zip` run their __main__.py, tracebacks included."""
+    files = {
+        "__main__.py": "import sys, part\nprint(__file__, __spec__.name, sys.argv, sys.path[0])\npart.work()\n",
+        "part.py": "def work():\n    raise ValueError(__name__)\n",
+    }
+    if form == "folder":
+        for name, text in files.items():
+            place.write(f"{form}/{name}", text)
+    else:
+        with zipfile.ZipFile(place.path / form, "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text)
+    assert "ValueError: part" in place.same(form, "a").err
+    place.same(str(place.path / form), "a")
+
+
+@pytest.mark.parametrize("module", ["single", "package", "package.inner", "json.tool"])
+def test_a_module_runs_as_by_m(place: Place, module: str) -> None:
+    """`-m` finds modules and packages from the working directory, with __spec__ and relative imports."""
+    text = """
+        import sys
+        if __package__:
+            from . import part
+        print(__name__, __package__, __spec__, __file__, sys.argv, sys.path[0])
+        def fail(): raise ValueError(__name__)
+        fail()
+    """
+    place.write("single.py", text)
+    place.write("package/__init__.py", "print('init of', __name__)\n")
+    place.write("package/__main__.py", text)
+    place.write("package/inner.py", text)
+    place.write("package/part.py", "")
+    place.same(module, "--help", module=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_processes_of_a_module_find_it_again(place: Place, method: str) -> None:
+    """A class of a module that runs by -m is found by its name in a child, however that is started."""
+    place.write("package/__init__.py", "")
+    place.write("package/job.py", POOLS[method])
+    place.same("package.job", module=True)
+
+
+def test_the_launchers_folder_is_the_last_to_be_searched(place: Place) -> None:
+    """`import torchpar.runtime` works in the script and in what it spawns, and hides no module of the user's."""
+    place.write("run.py", "WHOSE = 'the user'\n")
+    place.write(
+        "x.py",
+        """
+        import multiprocessing, os, sys
+        def seen():
+            import run, torchpar.runtime
+            return run.WHOSE, torchpar.runtime.plan(), os.path.basename(os.path.dirname(sys.path[-1] + "/"))
+        if __name__ == "__main__":
+            print(seen())
+            print(multiprocessing.get_context("spawn").Pool(1).apply(seen))
+        """,
+    )
+    outcome = place.launched("x.py")
+    assert outcome == Outcome(0, 2 * f"('the user', None, {place.launcher.parent.name!r})\n", "")
+
+
+def test_the_script_has_no_name_of_the_launcher(place: Place) -> None:
+    """Neither in __main__ nor in front of sys.path; only modules that are called torchpar are there besides."""
+    place.write("x.py", "import sys\nprint(sorted(sys.modules), sys.path, sys.meta_path)\n")
+    bare, launched = (place.python(*command, "x.py").out for command in ((), (place.launcher, "--")))
+    extra = set(re.findall(r"'([^']+)'", launched)) - set(re.findall(r"'([^']+)'", bare))
+    assert extra == {"torchpar", "torchpar.runtime", "torchpar.runtime.script", str(place.launcher.parent)}
