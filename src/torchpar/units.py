@@ -31,6 +31,9 @@ _SINCE = {
 }  # fmt: skip
 
 
+_SAY = "'echo \"$1\" >&2; exit 78'"
+
+
 @dataclass(frozen=True)
 class UnitSet:
     """Rendered units: relative path → text, and relative path of a link → its target."""
@@ -51,6 +54,13 @@ def make_units(plan: Plan) -> UnitSet:
             template_unit = f"torchpar-{service.service.kind.value}@.service"
             links[f"torchpar.target.wants/{service.unit}"] = f"/usr/lib/systemd/system/{template_unit}"
     return UnitSet(files, links, tuple(warnings))
+
+
+def make_refusal(unit: str, why: str) -> dict[str, str]:
+    """The drop-in of a service that does not fit the host any more: its start fails and says why."""
+    message = quote_word(f"{why}; see: torchpar plan, torchpar apply")
+    text = f"# Made by torchpar. Do not edit\n[Service]\nExecStartPre=\nExecStartPre=:/bin/sh -c {_SAY} sh {message}\n"
+    return {drop_in_path(unit): text}
 
 
 def drop_in_path(unit: str) -> str:

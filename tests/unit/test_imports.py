@@ -29,7 +29,8 @@ DOORS = {"os", "subprocess", "socket", "shutil", "tempfile", "multiprocessing", 
 
 
 def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+    # The examples are jobs, not part of the program.
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "examples")
 
 
 def name_of(path: Path) -> str:

@@ -19,16 +19,14 @@ from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparEr
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
-from torchpar.plan import Plan, make_plan, plan_json
-from torchpar.units import UnitSet, make_units
+from torchpar.plan import make_plan, plan_json
+from torchpar.units import make_refusal, make_units
 
 ROLLBACK_TIMER = "torchpar-rollback"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    plan: Plan
-    units: UnitSet
     content: Content
     warnings: tuple[str, ...]
 
@@ -60,7 +58,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, boot: bool, a
         compiled = _compile_for_boot(active) if boot else _compile(load())
         warn(compiled.warnings)
         before = active[1] if active else Content({}, {}, "", (), {})
-        changes = compare(before.files, compiled.units.files) + compare_links(before.links, compiled.units.links)
+        changes = compare(before.files, compiled.content.files) + compare_links(before.links, compiled.content.links)
         if dry_run:
             for line in unified(changes):
                 click.echo(line)
@@ -86,7 +84,7 @@ def _compile(inputs: Inputs) -> _Compiled:
     content = Content(
         units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
     )
-    return _Compiled(plan, units, content, (*inputs.warnings, *plan.warnings, *units.warnings))
+    return _Compiled(content, (*inputs.warnings, *plan.warnings, *units.warnings))
 
 
 def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
@@ -96,7 +94,7 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
     not keep the others from starting.
     """
     inputs = load(files=active[1].conf if active else None)
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     while True:
         try:
             compiled = _compile(inputs)
@@ -104,16 +102,19 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
             services = tuple(service for service in inputs.config.services if service.unit != error.unit)
             if len(services) == len(inputs.config.services):
                 raise
-            left_out.append(f"{error}; it cannot start until this is mended")
+            left_out[error.unit or ""] = str(error)
             inputs = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, services=services))
         else:
-            return dataclasses.replace(compiled, warnings=(*left_out, *compiled.warnings))
+            refusals = {path: text for unit, why in left_out.items() for path, text in make_refusal(unit, why).items()}
+            content = dataclasses.replace(compiled.content, files={**compiled.content.files, **refusals})
+            warnings = (*(f"{why}; it cannot start until this is mended" for why in left_out.values()),)
+            return dataclasses.replace(compiled, content=content, warnings=(*warnings, *compiled.warnings))
 
 
 def _write(
     store: Store, compiled: _Compiled, previous: Generation | None, confirm_within: int | None
 ) -> tuple[Generation, tuple[str, ...]]:
-    _verify(compiled.units)
+    _verify(compiled.content)
     if confirm_within and previous is None:
         raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
     if systemd.has_timer(ROLLBACK_TIMER):
@@ -140,14 +141,14 @@ def _hold(store: Store, generation: Generation) -> tuple[str, ...]:
         return put_in_force(store, generation)
 
 
-def _verify(units: UnitSet) -> None:
+def _verify(content: Content) -> None:
     """Let systemd's own parser read the units first. Raises SystemdError with whatever it says."""
     with tempfile.TemporaryDirectory(prefix="torchpar-") as directory:
-        for path, text in units.files.items():
+        for path, text in content.files.items():
             file = Path(directory, path)
             file.parent.mkdir()
             file.write_text(text, encoding="utf-8")
-        names = sorted(path.partition(".d/")[0] for path in units.files)
+        names = sorted(path.partition(".d/")[0] for path in content.files)
         said = [line for line in systemd.verify_units(Path(directory), names) if "is not executable" not in line]
     if said:
         raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *said)))
@@ -186,7 +187,11 @@ def _echo(
     click.echo(f"generation {generation.number} is in force" + ("" if changes else "; no unit differs"))
     for unit in restarted:
         click.echo(f"{unit}: restarted")
+    removed = {change.unit for change in changes if change.what == "removed"}
     for unit in outdated:
-        click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
+        if unit in removed:
+            click.echo(f"{unit} is no longer in the conf; it runs until it is stopped: systemctl stop {unit}")
+        else:
+            click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
     if confirm_within and changes:
         click.echo(f"it is taken back in {confirm_within} s unless you run: torchpar confirm")
