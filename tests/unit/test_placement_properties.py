@@ -1,0 +1,142 @@
+"""What must hold of a plan on every host and for every conf, whatever their shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.hosts import make_gpu, make_host
+from torchpar.config import parse_config
+from torchpar.cpuset import CpuSet
+from torchpar.errors import PlacementError
+from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> HostFacts:
+    """Regular hosts with holes: other cpusets, isolated CPUs, quotas, GPUs on known and unknown nodes."""
+    host = make_host(
+        packages=draw(st.integers(1, 4)),
+        nodes_per_package=draw(st.integers(1, 3)),
+        complexes_per_node=draw(st.integers(1, 3)),
+        cores_per_complex=draw(st.integers(1, 5)),
+        smt=draw(st.sampled_from([1, 2, 4])),
+    )
+    cpus = sorted(host.online_cpus)
+    allowed = CpuSet(draw(st.sets(st.sampled_from(cpus), min_size=1))) if draw(st.booleans()) else host.online_cpus
+    isolated = CpuSet(draw(st.sets(st.sampled_from(cpus), max_size=2)))
+    nodes: Any = st.sampled_from([None, *(node.id for node in host.numa_nodes)])
+    return dataclasses.replace(
+        host,
+        allowed_cpus=allowed,
+        isolated_cpus=isolated,
+        cpu_limit=draw(st.sampled_from([None, None, 0.5, 1.0, 2.9, 7.5])),
+        gpus=tuple(make_gpu(i, node) for i, node in enumerate(draw(st.lists(nodes, max_size=4)))),
+    )
+
+
+SERVICES = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "Enabled": st.sampled_from(["yes", "no"]),
+            "CPUs": st.sampled_from(["auto", "1", "2", "5", "shared", "0-1", "node:0", "package:0"]),
+            "Weight": st.integers(1, 500).map(str),
+            "Ranks": st.sampled_from(["1", "2", "3", "numa", "gpu"]),
+            "Binding": st.sampled_from(["auto", "node", "socket", "exclusive", "core-complex", "none"]),
+            "Threads": st.integers(1, 9).map(str),
+            "LoaderWorkers": st.sampled_from(["auto", "off", "0", "3"]),
+            "SMT": st.sampled_from(["yes", "no"]),
+            "GPUs": st.sampled_from(["auto", "none", "1"]),
+            "Slot": st.sampled_from(["s", "t"]),
+            "MemoryMax": st.sampled_from(["1G", "64G"]),
+        },
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def conf_of(services: list[dict[str, str]], order: list[int] | None = None) -> str:
+    """The conf that declares them, as s0, s1, ..., in this order of sections."""
+    texts = [
+        f"[Train s{i}]\nScript=/s{i}.py\n" + "".join(f"{key}={value}\n" for key, value in keys.items())
+        for i, keys in enumerate(services)
+    ]
+    return "".join(texts[i] for i in (order or range(len(texts))))
+
+
+def plan_or_refusal(text: str, host: HostFacts) -> Plan | str:
+    """The plan, or the message why there is none."""
+    try:
+        return make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host)
+    except PlacementError as error:
+        return str(error)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts(), SERVICES)
+def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]]) -> None:
+    """No core in two exclusive services, every rank inside its service, threads and loaders within the budget, nothing
+    outside the allowed CPUs; and what cannot be is refused with its place."""
+    plan = plan_or_refusal(conf_of(services), host)
+    if isinstance(plan, str):
+        assert plan.startswith(("/c:", "[Host]"))
+        return
+    held: dict[int, str] = {}
+    for service in plan.services:
+        settings_ = service.service.settings
+        assert service.cpus and service.cpus <= (host.online_cpus & host.allowed_cpus)
+        if settings_.enabled and settings_.cpus.kind.value != "shared":
+            claim = settings_.slot or service.unit
+            for core in host.cores:
+                for cpu in core & service.cpus:
+                    assert held.setdefault(cpu, claim) == claim
+        if settings_.cpus.kind.value in ("auto", "count"):
+            # A core is whole: all of its CPUs that may be used.
+            usable = host.online_cpus & host.allowed_cpus
+            for core in host.cores:
+                assert not core & service.cpus or core & usable == core & service.cpus
+        smt = bool(settings_.smt)
+        for rank in service.ranks:
+            assert rank.cpus and rank.cpus <= service.cpus and rank.threads >= 1
+            cores = sum(1 for core in host.cores if core & rank.cpus)
+            budget = len(rank.cpus) if smt or rank.gpus else cores
+            assert rank.threads + rank.loader_workers <= max(1, budget)
+            if host.cpu_limit is not None:
+                assert rank.threads <= max(1, int(host.cpu_limit))
+        assert service.memory.nodes <= CpuSet(node.id for node in host.numa_nodes)
+        assert service.memory.nodes <= service.memory.allowed_nodes or not service.memory.nodes
+    gpus = [
+        gpu.pci for s in plan.services if s.service.settings.enabled and not s.service.settings.slot for gpu in s.gpus
+    ]
+    assert len(gpus) == len(set(gpus))
+    assert plan.usable_cpus | CpuSet(plan.left_out) == host.online_cpus
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts(), SERVICES, st.randoms())
+def test_a_plan_is_deterministic_and_the_order_of_sections_means_nothing(
+    host: HostFacts, services: list[dict[str, str]], random: Any
+) -> None:
+    """The same conf and the same facts give the same plan."""
+    order = list(range(len(services)))
+    random.shuffle(order)
+    first, again = (plan_or_refusal(conf_of(services), host) for _ in range(2))
+    shuffled = plan_or_refusal(conf_of(services, order), host)
+    if isinstance(first, str):
+        assert first == again and isinstance(shuffled, str)
+        return
+    assert not isinstance(again, str) and not isinstance(shuffled, str)
+
+    def without_places(plan: Plan) -> Any:
+        data = plan_json(plan)
+        return [{key: service[key] for key in service if key != "reasons"} for service in data["services"]]
+
+    assert plan_json(first) == plan_json(again)
+    assert without_places(first) == without_places(shuffled)
