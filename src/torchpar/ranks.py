@@ -66,18 +66,19 @@ def make_ranks(
 def _count_ranks(service: Service, train: TrainSettings | None, share: Share, facts: HostFacts) -> int:
     if train is None:
         return 1
-    count = train.ranks
-    if count == "gpu":
-        if len(share.gpus) < train.gpus_per_rank:
+    if train.ranks == "gpu":
+        count = len(share.gpus) // train.gpus_per_rank
+        if count == 0:
             why = f"it has {len(share.gpus)} accelerators here and GPUsPerRank={train.gpus_per_rank}"
             raise service.refuse("Ranks", "gpu", f"{why}; for hosts without GPUs use a file with [Match] GPUs=")
-        return len(share.gpus) // train.gpus_per_rank
-    if count == "numa":
-        return max(1, len(facts.node_of(share.cpus)))
+    elif train.ranks == "numa":
+        count = max(1, len(facts.node_of(share.cpus)))
+    else:
+        count = train.ranks
     if count > len(share.cores):
-        why = f"it has {len(share.cores)} cores ({share.cpus}), and a rank needs one at least"
-        raise service.refuse("Ranks", count, why)
-    if count > 1 and share.gpus and count * train.gpus_per_rank > len(share.gpus):
+        why = f"it has {len(share.cores)} cores ({share.cpus}), and each of {count} ranks needs one at least"
+        raise service.refuse("Ranks", train.ranks, why)
+    if train.ranks != "numa" and count > 1 and share.gpus and count * train.gpus_per_rank > len(share.gpus):
         why = f"with GPUsPerRank={train.gpus_per_rank} that is more than its {len(share.gpus)} accelerators"
         raise service.refuse("Ranks", count, f"{why}; GPUs=none trains on CPUs")
     return count

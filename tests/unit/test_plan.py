@@ -231,3 +231,10 @@ def test_the_plan_as_json_has_what_the_manual_promises() -> None:
     assert data["unassigned_cpus"] == "1-3" and data["host"]["left_out"] == {
         "0": "kept for the system ([Host] ReserveCores=)"
     }
+
+
+def test_more_gpus_than_cores_are_no_ranks() -> None:
+    """Ranks=gpu obeys the same rule: each rank needs a core."""
+    host = make_host(cores_per_complex=1, gpu_nodes=(0, 0))
+    with pytest.raises(PlacementError, match=r"Ranks=gpu: it has 1 cores \(0\), and each of 2 ranks needs one"):
+        plan_of("Ranks=gpu", host)
