@@ -107,6 +107,10 @@ demo: machine-packages
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.machines.demo --suite $(or $(SUITE),trixie)
 .PHONY: demo
 
+bench: machine-packages
+	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.benchmarks.bench_boot $(or $(SUITE),trixie)
+.PHONY: bench
+
 machine-packages:
 	$(call packages,mmdebstrap python3 systemd-container)
 .PHONY: machine-packages
