@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "cpuset", "version"),
     ("values", "syntax", "topology", "settings", "config", "environment"),
     ("cores", "gpus", "claims", "allocator", "memory_policy", "ranks", "placement", "variables", "plan"),
-    ("units", "changes", "readback", "verify", "status"),
+    ("units", "changes", "readback", "verify", "picture"),
     ("host", "generations", "enforce", "observe"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )

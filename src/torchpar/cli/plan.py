@@ -8,16 +8,24 @@ import click
 
 from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.errors import TorchparError
+from torchpar.picture import draw_plan
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 
 
 @click.command()
 @input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
-def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool) -> None:
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the host with its services.")
+def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool, svg: Path | None) -> None:
     """Show what every service would get on this host. Changes nothing."""
     inputs = load(root, facts_file, conf_file)
     made = make_plan(inputs.config, inputs.facts)
+    if svg:
+        try:
+            svg.write_text(draw_plan(made), encoding="utf-8")
+        except OSError as error:
+            raise TorchparError(f"{svg}: {error.strerror}") from None
     if as_json:
         echo_json(plan_json(made))
         return
