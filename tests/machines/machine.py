@@ -278,7 +278,7 @@ class Machine:
         """
         self.sh(
             'mkdir -p "$1"; mount -t tmpfs -o size=16m,mode=755 full /mnt; cp -a "$1/." /mnt;'
-            " ! dd if=/dev/zero of=/mnt/.full bs=4k 2>/dev/null; mount --bind /mnt \"$1\"; umount /mnt",
+            ' ! dd if=/dev/zero of=/mnt/.full bs=4k 2>/dev/null; mount --bind /mnt "$1"; umount /mnt',
             path,
         )
         try:

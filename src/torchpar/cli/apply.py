@@ -149,7 +149,12 @@ def _verify(content: Content) -> None:
             file.parent.mkdir()
             file.write_text(text, encoding="utf-8")
         names = sorted(path.partition(".d/")[0] for path in content.files)
-        said = [line for line in systemd.verify_units(Path(directory), names) if "is not executable" not in line]
+        said = [
+            line.removeprefix(f"{directory}/")
+            for line in systemd.verify_units(Path(directory), names)
+            # A program that is not there yet has been warned of, and keeps nothing else from being put in force.
+            if "is not executable" not in line
+        ]
     if said:
         raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *said)))
 
