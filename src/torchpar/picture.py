@@ -78,7 +78,8 @@ def draw_plan(plan: Plan) -> str:
     host = _Box(_host_title(facts), tuple(_packages(plan, colours)), columns=_wide(len(facts.packages or ()) or 1))
     width, height = host.size()
     legend = list(_legend(plan, colours))
-    width = max(width, 560)
+    # DejaVu Sans at 12 pixels is hardly ever wider than 8 a letter.
+    width = max(width, *(CPU_WIDTH + 10 + 8 * len(text) for _, text in legend))
     total = height + 24 * (len(legend) + 1)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 20}" height="{total + 20}" '
@@ -166,8 +167,11 @@ def _legend(plan: Plan, colours: dict[str, str]) -> Iterable[tuple[str, str]]:
             yield colours[service.unit], f"{name}: {cores}{shared}; threads {threads}; memory {memory}"
     guests = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services if s.unit not in colours]
     yield FREE, "free" + (f" (for {', '.join(guests)})" if guests else "")
-    if plan.left_out:
-        yield LEFT_OUT, "; ".join(sorted(set(plan.left_out.values())))
+    by_reason: dict[str, list[int]] = {}
+    for cpu, why in plan.left_out.items():
+        by_reason.setdefault(why, []).append(cpu)
+    for why, cpus in by_reason.items():
+        yield LEFT_OUT, f"CPUs {CpuSet(cpus)}: {why}"
 
 
 def _host_title(facts: HostFacts) -> str:
