@@ -112,7 +112,7 @@ bench: machine-packages
 .PHONY: bench
 
 machine-packages:
-	$(call packages,mmdebstrap python3 systemd-container)
+	$(call packages,e2fsprogs mmdebstrap python3 qemu-system-x86 systemd-container)
 .PHONY: machine-packages
 
 
@@ -159,17 +159,17 @@ install: man
 	cd src && find torchpar -name '*.py' -exec install -D -m 644 '{}' '$(DESTDIR)$(PYDIR)/{}' ';'
 	printf '"""Written by make install."""\n\n\ndef version() -> str:\n    """The version of this package."""\n    return "%s"\n' \
 		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/version.py'
-	$(call put,644,$(wildcard src/torchpar/runtime/run.py),/usr/lib/torchpar)
+	$(call put,644,src/torchpar/runtime/run.py,/usr/lib/torchpar)
 	mkdir -p '$(DESTDIR)/usr/lib/torchpar'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
 	$(call put,755,src/scripts/torchpar,/usr/bin)
 	$(call put,755,src/scripts/torchpard,/usr/sbin)
 	$(call put,644,$(UNITS),$(UNITDIR))
-	$(call put,755,$(wildcard systemd/torchpar-generator),$(GENDIR))
-	if [ -e systemd/torchpar.sysusers ]; then install -D -m 644 systemd/torchpar.sysusers '$(DESTDIR)/usr/lib/sysusers.d/torchpar.conf'; fi
-	if [ -e systemd/torchpar.tmpfiles ]; then install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'; fi
+	$(call put,755,systemd/torchpar-generator,$(GENDIR))
+	install -D -m 644 systemd/torchpar.sysusers '$(DESTDIR)/usr/lib/sysusers.d/torchpar.conf'
+	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
-	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
+	$(call put,644,src/examples/demo.py,/usr/share/torchpar/examples)
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
 	$(call put,644,etc/torchpar.conf,/etc)
 	$(call put,644,debian/completion/torchpar,/usr/share/bash-completion/completions)

@@ -47,6 +47,7 @@ class Kind(Enum):
 
     BASE = "base"  # what a fresh minimal server has, and neither Python nor torch: the package must bring them
     BUILD = "build"  # a compiler, debhelper, lintian and the Build-Depends of the package
+    NUMA = "numa"  # a kernel of its own, and what the package depends on, for an emulated machine
 
 
 # A root of another recipe than this file's must not be taken for one of this one's: raise it with the hooks below.
@@ -55,7 +56,11 @@ _RECIPE = 1
 _PACKAGES = {
     Kind.BASE: ("ca-certificates", "dbus", "systemd", "systemd-sysv"),
     Kind.BUILD: ("build-essential", "ca-certificates", "lintian"),
-}
+    Kind.NUMA: (
+        "dbus", "libjemalloc2", "linux-image-cloud-amd64", "python3", "python3-click", "python3-debian",
+        "python3-jinja2", "systemd", "systemd-sysv", "udev", "util-linux",
+    ),
+}  # fmt: skip
 
 _UNUSED_DAYS = 30
 
@@ -88,6 +93,11 @@ def cache() -> Path:
 def base_root(suite: Suite) -> Root:
     """The root that machines of this release boot."""
     return Root(suite, Kind.BASE)
+
+
+def numa_root(suite: Suite) -> Root:
+    """The root that the emulated machine with several NUMA nodes boots."""
+    return Root(suite, Kind.NUMA)
 
 
 def build_root(suite: Suite, tree: Path = TREE) -> Root:

@@ -29,8 +29,7 @@ DOORS = {"os", "subprocess", "socket", "shutil", "tempfile", "multiprocessing", 
 
 
 def modules() -> list[Path]:
-    # The examples are jobs, not part of the program.
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "examples")
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
