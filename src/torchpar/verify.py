@@ -190,7 +190,7 @@ def _threads(plan: Mapping[str, Any], running: RunningUnit) -> Item:
 
 def _throttling(running: RunningUnit) -> Item:
     if running.throttled is None:
-        return Item("CPU quota", Verdict.NOT_APPLICABLE, "never stopped", "this host has no CPU controller for systemd")
+        return Item("CPU quota", Verdict.NOT_APPLICABLE, "never stopped", "no CPU quota applies to it")
     share = running.throttled / running.periods if running.periods else 0.0
     actual = f"stopped in {running.throttled} of {running.periods} periods" if running.throttled else "never stopped"
     return Item("CPU quota", Verdict.DRIFT if share > THROTTLED_SHARE else Verdict.OK, "never stopped", actual)
