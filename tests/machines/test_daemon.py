@@ -1,0 +1,156 @@
+"""torchpard on a booted Debian: what it notices, whom it answers, and that nothing depends on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.machines.machine import Machine
+from tests.machines.test_apply import CONF, SCRIPT, TRAIN, apply, generation
+
+DAEMON = "torchpard.service"
+SOCKET = "/run/torchpar/torchpard.sock"
+
+# Connects as a client does and prints what it gets.
+ASK = f"""
+import socket
+door = socket.socket(socket.AF_UNIX)
+door.settimeout(20)
+door.connect("{SOCKET}")
+data = b""
+while chunk := door.recv(65536):
+    data += chunk
+print(data.decode(), end="")
+"""
+
+JOB = "[Train a]\nScript=/srv/job.py\nCPUs=1\n"
+
+
+@pytest.fixture
+def host(machine: Machine) -> Iterator[Machine]:
+    """The shared machine with one service in force; afterwards it is as it was."""
+    shipped = machine.read(CONF)
+    machine.write("/srv/job.py", SCRIPT)
+    apply(machine, JOB)
+    machine.run("systemctl", "restart", DAEMON)
+    yield machine
+    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed")
+    apply(machine, shipped)
+    machine.run("systemctl", "start", DAEMON)
+
+
+def status(machine: Machine) -> dict[str, Any]:
+    """What `torchpar status` knows."""
+    answer: dict[str, Any] = json.loads(machine.run("torchpar", "status", "--json").stdout)
+    return answer
+
+
+def test_it_notices_a_newer_and_a_broken_conf(host: Machine) -> None:
+    """In `torchpar status`, in `systemctl status`, and once in the journal."""
+    assert status(host)["conf"] == "in sync"
+    host.write(CONF, JOB + "Threads=1\n")
+    assert status(host)["conf"] == "newer"
+    host.wait_until(lambda: "the conf is newer than generation" in host.journal(DAEMON), "a line in the journal")
+    host.write(CONF, JOB + "Threads=some\n")
+    answer = status(host)
+    assert answer["conf"] == "broken"
+    assert any("/etc/torchpar.conf:4: [Train a] Threads=some" in notice for notice in answer["notices"])
+    assert "conf broken" in host.show(DAEMON, "StatusText")
+    assert host.journal(DAEMON).count("Threads=some") == 1
+    host.write(CONF, JOB)
+    assert status(host)["conf"] == "in sync"
+
+
+def test_it_notices_a_job_that_is_not_where_it_should_be(host: Machine) -> None:
+    """Drift is in the status, with what to do."""
+    host.run("systemctl", "start", TRAIN.format("a"))
+    service = next(s for s in status(host)["services"] if s["unit"] == TRAIN.format("a"))
+    assert (service["state"], service["placed"]) == ("running", "ok")
+    cpus = "1" if service["cpus"] == "0" else "0"
+    host.run("taskset", "-apc", cpus, str(service["main_pid"]))
+    host.run("systemctl", "restart", DAEMON)
+    answer = status(host)
+    assert next(s for s in answer["services"] if s["unit"] == TRAIN.format("a"))["placed"] == "drift"
+    assert f"{TRAIN.format('a')} does not run as planned (CPUs)" in " ".join(answer["notices"])
+
+
+def test_it_applies_an_edit_by_itself_only_where_the_conf_says_so(host: Machine) -> None:
+    """AutoApply=yes, once for each edit, and never one with a mistake."""
+    before = generation(host)
+    host.write(CONF, "[Host]\nAutoApply=yes\n" + JOB + "Threads=x\n")
+    assert status(host)["conf"] == "broken" and generation(host) == before
+    host.write(CONF, "[Host]\nAutoApply=yes\n" + JOB + "WaitPolicy=passive\n")
+    host.wait_until(lambda: generation(host) != before, "the edit is in force")
+    host.wait_until(lambda: status(host)["conf"] == "in sync", "the conf is in sync")
+
+
+def test_only_root_and_the_group_are_answered(host: Machine) -> None:
+    """The socket is 0660 root:torchpar, and the peer is looked at."""
+    assert host.run("stat", "-c", "%a %U:%G", SOCKET).stdout == "660 root:torchpar\n"
+    assert json.loads(host.run("python3", "-c", ASK).stdout)["version"] == 1
+    host.run("usermod", "-a", "-G", "torchpar", "games")
+    try:
+        as_member = ("setpriv", "--reuid=games", "--regid=games", "--init-groups", "python3", "-c", ASK)
+        assert json.loads(host.run(*as_member).stdout)["version"] == 1
+        # Who is let in by the file's mode alone is not a member.
+        pretender = ("setpriv", "--reuid=daemon", "--regid=torchpar", "--clear-groups", "python3", "-c", ASK)
+        assert host.run(*pretender).stdout == ""
+    finally:
+        host.run("gpasswd", "-d", "games", "torchpar")
+    stranger = ("setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups", "python3", "-c", ASK)
+    assert "PermissionError" in host.run(*stranger, check=False).stderr
+
+
+def test_clients_that_do_not_read_do_not_stop_it(host: Machine) -> None:
+    """Forty of them hold the line; the next is answered all the same once they are hung up on."""
+    hold = f"""
+import socket, time
+doors = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+for door in doors:
+    door.connect("{SOCKET}")
+print("held", flush=True)
+time.sleep(30)
+"""
+    holder = host.start("python3", "-c", hold)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    host.wait_until(lambda: host.run("python3", "-c", ASK, check=False).stdout != "", "an answer", 20)
+    holder.kill()
+    holder.communicate()
+    assert host.show(DAEMON, "NRestarts") == "0"
+
+
+def test_no_job_needs_it(host: Machine) -> None:
+    """It is killed and comes back; it is stopped and jobs start, apply works, status looks by itself."""
+    pid = host.show(DAEMON, "MainPID")
+    host.run("kill", "-KILL", pid)
+    host.wait_until(lambda: host.show(DAEMON, "MainPID") not in ("0", pid), "it comes back", 20)
+    host.run("systemctl", "stop", DAEMON)
+    host.run("systemctl", "start", TRAIN.format("a"))
+    host.run("torchpar", "apply")
+    answer = status(host)
+    assert next(s for s in answer["services"] if s["unit"] == TRAIN.format("a"))["placed"] == "ok"
+    assert any("torchpard does not answer" in notice for notice in answer["notices"])
+
+
+def test_it_lives_with_a_damaged_store_and_a_missing_conf(host: Machine) -> None:
+    """It says so, and goes on."""
+    host.sh("rm /var/lib/torchpar/active; rm /etc/torchpar.conf")
+    assert any("nothing has been applied" in notice for notice in status(host)["notices"])
+    host.write(CONF, JOB)
+    host.run("torchpar", "apply")
+    host.sh("rm /var/lib/torchpar/active/plan.json")
+    host.run("systemctl", "restart", DAEMON)
+    assert any("is damaged" in notice for notice in status(host)["notices"])
+    assert host.show(DAEMON, "NRestarts") == "0"
+    host.run("torchpar", "apply")
+
+
+def test_it_is_small_and_well_shut_in(host: Machine) -> None:
+    """No torch in it; exposure at most 1.5."""
+    pid = host.show(DAEMON, "MainPID")
+    assert "torch/" not in host.read(f"/proc/{pid}/maps")
+    done = host.run("systemd-analyze", "security", "--threshold=15", DAEMON, check=False)
+    assert done.returncode == 0, done.stdout[-300:]
