@@ -152,17 +152,21 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of everything that changes the store: its directory. Raises BusyError when another has it."""
+        """Hold the lock of everything that changes the store. Raises BusyError when another has it, and StoreError."""
         try:
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # A file that only root can open, here and not in /run/lock, where anybody could make it first: whoever may
+            # open a file or a directory, be it for reading, may lock it, and so keep this host from being placed.
+            flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.directory / ".lock", flags, 0o600)
         except OSError as error:
             raise self._cannot_write(error) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError("another torchpar is at work on this host; try again when it is done") from None
             yield
-        except BlockingIOError:
-            raise BusyError("another torchpar is at work on this host; try again when it is done") from None
         finally:
             os.close(descriptor)
 
@@ -182,7 +186,7 @@ class Store:
             try:
                 _write_tree(temporary, content)
                 os.rename(temporary, path)
-            except OSError:
+            except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
             sync_directory(self._generations)
@@ -193,6 +197,7 @@ class Store:
     def activate(self, generation: Generation) -> None:
         """Put a generation in force for the next daemon-reload, with one rename. Raises StoreError."""
         try:
+            self._refuse_foreign()
             replace_link(self._active, f"generations/{generation.number}")
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -228,9 +233,12 @@ class Store:
         return None
 
     def _refuse_foreign(self) -> None:
-        for place in (self._generations, self.directory, *self.directory.resolve().parents):
-            status = place.lstat() if place in (self._generations, self.directory) else place.stat()
-            writable = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        own = (self._generations, self.directory)
+        for place in (*own, *self.directory.resolve().parents):
+            status = place.lstat()
+            # In a directory like /tmp others cannot replace what is not theirs, but they can add to it.
+            sticky = status.st_mode & stat.S_ISVTX and place not in own
+            writable = status.st_mode & 0o022 and not sticky
             if status.st_uid not in (0, os.geteuid()) or not stat.S_ISDIR(status.st_mode) or writable:
                 raise StoreError(
                     f"{place}: must be a directory that only root can write, as what is in it decides what runs; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -87,13 +88,21 @@ def test_an_active_link_that_leads_nowhere_is_an_error(store: Store) -> None:
         store.active()
 
 
-def test_a_store_that_others_can_write_is_refused(store: Store) -> None:
-    """Who can write it decides what runs as whom."""
-    store.write(content("one"))
-    store.directory.chmod(0o777)
+@pytest.mark.parametrize("place", ["", "generations", ".."])
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+def test_a_store_that_others_can_write_is_refused(store: Store, place: str, mode: int) -> None:
+    """Who can write it, or replace it from above, decides what runs as whom: it is not written, nor put in force."""
+    one = store.write(content("one"))
+    (store.directory / place).chmod(mode)
+    if place == ".." and mode & stat.S_ISVTX:
+        # As in /tmp: others cannot rename what is not theirs.
+        store.activate(store.write(content("two")))
+        return
     with pytest.raises(StoreError, match="only root can write"):
         store.write(content("two"))
-    assert len(store.history()) == 1
+    with pytest.raises(StoreError, match="only root can write"):
+        store.activate(one)
+    assert store.history() == (one,) and store.active() is None
 
 
 def test_a_link_in_place_of_the_store_is_refused(tmp_path: Path) -> None:
@@ -111,6 +120,28 @@ def test_only_one_can_change_the_store_at_a_time(store: Store) -> None:
         pass
     with store.locked():
         pass
+
+
+def test_only_who_can_write_the_store_can_lock_it(store: Store) -> None:
+    """A user who could open the lock, for reading too, could keep the host from ever being placed again."""
+    with store.locked():
+        modes = {path.name: path.stat().st_mode & 0o777 for path in store.directory.iterdir()}
+    assert modes == {".lock": 0o600}
+
+
+def test_an_error_under_the_lock_is_not_taken_for_the_lock_being_held(store: Store) -> None:
+    """EAGAIN of something else is a bug of that, with its own traceback."""
+    with pytest.raises(BlockingIOError), store.locked():
+        raise BlockingIOError
+
+
+def test_a_store_that_cannot_be_written_says_where_and_leaves_nothing_behind(store: Store) -> None:
+    """A file system that takes no file: the message has the path, the reason and what is still true."""
+    store.write(content("one"))
+    too_long = Content({"x" * 300 + ".d/20-torchpar.conf": ""}, {}, "", (), {})
+    with pytest.raises(StoreError, match=r"cannot be written: .*x\.d: File name too long; nothing has changed"):
+        store.write(too_long)
+    assert os.listdir(store.directory / "generations") == ["1"]
 
 
 # Writes a generation and activates it, and kills itself with SIGKILL before the n-th change of the file system.
