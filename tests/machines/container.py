@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -93,10 +93,11 @@ class Container:
         # Held so that nobody takes the new folder, not locked yet, for an abandoned one.
         with locked(cache() / "machines.lock"):
             _remove_abandoned(containers)
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{self._label}-", dir=containers))
+            # Not mkdtemp: its names may hold or end in '_', which the name of a machine may not.
+            self.folder = containers / f"{self._label}-{secrets.token_hex(4)}"
+            self.folder.mkdir(mode=0o700)
             self._lock.enter_context(locked(self.folder / "lock"))
-        # It also becomes the name of the machine, in which '_' is not allowed.
-        self.name = self.folder.name.replace("_", "-")
+        self.name = self.folder.name
         for name in ("upper", "work", "tree"):
             (self.folder / name).mkdir()
         # The folder is root's alone; / of the copy is not.
