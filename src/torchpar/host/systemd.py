@@ -29,12 +29,22 @@ def daemon_reload() -> None:
 
 def unit_properties(unit: str) -> dict[str, Any]:
     """All D-Bus properties of a unit, which systemd loads if it has not; plain JSON data. Raises SystemdError."""
-    path = f"/org/freedesktop/systemd1/unit/{_escape(unit)}"
-    argv = ["busctl", "--system", "--json=short", "call", _BUS_NAME, path, "org.freedesktop.DBus.Properties"]
-    done = run([*argv, "GetAll", "s", ""])
+    argv = ["busctl", "--system", "--json=short", "call", _BUS_NAME, object_path(unit)]
+    done = run([*argv, "org.freedesktop.DBus.Properties", "GetAll", "s", ""])
     if done.returncode != 0:
         raise SystemdError(f"{unit}: systemd does not tell its properties: {done.stderr.strip() or done.returncode}")
-    return {key: value["data"] for key, value in json.loads(done.stdout)["data"][0].items()}
+    return parse_properties(done.stdout)
+
+
+def object_path(unit: str) -> str:
+    """A unit's D-Bus object path, its name encoded as by sd_bus_path_encode(3)."""
+    encoded = re.sub(rb"^[0-9]|[^A-Za-z0-9]", lambda match: b"_%02x" % match[0][0], unit.encode())
+    return f"/org/freedesktop/systemd1/unit/{encoded.decode()}"
+
+
+def parse_properties(text: str) -> dict[str, Any]:
+    """Property → value of busctl's JSON: the answer to GetAll, a{sv}."""
+    return {name: variant["data"] for name, variant in json.loads(text)["data"][0].items()}
 
 
 def running_services() -> tuple[str, ...]:
@@ -99,8 +109,3 @@ def _check(done: Any) -> str:
     if done.returncode != 0:
         raise SystemdError(f"{' '.join(done.args[:2])}: {done.stderr.strip() or f'exit status {done.returncode}'}")
     return str(done.stdout)
-
-
-def _escape(unit: str) -> str:
-    """A unit's name as the last part of its D-Bus object path (sd_bus_path_encode(3))."""
-    return re.sub(r"^[0-9]|[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):02x}", unit)
