@@ -33,6 +33,8 @@ def entry(setting: Setting) -> Iterator[str]:
     yield escape(sentence(setting.help))
     if setting.default:
         yield f"Default: {escape(setting.default)}."
+    if setting.later:
+        yield "Read and checked, but without effect in this version."
     if setting.is_list:
         yield "May be repeated; an empty value starts the list anew."
 

@@ -177,7 +177,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
             _make_service(kind, name, declared[kind, name], defaults[kind], services[kind, name], problems)
             for kind, name in sorted(services, key=lambda service: (service[0].value, service[1]))
         ),
-        tuple(problems.unknown),
+        (*problems.unknown, *problems.notes),
         {value.key: value.origin for value in host},
     )
     errors = problems.errors + (problems.unknown if strict else [])
@@ -213,6 +213,8 @@ def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
         if row is None:
             problems.unknown.append(f"{origin}: [{section.header}] {key}={text:.60}: unknown key{hint(key, rows)}")
             continue
+        if row.later and text not in ("", row.default):
+            problems.notes.append(f"{origin}: [{section.header}] {key}={text:.60}: has no effect in this version yet")
         try:
             yield _Value(key, text, origin, row, row.parse(text) if text else None)
         except ValueError as error:

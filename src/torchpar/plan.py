@@ -131,11 +131,6 @@ def _warn(service: Service, share: Share, facts: HostFacts) -> list[str]:
     python = service.settings.python
     if facts.interpreters.get(python, 0) is None:
         warnings.append(f"{service.origin('Python')}: {service.section} Python={python}: no such program on this host")
-    if train and train.nodes > 1:
-        warnings.append(
-            f"{service.origin('Nodes')}: {service.section} Nodes={train.nodes}: this version of torchpar starts the "
-            "ranks of this host only"
-        )
     if train and train.ranks == 1 and len(facts.node_of(share.cpus)) > 1 and not share.gpus:
         warnings.append(
             f"{service.section}: one process on NUMA nodes {facts.node_of(share.cpus)}; if the script uses "

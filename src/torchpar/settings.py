@@ -20,7 +20,8 @@ class Setting:
     """One row of the table.
 
     `field` is the attribute that holds the value; `default` and `allowed` are texts for people; a list setting
-    appends when it is repeated; an `own` setting belongs to one service and cannot stand in [Train] or [Infer].
+    appends when it is repeated; an `own` setting belongs to one service and cannot stand in [Train] or [Infer]; a
+    `later` setting is read and checked, and has no effect in this version.
     """
 
     field: str
@@ -31,6 +32,7 @@ class Setting:
     help: str
     is_list: bool
     own: bool
+    later: bool
 
 
 def _setting(
@@ -42,13 +44,14 @@ def _setting(
     *,
     is_list: bool = False,
     own: bool = False,
+    later: bool = False,
 ) -> Any:
     row = {"key": key, "parse": parse, "default": default, "allowed": allowed, "help": help}
     if is_list:
         value = parse(default) if default else ()
     else:
         value = parse(default) if default else None
-    return dataclasses.field(default=value, metadata={**row, "is_list": is_list, "own": own})
+    return dataclasses.field(default=value, metadata={**row, "is_list": is_list, "own": own, "later": later})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class HostSettings:
         "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"
     )
     metrics: str = _setting(
-        "Metrics", v.parse_metrics, "textfile", "textfile, ADDRESS:PORT, no", "where Prometheus metrics go"
+        "Metrics", v.parse_metrics, "textfile", "textfile, ADDRESS:PORT, no", "where Prometheus metrics go", later=True
     )
     auto_apply: bool = _setting(
         "AutoApply", v.parse_boolean, "no", "yes, no", "torchpard applies a valid edit of the conf by itself"
@@ -214,7 +217,9 @@ class ServiceSettings:
         "no, on-success, on-failure, on-abnormal, on-watchdog, on-abort, always",
         "as in systemd.service(5)",
     )
-    tune: v.Tune = _setting("Tune", v.one_of(v.Tune), "off", "off, online", "tune the service while it runs")
+    tune: v.Tune = _setting(
+        "Tune", v.one_of(v.Tune), "off", "off, online", "tune the service while it runs", later=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,19 +254,29 @@ class TrainSettings(ServiceSettings):
         "num_workers for DataLoader calls that do not set it; off: leave them alone",
     )
     prefetch_factor: int | None = _setting(
-        "PrefetchFactor", v.auto_or(v.parse_positive), "auto", "auto, or a number", "prefetch_factor, likewise"
+        "PrefetchFactor",
+        v.auto_or(v.parse_positive),
+        "auto",
+        "auto, or a number",
+        "prefetch_factor, likewise",
+        later=True,
     )
     pin_memory: bool | None = _setting(
-        "PinMemory", v.parse_auto_boolean, "auto", "auto, yes, no", "pin_memory, likewise; auto: yes with GPUs"
+        "PinMemory",
+        v.parse_auto_boolean,
+        "auto",
+        "auto, yes, no",
+        "pin_memory, likewise; auto: yes with GPUs",
+        later=True,
     )
-    nodes: int = _setting("Nodes", v.parse_positive, "1", "a number", "hosts that train together")
+    nodes: int = _setting("Nodes", v.parse_positive, "1", "a number", "hosts that train together", later=True)
     endpoint: str | None = _setting(
-        "Endpoint", v.parse_address, "", "HOST:PORT", "where the hosts meet (torchrun's rendezvous)"
+        "Endpoint", v.parse_address, "", "HOST:PORT", "where the hosts meet (torchrun's rendezvous)", later=True
     )
     interface: str | None = _setting(
-        "Interface", v.parse_identifier, "", "a network interface", "the interface they talk over"
+        "Interface", v.parse_identifier, "", "a network interface", "the interface they talk over", later=True
     )
-    elastic: bool = _setting("Elastic", v.parse_boolean, "no", "yes, no", "go on when a host is lost")
+    elastic: bool = _setting("Elastic", v.parse_boolean, "no", "yes, no", "go on when a host is lost", later=True)
     max_restarts: int = _setting("MaxRestarts", v.parse_count, "0", "a number", "torchrun's restarts within one run")
     checkpoint_grace: int = _setting(
         "CheckpointGrace", v.parse_seconds, "120s", "a time span such as 120s", "how long a stop may take"
@@ -276,20 +291,36 @@ class InferSettings(ServiceSettings):
     handler: str | None = _setting("Handler", v.parse_path, "", "an absolute path", "or a Python handler", own=True)
     listen: tuple[str, ...] = _setting(
         "Listen", lambda text: tuple(map(v.parse_address, text.split())), "", "ADDRESS:PORT ...", "where it listens",
-        is_list=True, own=True,
-    )  # fmt: skip
+        is_list=True, own=True, later=True)  # fmt: skip
     workers: int | None = _setting(
-        "Workers", v.auto_or(v.parse_positive), "auto", "auto, or a number", "compute workers of each process"
+        "Workers",
+        v.auto_or(v.parse_positive),
+        "auto",
+        "auto, or a number",
+        "compute workers of each process",
+        later=True,
     )
-    backend: v.Backend = _setting("Backend", v.one_of(v.Backend), "auto", "auto, thread, process", "what a worker is")
+    backend: v.Backend = _setting(
+        "Backend", v.one_of(v.Backend), "auto", "auto, thread, process", "what a worker is", later=True
+    )
     max_batch: int | None = _setting(
-        "MaxBatch", v.auto_or(v.parse_positive), "auto", "auto, or a number", "rows in one batch at the most"
+        "MaxBatch",
+        v.auto_or(v.parse_positive),
+        "auto",
+        "auto, or a number",
+        "rows in one batch at the most",
+        later=True,
     )
     max_queue: int | None = _setting(
-        "MaxQueue", v.auto_or(v.parse_positive), "auto", "auto, or a number", "requests that wait at the most"
+        "MaxQueue",
+        v.auto_or(v.parse_positive),
+        "auto",
+        "auto, or a number",
+        "requests that wait at the most",
+        later=True,
     )
     drain_timeout: int = _setting(
-        "DrainTimeout", v.parse_seconds, "30s", "a time span such as 30s", "how long a stop may take"
+        "DrainTimeout", v.parse_seconds, "30s", "a time span such as 30s", "how long a stop may take", later=True
     )
 
 

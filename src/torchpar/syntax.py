@@ -40,10 +40,14 @@ class Section:
 
 @dataclass
 class Problems:
-    """What is wrong in the files: errors, and unknown names, which an older torchpar must be able to skip."""
+    """What is wrong in the files: errors, and unknown names, which an older torchpar must be able to skip.
+
+    `notes` are not wrong, but worth a warning.
+    """
 
     errors: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torchpar.cpuset import CpuSet
@@ -60,7 +60,7 @@ class RunningUnit:
     cpuset: CpuSet | None = None
     throttled: int | None = None
     periods: int = 0
-    ranks: tuple[Mapping[str, Any], ...] = field(default=())
+    ranks: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

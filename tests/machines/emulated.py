@@ -74,7 +74,7 @@ class EmulatedMachine:
 
     def boot(self, nodes: int) -> str:
         """Boot with so many nodes, let the scenario run to its end, and return what it printed."""
-        self._report(f"emulating {self._suite.release} with {nodes} NUMA nodes: a minute or two")
+        self._report(f"emulating {self._suite.release} and its NUMA nodes ({nodes}): about a minute")
         printed, console = self._folder / "printed", self._folder / "console"
         argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35", "-nodefaults"]
         argv += ["-display", "none", "-no-reboot", "-smp", str(nodes * CPUS_PER_NODE), "-m", str(nodes * NODE_MEMORY)]

@@ -143,11 +143,15 @@ def _hold(store: Store, generation: Generation) -> tuple[str, ...]:
 
 def _verify(content: Content) -> None:
     """Let systemd's own parser read the units first. Raises SystemdError with whatever it says."""
-    with tempfile.TemporaryDirectory(prefix="torchpar-") as directory:
-        for path, text in content.files.items():
-            file = Path(directory, path)
-            file.parent.mkdir()
-            file.write_text(text, encoding="utf-8")
+    # /run, which only root can write and which is there before any other disk.
+    with tempfile.TemporaryDirectory(prefix="torchpar-verify-", dir="/run") as directory:
+        try:
+            for path, text in content.files.items():
+                file = Path(directory, path)
+                file.parent.mkdir()
+                file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise TorchparError(f"{error.filename or directory}: {error.strerror}; nothing has changed") from None
         names = sorted(path.partition(".d/")[0] for path in content.files)
         said = [
             line.removeprefix(f"{directory}/")

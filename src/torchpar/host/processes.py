@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torchpar.cpuset import CpuSet
 from torchpar.verify import Process, RunningUnit
@@ -29,9 +30,9 @@ def read_running_unit(unit: str, main_pid: int, control_group: str) -> RunningUn
     group = _find_group(control_group)
     pids = _pids(group) if group else [main_pid]
     processes = tuple(process for pid in pids if (process := _read_process(pid)))
-    stat = dict(line.split(" ", 1) for line in (_text(f"{group}/cpu.stat") or "").splitlines() if " " in line)
+    counters = dict(line.split(" ", 1) for line in (_text(f"{group}/cpu.stat") or "").splitlines() if " " in line)
     # cpu.stat always exists; the counters of a quota only where the CPU controller is there.
-    throttled = stat.get("nr_throttled")
+    throttled = counters.get("nr_throttled")
     return RunningUnit(
         unit=unit,
         main_pid=main_pid,
@@ -39,7 +40,7 @@ def read_running_unit(unit: str, main_pid: int, control_group: str) -> RunningUn
         has_numa=os.path.exists("/proc/self/numa_maps"),
         cpuset=_cpuset(f"{group}/cpuset.cpus.effective"),
         throttled=None if throttled is None else int(throttled),
-        periods=int(stat.get("nr_periods", "0")),
+        periods=int(counters.get("nr_periods", "0")),
         ranks=tuple(_read_ranks(unit)),
     )
 
@@ -103,15 +104,25 @@ def _variables(environ: str) -> dict[str, str]:
     return dict(assignment.partition("=")[::2] for assignment in environ.split("\0") if assignment)
 
 
-def _read_ranks(unit: str) -> Iterator[dict[str, Any]]:
+def _read_ranks(unit: str) -> Iterator[dict[str, int]]:
+    """What the ranks say of themselves. Whatever runs as the service's user can write there, so nothing is trusted."""
     for path in sorted((_RANKS / unit.removesuffix(".service")).glob("rank-*.json")):
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            # Whatever runs as the service's user can write there.
+            told = json.loads(_read_foreign(path))
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(told, dict):
-            yield told
+        names = ("pid", "local_rank", "threads")
+        if isinstance(told, dict) and all(type(told.get(name)) is int for name in names):
+            yield {name: told[name] for name in names}
+
+
+def _read_foreign(path: Path) -> bytes:
+    """The start of a regular file; a pipe must not hold whoever reads, a link must not lead elsewhere."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 65536) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def _cpuset(path: str) -> CpuSet | None:
