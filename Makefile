@@ -107,7 +107,9 @@ demo: machine-packages
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.machines.demo --suite $(or $(SUITE),trixie)
 .PHONY: demo
 
-bench: machine-packages
+bench: $(VENV)/complete machine-packages
+	$(call packages,hwloc-nox)
+	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_plan
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.benchmarks.bench_boot $(or $(SUITE),trixie)
 .PHONY: bench
 
