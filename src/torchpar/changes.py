@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torchpar.units import unit_of
 
@@ -34,6 +35,16 @@ def compare_links(old_links: Iterable[str], new_links: Iterable[str]) -> tuple[C
     """Which units start at boot in one set and not in the other."""
     old, new = {unit_of(link) for link in old_links}, {unit_of(link) for link in new_links}
     return tuple(Change(unit, "enabled" if unit in new else "disabled", "", "") for unit in sorted(old ^ new))
+
+
+def find_moves(old_plan: Mapping[str, Any], new_plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which services of both plans (plan_json()) get other CPUs, as sentences."""
+    before = {service["unit"]: service["cpus"] for service in old_plan["services"]}
+    return tuple(
+        f"{service['kind']}@{service['name']} moves from CPUs {before[service['unit']]} to {service['cpus']}"
+        for service in new_plan["services"]
+        if before.get(service["unit"], service["cpus"]) != service["cpus"]
+    )
 
 
 def unified(changes: Iterable[Change]) -> Iterator[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import input_options, load
+from torchpar.changes import find_moves
+from torchpar.cli.inputs import LIVE, input_options, load
 from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.enforce import read_active
 from torchpar.errors import TorchparError
+from torchpar.generations import Store
 from torchpar.picture import draw_plan
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 
@@ -30,6 +34,10 @@ def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: b
         echo_json(plan_json(made))
         return
     _echo_plan(made)
+    active = read_active(Store()) if (root, facts_file, conf_file) == (LIVE, None, None) else None
+    if active:
+        for move in find_moves(json.loads(active[1].plan), plan_json(made)):
+            click.echo(move)
     warn((*inputs.warnings, *made.warnings))
 
 
