@@ -1,0 +1,96 @@
+"""The static units: how they are hardened, how they fail, and with which rights the daemon's reload runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machines.machine import Machine
+from tests.machines.test_apply import CONF, apply
+
+# Stands in for /usr/bin/torchpar: says with which rights it was called, and fails if it is told to.
+REPORTER = """\
+#!/bin/sh
+{
+    grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp|Seccomp_filters|Uid):' /proc/self/status
+    for space in mnt net pid user uts ipc; do echo "$space: $(readlink /proc/self/ns/$space)"; done
+} >/run/reload-rights
+exit "$(cat /run/reload-status)"
+"""
+
+# The same of PID 1.
+RIGHTS = """
+grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp|Seccomp_filters|Uid):' /proc/1/status
+for space in mnt net pid user uts ipc; do echo "$space: $(readlink /proc/1/ns/$space)"; done
+"""
+
+
+@pytest.fixture
+def reporting(machine: Machine) -> Iterator[Machine]:
+    """The shared machine, with REPORTER as its torchpar."""
+    machine.sh("mv /usr/bin/torchpar /usr/bin/torchpar.kept; echo 0 >/run/reload-status")
+    machine.write("/usr/bin/torchpar", REPORTER, 0o755)
+    yield machine
+    machine.sh("mv /usr/bin/torchpar.kept /usr/bin/torchpar; rm -f /run/reload-*; systemctl reset-failed torchpard")
+
+
+@pytest.mark.parametrize(
+    ("unit", "most"),
+    [("torchpard.service", 1.5), ("torchpar-train@demo.service", 1.8), ("torchpar-infer@demo.service", 1.8)],
+)
+def test_the_exposure_of_a_unit_is_low(machine: Machine, unit: str, most: float) -> None:
+    """By systemd-analyze security; a unit without any hardening has 9.6."""
+    said = machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
+    exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert exposure and float(exposure[1]) <= most
+
+
+def test_the_daemon_has_two_capabilities_and_one_kind_of_socket(machine: Machine) -> None:
+    """What reading other users' processes needs, and no more."""
+    pid = machine.show("torchpard.service", "MainPID")
+    status = machine.read(f"/proc/{pid}/status")
+    # CAP_DAC_READ_SEARCH is 2 and CAP_SYS_PTRACE is 19, see linux/capability.h.
+    assert re.findall(r"^Cap(?:Eff|Bnd):\t(\w+)$", status, re.M) == [f"{1 << 2 | 1 << 19:016x}"] * 2
+    assert "NoNewPrivs:\t1\n" in status
+    assert machine.show("torchpard.service", "RestrictAddressFamilies") == "AF_UNIX"
+
+
+def test_the_daemons_reload_has_all_rights_of_the_host(reporting: Machine) -> None:
+    """The apply that it runs is no more confined than one from a shell: capabilities, system calls, namespaces."""
+    reporting.run("systemctl", "reload", "torchpard")
+    assert reporting.read("/run/reload-rights") == reporting.sh(RIGHTS).stdout
+
+
+def test_a_reload_that_fails_leaves_the_daemon_alone(reporting: Machine) -> None:
+    """`systemctl reload` fails as apply does, and the same process goes on."""
+    pid = reporting.show("torchpard.service", "MainPID")
+    reporting.write("/run/reload-status", "78\n")
+    assert reporting.run("systemctl", "reload", "torchpard", check=False).returncode == 1
+    assert reporting.show("torchpard.service", "ActiveState") == "active"
+    assert reporting.show("torchpard.service", "MainPID") == pid
+
+
+@pytest.mark.parametrize(
+    ("unit", "why"),
+    [
+        ("torchpar-train@nosuch.service", "no [Train nosuch] in torchpar.conf as last applied; see: torchpar validate"),
+        ("torchpar-infer@nosuch.service", "no [Infer nosuch] in torchpar.conf as last applied; see: torchpar validate"),
+        ("torchpar-infer@declared.service", "this version of torchpar places inference services, but does not serve"),
+    ],
+)
+def test_what_cannot_start_fails_at_once_and_once(machine: Machine, unit: str, why: str) -> None:
+    """`systemctl start` itself fails, `systemctl status` and the journal say why, and it is not tried again."""
+    shipped = machine.read(CONF)
+    apply(machine, "[Infer declared]\nModel=/srv/model.pt\n")
+    try:
+        assert machine.run("systemctl", "start", unit, check=False).returncode == 1
+        said = machine.run("systemctl", "status", "--no-pager", "--full", unit, check=False).stdout
+        assert why in said and "78" in said
+        assert why in machine.journal(unit)
+        assert machine.show(unit, "ActiveState") == "failed" and machine.show(unit, "Result") == "exit-code"
+        assert machine.show(unit, "NRestarts") == "0"
+    finally:
+        machine.run("systemctl", "reset-failed", unit)
+        apply(machine, shipped)
