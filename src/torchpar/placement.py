@@ -7,7 +7,8 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torchpar.claims import Claim, Reason, largest_remainder, make_claims, request_text
@@ -75,15 +76,11 @@ def place(config: Config, facts: HostFacts) -> Placement:
         if claim.cores is None:
             _place_guest(claim, free, usable, distance)
     _warn_of_guests(claims)
-    owners = _owners(claims)
+    owners = _Owners(claims)
     shares = {}
     for claim in claims:
-        own = all(owners[cpu] == 1 for core in claim.cores or () for cpu in core.cpus)
-        for service in claim.services:
-            shares[service.unit] = Share(
-                claim.cores or (), claim.gpus, own and claim.request.kind is not CpuRequestKind.SHARED,
-                tuple(claim.reasons), tuple(claim.warnings),
-            )  # fmt: skip
+        share = Share(claim.cores or (), claim.gpus, owners.owns(claim), tuple(claim.reasons), tuple(claim.warnings))
+        shares.update(dict.fromkeys((service.unit for service in claim.services), share))
     return Placement(shares, usable)
 
 
@@ -242,12 +239,24 @@ def _warn_of_guests(claims: Sequence[Claim]) -> None:
             claim.warnings.append(f"{claim.who}: CPU {cpu} is held by {name}, which is enabled; both will be slower")
 
 
-def _owners(claims: Sequence[Claim]) -> dict[int, int]:
-    """How many claims may run on each CPU; a shared service that is not enabled is a guest and does not count."""
-    owners: dict[int, int] = {}
-    for claim in claims:
-        guest = claim.request.kind is CpuRequestKind.SHARED and not claim.enabled
-        for core in claim.cores or ():
-            for cpu in core.cpus:
-                owners[cpu] = owners.get(cpu, 0) + (not guest)
-    return owners
+class _Owners:
+    """Who may run on each CPU. An enabled claim owns its CPUs against all but other enabled ones, which may be shared;
+    one that is not enabled also against those that are not, save the shared ones, which are guests everywhere."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self._enabled = Counter(cpu for claim in claims if claim.enabled for cpu in _cpus(claim))
+        others = [claim for claim in claims if not claim.enabled and claim.request.kind is not CpuRequestKind.SHARED]
+        self._others = Counter(cpu for claim in others for cpu in _cpus(claim))
+
+    def owns(self, claim: Claim) -> bool:
+        """Whether nobody else is expected on the CPUs of a claim."""
+        if claim.request.kind is CpuRequestKind.SHARED:
+            return False
+        if claim.enabled:
+            return all(self._enabled[cpu] == 1 for cpu in _cpus(claim))
+        return all(self._enabled[cpu] == 0 and self._others[cpu] == 1 for cpu in _cpus(claim))
+
+
+def _cpus(claim: Claim) -> Iterator[int]:
+    for core in claim.cores or ():
+        yield from core.cpus

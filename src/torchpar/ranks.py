@@ -173,7 +173,7 @@ def _divide(
     if fixed_workers is None:
         # Loading data costs some CPU in every job; one worker to start with where that takes at most a quarter.
         fixed_workers = (left if with_gpus else min(1, left)) if left else 0
-        why = f"{left} {of_what} are left beside the threads"
+        why = f"its threads leave {left} of its {of_what}" if left else f"its threads take all of its {of_what}"
     elif fixed_workers > left:
         warnings.append(
             f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}: "

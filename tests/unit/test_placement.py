@@ -98,6 +98,14 @@ def test_cpus_are_a_services_own_unless_another_may_run_there() -> None:
     assert alone.own and not beside.own
 
 
+def test_an_enabled_service_owns_its_cpus_whoever_else_is_declared() -> None:
+    """A job that is started by hand beside it is warned of, and does not slow it down before."""
+    shares = place_text("a Enabled=yes\nb\nc CPUs=shared", SMALL).shares.values()
+    assert [share.own for share in shares] == [True, False, False]
+    shares = place_text("a Enabled=yes CPUs=0-1\nc CPUs=shared Enabled=yes", SMALL).shares.values()
+    assert [share.own for share in shares] == [False, False]
+
+
 def test_counts_take_a_whole_node_before_anything_else() -> None:
     """Eight cores are one node, not halves of two."""
     assert cpus("Host ReserveCores=0\na CPUs=8 Enabled=yes", TWO_NODES) == {"a": "0-7,16-23"}
