@@ -107,8 +107,8 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
         else:
             refusals = {path: text for unit, why in left_out.items() for path, text in make_refusal(unit, why).items()}
             content = dataclasses.replace(compiled.content, files={**compiled.content.files, **refusals})
-            warnings = (*(f"{why}; it cannot start until this is mended" for why in left_out.values()),)
-            return dataclasses.replace(compiled, content=content, warnings=(*warnings, *compiled.warnings))
+            warnings = [f"{why}; it cannot start until this is mended" for why in left_out.values()]
+            return _Compiled(content, (*warnings, *compiled.warnings))
 
 
 def _write(
@@ -127,6 +127,8 @@ def _write(
             systemd.start_timer(ROLLBACK_TIMER, confirm_within, back)
         notes = put_in_force(store, generation)
     except TorchparError:
+        if confirm_within and systemd.has_timer(ROLLBACK_TIMER):
+            systemd.stop_timer(ROLLBACK_TIMER)
         store.discard(generation)
         raise
     store.prune()
