@@ -117,7 +117,7 @@ def test_a_broken_conf_changes_nothing_and_a_reboot_starts_what_was_applied(host
         ("[Train a]\nScript=/srv/job.py\nRanks=3\n", "Ranks=3: it has 2 cores (0-1)"),
         ("[Train a]\nScript=/srv/job.py\nNUMAMask=5\n", "NUMAMask=5: node 5 is not there"),
         ("[Train a]\nScript=/srv/job.py\nGPUs=1\n", "GPUs=1: of the 0 accelerators of this host 0 are free"),
-        ("[Train a]\nScript=/srv/job.py\nService.LimitNOFILE=lots\n", "ignoring: lots"),
+        ("[Train a]\nScript=/srv/job.py\nService.LimitNOFILE=lots\n", "lots"),
         ("[Train]\nx\n", "/etc/torchpar.conf:2: 'x' is neither"),
     ],
 )

@@ -125,7 +125,7 @@ time.sleep(30)
 def test_no_job_needs_it(host: Machine) -> None:
     """It is killed and comes back; it is stopped and jobs start, apply works, status looks by itself."""
     pid = host.show(DAEMON, "MainPID")
-    host.run("kill", "-KILL", pid)
+    host.sh("kill -KILL $1", pid)
     host.wait_until(lambda: host.show(DAEMON, "MainPID") not in ("0", pid), "it comes back", 20)
     host.run("systemctl", "stop", DAEMON)
     host.run("systemctl", "start", TRAIN.format("a"))
