@@ -23,6 +23,11 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo(click.style(line, bold=True) if number == 0 else line)
 
 
+def shorten(cpulist: str) -> str:
+    """A cpulist that leaves room for the other columns; `torchpar explain` and JSON have all of it."""
+    return cpulist if len(cpulist) <= 32 else cpulist[:30].rpartition(",")[0] + ",..."
+
+
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:

@@ -9,7 +9,7 @@ import click
 
 from torchpar.changes import find_moves
 from torchpar.cli.inputs import LIVE, input_options, load
-from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.cli.output import echo_json, echo_table, shorten, warn
 from torchpar.enforce import read_active
 from torchpar.errors import TorchparError
 from torchpar.generations import Store
@@ -66,7 +66,7 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
     return (
         f"{plan.service.kind.value}@{plan.service.name}",
         "yes" if plan.service.settings.enabled else "no",
-        _short(str(plan.cpus)) + ("" if plan.own else "*"),
+        shorten(str(plan.cpus)) + ("" if plan.own else "*"),
         str(plan.cores),
         str(len(plan.ranks)),
         ",".join(map(str, threads)),
@@ -75,11 +75,6 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
         plan.allocator,
         " ".join(gpu.pci for gpu in plan.gpus),
     )
-
-
-def _short(text: str) -> str:
-    """A cpulist that leaves room for the other columns; `torchpar explain` has all of it."""
-    return text if len(text) <= 32 else text[:30].rpartition(",")[0] + ",..."
 
 
 def _count(number: int, what: str) -> str:

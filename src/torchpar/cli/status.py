@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from torchpar.cli.output import echo_json, echo_table
+from torchpar.cli.output import echo_json, echo_table, shorten
 from torchpar.daemon.client import ask_daemon
 from torchpar.errors import ConfigError
 from torchpar.generations import Store
@@ -50,7 +50,7 @@ def _row(service: dict[str, Any]) -> tuple[str, ...]:
         f"{service['kind']}@{service['name']}",
         service["state"],
         f"{service['placed'] or ''}{': ' + ', '.join(drifted) if drifted else ''}",
-        service["cpus"],
+        shorten(service["cpus"]),
         ",".join(map(str, service["threads"])),
         f"{policy['policy']} {policy['nodes']}".strip(),
         service["allocator"],
