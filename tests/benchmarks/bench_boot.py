@@ -82,25 +82,28 @@ def bench_reload(machine: Machine) -> None:
     print(f"\ntorchpar-generator with {SERVICES} services, {ROUNDS} interleaved runs")
     print(f"  the generator alone       {spread(alone)}")
     print(f"  /bin/true                 {spread(empty)}")
-    added = statistics.median(alone) - statistics.median(empty)
-    print(f"  it adds                   {added:7.2f} ms  (target: at most 10)")
-    print(f"  daemon-reload with it     {spread(with_it)}   (the units to load are part of this)")
+    print(f"  daemon-reload with it     {spread(with_it)}")
     print(f"  daemon-reload without it  {spread(without)}")
+    added = statistics.median(with_it) - statistics.median(without)
+    print(f"  it adds                   {added:7.2f} ms, the loading of its units included  (target: at most 10)")
 
 
 def bench_start(machine: Machine) -> None:
     """From `systemctl start` to the script's first line: through torchpar, and the same unit with bare python."""
     machine.write("/srv/first.py", FIRST_LINE)
-    machine.write("/etc/torchpar.conf", "[Train ours]\nScript=/srv/first.py\n[Train bare]\nScript=/srv/first.py\n")
+    # So that systemd keeps the time stamps of a unit that has come to its end.
+    settings = "Script=/srv/first.py\nRestart=no\nService.RemainAfterExit=yes\n"
+    machine.write("/etc/torchpar.conf", f"[Train ours]\n{settings}[Train bare]\n{settings}")
     override = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /srv/first.py\n"
     machine.write("/etc/systemd/system/torchpar-train@bare.service.d/50-bare.conf", override)
     machine.run("torchpar", "apply")
 
     def start(name: str) -> float:
         unit = f"torchpar-train@{name}.service"
-        machine.run("systemctl", "reset-failed", unit, check=False)
-        machine.run("systemctl", "start", "--wait", unit)
+        machine.run("systemctl", "start", unit)
+        machine.wait_until(lambda: machine.show(unit, "SubState") == "exited", "the end of the script")
         asked = float(machine.show(unit, "InactiveExitTimestampMonotonic")) / 1e6
+        machine.run("systemctl", "stop", unit)
         return (float(machine.read(f"/var/lib/torchpar/train/{name}/first")) - asked) * 1000
 
     ours, bare = interleave(ROUNDS, lambda: start("ours"), lambda: start("bare"))
