@@ -63,7 +63,7 @@ $(VENV)/complete:
 # ---- checks and tests ----
 
 UNITS  := $(foreach type,service socket slice target timer path,$(wildcard systemd/*.$(type)))
-SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian systemd tests --include='*' 2>/dev/null | sort)
+SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian systemd tests --exclude='*.py' 2>/dev/null | sort)
 PYTEST := '$(VENV)/bin/python' -B -m pytest -p no:cacheprovider
 MAN_PAGES = $(addprefix build/man/,$(notdir $(wildcard debian/man/*.[1-8])) torchpar.conf.5)
 
