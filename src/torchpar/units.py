@@ -91,7 +91,8 @@ def quote_path(text: str) -> str:
 
     Raises ValueError for control characters.
     """
-    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+    # A tab is white space to systemd, and harmless within quotes; anything else could end the line.
+    if any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in text):
         raise ValueError(f"{text!r} has a control character")
     return text.replace("%", "%%")
 

@@ -142,7 +142,13 @@ def test_a_quoted_word_reads_back_as_itself(text: str) -> None:
     assert "\n" not in quoted
 
 
-@pytest.mark.parametrize("text", ["a\nExecStart=/bin/evil", "\0", "\x7f", "tab\t"])
+def test_a_tab_within_quotes_stays_one() -> None:
+    """The conf may hold it, so the unit must."""
+    text = units_of("[Train a]\nScript=/a.py\nArguments=\t--x\t'a\tb'\n", make_host()).files.popitem()[1]
+    assert 'run.py -- /a.py --x "a\tb"\n' in text
+
+
+@pytest.mark.parametrize("text", ["a\nExecStart=/bin/evil", "\0", "\x7f", "\r"])
 def test_control_characters_never_reach_a_unit(text: str) -> None:
     """A newline in a value would be another directive."""
     for quote in (quote_word, quote_path):
