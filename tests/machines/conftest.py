@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.machines.container import missing_here
-from tests.machines.machine import Machine
+from tests.machines.machine import CommandError, Machine, MachineError
 from tests.machines.package import build_package
 from tests.machines.roots import Suite
 
@@ -41,7 +41,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     for machine in getattr(item, "funcargs", {}).values():
         if isinstance(machine, Machine) and machine.leader:
             name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{machine.name}-{item.name}-{report.when}")
-            report.sections.append(("logs of the machine", str(machine.save_logs(name))))
+            try:
+                kept = str(machine.save_logs(name))
+            except (OSError, CommandError, MachineError) as error:
+                # A machine that answers no more must not end the run of all other tests.
+                kept = f"cannot be kept: {error}"
+            report.sections.append(("logs of the machine", kept))
 
 
 @pytest.fixture(scope="session")
