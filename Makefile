@@ -25,7 +25,8 @@ help:
 	@echo 'make check          lint, types, manual pages, unit and case tests: no root, under a minute'
 	@echo 'make test           all tests: check, and the machine tests on Debian 12 and 13'
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
-	@echo 'make bench          the benchmarks'
+	@echo 'make bench          the benchmarks of planning and starting'
+	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
 	@echo 'make install        put the files below DESTDIR'
 	@echo 'make clean          remove what was built'
 .PHONY: help
@@ -117,6 +118,13 @@ bench: $(VENV)/complete machine-packages
 	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_plan
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.benchmarks.bench_boot $(or $(SUITE),trixie)
 .PHONY: bench
+
+# BENCH='--stacks wheel --jobs mlp conv': only those; see bench_train.py.
+bench-train: $(VENV)/complete machine-packages
+	$(call packages,python3-venv)
+	$(SUDO) env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE XDG_CACHE_HOME='$(dir $(CACHE))' \
+		$(PYTHON) -B -m tests.benchmarks.bench_train $(BENCH)
+.PHONY: bench-train
 
 machine-packages:
 	$(call packages,e2fsprogs mmdebstrap python3 qemu-system-x86 systemd-container)

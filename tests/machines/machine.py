@@ -66,12 +66,23 @@ class CommandError(AssertionError):
 
 
 class Machine:
-    """Boots when entered, and is gone without a trace when left. `name` is the start of its folder's and logs' name."""
+    """Boots when entered, and is gone without a trace when left. `name` is the start of its folder's and logs' name.
 
-    def __init__(self, suite: Suite, name: str = "machine", *, report: Report = print) -> None:
+    `mounts` are folders of this host, by where the machine has them, for reading.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        name: str = "machine",
+        *,
+        mounts: Mapping[str, Path] | None = None,
+        report: Report = print,
+    ) -> None:
         self.suite = suite
         self.name = f"{suite.value}-{name}"
         self.leader = 0
+        self._mounts = mounts or {}
         self._report = report
         self._container: Container | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -334,6 +345,7 @@ class Machine:
         assert self._container
         folder = self._container.folder
         options = ["--boot", "--notify-ready=yes", "--resolv-conf=bind-host"]
+        options += [f"--bind-ro={here}:{there}" for there, here in self._mounts.items()]
         if self._online is not None:
             (folder / "cpus-online").write_text(f"{self._online}\n")
             options.append(f"--bind-ro={folder / 'cpus-online'}:{_CPUS_ONLINE}")
