@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from torchpar.plan import Plan
+from torchpar.topology import Held
 from torchpar.units import unit_of
 
 
@@ -37,14 +38,20 @@ def compare_links(old_links: Iterable[str], new_links: Iterable[str]) -> tuple[C
     return tuple(Change(unit, "enabled" if unit in new else "disabled", "", "") for unit in sorted(old ^ new))
 
 
-def find_moves(old_plan: Mapping[str, Any], new_plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which services of both plans (plan_json()) get other CPUs, as sentences."""
-    before = {service["unit"]: service["cpus"] for service in old_plan["services"]}
-    return tuple(
-        f"{service['kind']}@{service['name']} moves from CPUs {before[service['unit']]} to {service['cpus']}"
-        for service in new_plan["services"]
-        if before.get(service["unit"], service["cpus"]) != service["cpus"]
-    )
+def find_moves(in_force: Mapping[str, Held], plan: Plan) -> tuple[str, ...]:
+    """Which services that have something in force get other CPUs or accelerators, as sentences."""
+    moves = []
+    for service in plan.services:
+        held = in_force.get(service.unit)
+        if held is None:
+            continue
+        gpus = tuple(gpu.name for gpu in service.gpus)
+        changed = [f"from CPUs {held.cpus} to {service.cpus}"] if held.cpus != service.cpus else []
+        if set(held.gpus) != set(gpus):
+            changed.append(f"from GPUs {' '.join(held.gpus) or 'none'} to {' '.join(gpus) or 'none'}")
+        if changed:
+            moves.append(f"{service.service.kind.value}@{service.service.name} moves {' and '.join(changed)}")
+    return tuple(moves)
 
 
 def unified(changes: Iterable[Change]) -> Iterator[str]:

@@ -5,13 +5,14 @@ A claim is one service, or the services of one slot, which take turns on the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchpar.config import Service
 from torchpar.cores import Core
+from torchpar.cpuset import CpuSet
 from torchpar.errors import PlacementError
-from torchpar.topology import PciDevice
+from torchpar.topology import Held, PciDevice
 from torchpar.values import CpuRequest, CpuRequestKind
 
 
@@ -24,14 +25,18 @@ class Reason:
     why: str
 
 
+_NOTHING = Held(CpuSet())
+
+
 @dataclass
 class Claim:
-    """One service, or the services of one slot, while cores are given out."""
+    """One service, or the services of one slot, while cores are given out. `held` is what it has in force."""
 
     services: list[Service]
     request: CpuRequest
     weight: int
     enabled: bool
+    held: Held = _NOTHING
     gpus: tuple[PciDevice, ...] = ()
     cores: tuple[Core, ...] | None = None
     reasons: list[Reason] = field(default_factory=list)
@@ -56,8 +61,8 @@ class Claim:
         return self.enabled and self.request.kind is not CpuRequestKind.SHARED
 
 
-def make_claims(services: Iterable[Service]) -> list[Claim]:
-    """One claim for each slot, and for each service without one."""
+def make_claims(services: Iterable[Service], in_force: Mapping[str, Held]) -> list[Claim]:
+    """One claim for each slot, and for each service without one; `in_force` is what each unit has now."""
     slots: dict[str, list[Service]] = {}
     for service in services:
         slots.setdefault(f"slot {service.settings.slot}" if service.settings.slot else service.unit, []).append(service)
@@ -69,6 +74,7 @@ def make_claims(services: Iterable[Service]) -> list[Claim]:
                 _slot_request(members),
                 max(service.settings.weight for service in members),
                 any(service.settings.enabled for service in members),
+                next((in_force[service.unit] for service in members if service.unit in in_force), _NOTHING),
             )
         )
     return claims

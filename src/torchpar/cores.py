@@ -157,13 +157,21 @@ _LEVELS: tuple[Callable[[Core], tuple[int, ...]], ...] = (
 
 
 def choose_cores(
-    free: Sequence[Core], count: int, *, near: CpuSet | None = None, distance: Callable[[int, int], int]
+    free: Sequence[Core],
+    count: int,
+    *,
+    near: CpuSet | None = None,
+    kept: Sequence[Core] = (),
+    distance: Callable[[int, int], int],
 ) -> tuple[Core, ...]:
     """The `count` of the `free` cores that lie best together, in the order of their CPUs.
 
-    First cores on the nodes `near`; then a whole NUMA node, a whole L3 group, cores of one L3 group, of one node, of
-    one package, anything; among equals the place with the fewest cores left over. `count` is at most the free cores.
+    Those `kept` are among them, the others then beside these. Else first cores on the nodes `near`; then a whole NUMA
+    node, a whole L3 group, cores of one L3 group, of one node, of one package, anything; among equals the place with
+    the fewest cores left over. `count` is at most the free cores.
     """
+    if kept:
+        return _in_order(_beside(free, count, near or CpuSet(), kept, distance))
     if near:
         close = [core for core in free if core.numa_node in near]
         if len(close) < count:
@@ -171,6 +179,26 @@ def choose_cores(
             return _in_order([*close, *_together(others, count - len(close), distance, close)])
         free = close
     return _in_order(_together(list(free), count, distance, []))
+
+
+def _beside(
+    free: Sequence[Core], count: int, near: CpuSet, kept: Sequence[Core], distance: Callable[[int, int], int]
+) -> list[Core]:
+    """`kept` and the cores that are nearest to them: of their L3 groups, nodes, packages; then the nearest node's."""
+    chosen = list(kept)
+    own = set(kept)
+    others = [core for core in free if core not in own]
+    for level in _LEVELS:
+        places = {level(core) for core in kept}
+        for group in _groups([core for core in others if level(core) in places], level):
+            room = count - len(chosen)
+            chosen += group if len(group) <= room else _together(group, room, distance, chosen)
+        taken = set(chosen)
+        others = [core for core in others if core not in taken]
+    close = [core for core in others if core.numa_node in near]
+    for part in (close, [core for core in others if core.numa_node not in near]):
+        chosen += _together(part, min(len(part), count - len(chosen)), distance, chosen)
+    return chosen
 
 
 def _together(free: list[Core], count: int, distance: Callable[[int, int], int], beside: list[Core]) -> list[Core]:

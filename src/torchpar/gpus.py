@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
+from torchpar.cpuset import CpuSet
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import CpuRequestKind
 
@@ -15,47 +16,110 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
     Services with CPUs=shared get none unless they ask. Raises PlacementError for devices that are not there or taken.
     """
     devices = facts.accelerators()
-    free = list(devices)
-    ordered = sorted(claims, key=lambda claim: not claim.enabled)
-    for claim in ordered:
-        names = [name for service in claim.services for name in service.settings.gpus.names]
-        claim.gpus = tuple(_find_gpu(name, devices, claim) for name in dict.fromkeys(names))
-        for gpu in claim.gpus:
-            if claim.enabled and gpu not in free:
-                raise claim.services[0].refuse("GPUs", gpu.pci, "another enabled service holds it")
-            if claim.enabled:
-                free.remove(gpu)
-    for claim in ordered:
-        count = max(service.settings.gpus.count or 0 for service in claim.services)
-        if count and not claim.gpus:
-            available = free if claim.enabled or len(free) >= count else list(devices)
-            if count > len(available):
-                why = f"of the {len(devices)} accelerators of this host {len(free)} are free"
-                raise claim.services[0].refuse("GPUs", count, why)
-            claim.gpus = tuple(available[:count])
-            if claim.enabled:
-                free = free[count:]
-    autos = [
-        claim
-        for claim in ordered
-        if claim.request.kind is not CpuRequestKind.SHARED
-        and all(service.settings.gpus.count is None for service in claim.services)
-    ]
-    sharing = [claim for claim in autos if claim.enabled]
-    for claim, count in zip(sharing, largest_remainder(len(free), [c.weight for c in sharing]), strict=True):
-        claim.gpus, free = tuple(free[:count]), free[count:]
-    for claim in autos:
-        if not claim.enabled:
+    enabled = [claim for claim in claims if claim.enabled]
+    guests = [claim for claim in claims if not claim.enabled]
+    free = _place_named([*enabled, *guests], devices)
+    amounts = _count_out(enabled, devices, len(free))
+    free = _lay_out(amounts, free)
+    for claim in guests:
+        count = _wanted(claim)
+        if count is None and _shares(claim):
             claim.gpus = tuple(free)
+        elif count and not claim.gpus:
+            if count > len(devices):
+                raise _too_many(claim, count, devices, len(free))
+            _lay_out([(claim, count)], free if len(free) >= count else devices)
     for claim in claims:
         if claim.gpus:
-            addresses = " ".join(gpu.pci for gpu in claim.gpus)
-            claim.reasons.append(Reason("GPUs", addresses, f"{len(claim.gpus)} of the host's {len(devices)}"))
+            names = " ".join(gpu.name for gpu in claim.gpus)
+            claim.reasons.append(Reason("GPUs", names, f"{len(claim.gpus)} of the host's {len(devices)}"))
+
+
+def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice]) -> list[PciDevice]:
+    """Give out the devices that claims name; returns those that no enabled claim names."""
+    free = list(devices)
+    for claim in claims:
+        names = [name for service in claim.services for name in service.settings.gpus.names]
+        claim.gpus = tuple(dict.fromkeys(_find_gpu(name, devices, claim) for name in names))
+        for gpu in claim.gpus if claim.enabled else ():
+            if gpu not in free:
+                raise claim.services[0].refuse("GPUs", gpu.name, "another enabled service holds it")
+            free.remove(gpu)
+    return free
 
 
 def _find_gpu(name: str, devices: Sequence[PciDevice], claim: Claim) -> PciDevice:
     for device in devices:
         if name.lower() in (device.pci.lower(), (device.uuid or "").lower()):
             return device
-    having = ", ".join(device.pci for device in devices) or "none"
+    having = ", ".join(device.name for device in devices) or "none"
     raise claim.services[0].refuse("GPUs", name, f"no such accelerator on this host; it has: {having}")
+
+
+def _count_out(enabled: Sequence[Claim], devices: Sequence[PciDevice], free: int) -> list[tuple[Claim, int]]:
+    """How many of the `free` devices each enabled claim gets; the largest first, as they are the hardest to place."""
+    amounts = []
+    for claim in enabled:
+        count = _wanted(claim)
+        if count and not claim.gpus:
+            if count > free:
+                raise _too_many(claim, count, devices, free)
+            amounts.append((claim, count))
+            free -= count
+    autos = [claim for claim in enabled if _wanted(claim) is None and _shares(claim)]
+    shares = zip(autos, largest_remainder(free, [claim.weight for claim in autos]), strict=True)
+    by_size = (sorted(part, key=lambda pair: (-pair[1], pair[0].name)) for part in (amounts, shares))
+    return [amount for part in by_size for amount in part]
+
+
+def _wanted(claim: Claim) -> int | None:
+    """The most that any service of a claim asks for; None if all leave it open."""
+    counts = [service.settings.gpus.count for service in claim.services]
+    return None if set(counts) == {None} else max(count or 0 for count in counts)
+
+
+def _shares(claim: Claim) -> bool:
+    return claim.request.kind is not CpuRequestKind.SHARED
+
+
+def _too_many(claim: Claim, count: int, devices: Sequence[PciDevice], free: int) -> Exception:
+    why = f"of the {len(devices)} accelerators of this host {free} {'is' if free == 1 else 'are'} free"
+    return claim.services[0].refuse("GPUs", count, why)
+
+
+def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) -> list[PciDevice]:
+    """Give out devices: every claim keeps what it has in force, as far as it gets as many; returns what is left."""
+    left = list(free)
+    for claim, count in amounts:
+        claim.gpus = tuple(gpu for gpu in left if gpu.name in claim.held.gpus)[:count]
+        left = [gpu for gpu in left if gpu not in claim.gpus]
+    for claim, count in amounts:
+        chosen = _choose(left, count - len(claim.gpus), _near(claim))
+        left = [gpu for gpu in left if gpu not in chosen]
+        claim.gpus = tuple(sorted((*claim.gpus, *chosen), key=lambda gpu: gpu.pci))
+    return left
+
+
+def _near(claim: Claim) -> CpuSet:
+    """The nodes that its devices should be on: those of what it keeps, and of the CPUs that it names."""
+    places = [*(gpu.numa_node for gpu in claim.gpus), *(core.numa_node for core in claim.cores or ())]
+    return CpuSet(node for node in places if node is not None and node >= 0)
+
+
+def _choose(free: Sequence[PciDevice], count: int, near: CpuSet) -> list[PciDevice]:
+    """`count` devices, on the nodes `near` if there are any, on as few nodes as can be, and breaking up none that it
+    need not."""
+    chosen: list[PciDevice] = []
+    while len(chosen) < count:
+        by_node: dict[int | None, list[PciDevice]] = {}
+        for gpu in free:
+            if gpu not in chosen:
+                by_node.setdefault(gpu.numa_node, []).append(gpu)
+        room = count - len(chosen)
+        # Whole nodes while they are too small; then the one with the fewest left over.
+        group = min(
+            by_node.values(),
+            key=lambda gpus: (gpus[0].numa_node not in near, len(gpus) < room, abs(len(gpus) - room), gpus[0].pci),
+        )
+        chosen += group[:room]
+    return chosen

@@ -2,7 +2,7 @@
 
 Explicit lists come first, then counts, then the enabled auto claims share what is
 left by weight; claims that are not enabled hold nothing and get what the enabled ones leave. Each decision leaves a
-reason.
+reason. How many cores a claim gets depends on the conf and the host alone; where they are, also on what is in force.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from torchpar.claims import Claim, Reason, largest_remainder, make_claims, request_text
+from torchpar.claims import Claim, Reason, largest_remainder, make_claims
 from torchpar.config import Config
-from torchpar.cores import Core, UsableCores, choose_cores, find_usable_cores, node_distance
+from torchpar.cores import Core, UsableCores, find_usable_cores, node_distance
 from torchpar.cpuset import CpuSet
+from torchpar.explicit import place_explicit
 from torchpar.gpus import place_gpus
+from torchpar.layout import Need, lay_out
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import CpuRequestKind
 
@@ -48,34 +50,14 @@ class Placement:
 
 
 def place(config: Config, facts: HostFacts) -> Placement:
-    """Give every declared service its share of the host.
+    """Give every declared service its share of the host; what it has in force it keeps, as far as it still can.
 
     Raises PlacementError when what is asked for is not there; the message names who asked and who holds it.
     """
     usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
-    claims = make_claims(config.services)
-    place_gpus(claims, facts)
-    enabled = [claim for claim in claims if claim.enabled]
-    distance = node_distance(facts)
-    for claim in claims:
-        if claim.request.is_explicit():
-            _place_explicit(claim, usable, facts)
-    _refuse_overlap([claim for claim in enabled if claim.cores and claim.exclusive()])
-    free = _free_cores(usable.pool, enabled)
-    counts = [claim for claim in enabled if claim.request.kind is CpuRequestKind.COUNT]
-    for claim in sorted(counts, key=lambda claim: (-claim.request.count, claim.name)):
-        if claim.request.count > len(free):
-            raise claim.refuse(_too_much(claim, len(free), usable, enabled))
-        _take(claim, free, claim.request.count, distance, "whole cores as asked for")
-    autos = [claim for claim in enabled if claim.request.kind is CpuRequestKind.AUTO]
-    shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
-    # Every enabled service gets a core; the shared ones together one that no auto service takes.
-    spare = 1 if shared and not usable.slow and len(free) > len(autos) else 0
-    _share_out(autos, free, len(free) - spare, usable, enabled, distance)
-    for claim in claims:
-        if claim.cores is None:
-            _place_guest(claim, free, usable, distance)
-    _warn_of_guests(claims)
+    claims = _place_claims(config, facts, usable)
+    if facts.in_force:
+        _explain_stays(claims, _place_claims(config, facts.afresh(), usable))
     owners = _Owners(claims)
     shares = {}
     for claim in claims:
@@ -84,60 +66,32 @@ def place(config: Config, facts: HostFacts) -> Placement:
     return Placement(shares, usable)
 
 
-def _place_explicit(claim: Claim, usable: UsableCores, facts: HostFacts) -> None:
-    request = claim.request
-    wanted = request.numbers
-    if request.kind is CpuRequestKind.NODES:
-        wanted = _cpus_of({node.id: node.cpus for node in facts.numa_nodes}, claim, "NUMA node")
-    elif request.kind is CpuRequestKind.PACKAGES:
-        wanted = _cpus_of({package.id: package.cpus for package in facts.packages or ()}, claim, "package")
-    named = CpuSet.union(core.cpus for core in usable.named)
-    if request.kind is not CpuRequestKind.LIST:
-        wanted = wanted & named
-    missing = wanted - named
-    if missing or not wanted:
-        raise claim.refuse(_why_missing(missing, facts, usable))
-    cores = []
-    for core in usable.named:
-        cpus = core.cpus & wanted
-        if cpus:
-            cores.append(Core(cpus, core.package, core.numa_node, core.core_complex, core.performance))
-    claim.cores = tuple(cores)
-    claim.reasons.append(Reason("CPUs", str(wanted), f"named by CPUs={request_text(request)}"))
-
-
-def _cpus_of(places: dict[int, CpuSet], claim: Claim, what: str) -> CpuSet:
-    for number in claim.request.numbers:
-        if not places.get(number):
-            having = CpuSet(number for number, cpus in places.items() if cpus)
-            state = "has no CPUs" if number in places else "does not exist on this host"
-            raise claim.refuse(f"{what} {number} {state}; those with CPUs are {having}")
-    return CpuSet.union(places[number] for number in claim.request.numbers)
-
-
-def _why_missing(missing: CpuSet, facts: HostFacts, usable: UsableCores) -> str:
-    if not missing:
-        return "none of their CPUs may be used"
-    offline = missing & facts.offline_cpus
-    if offline:
-        return f"CPU {offline} is offline; bring it online or name others (online: {facts.online_cpus})"
-    absent = missing - facts.online_cpus
-    if absent:
-        return f"this host has no CPU {absent} (online: {facts.online_cpus})"
-    return f"CPU {missing} may not be used: {usable.left_out.get(missing.first(), 'not allowed')}"
-
-
-def _refuse_overlap(claims: Sequence[Claim]) -> None:
-    holder: dict[int, Claim] = {}
+def _place_claims(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
+    claims = make_claims(config.services, facts.in_force)
+    place_explicit(claims, usable, facts)
+    place_gpus(claims, facts)
+    enabled = [claim for claim in claims if claim.enabled]
+    distance = node_distance(facts)
+    free = _free_cores(usable.pool, enabled)
+    amounts = _count_out(enabled, usable, len(free))
+    cores = lay_out(free, [_need(claim, amount.count) for claim, amount in amounts], distance)
+    for (claim, amount), chosen in zip(amounts, cores, strict=True):
+        _give(claim, chosen, amount.why)
+    free = _free_cores(free, enabled)
     for claim in claims:
-        for core in claim.cores or ():
-            for cpu in core.cpus:
-                other = holder.setdefault(cpu, claim)
-                if other is not claim:
-                    raise claim.refuse(
-                        f"CPU {cpu} is also named by {other.who}; "
-                        "give each its own CPUs, or the same Slot= if they take turns"
-                    )
+        if claim.cores is None:
+            _place_guest(claim, free, usable, distance)
+    _warn_of_guests(claims)
+    return claims
+
+
+def _explain_stays(claims: Sequence[Claim], afresh: Sequence[Claim]) -> None:
+    """Say where a claim would be if nothing were in force. The same for the one that came and those that stayed."""
+    for claim, other in zip(claims, afresh, strict=True):
+        here, there = (CpuSet.union(core.cpus for core in one.cores or ()) for one in (claim, other))
+        if here != there:
+            why = f"so that services stay where they are; placed afresh it would have CPUs {there} (apply --afresh)"
+            claim.reasons.append(Reason("CPUs", str(here), why))
 
 
 def _free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
@@ -145,19 +99,19 @@ def _free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
     return [core for core in pool if core.cpus.isdisjoint(held)]
 
 
-def _take(claim: Claim, free: list[Core], count: int, distance: Callable[[int, int], int], why: str) -> None:
+def _need(claim: Claim, count: int) -> Need:
+    """What a claim needs of the free cores. Where its accelerators are others than before, its old place is no reason
+    to stay away from them."""
     near = CpuSet(gpu.numa_node for gpu in claim.gpus if gpu.numa_node is not None)
-    claim.cores = choose_cores(free, count, near=near, distance=distance)
-    taken = set(claim.cores)
-    free[:] = [core for core in free if core not in taken]
-    claim.reasons.append(_cores_reason(claim, why))
+    moved = near and tuple(gpu.name for gpu in claim.gpus) != claim.held.gpus
+    return Need(count, near, CpuSet() if moved else claim.held.cpus)
 
 
-def _cores_reason(claim: Claim, why: str) -> Reason:
-    cores = claim.cores or ()
+def _give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:
+    claim.cores = cores
     near = ", near its GPUs" if any(gpu.numa_node is not None for gpu in claim.gpus) else ""
     text = f"{why}: {len(cores)} {'core' if len(cores) == 1 else 'cores'} {_where(cores)}{near}"
-    return Reason("CPUs", str(CpuSet.union(core.cpus for core in cores)), text)
+    claim.reasons.append(Reason("CPUs", str(CpuSet.union(core.cpus for core in cores)), text))
 
 
 def _where(cores: Sequence[Core]) -> str:
@@ -173,30 +127,55 @@ def _where(cores: Sequence[Core]) -> str:
     return "of the host"
 
 
-def _share_out(
-    claims: list[Claim],
-    free: list[Core],
-    total: int,
+@dataclass(frozen=True)
+class _Amount:
+    """How many cores a claim gets, and by which rule."""
+
+    count: int
+    why: str
+
+
+def _count_out(enabled: Sequence[Claim], usable: UsableCores, free: int) -> list[tuple[Claim, _Amount]]:
+    """How many of the `free` cores each enabled claim gets: counts, then auto by weight (largest remainder).
+
+    The largest come first in each, as they are the hardest to place.
+    """
+    amounts: list[tuple[Claim, _Amount]] = []
+    counts = [claim for claim in enabled if claim.request.kind is CpuRequestKind.COUNT]
+    for claim in sorted(counts, key=lambda claim: (-claim.request.count, claim.name)):
+        if claim.request.count > free:
+            raise claim.refuse(_too_much(claim, free, usable, enabled, amounts))
+        amounts.append((claim, _Amount(claim.request.count, "whole cores as asked for")))
+        free -= claim.request.count
+    autos = [claim for claim in enabled if claim.request.kind is CpuRequestKind.AUTO]
+    if len(autos) > free:
+        beyond = autos[free]
+        raise beyond.refuse(_too_much(beyond, 0, usable, enabled, amounts))
+    shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
+    # Every enabled service gets a core; the shared ones together one that no auto service takes.
+    total = free - (1 if shared and not usable.slow and free > len(autos) else 0)
+    weights = [claim.weight for claim in autos]
+    shares = sorted(
+        zip(autos, largest_remainder(total, weights, least=1), strict=True), key=lambda pair: (-pair[1], pair[0].name)
+    )
+    for claim, count in shares:
+        rule = f"weight {claim.weight} of {sum(weights)}" if len(autos) > 1 else "the only enabled CPUs=auto service"
+        amounts.append((claim, _Amount(count, f"{rule}, of {total} cores that are free")))
+    return amounts
+
+
+def _too_much(
+    claim: Claim,
+    left: int,
     usable: UsableCores,
     enabled: Sequence[Claim],
-    distance: Callable[[int, int], int],
-) -> None:
-    """Enabled CPUs=auto claims share `total` of the free cores by weight (largest remainder), each at least one."""
-    if len(claims) > len(free):
-        beyond = claims[len(free)]
-        raise beyond.refuse(_too_much(beyond, 0, usable, enabled))
-    counts = largest_remainder(total, [claim.weight for claim in claims], least=1)
-    weights = sum(claim.weight for claim in claims)
-    for claim, count in sorted(zip(claims, counts, strict=True), key=lambda pair: (-pair[1], pair[0].name)):
-        share = f"weight {claim.weight} of {weights}" if len(claims) > 1 else "the only enabled CPUs=auto service"
-        _take(claim, free, count, distance, f"{share}, of {total} cores that are free")
-
-
-def _too_much(claim: Claim, left: int, usable: UsableCores, enabled: Sequence[Claim]) -> str:
+    amounts: Sequence[tuple[Claim, _Amount]] = (),
+) -> str:
+    counted = {id(other): amount.count for other, amount in amounts}
     holders = [
-        f"{len(other.cores)} held by {other.name}"
+        f"{len(other.cores) if other.cores else counted[id(other)]} held by {other.name}"
         for other in enabled
-        if other is not claim and other.cores is not None
+        if other is not claim and (other.cores or id(other) in counted)
     ]
     asking = claim.request.count or 1
     return (
@@ -226,7 +205,8 @@ def _place_guest(claim: Claim, free: list[Core], usable: UsableCores, distance: 
             claim.warnings.append(
                 f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; both will be slower"
             )
-    _take(claim, list(offered), count or len(offered), distance, why)
+    (cores,) = lay_out(offered, [_need(claim, count or len(offered))], distance)
+    _give(claim, cores, why)
 
 
 def _warn_of_guests(claims: Sequence[Claim]) -> None:

@@ -78,6 +78,11 @@ class PciDevice:
     infiniband: tuple[str, ...] = ()
     uuid: str | None = None
 
+    @property
+    def name(self) -> str:
+        """How the plan calls it."""
+        return self.pci
+
 
 @dataclass(frozen=True)
 class Library:
@@ -86,6 +91,14 @@ class Library:
     name: str  # "jemalloc", "tcmalloc"
     path: str
     elf_machine: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a service has in the generation in force: its CPUs, and its accelerators by the names of the plan."""
+
+    cpus: CpuSet
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,12 @@ class HostFacts:
     libraries: tuple[Library, ...] = ()
     # ELF machine of each interpreter named in the conf; None where the file is missing or no ELF program.
     interpreters: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    # What each unit has in the generation in force: placement moves as few of them as possible.
+    in_force: Mapping[str, Held] = dataclasses.field(default_factory=dict)
+
+    def afresh(self) -> HostFacts:
+        """The same host with nothing in force, so that nothing is kept where it is."""
+        return dataclasses.replace(self, in_force={})
 
     def node_of(self, cpus: CpuSet) -> CpuSet:
         """The ids of the NUMA nodes that hold any of these CPUs."""

@@ -8,6 +8,7 @@ medians is printed, as the machine is rarely quiet.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
-from torchpar.topology import facts_json
+from torchpar.topology import Held, facts_json
 from torchpar.units import make_units
 
 TREE = Path(__file__).parents[2]
@@ -45,11 +46,11 @@ def conf_of(services: int) -> str:
 def bench_scale() -> None:
     """Milliseconds from conf and facts to units, in this process; and `torchpar plan` as a whole for the largest."""
     print("planning (median of", ROUNDS, "runs)")
-    print("   CPUs  nodes  services    plan ms   units ms   µs per CPU × service")
+    print("   CPUs  nodes  services    plan ms   with those in force ms   units ms   µs per CPU × service")
     for packages, nodes, services in SIZES:
         host = make_host(packages=packages, nodes_per_package=nodes, complexes_per_node=2, cores_per_complex=8, smt=2)
         text = conf_of(services)
-        planning, rendering = [], []
+        planning, again, rendering = [], [], []
         for _ in range(ROUNDS):
             start = time.perf_counter()
             plan = make_plan(parse_config([ConfFile("/c", text)], host), host)
@@ -57,13 +58,20 @@ def bench_scale() -> None:
             make_units(plan)
             planning.append(middle - start)
             rendering.append(time.perf_counter() - middle)
+            # The next apply, on a host that has all but the first service in force.
+            held = {s.unit: Held(s.cpus, tuple(gpu.name for gpu in s.gpus)) for s in plan.services[1:]}
+            used = dataclasses.replace(host, in_force=held)
+            start = time.perf_counter()
+            make_plan(parse_config([ConfFile("/c", text)], used), used)
+            again.append(time.perf_counter() - start)
         cpus, taken = len(host.online_cpus), statistics.median(planning)
         print(
             f"  {cpus:5d}  {packages * nodes:5d}  {services:8d}  {taken * 1e3:9.1f}  "
+            f"{statistics.median(again) * 1e3:23.1f}  "
             f"{statistics.median(rendering) * 1e3:9.1f}  {taken * 1e6 / cpus / services:12.2f}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "facts").write_text(json.dumps(facts_json(host)), encoding="utf-8")
+        Path(folder, "facts").write_text(json.dumps(facts_json(used)), encoding="utf-8")
         Path(folder, "conf").write_text(text, encoding="utf-8")
         argv = ["plan", "--json", "--facts", f"{folder}/facts", "--config", f"{folder}/conf"]
         whole = [

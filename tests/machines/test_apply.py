@@ -32,7 +32,7 @@ def torchpar(machine: Machine, *arguments: str) -> tuple[int, str, str]:
 def apply(machine: Machine, conf: str) -> None:
     """Write the conf and put it in force."""
     machine.write(CONF, conf)
-    machine.run("torchpar", "apply")
+    machine.run("torchpar", "apply", "--afresh")
 
 
 def generation(machine: Machine) -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from tests.unit.hosts import make_host
 from torchpar.changes import Change, compare, compare_links, find_moves, unified
+from torchpar.config import parse_config
+from torchpar.cpuset import CpuSet
+from torchpar.plan import make_plan
+from torchpar.syntax import ConfFile
+from torchpar.topology import Held
 
 PATH = "torchpar-train@{}.service.d/20-torchpar.conf"
 
@@ -36,9 +42,15 @@ def test_a_diff_reads_like_one() -> None:
 
 
 def test_who_moves_is_named_and_who_is_new_does_not() -> None:
-    """With the CPUs that it had and the CPUs that it gets."""
-
-    def plan(**cpus: str) -> dict[str, object]:
-        return {"services": [{"unit": n, "kind": "train", "name": n, "cpus": c} for n, c in cpus.items()]}
-
-    assert find_moves(plan(a="0", b="1"), plan(a="0", b="2-3", c="1")) == ("train@b moves from CPUs 1 to 2-3",)
+    """With the CPUs and accelerators that it had, and those that it gets."""
+    text = "[Host]\nReserveCores=0\n" + "".join(f"[Train {name}]\nScript=/s\nEnabled=yes\n" for name in "abc")
+    host = make_host(gpu_nodes=(0,))
+    plan = make_plan(parse_config([ConfFile("/c", text)], host), host)
+    unit = {name: f"torchpar-train@{name}.service" for name in "abx"}
+    gpu = "0000:10:00.0"
+    held = {
+        unit["a"]: Held(plan.find(unit["a"]).cpus, (gpu,)),
+        unit["b"]: Held(CpuSet([7]), (gpu,)),
+        unit["x"]: Held(CpuSet([0])),
+    }
+    assert find_moves(held, plan) == (f"train@b moves from CPUs 7 to 2 and from GPUs {gpu} to none",)

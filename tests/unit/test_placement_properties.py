@@ -9,12 +9,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_gpu, make_host
+from tests.unit.test_stability import in_force
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
 from torchpar.errors import PlacementError
 from torchpar.plan import Plan, make_plan, plan_json
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts
+from torchpar.topology import Held, HostFacts
+
+
+@st.composite
+def hosts_in_use(draw: st.DrawFn) -> HostFacts:
+    """Such hosts, with something in force that may or may not fit the conf and the host."""
+    host = draw(hosts())
+    held = st.builds(
+        Held,
+        st.sets(st.integers(0, max(host.online_cpus) + 2), max_size=8).map(CpuSet),
+        st.lists(st.sampled_from([gpu.pci for gpu in host.gpus] or ["0000:99:00.0"]), max_size=2).map(tuple),
+    )
+    units = st.sampled_from([f"torchpar-train@s{i}.service" for i in range(6)])
+    return dataclasses.replace(host, in_force=draw(st.dictionaries(units, held)))
 
 
 @st.composite
@@ -80,7 +94,7 @@ def plan_or_refusal(text: str, host: HostFacts) -> Plan | str:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(hosts(), SERVICES)
+@given(hosts_in_use(), SERVICES)
 def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]]) -> None:
     """No core in two exclusive services, every rank inside its service, threads and loaders within the budget, nothing
     outside the allowed CPUs; and what cannot be is refused with its place."""
@@ -120,7 +134,7 @@ def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(hosts(), SERVICES, st.randoms())
+@given(hosts_in_use(), SERVICES, st.randoms())
 def test_a_plan_is_deterministic_and_the_order_of_sections_means_nothing(
     host: HostFacts, services: list[dict[str, str]], random: Any
 ) -> None:
@@ -140,3 +154,48 @@ def test_a_plan_is_deterministic_and_the_order_of_sections_means_nothing(
 
     assert plan_json(first) == plan_json(again)
     assert without_places(first) == without_places(shuffled)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts_in_use(), SERVICES)
+def test_a_plan_that_is_in_force_is_made_again_byte_by_byte(host: HostFacts, services: list[dict[str, str]]) -> None:
+    """Whatever was in force before, the second apply of a conf changes nothing; nor does a refusal depend on it."""
+    plan = plan_or_refusal(conf_of(services), host)
+    if isinstance(plan, str):
+        assert plan_or_refusal(conf_of(services), host.afresh()) == plan
+        return
+    again = plan_or_refusal(conf_of(services), dataclasses.replace(host, in_force=in_force(plan)))
+    assert not isinstance(again, str) and plan_json(again) == plan_json(plan)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts(), SERVICES, st.integers(0, 4))
+def test_who_gets_as_many_cores_as_before_stays_where_they_are_still_free(
+    host: HostFacts, services: list[dict[str, str]], added: int
+) -> None:
+    """A service is added, and so others may shrink; lists stay in any case."""
+    added %= len(services)
+    texts = conf_of(services).split("[Train ")[1:]
+    before = plan_or_refusal("".join(f"[Train {text}" for i, text in enumerate(texts) if i != added), host)
+    if isinstance(before, str):
+        return
+    host = dataclasses.replace(host, in_force=in_force(before))
+    after = plan_or_refusal(conf_of(services), host)
+    if isinstance(after, str):
+        return
+    new = after.find(f"torchpar-train@s{added}.service")
+    gpus = {service.unit: {gpu.pci for gpu in service.gpus} for service in after.services}
+    for old in before.services:
+        now, settings_ = after.find(old.unit), old.service.settings
+        if settings_.cpus.is_explicit():
+            assert now.cpus == old.cpus
+        elif (
+            settings_.enabled
+            and settings_.cpus.kind.value != "shared"
+            and not settings_.slot
+            and now.cores == old.cores
+            and gpus[old.unit] == {gpu.pci for gpu in old.gpus}
+            and not (new.service.settings.cpus.is_explicit() and new.service.settings.enabled)
+            and not new.service.settings.slot
+        ):
+            assert now.cpus == old.cpus

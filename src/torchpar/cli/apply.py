@@ -42,20 +42,22 @@ class _Compiled:
 @click.option(
     "--confirm-within", type=click.IntRange(min=1), metavar="SECONDS", help="Go back unless confirmed in time."
 )
+@click.option("--afresh", is_flag=True, help="Place all services anew, wherever they are now.")
 @click.option("--boot", is_flag=True, help="Compile the conf as last applied for this host as it is now.")
 @click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
-def apply(dry_run: bool, restart: str, confirm_within: int | None, boot: bool, as_json: bool) -> int:
+def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool, boot: bool, as_json: bool) -> int:
     """Put the conf in force on this host.
 
     Writes a new generation, lets systemd load it, and reads back that systemd has what was meant. An invalid conf
     changes nothing. Running services go on as they are; those that must restart to get their new values are named.
+    Services keep the CPUs that they have in force, as far as these are still right.
     """
     require_root("torchpar apply")
     systemd.require_systemd()
     store = Store()
     with store.locked():
         active = read_active(store)
-        compiled = _compile_for_boot(active) if boot else _compile(load())
+        compiled = _compile_for_boot(active) if boot else _compile(_load(afresh=afresh))
         warn(compiled.warnings)
         before = active[1] if active else Content({}, {}, "", (), {})
         changes = compare(before.files, compiled.content.files) + compare_links(before.links, compiled.content.links)
@@ -76,6 +78,11 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, boot: bool, a
     else:
         _echo(generation, changes, outdated, restarted, confirm_within)
     return ExitStatus.DONE
+
+
+def _load(*, afresh: bool) -> Inputs:
+    inputs = load()
+    return dataclasses.replace(inputs, facts=inputs.facts.afresh()) if afresh else inputs
 
 
 def _compile(inputs: Inputs) -> _Compiled:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from torchpar.changes import find_moves
-from torchpar.cli.inputs import LIVE, input_options, load
+from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import echo_json, echo_table, shorten, warn
-from torchpar.enforce import read_active
 from torchpar.errors import TorchparError
-from torchpar.generations import Store
 from torchpar.picture import draw_plan
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 
@@ -21,10 +18,16 @@ from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 @input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the host with its services.")
-def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool, svg: Path | None) -> None:
-    """Show what every service would get on this host. Changes nothing."""
+@click.option("--afresh", is_flag=True, help="Place all services anew, wherever they are now.")
+def plan(
+    root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool, svg: Path | None, afresh: bool
+) -> None:
+    """Show what every service would get on this host. Changes nothing.
+
+    Services stay on the CPUs that they have in force, as far as these are still right; those that move are named.
+    """
     inputs = load(root, facts_file, conf_file)
-    made = make_plan(inputs.config, inputs.facts)
+    made = make_plan(inputs.config, inputs.facts.afresh() if afresh else inputs.facts)
     if svg:
         try:
             svg.write_text(draw_plan(made), encoding="utf-8")
@@ -34,10 +37,8 @@ def plan(root: Path, facts_file: Path | None, conf_file: Path | None, as_json: b
         echo_json(plan_json(made))
         return
     _echo_plan(made)
-    active = read_active(Store()) if (root, facts_file, conf_file) == (LIVE, None, None) else None
-    if active:
-        for move in find_moves(json.loads(active[1].plan), plan_json(made)):
-            click.echo(move)
+    for move in find_moves(inputs.facts.in_force, made):
+        click.echo(move)
     warn((*inputs.warnings, *made.warnings))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torchpar.cpuset import CpuSet
 from torchpar.host.cgroup import read_limits
+from torchpar.host.in_force import read_in_force
 from torchpar.host.libraries import read_arch, read_libraries, read_systemd_version
 from torchpar.host.pci import read_pci_devices
 from torchpar.host.sysfs import Tree
@@ -70,4 +71,5 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
         memory_bytes=memory_bytes,
         systemd_version=read_systemd_version(tree),
         libraries=read_libraries(tree),
+        in_force=read_in_force(tree),
     )
