@@ -47,6 +47,8 @@ def find_moves(in_force: Mapping[str, Held], plan: Plan) -> tuple[str, ...]:
             continue
         gpus = tuple(gpu.name for gpu in service.gpus)
         changed = [f"from CPUs {held.cpus} to {service.cpus}"] if held.cpus != service.cpus else []
+        if held.loader_cpus != service.loader_cpus:
+            changed.append(f"its loaders from CPUs {held.loader_cpus or 'none'} to {service.loader_cpus or 'none'}")
         if set(held.gpus) != set(gpus):
             changed.append(f"from GPUs {' '.join(held.gpus) or 'none'} to {' '.join(gpus) or 'none'}")
         if changed:

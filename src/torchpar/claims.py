@@ -39,6 +39,7 @@ class Claim:
     held: Held = _NOTHING
     gpus: tuple[PciDevice, ...] = ()
     cores: tuple[Core, ...] | None = None
+    loader_cores: tuple[Core, ...] = ()
     reasons: list[Reason] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

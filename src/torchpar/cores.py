@@ -29,8 +29,8 @@ class UsableCores:
     """What placement may use of a host.
 
     `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
-    efficiency cores of a hybrid host, which only shared services get. `left_out` says of every online CPU outside
-    `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none.
+    efficiency cores of a hybrid host, for loader workers and shared services. `left_out` says of every online CPU
+    outside `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none.
     """
 
     named: tuple[Core, ...]
@@ -78,7 +78,9 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
         left_out = {cpu: why for cpu, why in left_out.items() if cpu not in allowed}
     slow = [core for core in pool if not core.performance] if any(core.performance for core in pool) else []
     for core in slow:
-        left_out.update(dict.fromkeys(core.cpus, "an efficiency core; only shared services get it, or who names it"))
+        left_out.update(
+            dict.fromkeys(core.cpus, "an efficiency core: for loader workers, shared services, and who names it")
+        )
     pool = [core for core in pool if core not in slow]
     for core in _reserved(pool, slow, reserve):
         left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))

@@ -22,7 +22,8 @@ class RankSettings:
     """One process of a training service: its place and its sizes.
 
     cpus and numa_nodes are lists in the kernel's syntax ("0-3,8"); gpus are PCI addresses ("0000:17:00.0"). threads
-    counts compute threads (1 or more), loader_workers the DataLoader's processes (0: load in the process itself).
+    counts compute threads (1 or more), loader_workers the DataLoader's processes (0: load in the process itself), which
+    may run on loader_cpus too: the unit starts on cpus, but its cpuset allows both.
     """
 
     local_rank: int
@@ -31,6 +32,7 @@ class RankSettings:
     threads: int
     loader_workers: int
     gpus: tuple[str, ...]
+    loader_cpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class JobSettings:
 
 def job_environment(settings: JobSettings) -> dict[str, str]:
     """The variable that carries the settings; the same settings give the same ASCII text."""
-    return {VARIABLE: json.dumps(asdict(settings), sort_keys=True, separators=(",", ":"))}
+    data = asdict(settings)
+    for rank in data["ranks"]:
+        if not rank["loader_cpus"]:
+            del rank["loader_cpus"]
+    return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
 
 
 def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
@@ -92,6 +98,7 @@ def _parse_rank(data: Any, where: str) -> RankSettings:
         threads=_number(fields, where, "threads", least=1),
         loader_workers=_number(fields, where, "loader_workers", least=0),
         gpus=tuple(gpus),
+        loader_cpus=_field({"loader_cpus": "", **fields}, where, "loader_cpus", str),
     )
 
 

@@ -35,6 +35,7 @@ class _Box:
     columns: int = 1
     cpus: tuple[int, ...] = ()
     fill: str = "none"
+    stroke: str = ""
     note: str = ""
 
     def rows(self) -> list[tuple[_Box, ...]]:
@@ -52,7 +53,7 @@ class _Box:
         width, height = self.size()
         if self.cpus:
             yield f'<g><title>{escape(self.note)}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" '
-            yield f'fill={quoteattr(self.fill)} stroke="#333" rx="3"/>'
+            yield f"fill={quoteattr(self.fill)} {_outline(self.stroke)}/>"
             for number, cpu in enumerate(self.cpus):
                 middle = y + CPU_HEIGHT * number + 14
                 yield f'<text x="{x + width / 2}" y="{middle}" text-anchor="middle">{cpu}</text>'
@@ -152,8 +153,22 @@ def _core(core: CpuSet, plan: Plan, colours: dict[str, str]) -> _Box:
     # The first that is enabled; a shared service does not hide who holds the core.
     fill = coloured[0] if coloured else LEFT_OUT if cpu in plan.left_out else FREE
     exclusive = [colours[service.unit] for service in holders if service.own and service.unit in colours]
-    names = ", ".join(service.unit for service in holders) or plan.left_out.get(cpu, "free")
-    return _Box(cpus=tuple(core), fill=exclusive[0] if exclusive else fill, note=f"CPUs {core}: {names}")
+    loading = [service for service in plan.services if cpu in service.loader_cpus]
+    dashed = [colours[service.unit] for service in loading if service.unit in colours]
+    names = ", ".join(
+        (*(service.unit for service in holders), *(f"{service.unit}'s loader workers" for service in loading))
+    )
+    return _Box(
+        cpus=tuple(core),
+        fill=exclusive[0] if exclusive else fill,
+        stroke=dashed[0] if dashed else "",
+        note=f"CPUs {core}: {names or plan.left_out.get(cpu, 'free')}",
+    )
+
+
+def _outline(loader: str) -> str:
+    """A thin line, or a dashed one in the colour of the service whose loader workers may run there."""
+    return f'stroke="{loader}" stroke-width="3" stroke-dasharray="4 3" rx="3"' if loader else 'stroke="#333" rx="3"'
 
 
 def _legend(plan: Plan, colours: dict[str, str]) -> Iterable[tuple[str, str]]:
@@ -164,7 +179,8 @@ def _legend(plan: Plan, colours: dict[str, str]) -> Iterable[tuple[str, str]]:
             name = f"{service.service.kind.value}@{service.service.name}"
             shared = "" if service.own else ", shared"
             cores = "1 core" if service.cores == 1 else f"{service.cores} cores"
-            yield colours[service.unit], f"{name}: {cores}{shared}; threads {threads}; memory {memory}"
+            loaders = f"; loader workers also on {service.loader_cpus} (dashed)" if service.loader_cpus else ""
+            yield colours[service.unit], f"{name}: {cores}{shared}; threads {threads}; memory {memory}{loaders}"
     guests = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services if s.unit not in colours]
     yield FREE, "free" + (f" (for {', '.join(guests)})" if guests else "")
     by_reason: dict[str, list[int]] = {}

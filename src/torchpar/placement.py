@@ -18,18 +18,20 @@ from torchpar.cpuset import CpuSet
 from torchpar.explicit import place_explicit
 from torchpar.gpus import place_gpus
 from torchpar.layout import Need, lay_out
+from torchpar.loaders import place_loaders
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import CpuRequestKind
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one service gets of the host.
+    """What one service gets of the host: cores to compute on, and on hybrid hosts slower ones for its loader workers.
 
-    `own` says that no other service that may run beside it has any of these CPUs.
+    `own` says that no other service that may run beside it computes on any of its CPUs.
     """
 
     cores: tuple[Core, ...]
+    loader_cores: tuple[Core, ...]
     gpus: tuple[PciDevice, ...]
     own: bool
     reasons: tuple[Reason, ...]
@@ -39,6 +41,11 @@ class Share:
     def cpus(self) -> CpuSet:
         """All CPUs of its cores."""
         return CpuSet.union(core.cpus for core in self.cores)
+
+    @property
+    def loader_cpus(self) -> CpuSet:
+        """All CPUs of its loader workers' own cores."""
+        return CpuSet.union(core.cpus for core in self.loader_cores)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ def place(config: Config, facts: HostFacts) -> Placement:
     owners = _Owners(claims)
     shares = {}
     for claim in claims:
-        share = Share(claim.cores or (), claim.gpus, owners.owns(claim), tuple(claim.reasons), tuple(claim.warnings))
+        own = owners.owns(claim)
+        reasons, warnings = tuple(claim.reasons), tuple(claim.warnings)
+        share = Share(claim.cores or (), claim.loader_cores, claim.gpus, own, reasons, warnings)
         shares.update(dict.fromkeys((service.unit for service in claim.services), share))
     return Placement(shares, usable)
 
@@ -81,6 +90,7 @@ def _place_claims(config: Config, facts: HostFacts, usable: UsableCores) -> list
     for claim in claims:
         if claim.cores is None:
             _place_guest(claim, free, usable, distance)
+    place_loaders(claims, usable, distance)
     _warn_of_guests(claims)
     return claims
 

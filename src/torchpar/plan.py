@@ -25,10 +25,11 @@ RUN = "/usr/lib/torchpar/run.py"
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What one service will run with."""
+    """What one service will run with. It computes on `cpus`; its loader workers may also use `loader_cpus`."""
 
     service: Service
     cpus: CpuSet
+    loader_cpus: CpuSet
     cores: int
     own: bool
     memory: PlannedMemory
@@ -44,6 +45,11 @@ class ServicePlan:
     def unit(self) -> str:
         """The unit's name."""
         return self.service.unit
+
+    @property
+    def allowed_cpus(self) -> CpuSet:
+        """All CPUs that any of its processes may use."""
+        return self.cpus | self.loader_cpus
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -112,6 +118,7 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
     return ServicePlan(
         service=service,
         cpus=share.cpus,
+        loader_cpus=share.loader_cpus,
         cores=len(share.cores),
         own=share.own,
         memory=memory,
@@ -170,6 +177,8 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
         "name": plan.service.name,
         "enabled": plan.service.settings.enabled,
         "cpus": str(plan.cpus),
+        "loader_cpus": str(plan.loader_cpus),
+        "allowed_cpus": str(plan.allowed_cpus),
         "cores": plan.cores,
         "own": plan.own,
         "memory_policy": {
@@ -186,6 +195,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
                 "numa_nodes": str(rank.numa_nodes),
                 "threads": rank.threads,
                 "loader_workers": rank.loader_workers,
+                "loader_cpus": str(rank.loader_cpus),
                 "gpus": [gpu.pci for gpu in rank.gpus],
             }
             for rank in plan.ranks

@@ -1,7 +1,8 @@
 """A service's cores to its ranks: which CPUs, how many compute threads and loader workers each rank has.
 
 The rule against oversubscription lives here: threads and loader workers of a rank never exceed its cores when it
-trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota.
+trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota. On a hybrid host the efficiency cores of its
+loader workers come on top.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ GPU_RANK_THREADS = 4
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a service: its CPUs, the NUMA nodes of those, and what runs on them."""
+    """One process of a service: its CPUs, the NUMA nodes of those, and what runs on them.
+
+    Its loader workers may also use the `loader_cpus`, on which it does not compute.
+    """
 
     local_rank: int
     cpus: CpuSet
@@ -32,6 +36,7 @@ class Rank:
     threads: int
     loader_workers: int
     gpus: tuple[PciDevice, ...]
+    loader_cpus: CpuSet = CpuSet()
 
 
 def make_ranks(
@@ -50,12 +55,14 @@ def make_ranks(
     warnings: list[str] = []
     ranks = []
     per_rank = train.gpus_per_rank if train and count > 1 else len(share.gpus)
-    for local_rank, cores in enumerate(parts):
+    loader_parts = _chunks(share.loader_cores, len(parts))
+    for local_rank, (cores, loader_cores) in enumerate(zip(parts, loader_parts, strict=True)):
         cpus = _bind(cores, share, facts, binding)
         gpus = share.gpus[local_rank * per_rank : (local_rank + 1) * per_rank]
         rank_quota = None if quota is None else max(1, quota // count)
-        threads, workers = _divide(service, train, cores, bool(gpus), smt, rank_quota, reasons, warnings)
-        ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus))
+        threads, workers = _divide(service, train, cores, loader_cores, bool(gpus), smt, rank_quota, reasons, warnings)
+        loader_cpus = CpuSet.union(core.cpus for core in loader_cores)
+        ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus, loader_cpus))
     if count > 1:
         crossing = [rank.local_rank for rank in ranks if len(rank.numa_nodes) > 1]
         how = f"crossing NUMA nodes: rank {CpuSet(crossing)}" if crossing else "none crosses a NUMA node"
@@ -143,6 +150,7 @@ def _divide(
     service: Service,
     train: TrainSettings | None,
     cores: Sequence[Core],
+    loader_cores: Sequence[Core],
     with_gpus: bool,
     smt: bool,
     quota: int | None,
@@ -154,10 +162,13 @@ def _divide(
     budget, of_what = (cpu_count, "CPUs") if smt or with_gpus else (len(cores), "cores")
     if quota is not None and quota < budget:
         budget, of_what = quota, "CPUs of the CPU quota"
+    # A quota counts the time on every core.
+    slots = len(loader_cores) if quota is None else min(len(loader_cores), max(0, quota - budget))
     threads, workers = service.settings.threads, train.loader_workers if train else 0
     fixed_workers = 0 if workers == "off" else workers
     if threads is None:
-        threads = _auto_threads(budget, with_gpus, fixed_workers)
+        beside = fixed_workers if not slots else max(0, (fixed_workers or 0) - slots)
+        threads = _auto_threads(budget, with_gpus, beside)
         why = f"{threads} of the rank's {budget} {of_what}"
     else:
         why = "as asked for"
@@ -170,16 +181,18 @@ def _divide(
     if train is None:
         return threads, 0
     left = budget - threads
+    on_slots = f", and there are {slots} efficiency cores for them" if slots else ""
     if fixed_workers is None:
         # Loading data costs some CPU in every job; one worker to start with where that takes at most a quarter.
-        fixed_workers = (left if with_gpus else min(1, left)) if left else 0
+        fixed_workers = left if with_gpus else 0 if slots else min(1, left)
         why = f"its threads leave {left} of its {of_what}" if left else f"its threads take all of its {of_what}"
-    elif fixed_workers > left:
+        fixed_workers, why = fixed_workers + slots, why + on_slots
+    elif fixed_workers > left + slots:
         warnings.append(
-            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to {left}: "
-            f"its threads take {threads} of {budget} {of_what}"
+            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to "
+            f"{left + slots}: its threads take {threads} of {budget} {of_what}{on_slots}"
         )
-        fixed_workers, why = left, "asked for more than the threads leave"
+        fixed_workers, why = left + slots, "asked for more than the threads leave" + on_slots
     else:
         why = "DataLoader calls are left alone" if workers == "off" else "as asked for"
     reasons.append(Reason("LoaderWorkers", "off" if workers == "off" else str(fixed_workers), why))

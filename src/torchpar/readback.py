@@ -55,7 +55,7 @@ def compare_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> Read
 def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     values = [
         ("CPUAffinity", _mask(properties, "CPUAffinity"), plan["cpus"]),
-        ("AllowedCPUs", _mask(properties, "AllowedCPUs"), plan["cpus"]),
+        ("AllowedCPUs", _mask(properties, "AllowedCPUs"), plan.get("allowed_cpus", plan["cpus"])),
         ("AllowedMemoryNodes", _mask(properties, "AllowedMemoryNodes"), plan["memory_policy"]["allowed_nodes"]),
         ("NUMAMask", _mask(properties, "NUMAMask"), plan["memory_policy"]["nodes"]),
         ("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, plan["memory_policy"]["policy"]),

@@ -251,7 +251,8 @@ class TrainSettings(ServiceSettings):
         v.parse_loader_workers,
         "auto",
         "auto, a number, off",
-        "num_workers for DataLoader calls that do not set it; off: leave them alone",
+        "num_workers for DataLoader calls that do not set it; off: leave them alone; auto: what the threads leave, and "
+        "one on each efficiency core that no service computes on",
     )
     prefetch_factor: int | None = _setting(
         "PrefetchFactor",

@@ -95,10 +95,12 @@ class Library:
 
 @dataclass(frozen=True)
 class Held:
-    """What a service has in the generation in force: its CPUs, and its accelerators by the names of the plan."""
+    """What a service has in the generation in force: the CPUs that it computes on, its accelerators by the names of
+    the plan, and the efficiency cores of its loader workers."""
 
     cpus: CpuSet
     gpus: tuple[str, ...] = ()
+    loader_cpus: CpuSet = CpuSet()
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,12 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
 def _placement(plan: ServicePlan) -> list[tuple[str, str]]:
     """CPU and memory settings. Lists merge across drop-ins, so each is reset before it is set.
 
-    AllowedCPUs= equals CPUAffinity=: on kernel 6.1 a sibling that turns the cpuset controller on resets a bare
-    affinity. NUMAMask= stays empty for the policies that take no node.
+    AllowedCPUs= is there besides CPUAffinity=: on kernel 6.1 a sibling that turns the cpuset controller on resets a
+    bare affinity. It also allows the CPUs of the loader workers, on which no process starts. NUMAMask= stays empty for
+    the policies that take no node.
     """
     cpus, nodes, allowed_nodes = str(plan.cpus), str(plan.memory.nodes), str(plan.memory.allowed_nodes)
-    pairs = [("CPUAffinity", ""), ("CPUAffinity", cpus), ("AllowedCPUs", ""), ("AllowedCPUs", cpus)]
+    pairs = [("CPUAffinity", ""), ("CPUAffinity", cpus), ("AllowedCPUs", ""), ("AllowedCPUs", str(plan.allowed_cpus))]
     if allowed_nodes:
         pairs += [("AllowedMemoryNodes", ""), ("AllowedMemoryNodes", allowed_nodes)]
     pairs.append(("NUMAMask", ""))

@@ -61,6 +61,7 @@ def make_environment(
                 numa_nodes=str(rank.numa_nodes),
                 threads=rank.threads,
                 loader_workers=rank.loader_workers,
+                loader_cpus=str(rank.loader_cpus),
                 gpus=tuple(gpu.pci for gpu in rank.gpus),
             )
             for rank in ranks

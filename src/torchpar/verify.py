@@ -97,7 +97,11 @@ def summary(items: Sequence[Item]) -> Verdict:
 
 def _cpus(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     """Every thread must be allowed what the service, or one of its ranks, was given: no more, no less."""
-    planned = {CpuSet.parse(plan["cpus"]), *(CpuSet.parse(rank["cpus"]) for rank in plan["ranks"])}
+    planned = {CpuSet.parse(plan["cpus"])}
+    for rank in plan["ranks"]:
+        own, loaders = CpuSet.parse(rank["cpus"]), CpuSet.parse(rank.get("loader_cpus", ""))
+        # Its loader workers are on their own CPUs or on all that are allowed.
+        planned |= {own, loaders or own, own | loaders}
     wrong: list[str] = []
     unread = False
     for process in running.processes:
@@ -120,8 +124,9 @@ def _cpus(plan: Mapping[str, Any], running: RunningUnit) -> Item:
 def _cpuset(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     if running.cpuset is None:
         return Item("cpuset", Verdict.NOT_APPLICABLE, plan["cpus"], "this host has no cpuset controller for systemd")
-    same = running.cpuset == CpuSet.parse(plan["cpus"])
-    return Item("cpuset", Verdict.OK if same else Verdict.DRIFT, plan["cpus"], str(running.cpuset))
+    allowed = plan.get("allowed_cpus", plan["cpus"])
+    same = running.cpuset == CpuSet.parse(allowed)
+    return Item("cpuset", Verdict.OK if same else Verdict.DRIFT, allowed, str(running.cpuset))
 
 
 def _memory_policy(plan: Mapping[str, Any], running: RunningUnit) -> Item:

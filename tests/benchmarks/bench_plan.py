@@ -59,7 +59,7 @@ def bench_scale() -> None:
             planning.append(middle - start)
             rendering.append(time.perf_counter() - middle)
             # The next apply, on a host that has all but the first service in force.
-            held = {s.unit: Held(s.cpus, tuple(gpu.name for gpu in s.gpus)) for s in plan.services[1:]}
+            held = {s.unit: Held(s.cpus, tuple(g.name for g in s.gpus), s.loader_cpus) for s in plan.services[1:]}
             used = dataclasses.replace(host, in_force=held)
             start = time.perf_counter()
             make_plan(parse_config([ConfFile("/c", text)], used), used)

@@ -15,7 +15,7 @@ from torchpar.cpuset import CpuSet
 from torchpar.errors import PlacementError
 from torchpar.plan import Plan, make_plan, plan_json
 from torchpar.syntax import ConfFile
-from torchpar.topology import Held, HostFacts
+from torchpar.topology import CpuKind, Held, HostFacts
 
 
 @st.composite
@@ -43,12 +43,17 @@ def hosts(draw: st.DrawFn) -> HostFacts:
     )
     cpus = sorted(host.online_cpus)
     allowed = CpuSet(draw(st.sets(st.sampled_from(cpus), min_size=1))) if draw(st.booleans()) else host.online_cpus
+    kinds: Any = ()
+    if draw(st.booleans()):
+        slow = CpuSet.union(draw(st.sets(st.sampled_from(host.cores))))
+        kinds = (CpuKind(slow, 0, False), CpuKind(host.online_cpus - slow, 1, True))
     isolated = CpuSet(draw(st.sets(st.sampled_from(cpus), max_size=2)))
     nodes: Any = st.sampled_from([None, *(node.id for node in host.numa_nodes)])
     return dataclasses.replace(
         host,
         allowed_cpus=allowed,
         isolated_cpus=isolated,
+        cpu_kinds=kinds,
         cpu_limit=draw(st.sampled_from([None, None, 0.5, 1.0, 2.9, 7.5])),
         gpus=tuple(make_gpu(i, node) for i, node in enumerate(draw(st.lists(nodes, max_size=4)))),
     )
@@ -103,6 +108,9 @@ def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]
         assert plan.startswith(("/c:", "[Host]"))
         return
     held: dict[int, str] = {}
+    slow = CpuSet.union(kind.cpus for kind in host.cpu_kinds if not kind.performance)
+    computing = CpuSet.union(service.cpus for service in plan.services if service.service.settings.enabled)
+    loading = CpuSet()
     for service in plan.services:
         settings_ = service.service.settings
         assert service.cpus and service.cpus <= (host.online_cpus & host.allowed_cpus)
@@ -116,12 +124,21 @@ def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]
             usable = host.online_cpus & host.allowed_cpus
             for core in host.cores:
                 assert not core & service.cpus or core & usable == core & service.cpus
+        assert service.loader_cpus <= host.online_cpus & host.allowed_cpus & slow - service.cpus
+        if settings_.enabled:
+            assert service.loader_cpus.isdisjoint(loading)
+            loading |= CpuSet() if settings_.slot else service.loader_cpus
+        assert service.loader_cpus.isdisjoint(computing)
         smt = bool(settings_.smt)
         for rank in service.ranks:
             assert rank.cpus and rank.cpus <= service.cpus and rank.threads >= 1
             cores = sum(1 for core in host.cores if core & rank.cpus)
             budget = len(rank.cpus) if smt or rank.gpus else cores
-            assert rank.threads + rank.loader_workers <= max(1, budget)
+            slots = sum(1 for core in host.cores if core & rank.loader_cpus)
+            assert rank.loader_cpus <= service.loader_cpus
+            assert rank.threads + rank.loader_workers <= max(1, budget) + slots
+            if host.cpu_limit is not None and len(service.ranks) == 1:
+                assert rank.threads + rank.loader_workers <= max(1, int(host.cpu_limit))
             if host.cpu_limit is not None:
                 assert rank.threads <= max(1, int(host.cpu_limit))
         assert service.memory.nodes <= CpuSet(node.id for node in host.numa_nodes)

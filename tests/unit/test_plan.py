@@ -226,7 +226,8 @@ def test_the_plan_as_json_has_what_the_manual_promises() -> None:
     train = data["services"][1]
     assert train["command"] == ["/usr/bin/python3", "/usr/lib/torchpar/run.py", "--", "/a.py"]
     assert train["ranks"][0] == {
-        "local_rank": 0, "cpus": "1-3", "numa_nodes": "0", "threads": 3, "loader_workers": 0, "gpus": [],
+        "local_rank": 0, "cpus": "1-3", "numa_nodes": "0", "threads": 3, "loader_workers": 0, "loader_cpus": "",
+        "gpus": [],
     }  # fmt: skip
     assert data["unassigned_cpus"] == "1-3" and data["host"]["left_out"] == {
         "0": "kept for the system ([Host] ReserveCores=)"

@@ -22,7 +22,10 @@ EIGHT = make_host(packages=2, cores_per_complex=4)
 
 def in_force(plan: Plan) -> dict[str, Held]:
     """What a host has in force when this plan is applied."""
-    return {service.unit: Held(service.cpus, tuple(gpu.name for gpu in service.gpus)) for service in plan.services}
+    return {
+        service.unit: Held(service.cpus, tuple(gpu.name for gpu in service.gpus), service.loader_cpus)
+        for service in plan.services
+    }
 
 
 def apply(text: str, host: HostFacts) -> tuple[Plan, HostFacts]:

@@ -71,11 +71,16 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
         str(plan.cores),
         str(len(plan.ranks)),
         ",".join(map(str, threads)),
-        ",".join(map(str, workers)) if plan.service.train() else "",
+        _loaders(workers, plan) if plan.service.train() else "",
         f"{plan.memory.policy.value} {plan.memory.nodes}".strip(),
         plan.allocator,
         " ".join(gpu.pci for gpu in plan.gpus),
     )
+
+
+def _loaders(workers: list[int], plan: ServicePlan) -> str:
+    text = ",".join(map(str, workers))
+    return f"{text} on {shorten(str(plan.loader_cpus))}" if plan.loader_cpus else text
 
 
 def _count(number: int, what: str) -> str:

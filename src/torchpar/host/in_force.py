@@ -26,4 +26,4 @@ def read_in_force(tree: Tree) -> dict[str, Held]:
 
 def _held(service: dict[str, Any]) -> Held:
     gpus = tuple(str(gpu) for gpu in service["gpus"])
-    return Held(CpuSet.parse(service["cpus"]), gpus)
+    return Held(CpuSet.parse(service["cpus"]), gpus, CpuSet.parse(service.get("loader_cpus", "")))

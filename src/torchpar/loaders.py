@@ -1,0 +1,68 @@
+"""Efficiency cores to loader workers: on a hybrid host those that no service computes on.
+
+Compute threads wait for the slowest of them, so they stay on performance cores; loading data needs no such care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torchpar.claims import Claim, Reason, largest_remainder
+from torchpar.config import Service
+from torchpar.cores import Core, UsableCores
+from torchpar.cpuset import CpuSet
+from torchpar.layout import Need, lay_out
+
+
+def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
+    """Share the free efficiency cores out among enabled training services by weight; the others get what they leave.
+
+    No two enabled claims get the same core. Services that load no data, or say how many workers do, get no more than
+    that. Computed on are those that an enabled service names, and all of them where one has CPUs=shared.
+    """
+    computing = CpuSet.union(core.cpus for claim in claims if claim.enabled for core in claim.cores or ())
+    free = [core for core in usable.slow if core.cpus.isdisjoint(computing)]
+    enabled = [claim for claim in claims if claim.enabled and _most(claim, len(free))]
+    shares = largest_remainder(len(free), [claim.weight for claim in enabled])
+    needs = [
+        Need(min(count, _most(claim, count)), _nodes(claim), claim.held.loader_cpus)
+        for claim, count in zip(enabled, shares, strict=True)
+    ]
+    for claim, cores in zip(enabled, lay_out(free, needs, distance), strict=True):
+        _give(claim, cores)
+    taken = CpuSet.union(core.cpus for claim in enabled for core in claim.loader_cores)
+    left = [core for core in free if core.cpus.isdisjoint(taken)]
+    for claim in claims:
+        if not claim.enabled:
+            own = CpuSet.union(core.cpus for core in claim.cores or ())
+            offered = [core for core in left if core.cpus.isdisjoint(own)]
+            _give(claim, tuple(offered[: _most(claim, len(offered))]))
+
+
+def _most(claim: Claim, offered: int) -> int:
+    """How many of the offered cores its loader workers could use at the most."""
+    return max(_most_of(service, offered) for service in claim.services)
+
+
+def _most_of(service: Service, offered: int) -> int:
+    train = service.train()
+    workers = train.loader_workers if train else 0
+    if workers is None:
+        return offered
+    if workers == "off" or workers == 0:
+        return 0
+    # Ranks=numa and gpu: as many ranks as there turn out to be.
+    return min(offered, workers * train.ranks) if train and isinstance(train.ranks, int) else offered
+
+
+def _nodes(claim: Claim) -> CpuSet:
+    return CpuSet(core.numa_node for core in claim.cores or () if core.numa_node >= 0)
+
+
+def _give(claim: Claim, cores: tuple[Core, ...]) -> None:
+    claim.loader_cores = cores
+    if cores:
+        cpus = CpuSet.union(core.cpus for core in cores)
+        own = CpuSet.union(core.cpus for core in claim.cores or ())
+        why = f"its own, and for loader workers the efficiency cores {cpus}, on which no enabled service computes"
+        claim.reasons.append(Reason("AllowedCPUs", str(own | cpus), why))
