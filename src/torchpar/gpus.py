@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
@@ -18,13 +19,16 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
     devices = facts.accelerators()
     enabled = [claim for claim in claims if claim.enabled]
     guests = [claim for claim in claims if not claim.enabled]
-    free = _place_named([*enabled, *guests], devices)
+    free = _place_named([*enabled, *guests], devices, facts)
     amounts = _count_out(enabled, devices, len(free))
     free = _lay_out(amounts, free)
+    for claim in enabled:
+        _one_instance(claim)
     for claim in guests:
         count = _wanted(claim)
         if count is None and _shares(claim):
             claim.gpus = tuple(free)
+            _one_instance(claim)
         elif count and not claim.gpus:
             if count > len(devices):
                 raise _too_many(claim, count, devices, len(free))
@@ -33,14 +37,19 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
         if claim.gpus:
             names = " ".join(gpu.name for gpu in claim.gpus)
             claim.reasons.append(Reason("GPUs", names, f"{len(claim.gpus)} of the host's {len(devices)}"))
+        if len(claim.gpus) > 1 and any(gpu.mig for gpu in claim.gpus):
+            claim.warnings.append(
+                f"{claim.services[0].origin('GPUs')}: {claim.name} has {len(claim.gpus)} accelerators, MIG instances "
+                "among them; CUDA shows a process one MIG instance at the most"
+            )
 
 
-def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice]) -> list[PciDevice]:
+def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice], facts: HostFacts) -> list[PciDevice]:
     """Give out the devices that claims name; returns those that no enabled claim names."""
     free = list(devices)
     for claim in claims:
         names = [name for service in claim.services for name in service.settings.gpus.names]
-        claim.gpus = tuple(dict.fromkeys(_find_gpu(name, devices, claim) for name in names))
+        claim.gpus = tuple(dict.fromkeys(_find_gpu(name, devices, facts, claim) for name in names))
         for gpu in claim.gpus if claim.enabled else ():
             if gpu not in free:
                 raise claim.services[0].refuse("GPUs", gpu.name, "another enabled service holds it")
@@ -48,12 +57,26 @@ def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice]) -> list[
     return free
 
 
-def _find_gpu(name: str, devices: Sequence[PciDevice], claim: Claim) -> PciDevice:
-    for device in devices:
-        if name.lower() in (device.pci.lower(), (device.uuid or "").lower()):
-            return device
-    having = ", ".join(device.name for device in devices) or "none"
-    raise claim.services[0].refuse("GPUs", name, f"no such accelerator on this host; it has: {having}")
+def _find_gpu(name: str, devices: Sequence[PciDevice], facts: HostFacts, claim: Claim) -> PciDevice:
+    wanted = name.lower()
+    if re.fullmatch(r"[0-9a-f]{8}:.*", wanted):
+        # nvidia-smi writes the domain of an address with eight digits.
+        wanted = wanted.removeprefix("0000")
+
+    def named(device: PciDevice) -> bool:
+        return wanted in (device.pci.lower(), (device.uuid or "").lower())
+
+    found = [device for device in devices if wanted == device.name.lower() or (device.mig is None and named(device))]
+    if found:
+        return found[0]
+    parts = [device.name for device in devices if named(device)]
+    if parts:
+        why = f"it is in MIG instances, of which one can be named: {', '.join(parts)}"
+    elif any(named(device) for device in facts.gpus):
+        why = "PyTorch cannot use it: it is no accelerator, or its driver keeps it for something else"
+    else:
+        why = f"no such accelerator on this host; it has: {', '.join(device.name for device in devices) or 'none'}"
+    raise claim.services[0].refuse("GPUs", name, why)
 
 
 def _count_out(enabled: Sequence[Claim], devices: Sequence[PciDevice], free: int) -> list[tuple[Claim, int]]:
@@ -96,8 +119,15 @@ def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) ->
     for claim, count in amounts:
         chosen = _choose(left, count - len(claim.gpus), _near(claim))
         left = [gpu for gpu in left if gpu not in chosen]
-        claim.gpus = tuple(sorted((*claim.gpus, *chosen), key=lambda gpu: gpu.pci))
+        claim.gpus = tuple(sorted((*claim.gpus, *chosen), key=lambda gpu: (gpu.pci, gpu.mig or "")))
     return left
+
+
+def _one_instance(claim: Claim) -> None:
+    """A claim that did not ask for several gets whole GPUs or one MIG instance: CUDA shows a process no more."""
+    if _wanted(claim) is None and len(claim.gpus) > 1:
+        whole = tuple(gpu for gpu in claim.gpus if gpu.mig is None)
+        claim.gpus = whole or tuple(sorted(claim.gpus, key=lambda gpu: gpu.name not in claim.held.gpus))[:1]
 
 
 def _near(claim: Claim) -> CpuSet:

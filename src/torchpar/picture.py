@@ -122,7 +122,7 @@ def _packages(plan: Plan, colours: dict[str, str]) -> Iterable[_Box]:
             yield _Box(_node_title(node) + ", no CPUs", fill="#FFFFFF")
     unknown = [gpu for gpu in facts.accelerators() if gpu.numa_node is None]
     if unknown:
-        boxes = [_Box(_gpu_title(plan, gpu.pci), fill="#FFFFFF") for gpu in unknown]
+        boxes = [_Box(_gpu_title(plan, gpu.name), fill="#FFFFFF") for gpu in unknown]
         yield _Box("accelerators, node unknown", tuple(boxes), columns=2, fill="#FFFFFF")
 
 
@@ -136,7 +136,7 @@ def _node(plan: Plan, node: NumaNode, within: CpuSet, colours: dict[str, str], *
         boxes.append(_group("", rest, plan, colours))
     for gpu in facts.accelerators():
         if gpu.numa_node == node.id and not again:
-            boxes.append(_Box(_gpu_title(plan, gpu.pci), fill="#FFFFFF"))
+            boxes.append(_Box(_gpu_title(plan, gpu.name), fill="#FFFFFF"))
     return _Box("" if node.synthetic else _node_title(node), tuple(boxes), columns=_wide(len(boxes)), fill="#F4F8FB")
 
 
@@ -199,9 +199,9 @@ def _node_title(node: NumaNode) -> str:
     return f"NUMA node {node.id}" + ("" if node.mem_bytes is None else f", {node.mem_bytes / 2**30:.0f} GiB")
 
 
-def _gpu_title(plan: Plan, address: str) -> str:
-    holders = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services for g in s.gpus if g.pci == address]
-    return f"GPU {address}" + (f": {', '.join(holders)}" if holders else "")
+def _gpu_title(plan: Plan, name: str) -> str:
+    holders = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services for g in s.gpus if g.name == name]
+    return f"GPU {name}" + (f": {', '.join(holders)}" if holders else "")
 
 
 def _wide(count: int) -> int:

@@ -160,7 +160,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "cores": len(facts.cores),
             "packages": None if facts.packages is None else len(facts.packages),
             "numa_nodes": str(CpuSet(node.id for node in facts.numa_nodes)),
-            "accelerators": [gpu.pci for gpu in facts.accelerators()],
+            "accelerators": [gpu.name for gpu in facts.accelerators()],
             "cpu_limit": facts.cpu_limit,
             "systemd_version": facts.systemd_version,
         },
@@ -187,7 +187,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
             "allowed_nodes": str(plan.memory.allowed_nodes),
         },
         "allocator": plan.allocator,
-        "gpus": [gpu.pci for gpu in plan.gpus],
+        "gpus": [gpu.name for gpu in plan.gpus],
         "ranks": [
             {
                 "local_rank": rank.local_rank,
@@ -196,7 +196,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
                 "threads": rank.threads,
                 "loader_workers": rank.loader_workers,
                 "loader_cpus": str(rank.loader_cpus),
-                "gpus": [gpu.pci for gpu in rank.gpus],
+                "gpus": [gpu.name for gpu in rank.gpus],
             }
             for rank in plan.ranks
         ],

@@ -150,7 +150,7 @@ class ServiceSettings:
         "GPUs",
         v.parse_gpus,
         "auto",
-        "auto, a number, none, PCI addresses or UUIDs",
+        "auto, a number, none, PCI addresses, UUIDs, or MIG instances such as MIG-GPU-8a2f1c04-.../1/0",
         "which accelerators it gets; auto: a share by Weight=",
     )
     numa_policy: v.MemoryPolicy = _setting(

@@ -76,12 +76,15 @@ class PciDevice:
     drm: tuple[str, ...] = ()
     netdevs: tuple[str, ...] = ()
     infiniband: tuple[str, ...] = ()
-    uuid: str | None = None
+    uuid: str | None = None  # "GPU-...", where NVIDIA's driver shows it
+    mig_instances: tuple[str, ...] = ()  # "GI/CI" of what MIG has made of it
+    excluded: bool = False  # from use, by NVIDIA's driver
+    mig: str | None = None  # the one of those that this stands for, see accelerators()
 
     @property
     def name(self) -> str:
-        """How the plan calls it."""
-        return self.pci
+        """How the plan calls it: by its address, or as CUDA calls a MIG instance ("MIG-GPU-.../1/0")."""
+        return self.pci if self.mig is None else f"MIG-{self.uuid}/{self.mig}"
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,27 @@ class HostFacts:
         return CpuSet(node.id for node in self.numa_nodes if not node.cpus.isdisjoint(cpus))
 
     def accelerators(self) -> tuple[PciDevice, ...]:
-        """The devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays."""
-        return tuple(gpu for gpu in self.gpus if is_accelerator(gpu))
+        """The devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays.
+
+        A GPU that is in MIG's instances is these instead: CUDA cannot use it as a whole.
+        """
+        return tuple(part for gpu in self.gpus if is_accelerator(gpu) for part in _parts(gpu))
+
+
+# They keep a device for virtual machines, or drive it for displays alone.
+_FOREIGN_DRIVERS = {"vfio-pci", "pci-stub", "pciback", "nouveau", "nvidiafb", "radeon", "radeonfb"}
+
+
+def _parts(gpu: PciDevice) -> tuple[PciDevice, ...]:
+    if gpu.mig_instances and gpu.uuid:
+        return tuple(dataclasses.replace(gpu, mig=mig, mig_instances=()) for mig in gpu.mig_instances)
+    return (gpu,)
 
 
 def is_accelerator(device: PciDevice) -> bool:
     """Whether PyTorch could compute on the device (CUDA, ROCm or XPU)."""
+    if device.excluded or device.driver in _FOREIGN_DRIVERS:
+        return False
     vendor, class_code = device.vendor, device.class_code or ""
     if vendor == "0x10de":
         return class_code.startswith(("0x0300", "0x0302"))
@@ -172,6 +190,7 @@ def topology_json(facts: HostFacts) -> dict[str, Any]:
     )  # fmt: skip
     for device in (*fields["gpus"], *fields["nics"]):
         device["class"] = device.pop("class_code")
+        del device["mig"]
         if device.pop("numa_node_stated") and device["numa_node"] is None:
             device["numa_node"] = -1
     for node in fields["numa_nodes"]:

@@ -43,7 +43,7 @@ class CpuRequest:
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """The value of GPUs=: None for auto, `count` devices, or the `names` (PCI addresses, UUIDs) in their order."""
+    """The value of GPUs=: None for auto, `count` devices, or the `names` (PCI addresses, UUIDs, MIG instances)."""
 
     count: int | None = None
     names: tuple[str, ...] = ()
@@ -224,8 +224,14 @@ def parse_gpus(text: str) -> GpuRequest:
         return GpuRequest(count=parse_count(text))
     names = tuple(text.replace(",", " ").split())
     for name in names:
-        if not re.fullmatch(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|(GPU|MIG)-[0-9a-fA-F-]+", name):
-            raise ValueError(f"has '{name}', which is neither a PCI address such as 0000:17:00.0 nor a UUID")
+        if not re.fullmatch(
+            r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|(GPU|MIG)-[0-9a-fA-F-]+|MIG-GPU-[0-9a-fA-F-]+/\d{1,3}/\d{1,3}",
+            name,
+        ):
+            raise ValueError(
+                f"has '{name}', which is neither a PCI address such as 0000:17:00.0, nor a UUID, "
+                "nor a MIG instance such as MIG-GPU-8a2f1c04-.../1/0"
+            )
     return GpuRequest(count=len(names), names=names)
 
 

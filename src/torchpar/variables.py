@@ -62,7 +62,7 @@ def make_environment(
                 threads=rank.threads,
                 loader_workers=rank.loader_workers,
                 loader_cpus=str(rank.loader_cpus),
-                gpus=tuple(gpu.pci for gpu in rank.gpus),
+                gpus=tuple(gpu.name for gpu in rank.gpus),
             )
             for rank in ranks
         ),
@@ -98,9 +98,17 @@ def _visible_devices(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) ->
     if not devices:
         return {}
     variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if any(device.vendor == "0x8086" for device in devices):
+        variables["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] = "1"
     for vendor, variable in _VISIBLE_DEVICES.items():
         of_vendor = sorted((d for d in devices if d.vendor == vendor), key=lambda device: device.pci)
         if of_vendor:
-            visible = [gpu.uuid or str(of_vendor.index(gpu)) for gpu in gpus if gpu.vendor == vendor]
-            variables[variable] = ",".join(visible)
+            variables[variable] = ",".join(_visible([gpu for gpu in gpus if gpu.vendor == vendor], of_vendor))
     return variables
+
+
+def _visible(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) -> list[str]:
+    """All by UUID, or all by number: CUDA takes no list of both. A MIG instance has no number."""
+    if all(gpu.uuid for gpu in gpus):
+        return [gpu.uuid or "" if gpu.mig is None else gpu.name for gpu in gpus]
+    return [str(devices.index(gpu)) for gpu in gpus if gpu.mig is None]

@@ -25,7 +25,7 @@ def hosts_in_use(draw: st.DrawFn) -> HostFacts:
     held = st.builds(
         Held,
         st.sets(st.integers(0, max(host.online_cpus) + 2), max_size=8).map(CpuSet),
-        st.lists(st.sampled_from([gpu.pci for gpu in host.gpus] or ["0000:99:00.0"]), max_size=2).map(tuple),
+        st.lists(st.sampled_from([gpu.name for gpu in host.accelerators()] or ["0000:99:00.0"]), max_size=2).map(tuple),
     )
     units = st.sampled_from([f"torchpar-train@s{i}.service" for i in range(6)])
     return dataclasses.replace(host, in_force=draw(st.dictionaries(units, held)))
@@ -49,13 +49,17 @@ def hosts(draw: st.DrawFn) -> HostFacts:
         kinds = (CpuKind(slow, 0, False), CpuKind(host.online_cpus - slow, 1, True))
     isolated = CpuSet(draw(st.sets(st.sampled_from(cpus), max_size=2)))
     nodes: Any = st.sampled_from([None, *(node.id for node in host.numa_nodes)])
+    gpu_parts: Any = st.booleans(), st.sampled_from([(), (), ("1/0", "2/0", "2/1")])
     return dataclasses.replace(
         host,
         allowed_cpus=allowed,
         isolated_cpus=isolated,
         cpu_kinds=kinds,
         cpu_limit=draw(st.sampled_from([None, None, 0.5, 1.0, 2.9, 7.5])),
-        gpus=tuple(make_gpu(i, node) for i, node in enumerate(draw(st.lists(nodes, max_size=4)))),
+        gpus=tuple(
+            dataclasses.replace(make_gpu(i, node), uuid=f"GPU-{i}" if known else None, mig_instances=mig)
+            for i, (node, known, mig) in enumerate(draw(st.lists(st.tuples(nodes, *gpu_parts), max_size=4)))
+        ),
     )
 
 
@@ -144,7 +148,10 @@ def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]
         assert service.memory.nodes <= CpuSet(node.id for node in host.numa_nodes)
         assert service.memory.nodes <= service.memory.allowed_nodes or not service.memory.nodes
     gpus = [
-        gpu.pci for s in plan.services if s.service.settings.enabled and not s.service.settings.slot for gpu in s.gpus
+        (gpu.pci, gpu.mig)
+        for s in plan.services
+        if s.service.settings.enabled and not s.service.settings.slot
+        for gpu in s.gpus
     ]
     assert len(gpus) == len(set(gpus))
     assert plan.usable_cpus | CpuSet(plan.left_out) == host.online_cpus
@@ -201,7 +208,7 @@ def test_who_gets_as_many_cores_as_before_stays_where_they_are_still_free(
     if isinstance(after, str):
         return
     new = after.find(f"torchpar-train@s{added}.service")
-    gpus = {service.unit: {gpu.pci for gpu in service.gpus} for service in after.services}
+    gpus = {service.unit: {gpu.name for gpu in service.gpus} for service in after.services}
     for old in before.services:
         now, settings_ = after.find(old.unit), old.service.settings
         if settings_.cpus.is_explicit():
@@ -211,7 +218,7 @@ def test_who_gets_as_many_cores_as_before_stays_where_they_are_still_free(
             and settings_.cpus.kind.value != "shared"
             and not settings_.slot
             and now.cores == old.cores
-            and gpus[old.unit] == {gpu.pci for gpu in old.gpus}
+            and gpus[old.unit] == {gpu.name for gpu in old.gpus}
             and not (new.service.settings.cpus.is_explicit() and new.service.settings.enabled)
             and not new.service.settings.slot
         ):

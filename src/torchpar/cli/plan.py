@@ -74,7 +74,7 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
         _loaders(workers, plan) if plan.service.train() else "",
         f"{plan.memory.policy.value} {plan.memory.nodes}".strip(),
         plan.allocator,
-        " ".join(gpu.pci for gpu in plan.gpus),
+        " ".join(gpu.name for gpu in plan.gpus),
     )
 
 

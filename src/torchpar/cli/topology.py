@@ -51,7 +51,7 @@ def _echo_topology(facts: HostFacts) -> None:
     for device in (*facts.accelerators(), *facts.nics):
         node_id = "unknown" if device.numa_node is None else device.numa_node
         kind = "network" if device in facts.nics else "accelerator"
-        click.echo(f"{kind} {device.pci}: driver {device.driver or 'none'}, NUMA node {node_id}")
+        click.echo(f"{kind} {device.name}: driver {device.driver or 'none'}, NUMA node {node_id}")
 
 
 def _ids(places: object, core: CpuSet) -> str:

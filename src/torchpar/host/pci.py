@@ -6,8 +6,7 @@ Specification (03 display, 12 processing accelerator, 0b40 co-processor, 02 netw
 
 from __future__ import annotations
 
-import re
-
+from torchpar.host.nvidia import read_nvidia_gpu
 from torchpar.host.sysfs import Tree
 from torchpar.topology import PciDevice
 
@@ -30,6 +29,7 @@ def read_pci_devices(tree: Tree) -> tuple[tuple[PciDevice, ...], tuple[PciDevice
 
 def _read_device(tree: Tree, address: str, class_code: str) -> PciDevice:
     path = f"{_DEVICES}/{address}"
+    nvidia = read_nvidia_gpu(tree, address)
     return PciDevice(
         pci=address,
         vendor=tree.text(f"{path}/vendor"),
@@ -42,12 +42,7 @@ def _read_device(tree: Tree, address: str, class_code: str) -> PciDevice:
         drm=tree.names(f"{path}/drm"),
         netdevs=tree.names(f"{path}/net"),
         infiniband=tree.names(f"{path}/infiniband"),
-        uuid=_nvidia_uuid(tree, address),
+        uuid=nvidia.uuid,
+        mig_instances=nvidia.mig,
+        excluded=nvidia.excluded,
     )
-
-
-def _nvidia_uuid(tree: Tree, address: str) -> str | None:
-    """The UUID that NVIDIA's driver gives a GPU (/proc/driver/nvidia/gpus/ADDRESS/information)."""
-    text = tree.text(f"proc/driver/nvidia/gpus/{address}/information") or ""
-    match = re.search(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)\s*$", text, re.MULTILINE)
-    return match[1] if match else None

@@ -1,0 +1,188 @@
+"""Accelerators as NVIDIA's driver shows them: UUIDs, MIG instances, and what CUDA is told to see."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hosts import make_gpu, make_host
+from tests.unit.test_read_facts import MACHINE, write
+from tests.unit.test_stability import apply
+from torchpar.errors import PlacementError
+from torchpar.host.facts import read_facts
+from torchpar.plan import ServicePlan
+from torchpar.topology import HostFacts, facts_json, parse_facts
+
+UUID = "GPU-5c8c2a1f-0d3e-4b7a-9f60-1e2d3c4b5a6{}"
+
+INFORMATION = """\
+Model: \t\t NVIDIA A100-SXM4-40GB
+IRQ:   \t\t 180
+GPU UUID: \t {uuid}
+Video BIOS: \t 92.00.45.00.03
+Bus Type: \t PCIe
+DMA Size: \t 47 bits
+DMA Mask: \t 0x7fffffffffff
+Bus Location: \t {address}
+Device Minor: \t {minor}
+GPU Firmware: \t 535.129.03
+GPU Excluded:\t {excluded}
+"""
+ACCESS = "DeviceFileMinor: {}\nDeviceFileMode: 292\nDeviceFileModify: 1\n"
+
+
+def gpu_files(number: int, *, minor: int, uuid: str, excluded: str = "No", mig: tuple[str, ...] = ()) -> dict[str, str]:
+    """What sysfs and the driver show of the board at bus 0x10 + number; `mig` are "GI/CI"."""
+    address = f"0000:{0x10 + number:02x}:00.0"
+    device, driver = f"sys/bus/pci/devices/{address}", "proc/driver/nvidia"
+    files = {
+        f"{device}/class": "0x030200\n",
+        f"{device}/vendor": "0x10de\n",
+        f"{device}/device": "0x20b0\n",
+        f"{device}/numa_node": "0\n",
+        f"{driver}/gpus/{address}/information": INFORMATION.format(
+            uuid=uuid, address=address, minor=minor, excluded=excluded
+        ),
+    }
+    for instance in mig:
+        gpu_instance, compute_instance = instance.split("/")
+        folder = f"{driver}/capabilities/gpu{minor}/mig/gi{gpu_instance}"
+        files[f"{folder}/access"] = ACCESS.format(3)
+        files[f"{folder}/ci{compute_instance}/access"] = ACCESS.format(4)
+    return files
+
+
+def read(root: Path, *gpus: dict[str, str]) -> HostFacts:
+    """A machine with these boards, and without those of the other tests."""
+    files = {path: text for path, text in MACHINE.items() if "pci" not in path and "nvidia" not in path}
+    for gpu in gpus:
+        files |= gpu
+    write(root, {path: text.encode() for path, text in files.items()})
+    return read_facts(root)
+
+
+def visible(service: ServicePlan) -> str:
+    """What CUDA is told to see."""
+    assert service.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    return service.environment["CUDA_VISIBLE_DEVICES"]
+
+
+def test_the_driver_shows_uuids_and_mig_instances(tmp_path: Path) -> None:
+    """The number of a GPU in capabilities/ is its device minor, not its place on the bus."""
+    facts = read(
+        tmp_path,
+        gpu_files(0, minor=1, uuid=UUID.format(0)),
+        gpu_files(1, minor=0, uuid=UUID.format(1), mig=("1/0", "2/0", "2/1", "13/0")),
+    )
+    assert [gpu.name for gpu in facts.accelerators()] == [
+        "0000:10:00.0",
+        *(f"MIG-{UUID.format(1)}/{mig}" for mig in ("1/0", "2/0", "2/1", "13/0")),
+    ]
+    assert parse_facts(facts_json(facts)) == facts
+
+
+def test_what_the_driver_excludes_or_a_virtual_machine_has_is_no_accelerator(tmp_path: Path) -> None:
+    """CUDA neither shows nor counts it."""
+    device = tmp_path / "sys/bus/pci/devices/0000:11:00.0"
+    device.mkdir(parents=True)
+    (device / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
+    facts = read(
+        tmp_path,
+        gpu_files(0, minor=0, uuid=UUID.format(0), excluded="Yes"),
+        gpu_files(1, minor=1, uuid=UUID.format(1)),
+        gpu_files(2, minor=2, uuid=UUID.format(2)),
+    )
+    assert [gpu.pci for gpu in facts.accelerators()] == ["0000:12:00.0"]
+    with pytest.raises(PlacementError, match="GPUs=0000:11:00.0: PyTorch cannot use it"):
+        apply("a GPUs=0000:11:00.0", facts)
+
+
+def test_the_visible_list_is_all_uuids_or_all_numbers(tmp_path: Path) -> None:
+    """The driver shows question marks for a GPU that nobody has used yet."""
+    known = gpu_files(0, minor=0, uuid=UUID.format(0)), gpu_files(1, minor=1, uuid=UUID.format(1))
+    facts = read(tmp_path / "known", *known)
+    assert visible(apply("a", facts)[0].services[0]) == f"{UUID.format(0)},{UUID.format(1)}"
+    facts = read(tmp_path / "unknown", known[0], gpu_files(1, minor=1, uuid="GPU-????????-????-????-????-????????????"))
+    assert visible(apply("a", facts)[0].services[0]) == "0,1"
+    assert visible(apply("a GPUs=0000:11:00.0", facts)[0].services[0]) == "1"
+    assert visible(apply("a GPUs=none", facts)[0].services[0]) == ""
+
+
+MIG = dataclasses.replace(
+    make_host(),
+    gpus=(
+        dataclasses.replace(make_gpu(0, 0), uuid=UUID.format(0)),
+        dataclasses.replace(make_gpu(1, 0), uuid=UUID.format(1), mig_instances=("1/0", "2/0")),
+    ),
+)
+INSTANCE = f"MIG-{UUID.format(1)}/1/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (UUID.format(0), UUID.format(0)),
+        (UUID.format(0).upper(), UUID.format(0)),
+        ("0000:10:00.0", UUID.format(0)),
+        ("00000000:10:00.0", UUID.format(0)),
+        (INSTANCE, INSTANCE),
+    ],
+)
+def test_gpus_are_named_by_address_uuid_or_mig_instance(name: str, expected: str) -> None:
+    """As nvidia-smi prints them, too."""
+    assert visible(apply(f"a GPUs={name}", MIG)[0].services[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("0000:11:00.0", f"it is in MIG instances, of which one can be named: {INSTANCE}, "),
+        (UUID.format(1), f"it is in MIG instances, of which one can be named: {INSTANCE}, "),
+        (f"MIG-{UUID.format(1)}/7/0", f"no such accelerator on this host; it has: 0000:10:00.0, {INSTANCE}, "),
+        ("MIG-5c8c2a1f-0d3e-4b7a-9f60-1e2d3c4b5a60", "no such accelerator on this host"),
+    ],
+)
+def test_what_cannot_be_named_is_refused_with_what_can(name: str, why: str) -> None:
+    """A GPU in instances is not there as a whole."""
+    with pytest.raises(PlacementError) as error:
+        apply(f"a GPUs={name}", MIG)
+    assert f"GPUs={name}: {why}" in str(error.value)
+
+
+def test_two_services_cannot_name_one_instance() -> None:
+    """Instances are shared out like whole GPUs."""
+    with pytest.raises(PlacementError, match="another enabled service holds it"):
+        apply(f"a GPUs={INSTANCE}\nb GPUs={INSTANCE}", MIG)
+
+
+def test_instances_are_shared_out_one_for_each_service() -> None:
+    """CUDA shows a process no more than one; who has a whole GPU has no use for an instance besides."""
+    host = dataclasses.replace(MIG, gpus=MIG.gpus[1:])
+    plan, host = apply("b", host)
+    assert visible(plan.services[0]) == INSTANCE
+    plan, _ = apply("a\nb", host)
+    assert [visible(service) for service in plan.services] == [f"MIG-{UUID.format(1)}/2/0", INSTANCE]
+    assert visible(apply("a", MIG)[0].services[0]) == UUID.format(0)
+
+
+def test_who_asks_for_several_instances_is_warned() -> None:
+    """It gets them, and is told what CUDA makes of that."""
+    (warning,) = (w for w in apply("a GPUs=3", MIG)[0].services[0].warnings if "MIG" in w)
+    assert warning.startswith("/c:6: [Train a] has 3 accelerators, MIG instances among them; CUDA shows a process one")
+
+
+def test_accelerators_of_one_service_are_on_one_node_where_that_can_be() -> None:
+    """Two of node 1 rather than one of each; and those of the node whose CPUs it names."""
+    nodes = (0, 1, 1, 0, 0)
+    host = dataclasses.replace(make_host(packages=2), gpus=tuple(make_gpu(i, node) for i, node in enumerate(nodes)))
+    assert [gpu.numa_node for gpu in apply("a GPUs=2", host)[0].services[0].gpus] == [1, 1]
+    assert [gpu.numa_node for gpu in apply("a GPUs=2 CPUs=node:0", host)[0].services[0].gpus] == [0, 0]
+
+
+def test_intel_accelerators_are_counted_in_the_order_of_the_bus_too() -> None:
+    """Level Zero's own order is another."""
+    gpu = dataclasses.replace(make_gpu(0, 0), vendor="0x8086", class_code="0x038000", driver="xe")
+    environment = apply("a", dataclasses.replace(make_host(), gpus=(gpu,)))[0].services[0].environment
+    assert environment["ZE_AFFINITY_MASK"] == "0" and environment["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] == "1"
