@@ -40,13 +40,24 @@ class JobSettings:
     """What a service's processes must know of the plan.
 
     service is the unit's name ("torchpar-train@demo.service"); cudnn_benchmark is None where the job's own choice
-    stands; ranks are in the order of local_rank.
+    stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
+    torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
+    how many seconds a stop may take.
+
+    What has a default here is what older units do not say.
     """
 
     service: str
     interop_threads: int
     cudnn_benchmark: bool | None
     ranks: tuple[RankSettings, ...]
+    memory_policy: str = "default"
+    max_restarts: int = 0
+    nodes: str = "1"
+    endpoint: str | None = None
+    interface: str | None = None
+    elastic: bool = False
+    checkpoint_grace: int = 120
 
     def rank(self, local_rank: int) -> RankSettings | None:
         """The settings of one process, None if the plan has no such rank."""
@@ -83,6 +94,13 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         interop_threads=_number(fields, VARIABLE, "interop_threads", least=1),
         cudnn_benchmark=_field(fields, VARIABLE, "cudnn_benchmark", (bool, type(None))),
         ranks=tuple(_parse_rank(rank, f"{VARIABLE}.ranks[{i}]") for i, rank in enumerate(ranks)),
+        memory_policy=_field(fields, VARIABLE, "memory_policy", str, JobSettings.memory_policy),
+        max_restarts=_number(fields, VARIABLE, "max_restarts", least=0, absent=JobSettings.max_restarts),
+        nodes=_field(fields, VARIABLE, "nodes", str, JobSettings.nodes),
+        endpoint=_field(fields, VARIABLE, "endpoint", (str, type(None)), JobSettings.endpoint),
+        interface=_field(fields, VARIABLE, "interface", (str, type(None)), JobSettings.interface),
+        elastic=_field(fields, VARIABLE, "elastic", bool, JobSettings.elastic),
+        checkpoint_grace=_number(fields, VARIABLE, "checkpoint_grace", least=0, absent=JobSettings.checkpoint_grace),
     )
 
 
@@ -98,7 +116,7 @@ def _parse_rank(data: Any, where: str) -> RankSettings:
         threads=_number(fields, where, "threads", least=1),
         loader_workers=_number(fields, where, "loader_workers", least=0),
         gpus=tuple(gpus),
-        loader_cpus=_field({"loader_cpus": "", **fields}, where, "loader_cpus", str),
+        loader_cpus=_field(fields, where, "loader_cpus", str, RankSettings.loader_cpus),
     )
 
 
@@ -108,7 +126,13 @@ def _object(data: Any, where: str) -> dict[str, Any]:
     return data
 
 
-def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any) -> Any:
+_REQUIRED = object()
+
+
+def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any, absent: Any = _REQUIRED) -> Any:
+    """A field of the right kind, or what an older unit means that does not have it."""
+    if name not in fields and absent is not _REQUIRED:
+        return absent
     if name not in fields:
         raise JobSettingsError(f"{where}: '{name}' is missing; render the unit again: torchpar apply")
     if not isinstance(fields[name], kind):
@@ -116,8 +140,8 @@ def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any) -> Any:
     return fields[name]
 
 
-def _number(fields: Mapping[str, Any], where: str, name: str, *, least: int) -> int:
-    value: Any = _field(fields, where, name, int)
+def _number(fields: Mapping[str, Any], where: str, name: str, *, least: int, absent: Any = _REQUIRED) -> int:
+    value: Any = _field(fields, where, name, int, absent)
     # JSON's true is an int for Python.
     if isinstance(value, bool) or value < least:
         raise _unexpected(f"{where}.{name}", value)

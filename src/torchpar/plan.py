@@ -108,7 +108,7 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
     memory, memory_reason = choose_memory_policy(service, share, facts)
     allocator, allocator_environment, allocator_reason, allocator_warnings = choose_allocator(service, facts)
     environment, variable_reasons = make_environment(
-        service, share, ranks, facts, allocator=allocator_environment, quota=quota
+        service, share, ranks, facts, memory=memory, allocator=allocator_environment, quota=quota
     )
     mates = tuple(
         other.unit

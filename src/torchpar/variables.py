@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from torchpar.claims import Reason
 from torchpar.config import Service
 from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.memory_policy import PlannedMemory
 from torchpar.placement import Share
 from torchpar.ranks import Rank
 from torchpar.topology import HostFacts, PciDevice
@@ -24,6 +26,7 @@ def make_environment(
     ranks: Sequence[Rank],
     facts: HostFacts,
     *,
+    memory: PlannedMemory,
     allocator: dict[str, str],
     quota: int | None,
 ) -> tuple[dict[str, str], tuple[Reason, ...]]:
@@ -66,7 +69,19 @@ def make_environment(
             )
             for rank in ranks
         ),
+        memory_policy=memory.policy.value,
     )
+    train = service.train()
+    if train:
+        job = dataclasses.replace(
+            job,
+            max_restarts=train.max_restarts,
+            nodes=str(train.nodes),
+            endpoint=train.endpoint,
+            interface=train.interface,
+            elastic=train.elastic,
+            checkpoint_grace=train.checkpoint_grace,
+        )
     planned.update(job_environment(job))
     for assignment in settings.environment:
         name, _, value = assignment.partition("=")

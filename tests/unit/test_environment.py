@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,9 +15,18 @@ SETTINGS = JobSettings(
     interop_threads=1,
     cudnn_benchmark=None,
     ranks=(
-        RankSettings(local_rank=0, cpus="0-3,8", numa_nodes="0", threads=4, loader_workers=1, gpus=()),
+        RankSettings(
+            local_rank=0, cpus="0-3,8", numa_nodes="0", threads=4, loader_workers=1, gpus=(), loader_cpus="9-10"
+        ),
         RankSettings(local_rank=1, cpus="4-7", numa_nodes="1", threads=3, loader_workers=0, gpus=("0000:17:00.0",)),
     ),
+    memory_policy="bind",
+    max_restarts=3,
+    nodes="2:4",
+    endpoint="[2001:db8::1]:29400",
+    interface="eth0",
+    elastic=True,
+    checkpoint_grace=600,
 )
 
 
@@ -40,7 +50,8 @@ def test_the_text_is_one_compact_line_of_sorted_ascii() -> None:
     """The same settings give the same bytes, fit for a line of a unit."""
     settings = JobSettings(service="torchpar-train@größe.service", interop_threads=2, cudnn_benchmark=True, ranks=())
     assert job_environment(settings) == {
-        "TORCHPAR_JOB": '{"cudnn_benchmark":true,"interop_threads":2,"ranks":[],'
+        "TORCHPAR_JOB": '{"checkpoint_grace":120,"cudnn_benchmark":true,"elastic":false,"endpoint":null,'
+        '"interface":null,"interop_threads":2,"max_restarts":0,"memory_policy":"default","nodes":"1","ranks":[],'
         '"service":"torchpar-train@gr\\u00f6\\u00dfe.service"}'
     }
     assert parse_job_environment(job_environment(settings)) == settings
@@ -55,6 +66,20 @@ def test_names_of_a_newer_unit_are_passed_over() -> None:
     """After a downgrade the unit in force may say more than this runtime knows."""
     assert parse_job_environment(changed(colour="red")) == SETTINGS
     assert parse_job_environment(changed_rank(colour="red")) == SETTINGS
+
+
+def test_a_unit_of_an_older_version_is_read() -> None:
+    """After an upgrade the unit in force does not say what that version did not know: it means what was then done."""
+    old = json.loads(job_environment(SETTINGS)[VARIABLE])
+    ranks = [{key: value for key, value in rank.items() if key != "loader_cpus"} for rank in old["ranks"]]
+    kept = {key: old[key] for key in ("service", "interop_threads", "cudnn_benchmark")}
+    settings = parse_job_environment({VARIABLE: json.dumps({**kept, "ranks": ranks})})
+    assert settings == JobSettings(
+        service=SETTINGS.service,
+        interop_threads=1,
+        cudnn_benchmark=None,
+        ranks=tuple(dataclasses.replace(rank, loader_cpus="") for rank in SETTINGS.ranks),
+    )
 
 
 def test_a_rank_is_found_by_its_number() -> None:
@@ -81,6 +106,11 @@ def test_a_rank_is_found_by_its_number() -> None:
         (changed_rank(local_rank=-1), "TORCHPAR_JOB.ranks[0].local_rank: -1 is not"),
         (changed_rank(loader_workers=1.5), "TORCHPAR_JOB.ranks[0].loader_workers: 1.5 is not"),
         (changed_rank(cpus=[0, 1]), "TORCHPAR_JOB.ranks[0].cpus: [0, 1] is not"),
+        (changed(nodes=2), "TORCHPAR_JOB.nodes: 2 is not"),
+        (changed(endpoint=0), "TORCHPAR_JOB.endpoint: 0 is not"),
+        (changed(elastic="no"), "TORCHPAR_JOB.elastic: 'no' is not"),
+        (changed(checkpoint_grace=-1), "TORCHPAR_JOB.checkpoint_grace: -1 is not"),
+        (changed_rank(loader_cpus=None), "TORCHPAR_JOB.ranks[0].loader_cpus: None is not"),
         (changed_rank(gpus=[0]), "TORCHPAR_JOB.ranks[0].gpus: [0] is not"),
     ],
 )

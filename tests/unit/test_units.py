@@ -39,8 +39,10 @@ Environment=MALLOC_CONF=oversize_threshold:1,background_thread:true,metadata_thp
 Environment=OMP_NUM_THREADS=3
 Environment=OPENBLAS_NUM_THREADS=3
 Environment=TORCHINDUCTOR_COMPILE_THREADS=3
-Environment='TORCHPAR_JOB={"cudnn_benchmark":null,"interop_threads":1,"ranks":[{"cpus":"1-3","gpus":[],\
-"loader_workers":0,"local_rank":0,"numa_nodes":"0","threads":3}],"service":"torchpar-train@resnet.service"}'
+Environment='TORCHPAR_JOB={"checkpoint_grace":60,"cudnn_benchmark":null,"elastic":false,"endpoint":null,\
+"interface":null,"interop_threads":1,"max_restarts":0,"memory_policy":"bind","nodes":"1",\
+"ranks":[{"cpus":"1-3","gpus":[],"loader_workers":0,"local_rank":0,"numa_nodes":"0","threads":3}],\
+"service":"torchpar-train@resnet.service"}'
 ExecStartPre=
 ExecStart=
 ExecStart=:/srv/venv/bin/python3 /usr/lib/torchpar/run.py -- /srv/100%%/train.py --epochs 90 "$HOME and %%h"
