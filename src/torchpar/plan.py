@@ -19,8 +19,10 @@ from torchpar.ranks import Rank, make_ranks
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
 
-# The package's launcher: it becomes the script, so no process of ours stays above it.
+# The package's launchers. run.py becomes the script, so no process of ours stays above it; launch.py stays above
+# several ranks, each of which it starts by run.py.
 RUN = "/usr/lib/torchpar/run.py"
+LAUNCH = "/usr/lib/torchpar/launch.py"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,8 @@ class ServicePlan:
         if train is None:
             return ()
         what = ("-m", train.module) if train.module else ("--", train.script or "")
-        launcher: tuple[str, ...] = ()
-        if len(self.ranks) > 1:
-            launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(self.ranks)}")
-            launcher += (f"--max-restarts={train.max_restarts}",)
-        return (train.python, *launcher, RUN, *what, *train.arguments)
+        launcher = LAUNCH if len(self.ranks) > 1 or str(train.nodes) != "1" else RUN
+        return (train.python, launcher, *what, *train.arguments)
 
 
 @dataclass(frozen=True)

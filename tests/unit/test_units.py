@@ -107,13 +107,10 @@ def test_a_directive_that_this_systemd_lacks_is_left_out_and_named() -> None:
     assert old.warnings[0].startswith("/etc/torchpar.conf:3: [Train a] Service.RestartSteps= needs systemd 254")
 
 
-def test_several_ranks_start_through_torchrun_of_the_jobs_interpreter() -> None:
-    """Each rank goes through run.py."""
+def test_several_ranks_start_through_the_launcher_under_the_jobs_interpreter() -> None:
+    """It is torchrun's agent of that interpreter's torch that starts them."""
     text = units_of("[Train a]\nModule=pkg.train\nRanks=2\n", make_host()).files.popitem()[1]
-    assert (
-        "ExecStart=:/usr/bin/python3 -m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=0 "
-        "/usr/lib/torchpar/run.py -m pkg.train\n"
-    ) in text
+    assert "ExecStart=:/usr/bin/python3 /usr/lib/torchpar/launch.py -m pkg.train\n" in text
 
 
 def test_an_inference_service_keeps_its_units_own_command() -> None:

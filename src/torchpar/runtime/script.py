@@ -46,8 +46,10 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
     if not safe_path:
         del sys.path[0]
     if "TORCHPAR_JOB" in os.environ:
+        from torchpar.runtime import rank
         from torchpar.runtime.torch_import import TorchImport
 
+        rank.prepare()
         sys.meta_path.insert(0, TorchImport())
     if option == "-m":
         sys.argv = ["-m", *arguments]

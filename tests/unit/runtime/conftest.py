@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[3] / "src" / "torchpar"
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """run.py as it is installed: in a folder of its own, with the link to the package beside it."""
+    """run.py as it is installed: in a folder of its own, with launch.py and the link to the package beside it."""
     folder = tmp_path_factory.mktemp("launcher")
-    shutil.copy(PACKAGE / "runtime" / "run.py", folder)
+    for name in ("run.py", "launch.py"):
+        shutil.copy(PACKAGE / "runtime" / name, folder)
     (folder / "torchpar").symlink_to(PACKAGE)
     return folder / "run.py"
 

@@ -1,0 +1,84 @@
+"""What launch.py does: look whether there is something to run, start the ranks, and end as they end.
+
+It is the main process of its unit. A stop comes to it, and `gang` hands it on; `torchrun` knows torch's agent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from torchpar.environment import JobSettings, parse_job_environment
+from torchpar.errors import JobSettingsError
+from torchpar.runtime.gang import Gang
+from torchpar.runtime.observed import say
+from torchpar.runtime.refusal import refusal
+from torchpar.runtime.rendezvous import arguments
+
+EXIT_USAGE = 64  # sysexits.h
+EXIT_CONFIG = 78
+USAGE = "usage: launch.py -- SCRIPT [ARGUMENT...]\n       launch.py -m MODULE [ARGUMENT...]\n"
+
+
+def main(run: str) -> int:
+    """Run what sys.argv names as several ranks, each by the file `run`; the exit status."""
+    if len(sys.argv) < 3 or sys.argv[1] not in ("--", "-m"):
+        sys.stderr.write(USAGE)
+        return EXIT_USAGE
+    try:
+        settings = parse_job_environment(os.environ)
+    except JobSettingsError as error:
+        say(str(error))
+        return EXIT_CONFIG
+    if settings is None:
+        say("TORCHPAR_JOB is not set: launch.py is what the unit of a [Train] service with several ranks starts")
+        return EXIT_CONFIG
+    option, what = sys.argv[1:3]
+    if option == "--" and (why := unreadable(what)):
+        say(refusal(os.path.abspath(what), why, "Script="))
+        return EXIT_CONFIG
+    return launch(settings, run)
+
+
+def launch(settings: JobSettings, run: str) -> int:
+    """Start the ranks and stay until all have ended; the exit status."""
+    # Before torch: each thread that it starts inherits what this one blocks.
+    gang = Gang(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0])
+    try:
+        import torch.distributed
+    except ImportError as error:
+        say(refusal(sys.executable, f"this Python cannot import torch: {error}", "Python="))
+        return EXIT_CONFIG
+    if not torch.distributed.is_available():
+        say(refusal(sys.executable, f"its torch {torch.__version__} is built without torch.distributed", "Python="))
+        return EXIT_CONFIG
+    from torchpar.runtime import torchrun
+
+    flags, environment = arguments(settings)
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    flags = [*flags, f"--nproc-per-node={len(settings.ranks)}", f"--max-restarts={settings.max_restarts}"]
+    with gang:
+        return torchrun.run(flags, [*interpreter(), run, *sys.argv[1:]], gang)
+
+
+def interpreter() -> list[str]:
+    """The command line of this interpreter with its own flags, which torchrun would lose: -O, -X, -W, -I and so on."""
+    from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]
+
+    # That knows all but these two, whose meaning a child would get from the environment only.
+    plain = [f"-{letter}" for letter, flag in (("q", "quiet"), ("i", "interactive")) if getattr(sys.flags, flag)]
+    return [sys.executable, *_args_from_interpreter_flags(), *plain]
+
+
+def unreadable(script: str) -> str | None:
+    """Why a script cannot be run; said once here rather than by every rank. None if it can."""
+    try:
+        if not os.path.isdir(script):
+            with open(script, "rb"):
+                pass
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None

@@ -1,0 +1,50 @@
+"""What a rank needs before its script's first line: its own CPUs and memory, its number of threads.
+
+What the unit says holds for all ranks at once, so each makes of it what the plan says of itself. Nothing here ends a
+job: what cannot be set is a line in the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from torchpar.environment import JobSettings, RankSettings, parse_job_environment
+from torchpar.errors import JobSettingsError
+from torchpar.runtime import binding
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def prepare() -> None:
+    """Make this process the rank that LOCAL_RANK says it is; without that variable, the only one."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is not None:
+        # launch.py blocks what stops a service, and a process inherits that.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT))
+    try:
+        settings = parse_job_environment(os.environ)
+    except JobSettingsError:
+        return  # said when torch is imported
+    rank = settings and settings.rank(int(local_rank or 0)) if (local_rank or "0").isdecimal() else None
+    if not settings or not rank:
+        return
+    # The only rank of a service has what systemd gave it, before its first instruction.
+    if len(settings.ranks) > 1 or rank.loader_cpus:
+        binding.bind_cpus(rank.cpus)
+    if len(settings.ranks) > 1:
+        binding.bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
+        set_threads(settings, rank)
+        if settings.nodes == "1":
+            # torchrun may say the host's own name, which leads anywhere or nowhere. --local-addr is not in torch 1.13.
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def set_threads(settings: JobSettings, rank: RankSettings) -> None:
+    """The rank's share of the threads, where the unit says the largest: what Environment= has changed stays."""
+    largest = str(max(other.threads for other in settings.ranks))
+    for name in THREADS:
+        if os.environ.get(name) == largest:
+            os.environ[name] = str(rank.threads)
+
+

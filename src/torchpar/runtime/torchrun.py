@@ -1,0 +1,142 @@
+"""torchrun's agent in this process: its flags as this torch knows them, and an end that says which rank ended how.
+
+The agent (torch.distributed.elastic) is the job's own, any version since 1.13. What a version can do is asked of its
+own parser, never concluded from its number.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from torchpar.runtime.gang import Gang
+from torchpar.runtime.observed import say
+
+# The first version that knows --monitor-interval as a fraction has 5 s, which is long to notice a dead rank.
+COMMON = ("--monitor-interval=0.5", "--no-python")
+SIGNALLED = 128  # how shells say that a signal ended a process
+
+
+class GangStopped(Exception):
+    """A stop was asked for, and not every rank ended with status 0."""
+
+    def __init__(self, statuses: Mapping[int, int]) -> None:
+        """Take the exit status of each local rank that has one; negative: ended by this signal."""
+        super().__init__(statuses)
+        self.statuses = statuses
+
+
+def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
+    """Run `command` as ranks until all have ended; the exit status, which is that of the rank that failed first."""
+    parser = torchrun.get_args_parser()
+    known, unknown = spelled(parser, [*flags, *COMMON])
+    for flag in unknown:
+        say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out")
+    repair(Std)
+    watch(LocalElasticAgent, gang)
+    try:
+        torchrun.run(parser.parse_args([*known, *command]))
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        for number, failure in sorted(error.failures.items()):
+            say(f"rank {number} (process {failure.pid}) {ended(failure.exitcode)}")
+        return exit_status(first.exitcode)
+    except GangStopped as stopped:
+        return stop_status(stopped.statuses)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "torch":
+            raise
+        # The rendezvous has failed, say. What torch says of it is for people, its traceback is not.
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        say(f"torchrun: {type(error).__name__}: {error}{cause}")
+        return 1
+    return 0
+
+
+def spelled(parser: Any, flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags as this parser spells them, and those that it does not know.
+
+    torch 1.13 has --nproc_per_node and no other, current versions have --nproc-per-node too, and perhaps only that one
+    day.
+    """
+    known, unknown = [], []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        spellings = (name, "--" + name[2:].replace("-", "_"))
+        spelling = next((spelling for spelling in spellings if spelling in parser._option_string_actions), None)
+        if spelling:
+            known.append(spelling + equals + value)
+        else:
+            unknown.append(flag)
+    return known, unknown
+
+
+def repair(std: Any) -> None:
+    """Let "redirect nothing", torchrun's default, be understood.
+
+    torch 1.13 looks for it among the members of a Flag, where Python 3.11 does not show the one that is zero any more:
+    both are Debian 12's, and its torchrun ends with an AttributeError.
+    """
+    from_str = std.from_str
+    if from_str("0") is None:
+        std.from_str = staticmethod(lambda text: std.NONE if text == "0" else from_str(text))
+
+
+def watch(agent: Any, gang: Gang) -> None:
+    """Let the agent look after its ranks only while nobody is stopping them.
+
+    As soon as one rank ends otherwise than with 0, the agent sends SIGTERM to what is left and SIGKILL 30 seconds
+    later, or starts all of them again. During a stop both would cut off a rank that is still saving.
+    """
+    monitor = agent._monitor_workers
+
+    def _monitor_workers(self: Any, *arguments: Any, **named: Any) -> Any:
+        with gang.care:
+            result = monitor(self, *arguments, **named)
+        if gang.stopping and result.state.name in ("FAILED", "UNHEALTHY"):
+            raise GangStopped({rank: failure.exitcode for rank, failure in result.failures.items()})
+        return result
+
+    agent._monitor_workers = _monitor_workers
+
+
+def stop_status(statuses: Mapping[int, int]) -> int:
+    """The exit status after a stop: that of a rank which failed, else that of a process which SIGTERM ended.
+
+    A rank that SIGTERM ended, or that says so (143), has done what it was asked to.
+    """
+    asked_for = {-signal.SIGTERM, -signal.SIGINT, SIGNALLED + signal.SIGTERM, SIGNALLED + signal.SIGINT}
+    failed = {rank: status for rank, status in sorted(statuses.items()) if status not in asked_for}
+    for rank, status in failed.items():
+        say(f"rank {rank} {ended(status)} when it was stopped")
+    return exit_status(next(iter(failed.values()))) if failed else SIGNALLED + signal.SIGTERM
+
+
+def ended(status: int) -> str:
+    """How a process ended, in words.
+
+    >>> ended(3), ended(-9)
+    ('ended with status 3', 'was ended by SIGKILL')
+    """
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
+
+
+def exit_status(status: int) -> int:
+    """The status to exit with, for one that may be a signal.
+
+    >>> exit_status(78), exit_status(-9)
+    (78, 137)
+    """
+    return status if status >= 0 else SIGNALLED - status

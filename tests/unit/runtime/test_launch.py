@@ -1,0 +1,265 @@
+"""launch.py with a torch that has nothing but torchrun's parser and agent: how ranks start, end, and are stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.runtime.jobs import PYTHON, Outcome, Place
+from torchpar.environment import JobSettings, RankSettings, job_environment
+
+pytestmark = pytest.mark.subprocess
+
+FAKE_TORCH = Path(__file__).parent / "fake_torch"
+CPUS = sorted(os.sched_getaffinity(0))
+RANKS = tuple(
+    RankSettings(
+        local_rank=rank, cpus=str(CPUS[rank % len(CPUS)]), numa_nodes="0", threads=threads, loader_workers=0, gpus=()
+    )
+    for rank, threads in enumerate((3, 2))
+)
+
+
+def environment(place: Place, **fields: object) -> dict[str, str]:
+    """What the unit of a service with two ranks sets."""
+    settings = JobSettings(
+        service="torchpar-train@demo.service", interop_threads=1, cudnn_benchmark=None, ranks=RANKS, **fields
+    )  # type: ignore[arg-type]
+    return {
+        "PYTHONPATH": str(FAKE_TORCH),
+        "RUNTIME_DIRECTORY": str(place.path),
+        "OMP_NUM_THREADS": "3",
+        **job_environment(settings),
+    }
+
+
+def launched(
+    place: Place, *command: str, flags: tuple[str, ...] = (), max_restarts: int = 0, **environ: str
+) -> Outcome:
+    """What launch.py does, from its start to its end."""
+    launch = place.launcher.with_name("launch.py")
+    return place.python(
+        launch, *command, flags=flags, **{**environment(place, max_restarts=max_restarts), **environ}
+    )
+
+
+@contextmanager
+def running(place: Place, text: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """Two ranks that have each written the file ready-RANK, and nothing of them at the end."""
+    place.write("x.py", text)
+    process = subprocess.Popen(
+        [PYTHON, str(place.launcher.with_name("launch.py")), "--", "x.py"],
+        cwd=place.path,
+        env={"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **environment(place), **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        for file in place.path.glob("ready-*"):
+            try:
+                os.kill(int(file.read_text()), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def await_file(place: Place, *names: str) -> None:
+    """Wait until ranks have come that far."""
+    deadline = time.monotonic() + 120
+    while not all((place.path / name).exists() for name in names):
+        assert time.monotonic() < deadline, f"{names} are not all there"
+        time.sleep(0.02)
+
+
+READY = """
+import os, signal, sys, time
+rank = os.environ["LOCAL_RANK"]
+def put(name):
+    with open(name + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(name + ".new", name)
+"""
+
+
+def test_each_rank_has_its_cpus_its_threads_and_an_address_that_leads_here(place: Place) -> None:
+    """The unit says one number of threads, torchrun the host's own name."""
+    place.write(
+        "x.py",
+        """
+        import os, signal, sys
+        names = "RANK", "OMP_NUM_THREADS", "MASTER_ADDR", "GLOO_SOCKET_IFNAME"
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        print([os.environ[name] for name in names], os.sched_getaffinity(0), sys.argv, blocked)
+        """,
+    )
+    outcome = launched(place, "--", "x.py", "--rank", "a")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert sorted(outcome.out.splitlines()) == [
+        f"['{rank}', '{threads}', '127.0.0.1', 'lo'] {{{CPUS[rank % len(CPUS)]}}} ['x.py', '--rank', 'a'] set()"
+        for rank, threads in enumerate((3, 2))
+    ]
+
+
+def test_what_the_services_environment_says_of_threads_stays(place: Place) -> None:
+    """Environment= wins, for every rank."""
+    place.write("x.py", "import os; print(os.environ['OMP_NUM_THREADS'])\n")
+    assert launched(place, "--", "x.py", OMP_NUM_THREADS="7").out == "7\n7\n"
+
+
+def test_a_module_and_the_interpreters_flags_reach_the_ranks(place: Place) -> None:
+    """As with one process, `-m` and -O, -X and -W do what they say."""
+    place.write("package/__init__.py", "")
+    place.write(
+        "package/job.py", "import sys\nprint(__name__, __package__, __debug__, sys._xoptions, sys.warnoptions)\n"
+    )
+    outcome = launched(place, "-m", "package.job", flags=("-O", "-X", "dev", "-W", "ignore"))
+    assert outcome.out == 2 * "__main__ package False {'dev': True} ['default', 'ignore']\n"
+
+
+@pytest.mark.parametrize("torch", ["1.13", "2.13"])
+def test_flags_are_spelled_as_this_torchrun_knows_them(place: Place, torch: str) -> None:
+    """torch 1.13 knows --nproc_per_node only; the answer is the same."""
+    place.write("x.py", "")
+    outcome = launched(place, "--", "x.py", max_restarts=3, FAKE_TORCH=torch, SHOW_FLAGS="yes")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "'max_restarts': '3'" in outcome.out and "'nproc_per_node': '2'" in outcome.out
+    assert "'rdzv_endpoint': 'localhost:0'" in outcome.out
+
+
+def test_the_status_is_that_of_the_rank_that_failed(place: Place) -> None:
+    """So that 78 still means: trying again heals nothing. One line says which rank it was."""
+    place.write("x.py", "import os, sys, time\nsys.exit(78) if os.environ['RANK'] == '1' else time.sleep(600)\n")
+    outcome = launched(place, "--", "x.py")
+    assert outcome.status == 78
+    assert "torchpar: rank 1 (process " in outcome.err and ") ended with status 78\n" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_rank_that_is_killed_brings_all_back(place: Place) -> None:
+    """MaxRestarts= of torchrun."""
+    place.write(
+        "x.py",
+        """
+        import os, signal, time
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
+            print("back")
+        elif os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            time.sleep(600)
+        """,
+    )
+    assert launched(place, "--", "x.py", max_restarts=1).out == "back\nback\n"
+    outcome = launched(place, "--", "x.py")
+    assert outcome.status == 128 + signal.SIGKILL
+    assert "was ended by SIGKILL" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"PYTHONPATH": ""}, "this Python cannot import torch: No module named 'torch'; set Python= in [Train demo]"),
+        ({"FAKE_TORCH": "without distributed"}, "is built without torch.distributed; set Python= in [Train demo]"),
+        ({"TORCHPAR_JOB": "{"}, "torchpar: TORCHPAR_JOB: not JSON"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line_and_not_tried_again(place: Place, environ: dict[str, str], said: str) -> None:
+    """Status 78, for which the unit is not restarted."""
+    place.write("x.py", "")
+    outcome = launched(place, "--", "x.py", **environ)
+    assert outcome.status == 78
+    assert said in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_a_script_that_is_not_there_is_said_once(place: Place) -> None:
+    """Not by every rank, and before torch is imported."""
+    outcome = launched(place, "--", "no/x.py", PYTHONPATH="")
+    assert outcome.status == 78
+    assert outcome.err == (
+        f"torchpar: {place.path}/no/x.py: no such file; set Script= in [Train demo] of torchpar.conf,"
+        " then: torchpar apply\n"
+    )
+
+
+def test_ranks_that_know_nothing_of_it_are_ended_by_sigterm(place: Place) -> None:
+    """At once, whether it comes as SIGTERM or as the request to save; the end is what systemd takes for clean."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        with running(place, READY + "put('ready-' + rank); time.sleep(600)\n") as process:
+            await_file(place, "ready-0", "ready-1")
+            process.send_signal(number)
+            assert process.wait(60) == 128 + signal.SIGTERM
+        for rank in "01":
+            (place.path / f"ready-{rank}").unlink()
+
+
+def test_every_rank_finishes_its_own_work_on_sigterm(place: Place) -> None:
+    """torchrun would end rank 1 as soon as rank 0 has ended with a status, and start both again."""
+    text = READY + """
+def save(number, frame):
+    put("saving-" + rank)
+    while rank == "1" and not os.path.exists("go-on"):
+        time.sleep(0.02)
+    put("saved-" + rank)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+put("ready-" + rank)
+time.sleep(600)
+"""
+    with running(place, text) as process:
+        await_file(place, "ready-0", "ready-1")
+        process.terminate()
+        await_file(place, "saved-0", "saving-1")
+        time.sleep(1)  # Long enough for an agent that looks fifty times a second to have seen the end of rank 0.
+        place.write("go-on", "")
+        assert process.wait(60) == 143
+        await_file(place, "saved-1")
+
+
+def test_a_rank_that_fails_to_save_makes_the_stop_fail(place: Place) -> None:
+    """The unit is then failed, not inactive: what was to be saved is not."""
+    text = READY + "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5 * int(rank)))\n"
+    with running(place, text + "put('ready-' + rank); time.sleep(600)\n") as process:
+        await_file(place, "ready-0", "ready-1")
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 5
+        assert "torchpar: rank 1 ended with status 5 when it was stopped\n" in errors
+
+
+def test_a_stop_signals_the_ranks_and_not_what_they_have_started(place: Place) -> None:
+    """A loader worker that is ended makes its DataLoader raise, in the middle of the last save."""
+    text = READY + """
+import subprocess
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def save(number, frame):
+    put(f"worker-{worker.poll()}-{rank}")
+    worker.kill()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+put("ready-" + rank)
+time.sleep(600)
+"""
+    with running(place, text) as process:
+        await_file(place, "ready-0", "ready-1")
+        process.terminate()
+        assert process.wait(60) == 0
+        await_file(place, "worker-None-0", "worker-None-1")
+
+
+def test_a_stop_before_there_are_ranks_ends_the_launcher(place: Place) -> None:
+    """While it waits for the other hosts there is nothing to be saved."""
+    with running(place, "", RENDEZVOUS="yes") as process:
+        await_file(place, f"stop-{process.pid}")
+        process.terminate()
+        assert process.wait(60) == 143
