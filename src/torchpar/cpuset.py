@@ -41,7 +41,7 @@ class CpuSet:
                 used, _, size = group.partition("/")
                 used_size = (_number(used), _number(size)) if group else None
             except ValueError:
-                raise ValueError(f"'{part}' is not a CPU number or a range such as 0-3") from None
+                raise ValueError(f"'{part[:40]}' is not a CPU number or a range such as 0-3") from None
             if first > last:
                 raise ValueError(f"'{part}' is reversed: the first number must not be above the last")
             if last > MAX_NUMBER:

@@ -88,7 +88,7 @@ def make_plan(config: Config, facts: HostFacts) -> Plan:
     placement = place(config, facts)
     services = tuple(_plan_service(service, config, placement, facts) for service in config.services)
     held = CpuSet.union(plan.cpus for plan in services if plan.service.settings.enabled)
-    warnings = [*config.warnings, *(warning for plan in services for warning in plan.warnings)]
+    warnings = [*config.warnings, *facts.doubts, *(warning for plan in services for warning in plan.warnings)]
     return Plan(
         facts,
         services,

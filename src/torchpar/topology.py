@@ -134,6 +134,8 @@ class HostFacts:
     interpreters: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     # What each unit has in the generation in force: placement moves as few of them as possible.
     in_force: Mapping[str, Held] = dataclasses.field(default_factory=dict)
+    # What the kernel shows that makes no sense or contradicts itself, and what was done instead.
+    doubts: tuple[str, ...] = ()
 
     def afresh(self) -> HostFacts:
         """The same host with nothing in force, so that nothing is kept where it is."""

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from torchpar.config import parse_config
 from torchpar.cores import find_usable_cores
 from torchpar.cpuset import CpuSet
 from torchpar.errors import FactsError, PlacementError
 from torchpar.host.facts import read_facts
-from torchpar.topology import topology_json
+from torchpar.plan import make_plan
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts, topology_json
 
 CPU = "sys/devices/system/cpu"
 
@@ -139,13 +142,159 @@ def test_an_absolute_link_stays_below_the_root(tmp_path: Path) -> None:
             "0-1",
             3.0,
         ),
+        (
+            {
+                "proc/self/mounts": "none /dev/cpuset cpuset rw 0 0",
+                "proc/self/cgroup": None,
+                "proc/self/cpuset": "/batch",
+                "dev/cpuset/batch/cpus": "2-3",
+                "dev/cpuset/batch/mems": "0",
+            },
+            "2-3",
+            None,
+        ),
+        (
+            {
+                "proc/self/mounts": "x /my\\040cg/cpuset cgroup rw,cpuset,noprefix 0 0",
+                "proc/self/cgroup": "4:cpuset:/",
+                "my cg/cpuset/effective_cpus": "1",
+                "my cg/cpuset/cpus": "0-1",
+            },
+            "1",
+            None,
+        ),
+        ({"proc/self/cgroup": "0::/../other", "sys/fs/other/cpuset.cpus.effective": "3"}, "0-3", None),
+        ({"sys/fs/cgroup/cpu.max": "9" * 5000 + " 100000"}, "0-3", None),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/cpu.max": "250000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000",
+                "sys/fs/cgroup/torchpar.slice/cpu.max": "50000 100000",
+            },
+            "0-3",
+            2.5,
+        ),
     ],
-    ids=["v2", "quota", "slice", "ancestors", "v1"],
+    ids=["v2", "quota", "slice", "ancestors", "v1", "legacy", "noprefix", "outside", "nonsense", "grandparent"],
 )
 def test_control_groups_limit_what_the_slice_can_have(
-    tmp_path: Path, files: dict[str, str], allowed: str, limit: float | None
+    tmp_path: Path, files: dict[str, str | None], allowed: str, limit: float | None
 ) -> None:
     """Both versions, any mount point, all ancestors; the slice's own limit where it has one."""
-    write(tmp_path, {path: text.encode() for path, text in {**MACHINE, **files}.items()})
-    facts = read_facts(tmp_path)
+    facts, _ = doubts(tmp_path, files)
     assert (str(facts.allowed_cpus), facts.cpu_limit) == (allowed, limit)
+
+
+def doubts(root: Path, files: dict[str, str | None]) -> tuple[HostFacts, tuple[str, ...]]:
+    """The machine with other files (None: without them), and what makes no sense of it."""
+    merged = {**MACHINE, **files}
+    write(root, {path: text.encode() for path, text in merged.items() if text is not None})
+    facts = read_facts(root)
+    return facts, facts.doubts
+
+
+SIBLINGS = {f"{CPU}/cpu{i}/topology/thread_siblings_list": None for i in range(4)}
+NODE1 = {"sys/devices/system/node/node1/meminfo": "Node 1 MemTotal: 1000 kB"}
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, "0,2 1,3"),
+        ({**SIBLINGS, **{f"{CPU}/cpu{i}/topology/core_cpus": "5" if i % 2 == 0 else "a" for i in range(4)}}, "0,2 1,3"),
+        ({**SIBLINGS, **{f"{CPU}/cpu{i}/topology/thread_siblings": f"0000000{5 << i % 2:x}" for i in range(4)}},
+         "0,2 1,3"),
+        ({**SIBLINGS, **{f"{CPU}/cpu{i}/topology/core_id": str(i // 2) for i in range(4)}}, "0-1 2-3"),
+        ({f"{CPU}/cpu{i}/topology/core_cpus_list": "\n" for i in range(4)}, "0,2 1,3"),
+        ({f"{CPU}/cpu{i}/topology/core_cpus_list": f" {i % 2},\t{i % 2 + 2} \n\0" for i in range(4)}, "0,2 1,3"),
+        (SIBLINGS, "0 1 2 3"),
+    ],
+    ids=["lists", "masks", "old masks", "ids", "empty lists", "white space", "nothing"],
+)  # fmt: skip
+def test_cores_are_known_by_any_of_the_kernels_names(tmp_path: Path, files: dict[str, str | None], cores: str) -> None:
+    """core_cpus since 5.1, thread_siblings before and still; lists, masks, or nothing but ids."""
+    facts, doubted = doubts(tmp_path, files)
+    assert " ".join(map(str, facts.cores)) == cores and doubted == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "groups"),
+    [
+        ({f"{CPU}/cpu{i}/cache/index3/shared_cpu_list": "0-3" for i in range(4)}
+         | {f"{CPU}/cpu{i}/cache/index3/shared_cpu_map": None for i in range(4)}, "0-3"),
+        ({f"{CPU}/cpu{i}/cache/index3/shared_cpu_map": "3" if i < 2 else "c" for i in range(4)}, "0-1 2-3"),
+        ({f"{CPU}/cpu{i}/cache/index3/level": "2" for i in range(4)}, ""),
+        ({f"{CPU}/cpu{i}/cache/index3/level": None for i in range(4)}, None),
+    ],
+    ids=["list only", "map only", "no level 3", "nothing"],
+)  # fmt: skip
+def test_level_3_groups_are_read_from_lists_or_maps(
+    tmp_path: Path, files: dict[str, str | None], groups: str | None
+) -> None:
+    """Either file may be missing; no level-3 cache is another thing than no cache known."""
+    found = doubts(tmp_path, files)[0].l3_groups
+    assert (None if found is None else " ".join(map(str, found))) == groups
+
+
+@pytest.mark.parametrize(
+    ("files", "doubt"),
+    [
+        ({f"{CPU}/cpu2/topology/thread_siblings_list": "2"},
+         f"/{CPU}/cpu0/topology: CPUs 2 are no siblings of CPU 0 by their own files; apart from it"),
+        ({f"{CPU}/cpu2/topology/physical_package_id": "1"},
+         "CPUs 0,2 are one core by their sibling lists, and in packages 0-1; taken to be in 0"),
+        ({**NODE1, "sys/devices/system/node/node1/cpulist": "2-3", "sys/devices/system/node/node0/distance": None},
+         "/sys/devices/system/node/node1: CPUs 2-3 are in another NUMA node too; taken to be in that"),
+        ({"sys/devices/system/node/node0/cpulist": "0-2"},
+         "/sys/devices/system/node: CPUs 3 are in no NUMA node; no memory is taken to be near them"),
+        ({"sys/devices/system/node/node0/cpulist": ""},
+         "/sys/devices/system/node: no NUMA node has any online CPU; taken as a host without nodes"),
+        ({**NODE1, "sys/devices/system/node/node0/cpulist": "0,2", "sys/devices/system/node/node1/cpulist": "1,3"},
+         "/sys/devices/system/node/node0/distance: not a number for each of the nodes; distances are not used"),
+        ({f"{CPU}/cpu0/cache/index3/shared_cpu_map": "3"},
+         f"/{CPU}: a CPU is in several groups that share a level-3 cache; which share one is not used"),
+        ({f"{CPU}/online": "3-0"},
+         f"/{CPU}/online: '3-0' is reversed: the first number must not be above the last; not used"),
+        ({f"{CPU}/online": "0-99999"},
+         f"/{CPU}/online: '0-99999' is out of range: numbers go from 0 to 8191; not used"),
+        ({f"{CPU}/cpu1/topology/physical_package_id": "one"},
+         f"/{CPU}/cpu1/topology/physical_package_id: 'one' is not a number; taken as unknown"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_said_with_what_is_done_instead(
+    tmp_path: Path, files: dict[str, str | None], doubt: str
+) -> None:
+    """The file, what is wrong with it, and the fallback; a plan is made all the same, and warns of it."""
+    facts, doubted = doubts(tmp_path, files)
+    assert doubted == (doubt,)
+    plan = make_plan(parse_config([ConfFile("/c", "[Train a]\nScript=/a.py\n")], facts, strict=True), facts)
+    assert plan.warnings[0] == doubt and plan.services[0].cpus <= facts.online_cpus
+
+
+def test_unknown_is_no_doubt(tmp_path: Path) -> None:
+    """-1 is the kernel's word for it, and an old kernel does not have all files."""
+    files: dict[str, str | None] = {f"{CPU}/cpu{i}/topology/physical_package_id": "-1" for i in range(4)}
+    files |= {f"{CPU}/cpu{i}/topology/die_id": "-1" for i in range(4)}
+    files |= {f"{CPU}/cpu{i}/topology/die_cpus": None for i in range(4)}
+    facts, doubted = doubts(tmp_path, {**files, f"{CPU}/online": None, f"{CPU}/cpu3/online": "0"})
+    assert (facts.packages, facts.dies, str(facts.online_cpus), str(facts.offline_cpus)) == (None, (), "0-2", "3")
+    assert doubted == ()
+
+
+def test_the_cpus_of_a_node_may_be_links_or_a_mask(tmp_path: Path) -> None:
+    """cpulist is younger than both."""
+    node = "sys/devices/system/node/node"
+    facts, doubted = doubts(
+        tmp_path,
+        {f"{node}0/cpulist": None, f"{node}0/cpumap": "00000000,00000003", f"{node}1/meminfo": "",
+         f"{node}1/cpu2/x": "", f"{node}1/cpu3/x": "", f"{node}0/distance": "10 21", f"{node}1/distance": "21 10"},
+    )  # fmt: skip
+    assert [str(node.cpus) for node in facts.numa_nodes] == ["0-1", "2-3"]
+    assert facts.distances is not None and len(doubted) == 2  # of the cores, which lie across
+
+
+def test_of_many_doubts_the_first_are_told(tmp_path: Path) -> None:
+    """A host with 512 CPUs would fill the screen."""
+    _, doubted = doubts(tmp_path, {f"{CPU}/cpu{i}/cache/index{j}/level": "x" for i in range(4) for j in (0, 1, 3)})
+    assert len(doubted) == 9 and doubted[-1] == "and 4 more of this kind"

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from torchpar.cli.inputs import LIVE, load_facts
-from torchpar.cli.output import echo_json, echo_table
+from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.cores import find_usable_cores
 from torchpar.cpuset import CpuSet
 from torchpar.topology import HostFacts, topology_json
@@ -29,6 +29,7 @@ def topology(root: Path, facts_file: Path | None, as_json: bool) -> None:
     click.echo(f"usable for services: CPUs {usable.cpus}")
     for cpu, why in usable.left_out.items():
         click.echo(f"  not CPU {cpu}: {why}")
+    warn(facts.doubts)
 
 
 def _echo_topology(facts: HostFacts) -> None:

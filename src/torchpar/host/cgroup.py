@@ -7,6 +7,7 @@ count. Sources: cgroup-v2.rst, cgroup-v1/cpusets.rst and scheduler/sched-bwc.rst
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...]) -> tuple[CpuSet | None,
                     f"{group}/cpuset.cpus.effective",
                     f"{group}/cpuset.effective_cpus",
                     f"{group}/cpuset.cpus",
+                    f"{group}/effective_cpus",
                     f"{group}/cpus",
                 )
             )
@@ -58,6 +60,7 @@ def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...]) -> tuple[CpuSet | None,
                     f"{group}/cpuset.mems.effective",
                     f"{group}/cpuset.effective_mems",
                     f"{group}/cpuset.mems",
+                    f"{group}/effective_mems",
                     f"{group}/mems",
                 )
             )
@@ -78,16 +81,18 @@ def _read_quota(tree: Tree, mounts: tuple[_Mount, ...]) -> float | None:
                 period = tree.text(f"{group}/cpu.cfs_period_us") or ""
             else:
                 continue
-            if quota.isdecimal() and period.isdecimal() and int(quota) > 0 and int(period) > 0:
-                limits.append(int(quota) / int(period))
+            numbers = [int(text) for text in (quota, period) if text.isdecimal() and len(text) < 19]
+            if len(numbers) == 2 and min(numbers) > 0:
+                limits.append(numbers[0] / numbers[1])
     return min(limits, default=None)
 
 
 def _groups(tree: Tree, mount: _Mount, controller: str) -> Iterator[str]:
     """The directories of torchpar.slice if it is there, of the group it is in, and of all ancestors up to the mount."""
     group = _own_group(tree, mount, controller)
-    if not tree.exists(f"{mount.path}{group}"):
-        # The path is that of another cgroup namespace, and the mount shows only what is below it.
+    # "/../x" is a group outside of the cgroup namespace; else the path may be that of another namespace, and the mount
+    # shows only what is below it.
+    if ".." in group.split("/") or not tree.exists(f"{mount.path}{group}"):
         group = ""
     if tree.exists(f"{mount.path}{group}/{SLICE}"):
         yield f"{mount.path}{group}/{SLICE}"
@@ -118,7 +123,8 @@ def _mounts(tree: Tree) -> Iterator[_Mount]:
             options = set(fields[3].split(","))
             if fields[2] == "cpuset":
                 options.add("cpuset")
-            yield _Mount(fields[1].strip("/").replace("\\040", " "), fields[2] == "cgroup2", frozenset(options))
+            path = re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), fields[1])
+            yield _Mount(path.strip("/"), fields[2] == "cgroup2", frozenset(options))
 
 
 def _not_empty(cpus: CpuSet | None) -> CpuSet | None:

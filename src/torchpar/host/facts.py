@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torchpar.host.libraries import read_arch, read_libraries, read_systemd_vers
 from torchpar.host.pci import read_pci_devices
 from torchpar.host.sysfs import Tree
 from torchpar.host.topology import (
+    compare_places,
     read_cores,
     read_cpu_kinds,
     read_cpus,
@@ -49,7 +51,9 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
     allowed = (limits.cpus or online) & online
     node_ids = CpuSet(node.id for node in nodes)
     gpus, nics = read_pci_devices(tree)
-    return HostFacts(
+    cores = read_cores(tree, online)
+    compare_places(tree, cores, packages, nodes)
+    facts = HostFacts(
         hostname=tree.text("proc/sys/kernel/hostname") or tree.text("etc/hostname") or "unknown",
         arch=os.uname().machine if root == Path("/") else read_arch(tree),
         online_cpus=online,
@@ -59,7 +63,7 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
         allowed_mems=((limits.mems or node_ids) & node_ids) or node_ids,
         isolated_cpus=read_isolated(tree) & online,
         numa_nodes=nodes,
-        cores=read_cores(tree, online),
+        cores=cores,
         packages=packages,
         dies=read_dies(tree, online, packages or ()),
         l3_groups=read_l3_groups(tree, online),
@@ -73,3 +77,4 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
         libraries=read_libraries(tree),
         in_force=read_in_force(tree),
     )
+    return dataclasses.replace(facts, doubts=tree.doubts())

@@ -1,7 +1,7 @@
 """Small files of the kernel below a root: text, numbers, CPU sets, names.
 
-None stands for whatever cannot be read or makes no sense. The kernel's -1 for "unknown" becomes None here and nowhere
-else. Links lead below the root, absolute ones too.
+None stands for whatever cannot be read or makes no sense; of the latter the Tree keeps what it was. The kernel's -1 for
+"unknown" becomes None here and nowhere else. Links lead below the root, absolute ones too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torchpar.cpuset import MAX_NUMBER, CpuSet
+
+_DOUBTS = 8  # enough to see what is wrong with a machine
 
 _LIMIT = 2**16  # no file that is read here is longer; proc/cpuinfo is not read
 
@@ -22,6 +24,16 @@ class Tree:
         self._root = os.fspath(root).rstrip("/")
         # The same list stands in the folder of every CPU of a package: each text is parsed once.
         self._parsed: dict[tuple[Callable[[str], CpuSet], str], CpuSet] = {}
+        self._doubts: dict[str, None] = {}
+
+    def doubt(self, what: str) -> None:
+        """Keep that something the kernel shows makes no sense, and what is done instead."""
+        self._doubts[what] = None
+
+    def doubts(self) -> tuple[str, ...]:
+        """What makes no sense, in the order of reading; of a long list the beginning."""
+        found = tuple(self._doubts)
+        return found if len(found) <= _DOUBTS else (*found[:_DOUBTS], f"and {len(found) - _DOUBTS} more of this kind")
 
     def path(self, path: str) -> str:
         """Where a path is on this machine."""
@@ -30,7 +42,7 @@ class Tree:
     def text(self, path: str) -> str | None:
         """A file's text without white space around it."""
         data = self.data(path, _LIMIT)
-        return None if data is None else data.decode("ascii", "replace").strip()
+        return None if data is None else data.decode("ascii", "replace").strip("\0 \t\r\n")
 
     def data(self, path: str, size: int) -> bytes | None:
         """The first `size` bytes of a regular file."""
@@ -48,7 +60,11 @@ class Tree:
     def number(self, path: str) -> int | None:
         """A whole number from 0; None also for the kernel's -1."""
         text = self.text(path)
-        return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+        if text and text.isascii() and text.isdigit() and len(text) < 19:
+            return int(text)
+        if text and text != "-1":
+            self.doubt(f"/{path}: {text[:40]!r} is not a number; taken as unknown")
+        return None
 
     def cpulist(self, *paths: str) -> CpuSet | None:
         """The CPU set of the first of the files that holds a list such as 0-3,8."""
@@ -92,7 +108,8 @@ class Tree:
             if key not in self._parsed:
                 try:
                     self._parsed[key] = parse(text)
-                except ValueError:
+                except ValueError as error:
+                    self.doubt(f"/{path}: {error}; not used"[:200])
                     continue
             return self._parsed[key]
         return None

@@ -44,11 +44,10 @@ def read_cores(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...]:
     cores: list[CpuSet] = []
     by_id: dict[tuple[int | None, int], list[int]] = {}
     seen: set[int] = set()
+    siblings_of = {cpu: _siblings(tree, cpu) for cpu in online}
     for cpu in online:
         topology = f"{_CPU}/cpu{cpu}/topology"
-        siblings = tree.cpulist(f"{topology}/core_cpus_list", f"{topology}/thread_siblings_list")
-        if siblings is None:
-            siblings = tree.cpumask(f"{topology}/core_cpus", f"{topology}/thread_siblings")
+        siblings = siblings_of[cpu]
         if siblings is None:
             core_id = tree.number(f"{topology}/core_id")
             if core_id is not None:
@@ -56,11 +55,49 @@ def read_cores(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...]:
                 by_id.setdefault((package, core_id), []).append(cpu)
                 continue
         if cpu not in seen:
-            core = CpuSet(n for n in (siblings or ()) if n in online and n not in seen) | CpuSet([cpu])
+            others = (siblings or CpuSet()) & online - CpuSet([cpu])
+            # Siblings are of one core only if each of them says so.
+            core = CpuSet([cpu, *(n for n in others if n not in seen and siblings_of[n] == siblings)])
+            if len(core) <= len(others):
+                tree.doubt(
+                    f"/{topology}: CPUs {others - core} are no siblings of CPU {cpu} by their own files; apart from it"
+                )
             seen.update(core)
             cores.append(core)
     cores += [CpuSet(cpus) for cpus in by_id.values()]
     return _ordered(cores)
+
+
+def _siblings(tree: Tree, cpu: int) -> CpuSet | None:
+    """The CPUs of a CPU's core. The names without "core" are those of kernels before 5.1, and still there."""
+    topology = f"{_CPU}/cpu{cpu}/topology"
+    for read, names in (
+        (tree.cpulist, ("core_cpus_list", "thread_siblings_list")),
+        (tree.cpumask, ("core_cpus", "thread_siblings")),
+    ):
+        for name in names:
+            found = read(f"{topology}/{name}")
+            if found:
+                return found
+    return None
+
+
+def compare_places(
+    tree: Tree, cores: Iterable[CpuSet], packages: Iterable[Package] | None, nodes: Iterable[NumaNode]
+) -> None:
+    """Doubt cores that lie in several packages or NUMA nodes. Placement takes them to be where their first CPU is."""
+    for what, places in (
+        ("packages", {package.id: package.cpus for package in packages or ()}),
+        ("NUMA nodes", {node.id: node.cpus for node in nodes}),
+    ):
+        of_cpu = {cpu: number for number, cpus in places.items() for cpu in cpus}
+        for core in cores:
+            found = CpuSet(of_cpu[cpu] for cpu in core if cpu in of_cpu)
+            if len(found) > 1:
+                where = of_cpu.get(core.first(), found.first())
+                tree.doubt(
+                    f"CPUs {core} are one core by their sibling lists, and in {what} {found}; taken to be in {where}"
+                )
 
 
 def read_packages(tree: Tree, online: CpuSet) -> tuple[Package, ...] | None:
@@ -102,6 +139,9 @@ def read_l3_groups(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...] | None:
             if shared:
                 groups.add(shared & online | CpuSet([cpu]))
             break
+    if sum(map(len, groups)) > len(CpuSet.union(groups)):
+        tree.doubt(f"/{_CPU}: a CPU is in several groups that share a level-3 cache; which share one is not used")
+        return None
     return _ordered(groups) if described else None
 
 
@@ -152,6 +192,7 @@ def _kinds_by_frequency(frequencies: dict[int, list[int]]) -> tuple[CpuKind, ...
 def read_numa_nodes(tree: Tree, online: CpuSet, memory_bytes: int | None) -> tuple[NumaNode, ...]:
     """The NUMA nodes; a host without node directory is one node, which is then marked as synthetic."""
     nodes = []
+    seen = CpuSet()
     for number in tree.numbered(_NODE, "node"):
         path = f"{_NODE}/node{number}"
         cpus = tree.cpulist(f"{path}/cpulist")
@@ -159,7 +200,16 @@ def read_numa_nodes(tree: Tree, online: CpuSet, memory_bytes: int | None) -> tup
             cpus = tree.cpumask(f"{path}/cpumap")
         if cpus is None:
             cpus = CpuSet(tree.numbered(path, "cpu"))
+        if not cpus.isdisjoint(seen):
+            tree.doubt(f"/{path}: CPUs {cpus & seen} are in another NUMA node too; taken to be in that")
+            cpus = cpus - seen
+        seen = seen | cpus
         nodes.append(NumaNode(number, cpus & online, _memory(tree.text(f"{path}/meminfo"))))
+    if nodes and not online & seen:
+        tree.doubt(f"/{_NODE}: no NUMA node has any online CPU; taken as a host without nodes")
+        nodes = []
+    elif nodes and not online <= seen:
+        tree.doubt(f"/{_NODE}: CPUs {online - seen} are in no NUMA node; no memory is taken to be near them")
     return tuple(nodes) or (NumaNode(0, online, memory_bytes, synthetic=True),)
 
 
@@ -180,6 +230,10 @@ def read_distances(tree: Tree, nodes: Iterable[NumaNode]) -> Distances | None:
     for number in numbers:
         row = (tree.text(f"{_NODE}/node{number}/distance") or "").split()
         if len(row) != len(numbers) or not all(value.isascii() and value.isdigit() and len(value) < 5 for value in row):
+            if row:
+                tree.doubt(
+                    f"/{_NODE}/node{number}/distance: not a number for each of the nodes; distances are not used"
+                )
             return None
         matrix.append(tuple(int(value) for value in row))
     return Distances(numbers, tuple(matrix)) if len(numbers) > 1 else None
