@@ -67,6 +67,8 @@ def make_ranks(
         crossing = [rank.local_rank for rank in ranks if len(rank.numa_nodes) > 1]
         how = f"crossing NUMA nodes: rank {CpuSet(crossing)}" if crossing else "none crosses a NUMA node"
         reasons.insert(0, Reason("Ranks", str(count), f"{len(share.cores)} cores split evenly; {how}"))
+    if train and (count > 1 or binding is not Binding.AUTO):
+        reasons.append(_binding_reason(binding, ranks))
     return tuple(ranks), tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(warnings))
 
 
@@ -144,6 +146,26 @@ def _bind(cores: Sequence[Core], share: Share, facts: HostFacts, binding: Bindin
         places = facts.l3_groups or ()
     around = CpuSet.union(place for place in places if not place.isdisjoint(cpus))
     return (around & share.cpus) | cpus
+
+
+_BOUND_TO = {
+    Binding.AUTO: "exclusive: each rank has a share of its own",
+    Binding.NODE: "each rank has all of the service's CPUs on the NUMA node of its share",
+    Binding.SOCKET: "each rank has all of the service's CPUs in the package of its share",
+    Binding.EXCLUSIVE: "each rank has a share of its own",
+    Binding.CORE_COMPLEX: "each rank has all of the service's CPUs in the L3 group of its share",
+    Binding.NONE: "no rank is bound; each has all of the service's CPUs",
+}
+
+
+def _binding_reason(binding: Binding, ranks: Sequence[Rank]) -> Reason:
+    """What the ranks are bound to, and which of them have CPUs in common."""
+    shared = CpuSet(a.local_rank for a in ranks for b in ranks if a is not b and not a.cpus.isdisjoint(b.cpus))
+    beside = (
+        f"; ranks {shared} share CPUs with each other, and each keeps to its own number of threads" if shared else ""
+    )
+    bound = "; ".join(dict.fromkeys(str(rank.cpus) for rank in ranks))
+    return Reason("Binding", binding.value, f"{_BOUND_TO[binding]}: CPUs {bound}{beside}")
 
 
 def _divide(

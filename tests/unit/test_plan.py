@@ -11,10 +11,10 @@ from tests.unit.hosts import TCMALLOC, make_gpu, make_host
 from torchpar.allocator import JEMALLOC_CONF
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
+from torchpar.errors import ConfigError, PlacementError
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts, Library, facts_json, parse_facts
+from torchpar.topology import HostFacts, Library, NumaNode, facts_json, parse_facts
 
 TWO_NODES = make_host(packages=2, cores_per_complex=4)
 FOUR = make_host()
@@ -239,3 +239,53 @@ def test_more_gpus_than_cores_are_no_ranks() -> None:
     host = make_host(cores_per_complex=1, gpu_nodes=(0, 0))
     with pytest.raises(PlacementError, match=r"Ranks=gpu: it has 1 cores \(0\), and each of 2 ranks needs one"):
         plan_of("Ranks=gpu", host)
+
+
+ALL = "each rank has all of the service's CPUs"
+SHARED = "; ranks 0-3 share CPUs with each other, and each keeps to its own number of threads"
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("auto", "exclusive: each rank has a share of its own: CPUs 0-1; 2-3; 4-5; 6-7"),
+        ("exclusive", "each rank has a share of its own: CPUs 0-1; 2-3; 4-5; 6-7"),
+        ("node", f"{ALL} on the NUMA node of its share: CPUs 0-3; 4-7{SHARED}"),
+        ("socket", f"{ALL} in the package of its share: CPUs 0-7{SHARED}"),
+        ("core-complex", f"{ALL} in the L3 group of its share: CPUs 0-1; 2-3; 4-5; 6-7"),
+        ("none", f"no rank is bound; each has all of the service's CPUs: CPUs 0-7{SHARED}"),
+    ],
+)
+def test_binding_is_explained_with_its_cpus_and_who_shares_them(binding: str, expected: str) -> None:
+    """PyTorch's five meanings, on one package with two nodes of two L3 groups each."""
+    host = make_host(nodes_per_package=2, complexes_per_node=2, cores_per_complex=2)
+    assert why(plan_of(f"Ranks=4\nBinding={binding}", host), "Binding") == expected
+
+
+def test_one_process_has_a_reason_for_its_binding_only_if_that_is_set() -> None:
+    """There is nothing to bind it to but its service's CPUs."""
+    assert "Binding" not in {reason.key for reason in plan_of("").reasons}
+    assert why(plan_of("Binding=node"), "Binding").endswith(": CPUs 0-3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("Ranks=9", "/c:6: [Train a] Ranks=9: it has 4 cores (0-3), and each of 9 ranks needs one at least"),
+        ("Ranks=gpu", "/c:6: [Train a] Ranks=gpu: it has 0 accelerators here and GPUsPerRank=1"),
+        ("GPUs=2", "/c:6: [Train a] GPUs=2: of the 0 accelerators of this host 0 are free"),
+        ("GPUs=0000:17:00.0", "/c:6: [Train a] GPUs=0000:17:00.0: no such accelerator on this host; it has: none"),
+        ("CPUs=node:1", "/c:6: [Train a] CPUs=node:1: NUMA node 1 has no CPUs; those with CPUs are 0"),
+        ("CPUs=node:7", "/c:6: [Train a] CPUs=node:7: NUMA node 7 does not exist on this host"),
+        ("NUMAMask=7", "/c:6: [Train a] NUMAMask=7: node 7 is not there or not allowed"),
+        ("CPUs=3-1", "/c:6: [Train a] CPUs=3-1: '3-1' is reversed"),
+        ("CPUs=0-99999999", "/c:6: [Train a] CPUs=0-99999999: '0-99999999' is out of range"),
+        ("CPUs=0-4000", "/c:6: [Train a] CPUs=0-4000: this host has no CPU 4-4000 (online: 0-3)"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_the_key_and_the_fact(settings: str, message: str) -> None:
+    """File, line, section and key; what it clashes with; never a plan outside of the host."""
+    host = dataclasses.replace(FOUR, numa_nodes=(*FOUR.numa_nodes, NumaNode(1, CpuSet(), 2**34)))
+    with pytest.raises((PlacementError, ConfigError)) as error:
+        plan_of(settings, host)
+    assert message in str(error.value)
