@@ -137,19 +137,25 @@ def _near(claim: Claim) -> CpuSet:
 
 
 def _choose(free: Sequence[PciDevice], count: int, near: CpuSet) -> list[PciDevice]:
-    """`count` devices, on the nodes `near` if there are any, on as few nodes as can be, and breaking up none that it
-    need not."""
+    """`count` devices, whole ones before MIG instances, on the nodes `near` if there are any, on as few nodes as can
+    be, and breaking up none that it need not."""
     chosen: list[PciDevice] = []
     while len(chosen) < count:
-        by_node: dict[int | None, list[PciDevice]] = {}
+        places: dict[tuple[bool, int | None], list[PciDevice]] = {}
         for gpu in free:
             if gpu not in chosen:
-                by_node.setdefault(gpu.numa_node, []).append(gpu)
+                places.setdefault((gpu.mig is not None, gpu.numa_node), []).append(gpu)
         room = count - len(chosen)
         # Whole nodes while they are too small; then the one with the fewest left over.
         group = min(
-            by_node.values(),
-            key=lambda gpus: (gpus[0].numa_node not in near, len(gpus) < room, abs(len(gpus) - room), gpus[0].pci),
+            places.values(),
+            key=lambda gpus: (
+                gpus[0].mig is not None,
+                gpus[0].numa_node not in near,
+                len(gpus) < room,
+                abs(len(gpus) - room),
+                gpus[0].pci,
+            ),
         )
         chosen += group[:room]
     return chosen

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from torchpar.cpuset import CpuSet
 from torchpar.plan import Plan, ServicePlan
-from torchpar.topology import HostFacts, NumaNode
+from torchpar.topology import HostFacts, NumaNode, PciDevice
 
 # Okabe and Ito's colours, which people of all kinds of colour vision can tell apart, and lighter ones of the same.
 PALETTE = (
@@ -122,7 +122,7 @@ def _packages(plan: Plan, colours: dict[str, str]) -> Iterable[_Box]:
             yield _Box(_node_title(node) + ", no CPUs", fill="#FFFFFF")
     unknown = [gpu for gpu in facts.accelerators() if gpu.numa_node is None]
     if unknown:
-        boxes = [_Box(_gpu_title(plan, gpu.name), fill="#FFFFFF") for gpu in unknown]
+        boxes = [_Box(_gpu_title(plan, gpu), fill="#FFFFFF") for gpu in unknown]
         yield _Box("accelerators, node unknown", tuple(boxes), columns=2, fill="#FFFFFF")
 
 
@@ -136,7 +136,7 @@ def _node(plan: Plan, node: NumaNode, within: CpuSet, colours: dict[str, str], *
         boxes.append(_group("", rest, plan, colours))
     for gpu in facts.accelerators():
         if gpu.numa_node == node.id and not again:
-            boxes.append(_Box(_gpu_title(plan, gpu.name), fill="#FFFFFF"))
+            boxes.append(_Box(_gpu_title(plan, gpu), fill="#FFFFFF"))
     return _Box("" if node.synthetic else _node_title(node), tuple(boxes), columns=_wide(len(boxes)), fill="#F4F8FB")
 
 
@@ -181,27 +181,41 @@ def _legend(plan: Plan, colours: dict[str, str]) -> Iterable[tuple[str, str]]:
             cores = "1 core" if service.cores == 1 else f"{service.cores} cores"
             loaders = f"; loader workers also on {service.loader_cpus} (dashed)" if service.loader_cpus else ""
             yield colours[service.unit], f"{name}: {cores}{shared}; threads {threads}; memory {memory}{loaders}"
-    guests = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services if s.unit not in colours]
-    yield FREE, "free" + (f" (for {', '.join(guests)})" if guests else "")
+    if plan.unassigned_cpus:
+        yield FREE, f"{_cpus(plan.unassigned_cpus)}: free"
+    for service in plan.services:
+        if service.unit not in colours:
+            name = f"{service.service.kind.value}@{service.service.name}"
+            yield FREE, f"{name}: holds nothing, may run on {_cpus(service.cpus)}"
     by_reason: dict[str, list[int]] = {}
     for cpu, why in plan.left_out.items():
         by_reason.setdefault(why, []).append(cpu)
     for why, cpus in by_reason.items():
-        yield LEFT_OUT, f"CPUs {CpuSet(cpus)}: {why}"
+        yield LEFT_OUT, f"{_cpus(CpuSet(cpus))}: {why}"
+
+
+def _cpus(cpus: CpuSet) -> str:
+    return f"CPU {cpus}" if len(cpus) == 1 else f"CPUs {cpus}"
 
 
 def _host_title(facts: HostFacts) -> str:
-    memory = "" if facts.memory_bytes is None else f", {facts.memory_bytes / 2**30:.0f} GiB"
-    return f"{facts.hostname}: {len(facts.cores)} cores, {len(facts.online_cpus)} CPUs{memory}"
+    return f"{facts.hostname}: {len(facts.cores)} cores, {len(facts.online_cpus)} CPUs{_memory(facts.memory_bytes)}"
 
 
 def _node_title(node: NumaNode) -> str:
-    return f"NUMA node {node.id}" + ("" if node.mem_bytes is None else f", {node.mem_bytes / 2**30:.0f} GiB")
+    return f"NUMA node {node.id}{_memory(node.mem_bytes)}"
 
 
-def _gpu_title(plan: Plan, name: str) -> str:
-    holders = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services for g in s.gpus if g.name == name]
-    return f"GPU {name}" + (f": {', '.join(holders)}" if holders else "")
+def _memory(size: int | None) -> str:
+    if size is None:
+        return ""
+    return f", {size / 2**30:.0f} GiB" if size >= 2**30 else f", {size / 2**20:.0f} MiB"
+
+
+def _gpu_title(plan: Plan, gpu: PciDevice) -> str:
+    holders = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services for g in s.gpus if g == gpu]
+    name = f"GPU {gpu.pci}" if gpu.mig is None else f"GPU {gpu.pci} MIG {gpu.mig}"
+    return name + (f": {', '.join(holders)}" if holders else "")
 
 
 def _wide(count: int) -> int:

@@ -167,6 +167,15 @@ def test_instances_are_shared_out_one_for_each_service() -> None:
     assert visible(apply("a", MIG)[0].services[0]) == UUID.format(0)
 
 
+def test_whole_gpus_are_given_out_before_instances() -> None:
+    """Two of one node are no better than one of each, if they are parts of a GPU."""
+    whole = [dataclasses.replace(make_gpu(i, i), uuid=f"GPU-{i}") for i in range(3)]
+    host = dataclasses.replace(
+        make_host(packages=3), gpus=(dataclasses.replace(whole[0], mig_instances=("1/0", "2/0")), *whole[1:])
+    )
+    assert visible(apply("a GPUs=2", host)[0].services[0]) == "GPU-1,GPU-2"
+
+
 def test_who_asks_for_several_instances_is_warned() -> None:
     """It gets them, and is told what CUDA makes of that."""
     (warning,) = (w for w in apply("a GPUs=3", MIG)[0].services[0].warnings if "MIG" in w)

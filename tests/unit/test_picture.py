@@ -74,4 +74,12 @@ def test_free_cores_are_white_and_guests_are_named_in_the_legend() -> None:
     )
     svg = draw_plan(plan)
     assert list(cells(svg).values()) == [PALETTE[0], PALETTE[0], FREE, FREE]
-    assert "free (for train@c)" in svg
+    assert "CPUs 2-3: free" in svg and "train@c: holds nothing, may run on CPUs 2-3" in svg
+
+
+def test_the_cores_of_loader_workers_have_a_dashed_outline_in_the_colour_of_their_service() -> None:
+    """They are filled as what no service computes on; one is kept for the system."""
+    svg = draw_plan(plan_of(make_hybrid_host(), "[Train a]\nScript=/a\nEnabled=yes\n"))
+    dashed = [rect.get("stroke") for rect in ET.fromstring(svg).iter(f"{SVG}rect") if rect.get("stroke-dasharray")]
+    assert dashed == [PALETTE[0]] * 3
+    assert "loader workers also on 9-11 (dashed)" in svg
