@@ -148,9 +148,32 @@ class HostFacts:
     def accelerators(self) -> tuple[PciDevice, ...]:
         """The devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays.
 
-        A GPU that is in MIG's instances is these instead: CUDA cannot use it as a whole.
+        A GPU that is in MIG's instances is these instead: CUDA cannot use it as a whole. The numa_node of each is one
+        that has CPUs, see home_node().
         """
-        return tuple(part for gpu in self.gpus if is_accelerator(gpu) for part in _parts(gpu))
+        accelerators = (gpu for gpu in self.gpus if is_accelerator(gpu))
+        return tuple(
+            part for gpu in accelerators for part in _parts(dataclasses.replace(gpu, numa_node=self.home_node(gpu)))
+        )
+
+    def home_node(self, device: PciDevice) -> int | None:
+        """The NUMA node whose CPUs are nearest to a device; None where the kernel does not know.
+
+        On a host with one node that is this one, whatever the kernel says. Else it is the device's own; where that has
+        no CPUs, the nearest one that has; and where the node is unknown, that of its local CPUs if it is only one (they
+        are all CPUs where the kernel does not know those either).
+        """
+        with_cpus = [node.id for node in self.numa_nodes if node.cpus]
+        if len(with_cpus) == 1:
+            return with_cpus[0]
+        if device.numa_node in with_cpus:
+            return device.numa_node
+        if self.distances and device.numa_node in self.distances.nodes and with_cpus:
+            row = self.distances.matrix[self.distances.nodes.index(device.numa_node)]
+            distance = dict(zip(self.distances.nodes, row, strict=False))
+            return min(with_cpus, key=lambda node: (distance.get(node, 255), node))
+        local = self.node_of(device.local_cpus or CpuSet())
+        return local.first() if len(local) == 1 else None
 
 
 # They keep a device for virtual machines, or drive it for displays alone.

