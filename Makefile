@@ -175,7 +175,7 @@ install: man
 	printf '"""Written by make install."""\n\n\ndef version() -> str:\n    """The version of this package."""\n    return "%s"\n' \
 		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/version.py'
 	$(call put,644,$(addprefix src/torchpar/runtime/,run.py launch.py),/usr/lib/torchpar)
-	mkdir -p '$(DESTDIR)/usr/lib/torchpar'
+	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
 	$(call put,755,src/scripts/torchpar,/usr/bin)
 	$(call put,755,src/scripts/torchpard,/usr/sbin)
@@ -184,7 +184,7 @@ install: man
 	install -D -m 644 systemd/torchpar.sysusers '$(DESTDIR)/usr/lib/sysusers.d/torchpar.conf'
 	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
-	$(call put,644,src/examples/demo.py,/usr/share/torchpar/examples)
+	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
 	$(call put,644,etc/torchpar.conf,/etc)
 	$(call put,644,debian/completion/torchpar,/usr/share/bash-completion/completions)

@@ -31,6 +31,10 @@ _SINCE = {
 }  # fmt: skip
 
 
+# What ExecStop= runs. It waits for the grace, sends SIGTERM, and SIGKILL ten seconds later.
+STOP = "/usr/lib/torchpar/stop"
+_AFTER_GRACE = 15
+
 _SAY = "'echo \"$1\" >&2; exit 78'"
 
 
@@ -110,7 +114,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         "MemoryHigh": settings.memory_high,
         "CPUWeight": settings.cpu_weight,
         "Restart": settings.restart.value,
-        "TimeoutStopSec": f"{train.checkpoint_grace}s" if train else None,
+        "TimeoutStopSec": f"{train.checkpoint_grace + _AFTER_GRACE}s" if train else None,
     }
     directives = []
     for key, value in service.directives:
@@ -133,6 +137,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         placement=_placement(plan),
         environment=list(plan.environment.items()),
         command=plan.command,
+        stop_command=(STOP, str(train.checkpoint_grace)) if train else (),
         limits=[(key, value) for key, value in limits.items() if value is not None],
         directives=directives,
     )

@@ -46,9 +46,11 @@ Environment='TORCHPAR_JOB={"checkpoint_grace":60,"cudnn_benchmark":null,"elastic
 ExecStartPre=
 ExecStart=
 ExecStart=:/srv/venv/bin/python3 /usr/lib/torchpar/run.py -- /srv/100%%/train.py --epochs 90 "$HOME and %%h"
+ExecStop=
+ExecStop=:/usr/lib/torchpar/stop 60
 MemoryMax=8G
 Restart=on-failure
-TimeoutStopSec=60s
+TimeoutStopSec=75s
 Nice=5
 """
 

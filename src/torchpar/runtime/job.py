@@ -1,0 +1,72 @@
+"""What a distributed script starts with: its process group, its devices, its model wrapped."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torchpar.environment import JobSettings, parse_job_environment
+
+
+class Job:
+    """This process among those of the job.
+
+    `rank` of `world_size` counts over all hosts, `local_rank` on this one. `devices` are this process's own
+    torch.devices: its accelerators, or the CPU; `device` is the first.
+    """
+
+    def __init__(self, torch: Any, settings: JobSettings | None) -> None:
+        """Read what torchrun has set; without torchrun a process is alone."""
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        numbers = device_numbers(settings, self.local_rank, torch.cuda.device_count())
+        self.devices = tuple(torch.device("cuda", number) for number in numbers) or (torch.device("cpu"),)
+        self.device = self.devices[0]
+
+    def wrap(self, model: Any, **arguments: Any) -> Any:
+        """The model on this process's device, in DistributedDataParallel where there are other ranks.
+
+        A model for several devices of one rank (GPUsPerRank=) is to be on them already, and stays there. The arguments
+        are those of DistributedDataParallel.
+        """
+        if len(self.devices) == 1:
+            model = model.to(self.device)
+        if self.world_size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        if self.device.type == "cuda" and len(self.devices) == 1:
+            arguments.setdefault("device_ids", [self.device.index])
+        return DistributedDataParallel(model, **arguments)
+
+
+def init(backend: str | None = None) -> Job:
+    """Join the process group, unless the process is alone or has joined already, and take this rank's devices.
+
+    The backend is nccl where the rank has accelerators, gloo on CPUs.
+    """
+    import torch
+
+    job = Job(torch, parse_job_environment(os.environ))
+    if job.device.type == "cuda":
+        torch.cuda.set_device(job.device)
+    if job.world_size > 1:
+        import torch.distributed
+
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend or ("nccl" if job.device.type == "cuda" else "gloo"))
+    return job
+
+
+def device_numbers(settings: JobSettings | None, local_rank: int, visible: int) -> range:
+    """Which of the accelerators that the service sees are this rank's: the ranks' own follow one another.
+
+    Without a plan one for each rank, as is usual with torchrun. None where fewer are visible than planned, as on CPUs.
+    """
+    counts = [len(rank.gpus) for rank in settings.ranks] if settings else [1] * (local_rank + 1)
+    if len(counts) <= local_rank:
+        return range(0)
+    first = sum(counts[:local_rank])
+    last = first + counts[local_rank]
+    return range(first, last) if last <= visible else range(0)
