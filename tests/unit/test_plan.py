@@ -183,6 +183,8 @@ def test_a_library_of_another_architecture_is_not_preloaded() -> None:
 def test_threads_spin_only_on_cpus_of_their_own() -> None:
     """Two spinning jobs on one core are twenty times slower."""
     assert "OMP_WAIT_POLICY" not in plan_of("").environment
+    assert plan_of("").environment["GOMP_SPINCOUNT"] == "50000"
+    assert "GOMP_SPINCOUNT" not in plan_of("Environment=OMP_WAIT_POLICY=PASSIVE").environment
     shared = plan_of("CPUs=shared")
     assert shared.environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert plan_of("", make_host(cpu_limit=3.5)).environment["OMP_WAIT_POLICY"] == "PASSIVE"

@@ -34,6 +34,7 @@ NUMAMask=
 NUMAPolicy=bind
 NUMAMask=0
 Environment="A=two words"
+Environment=GOMP_SPINCOUNT=50000
 Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2
 Environment=MALLOC_CONF=oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1
 Environment=OMP_NUM_THREADS=3

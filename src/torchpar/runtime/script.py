@@ -45,11 +45,16 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
     safe_path = getattr(sys.flags, "safe_path", sys.flags.isolated)
     if not safe_path:
         del sys.path[0]
-    if "TORCHPAR_JOB" in os.environ:
-        from torchpar.runtime import rank
+    job = os.environ.get("TORCHPAR_JOB")
+    if job is not None:
         from torchpar.runtime.torch_import import TorchImport
 
-        rank.prepare()
+        # Whoever is the only process on all of the service's CPUs has been bound by systemd. To read the plan takes
+        # longer than all else here, which that one is spared until it imports torch.
+        if "LOCAL_RANK" in os.environ or job.count('"loader_cpus":"') > job.count('"loader_cpus":""'):
+            from torchpar.runtime import rank
+
+            rank.prepare()
         sys.meta_path.insert(0, TorchImport())
     if option == "-m":
         sys.argv = ["-m", *arguments]
