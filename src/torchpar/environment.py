@@ -16,6 +16,9 @@ from torchpar.errors import JobSettingsError
 
 VARIABLE = "TORCHPAR_JOB"
 
+# Where torchpard hears how far a job is, datagrams of one JSON object; see runtime/progress.py.
+JOB_SOCKET = "/run/torchpar/job.sock"
+
 
 @dataclass(frozen=True)
 class RankSettings:
@@ -42,7 +45,8 @@ class JobSettings:
     service is the unit's name ("torchpar-train@demo.service"); cudnn_benchmark is None where the job's own choice
     stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
     torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
-    how many seconds a stop may take.
+    how many seconds a stop may take. loader says whether DataLoader calls may be given what they leave out at all,
+    prefetch_factor and pin_memory what the conf says of these; None: torch's own, and with accelerators yes.
 
     What has a default here is what older units do not say.
     """
@@ -58,6 +62,9 @@ class JobSettings:
     interface: str | None = None
     elastic: bool = False
     checkpoint_grace: int = 120
+    loader: bool = True
+    prefetch_factor: int | None = None
+    pin_memory: bool | None = None
 
     def rank(self, local_rank: int) -> RankSettings | None:
         """The settings of one process, None if the plan has no such rank."""
@@ -101,7 +108,16 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         interface=_field(fields, VARIABLE, "interface", (str, type(None)), JobSettings.interface),
         elastic=_field(fields, VARIABLE, "elastic", bool, JobSettings.elastic),
         checkpoint_grace=_number(fields, VARIABLE, "checkpoint_grace", least=0, absent=JobSettings.checkpoint_grace),
+        loader=_field(fields, VARIABLE, "loader", bool, JobSettings.loader),
+        prefetch_factor=_prefetch_factor(fields),
+        pin_memory=_field(fields, VARIABLE, "pin_memory", (bool, type(None)), JobSettings.pin_memory),
     )
+
+
+def _prefetch_factor(fields: Mapping[str, Any]) -> int | None:
+    if fields.get("prefetch_factor") is None:
+        return None
+    return _number(fields, VARIABLE, "prefetch_factor", least=1)
 
 
 def _parse_rank(data: Any, where: str) -> RankSettings:

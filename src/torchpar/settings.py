@@ -251,24 +251,22 @@ class TrainSettings(ServiceSettings):
         v.parse_loader_workers,
         "auto",
         "auto, a number, off",
-        "num_workers for DataLoader calls that do not set it; off: leave them alone; auto: what the threads leave, and "
-        "one on each efficiency core that no service computes on",
+        "num_workers for DataLoader calls that do not set it, where workers change nothing; off: leave calls alone; "
+        "auto: what the threads leave, and one on each efficiency core that no service computes on",
     )
     prefetch_factor: int | None = _setting(
         "PrefetchFactor",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "prefetch_factor, likewise",
-        later=True,
+        "prefetch_factor, likewise: batches that each worker loads ahead; auto: PyTorch's own, 2",
     )
     pin_memory: bool | None = _setting(
         "PinMemory",
         v.parse_auto_boolean,
         "auto",
         "auto, yes, no",
-        "pin_memory, likewise; auto: yes with GPUs",
-        later=True,
+        "pin_memory, likewise, where an accelerator is in use; auto: yes",
     )
     nodes: int = _setting("Nodes", v.parse_positive, "1", "a number", "hosts that train together", later=True)
     endpoint: str | None = _setting(

@@ -86,6 +86,9 @@ def make_environment(
             interface=train.interface,
             elastic=train.elastic,
             checkpoint_grace=train.checkpoint_grace,
+            loader=train.loader_workers != "off",
+            prefetch_factor=train.prefetch_factor,
+            pin_memory=train.pin_memory,
         )
     planned.update(job_environment(job))
     for assignment in settings.environment:

@@ -56,8 +56,8 @@ def test_unknown_names_are_only_warnings_unless_strict() -> None:
 
 def test_a_key_without_effect_yet_is_said_to_have_none() -> None:
     """Nobody should wait for what does not come; its default says nothing."""
-    config = read("[Train a]\nScript=/a.py\nPinMemory=yes\nPrefetchFactor=auto\n")
-    assert config.warnings == ("/1.conf:3: [Train a] PinMemory=yes: has no effect in this version yet",)
+    config = read("[Train a]\nScript=/a.py\nTune=online\nPrefetchFactor=auto\n")
+    assert config.warnings == ("/1.conf:3: [Train a] Tune=online: has no effect in this version yet",)
 
 
 def test_later_files_win_and_lists_append_until_reset() -> None:

@@ -27,6 +27,9 @@ SETTINGS = JobSettings(
     interface="eth0",
     elastic=True,
     checkpoint_grace=600,
+    loader=False,
+    prefetch_factor=4,
+    pin_memory=True,
 )
 
 
@@ -51,7 +54,8 @@ def test_the_text_is_one_compact_line_of_sorted_ascii() -> None:
     settings = JobSettings(service="torchpar-train@größe.service", interop_threads=2, cudnn_benchmark=True, ranks=())
     assert job_environment(settings) == {
         "TORCHPAR_JOB": '{"checkpoint_grace":120,"cudnn_benchmark":true,"elastic":false,"endpoint":null,'
-        '"interface":null,"interop_threads":2,"max_restarts":0,"memory_policy":"default","nodes":"1","ranks":[],'
+        '"interface":null,"interop_threads":2,"loader":true,"max_restarts":0,"memory_policy":"default","nodes":"1",'
+        '"pin_memory":null,"prefetch_factor":null,"ranks":[],'
         '"service":"torchpar-train@gr\\u00f6\\u00dfe.service"}'
     }
     assert parse_job_environment(job_environment(settings)) == settings
@@ -110,6 +114,9 @@ def test_a_rank_is_found_by_its_number() -> None:
         (changed(endpoint=0), "TORCHPAR_JOB.endpoint: 0 is not"),
         (changed(elastic="no"), "TORCHPAR_JOB.elastic: 'no' is not"),
         (changed(checkpoint_grace=-1), "TORCHPAR_JOB.checkpoint_grace: -1 is not"),
+        (changed(loader=1), "TORCHPAR_JOB.loader: 1 is not"),
+        (changed(prefetch_factor=0), "TORCHPAR_JOB.prefetch_factor: 0 is not"),
+        (changed(pin_memory="yes"), "TORCHPAR_JOB.pin_memory: 'yes' is not"),
         (changed_rank(loader_cpus=None), "TORCHPAR_JOB.ranks[0].loader_cpus: None is not"),
         (changed_rank(gpus=[0]), "TORCHPAR_JOB.ranks[0].gpus: [0] is not"),
     ],
