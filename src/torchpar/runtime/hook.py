@@ -12,11 +12,12 @@ from typing import Any
 
 from torchpar.environment import JobSettings, RankSettings, parse_job_environment
 from torchpar.errors import JobSettingsError
+from torchpar.runtime import loader
 from torchpar.runtime.observed import observe, say, tell
 
 
 def torch_imported(torch: Any) -> None:
-    """Set torch's thread counts and cudnn.benchmark as planned for this process; log and record what then holds."""
+    """Set torch as planned for this process, and watch its loaders; log and record what then holds."""
     local_rank = _local_rank()
     try:
         settings = parse_job_environment(os.environ)
@@ -31,6 +32,7 @@ def torch_imported(torch: Any) -> None:
         _set_interop_threads(torch, settings.interop_threads)
         if settings.cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+        loader.install(torch, settings, rank)
     tell(observe(torch, local_rank))
 
 

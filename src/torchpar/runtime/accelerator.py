@@ -1,0 +1,27 @@
+"""What the job does with accelerators, as its own torch tells: the one place that asks torch.cuda and its like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# torch.cuda stands for ROCm too.
+_KINDS = ("cuda", "xpu")
+
+
+def in_use(torch: Any) -> bool:
+    """Whether this process has begun to use an accelerator.
+
+    Whether there is one is not asked: `is_available()` may itself start the driver, which a forked loader worker could
+    then not use any more.
+    """
+    return any(_asked(torch, kind, "is_initialized") for kind in _KINDS)
+
+
+def holds(torch: Any, value: Any) -> bool:
+    """Whether a value is a tensor in an accelerator's memory, which a forked process cannot use."""
+    return isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta")
+
+
+def _asked(torch: Any, kind: str, question: str) -> bool:
+    ask = getattr(getattr(torch, kind, None), question, None)
+    return bool(ask and ask())

@@ -1,0 +1,96 @@
+"""What a forked loader worker could not share with the process that it was forked from.
+
+A file's position is one for both processes, a connection's bytes go to either, a thread is in one of them only. Looks
+at what is reachable from a dataset, without reading or pickling it, and not at every element of long lists.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torchpar.runtime import accelerator
+
+# As much as takes a few milliseconds; of a list's elements, which are mostly alike, the first.
+_MOST_VALUES = 5000
+_MOST_ELEMENTS = 64
+
+# Packages whose objects are written in C and hold a file or a connection that does not survive a fork.
+_HANDLES = {"sqlite3", "h5py", "tables", "netCDF4", "lmdb", "psycopg2", "psycopg", "MySQLdb", "pyodbc", "zmq", "grpc"}
+_PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), type, types.ModuleType, range)
+
+
+def not_shareable(torch: Any, **roots: Any) -> str | None:
+    """What is reachable from the named values that a forked process cannot use: "dataset.file, an open file".
+
+    None: nothing was found.
+    """
+    queue: list[tuple[str, Any]] = list(roots.items())
+    seen: set[int] = set()
+    for name, value in queue:  # grows below
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        what = _what(torch, value)
+        if what:
+            return f"{name}, {what}"
+        room = _MOST_VALUES - len(queue)
+        queue += [part for part, _ in zip(_parts(name, value), range(room))]  # noqa: B905 - strict= is of 3.10
+    return None
+
+
+def _what(torch: Any, value: Any) -> str | None:
+    if accelerator.holds(torch, value):
+        return f"a tensor on {value.device}"
+    if isinstance(value, socket.socket):
+        return "a socket"
+    if isinstance(value, io.IOBase):
+        return "an open file" if _has_descriptor(value) else None
+    if isinstance(value, threading.Thread):
+        return "a thread"
+    if isinstance(value, (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)):
+        return "a generator"
+    package = type(value).__module__.partition(".")[0]
+    if package in _HANDLES:
+        return f"a {type(value).__module__}.{type(value).__qualname__}"
+    return None
+
+
+def _has_descriptor(file: io.IOBase) -> bool:
+    try:
+        # The standard streams are everybody's.
+        return not file.closed and file.fileno() > 2
+    except (OSError, ValueError):
+        return False
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds, with names for people. No code of the value's own class is run."""
+    if isinstance(value, dict):
+        yield from ((f"{name}[{key!r:.20}]", part) for key, part in _first(dict.items(value)))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from ((f"{name}[...]", part) for part in _first(value))
+    elif isinstance(value, types.FunctionType):
+        for cell, variable in zip(value.__closure__ or (), value.__code__.co_freevars):  # noqa: B905
+            try:
+                yield variable, cell.cell_contents
+            except ValueError:
+                continue  # not set yet
+    elif isinstance(value, types.MethodType):
+        yield name, value.__self__
+    else:
+        try:
+            attributes = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            return
+        if isinstance(attributes, dict):
+            yield from ((f"{name}.{key}", part) for key, part in list(attributes.items()))
+
+
+def _first(values: Iterable[Any]) -> Iterator[Any]:
+    for _, value in zip(range(_MOST_ELEMENTS), values):  # noqa: B905
+        yield value

@@ -1,0 +1,95 @@
+"""What a DataLoader worker begins with: one thread, and all CPUs of its rank.
+
+torch gives a worker one thread of its own, but not of numpy's BLAS or OpenCV. And where the user's environment has
+OpenMP bind its threads (OMP_PROC_BIND=true), the process that forks sits on one core, and all its workers with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torchpar.runtime.observed import cpulist, say
+
+_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# OpenBLAS as Debian, numpy's wheels (64_), and conda have it.
+_SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
+
+
+class WorkerLoop:
+    """torch's function that a worker runs, with `begin` called once torch has set up the worker.
+
+    Found again by its class when pickled: in a spawned process torch has its own function in that place.
+    """
+
+    def __init__(self, cpus: frozenset[int]) -> None:
+        from torch.utils.data._utils import worker
+
+        self._cpus = cpus
+        self._run = worker._worker_loop
+        self._position = list(inspect.signature(self._run).parameters).index("init_fn")
+
+    def __reduce__(self) -> tuple[type[WorkerLoop], tuple[frozenset[int]]]:
+        return WorkerLoop, (self._cpus,)
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run the worker. The script's own worker_init_fn comes after `begin`, and has the last word."""
+        changed = list(arguments)
+        changed[self._position] = _then(self._cpus, changed[self._position])
+        self._run(*changed)
+
+
+def install(cpus: frozenset[int]) -> None:
+    """Let all workers that this process starts begin so, and the thread that pins their batches be on these CPUs."""
+    from torch.utils.data._utils import pin_memory, worker
+
+    worker._worker_loop = WorkerLoop(cpus)
+    pin = pin_memory._pin_memory_loop
+
+    def pin_memory_loop(*arguments: Any) -> None:
+        set_cpus(cpus)
+        pin(*arguments)
+
+    pin_memory._pin_memory_loop = pin_memory_loop
+
+
+def begin(cpus: frozenset[int]) -> None:
+    """Give this process the CPUs, and one thread in each library that computes with several."""
+    set_cpus(cpus)
+    # For what is imported only now, and for programs that the worker starts.
+    for name in _VARIABLES:
+        os.environ[name] = "1"
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        libraries = set(re.findall(r"\s(/\S*openblas\S*\.so\S*)$", maps.read(), re.MULTILINE))
+    for path in libraries:
+        library = ctypes.CDLL(path)
+        for name in _SETTERS:
+            if hasattr(library, name):
+                getattr(library, name)(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
+
+
+def set_cpus(cpus: frozenset[int]) -> None:
+    """Let the calling thread, and what it starts, run on all of the CPUs that the service has."""
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        say(f"a loader worker is not on CPUs {cpulist(cpus)}: {error.strerror}; it keeps those of its parent")
+
+
+def _then(cpus: frozenset[int], init: Callable[[int], object] | None) -> Callable[[int], None]:
+    def begin_and_init(number: int) -> None:
+        try:
+            begin(cpus)
+        except Exception as error:  # whatever it is, it is not the job's failure and must not become it
+            say(f"a loader worker is not set as planned: {error!r}")
+        if init is not None:
+            init(number)
+
+    return begin_and_init

@@ -1,0 +1,1 @@
+from torch.utils.data._utils import pin_memory, worker  # noqa: F401

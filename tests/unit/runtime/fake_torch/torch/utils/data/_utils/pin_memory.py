@@ -1,0 +1,2 @@
+def _pin_memory_loop(in_queue, out_queue, device_id, done_event, device):
+    pass
