@@ -103,7 +103,7 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str,
     try:
         properties = systemd.unit_properties(unit)
     except TorchparError as error:
-        return {**row, "state": "unknown", "placed": "unknown", "items": [], "notices": [str(error)]}
+        return {**row, "state": "unknown", "main_pid": 0, "placed": "unknown", "items": [], "notices": [str(error)]}
     row["state"] = _state(properties)
     row["main_pid"] = properties["MainPID"]
     if properties["ActiveState"] not in _RUNNING or not properties["MainPID"]:

@@ -13,6 +13,9 @@ from torchpar.generations import Store
 from torchpar.host import systemd
 from torchpar.observe import observe
 
+# Reports come every two seconds or, where that takes longer, with each step.
+SILENT_SECONDS = 60
+
 
 @click.command()
 @click.argument("names", nargs=-1)
@@ -30,7 +33,7 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         echo_json({**answer, "services": services})
         return
-    header = ("SERVICE", "STATE", "PLACED", "CPUS", "THREADS", "MEMORY", "MALLOC")
+    header = ("SERVICE", "STATE", "PLACED", "CPUS", "THREADS", "MEMORY", "MALLOC", "SPEED", "BOUND")
     echo_table(header, [_row(service) for service in services])
     click.echo()
     click.echo(f"generation {answer['generation'] or 'none'}, conf {answer['conf']}")
@@ -54,4 +57,22 @@ def _row(service: dict[str, Any]) -> tuple[str, ...]:
         ",".join(map(str, service["threads"])),
         f"{policy['policy']} {policy['nodes']}".strip(),
         service["allocator"],
+        *speed(service.get("throughput")),
     )
+
+
+def speed(throughput: dict[str, Any] | None) -> tuple[str, str]:
+    """How fast a job is, and what holds it back: ("812 samples/s", "loader: waits 43 %").
+
+    Nothing while it is not known, for example in the first seconds, or for a job that does not train.
+    """
+    if throughput is None:
+        return "", ""
+    share = f"waits {100 * throughput['loader_wait_share']:.0f} %"
+    if throughput["silent_seconds"] > SILENT_SECONDS:
+        return f"silent for {throughput['silent_seconds']:.0f} s", ""
+    samples, steps = throughput["samples_per_second"], throughput["steps_per_second"]
+    rate = f"{samples:.3g} samples/s" if samples else f"{steps:.3g} steps/s"
+    if max(samples, steps) >= 1000:
+        rate = f"{samples:.0f} samples/s" if samples else f"{steps:.0f} steps/s"
+    return rate, f"{throughput['bound']}: {share}"

@@ -8,8 +8,11 @@ import signal
 import sys
 import time
 
+from torchpar.daemon.ledger import Ledger
+from torchpar.daemon.receiver import Receiver, read_cgroup_of
 from torchpar.daemon.server import SOCKET, Server
 from torchpar.daemon.watch import POLL_SECONDS, Watch
+from torchpar.environment import JOB_SOCKET
 from torchpar.errors import TorchparError
 from torchpar.generations import Store
 from torchpar.host.notify import Notifier
@@ -22,7 +25,10 @@ class _Daemon:
     def __init__(self) -> None:
         self.notifier = Notifier()
         self.selector = selectors.DefaultSelector()
-        self._watch = Watch(Store(), tell)
+        ledger = Ledger()
+        # First of all: a job that reports meanwhile is heard.
+        self.receiver = Receiver(JOB_SOCKET, self.selector, ledger, read_cgroup_of)
+        self._watch = Watch(Store(), ledger, tell)
         self._applied_for: object = None
         self.look()
         self.server = Server(SOCKET, self.selector, self._answer)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torchpar.daemon.ledger import Ledger
 from torchpar.errors import ConfigError
 from torchpar.generations import Store
 from torchpar.host.conf import find_conf_files
@@ -25,9 +26,10 @@ class Watch:
     `tell` gets a line for the journal when something begins to be wrong, and when it is right again.
     """
 
-    def __init__(self, store: Store, tell: Callable[[int, str], None]) -> None:
+    def __init__(self, store: Store, ledger: Ledger, tell: Callable[[int, str], None]) -> None:
         self.observation: dict[str, Any] = {}
         self._store = store
+        self._ledger = ledger
         self._tell = tell
         self.conf_stamp: object = None
         self._stamp: object = None
@@ -42,6 +44,7 @@ class Watch:
         self._next_verify = time.monotonic() + VERIFY_SECONDS
         before = set(self.observation.get("notices", ()))
         self.observation = observe(self._store)
+        self._ledger.keep(service["unit"] for service in self.observation["services"])
         now = self.observation["notices"]
         for notice in now:
             if notice not in before:
@@ -66,8 +69,13 @@ class Watch:
         return bool(self.observation["conf"] == "newer" and self.observation["auto_apply"])
 
     def answer(self) -> bytes:
-        """The observation as the line that clients get."""
-        return json.dumps(self.observation).encode() + b"\n"
+        """The observation and how far the jobs are, as the line that clients get."""
+        now = time.monotonic()
+        services = [
+            {**service, "throughput": self._ledger.throughput(service["unit"], now) if service["main_pid"] else None}
+            for service in self.observation["services"]
+        ]
+        return json.dumps({**self.observation, "services": services}).encode() + b"\n"
 
     def _take_stamp(self) -> object:
         """Changes whenever the conf, the active generation, the host's CPUs or the running services do."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchpar.environment import JobSettings, RankSettings, parse_job_environment
 from torchpar.errors import JobSettingsError
-from torchpar.runtime import loader
+from torchpar.runtime import loader, progress
 from torchpar.runtime.observed import observe, say, tell
 
 
@@ -32,6 +32,8 @@ def torch_imported(torch: Any) -> None:
         _set_interop_threads(torch, settings.interop_threads)
         if settings.cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+        # First what counts: where the loader goes on without workers, it counts what then loads.
+        progress.install(torch, settings, rank)
         loader.install(torch, settings, rank)
     tell(observe(torch, local_rank))
 

@@ -28,11 +28,16 @@ _LEAVE = "LoaderWorkers=off in torchpar.conf leaves such calls alone"
 
 def install(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
     """Watch the DataLoader calls of this process from now on, and how its workers begin."""
-    from torch.utils.data import dataloader
-
-    workers.install(frozenset(numbers(rank.cpus) + numbers(rank.loader_cpus)))
+    cpus = frozenset(numbers(rank.cpus) + numbers(rank.loader_cpus))
+    try:
+        workers.install(cpus)
+    except (AttributeError, ImportError, ValueError) as error:
+        say(f"loader workers begin as torch has it: this torch has another inside ({error})")
     if settings.loader:
-        Defaults(torch, settings, rank).watch(dataloader)
+        try:
+            Defaults(torch, settings, rank).watch()
+        except (AttributeError, ImportError) as error:
+            say(f"DataLoader calls are left alone: this torch has another inside ({error})")
 
 
 class Given(NamedTuple):
@@ -54,8 +59,10 @@ class Defaults:
         self._process = os.getpid()
         self._told: set[tuple[str, str]] = set()
 
-    def watch(self, dataloader: Any) -> None:
+    def watch(self) -> None:
         """Wrap DataLoader's constructor, the making of its iterator, and the iterator's first step."""
+        from torch.utils.data import dataloader
+
         loader_class, iterator_class = dataloader.DataLoader, dataloader._BaseDataLoaderIter
         self._signature = inspect.signature(loader_class.__init__)
         self._initialize = loader_class.__init__

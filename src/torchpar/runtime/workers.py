@@ -48,14 +48,13 @@ def install(cpus: frozenset[int]) -> None:
     """Let all workers that this process starts begin so, and the thread that pins their batches be on these CPUs."""
     from torch.utils.data._utils import pin_memory, worker
 
-    worker._worker_loop = WorkerLoop(cpus)
-    pin = pin_memory._pin_memory_loop
+    loop, pin = WorkerLoop(cpus), pin_memory._pin_memory_loop
 
     def pin_memory_loop(*arguments: Any) -> None:
         set_cpus(cpus)
         pin(*arguments)
 
-    pin_memory._pin_memory_loop = pin_memory_loop
+    worker._worker_loop, pin_memory._pin_memory_loop = loop, pin_memory_loop
 
 
 def begin(cpus: frozenset[int]) -> None:

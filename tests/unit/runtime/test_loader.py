@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.runtime.jobs import Place
-from tests.unit.runtime.training import JOB, all_cpus, printed, told, train
+from tests.unit.runtime.training import JOB, all_cpus, has_torch, printed, told, train
 
 pytestmark = pytest.mark.subprocess
 
@@ -34,13 +34,13 @@ def numbered(script: str) -> str:
     return BEGIN.strip() + "\n" + script
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new", "torch 1.13"])
-def test_a_call_that_names_nothing_is_given_the_plan(place: Place, old: bool) -> None:
+@pytest.mark.parametrize("fake", ["2.13", "1.13"])
+def test_a_call_that_names_nothing_is_given_the_plan(place: Place, fake: str) -> None:
     """num_workers and prefetch_factor, with one line that says where."""
     script = numbered(
         "loader = DataLoader(Numbers(), batch_size=4)\nprint(json.dumps([sizes(loader), seen(loader)]))\n"
     )
-    outcome = train(place, script, settings=replace(JOB, prefetch_factor=3), loader_workers=2, old=old)
+    outcome = train(place, script, settings=replace(JOB, prefetch_factor=3), loader_workers=2, fake=fake)
     assert printed(outcome) == [[2, 3], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]]
     assert told(outcome) == [
         f"x.py:12: DataLoader(...) gets num_workers=2, prefetch_factor=3 as planned; {AWAY}"
@@ -247,8 +247,6 @@ def test_what_a_worker_cannot_share_is_loaded_in_the_process(place: Place, value
 def test_workers_that_fail_at_once_give_way_to_the_process(place: Place, failure: str) -> None:
     """The process goes on from where it was: the same order as without workers."""
     if "kill" in failure:
-        from tests.unit.runtime.training import has_torch
-
         if not has_torch():
             pytest.skip("the fake torch does not notice a killed worker")
     script = numbered(
@@ -332,8 +330,6 @@ def test_a_worker_has_one_thread_and_the_ranks_cpus(place: Place) -> None:
 
 def test_a_spawned_worker_begins_so_too(place: Place) -> None:
     """The script asks for it itself; what is told to the worker is found again in a fresh interpreter."""
-    from tests.unit.runtime.training import has_torch
-
     if not has_torch():
         pytest.skip("the fake torch pickles no workers")
     script = BEGIN + (

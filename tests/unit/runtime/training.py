@@ -29,15 +29,16 @@ def has_torch() -> bool:
     return subprocess.run([PYTHON, "-c", find]).returncode == 0
 
 
-def train(place: Place, script: str, *, settings: JobSettings = JOB, old: bool = False, **rank: Any) -> Outcome:
-    """Run the script by run.py; keywords are fields of its one rank that are not those of RANK."""
+def train(place: Place, script: str, *, settings: JobSettings = JOB, fake: str = "2.13", **rank: Any) -> Outcome:
+    """Run the script by run.py; keywords are fields of its one rank that are not those of RANK.
+
+    `fake` is the version of the fake torch, where it is that which is used.
+    """
     place.write("x.py", script)
     settings = replace(settings, ranks=(replace(RANK, **rank),))
     environment = {"OMP_NUM_THREADS": "2", **job_environment(settings)}
     if not has_torch():
-        environment["PYTHONPATH"] = str(FAKE_TORCH)
-    if old:
-        environment["FAKE_TORCH"] = "1.13"
+        environment.update(PYTHONPATH=str(FAKE_TORCH), FAKE_TORCH=fake)
     outcome = place.launched("x.py", **environment)
     assert outcome.status == 0, outcome.err
     return outcome

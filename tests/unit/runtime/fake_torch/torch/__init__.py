@@ -1,6 +1,6 @@
 """A torch of a few lines for tests where there is no real one: what torchpar.runtime touches, shaped like torch's own.
 
-FAKE_TORCH=1.13 in the environment makes it an old one.
+FAKE_TORCH=1.13 in the environment makes it an old one, FAKE_TORCH=other one of another inside.
 """
 
 import os

@@ -8,7 +8,7 @@ def register_optimizer_step_post_hook(hook):
 
 
 class Optimizer:
-    def __init__(self, params):
+    def __init__(self, params, lr=0.1):
         self.params = params
         if _NEW and not hasattr(type(self).step, "hooked"):
             type(self).step = _hooked(type(self).step)

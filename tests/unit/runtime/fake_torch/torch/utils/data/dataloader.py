@@ -136,3 +136,7 @@ def _fetcher(loader):
         return made[0](index)
 
     return fetch
+
+
+if os.environ.get("FAKE_TORCH") == "other":
+    del _BaseDataLoaderIter._next_index, DataLoader._get_iterator, _utils.worker._worker_loop

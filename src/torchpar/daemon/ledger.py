@@ -1,0 +1,133 @@
+"""How far the running jobs are: the latest reports of each rank, and the rates that follow from them.
+
+Reports hold totals, so one that is lost changes nothing. A job may say what it likes of itself: it is a number in the
+status and decides nothing. What is kept is bounded, whatever is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Reports of one rank: with one every two seconds and a bit, the rates are those of the last half a minute.
+_KEPT = 16
+_MOST_RANKS = 256  # of one unit
+_MOST_UNITS = 256
+
+# Seconds between the reports of two ranks that run together, at the most.
+_TOGETHER = 60.0
+
+# Waiting for data in more than a fifth of the time: more or faster loading would pay.
+LOADER_BOUND = 0.2
+
+
+@dataclass(frozen=True)
+class Report:
+    """The totals of one rank at `time`, its own monotonic clock in seconds. `waited` is in seconds too."""
+
+    local_rank: int
+    time: float
+    steps: int
+    samples: int
+    batches: int
+    waited: float
+
+
+def parse_report(data: bytes) -> Report | None:
+    """A message of the runtime; None for anything else."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or fields.get("version") != 1:
+        return None
+    counts: list[Any] = [fields.get(name) for name in ("local_rank", "steps", "samples", "batches")]
+    times: list[Any] = [fields.get(name) for name in ("time", "waited")]
+    # bool is an int for Python, and NaN a float.
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        return None
+    if not all(type(value) in (int, float) and math.isfinite(value) and 0 <= value < 2**53 for value in times):
+        return None
+    return Report(**{name: fields[name] for name in Report.__dataclass_fields__})
+
+
+class _Rank:
+    """What one process has reported, oldest first, and when the last of it came."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.reports: deque[Report] = deque(maxlen=_KEPT)
+        self.heard = 0.0
+
+    def rates(self) -> dict[str, float] | None:
+        """Per second, between the oldest report and the latest; None of only one."""
+        first, last = self.reports[0], self.reports[-1]
+        seconds = last.time - first.time
+        if seconds <= 0:
+            return None
+        return {
+            "steps": (last.steps - first.steps) / seconds,
+            "samples": (last.samples - first.samples) / seconds,
+            "waited": min(1.0, (last.waited - first.waited) / seconds),
+        }
+
+
+class Ledger:
+    """The reports by unit and rank."""
+
+    def __init__(self) -> None:
+        self._units: dict[str, dict[int, _Rank]] = {}
+
+    def record(self, unit: str, pid: int, report: Report, now: float) -> None:
+        """Keep a report that came from a process of a unit at `now`, torchpard's own clock."""
+        # The unit that was heard last is at the end.
+        ranks = self._units.pop(unit, {})
+        self._units[unit] = ranks
+        if len(self._units) > _MOST_UNITS:
+            del self._units[next(iter(self._units))]
+        if report.local_rank not in ranks and len(ranks) >= _MOST_RANKS:
+            return
+        rank = ranks.get(report.local_rank)
+        if rank is None or rank.pid != pid or not _follows(report, rank.reports[-1]):
+            rank = ranks[report.local_rank] = _Rank(pid)
+        rank.reports.append(report)
+        rank.heard = now
+
+    def keep(self, units: Iterable[str]) -> None:
+        """Forget all other units."""
+        kept = set(units)
+        self._units = {unit: ranks for unit, ranks in self._units.items() if unit in kept}
+
+    def throughput(self, unit: str, now: float) -> dict[str, Any] | None:
+        """What `torchpar status` says of a unit, as JSON data; None if it has not reported twice.
+
+        Steps are those of one rank, as all make each of them together; samples are those of all ranks; the share of
+        waiting is that of the rank that waits most, since the others wait for it.
+        """
+        ranks = list(self._units.get(unit, {}).values())
+        # A rank that is silent while others go on is of an earlier run, which had more of them.
+        latest = max((rank.heard for rank in ranks), default=0.0)
+        ranks = [rank for rank in ranks if rank.heard >= latest - _TOGETHER]
+        rates = [rate for rank in ranks if (rate := rank.rates())]
+        if not rates:
+            return None
+        share = max(rate["waited"] for rate in rates)
+        return {
+            "steps": max(rank.reports[-1].steps for rank in ranks),
+            "steps_per_second": round(max(rate["steps"] for rate in rates), 3),
+            "samples_per_second": round(sum(rate["samples"] for rate in rates), 3),
+            "loader_wait_share": round(share, 3),
+            "bound": "loader" if share > LOADER_BOUND else "compute",
+            "ranks": len(rates),
+            "silent_seconds": round(now - latest, 1),
+        }
+
+
+def _follows(report: Report, last: Report) -> bool:
+    """Whether totals have grown, as they do in one process."""
+    names = ("time", "steps", "samples", "batches", "waited")
+    return all(getattr(report, name) >= getattr(last, name) for name in names)
