@@ -134,7 +134,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         name=service.name,
         conflicts=plan.slot_mates,
         identity=[(key, value) for key, value in identity.items() if value is not None],
-        placement=_placement(plan),
+        placement=placement_settings(plan),
         environment=list(plan.environment.items()),
         command=plan.command,
         stop_command=(STOP, str(train.checkpoint_grace)) if train else (),
@@ -143,7 +143,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
     )
 
 
-def _placement(plan: ServicePlan) -> list[tuple[str, str]]:
+def placement_settings(plan: ServicePlan) -> list[tuple[str, str]]:
     """CPU and memory settings. Lists merge across drop-ins, so each is reset before it is set.
 
     AllowedCPUs= is there besides CPUAffinity=: on kernel 6.1 a sibling that turns the cpuset controller on resets a

@@ -29,7 +29,7 @@ LAYERS = (
         "variables",
         "plan",
     ),
-    ("units", "changes", "readback", "verify", "picture"),
+    ("units", "changes", "readback", "verify", "picture", "adhoc", "transient"),
     ("host", "generations", "enforce", "observe"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )

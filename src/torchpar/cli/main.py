@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "torchpar.cli.verify",
     "status": "torchpar.cli.status",
     "doctor": "torchpar.cli.doctor",
+    "run": "torchpar.cli.run",
 }
 
 

@@ -5,6 +5,7 @@ A process that ends meanwhile is left out; what only root may read is None. Sour
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ T = TypeVar("T")
 # Where systemd's own hierarchy can be: unified, hybrid, and cgroup v1.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 _RANKS = Path("/run/torchpar-jobs")
+_LAUNCHERS = "/usr/lib/torchpar/"
 _ALLOCATORS = re.compile(r"/lib(jemalloc|tcmalloc)[^/]*\.so")
 
 
@@ -43,6 +45,25 @@ def read_running_unit(unit: str, main_pid: int, control_group: str) -> RunningUn
         periods=int(counters.get("nr_periods", "0")),
         ranks=tuple(_read_ranks(unit)),
     )
+
+
+def read_ad_hoc_cpus() -> CpuSet:
+    """The CPUs of all jobs of `torchpar run`: those that one of our launchers runs outside of a declared service.
+
+    Any user may read that of any process, so nobody needs to keep a list.
+    """
+    cpus = CpuSet()
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        words = (_text(f"/proc/{name}/cmdline") or "").split("\0")
+        if len(words) < 2 or not words[1].startswith(_LAUNCHERS):
+            continue
+        if re.search(r"/torchpar-(train|infer)@", _text(f"/proc/{name}/cgroup") or ""):
+            continue
+        with contextlib.suppress(OSError):
+            cpus = CpuSet.union([cpus, *_read_threads(int(name)).values()])
+    return cpus
 
 
 def _find_group(control_group: str) -> str | None:

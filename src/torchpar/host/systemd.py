@@ -16,9 +16,14 @@ _BUS_NAME = "org.freedesktop.systemd1"
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 
 
+def is_running() -> bool:
+    """Whether systemd is this host's init (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
 def require_systemd() -> None:
-    """Raise SystemdAbsentError unless systemd is this host's init (sd_booted(3))."""
-    if not os.path.isdir("/run/systemd/system"):
+    """Raise SystemdAbsentError unless systemd is this host's init."""
+    if not is_running():
         raise SystemdAbsentError("systemd is not running here, so nothing can be put in force; see: torchpar render")
 
 

@@ -1,0 +1,167 @@
+"""Ad-hoc jobs: what a script that nobody declared gets of this host, beside the declared services and its like.
+
+It holds nothing, as a service that is not enabled, but unlike that it keeps away from everybody who runs at the moment.
+Which services run, and which CPUs other ad-hoc jobs are on, is told to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from torchpar.claims import Reason
+from torchpar.config import Config, Kind, Service
+from torchpar.cores import choose_cores, find_usable_cores, node_distance
+from torchpar.cpuset import CpuSet
+from torchpar.errors import ConfigError
+from torchpar.placement import place
+from torchpar.plan import ServicePlan, make_plan
+from torchpar.settings import TrainSettings
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts
+from torchpar.values import CpuRequest, CpuRequestKind
+
+UNIT_PREFIX = "torchpar-run-"
+COMMAND = "torchpar run"
+
+# The section that stands for the job while the conf is read; no unit ever has this name.
+_SECTION = "torchpar.run:"
+
+
+@dataclass(frozen=True)
+class AdHocJob(Service):
+    """A job of `torchpar run`: a service that no file declares."""
+
+    @property
+    def unit(self) -> str:
+        """The name of its transient unit."""
+        return f"{UNIT_PREFIX}{self.name}.service"
+
+    @property
+    def section(self) -> str:
+        """What messages call it."""
+        return "this job"
+
+    def origin(self, key: str) -> str:
+        """What messages name as the place where it asks."""
+        return "run"
+
+
+def job_name(what: str, number: int) -> str:
+    """A name for the unit of a script or module; `number` tells the jobs of one script apart."""
+    stem = re.sub(r"[^A-Za-z0-9_.]+", "-", what.rpartition("/")[2].removesuffix(".py")).strip("-.") or "job"
+    return f"{stem[:60]}-{number}"
+
+
+def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
+    """The job's settings, as pairs of key and value, as the last file of the conf, so that [Train] has its defaults.
+
+    Raises ConfigError for a value that is more than one line.
+    """
+    lines = [f"[Train {_SECTION}]", "Script=/"]
+    for key, value in settings:
+        if "\n" in f"{key}{value}":
+            raise ConfigError([f"{COMMAND}: {key}={value!r:.60}: must be one line"])
+        # The empty line ends a value that ends in a backslash.
+        lines += [f"{key}={value}", ""]
+    return ConfFile(COMMAND, "\n".join([*lines, "Enabled=no", "Slot=", "Restart=no", ""]))
+
+
+def own_problems(problems: Iterable[str]) -> tuple[str, ...]:
+    """Those of the conf's problems that are in the job's own settings, without a line number that nobody could find."""
+    own = re.compile(rf"{COMMAND}:\d+: \[Train {re.escape(_SECTION)}\] ")
+    return tuple(own.sub("", problem) for problem in problems if own.match(problem))
+
+
+def take_job(
+    config: Config, name: str, *, script: str | None, module: str | None, arguments: Iterable[str]
+) -> tuple[Config, AdHocJob]:
+    """The conf without the section of conf_of(), and the job that it describes."""
+    (section,) = config.find(f"train@{_SECTION}")
+    settings = section.settings
+    assert isinstance(settings, TrainSettings)
+    settings = dataclasses.replace(settings, script=script, module=module, arguments=tuple(arguments))
+    job = AdHocJob(Kind.TRAIN, name, settings, section.directives, section.origins)
+    return dataclasses.replace(config, services=tuple(s for s in config.services if s is not section)), job
+
+
+def plan_job(
+    config: Config, job: AdHocJob, facts: HostFacts, *, running: Collection[str], used: CpuSet
+) -> ServicePlan:
+    """The plan of an ad-hoc job. `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs.
+
+    It gets the CPUs that no enabled service holds and nobody else runs on. Where there are none it shares those that
+    no enabled service holds, or all, with a warning. Raises PlacementError when what it asks for is not there.
+    """
+    usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
+    present = [service for service in config.services if service.settings.enabled or service.unit in running]
+    used = used & CpuSet.union(core.cpus for core in usable.named)
+    if used:
+        others = TrainSettings(script="/", cpus=CpuRequest(CpuRequestKind.LIST, numbers=used))
+        present.append(AdHocJob(Kind.TRAIN, "others", others, (), {}))
+    shares = place(dataclasses.replace(config, services=(*present, job)), facts).shares
+    held = CpuSet.union(shares[s.unit].cpus for s in present if s.settings.enabled and not _is_shared(s))
+    busy = CpuSet.union(shares[service.unit].cpus for service in present if not service.settings.enabled)
+    free = [core for core in usable.pool if core.cpus.isdisjoint(held)]
+    quiet = [core for core in free if core.cpus.isdisjoint(busy)]
+
+    request, count = job.settings.cpus, job.settings.cpus.count
+    reason, warning = None, None
+    if request.kind in (CpuRequestKind.AUTO, CpuRequestKind.COUNT):
+        if quiet and len(quiet) >= count:
+            near = CpuSet(gpu.numa_node for gpu in shares[job.unit].gpus if gpu.numa_node is not None)
+            cores = choose_cores(quiet, count or len(quiet), near=near, distance=node_distance(facts))
+            cpus = CpuSet.union(core.cpus for core in cores)
+            reason = Reason("CPUs", str(cpus), "no enabled service holds them and no other job runs on them")
+            request = CpuRequest(CpuRequestKind.LIST, numbers=cpus)
+        else:
+            if not count:
+                request = CpuRequest(CpuRequestKind.SHARED)
+            names = [s.unit for s in present if not free or not s.settings.enabled]
+            who = " and ".join("other ad-hoc jobs" if name.startswith(UNIT_PREFIX) else name for name in names)
+            left = f"{len(quiet)} of {len(usable.pool)} cores are left" if quiet else "no core is left"
+            warning = f"{left}, so this job shares CPUs with {who or 'enabled services'}; all of them will be slower"
+    job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, cpus=request))
+    plan = make_plan(dataclasses.replace(config, services=(*present, job)), facts).find(job.unit)
+    if reason:
+        plan = dataclasses.replace(
+            plan, reasons=tuple(reason if old.key == "CPUs" else old for old in plan.reasons)
+        )
+    if warning:
+        plan = dataclasses.replace(plan, warnings=(warning, *plan.warnings))
+    return plan
+
+
+def _is_shared(service: Service) -> bool:
+    return service.settings.cpus.kind is CpuRequestKind.SHARED
+
+
+# What belongs to the process that asks: systemd's own notes to a service, and the traces of sudo.
+_NOT_INHERITED = re.compile(
+    r"INVOCATION_ID|JOURNAL_STREAM|NOTIFY_SOCKET|LISTEN_\w+|WATCHDOG_\w+|MAINPID|MANAGERPID|SYSTEMD_EXEC_PID"
+    r"|MEMORY_PRESSURE_\w+|SUDO_\w+|_|PWD|OLDPWD|SHLVL"
+)
+_OF_THE_USER = re.compile(r"HOME|USER|LOGNAME|SHELL|MAIL|XDG_\w+|DBUS_\w+|SSH_\w+")
+
+
+def inherited(environ: Mapping[str, str], planned: Mapping[str, str], *, same_user: bool) -> dict[str, str]:
+    """What a job gets of the environment it is started from: all but the caller's own state and what is planned."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in planned
+        and not _NOT_INHERITED.fullmatch(name)
+        and (same_user or not _OF_THE_USER.fullmatch(name))
+    }
+
+
+def replaced(environ: Mapping[str, str], planned: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each variable that the caller has set and the plan sets otherwise."""
+    return tuple(
+        f"{name}={environ[name]} in the environment is replaced by {value}; "
+        f"to keep it: --set Environment={name}={environ[name]}"
+        for name, value in planned.items()
+        if environ.get(name, value) != value and name != "TORCHPAR_JOB"
+    )

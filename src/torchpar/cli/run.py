@@ -1,0 +1,188 @@
+"""`torchpar run`: one script now, with this host's placement, as a transient unit or directly in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import shutil
+from collections.abc import Iterator
+from typing import NoReturn
+
+import click
+
+from torchpar import adhoc, transient
+from torchpar.adhoc import AdHocJob
+from torchpar.cli.inputs import Inputs, load
+from torchpar.cli.output import warn
+from torchpar.enforce import read_active
+from torchpar.errors import ConfigError, NotPermittedError
+from torchpar.generations import Store
+from torchpar.host import direct, systemd
+from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.host.processes import read_ad_hoc_cpus
+from torchpar.host.transient import private_file, run_transient
+from torchpar.host.turns import in_turn
+from torchpar.plan import RUN, ServicePlan
+from torchpar.syntax import ConfFile
+
+# Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.
+TURN_SECONDS = 10
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("-m", "as_module", is_flag=True, help="Run a module, as python -m does.")
+@click.option("--cpus", metavar="CPUS", help="As CPUs= in torchpar.conf(5); a number counts cores.")
+@click.option("--gpus", metavar="GPUS", help="As GPUs=.")
+@click.option("--ranks", metavar="RANKS", help="As Ranks=.")
+@click.option("--python", metavar="PROGRAM", help="As Python=; by default the active virtual environment's.")
+@click.option("--user", metavar="USER", help="Who it runs as; by default you, also with sudo.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key of [Train NAME].")
+@click.argument("what", metavar="SCRIPT", type=click.Path())
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(
+    as_module: bool,
+    cpus: str | None,
+    gpus: str | None,
+    ranks: str | None,
+    python: str | None,
+    user: str | None,
+    settings: tuple[str, ...],
+    what: str,
+    arguments: tuple[str, ...],
+) -> int:
+    """Run SCRIPT (or, with -m, a module) with its arguments on CPUs that nobody else uses.
+
+    What [Train] of the conf says holds for it too. Its exit status is that of the script.
+    """
+    if not as_module and not os.path.exists(what):
+        raise click.UsageError(f"{what}: no such file")
+    options = {"CPUs": cpus, "GPUs": gpus, "Ranks": ranks, "Python": _interpreter(python)}
+    pairs = [(key, value) for key, value in options.items() if value is not None]
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key in ("Script", "Module", "Arguments", "User", "Enabled", "Slot"):
+            raise click.UsageError(f"--set {setting}: is not KEY=VALUE with a key that an ad-hoc job can have")
+        pairs.append((key, value))
+    as_unit = systemd.is_running() and os.geteuid() == 0
+    with contextlib.ExitStack() as choosing:
+        if not choosing.enter_context(in_turn(RUN, TURN_SECONDS)):
+            warn([f"{RUN} is locked for long; another job that starts at this moment may get the same CPUs"])
+        inputs = _read(adhoc.conf_of([("WorkingDirectory", ""), *pairs]), as_unit)
+        script, module = (None, what) if as_module else (what, None)
+        config, job = adhoc.take_job(
+            inputs.config, adhoc.job_name(what, os.getpid()), script=script, module=module, arguments=arguments
+        )
+        user = _user(user, job)
+        running = systemd.running_services() if systemd.is_running() else ()
+        plan = adhoc.plan_job(config, job, inputs.facts, running=running, used=read_ad_hoc_cpus())
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        environment = adhoc.inherited(os.environ, plan.environment, same_user=user == name)
+        warn((*plan.warnings, *adhoc.replaced(os.environ, plan.environment)))
+        _echo_plan(plan, user if user != name else "", as_unit)
+        if not as_unit:
+            _become(plan, user, environment)
+        path = f"/run/{plan.unit.removesuffix('.service')}.env"
+        choosing.enter_context(private_file(path, transient.environment_file(environment)))
+        argv = transient.make_command(plan, user=user, directory=os.getcwd(), environment_file=path)
+        # Once the job is there others see its CPUs, and systemd has read the file.
+        status, note = run_transient(plan.unit, argv, choosing.close)
+    if note:
+        click.echo(f"torchpar: {note}", err=True)
+    return status
+
+
+def _interpreter(python: str | None) -> str | None:
+    """The absolute path of the interpreter that is asked for; the active virtual environment's; or the conf's."""
+    if python is None:
+        active = os.path.join(os.environ.get("VIRTUAL_ENV", ""), "bin/python3")
+        return active if os.path.isabs(active) and os.path.exists(active) else None
+    found = shutil.which(python)
+    if found is None:
+        raise click.UsageError(f"--python {python}: no such program")
+    return os.path.abspath(found)
+
+
+def _read(own: ConfFile, as_unit: bool) -> Inputs:
+    """The conf that is in force (that on the disk where nothing has been applied), with the job's settings at its end.
+
+    Raises ConfigError with what is wrong in the job's settings, unknown keys too.
+    """
+    active = read_active(Store())
+    files = active[1].conf if active else read_conf_files(find_conf_files(), trusted=True)
+    try:
+        inputs = load(files=(*files, own))
+    except ConfigError as error:
+        raise ConfigError(adhoc.own_problems(error.problems) or error.problems) from None
+    unknown = adhoc.own_problems(inputs.config.warnings)
+    if unknown:
+        raise ConfigError(unknown)
+    facts = inputs.facts
+    if not as_unit:
+        # Whoever runs this by taskset, or in a container with a set of CPUs, means the job.
+        allowed = facts.allowed_cpus & direct.allowed_cpus()
+        facts = dataclasses.replace(facts, allowed_cpus=allowed or facts.allowed_cpus)
+    # What is odd in the conf concerns its services, and `torchpar plan` says it.
+    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, warnings=()), facts=facts)
+
+
+def _user(asked: str | None, job: AdHocJob) -> str:
+    """Who the job runs as: who is asked for; for root also [Train] User=, or whoever called sudo."""
+    user = asked
+    if user is None and os.geteuid() == 0:
+        user = job.settings.user or os.environ.get("SUDO_USER")
+    if user is None:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        raise click.UsageError(f"there is no user {user} on this host") from None
+    if os.geteuid() != 0 and user != pwd.getpwuid(os.geteuid()).pw_name:
+        raise NotPermittedError(f"to run as {user} this needs root; try: sudo torchpar run --user {user}")
+    return user
+
+
+def _echo_plan(plan: ServicePlan, user: str, as_unit: bool) -> None:
+    threads = "+".join(str(rank.threads) for rank in plan.ranks)
+    parts = [f"CPUs {plan.cpus}" + ("" if plan.own else " (shared)"), f"threads {threads}"]
+    parts += [f"memory {plan.memory.policy.value} {plan.memory.nodes}".rstrip(), f"malloc {plan.allocator}"]
+    if plan.gpus:
+        parts.append("GPUs " + " ".join(gpu.pci for gpu in plan.gpus))
+    if user:
+        parts.append(f"user {user}")
+    parts.append(f"unit {plan.unit}" if as_unit else "no unit of its own")
+    click.echo(f"torchpar: {', '.join(parts)}", err=True)
+
+
+def _become(plan: ServicePlan, user: str, environment: dict[str, str]) -> NoReturn:
+    notes = [direct.set_cpus(plan.cpus), direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)]
+    missing = tuple(_beyond(plan))
+    why = "no root" if systemd.is_running() else "no systemd here"
+    if missing:
+        notes.append(f"{why}, so the job has no unit, and this is not set: {' '.join(missing)}")
+    if systemd.is_running():
+        notes.append("without root nothing keeps others off these CPUs; sudo torchpar run gives the job its own unit")
+    warn(note for note in notes if note)
+    settings = plan.service.settings
+    direct.become(
+        plan.command,
+        {**environment, **plan.environment},
+        user=user,
+        group=settings.group if os.geteuid() == 0 else None,
+        directory=settings.working_directory or os.getcwd(),
+    )
+
+
+def _beyond(plan: ServicePlan) -> Iterator[str]:
+    """What is asked for that only a unit can have."""
+    settings = plan.service.settings
+    for key, value in (
+        ("MemoryMax", settings.memory_max),
+        ("MemoryHigh", settings.memory_high),
+        ("CPUWeight", settings.cpu_weight),
+    ):
+        if value is not None:
+            yield f"{key}={value}"
+    for key, value in plan.service.directives:
+        yield f"Service.{key}={value}"

@@ -1,0 +1,76 @@
+"""Places this very process as planned and becomes the job, where no unit can be had: in containers, or without root.
+
+Affinity, memory policy and environment outlive execve(2), so nothing of torchpar stays resident.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from torchpar.cpuset import CpuSet
+from torchpar.errors import NotPermittedError, TorchparError
+
+# set_mempolicy(2) has no function in libc: its number by `uname -m`, and the modes of linux/mempolicy.h.
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
+_MODES = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3, "local": 4}
+
+
+def allowed_cpus() -> CpuSet:
+    """What this process may run on, as taskset or a container's runtime have left it."""
+    return CpuSet(os.sched_getaffinity(0))
+
+
+def set_cpus(cpus: CpuSet) -> str:
+    """Keep this process, and what it becomes, on these CPUs; "" or why that cannot be."""
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        return f"CPUs {cpus} cannot be set: {error.strerror}"
+    return ""
+
+
+def set_memory_policy(policy: str, nodes: CpuSet) -> str:
+    """Set the memory policy of this process, and of what it becomes; "" or why that cannot be."""
+    number = _SET_MEMPOLICY.get(os.uname().machine)
+    if number is None:
+        return "" if policy == "default" else f"memory policy {policy}: not known how to set it on {os.uname().machine}"
+    # An unsigned long holds 64 nodes; the kernel looks at one bit less than maxnode.
+    words = max(nodes, default=0) // 64 + 1
+    mask = (ctypes.c_ulong * words)()
+    for node in nodes:
+        mask[node // 64] |= 1 << node % 64
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, _MODES[policy], mask if nodes else None, words * 64 + 1 if nodes else 0):
+        reason = os.strerror(ctypes.get_errno())
+        return f"memory policy {policy} {nodes}: {reason}; a container needs --cap-add SYS_NICE for it"
+    return ""
+
+
+def become(
+    argv: Sequence[str], environment: Mapping[str, str], *, user: str, group: str | None, directory: str
+) -> NoReturn:
+    """Become the job. Raises NotPermittedError and TorchparError."""
+    account = pwd.getpwnam(user)
+    try:
+        if account.pw_uid != os.geteuid():
+            own = {"HOME": account.pw_dir, "USER": user, "LOGNAME": user, "SHELL": account.pw_shell}
+            environment = {**own, **environment}
+            os.initgroups(user, account.pw_gid)
+            os.setgid(account.pw_gid)
+        if group:
+            import grp
+
+            os.setgid(grp.getgrnam(group).gr_gid)
+        if account.pw_uid != os.geteuid():
+            os.setuid(account.pw_uid)
+    except PermissionError:
+        raise NotPermittedError(f"to run as {user} this needs root; try: sudo torchpar run") from None
+    try:
+        os.chdir(directory)
+        os.execve(argv[0], list(argv), environment)
+    except OSError as error:
+        raise TorchparError(f"{error.filename or argv[0]}: {error.strerror}") from None

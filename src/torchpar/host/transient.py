@@ -1,0 +1,109 @@
+"""Runs a job as a transient unit, from a terminal: output streams, Ctrl-C reaches it, its exit status comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from torchpar.errors import SystemdError
+from torchpar.host.program import run
+
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class _Ended(BaseException):
+    """This process was told to end, by the signal of this number."""
+
+
+def run_transient(unit: str, argv: Sequence[str], started: Callable[[], None]) -> tuple[int, str]:
+    """Run systemd-run's command and wait for the job; calls `started` when the unit runs or has failed to.
+
+    Returns the exit status as a shell gives it (128 + signal for a job that was killed), and what else a person should
+    know, or "". The first Ctrl-C is an interrupt of the script, as without a unit, the second one stops the unit; so
+    does the end of this process. Raises SystemdError when there is no systemd-run.
+    """
+    try:
+        # In a session of its own: Ctrl-C is for the job, and systemd-run must stay to tell how that ended.
+        process = subprocess.Popen(argv, start_new_session=True)
+    except OSError as error:
+        raise SystemdError(f"{argv[0]}: {error.strerror}") from None
+    interrupts = 0
+    with _ending():
+        while True:
+            try:
+                _await_start(unit, process)
+                started()
+                status = process.wait()
+                break
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts == 1:
+                    run(["systemctl", "kill", "--kill-who=main", "--signal=SIGINT", unit])
+                else:
+                    run(["systemctl", "stop", "--no-block", unit])
+            except _Ended as ended:
+                run(["systemctl", "stop", unit])
+                process.wait()
+                _outcome(unit, 1)
+                return 128 + ended.args[0], ""
+    return _outcome(unit, status)
+
+
+def _await_start(unit: str, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        if run(["systemctl", "is-active", unit]).stdout.strip() in ("active", "failed", "deactivating"):
+            return
+        time.sleep(0.05)
+
+
+def _outcome(unit: str, status: int) -> tuple[int, str]:
+    """A unit that failed stays until it is reset, and says more than systemd-run's status."""
+    if status == 0:
+        return 0, ""
+    shown = run(["systemctl", "show", "--property=ExecMainCode,ExecMainStatus,Result,LoadState", unit]).stdout
+    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    run(["systemctl", "reset-failed", unit])
+    number, result = int(values.get("ExecMainStatus", "0") or 0), values.get("Result", "")
+    if values.get("ExecMainCode") in ("2", "3"):  # CLD_KILLED, CLD_DUMPED
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(number).name
+            why = " for want of memory" if result == "oom-kill" else ""
+            return 128 + number, f"the job was killed by {name}{why}"
+    if 200 <= number <= 243 and result == "exit-code":
+        return number, f"systemd could not start the job (status {number}); see: journalctl -u {unit}"
+    return status, ""
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Turn the signals that end a process into _Ended, so that no job outlives its terminal unnoticed."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Ended(number)
+
+    before = [signal.signal(number, end) for number in _ENDS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(_ENDS, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def private_file(path: str, text: str) -> Iterator[None]:
+    """A file that only root can read, while it is needed. Raises SystemdError when it cannot be written."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise SystemdError(f"{path}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

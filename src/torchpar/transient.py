@@ -1,0 +1,81 @@
+"""A plan as a transient unit: the command line of systemd-run(1) that starts an ad-hoc job as a drop-in would place it.
+
+Only placement, limits and user are those of a declared service. The sandbox of torchpar-train@.service is not: what is
+started from a shell reads and writes where that shell does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torchpar.plan import ServicePlan
+from torchpar.units import placement_settings
+
+# As in torchpar-train@.service, and why there.
+_ALWAYS = (
+    ("KillMode", "mixed"),
+    ("OOMPolicy", "stop"),
+    ("LimitMEMLOCK", "infinity"),
+    ("LimitNOFILE", "1048576"),
+    ("TasksMax", "infinity"),
+)
+
+
+def make_command(plan: ServicePlan, *, user: str, directory: str, environment_file: str) -> tuple[str, ...]:
+    """The systemd-run command that starts the job, streams what it prints and waits for its end.
+
+    The caller's own environment is in a file: a unit's properties can be read by everybody.
+    """
+    settings = plan.service.settings
+    return (
+        "systemd-run",
+        "--quiet",
+        "--no-ask-password",
+        "--wait",
+        "--pipe",
+        "--service-type=exec",
+        f"--unit={plan.unit}",
+        f"--description={plan.service.name}, started by torchpar run",
+        "--slice=torchpar.slice",
+        f"--uid={user}",
+        *([f"--gid={settings.group}"] if settings.group else []),
+        f"--working-directory={settings.working_directory or directory}",
+        *(f"--property={key}={value}" for key, value in _properties(plan)),
+        f"--property=EnvironmentFile={environment_file}",
+        *(f"--setenv={name}={value}" for name, value in plan.environment.items()),
+        "--",
+        # systemd replaces variables in a unit's command line; `$$` is a plain `$` (systemd.service(5)).
+        *(word.replace("$", "$$") for word in plan.command),
+    )
+
+
+def _properties(plan: ServicePlan) -> Iterator[tuple[str, str]]:
+    yield from _ALWAYS
+    # Empty ones reset what a unit file said, and here is none.
+    yield from ((key, value) for key, value in placement_settings(plan) if value)
+    settings = plan.service.settings
+    limits = {
+        "MemoryMax": settings.memory_max,
+        "MemoryHigh": settings.memory_high,
+        "CPUWeight": settings.cpu_weight,
+    }
+    yield from ((key, value) for key, value in limits.items() if value is not None)
+    train = plan.service.train()
+    if train:
+        yield "TimeoutStopSec", f"{train.checkpoint_grace}s"
+    yield from plan.service.directives
+
+
+def environment_file(variables: Mapping[str, str]) -> str:
+    """The text of an EnvironmentFile=; what systemd would refuse in it is left out (control characters, odd names)."""
+    lines = []
+    for name, value in variables.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            continue
+        # What is not UTF-8 has surrogates here, and systemd would skip the whole file for it.
+        if any((ord(c) < 32 and c not in "\t\n") or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+            continue
+        quoted = re.sub(r'([\\"`$])', r"\\\1", value)
+        lines.append(f'{name}="{quoted}"\n')
+    return "".join(lines)

@@ -1,0 +1,152 @@
+"""Ad-hoc jobs: which CPUs they get beside what is declared, and what their unit is told."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.adhoc import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
+from torchpar.config import parse_config
+from torchpar.cpuset import CpuSet
+from torchpar.errors import ConfigError, PlacementError
+from torchpar.plan import ServicePlan
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts
+from torchpar.transient import environment_file, make_command
+from torchpar.units import placement_settings
+
+FOUR = make_host()
+
+
+def planned(
+    conf: str = "",
+    *settings: tuple[str, str],
+    facts: HostFacts = FOUR,
+    running: tuple[str, ...] = (),
+    used: str = "",
+    arguments: tuple[str, ...] = (),
+) -> ServicePlan:
+    """The plan of an ad-hoc job beside a conf."""
+    files = [ConfFile("/c", f"[Host]\nReserveCores=0\n{conf}"), conf_of(settings)]
+    config, job = take_job(
+        parse_config(files, facts, strict=True), "x-1", script="x.py", module=None, arguments=arguments
+    )
+    return plan_job(config, job, facts, running=running, used=CpuSet.parse(used))
+
+
+ONE = "[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=1\n"
+STARTED = "[Train b]\nScript=/b.py\n"
+
+
+def test_a_job_gets_what_nobody_uses() -> None:
+    """All of the host, without what enabled services hold and other ad-hoc jobs run on; threads follow."""
+    assert str(planned().cpus) == "0-3"
+    assert str(planned(ONE).cpus) == "1-3"
+    assert str(planned(ONE, used="3").cpus) == "1-2"
+    job = planned(ONE, ("CPUs", "1"), used="1-2")
+    assert (str(job.cpus), job.ranks[0].threads, job.own, job.warnings) == ("3", 1, True, ())
+    assert job.reasons[0].why == "no enabled service holds them and no other job runs on them"
+
+
+def test_a_declared_service_counts_only_where_it_is_enabled_or_runs() -> None:
+    """One that holds nothing and does not run takes nothing from a job."""
+    assert planned(STARTED).own and str(planned(STARTED).cpus) == "0-3"
+    shared = planned(STARTED, running=("torchpar-train@b.service",))
+    assert not shared.own and shared.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert shared.warnings == (
+        "no core is left, so this job shares CPUs with torchpar-train@b.service; all of them will be slower",
+    )
+
+
+@pytest.mark.parametrize(
+    ("conf", "settings", "used", "cpus", "who"),
+    [
+        ("", (), "0-3", "0-3", "no core is left, so this job shares CPUs with other ad-hoc jobs"),
+        (ONE, (("CPUs", "2"),), "1-2", "1-2", "1 of 4 cores are left, so this job shares CPUs with other ad-hoc jobs"),
+        ("[Train a]\nScript=/a.py\nEnabled=yes\n", (), "", "0-3", "shares CPUs with torchpar-train@a.service"),
+    ],
+)
+def test_where_nothing_is_left_a_job_shares_and_says_with_whom(
+    conf: str, settings: tuple[tuple[str, str], ...], used: str, cpus: str, who: str
+) -> None:
+    """It runs, slower, and sleeps between operations; enabled services' CPUs come last."""
+    job = planned(conf, *settings, used=used)
+    assert str(job.cpus) == cpus and who in job.warnings[0]
+    assert not job.own and job.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_job_does_not_move_what_is_declared() -> None:
+    """What it names may be others': it is told so, and they keep what they have."""
+    job = planned(ONE, ("CPUs", "0-1"))
+    assert str(job.cpus) == "0-1"
+    (warning,) = job.warnings
+    assert warning == "run: this job CPUs=0-1: CPU 0 is held by [Train a], which is enabled; both will be slower"
+
+
+def test_what_a_host_does_not_have_is_refused() -> None:
+    """With the number that is there."""
+    with pytest.raises(PlacementError, match=r"^run: this job CPUs=9: it asks for 9 cores, but 4 of the 4 usable"):
+        planned("", ("CPUs", "9"))
+
+
+def test_defaults_come_from_train_and_the_command_line_wins() -> None:
+    """But a job never is a part of the boot, nor of a slot."""
+    job = planned("[Train]\nThreads=2\nPython=/v/python\nEnabled=yes\nSlot=s\nAllocator=glibc\n", ("Threads", "1"))
+    settings = job.service.settings
+    assert (settings.threads, settings.python, settings.enabled, settings.slot) == (1, "/v/python", False, None)
+    assert job.command == ("/v/python", "/usr/lib/torchpar/run.py", "--", "x.py") and job.allocator == "glibc"
+
+
+def test_a_mistake_on_the_command_line_is_named_without_a_line_number() -> None:
+    """There is no file to open."""
+    with pytest.raises(ConfigError) as error:
+        parse_config([conf_of([("CPUs", "x")])], FOUR)
+    (problem,) = own_problems(error.value.problems)
+    assert problem.startswith("CPUs=x: 'x' is not a CPU number")
+    assert own_problems(parse_config([conf_of([("Thread", "1")])], FOUR).warnings) == (
+        "Thread=1: unknown key; did you mean Threads?",
+    )
+    with pytest.raises(ConfigError, match="must be one line"):
+        conf_of([("Threads", "1\n[Host]")])
+
+
+@pytest.mark.parametrize(
+    ("what", "name"), [("/srv/a b/train it.py", "train-it-7"), ("pkg.train", "pkg.train-7"), ("é.py", "job-7")]
+)
+def test_a_unit_is_named_after_its_script(what: str, name: str) -> None:
+    """Whatever the script is called, the name is one that systemd takes."""
+    assert job_name(what, 7) == name
+
+
+def test_the_unit_is_placed_as_a_drop_in_would_place_it() -> None:
+    """The same settings with the same values; `$` in arguments stays what it is."""
+    job = planned("[Train]\nMemoryMax=2G\nService.DeviceAllow=a rw\nService.DeviceAllow=b rw\n", arguments=("$HOME",))
+    argv = make_command(job, user="ml", directory="/home/ml", environment_file="/run/e")
+    properties = [word.removeprefix("--property=") for word in argv if word.startswith("--property=")]
+    for key, value in placement_settings(job):
+        assert not value or f"{key}={value}" in properties
+    assert {"MemoryMax=2G", "TimeoutStopSec=120s", "EnvironmentFile=/run/e"} <= set(properties)
+    assert [p for p in properties if p.startswith("DeviceAllow")] == ["DeviceAllow=a rw", "DeviceAllow=b rw"]
+    assert {"--uid=ml", "--working-directory=/home/ml", "--unit=torchpar-run-x-1.service"} <= set(argv)
+    assert {f"--setenv={name}={value}" for name, value in job.environment.items()} <= set(argv)
+    assert argv[argv.index("--") + 1 :] == ("/usr/bin/python3", "/usr/lib/torchpar/run.py", "--", "x.py", "$$HOME")
+
+
+def test_a_job_inherits_the_shells_environment_but_not_its_state() -> None:
+    """What is planned is not in it, nor what belongs to the caller's service or home."""
+    environ = {"PATH": "/bin", "KEY": "s", "HOME": "/root", "OMP_NUM_THREADS": "1", "SUDO_USER": "a", "_": "x"}
+    planned_variables = {"OMP_NUM_THREADS": "4"}
+    assert inherited(environ, planned_variables, same_user=False) == {"PATH": "/bin", "KEY": "s"}
+    assert inherited(environ, planned_variables, same_user=True)["HOME"] == "/root"
+    assert replaced(environ, planned_variables) == (
+        "OMP_NUM_THREADS=1 in the environment is replaced by 4; to keep it: --set Environment=OMP_NUM_THREADS=1",
+    )
+
+
+def test_an_environment_file_holds_any_value_that_systemd_takes() -> None:
+    """systemd.exec(5), EnvironmentFile=: in double quotes, with a backslash before four characters."""
+    text = environment_file({"A": 'a "b" $c `d` \\e\nf', "BASH_FUNC_x%%": "() {}", "BAD": "\udc80", "BELL": "\a"})
+    assert text == 'A="a \\"b\\" \\$c \\`d\\` \\\\e\nf"\n'
+    assert re.sub(r'\\([\\"`$])', r"\1", text[3:-2]) == 'a "b" $c `d` \\e\nf'
