@@ -140,10 +140,21 @@ def _memory_policy(plan: Mapping[str, Any], running: RunningUnit) -> Item:
         return _unread("memory policy", expected)
     # The library that a mapping belongs to may set its own policy; the process's is that of the most mappings.
     found = [Counter(process.policies).most_common(1)[0][0] for process in running.processes if process.policies]
-    others = sorted(set(found) - {wanted})
+    others = sorted(set(found) - {wanted} - _policies_of_ranks(plan, word, nodes))
     if others:
         return Item("memory policy", Verdict.DRIFT, expected, " and ".join(others))
     return Item("memory policy", Verdict.OK, expected, _locality(plan, running) or wanted)
+
+
+def _policies_of_ranks(plan: Mapping[str, Any], word: str, nodes: str) -> set[str]:
+    """What the ranks make of the service's policy: each has those of its nodes that are near its own CPUs."""
+    policies = set()
+    for rank in plan["ranks"] if nodes and len(plan["ranks"]) > 1 else ():
+        near = CpuSet.parse(rank["numa_nodes"])
+        if near:
+            near = CpuSet([near.first()]) if word == "prefer" else near & CpuSet.parse(nodes)
+            policies.add(f"{word}:{near}")
+    return policies
 
 
 def _locality(plan: Mapping[str, Any], running: RunningUnit) -> str:

@@ -68,6 +68,27 @@ def test_a_rank_may_have_its_own_part_of_the_services_cpus() -> None:
 
 
 @pytest.mark.parametrize(
+    ("policy", "found", "verdict"),
+    [
+        ("bind", "bind:1", Verdict.OK),
+        ("bind", "bind:0-1", Verdict.OK),  # the launcher's own
+        ("bind", "bind:2", Verdict.DRIFT),
+        ("bind", "prefer:1", Verdict.DRIFT),
+        ("interleave", "interleave:0", Verdict.OK),
+        ("preferred", "prefer:1", Verdict.OK),
+    ],
+)
+def test_a_rank_has_the_nodes_of_the_policy_that_are_near_its_cpus(policy: str, found: str, verdict: Verdict) -> None:
+    """Its memory is where it computes."""
+    ranks = [{**PLAN["ranks"][0], "local_rank": rank, "numa_nodes": str(rank)} for rank in (0, 1)]
+    nodes = "0" if policy == "preferred" else "0-1"
+    plan = {**PLAN, "ranks": ranks, "memory_policy": {"policy": policy, "nodes": nodes, "allowed_nodes": "0-1"}}
+    process = dataclasses.replace(PROCESS, policies={found: 9})
+    items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
+    assert items["memory policy"].verdict is verdict
+
+
+@pytest.mark.parametrize(
     ("process", "item"),
     [
         ({"policies": {"default": 90, "prefer:0": 3}}, "memory policy"),
