@@ -137,6 +137,26 @@ def test_flags_are_spelled_as_this_torchrun_knows_them(place: Place, torch: str)
     assert "'rdzv_endpoint': 'localhost:0'" in outcome.out
 
 
+def test_a_flag_that_this_torchrun_lacks_is_told_apart(place: Place) -> None:
+    """torch 1.13 has no --local-addr: it is left out and named, and no other flag is taken for it."""
+    place.write(
+        "ask.py",
+        """
+        import sys
+        from torch.distributed.run import get_args_parser
+        from torchpar.runtime.torchrun import spelled
+        print(spelled(get_args_parser(), ["--local-addr=192.0.2.1", "--rdzv-id=a=b", "--no-python", "--rdzv"]))
+        """,
+    )
+    asked = {
+        torch: place.launched("ask.py", PYTHONPATH=str(FAKE_TORCH), FAKE_TORCH=torch).out for torch in ("1.13", "2.13")
+    }
+    assert asked == {
+        "1.13": "(['--rdzv_id=a=b', '--no_python'], ['--local-addr=192.0.2.1', '--rdzv'])\n",
+        "2.13": "(['--local-addr=192.0.2.1', '--rdzv-id=a=b', '--no-python'], ['--rdzv'])\n",
+    }
+
+
 def test_the_status_is_that_of_the_rank_that_failed(place: Place) -> None:
     """So that 78 still means: trying again heals nothing. One line says which rank it was."""
     place.write("x.py", "import os, sys, time\nsys.exit(78) if os.environ['RANK'] == '1' else time.sleep(600)\n")
