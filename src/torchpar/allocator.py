@@ -28,27 +28,58 @@ def choose_allocator(service: Service, facts: HostFacts) -> tuple[str, dict[str,
     """The allocator's name ("jemalloc", "tcmalloc", "glibc", "none"), its environment, why, and warnings.
 
     A library must be of the interpreter's architecture; else the dynamic loader skips it with a line on stderr, and
-    the service runs without anybody noticing.
+    the service runs without anybody noticing. Where Environment= preloads something itself, that is what is expected.
     """
     settings = service.settings
     choice = settings.allocator
+    preload = [text.partition("=")[2] for text in settings.environment if text.startswith("LD_PRELOAD=")]
+    if preload:
+        name = _name_of(preload[-1])
+        return name, {}, Reason("Allocator", name, f"set by Environment=LD_PRELOAD={preload[-1]}"), ()
+    name, environment, reason, warnings = _choose(service, choice, facts)
+    if settings.allocator_conf and name != "jemalloc":
+        warnings += (
+            f"{service.origin('AllocatorConf')}: {service.section} AllocatorConf= has no effect: it is for jemalloc,"
+            f" and this service has {name}",
+        )
+    return name, environment, reason, warnings
+
+
+def _name_of(preload: str) -> str:
+    """The allocator among the libraries of a LD_PRELOAD, which spaces or colons separate; glibc if there is none."""
+    files = [path.rpartition("/")[2] for path in preload.replace(":", " ").split()]
+    for name in ("jemalloc", "tcmalloc"):
+        if any(file.startswith(f"lib{name}") for file in files):
+            return name
+    return "glibc"
+
+
+def _choose(
+    service: Service, choice: AllocatorChoice, facts: HostFacts
+) -> tuple[str, dict[str, str], Reason, tuple[str, ...]]:
+    settings = service.settings
     if choice is AllocatorChoice.NONE:
         return "none", {}, Reason("Allocator", "none", "as asked for: glibc's malloc, untouched"), ()
     if choice is AllocatorChoice.GLIBC:
         return "glibc", dict(GLIBC_THRESHOLDS), Reason("Allocator", "glibc", "as asked for, with larger thresholds"), ()
     machine = facts.interpreters.get(settings.python) or facts.interpreters.get("/usr/bin/python3")
-    for wanted in _ORDER if choice is AllocatorChoice.AUTO else (choice,):
+    for wanted in _wanted(choice):
         for library in facts.libraries:
-            if library.name == wanted.value and machine in (None, library.elf_machine):
-                why = "as asked for" if choice is wanted else "the first that is installed"
-                reason = Reason("Allocator", wanted.value, f"{why}: {library.path}")
-                return wanted.value, _environment(library, settings.allocator_conf), reason, ()
+            if library.name == wanted and machine in (None, library.elf_machine):
+                why = "the first that is installed" if choice is AllocatorChoice.AUTO else "as asked for"
+                reason = Reason("Allocator", wanted, f"{why}: {library.path}")
+                return wanted, _environment(library, settings.allocator_conf), reason, ()
     what = "jemalloc nor tcmalloc" if choice is AllocatorChoice.AUTO else choice.value
-    foreign = any(library.elf_machine != machine for library in facts.libraries)
-    for_whom = f" for the architecture of {settings.python}" if foreign else ""
+    foreign = [library.path for library in facts.libraries if library.name in _wanted(choice)]
+    for_whom = f" for the architecture of {settings.python}, only {', '.join(foreign)}" if foreign else ""
     why = f"no {what} is installed{for_whom}; glibc with larger thresholds instead"
     warning = f"{service.section}: {why}; apt install libjemalloc2"
     return "glibc", dict(GLIBC_THRESHOLDS), Reason("Allocator", "glibc", why), (warning,)
+
+
+def _wanted(choice: AllocatorChoice) -> tuple[str, ...]:
+    """Names of libraries, the best first."""
+    return tuple(wanted.value for wanted in (_ORDER if choice is AllocatorChoice.AUTO else (choice,)))
 
 
 def _environment(library: Library, conf: str | None) -> dict[str, str]:

@@ -169,12 +169,15 @@ def _locality(plan: Mapping[str, Any], running: RunningUnit) -> str:
 
 
 def _allocator(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+    """The malloc of the main process, and of each rank where that is torchrun: ranks are what allocates."""
     expected = "glibc" if plan["allocator"] == "none" else plan["allocator"]
-    main = _main(running)
-    if main is None or main.allocator is None:
+    ranks = {rank.get("pid") for rank in running.ranks}
+    looked_at = [process for process in running.processes if process.pid == running.main_pid or process.pid in ranks]
+    if _main(running) is None or any(process.allocator is None for process in looked_at):
         return _unread("allocator", expected)
-    same = main.allocator == expected
-    return Item("allocator", Verdict.OK if same else Verdict.DRIFT, expected, main.allocator)
+    found = dict.fromkeys(str(process.allocator) for process in looked_at)
+    same = list(found) == [expected]
+    return Item("allocator", Verdict.OK if same else Verdict.DRIFT, expected, ", ".join(found))
 
 
 def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:

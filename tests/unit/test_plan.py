@@ -173,10 +173,35 @@ def test_without_an_allocator_glibc_gets_larger_thresholds_and_it_is_said() -> N
     assert "apt install libjemalloc2" in plan.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("preload", "allocator"),
+    [("/opt/libjemalloc.so", "jemalloc"), ("/usr/lib/libx.so:/opt/libtcmalloc.so.4", "tcmalloc"), ("/x.so", "glibc")],
+)
+def test_what_the_admin_preloads_is_what_is_expected(preload: str, allocator: str) -> None:
+    """Environment= wins, and `torchpar verify` does not call that drift; no settings for another allocator are set."""
+    plan = plan_of(f"Environment=LD_PRELOAD={preload}")
+    assert plan.allocator == allocator and plan.environment["LD_PRELOAD"] == preload
+    assert "MALLOC_CONF" not in plan.environment
+    assert why(plan, "Allocator") == f"set by Environment=LD_PRELOAD={preload}"
+
+
+def test_settings_for_jemalloc_without_jemalloc_are_said_to_do_nothing() -> None:
+    """AllocatorConf= would otherwise be lost without a word."""
+    plan = plan_of("Allocator=glibc\nAllocatorConf=narenas:1")
+    warning = "/c:7: [Train a] AllocatorConf= has no effect: it is for jemalloc, and this service has glibc"
+    assert plan.warnings == (warning,)
+    assert plan_of("AllocatorConf=narenas:1").environment["MALLOC_CONF"] == "narenas:1"
+
+
 def test_a_library_of_another_architecture_is_not_preloaded() -> None:
     """The loader would skip it, and nobody would notice."""
     foreign = Library("jemalloc", "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2", 183)
-    assert plan_of("", make_host(libraries=(foreign,))).allocator == "glibc"
+    plan = plan_of("", make_host(libraries=(foreign,)))
+    assert plan.allocator == "glibc" and "LD_PRELOAD" not in plan.environment
+    assert plan.warnings == (
+        "[Train a]: no jemalloc nor tcmalloc is installed for the architecture of /usr/bin/python3, only"
+        " /usr/lib/aarch64-linux-gnu/libjemalloc.so.2; glibc with larger thresholds instead; apt install libjemalloc2",
+    )
     assert plan_of("", make_host(libraries=(foreign, TCMALLOC))).allocator == "tcmalloc"
 
 

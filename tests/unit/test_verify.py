@@ -67,6 +67,16 @@ def test_a_rank_may_have_its_own_part_of_the_services_cpus() -> None:
     assert verify(plan, dataclasses.replace(RUNNING, processes=(process,)))[0].verdict is Verdict.OK
 
 
+def test_a_rank_without_the_allocator_is_drift() -> None:
+    """torchrun has it and the rank that it started has not; loader workers and compilers are not asked."""
+    others = (dataclasses.replace(PROCESS, pid=11, allocator="glibc"), dataclasses.replace(PROCESS, pid=12))
+    running = dataclasses.replace(RUNNING, processes=(PROCESS, *others))
+    rank = {"local_rank": 0, "threads": 2}
+    for pid, verdict in ((10, Verdict.OK), (11, Verdict.DRIFT), (12, Verdict.OK)):
+        item = verify(PLAN, dataclasses.replace(running, ranks=({"pid": pid, **rank},)))[3]
+        assert (item.what, item.verdict) == ("allocator", verdict)
+
+
 @pytest.mark.parametrize(
     ("policy", "found", "verdict"),
     [

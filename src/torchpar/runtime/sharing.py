@@ -45,7 +45,7 @@ def not_shareable(torch: Any, **roots: Any) -> str | None:
 
 def _what(torch: Any, value: Any) -> str | None:
     if accelerator.holds(torch, value):
-        return f"a tensor on {value.device}"
+        return f"a tensor on {value.device.type}"
     if isinstance(value, socket.socket):
         return "a socket"
     if isinstance(value, io.IOBase):

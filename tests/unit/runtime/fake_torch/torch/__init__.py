@@ -66,6 +66,6 @@ class Generator:
 default_generator = Generator()
 manual_seed = default_generator.manual_seed
 cuda = types.SimpleNamespace(is_initialized=lambda: False)
-backends = types.SimpleNamespace(cudnn=types.SimpleNamespace(benchmark=False))
+backends = types.SimpleNamespace(cudnn=types.SimpleNamespace(benchmark="FAKE_CUDNN" in os.environ))
 
 from torch import optim, utils  # noqa: E402, F401
