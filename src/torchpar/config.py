@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from torchpar.endpoint import whole_endpoint
 from torchpar.errors import ConfigError, PlacementError
 from torchpar.settings import (
     SECTIONS,
@@ -180,6 +181,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
         (*problems.unknown, *problems.notes),
         {value.key: value.origin for value in host},
     )
+    problems.errors.extend(_shared_endpoints(config.services))
     errors = problems.errors + (problems.unknown if strict else [])
     if errors:
         places = {file.path: index for index, file in enumerate(files)}
@@ -272,8 +274,19 @@ def _contradictions(service: Service) -> Iterator[str]:
             yield f"{service.origin('')}: {header} has nothing to run; set Script=/path/to/train.py or Module=NAME"
         if settings.script and settings.module:
             yield f"{service.origin('Module')}: {header} has both Script= and Module=; keep one of them"
-        if settings.nodes > 1 and not settings.endpoint:
-            yield f"{service.origin('Nodes')}: {header} Nodes={settings.nodes}: set Endpoint=HOST:PORT, where they meet"
+        least, most = settings.nodes
+        if most > 1 and not settings.endpoint:
+            yield f"{service.origin('Nodes')}: {header} has Nodes= but no Endpoint=, where they meet; set Endpoint=HOST"
+        if least < most and not settings.elastic:
+            yield (
+                f"{service.origin('Nodes')}: {header} Nodes={least}:{most}: would go on with fewer hosts only with "
+                f"Elastic=yes; set that, or Nodes={most}"
+            )
+        if settings.elastic and least == most:
+            yield (
+                f"{service.origin('Elastic')}: {header} Elastic=yes needs Nodes=LEAST:MOST, how few hosts it may go "
+                "on with"
+            )
     if isinstance(settings, InferSettings) and not settings.model and not settings.handler:
         yield f"{service.origin('')}: {header} has nothing to serve; set Model=/path/to/model.pt or Handler="
     explicit = ("preferred", "bind", "interleave")
@@ -282,6 +295,22 @@ def _contradictions(service: Service) -> Iterator[str]:
             f"{service.origin('NUMAMask')}: {header} NUMAMask= has no meaning with "
             f"NUMAPolicy={settings.numa_policy.value}; it goes with {', '.join(explicit)}"
         )
+
+
+def _shared_endpoints(services: Sequence[Service]) -> Iterator[str]:
+    """Two jobs that may run at once on one endpoint would meet each other there."""
+    seen: dict[str, Service] = {}
+    for service in services:
+        train = service.train()
+        if not train or not train.endpoint or train.nodes[1] == 1:
+            continue
+        endpoint = whole_endpoint(train.endpoint, service.name)
+        other = seen.setdefault(endpoint, service)
+        if other is not service and not (train.slot and train.slot == other.settings.slot):
+            yield (
+                f"{service.origin('Endpoint')}: {service.section} Endpoint={train.endpoint}: {other.section} meets at "
+                f"{endpoint} too; give each job a port of its own"
+            )
 
 
 def _is_name(name: str, section: Section, problems: Problems) -> bool:

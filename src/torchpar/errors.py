@@ -5,6 +5,7 @@
     ├── FactsError              the machine's facts cannot be read, or are not those of a machine
     ├── PlacementError          what is asked for does not fit this host
     ├── JobSettingsError        what a unit tells its job cannot be read
+    ├── RendezvousError         the hosts of a job cannot meet
     ├── StoreError              the store of generations is damaged or cannot be written
     ├── SystemdError            systemd refused, or has something else than was meant
     ├── SystemdAbsentError      systemd is not running here
@@ -29,7 +30,7 @@ class ExitStatus(enum.IntEnum):
     UNKNOWN = 3  # cannot tell, for example /proc of another user without root
     USAGE = 64  # `torchpar plan --no-such-option`
     UNAVAILABLE = 69  # systemd is not running
-    BUSY = 75  # another apply holds the lock; try again
+    BUSY = 75  # another apply holds the lock, or a peer is not there; try again
     NOT_PERMITTED = 77  # `torchpar apply` without root
     CONFIG = 78  # the configuration is invalid
 
@@ -70,6 +71,12 @@ class JobSettingsError(TorchparError):
     """The variable that a unit sets for its job is not what torchpar renders."""
 
     exit_status = ExitStatus.CONFIG
+
+
+class RendezvousError(TorchparError):
+    """The hosts of a job cannot meet. The status says whether a later try may do better (75) or the conf is wrong."""
+
+    exit_status = ExitStatus.BUSY
 
 
 class StoreError(TorchparError):

@@ -60,7 +60,7 @@ class ServicePlan:
         if train is None:
             return ()
         what = ("-m", train.module) if train.module else ("--", train.script or "")
-        launcher = LAUNCH if len(self.ranks) > 1 or str(train.nodes) != "1" else RUN
+        launcher = LAUNCH if len(self.ranks) > 1 or train.nodes[1] > 1 else RUN
         return (train.python, launcher, *what, *train.arguments)
 
 

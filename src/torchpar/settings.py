@@ -268,15 +268,42 @@ class TrainSettings(ServiceSettings):
         "auto, yes, no",
         "pin_memory, likewise, where an accelerator is in use; auto: yes",
     )
-    nodes: int = _setting("Nodes", v.parse_positive, "1", "a number", "hosts that train together", later=True)
+    nodes: tuple[int, int] = _setting(
+        "Nodes",
+        v.parse_hosts,
+        "1",
+        "a number, or LEAST:MOST with Elastic=yes",
+        "hosts that train together; each has the same section",
+    )
     endpoint: str | None = _setting(
-        "Endpoint", v.parse_address, "", "HOST:PORT", "where the hosts meet (torchrun's rendezvous)", later=True
+        "Endpoint",
+        v.parse_endpoint,
+        "",
+        "HOST or HOST:PORT",
+        "one of the hosts, by a name or address that all reach, where they meet (torchrun's rendezvous); without a "
+        "port one that follows from the service's name",
     )
     interface: str | None = _setting(
-        "Interface", v.parse_identifier, "", "a network interface", "the interface they talk over", later=True
+        "Interface",
+        v.parse_identifier,
+        "",
+        "a network interface",
+        "the interface the hosts talk over; else that with the route to the endpoint",
     )
-    elastic: bool = _setting("Elastic", v.parse_boolean, "no", "yes, no", "go on when a host is lost", later=True)
-    max_restarts: int = _setting("MaxRestarts", v.parse_count, "0", "a number", "torchrun's restarts within one run")
+    elastic: bool = _setting(
+        "Elastic",
+        v.parse_boolean,
+        "no",
+        "yes, no",
+        "go on with fewer hosts when one is lost, and take it in again; no: all stop and begin again together",
+    )
+    max_restarts: int | None = _setting(
+        "MaxRestarts",
+        v.auto_or(v.parse_count),
+        "auto",
+        "auto, or a number",
+        "torchrun's restarts within one run; auto: 3 with Elastic=yes, else none, as systemd restarts the service",
+    )
     checkpoint_grace: int = _setting(
         "CheckpointGrace", v.parse_seconds, "120s", "a time span such as 120s", "how long a stop may take"
     )

@@ -133,6 +133,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         source=service.origins[""].rsplit(":", 1)[0],
         name=service.name,
         conflicts=plan.slot_mates,
+        start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,
         identity=[(key, value) for key, value in identity.items() if value is not None],
         placement=placement_settings(plan),
         environment=list(plan.environment.items()),

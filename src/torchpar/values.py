@@ -242,6 +242,24 @@ def parse_ranks(text: str) -> int | Literal["gpu", "numa"]:
     return parse_positive(text)
 
 
+def parse_hosts(text: str) -> tuple[int, int]:
+    """How many hosts, as the least and the most: "4", or "2:4"."""
+    least, colon, most = text.partition(":")
+    numbers = parse_positive(least), parse_positive(most if colon else least)
+    if numbers[0] > numbers[1]:
+        raise ValueError("has a least number that is larger than the most")
+    return numbers
+
+
+def parse_endpoint(text: str) -> str:
+    """HOST or HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
+    if re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text):
+        return text
+    if text.startswith("*"):
+        raise ValueError("is no host that others can reach")
+    return parse_address(text)
+
+
 def parse_loader_workers(text: str) -> int | Literal["off"] | None:
     """A number of loader workers, off (leave every DataLoader alone), or auto (None)."""
     if text == "auto":

@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 
 from torchpar.claims import Reason
 from torchpar.config import Service
+from torchpar.endpoint import whole_endpoint
 from torchpar.environment import JobSettings, RankSettings, job_environment
 from torchpar.memory_policy import PlannedMemory
 from torchpar.placement import Share
 from torchpar.ranks import Rank
+from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import WaitPolicy
 
@@ -80,9 +82,9 @@ def make_environment(
     if train:
         job = dataclasses.replace(
             job,
-            max_restarts=train.max_restarts,
-            nodes=str(train.nodes),
-            endpoint=train.endpoint,
+            max_restarts=_max_restarts(train, reasons),
+            nodes=_nodes(train),
+            endpoint=_endpoint(service.name, train, reasons),
             interface=train.interface,
             elastic=train.elastic,
             checkpoint_grace=train.checkpoint_grace,
@@ -97,6 +99,32 @@ def make_environment(
             reasons.append(Reason(name, value, f"set by Environment=; torchpar would set {planned[name]}"))
         planned[name] = value
     return dict(sorted(planned.items())), tuple(reasons)
+
+
+def _max_restarts(train: TrainSettings, reasons: list[Reason]) -> int:
+    """torchrun's own restarts. A job of a fixed size does without: systemd starts it again on all its hosts, which also
+    works where the host with the endpoint is lost, and leaves no agent behind that waits for one that is gone.
+    """
+    if train.max_restarts is not None:
+        return train.max_restarts
+    if train.elastic:
+        reasons.append(Reason("MaxRestarts", "3", "an elastic job begins again without the lost host, in the same run"))
+    return 3 if train.elastic else 0
+
+
+def _nodes(train: TrainSettings) -> str:
+    least, most = train.nodes
+    return str(most) if least == most else f"{least}:{most}"
+
+
+def _endpoint(name: str, train: TrainSettings, reasons: list[Reason]) -> str | None:
+    """Where the hosts of a job meet, with its port; None for a job of one host."""
+    if train.nodes[1] == 1 or train.endpoint is None:
+        return None
+    endpoint = whole_endpoint(train.endpoint, name)
+    why = "as asked for" if endpoint == train.endpoint else "the port follows from the service's name"
+    reasons.append(Reason("Endpoint", endpoint, f"{why}; {_nodes(train)} hosts meet there"))
+    return endpoint
 
 
 def _wait_policy(

@@ -116,7 +116,16 @@ def test_match_must_come_first() -> None:
         ("[Train a]\nScript=/a\x07\n", "control character"),
         ("[Train a]\nScript=/a\udcff\n", "not UTF-8"),
         ("[Train a]\nScript=/a\nModule=b\n", "both Script= and Module="),
-        ("[Train a]\nScript=/a\nNodes=2\n", "set Endpoint=HOST:PORT"),
+        ("[Train a]\nScript=/a\nNodes=2\n", "Nodes= but no Endpoint=, where they meet; set Endpoint=HOST"),
+        ("[Train a]\nScript=/a\nNodes=4:2\n", "a least number that is larger than the most"),
+        ("[Train a]\nScript=/a\nNodes=2:4\nEndpoint=a\n", "only with Elastic=yes; set that, or Nodes=4"),
+        ("[Train a]\nScript=/a\nNodes=2\nEndpoint=a\nElastic=yes\n", "Elastic=yes needs Nodes=LEAST:MOST"),
+        ("[Train a]\nScript=/a\nEndpoint=*:29500\n", "is no host that others can reach"),
+        (
+            "[Train]\nScript=/a\nNodes=2\nEndpoint=a:1\n[Train a]\n[Train b]\n".replace("Script=/a\n", "", 1)
+            + "Script=/b\n[Train a]\nScript=/a\n",
+            "[Train b] Endpoint=a:1: [Train a] meets at a:1 too; give each job a port of its own",
+        ),
         ("[Train a]\nScript=/a\nRestart=maybe\n", "allowed: no, on-success"),
         ("[Train a]\nScript=/a\nNUMAPolicy=local\nNUMAMask=0\n", "NUMAMask= has no meaning"),
         ("[Train a]\nScript=/a\nService.CPUAffinity=1\n", "use CPUs="),

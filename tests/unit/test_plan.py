@@ -11,6 +11,7 @@ from tests.unit.hosts import TCMALLOC, make_gpu, make_host
 from torchpar.allocator import JEMALLOC_CONF
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
+from torchpar.environment import parse_job_environment
 from torchpar.errors import ConfigError, PlacementError
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 from torchpar.syntax import ConfFile
@@ -316,3 +317,14 @@ def test_what_cannot_be_had_is_refused_with_the_key_and_the_fact(settings: str, 
     with pytest.raises((PlacementError, ConfigError)) as error:
         plan_of(settings, host)
     assert message in str(error.value)
+
+
+def test_hosts_that_train_together_agree_on_a_port_without_asking() -> None:
+    """It follows from the service's name; an elastic job may begin again within one run."""
+    job = parse_job_environment(plan_of("Nodes=2\nEndpoint=gpu1").environment)
+    assert job and (job.nodes, job.endpoint, job.max_restarts) == ("2", "gpu1:28227", 0)
+    elastic = plan_of("Nodes=2:4\nEndpoint=[2001:db8::1]:29500\nElastic=yes")
+    job = parse_job_environment(elastic.environment)
+    assert job and (job.nodes, job.endpoint, job.max_restarts) == ("2:4", "[2001:db8::1]:29500", 3)
+    assert elastic.command[1] == "/usr/lib/torchpar/launch.py"
+    assert why(elastic, "Endpoint") == "as asked for; 2:4 hosts meet there"

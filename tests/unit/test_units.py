@@ -163,3 +163,10 @@ def test_plain_words_stay_as_they_are() -> None:
     """What an administrator reads should look like what was written."""
     assert quote_word("--lr=0.1") == "--lr=0.1"
     assert shlex.split(quote_word("two words")) == ["two words"]
+
+
+def test_a_job_of_several_hosts_has_no_start_limit() -> None:
+    """A host that starts before the others fails and tries again for as long as they need."""
+    conf = "[Train a]\nScript=/a.py\nNodes=2\nEndpoint=gpu1\n[Train b]\nScript=/b.py\n"
+    several, one = units_of(conf, make_host()).files.values()
+    assert "StartLimitIntervalSec=0\n\n[Service]\n" in several and "StartLimit" not in one

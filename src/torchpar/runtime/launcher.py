@@ -9,7 +9,7 @@ import os
 import sys
 
 from torchpar.environment import JobSettings, parse_job_environment
-from torchpar.errors import JobSettingsError
+from torchpar.errors import JobSettingsError, RendezvousError
 from torchpar.runtime.gang import Gang
 from torchpar.runtime.observed import say
 from torchpar.runtime.refusal import refusal
@@ -54,11 +54,16 @@ def launch(settings: JobSettings, run: str) -> int:
         return EXIT_CONFIG
     from torchpar.runtime import torchrun
 
-    flags, environment = arguments(settings)
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
-    flags = [*flags, f"--nproc-per-node={len(settings.ranks)}", f"--max-restarts={settings.max_restarts}"]
     with gang:
+        # Within, as this may wait for another host for long, and a stop must not.
+        try:
+            flags, environment = arguments(settings)
+        except RendezvousError as error:
+            say(str(error))
+            return error.exit_status
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        flags = [*flags, f"--nproc-per-node={len(settings.ranks)}", f"--max-restarts={settings.max_restarts}"]
         return torchrun.run(flags, [*interpreter(), run, *sys.argv[1:]], gang)
 
 

@@ -38,9 +38,12 @@ def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
     parser = torchrun.get_args_parser()
     known, unknown = spelled(parser, [*flags, *COMMON])
     for flag in unknown:
+        if flag.startswith("--local-addr="):
+            continue  # rendezvous has seen to it that torch 1.13 finds the same address by itself
         say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out")
     repair(Std)
     watch(LocalElasticAgent, gang)
+    leave(LocalElasticAgent)
     try:
         torchrun.run(parser.parse_args([*known, *command]))
     except ChildFailedError as error:
@@ -105,6 +108,21 @@ def watch(agent: Any, gang: Gang) -> None:
         return result
 
     agent._monitor_workers = _monitor_workers
+
+
+def leave(agent: Any) -> None:
+    """Let the agent of a failed host end at once.
+
+    torch 1.13 waits up to 300 s for the agents of the other hosts, and holds the rendezvous' port meanwhile. The others
+    have failed too or soon will, and none can begin again before all have ended.
+    """
+    barrier = agent._exit_barrier
+
+    def _exit_barrier(self: Any) -> None:
+        if self._worker_group.state.name != "FAILED":
+            barrier(self)
+
+    agent._exit_barrier = _exit_barrier
 
 
 def stop_status(statuses: Mapping[int, int]) -> int:
