@@ -22,7 +22,7 @@ _ALWAYS = (
 )
 
 
-def make_command(plan: ServicePlan, *, user: str, directory: str, environment_file: str) -> tuple[str, ...]:
+def make_command(plan: ServicePlan, *, unit: str, user: str, directory: str, environment_file: str) -> tuple[str, ...]:
     """The systemd-run command that starts the job, streams what it prints and waits for its end.
 
     The caller's own environment is in a file: a unit's properties can be read by everybody.
@@ -35,8 +35,8 @@ def make_command(plan: ServicePlan, *, user: str, directory: str, environment_fi
         "--wait",
         "--pipe",
         "--service-type=exec",
-        f"--unit={plan.unit}",
-        f"--description={plan.service.name}, started by torchpar run",
+        f"--unit={unit}",
+        f"--description={plan.service.name}, started by a person with torchpar",
         "--slice=torchpar.slice",
         f"--uid={user}",
         *([f"--gid={settings.group}"] if settings.group else []),

@@ -123,7 +123,7 @@ def test_a_unit_is_named_after_its_script(what: str, name: str) -> None:
 def test_the_unit_is_placed_as_a_drop_in_would_place_it() -> None:
     """The same settings with the same values; `$` in arguments stays what it is."""
     job = planned("[Train]\nMemoryMax=2G\nService.DeviceAllow=a rw\nService.DeviceAllow=b rw\n", arguments=("$HOME",))
-    argv = make_command(job, user="ml", directory="/home/ml", environment_file="/run/e")
+    argv = make_command(job, unit=job.unit, user="ml", directory="/home/ml", environment_file="/run/e")
     properties = [word.removeprefix("--property=") for word in argv if word.startswith("--property=")]
     for key, value in placement_settings(job):
         assert not value or f"{key}={value}" in properties

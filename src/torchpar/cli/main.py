@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "torchpar.cli.status",
     "doctor": "torchpar.cli.doctor",
     "run": "torchpar.cli.run",
+    "nettest": "torchpar.cli.nettest",
 }
 
 

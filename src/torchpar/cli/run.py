@@ -7,22 +7,20 @@ import dataclasses
 import os
 import pwd
 import shutil
-from collections.abc import Iterator
-from typing import NoReturn
 
 import click
 
-from torchpar import adhoc, transient
+from torchpar import adhoc
 from torchpar.adhoc import AdHocJob
 from torchpar.cli.inputs import Inputs, load
 from torchpar.cli.output import warn
+from torchpar.cli.start import as_unit, start
 from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, NotPermittedError
 from torchpar.generations import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import find_conf_files, read_conf_files
 from torchpar.host.processes import read_ad_hoc_cpus
-from torchpar.host.transient import private_file, run_transient
 from torchpar.host.turns import in_turn
 from torchpar.plan import RUN, ServicePlan
 from torchpar.syntax import ConfFile
@@ -65,11 +63,10 @@ def run(
         if not equals or key in ("Script", "Module", "Arguments", "User", "Enabled", "Slot"):
             raise click.UsageError(f"--set {setting}: is not KEY=VALUE with a key that an ad-hoc job can have")
         pairs.append((key, value))
-    as_unit = systemd.is_running() and os.geteuid() == 0
     with contextlib.ExitStack() as choosing:
         if not choosing.enter_context(in_turn(RUN, TURN_SECONDS)):
             warn([f"{RUN} is locked for long; another job that starts at this moment may get the same CPUs"])
-        inputs = _read(adhoc.conf_of([("WorkingDirectory", ""), *pairs]), as_unit)
+        inputs = _read(adhoc.conf_of([("WorkingDirectory", ""), *pairs]))
         script, module = (None, what) if as_module else (what, None)
         config, job = adhoc.take_job(
             inputs.config, adhoc.job_name(what, os.getpid()), script=script, module=module, arguments=arguments
@@ -80,17 +77,9 @@ def run(
         name = pwd.getpwuid(os.geteuid()).pw_name
         environment = adhoc.inherited(os.environ, plan.environment, same_user=user == name)
         warn((*plan.warnings, *adhoc.replaced(os.environ, plan.environment)))
-        _echo_plan(plan, user if user != name else "", as_unit)
-        if not as_unit:
-            _become(plan, user, environment)
-        path = f"/run/{plan.unit.removesuffix('.service')}.env"
-        choosing.enter_context(private_file(path, transient.environment_file(environment)))
-        argv = transient.make_command(plan, user=user, directory=os.getcwd(), environment_file=path)
-        # Once the job is there others see its CPUs, and systemd has read the file.
-        status, note = run_transient(plan.unit, argv, choosing.close)
-    if note:
-        click.echo(f"torchpar: {note}", err=True)
-    return status
+        _echo_plan(plan, user if user != name else "")
+        # Once the job is there others see its CPUs.
+        return start(plan, unit=plan.unit, user=user, environment=environment, started=choosing.close)
 
 
 def _interpreter(python: str | None) -> str | None:
@@ -104,7 +93,7 @@ def _interpreter(python: str | None) -> str | None:
     return os.path.abspath(found)
 
 
-def _read(own: ConfFile, as_unit: bool) -> Inputs:
+def _read(own: ConfFile) -> Inputs:
     """The conf that is in force (that on the disk where nothing has been applied), with the job's settings at its end.
 
     Raises ConfigError with what is wrong in the job's settings, unknown keys too.
@@ -119,7 +108,7 @@ def _read(own: ConfFile, as_unit: bool) -> Inputs:
     if unknown:
         raise ConfigError(unknown)
     facts = inputs.facts
-    if not as_unit:
+    if not as_unit():
         # Whoever runs this by taskset, or in a container with a set of CPUs, means the job.
         allowed = facts.allowed_cpus & direct.allowed_cpus()
         facts = dataclasses.replace(facts, allowed_cpus=allowed or facts.allowed_cpus)
@@ -143,7 +132,7 @@ def _user(asked: str | None, job: AdHocJob) -> str:
     return user
 
 
-def _echo_plan(plan: ServicePlan, user: str, as_unit: bool) -> None:
+def _echo_plan(plan: ServicePlan, user: str) -> None:
     threads = "+".join(str(rank.threads) for rank in plan.ranks)
     parts = [f"CPUs {plan.cpus}" + ("" if plan.own else " (shared)"), f"threads {threads}"]
     parts += [f"memory {plan.memory.policy.value} {plan.memory.nodes}".rstrip(), f"malloc {plan.allocator}"]
@@ -151,38 +140,5 @@ def _echo_plan(plan: ServicePlan, user: str, as_unit: bool) -> None:
         parts.append("GPUs " + " ".join(gpu.pci for gpu in plan.gpus))
     if user:
         parts.append(f"user {user}")
-    parts.append(f"unit {plan.unit}" if as_unit else "no unit of its own")
+    parts.append(f"unit {plan.unit}" if as_unit() else "no unit of its own")
     click.echo(f"torchpar: {', '.join(parts)}", err=True)
-
-
-def _become(plan: ServicePlan, user: str, environment: dict[str, str]) -> NoReturn:
-    notes = [direct.set_cpus(plan.cpus), direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)]
-    missing = tuple(_beyond(plan))
-    why = "no root" if systemd.is_running() else "no systemd here"
-    if missing:
-        notes.append(f"{why}, so the job has no unit, and this is not set: {' '.join(missing)}")
-    if systemd.is_running():
-        notes.append("without root nothing keeps others off these CPUs; sudo torchpar run gives the job its own unit")
-    warn(note for note in notes if note)
-    settings = plan.service.settings
-    direct.become(
-        plan.command,
-        {**environment, **plan.environment},
-        user=user,
-        group=settings.group if os.geteuid() == 0 else None,
-        directory=settings.working_directory or os.getcwd(),
-    )
-
-
-def _beyond(plan: ServicePlan) -> Iterator[str]:
-    """What is asked for that only a unit can have."""
-    settings = plan.service.settings
-    for key, value in (
-        ("MemoryMax", settings.memory_max),
-        ("MemoryHigh", settings.memory_high),
-        ("CPUWeight", settings.cpu_weight),
-    ):
-        if value is not None:
-            yield f"{key}={value}"
-    for key, value in plan.service.directives:
-        yield f"Service.{key}={value}"

@@ -94,16 +94,20 @@ def _ending() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def private_file(path: str, text: str) -> Iterator[None]:
-    """A file that only root can read, while it is needed. Raises SystemdError when it cannot be written."""
+def private_file(path: str, text: str) -> Iterator[Callable[[], None]]:
+    """A file that only root can read, until what is yielded is called, or the end. Raises SystemdError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise SystemdError(f"{path}: {error.strerror}") from None
-    try:
-        yield
-    finally:
+
+    def remove() -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    try:
+        yield remove
+    finally:
+        remove()

@@ -1,0 +1,52 @@
+"""`torchpar nettest`: how fast a job's hosts are together, through the environment that the job itself will have."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import click
+
+from torchpar.cli.inputs import load
+from torchpar.cli.start import start
+from torchpar.config import Service
+from torchpar.enforce import read_active
+from torchpar.errors import ConfigError, TorchparError
+from torchpar.generations import Store
+from torchpar.host import systemd
+from torchpar.plan import make_plan
+from torchpar.settings import TrainSettings
+
+MODULE = "torchpar.runtime.allreduce"
+DEFAULT_USER = "torchpar"
+
+
+@click.command()
+@click.argument("name")
+def nettest(name: str) -> int:
+    """Reduce tensors over all hosts of [Train NAME], and print latency, bandwidth and the addresses in use.
+
+    Run it on every host of the job, in any order; each waits for the others. The job itself must not run.
+    """
+    active = read_active(Store())
+    inputs = load(files=active[1].conf if active else None)
+    service, train = _find(inputs.config.find(name))
+    if systemd.is_running() and service.unit in systemd.running_services():
+        raise TorchparError(f"the job itself runs, on the same port; stop it first: systemctl stop {service.unit}")
+    plan = make_plan(inputs.config, inputs.facts).find(service.unit)
+    settings = dataclasses.replace(train, script=None, module=MODULE, arguments=(), working_directory="/")
+    plan = dataclasses.replace(plan, service=dataclasses.replace(service, settings=settings))
+    user = service.settings.user or DEFAULT_USER
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    return start(plan, unit=f"torchpar-nettest-{service.name}.service", user=user, environment=environment)
+
+
+def _find(found: tuple[Service, ...]) -> tuple[Service, TrainSettings]:
+    """The training service of several hosts among those of a name. Raises ConfigError."""
+    for service in found:
+        train = service.train()
+        if train and train.nodes[1] == 1:
+            raise ConfigError([f"{service.origin('Nodes')}: {service.section} runs on one host; Nodes= is how many"])
+        if train:
+            return service, train
+    raise ConfigError([f"{found[0].section} is no training service; there is no network between hosts to test"])

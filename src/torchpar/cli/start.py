@@ -1,0 +1,79 @@
+"""Starts what is planned from a terminal and stays until it ends: as a transient unit, or by becoming it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+import click
+
+from torchpar import transient
+from torchpar.cli.output import warn
+from torchpar.host import direct, systemd
+from torchpar.host.transient import private_file, run_transient
+from torchpar.plan import ServicePlan
+
+
+def as_unit() -> bool:
+    """Whether what is started gets a unit of its own: systemd gives root one."""
+    return systemd.is_running() and os.geteuid() == 0
+
+
+def start(
+    plan: ServicePlan,
+    *,
+    unit: str,
+    user: str,
+    environment: Mapping[str, str],
+    started: Callable[[], None] = lambda: None,
+) -> int:
+    """Start a plan's command and return its exit status, or become it. `started` is called when the unit runs."""
+    if not as_unit():
+        _become(plan, user, environment)
+    path = f"/run/{unit.removesuffix('.service')}.env"
+    with private_file(path, transient.environment_file(environment)) as remove:
+
+        def runs() -> None:
+            # systemd has read the file.
+            remove()
+            started()
+
+        argv = transient.make_command(plan, unit=unit, user=user, directory=os.getcwd(), environment_file=path)
+        status, note = run_transient(unit, argv, runs)
+    if note:
+        click.echo(f"torchpar: {note}", err=True)
+    return status
+
+
+def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoReturn:
+    notes = [direct.set_cpus(plan.cpus), direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)]
+    missing = tuple(_beyond(plan))
+    why = "no root" if systemd.is_running() else "no systemd here"
+    if missing:
+        notes.append(f"{why}, so the job has no unit, and this is not set: {' '.join(missing)}")
+    if systemd.is_running():
+        notes.append("without root nothing keeps others off these CPUs; sudo torchpar run gives the job its own unit")
+    warn(note for note in notes if note)
+    settings = plan.service.settings
+    direct.become(
+        plan.command,
+        {**environment, **plan.environment},
+        user=user,
+        group=settings.group if os.geteuid() == 0 else None,
+        directory=settings.working_directory or os.getcwd(),
+    )
+
+
+def _beyond(plan: ServicePlan) -> Iterator[str]:
+    """What is asked for that only a unit can have."""
+    settings = plan.service.settings
+    for key, value in (
+        ("MemoryMax", settings.memory_max),
+        ("MemoryHigh", settings.memory_high),
+        ("CPUWeight", settings.cpu_weight),
+    ):
+        if value is not None:
+            yield f"{key}={value}"
+    for key, value in plan.service.directives:
+        yield f"Service.{key}={value}"
