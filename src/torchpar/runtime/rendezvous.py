@@ -49,6 +49,10 @@ class Place:
 class NotYet(Exception):
     """Something is missing that may come: the network is starting, or an older process is ending."""
 
+# Else the agent takes the host's own name, which leads anywhere or nowhere. Ranks are told again, see `rank`: torch
+# 1.13 has no such flag.
+LOOPBACK = "--local-addr=127.0.0.1"
+
 
 def arguments(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
     """torchrun's flags for the rendezvous, as current versions spell them, and variables that are set unless they are.
@@ -82,6 +86,7 @@ def _alone(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
         "--rdzv-endpoint=localhost:0",
         "--rdzv-conf=is_host=1",
         f"--rdzv-id={settings.service}",
+        LOOPBACK,
     ]
     # gloo would else look up the host's own name, which leads anywhere or nowhere.
     return flags, {"GLOO_SOCKET_IFNAME": "lo"}

@@ -6,6 +6,7 @@ own parser, never concluded from its number.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
 from torchpar.runtime.gang import Gang
 from torchpar.runtime.observed import say
@@ -41,7 +43,8 @@ def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
         if flag.startswith("--local-addr="):
             continue  # rendezvous has seen to it that torch 1.13 finds the same address by itself
         say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out")
-    repair(Std)
+    repair_redirects(Std)
+    repair_store(c10d_rendezvous_backend, torch.distributed)
     watch(LocalElasticAgent, gang)
     leave(LocalElasticAgent)
     try:
@@ -81,7 +84,7 @@ def spelled(parser: Any, flags: Sequence[str]) -> tuple[list[str], list[str]]:
     return known, unknown
 
 
-def repair(std: Any) -> None:
+def repair_redirects(std: Any) -> None:
     """Let "redirect nothing", torchrun's default, be understood.
 
     torch 1.13 looks for it among the members of a Flag, where Python 3.11 does not show the one that is zero any more:
@@ -90,6 +93,33 @@ def repair(std: Any) -> None:
     from_str = std.from_str
     if from_str("0") is None:
         std.from_str = staticmethod(lambda text: std.NONE if text == "0" else from_str(text))
+
+
+def repair_store(*modules: Any) -> None:
+    """Let the hosts' store do without libuv where torch is built without it, in this process and in the ranks.
+
+    torch 2.6 wants it all the same; in Debian 13 it is built without, and its torchrun ends with a
+    RendezvousConnectionError. `modules` are those in which the agent finds the class of the store.
+    """
+    store = modules[0].TCPStore
+    try:
+        store("localhost", 0, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        if "libuv" not in str(error):
+            return  # whatever it is, the rendezvous will meet it too, and say so
+    else:
+        return
+
+    def __init__(self: Any, *arguments: Any, **named: Any) -> None:
+        store.__init__(self, *arguments, **{"use_libuv": False, **named})
+
+    # A class and not a function: the agent asks which kind of store it has.
+    without = type("TCPStore", (store,), {"__init__": __init__})
+    for module in modules:
+        module.TCPStore = without
+    # The ranks heed the first variable only where they have a store of their own, which is the second.
+    os.environ["USE_LIBUV"] = "0"
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
 def watch(agent: Any, gang: Gang) -> None:

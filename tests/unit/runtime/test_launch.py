@@ -127,6 +127,16 @@ def test_a_module_and_the_interpreters_flags_reach_the_ranks(place: Place) -> No
     assert outcome.out == 2 * "__main__ package False {'dev': True} ['default', 'ignore']\n"
 
 
+NAMES = "('USE_LIBUV', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE')"
+
+
+def test_a_torch_without_libuv_is_not_asked_for_it(place: Place) -> None:
+    """Debian 13's wants it by default, in the agent and in the ranks."""
+    place.write("x.py", "import os; print([os.environ.get(name) for name in NAMES])\n".replace("NAMES", NAMES))
+    assert launched(place, "--", "x.py", FAKE_TORCH="2.6") == Outcome(0, 2 * "['0', '1']\n", "")
+    assert launched(place, "--", "x.py") == Outcome(0, 2 * "[None, None]\n", "")
+
+
 @pytest.mark.parametrize("torch", ["1.13", "2.13"])
 def test_flags_are_spelled_as_this_torchrun_knows_them(place: Place, torch: str) -> None:
     """torch 1.13 knows --nproc_per_node only; the answer is the same."""

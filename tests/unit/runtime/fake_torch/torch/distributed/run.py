@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
 OLD = os.environ.get("FAKE_TORCH") == "1.13"
 FLAGS = ("nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "rdzv-conf", "rdzv-id", "max-restarts",
@@ -32,5 +33,6 @@ def run(args: Any) -> None:
     if os.environ.get("SHOW_FLAGS"):
         print({name: value for name, value in sorted(vars(args).items()) if value is not None}, flush=True)
     assert args.no_python
+    c10d_rendezvous_backend.TCPStore("localhost", 0, is_master=True)
     command = [args.training_script, *args.training_script_args]
     LocalElasticAgent(int(args.nproc_per_node), command, int(args.max_restarts)).run()
