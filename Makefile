@@ -27,6 +27,7 @@ help:
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
+	@echo 'make bench-progress what the runtime costs a training step (TORCH_PYTHON=: an interpreter with torch)'
 	@echo 'make install        put the files below DESTDIR'
 	@echo 'make clean          remove what was built'
 .PHONY: help
@@ -125,6 +126,13 @@ bench-train: $(VENV)/complete machine-packages
 	$(SUDO) env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE XDG_CACHE_HOME='$(dir $(CACHE))' \
 		$(PYTHON) -B -m tests.benchmarks.bench_train $(BENCH)
 .PHONY: bench-train
+
+# Another interpreter that has torch: TORCH_PYTHON=/srv/venv/bin/python3.
+TORCH_PYTHON ?= $(PYTHON)
+bench-progress:
+	$(if $(filter $(PYTHON),$(TORCH_PYTHON)),$(call packages,python3-torch))
+	PYTHONPATH=src $(PYTHON) -B -m tests.benchmarks.bench_progress '$(TORCH_PYTHON)'
+.PHONY: bench-progress
 
 machine-packages:
 	$(call packages,e2fsprogs mmdebstrap python3 qemu-system-x86 systemd-container)

@@ -1,0 +1,124 @@
+"""What torchpar's runtime costs a training loop: counting, watching the loader, and telling torchpard.
+
+    python3 -m tests.benchmarks.bench_progress [PYTHON]
+
+PYTHON is an interpreter with torch. The same loop runs as `python x.py` and by run.py with a plan, in processes of
+their own, by turns. The cost is too small for a step of 5 ms to show it on a machine that is not quiet, so it is also
+measured with a step that computes nothing, where all that is left is the loop itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from torchpar.environment import JobSettings, RankSettings, job_environment
+
+ROUNDS = 9
+STEP_SECONDS = 0.005
+
+# Arguments: batches, matrix products in each. Prints the seconds per step, by the clock and of the process's CPU time.
+LOOP = """
+import json, sys, time
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+torch.set_num_threads(1)
+batches, products = map(int, sys.argv[1:])
+class Ready(TensorDataset):
+    # A whole batch at once, as fast as a loader can be.
+    def __getitem__(self, i): return data
+    def __len__(self): return batches * 8
+data = torch.rand(8)
+matrix = torch.rand(128, 128)
+optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+def run():
+    for batch in DataLoader(Ready(data), batch_size=8, collate_fn=lambda items: items[0]):
+        for _ in range(products): torch.mm(matrix, matrix)
+        optimizer.step()
+run()
+wall, cpu = time.perf_counter(), time.process_time()
+run()
+print(json.dumps([(time.perf_counter() - wall) / batches, (time.process_time() - cpu) / batches]))
+"""
+
+# Seconds of one message, with somebody who listens.
+MESSAGE = """
+import socket, sys, tempfile, time
+sys.path.append(sys.argv[1])
+from torchpar.runtime import progress
+progress.JOB_SOCKET = tempfile.mkdtemp() + "/job.sock"
+door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+door.bind(progress.JOB_SOCKET)
+meter, times = progress.Meter(0), []
+for _ in range(2001):
+    begin = time.perf_counter()
+    meter._send(begin)
+    times.append(time.perf_counter() - begin)
+    door.recv(4096)
+print(sorted(times)[1000])
+"""
+
+RANK = RankSettings(local_rank=0, cpus="0", numa_nodes="0", threads=1, loader_workers=0, gpus=())
+JOB = JobSettings(service="torchpar-train@bench.service", interop_threads=1, cudnn_benchmark=None, ranks=(RANK,))
+
+
+def main() -> None:
+    """Both measurements, and the message."""
+    python = sys.argv[1] if len(sys.argv) > 1 else sys.executable
+    package = Path(__file__).parents[2] / "src" / "torchpar"
+    with tempfile.TemporaryDirectory() as folder:
+        loop = Path(folder, "loop.py")
+        loop.write_text(LOOP, encoding="utf-8")
+        launcher = Path(folder, "run.py")
+        launcher.write_bytes((package / "runtime" / "run.py").read_bytes())
+        Path(folder, "torchpar").symlink_to(package)
+        commands = {"plain": [python, str(loop)], "torchpar": [python, str(launcher), "--", str(loop)]}
+
+        empty = turns(commands, 3000, 0)
+        products = 100
+        while (taken := run(commands["plain"], 20, products)[0]) < STEP_SECONDS * 0.8:
+            products = int(products * STEP_SECONDS / taken) + 1
+        full = turns(commands, 200, products)
+        done = subprocess.run([python, "-c", MESSAGE, folder], capture_output=True, check=True, text=True)
+        message = float(done.stdout)
+
+    cost = statistics.median(empty["torchpar"]) - statistics.median(empty["plain"])
+    print(f"step without computing, µs of CPU time: plain {table(empty['plain'])}, torchpar {table(empty['torchpar'])}")
+    share = 100 * cost / STEP_SECONDS
+    print(f"  the runtime costs {cost * 1e6:.1f} µs per step, {share:.3f} % of 5 ms (target: below 1)")
+    print(f"  a message costs {message * 1e6:.0f} µs every two seconds, {100 * message / 2:.4f} %")
+    ratio = statistics.median(full["torchpar"]) / statistics.median(full["plain"])
+    print(f"step of {statistics.median(full['plain']) * 1e3:.1f} ms: plain 1.000, torchpar {ratio:.3f}")
+    print(f"  single runs   plain {table(full['plain'])}   torchpar {table(full['torchpar'])} µs of CPU time")
+
+
+def turns(commands: dict[str, list[str]], batches: int, products: int) -> dict[str, list[float]]:
+    """The CPU time per step of each command's runs, which alternate in changing order."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for i in range(ROUNDS):
+        for name in list(commands)[:: 1 if i % 2 else -1]:
+            times[name].append(run(commands[name], batches, products)[1])
+    return times
+
+
+def run(command: list[str], batches: int, products: int) -> tuple[float, float]:
+    """Seconds per step, by the clock and of CPU time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **job_environment(JOB)}
+    argv = [*command, str(batches), str(products)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
+    wall, cpu = json.loads(done.stdout)
+    return wall, cpu
+
+
+def table(times: list[float]) -> str:
+    """Median, least and most, in microseconds."""
+    return f"{statistics.median(times) * 1e6:.1f} ({min(times) * 1e6:.1f} to {max(times) * 1e6:.1f})"
+
+
+if __name__ == "__main__":
+    main()
