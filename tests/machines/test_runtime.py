@@ -1,0 +1,141 @@
+"""Training jobs on a booted Debian with its torch: loader workers, the speed in the status, the allocator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.machines.machine import Machine
+from tests.machines.test_apply import CONF, TRAIN, apply
+from tests.machines.test_daemon import DAEMON, status
+
+PATIENCE = 180
+
+# Its data take longer than its steps. Each sample says where it was made; the last batch is kept in a file.
+FED = """\
+import json, os, time, torch
+from torch.utils.data import DataLoader, Dataset
+class Slow(Dataset):
+    def __len__(self): return 64
+    def __getitem__(self, i):
+        time.sleep(0.02)
+        return torch.tensor([os.getpid(), torch.get_num_threads(), *sorted(os.sched_getaffinity(0))])
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+loader = DataLoader(Slow(), batch_size=4)
+while True:
+    for batch in loader:
+        model(batch[:, :1].float() * 0).sum().backward()
+        optimizer.step()
+        with open("seen.new", "w") as file:
+            json.dump({"main": os.getpid(), "workers": loader.num_workers, "sample": batch[0].tolist()}, file)
+        os.replace("seen.new", "seen.json")
+"""
+
+# Page faults of a step whose temporaries are larger than what malloc keeps by itself.
+FAULTS = """\
+import json, resource, torch
+first, second = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 32, 3, padding=1)
+model = torch.nn.Sequential(first, torch.nn.ReLU(), second)
+data = torch.rand(24, 3, 64, 64)
+def step():
+    model.zero_grad()
+    model(data).pow(2).mean().backward()
+for _ in range(8): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8): step()
+with open("faults.json", "w") as file:
+    json.dump((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8, file)
+"""
+
+# A message that claims to be another's.
+FORGED = """
+import json, socket, time
+door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+for i in range(3):
+    door.sendto(b"x" * 5000, "/run/torchpar/job.sock")
+    door.sendto(json.dumps({"version": 1, "local_rank": 9, "time": i, "steps": i, "samples": 10**9 * i, "batches": i,
+        "waited": 0.0, "unit": "torchpar-train@fed.service"}).encode(), "/run/torchpar/job.sock")
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def host(machine: Machine) -> Iterator[Machine]:
+    """The shared machine; afterwards it is as it was."""
+    shipped = machine.read(CONF)
+    yield machine
+    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed")
+    apply(machine, shipped)
+
+
+def service(machine: Machine, name: str) -> dict[str, Any]:
+    """A service in the status."""
+    return next(s for s in status(machine)["services"] if s["unit"] == TRAIN.format(name))
+
+
+def test_a_job_with_slow_data_has_workers_and_shows_it(host: Machine) -> None:
+    """Workers on all CPUs with one thread, though OpenMP binds the main thread to one; the speed is in the status."""
+    host.write("/srv/fed.py", FED)
+    apply(host, "[Train fed]\nScript=/srv/fed.py\nThreads=1\nLoaderWorkers=1\nEnvironment=OMP_PROC_BIND=true\n")
+    unit, file = TRAIN.format("fed"), "/var/lib/torchpar/train/fed/seen.json"
+    host.run("systemctl", "start", unit)
+    host.wait_until(lambda: host.run("test", "-e", file, check=False).returncode == 0, "the first batch", PATIENCE)
+    seen = json.loads(host.read(file))
+    assert (str(seen["main"]), seen["workers"]) == (host.show(unit, "MainPID"), 1)
+    worker, threads, *cpus = seen["sample"]
+    assert worker != seen["main"] and threads == 1
+    planned = service(host, "fed")["cpus"]
+    assert ",".join(map(str, cpus)) == planned.replace("-", ",") and len(cpus) == 2
+    # What the worker would have had without us: what its parent has.
+    main = host.sh('sed -n "s/^Cpus_allowed_list:[[:space:]]*//p" /proc/$1/status', str(seen["main"])).stdout
+    assert main.strip() in ("0", "1")
+    assert "gets num_workers=1 as planned" in host.journal(unit)
+
+    host.run("setpriv", "--reuid=games", "--regid=games", "--clear-groups", "python3", "-c", FORGED)
+    host.wait_until(lambda: service(host, "fed")["throughput"], "two reports", PATIENCE)
+    host.wait_until(lambda: service(host, "fed")["throughput"]["bound"] == "loader", "it waits for data", PATIENCE)
+    throughput = service(host, "fed")["throughput"]
+    assert 0 < throughput["samples_per_second"] < 10_000 and throughput["ranks"] == 1
+    assert abs(throughput["samples_per_second"] - 4 * throughput["steps_per_second"]) < 2
+    line = next(line for line in host.run("torchpar", "status").stdout.splitlines() if line.startswith("train@fed"))
+    assert "samples/s" in line and "loader: waits" in line
+    # It is heard again after torchpard has been away, and does not miss it meanwhile.
+    host.run("systemctl", "restart", DAEMON)
+    host.wait_until(lambda: service(host, "fed")["throughput"], "reports to the new torchpard", PATIENCE)
+    assert host.show(unit, "NRestarts") == "0"
+
+
+def test_the_allocator_is_in_force_and_saves_the_page_faults(host: Machine) -> None:
+    """At most a hundredth of glibc's per step; `torchpar verify` reads it from the process."""
+    host.write("/srv/faults.py", FAULTS)
+    host.write("/srv/wait.py", "import time\ntime.sleep(3600)\n")
+    names = ("jemalloc", "glibc", "none")
+    conf = "".join(f"[Train {name}]\nScript=/srv/faults.py\nAllocator={name}\nRestart=no\n" for name in names)
+    apply(host, conf + "[Train waits]\nScript=/srv/wait.py\n")
+    faults = {}
+    for name in names:
+        unit, file = TRAIN.format(name), f"/var/lib/torchpar/train/{name}/faults.json"
+        host.run("systemctl", "start", unit)
+        host.wait_until(lambda unit=unit: host.show(unit, "ActiveState") != "active", "its end", PATIENCE)
+        assert host.show(unit, "Result") == "success", host.journal(unit)
+        faults[name] = json.loads(host.read(file))
+    assert faults["none"] > 1000
+    assert faults["jemalloc"] <= faults["none"] / 100 and faults["glibc"] <= faults["none"] / 20, faults
+
+    host.run("systemctl", "start", TRAIN.format("waits"))
+    expected = service(host, "waits")["allocator"]
+    assert expected in ("jemalloc", "tcmalloc")
+    # The unit is active when its interpreter is executed, before that has loaded its libraries.
+    in_force = ("ok", expected)
+    host.wait_until(lambda: verified(host, "waits")["allocator"] == in_force, "the allocator is there", PATIENCE)
+
+
+def verified(machine: Machine, name: str) -> dict[str, tuple[str, str]]:
+    """The verdict of `torchpar verify` on each item of a service, and what is."""
+    # The exit status is of all items; some cannot be told in a container.
+    (answer,) = json.loads(machine.run("torchpar", "verify", "--json", f"train@{name}", check=False).stdout)
+    return {item["what"]: (item["verdict"], item["actual"]) for item in answer["items"]}
