@@ -29,6 +29,9 @@ COMMAND = "torchpar run"
 # The section that stands for the job while the conf is read; no unit ever has this name.
 _SECTION = "torchpar.run:"
 
+# What an ad-hoc job has whatever [Train] says: it belongs to no boot, no slot, and no other host.
+_NEVER = ("Enabled=no", "Slot=", "Restart=no", "Nodes=", "Endpoint=", "Elastic=")
+
 
 @dataclass(frozen=True)
 class AdHocJob(Service):
@@ -66,7 +69,7 @@ def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
             raise ConfigError([f"{COMMAND}: {key}={value!r:.60}: must be one line"])
         # The empty line ends a value that ends in a backslash.
         lines += [f"{key}={value}", ""]
-    return ConfFile(COMMAND, "\n".join([*lines, "Enabled=no", "Slot=", "Restart=no", ""]))
+    return ConfFile(COMMAND, "\n".join([*lines, *_NEVER, ""]))
 
 
 def own_problems(problems: Iterable[str]) -> tuple[str, ...]:

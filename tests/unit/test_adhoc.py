@@ -92,8 +92,9 @@ def test_what_a_host_does_not_have_is_refused() -> None:
 
 
 def test_defaults_come_from_train_and_the_command_line_wins() -> None:
-    """But a job never is a part of the boot, nor of a slot."""
-    job = planned("[Train]\nThreads=2\nPython=/v/python\nEnabled=yes\nSlot=s\nAllocator=glibc\n", ("Threads", "1"))
+    """But a job never is a part of the boot, nor of a slot, and waits for no other host."""
+    defaults = "[Train]\nThreads=2\nPython=/v/python\nEnabled=yes\nSlot=s\nAllocator=glibc\nNodes=2\nEndpoint=gpu1\n"
+    job = planned(defaults, ("Threads", "1"))
     settings = job.service.settings
     assert (settings.threads, settings.python, settings.enabled, settings.slot) == (1, "/v/python", False, None)
     assert job.command == ("/v/python", "/usr/lib/torchpar/run.py", "--", "x.py") and job.allocator == "glibc"

@@ -28,6 +28,9 @@ from torchpar.syntax import ConfFile
 # Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.
 TURN_SECONDS = 10
 
+# Keys that have an option or argument of their own, and those that concern boot, turns and other hosts.
+NOT_FOR_A_JOB = ("Script", "Module", "Arguments", "User", "Enabled", "Slot", "Restart", "Nodes", "Endpoint", "Elastic")
+
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-m", "as_module", is_flag=True, help="Run a module, as python -m does.")
@@ -60,7 +63,7 @@ def run(
     pairs = [(key, value) for key, value in options.items() if value is not None]
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or key in ("Script", "Module", "Arguments", "User", "Enabled", "Slot"):
+        if not equals or key in NOT_FOR_A_JOB:
             raise click.UsageError(f"--set {setting}: is not KEY=VALUE with a key that an ad-hoc job can have")
         pairs.append((key, value))
     with contextlib.ExitStack() as choosing:
