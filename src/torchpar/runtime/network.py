@@ -93,9 +93,15 @@ def is_loopback(address: str) -> bool:
 
 
 def own_names() -> set[str]:
-    """What this host is called: its name, and that without a domain."""
+    """What this host is called: its name, that without a domain, and what /etc/hosts or DNS make of it.
+
+    Not by socket.getfqdn, which asks for names of addresses: that may take a minute where DNS has none.
+    """
     name = socket.gethostname()
-    return {name, name.partition(".")[0], socket.getfqdn()}
+    names = {name, name.partition(".")[0]}
+    with contextlib.suppress(OSError):
+        names.update(entry[3] for entry in socket.getaddrinfo(name, None, flags=socket.AI_CANONNAME) if entry[3])
+    return names
 
 
 def source(destination: str) -> str | None:

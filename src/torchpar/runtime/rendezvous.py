@@ -149,7 +149,7 @@ def find_place(settings: JobSettings, asked: Endpoint) -> Place:
         resolved,
         network.addresses(),
         interface=settings.interface,
-        own_names=network.own_names(),
+        own_names=network.own_names,
         source=network.source,
     )
 
@@ -160,7 +160,7 @@ def choose_place(
     addresses: tuple[Address, ...],
     *,
     interface: str | None,
-    own_names: set[str],
+    own_names: Callable[[], set[str]],
     source: Callable[[str], str | None],
 ) -> Place:
     """The part of a host with these addresses and names in a rendezvous at an endpoint with the addresses `resolved`.
@@ -171,7 +171,7 @@ def choose_place(
     """
     own = [address for address in addresses if address.interface == interface or not interface]
     abroad = tuple(address for address in resolved if not network.is_loopback(address))
-    if not abroad and (asked.host not in own_names or asked.host.startswith("localhost")):
+    if not abroad and (asked.host not in own_names() or asked.host.startswith("localhost")):
         why = f"{asked.host} is {' '.join(resolved)} on this host, where no other host can be"
         raise _refuse(f"Endpoint={asked}", f"{why}; name an address that all hosts reach", "Endpoint=")
     here = {address.text for address in addresses}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
+from tests.unit.runtime.jobs import PYTHON, Place
+from tests.unit.runtime.test_launch import environment
 from torchpar.environment import JobSettings
 from torchpar.errors import ExitStatus, RendezvousError
 from torchpar.runtime import network, rendezvous
@@ -14,7 +19,6 @@ from torchpar.runtime.network import Address
 from torchpar.runtime.rendezvous import (
     Endpoint,
     NotYet,
-    Place,
     choose_place,
     environment_for,
     flags_for,
@@ -48,7 +52,7 @@ def chosen(
         tuple(resolved.split()),
         (LO, *addresses),
         interface=interface,
-        own_names=NAMES,
+        own_names=lambda: NAMES,
         source=source,
     )
     return str(place.endpoint), place.is_host, place.interface, place.address
@@ -104,7 +108,7 @@ def test_what_may_come_is_waited_for() -> None:
 
 def test_torchrun_is_told_everything_it_would_guess() -> None:
     """Whether this is the host, by literal addresses; gang restart, or an elastic job's own store."""
-    place = Place(Endpoint("192.0.2.2", 20500), False, "eth0", "192.0.2.1")
+    place = rendezvous.Place(Endpoint("192.0.2.2", 20500), False, "eth0", "192.0.2.1")
     assert flags_for(settings(), place) == [
         "--nnodes=2",
         "--rdzv-backend=c10d",
@@ -156,3 +160,35 @@ def test_this_hosts_own_network_is_read() -> None:
         assert network.connecting_fails("127.0.0.1", port, 60) == ""
     assert network.listening_fails("127.0.0.1", port) == ""
     assert network.connecting_fails("127.0.0.1", port, 60) == "Connection refused"
+
+
+@pytest.mark.subprocess
+def test_a_launcher_that_cannot_place_its_host_starts_nothing(place: Place) -> None:
+    """One line that names the key and the section; the status is that of a bad conf, so it is not tried again."""
+    place.write("x.py", "print('ran')\n")
+    variables = environment(place, nodes="2", endpoint="localhost:20500")
+    outcome = place.python(place.launcher.with_name("launch.py"), "--", "x.py", **variables)
+    assert outcome.status == 78 and outcome.out == ""
+    assert outcome.err.startswith("torchpar: Endpoint=localhost:20500: localhost is 127.0.0.1")
+    assert "set Endpoint= in [Train demo] of torchpar.conf" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.subprocess
+def test_a_stop_ends_the_wait_for_another_host(place: Place) -> None:
+    """Whatever it waits for, a route or an answer: SIGTERM does not wait with it."""
+    place.write("x.py", "print('ran')\n")
+    process = subprocess.Popen(
+        [PYTHON, str(place.launcher.with_name("launch.py")), "--", "x.py"],
+        cwd=place.path,
+        env={"PATH": os.defpath, **environment(place, nodes="2", endpoint="192.0.2.77:20500")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr and "Endpoint=192.0.2.77:20500" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    finally:
+        process.kill()
+        process.communicate()
