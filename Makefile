@@ -24,6 +24,7 @@ help:
 	@echo 'make demo           build it, boot a throw-away Debian, install it there, train and serve the demo'
 	@echo 'make check          lint, types, manual pages, unit and case tests: no root, under a minute'
 	@echo 'make test           all tests: check, and the machine tests on Debian 12 and 13'
+	@echo 'make test-serve     the tests of the inference server, with a torch of their own'
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
@@ -61,6 +62,18 @@ $(VENV)/complete:
 	@touch '$@'
 .PHONY: venv
 
+# The server's tests need torch and the protocol's clients: an environment of their own, made in the same way.
+SERVE_VENV := $(CACHE)/venv-serve-$(shell { sed -n '/^serve =/,/^$$/p' setup.cfg; grep VERSION_CODENAME /etc/os-release; } | sha256sum | cut -c1-12)
+
+$(SERVE_VENV)/complete:
+	$(call packages,python3-venv)
+	@echo 'making $(SERVE_VENV)'
+	@rm -rf '$(SERVE_VENV)'
+	@$(PYTHON) -m venv '$(SERVE_VENV)'
+	@sed -n '/^serve =/,/^$$/{s/^ \+//p}' setup.cfg >'$(SERVE_VENV)/pins'
+	@'$(SERVE_VENV)/bin/pip' install --quiet --disable-pip-version-check --progress-bar on -r '$(SERVE_VENV)/pins'
+	@touch '$@'
+
 
 # ---- checks and tests ----
 
@@ -97,6 +110,11 @@ types: $(VENV)/complete
 unit: $(VENV)/complete
 	$(PYTEST) -q -m 'not machine'
 .PHONY: unit
+
+# TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
+test-serve: $(SERVE_VENV)/complete
+	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q $(or $(TESTS),tests/serve)
+.PHONY: test-serve
 
 test: check test-machines
 .PHONY: test

@@ -1,0 +1,34 @@
+"""What the engine tells about its models, in the protocol's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchpar.serve.tensors import TensorSpec
+
+# The repository extension's states.
+READY = "READY"
+LOADING = "LOADING"
+UNLOADING = "UNLOADING"
+UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """A model's face. versions are those that are served, oldest first; platform is Triton's word or the nearest."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """One version in the repository, served or not; reason says why not."""
+
+    name: str
+    version: str
+    state: str
+    reason: str

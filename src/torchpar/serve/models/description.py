@@ -1,0 +1,71 @@
+"""The description that may stand beside or in a model file: names, datatypes and shapes.
+
+    {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 784]}],
+     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}],
+     "max_batch": 64}
+
+For a file `model.pt` it is `model.json` beside it, or an extra file "torchpar.json" within
+(`torch.jit.save(..., _extra_files={"torchpar.json": text})`, `torch.export.save(..., extra_files=...)`). The first
+dimension -1 means rows: requests may be put together there. Shapes have all dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torchpar.serve.errors import ModelError
+from torchpar.serve.tensors import SIZES, TensorSpec
+
+INSIDE = "torchpar.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a description says; empty or None where it says nothing. max_batch 0 or 1: never batched."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    max_batch: int | None = None
+
+
+def parse_description(text: str, where: str) -> Description:
+    """Parse the text; `where` names it in the messages. Raises ModelError."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{where}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ModelError(f'{where}: an object is expected, such as {{"inputs": [...], "outputs": [...]}}')
+    unknown = sorted(set(data) - {"inputs", "outputs", "max_batch"})
+    if unknown:
+        raise ModelError(f"{where}: unknown key '{unknown[0]}'; known: inputs, outputs, max_batch")
+    limit = data.get("max_batch")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise ModelError(f"{where}: max_batch: a number of rows is expected, not {limit!r:.40}")
+    return Description(
+        inputs=_parse_specs(data, "inputs", where), outputs=_parse_specs(data, "outputs", where), max_batch=limit
+    )
+
+
+def _parse_specs(data: dict[str, Any], key: str, where: str) -> tuple[TensorSpec, ...]:
+    entries = data.get(key, [])
+    if not isinstance(entries, list):
+        raise ModelError(f"{where}: {key}: a list is expected")
+    specs = tuple(_parse_spec(entry, f"{where}: {key}[{i}]") for i, entry in enumerate(entries))
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise ModelError(f"{where}: {key}: a name stands there twice")
+    return specs
+
+
+def _parse_spec(entry: Any, where: str) -> TensorSpec:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
+        raise ModelError(f'{where}: expected is {{"name": "x", "datatype": "FP32", "shape": [-1, 784]}}')
+    datatype, shape = entry.get("datatype"), entry.get("shape")
+    if datatype not in SIZES:
+        raise ModelError(f"{where}: datatype {datatype!r:.40}: expected is one of {', '.join(SIZES)}")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= -1 for size in shape):
+        raise ModelError(f"{where}: shape: a list of sizes is expected, -1 for those that a request chooses")
+    return TensorSpec(entry["name"], datatype, tuple(shape))

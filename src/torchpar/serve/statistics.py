@@ -1,0 +1,128 @@
+"""Counters of one model version: what Triton's statistics extension and /metrics tell.
+
+Written by the workers and the event loop under the model's lock, read at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+# Why a request failed: Triton's words for nv_inference_request_failure.
+REJECTED = "REJECTED"  # queue full
+CANCELED = "CANCELED"  # the client went away, or the deadline passed
+BACKEND = "BACKEND"  # the model failed, or its process died
+OTHER = "OTHER"  # for example tensors that do not fit
+REASONS = (REJECTED, CANCELED, BACKEND, OTHER)
+
+
+class Histogram:
+    """Observations by upper bound; counts has one place more than bounds, for what is above the last."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, or several that are equal."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+
+class Statistics:
+    """All times are summed in nanoseconds, as Triton does; histograms are in seconds and rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.batches = 0
+        self.success = [0, 0]  # requests, ns in all
+        self.queue = [0, 0]
+        self.input = [0, 0]
+        self.infer = [0, 0]
+        self.output = [0, 0]
+        self.failed = dict.fromkeys(REASONS, 0)
+        self.failed_ns = 0
+        self.last = 0.0
+        self.by_rows: dict[int, list[int]] = {}  # rows of a batch: batches, ns input, infer, output
+        self.queue_seconds = Histogram(SECONDS)
+        self.compute_seconds = Histogram(SECONDS)
+        self.total_seconds = Histogram(SECONDS)
+        self.batch_rows = Histogram(ROWS)
+
+    def batch(self, *, arrivals: Sequence[float], rows: int, times: tuple[float, float, float, float, float]) -> None:
+        """A batch was answered.
+
+        arrivals: when each of its requests came. times: taken from the queue, input ready, computed, answers cut, now;
+        all in time.monotonic() seconds.
+        """
+        taken, ready, computed, cut, now = times
+        count = len(arrivals)
+        self.rows += rows
+        self.batches += 1
+        self.last = time.time()
+        spans = [int((end - start) * 1e9) for start, end in ((taken, ready), (ready, computed), (computed, cut))]
+        for total, span in zip((self.input, self.infer, self.output), spans):
+            total[0] += count
+            total[1] += span * count
+        places = self.by_rows.setdefault(rows, [0, 0, 0, 0])
+        places[0] += 1
+        for place, span in enumerate(spans, 1):
+            places[place] += span
+        waited = whole = 0.0
+        for arrived in arrivals:
+            waited += taken - arrived
+            whole += now - arrived
+            self.queue_seconds.observe(taken - arrived)
+            self.total_seconds.observe(now - arrived)
+        self.queue[0] += count
+        self.queue[1] += int(waited * 1e9)
+        self.success[0] += count
+        self.success[1] += int(whole * 1e9)
+        self.compute_seconds.observe(computed - ready)
+        self.batch_rows.observe(rows)
+
+    def failure(self, reason: str, seconds: float = 0.0) -> None:
+        """A request was not answered; seconds since it came."""
+        self.failed[reason] += 1
+        self.failed_ns += int(seconds * 1e9)
+
+    def as_triton(self, name: str, version: str) -> dict[str, Any]:
+        """The statistics extension's object for one version of a model."""
+
+        def duration(count: int, ns: int) -> dict[str, int]:
+            return {"count": count, "ns": ns}
+
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": int(self.last * 1000),
+            "inference_count": self.rows,
+            "execution_count": self.batches,
+            "inference_stats": {
+                "success": duration(*self.success),
+                "fail": duration(sum(self.failed.values()), self.failed_ns),
+                "queue": duration(*self.queue),
+                "compute_input": duration(*self.input),
+                "compute_infer": duration(*self.infer),
+                "compute_output": duration(*self.output),
+                "cache_hit": duration(0, 0),
+                "cache_miss": duration(0, 0),
+            },
+            "batch_stats": [
+                {
+                    "batch_size": rows,
+                    "compute_input": duration(places[0], places[1]),
+                    "compute_infer": duration(places[0], places[2]),
+                    "compute_output": duration(places[0], places[3]),
+                }
+                for rows, places in sorted(self.by_rows.items())
+            ],
+        }
