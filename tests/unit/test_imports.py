@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 
 # Each layer may import those above it and, within it, its own; runtime and serve stand apart.
 LAYERS = (
-    ("errors", "cpuset", "version"),
+    ("errors", "cpuset", "version", "notify"),
     ("values", "syntax", "topology", "settings", "endpoint", "config", "environment"),
     (
         "cores",
@@ -21,7 +21,7 @@ LAYERS = (
         "explicit",
         "gpus",
         "layout",
-        "loaders",
+        "layout",
         "placement",
         "ranks",
         "memory_policy",
@@ -34,8 +34,8 @@ LAYERS = (
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")
-ALLOWED_INSIDE_A_JOB = {"errors", "environment", "runtime", "serve"}
-PURE = {name for layer in LAYERS[:4] for name in layer} - {"version"}
+ALLOWED_INSIDE_A_JOB = {"errors", "environment", "notify", "runtime", "serve"}
+PURE = {name for layer in LAYERS[:4] for name in layer} - {"version", "notify"}
 
 # The standard library's doors to the machine.
 DOORS = {"os", "subprocess", "socket", "shutil", "tempfile", "multiprocessing", "fcntl", "pathlib", "glob"}

@@ -15,8 +15,8 @@ from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.environment import JOB_SOCKET
 from torchpar.errors import TorchparError
 from torchpar.generations import Store
-from torchpar.host.notify import Notifier
 from torchpar.host.systemd import reload_without_waiting
+from torchpar.notify import Notifier
 
 
 class _Daemon:
