@@ -75,6 +75,10 @@ class Service:
         """Its settings if it is a training service."""
         return self.settings if isinstance(self.settings, TrainSettings) else None
 
+    def infer(self) -> InferSettings | None:
+        """Its settings if it is an inference service."""
+        return self.settings if isinstance(self.settings, InferSettings) else None
+
 
 @dataclass(frozen=True)
 class Config:
@@ -139,7 +143,7 @@ _RENDERED = {
     "MemoryHigh": "MemoryHigh",
     "CPUWeight": "CPUWeight",
     "Restart": "Restart",
-    "TimeoutStopSec": "CheckpointGrace",
+    "TimeoutStopSec": "CheckpointGrace= or DrainTimeout",
 }
 
 _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
@@ -287,8 +291,12 @@ def _contradictions(service: Service) -> Iterator[str]:
                 f"{service.origin('Elastic')}: {header} Elastic=yes needs Nodes=LEAST:MOST, how few hosts it may go "
                 "on with"
             )
-    if isinstance(settings, InferSettings) and not settings.model and not settings.handler:
-        yield f"{service.origin('')}: {header} has nothing to serve; set Model=/path/to/model.pt or Handler="
+    if isinstance(settings, InferSettings):
+        if not settings.model and not settings.handler:
+            yield f"{service.origin('')}: {header} has nothing to serve; set Model=/path/to/model.pt or Handler="
+        if bool(settings.tls_certificate) != bool(settings.tls_key):
+            have, lack = ("TLSCertificate", "TLSKey") if settings.tls_certificate else ("TLSKey", "TLSCertificate")
+            yield f"{service.origin(have)}: {header} {have}= needs {lack}= beside it"
     explicit = ("preferred", "bind", "interleave")
     if settings.numa_mask and settings.numa_policy.value not in (*explicit, "auto"):
         yield (

@@ -39,6 +39,28 @@ class RankSettings:
 
 
 @dataclass(frozen=True)
+class ServeSettings:
+    """What an inference service serves, and how.
+
+    model and handler are paths; one of them is set. listen are the addresses that HTTP may be served on, grpc those of
+    gRPC ("127.0.0.1:8000", "[::]:8000"). workers counts batches at the same time in each process; None: as many as the
+    rank has threads. backend is "auto", "thread" or "process"; max_batch counts rows and max_queue requests, None: the
+    server finds out. drain_timeout is in seconds. own: nobody else is expected on the service's CPUs.
+    """
+
+    model: str | None
+    handler: str | None
+    listen: tuple[str, ...]
+    grpc: tuple[str, ...]
+    workers: int | None
+    backend: str
+    max_batch: int | None
+    max_queue: int | None
+    drain_timeout: int
+    own: bool
+
+
+@dataclass(frozen=True)
 class JobSettings:
     """What a service's processes must know of the plan.
 
@@ -46,7 +68,8 @@ class JobSettings:
     stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
     torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
     how many seconds a stop may take. loader says whether DataLoader calls may be given what they leave out at all,
-    prefetch_factor and pin_memory what the conf says of these; None: torch's own, and with accelerators yes.
+    prefetch_factor and pin_memory what the conf says of these; None: torch's own, and with accelerators yes. serve is
+    that of an inference service.
 
     What has a default here is what older units do not say.
     """
@@ -65,6 +88,7 @@ class JobSettings:
     loader: bool = True
     prefetch_factor: int | None = None
     pin_memory: bool | None = None
+    serve: ServeSettings | None = None
 
     def rank(self, local_rank: int) -> RankSettings | None:
         """The settings of one process, None if the plan has no such rank."""
@@ -77,6 +101,8 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
     for rank in data["ranks"]:
         if not rank["loader_cpus"]:
             del rank["loader_cpus"]
+    if settings.serve is None:
+        del data["serve"]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
 
 
@@ -111,6 +137,24 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         loader=_field(fields, VARIABLE, "loader", bool, JobSettings.loader),
         prefetch_factor=_prefetch_factor(fields),
         pin_memory=_field(fields, VARIABLE, "pin_memory", (bool, type(None)), JobSettings.pin_memory),
+        serve=_parse_serve(fields["serve"], f"{VARIABLE}.serve") if "serve" in fields else None,
+    )
+
+
+def _parse_serve(data: Any, where: str) -> ServeSettings:
+    fields = _object(data, where)
+    text, number = (str, type(None)), (int, type(None))
+    return ServeSettings(
+        model=_field(fields, where, "model", text),
+        handler=_field(fields, where, "handler", text),
+        listen=_texts(fields, where, "listen"),
+        grpc=_texts(fields, where, "grpc"),
+        workers=_field(fields, where, "workers", number),
+        backend=_field(fields, where, "backend", str),
+        max_batch=_field(fields, where, "max_batch", number),
+        max_queue=_field(fields, where, "max_queue", number),
+        drain_timeout=_number(fields, where, "drain_timeout", least=0),
+        own=_field(fields, where, "own", bool),
     )
 
 
@@ -122,16 +166,13 @@ def _prefetch_factor(fields: Mapping[str, Any]) -> int | None:
 
 def _parse_rank(data: Any, where: str) -> RankSettings:
     fields = _object(data, where)
-    gpus = _field(fields, where, "gpus", list)
-    if not all(isinstance(gpu, str) for gpu in gpus):
-        raise _unexpected(f"{where}.gpus", gpus)
     return RankSettings(
         local_rank=_number(fields, where, "local_rank", least=0),
         cpus=_field(fields, where, "cpus", str),
         numa_nodes=_field(fields, where, "numa_nodes", str),
         threads=_number(fields, where, "threads", least=1),
         loader_workers=_number(fields, where, "loader_workers", least=0),
-        gpus=tuple(gpus),
+        gpus=_texts(fields, where, "gpus"),
         loader_cpus=_field(fields, where, "loader_cpus", str, RankSettings.loader_cpus),
     )
 
@@ -154,6 +195,13 @@ def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any, absent: 
     if not isinstance(fields[name], kind):
         raise _unexpected(f"{where}.{name}", fields[name])
     return fields[name]
+
+
+def _texts(fields: Mapping[str, Any], where: str, name: str) -> tuple[str, ...]:
+    texts = _field(fields, where, name, list)
+    if not all(isinstance(text, str) for text in texts):
+        raise _unexpected(f"{where}.{name}", texts)
+    return tuple(texts)
 
 
 def _number(fields: Mapping[str, Any], where: str, name: str, *, least: int, absent: Any = _REQUIRED) -> int:

@@ -13,6 +13,7 @@ from torchpar.allocator import choose_allocator
 from torchpar.claims import Reason
 from torchpar.config import Config, Service
 from torchpar.cpuset import CpuSet
+from torchpar.listening import find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
@@ -87,8 +88,10 @@ def make_plan(config: Config, facts: HostFacts) -> Plan:
     """
     placement = place(config, facts)
     services = tuple(_plan_service(service, config, placement, facts) for service in config.services)
+    collisions = find_collisions(config.services)
     held = CpuSet.union(plan.cpus for plan in services if plan.service.settings.enabled)
-    warnings = [*config.warnings, *facts.doubts, *(warning for plan in services for warning in plan.warnings)]
+    told = (*config.warnings, *facts.doubts, *collisions)
+    warnings = [*told, *(warning for plan in services for warning in plan.warnings)]
     return Plan(
         facts,
         services,

@@ -15,6 +15,7 @@ from torchpar.config import Service
 from torchpar.cores import Core
 from torchpar.cpuset import CpuSet
 from torchpar.placement import Share
+from torchpar.places import split_places
 from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import Binding
@@ -48,13 +49,23 @@ def make_ranks(
     None. Raises PlacementError when there are more ranks than cores, or no accelerator for Ranks=gpu.
     """
     train = service.train()
-    count = _count_ranks(service, train, share, facts)
-    parts = _split_by_gpus(share, count, train) or split_cores(share.cores, count)
-    binding = train.binding if train else Binding.AUTO
     reasons: list[Reason] = []
     warnings: list[str] = []
     ranks = []
-    per_rank = train.gpus_per_rank if train and count > 1 else len(share.gpus)
+    if train:
+        count = _count_ranks(service, train, share, facts)
+        parts = _split_by_gpus(share, count, train.gpus_per_rank) or split_cores(share.cores, count)
+        per_rank = train.gpus_per_rank if count > 1 else len(share.gpus)
+        binding = train.binding
+    else:
+        # A process for each accelerator where there are any, and for each place with a memory or a cache of its own.
+        count = min(len(share.gpus), len(share.cores))
+        parts, reason = split_places(share.cores)
+        if count:
+            parts = _split_by_gpus(share, count, 1) or split_cores(share.cores, count)
+            reason = Reason("Processes", str(count), "one for each accelerator")
+        count, per_rank, binding = len(parts), -(-len(share.gpus) // len(parts)), Binding.AUTO
+        reasons.append(reason)
     loader_parts = _chunks(share.loader_cores, len(parts))
     for local_rank, (cores, loader_cores) in enumerate(zip(parts, loader_parts, strict=True)):
         cpus = _bind(cores, share, facts, binding)
@@ -63,7 +74,7 @@ def make_ranks(
         threads, workers = _divide(service, train, cores, loader_cores, bool(gpus), smt, rank_quota, reasons, warnings)
         loader_cpus = CpuSet.union(core.cpus for core in loader_cores)
         ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus, loader_cpus))
-    if count > 1:
+    if train and count > 1:
         crossing = [rank.local_rank for rank in ranks if len(rank.numa_nodes) > 1]
         how = f"crossing NUMA nodes: rank {CpuSet(crossing)}" if crossing else "none crosses a NUMA node"
         reasons.insert(0, Reason("Ranks", str(count), f"{len(share.cores)} cores split evenly; {how}"))
@@ -72,9 +83,7 @@ def make_ranks(
     return tuple(ranks), tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(warnings))
 
 
-def _count_ranks(service: Service, train: TrainSettings | None, share: Share, facts: HostFacts) -> int:
-    if train is None:
-        return 1
+def _count_ranks(service: Service, train: TrainSettings, share: Share, facts: HostFacts) -> int:
     if train.ranks == "gpu":
         count = len(share.gpus) // train.gpus_per_rank
         if count == 0:
@@ -119,11 +128,11 @@ def _chunks(cores: Sequence[Core], count: int) -> list[list[Core]]:
     return parts
 
 
-def _split_by_gpus(share: Share, count: int, train: TrainSettings | None) -> list[list[Core]] | None:
+def _split_by_gpus(share: Share, count: int, per_rank: int) -> list[list[Core]] | None:
     """The ranks' cores near their GPUs: the ranks of a node share its cores; None where that cannot be."""
-    if train is None or count == 1 or len(share.gpus) < count * train.gpus_per_rank:
+    if count == 1 or len(share.gpus) < count * per_rank:
         return None
-    nodes = [share.gpus[rank * train.gpus_per_rank].numa_node for rank in range(count)]
+    nodes = [share.gpus[rank * per_rank].numa_node for rank in range(count)]
     on_node: dict[int | None, list[Core]] = {}
     for core in share.cores:
         on_node.setdefault(core.numa_node, []).append(core)

@@ -316,37 +316,59 @@ class InferSettings(ServiceSettings):
     model: str | None = _setting("Model", v.parse_path, "", "an absolute path", "the model file to serve", own=True)
     handler: str | None = _setting("Handler", v.parse_path, "", "an absolute path", "or a Python handler", own=True)
     listen: tuple[str, ...] = _setting(
-        "Listen", lambda text: tuple(map(v.parse_address, text.split())), "", "ADDRESS:PORT ...", "where it listens",
-        is_list=True, own=True, later=True)  # fmt: skip
+        "Listen",
+        lambda text: tuple(map(v.parse_listen, text.split())),
+        "",
+        "ADDRESS:PORT ..., grpc:ADDRESS:PORT ...",
+        "where it listens, for HTTP and for gRPC; else 127.0.0.1:8000 for HTTP, and no gRPC",
+        is_list=True,
+        own=True,
+    )
+    tls_certificate: str | None = _setting(
+        "TLSCertificate",
+        v.parse_path,
+        "",
+        "an absolute path",
+        "the certificate, and the chain that signed it, with which HTTP is served as HTTPS",
+        own=True,
+    )
+    tls_key: str | None = _setting(
+        "TLSKey", v.parse_path, "", "an absolute path", "its key; root's alone is enough, systemd reads it", own=True
+    )
     workers: int | None = _setting(
         "Workers",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "compute workers of each process",
-        later=True,
+        "batches that each process computes at the same time; auto: as many as it has threads",
     )
     backend: v.Backend = _setting(
-        "Backend", v.one_of(v.Backend), "auto", "auto, thread, process", "what a worker is", later=True
+        "Backend",
+        v.one_of(v.Backend),
+        "auto",
+        "auto, thread, process",
+        "what computes: threads, or processes of their own; auto: what suits the model",
     )
     max_batch: int | None = _setting(
         "MaxBatch",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "rows in one batch at the most",
-        later=True,
+        "rows in one batch at the most; auto: learned from how long batches take",
     )
     max_queue: int | None = _setting(
         "MaxQueue",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "requests that wait at the most",
-        later=True,
+        "requests that wait at the most, before others are refused",
     )
     drain_timeout: int = _setting(
-        "DrainTimeout", v.parse_seconds, "30s", "a time span such as 30s", "how long a stop may take", later=True
+        "DrainTimeout",
+        v.parse_seconds,
+        "30s",
+        "a time span such as 30s",
+        "how long a stop may take to answer what was accepted",
     )
 
 

@@ -6,6 +6,7 @@ Every parser raises ValueError with a clause that says what is wrong; the reader
 from __future__ import annotations
 
 import enum
+import ipaddress
 import re
 import shlex
 from collections.abc import Callable
@@ -368,6 +369,27 @@ def parse_address(text: str) -> str:
     if not match or not 0 < int(match[2]) < 65536:
         raise ValueError("is not ADDRESS:PORT")
     return text
+
+
+LOOPBACK = "127.0.0.1"
+
+
+def parse_listen(text: str) -> str:
+    """Where an inference service listens: ADDRESS:PORT for HTTP, grpc:ADDRESS:PORT for gRPC.
+
+    The address is one of this host's as a number, localhost, or * for all; systemd's sockets know no other names.
+    """
+    protocol = "grpc:" if text.startswith("grpc:") else ""
+    address, _, port = parse_address(text.removeprefix("grpc:")).rpartition(":")
+    named = {"localhost": LOOPBACK, "*": "[::]"}.get(address)
+    if named is None:
+        try:
+            number = ipaddress.ip_address(address.strip("[]"))
+        except ValueError:
+            why = f"has the name '{address}'; write the address as a number, localhost, or * for all"
+            raise ValueError(why) from None
+        named = f"[{number}]" if number.version == 6 else str(number)
+    return f"{protocol}{named}:{int(port)}"
 
 
 def parse_comparisons(text: str) -> tuple[Comparison, ...]:

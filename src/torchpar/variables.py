@@ -8,11 +8,12 @@ from collections.abc import Collection, Sequence
 from torchpar.claims import Reason
 from torchpar.config import Service
 from torchpar.endpoint import whole_endpoint
-from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.environment import JobSettings, RankSettings, ServeSettings, job_environment
+from torchpar.listening import addresses
 from torchpar.memory_policy import PlannedMemory
 from torchpar.placement import Share
 from torchpar.ranks import Rank
-from torchpar.settings import TrainSettings
+from torchpar.settings import InferSettings, TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import WaitPolicy
 
@@ -92,6 +93,9 @@ def make_environment(
             prefetch_factor=train.prefetch_factor,
             pin_memory=train.pin_memory,
         )
+    infer = service.infer()
+    if infer:
+        job = dataclasses.replace(job, serve=_serve(infer, share))
     planned.update(job_environment(job))
     for assignment in settings.environment:
         name, _, value = assignment.partition("=")
@@ -99,6 +103,22 @@ def make_environment(
             reasons.append(Reason(name, value, f"set by Environment=; torchpar would set {planned[name]}"))
         planned[name] = value
     return dict(sorted(planned.items())), tuple(reasons)
+
+
+def _serve(infer: InferSettings, share: Share) -> ServeSettings:
+    http, grpc = addresses(infer)
+    return ServeSettings(
+        model=infer.model,
+        handler=infer.handler,
+        listen=http,
+        grpc=grpc,
+        workers=infer.workers,
+        backend=infer.backend.value,
+        max_batch=infer.max_batch,
+        max_queue=infer.max_queue,
+        drain_timeout=infer.drain_timeout,
+        own=share.own,
+    )
 
 
 def _max_restarts(train: TrainSettings, reasons: list[Reason]) -> int:

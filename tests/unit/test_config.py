@@ -40,7 +40,8 @@ def test_all_errors_of_all_files_come_at_once_in_their_order() -> None:
         "/1.conf:5: [Train a] Script=a.py: 'a.py' is not an absolute path; allowed: an absolute path",
         "/2.conf:1: unknown section [Trian b]; did you mean Train?",
         "/2.conf:3: [Train c] has nothing to run; set Script=/path/to/train.py or Module=NAME",
-        "/2.conf:6: [Infer d] Listen=here: 'here' is not ADDRESS:PORT; allowed: ADDRESS:PORT ...",
+        "/2.conf:6: [Infer d] Listen=here: 'here' is not ADDRESS:PORT; "
+        "allowed: ADDRESS:PORT ..., grpc:ADDRESS:PORT ...",
     ]
 
 
@@ -131,6 +132,9 @@ def test_match_must_come_first() -> None:
         ("[Train a]\nScript=/a\nService.CPUAffinity=1\n", "use CPUs="),
         ("[Train a]\nScript=/a\nService.=1\n", "is not Service.KEY"),
         ("[Infer a]\n", "has nothing to serve"),
+        ("[Infer a]\nModel=/m\nTLSKey=/k\n", "TLSKey= needs TLSCertificate= beside it"),
+        ("[Infer a]\nModel=/m\nListen=db.example:80\n", "has the name 'db.example'; write the address as a number"),
+        ("[Infer a]\nModel=/m\nListen=1.2.3.4:0\n", "is not ADDRESS:PORT"),
     ],
 )
 def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:

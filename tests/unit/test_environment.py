@@ -7,7 +7,14 @@ import json
 
 import pytest
 
-from torchpar.environment import VARIABLE, JobSettings, RankSettings, job_environment, parse_job_environment
+from torchpar.environment import (
+    VARIABLE,
+    JobSettings,
+    RankSettings,
+    ServeSettings,
+    job_environment,
+    parse_job_environment,
+)
 from torchpar.errors import JobSettingsError
 
 SETTINGS = JobSettings(
@@ -33,6 +40,26 @@ SETTINGS = JobSettings(
 )
 
 
+SERVING = JobSettings(
+    service="torchpar-infer@demo.service",
+    interop_threads=1,
+    cudnn_benchmark=None,
+    ranks=SETTINGS.ranks,
+    serve=ServeSettings(
+        model="/srv/model.pt",
+        handler=None,
+        listen=("127.0.0.1:8000", "[::1]:8000"),
+        grpc=("127.0.0.1:8001",),
+        workers=None,
+        backend="auto",
+        max_batch=64,
+        max_queue=None,
+        drain_timeout=30,
+        own=True,
+    ),
+)
+
+
 def changed(**fields: object) -> dict[str, str]:
     """The environment of SETTINGS with some fields of its JSON set to other values."""
     return {VARIABLE: json.dumps({**json.loads(job_environment(SETTINGS)[VARIABLE]), **fields})}
@@ -46,7 +73,20 @@ def changed_rank(**fields: object) -> dict[str, str]:
 
 def test_settings_come_back_as_they_were() -> None:
     """What the unit says is what the job reads."""
-    assert parse_job_environment(job_environment(SETTINGS)) == SETTINGS
+    for settings in (SETTINGS, SERVING):
+        assert parse_job_environment(job_environment(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", 1), ("listen", "127.0.0.1:8000"), ("grpc", [8001]), ("workers", "2"), ("drain_timeout", -1), ("own", 1)],
+)
+def test_what_is_no_serving_is_refused(name: str, value: object) -> None:
+    """A damaged unit is said to be one, with the place."""
+    data = json.loads(job_environment(SERVING)[VARIABLE])
+    data["serve"][name] = value
+    with pytest.raises(JobSettingsError, match=rf"TORCHPAR_JOB.serve.{name}: .* render the unit again"):
+        parse_job_environment({VARIABLE: json.dumps(data)})
 
 
 def test_the_text_is_one_compact_line_of_sorted_ascii() -> None:

@@ -1,0 +1,55 @@
+"""The processes of an inference service: one for each place with a memory or a cache of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.config import parse_config
+from torchpar.plan import ServicePlan, make_plan
+from torchpar.syntax import ConfFile
+from torchpar.topology import HostFacts
+
+
+def plan_of(host: HostFacts, *lines: str) -> ServicePlan:
+    text = "\n".join(("[Host]", "ReserveCores=0", "[Infer a]", "Model=/m.pt", *lines, ""))
+    return make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host).services[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "cpus", "why"),
+    [
+        (make_host(cores_per_complex=8), ["0-7"], "its 8 cores are not in several places of 4 or more"),
+        (make_host(packages=2), ["0-3", "4-7"], "one for each core complex of its share, with 4 cores each"),
+        (make_host(packages=2, smt=2), ["0-3,8-11", "4-7,12-15"], "one for each core complex"),
+        (make_host(complexes_per_node=2, cores_per_complex=8), ["0-7", "8-15"], "one for each core complex"),
+        (make_host(packages=2, complexes_per_node=4, cores_per_complex=2), ["0-7", "8-15"], "one for each NUMA node"),
+        (make_host(packages=8, cores_per_complex=1), ["0-7"], "its 8 cores are not in several places of 4 or more"),
+    ],
+)
+def test_there_is_a_process_for_each_place_that_is_worth_it(host: HostFacts, cpus: list[str], why: str) -> None:
+    """Each with the CPUs of its place, and a compute thread on each core."""
+    plan = plan_of(host)
+    assert [str(rank.cpus) for rank in plan.ranks] == cpus
+    assert sum(rank.threads for rank in plan.ranks) == plan.cores
+    reason = next(reason for reason in plan.reasons if reason.key == "Processes")
+    assert reason.value == str(len(cpus)) and reason.why.startswith(why)
+
+
+def test_a_share_of_one_place_has_one_process() -> None:
+    """What counts is what the service got, not what the host has."""
+    assert [str(rank.cpus) for rank in plan_of(make_host(packages=2), "CPUs=4").ranks] == ["0-3"]
+
+
+def test_accelerators_have_a_process_each_on_cores_near_it() -> None:
+    """Batches are merged within a process, so two for one accelerator would halve them."""
+    plan = plan_of(make_host(packages=2, gpu_nodes=(0, 1)))
+    assert [(str(rank.cpus), len(rank.gpus)) for rank in plan.ranks] == [("0-3", 1), ("4-7", 1)]
+    assert len(plan_of(make_host(cores_per_complex=1, gpu_nodes=(0, 0))).ranks) == 1
+
+
+def test_a_training_job_is_not_split_by_itself() -> None:
+    """A plain script must never be started twice."""
+    host = make_host(packages=2)
+    text = "[Train a]\nScript=/a.py\n"
+    assert len(make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host).services[0].ranks) == 1
