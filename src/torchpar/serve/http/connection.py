@@ -1,0 +1,408 @@
+"""One client's connection: requests in, answers out in their order, and everything a client may do wrong.
+
+Requests of one connection are handed on as they come, also while earlier ones wait for their answers (pipelining); the
+answers leave in the order of the requests. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from torchpar.serve.http.exchange import Exchange
+from torchpar.serve.http.parser import Malformed, Upgraded
+
+if TYPE_CHECKING:
+    from torchpar.serve.http.server import Server
+
+# Joined, small pieces cost one system call and one copy; a large one is written by itself, without the copy.
+JOIN_LIMIT = 64 * 1024
+
+
+class Phase(enum.Enum):
+    """What the connection waits for."""
+
+    IDLE = 0  # a request to begin
+    HEADER = 1  # the rest of a header
+    BODY = 2  # the rest of a body
+    ENDING = 3  # nothing more is read; answers that are due are still written
+    LINGERING = 4  # all is written; what the client still sends is thrown away
+    CLOSED = 5  # over
+
+
+class Connection(asyncio.Protocol):
+    """The asyncio protocol, and what the HTTP parser calls (`on_…`)."""
+
+    __slots__ = (
+        "_body_due",
+        "_began_now",
+        "_chunks",
+        "_header_size",
+        "_held",
+        "_loop",
+        "_paused",
+        "_phase",
+        "_parser",
+        "_reading",
+        "_transport",
+        "_unread",
+        "_waiting",
+        "_write_due",
+        "_write_left",
+        "deadline",
+        "server",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.deadline: float | None = None
+        self._loop = server.loop
+        self._transport: Any = None
+        self._parser: Any = None
+        self._phase = Phase.IDLE
+        self._reading: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._header_size = 0
+        self._began_now = False
+        self._chunks: bytearray | None = None
+        self._held = 0
+        self._body_due = 0.0
+        self._paused = False
+        self._unread = False
+        self._write_due: float | None = None
+        self._write_left = 0
+
+    # ---- from asyncio ----
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        self._transport = transport
+        self._parser = self.server.make_parser(self, self.server.limits.header)
+        if not self.server.opened(self):
+            transport.abort()
+        elif self.server.is_full():
+            self._refuse(503, f"there are {self.server.limits.connections} connections already", retry_after=1.0)
+        else:
+            self.deadline = self._loop.time() + self.server.limits.header_seconds
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self._phase.value >= Phase.ENDING.value:
+            self._unread = True
+            return
+        self._began_now = False
+        try:
+            self._parser.feed_data(data)
+        except Malformed as error:
+            self._refuse(error.status, str(error))
+        except Upgraded:
+            self._end()
+        else:
+            # A header without an end: the parser keeps it, and has nothing to say yet.
+            if self._phase is Phase.HEADER and not self._began_now:
+                self._header_size += len(data)
+                if self._header_size > self.server.limits.header:
+                    self._refuse(431, f"the request's header is larger than {self.server.limits.header} bytes")
+        if len(self._waiting) >= self.server.limits.pipeline:
+            self._update_reading()
+
+    def eof_received(self) -> None:
+        """The client sends no more: to HTTP clients that means gone, and what is queued for it is not computed."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client has gone, or we have closed."""
+        self._phase = Phase.CLOSED
+        self.deadline = None
+        self._release()
+        self._reading = None
+        self._forget_waiting()
+        self.server.closed(self)
+        self._parser = None
+
+    def pause_writing(self) -> None:
+        """The client takes its answers more slowly than they come: read no further requests of it."""
+        self._write_left = self._transport.get_write_buffer_size()
+        self._write_due = self._loop.time() + self.server.limits.write_seconds
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._write_due = None
+        self._update_reading()
+
+    # ---- from the parser ----
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        if self._phase is not Phase.IDLE:
+            return
+        self._phase = Phase.HEADER
+        self._reading = Exchange(self)
+        self._header_size = 0
+        self._began_now = True
+        self.deadline = self._loop.time() + self.server.limits.header_seconds
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        if self._phase is not Phase.HEADER or self._reading is None:
+            return
+        self._header_size += len(url)
+        self._reading.target += url
+        if self._header_size > self.server.limits.header:
+            self._refuse(414, f"the request's target is longer than {self.server.limits.header} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header field; those after a chunked body are passed over."""
+        if self._phase is not Phase.HEADER or self._reading is None:
+            return
+        self._header_size += len(name) + len(value) + 4
+        self._reading.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The header is whole: may the body come?"""
+        exchange, limits = self._reading, self.server.limits
+        if self._phase is not Phase.HEADER or exchange is None:
+            return
+        if self._header_size > limits.header:
+            self._refuse(431, f"the request's header is larger than {limits.header} bytes")
+            return
+        parser, headers = self._parser, exchange.headers
+        exchange.method = parser.get_method()
+        exchange.version = parser.get_http_version()
+        exchange.keep_alive = parser.should_keep_alive()
+        self._phase = Phase.BODY
+        self._chunks = None
+        length = headers.get(b"content-length")
+        if length is None and b"transfer-encoding" not in headers and b"expect" not in headers:
+            if b"host" not in headers and exchange.version == "1.1":
+                self._refuse(400, "the request has no Host field")
+            return
+        refusal = self._refusal(exchange, length)
+        if refusal:
+            self._refuse(*refusal)
+            return
+        self._body_due = self._loop.time() + limits.body_seconds
+        self.deadline = self._body_due
+        if b"expect" in headers and exchange.version == "1.1":
+            exchange.continue_due = True
+            self._send_continue()
+
+    def _refusal(self, exchange: Exchange, length: bytes | None) -> tuple[int, str] | None:
+        """Why a body is not wanted, None if it is."""
+        headers, limits = exchange.headers, self.server.limits
+        coding = headers.get(b"transfer-encoding")
+        if b"host" not in headers and exchange.version == "1.1":
+            return 400, "the request has no Host field"
+        if coding is not None:
+            if length is not None:
+                # Two lengths are how requests are smuggled past a proxy: RFC 9112, 6.3.
+                return 400, "the request has both Content-Length and Transfer-Encoding"
+            if coding.strip().lower() != b"chunked":
+                return 501, "the only Transfer-Encoding here is chunked"
+        elif length is not None:
+            if not length.isdigit():
+                return 400, "Content-Length is not a number"
+            if len(length) > 18 or int(length) > limits.body:
+                return 413, f"the body has {length[:24].decode()} bytes; the limit is {limits.body}"
+            if self.server.held + int(length) > limits.held:
+                return 503, "the server holds as many request bodies as it may; try again"
+        expect = headers.get(b"expect")
+        if expect is not None and expect.strip().lower() != b"100-continue":
+            return 417, "the only Expect here is 100-continue"
+        return None
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        exchange, server = self._reading, self.server
+        if self._phase is not Phase.BODY or exchange is None:
+            return
+        if self._chunks is None:
+            if not exchange.body:
+                exchange.body = body
+                return
+            # Most bodies come in one piece, which is then the body itself; from the second piece on they are put
+            # together.
+            self._chunks = exchange.body = bytearray(exchange.body)
+            self._hold(len(self._chunks))
+        self._chunks += body
+        self._hold(len(body))
+        size = len(self._chunks)
+        if size > server.limits.body:
+            self._refuse(413, f"the body is larger than {server.limits.body} bytes")
+        elif server.held > server.limits.held:
+            self._refuse(503, "the server holds as many request bodies as it may; try again", retry_after=1.0)
+        else:
+            self.deadline = self._body_due + size / server.limits.body_rate
+
+    def on_message_complete(self) -> None:
+        """A request has come whole."""
+        exchange = self._reading
+        if self._phase is not Phase.BODY or exchange is None:
+            return
+        self._reading = None
+        self._release()
+        exchange.received = self._loop.time()
+        exchange.continue_due = False
+        self._waiting.append(exchange)
+        self.deadline = None
+        self._phase = Phase.IDLE if exchange.keep_alive else Phase.ENDING
+        try:
+            self.server.application(exchange)
+        except Exception as error:
+            # A bug of ours: the client is told, the journal has the traceback, and the service goes on.
+            exchange.fail(500, f"internal error: {type(error).__name__}")
+            self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
+
+    # ---- answers ----
+
+    def answered(self, exchange: Exchange) -> None:
+        """An exchange has its answer: write what is due."""
+        waiting = self._waiting
+        if not waiting or waiting[0] is not exchange:
+            return
+        while waiting and waiting[0].answer is not None:
+            exchange = waiting.popleft()
+            self._write(exchange.answer)
+            self.server.finished(exchange)
+            if not exchange.keep_alive:
+                self._phase = Phase.ENDING
+                self._forget_waiting()
+        if self._reading is not None and self._reading.continue_due:
+            self._send_continue()
+        if self._paused:
+            self._update_reading()
+        if not waiting:
+            if self._phase is Phase.IDLE:
+                self.deadline = self._loop.time() + self.server.limits.idle_seconds
+            elif self._phase is Phase.ENDING:
+                self._finish()
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether no request has come, or begun, after this one; if so none is read any more."""
+        if self._phase is Phase.IDLE and self._waiting and self._waiting[-1] is exchange:
+            self._phase = Phase.ENDING
+        return self._phase is Phase.ENDING and bool(self._waiting) and self._waiting[-1] is exchange
+
+    def _write(self, pieces: Any) -> None:
+        last = pieces[-1]
+        if len(last) <= JOIN_LIMIT:
+            self._transport.write(b"".join(pieces))
+            return
+        small: list[Any] = []
+        for piece in pieces:
+            if len(piece) <= JOIN_LIMIT:
+                small.append(piece)
+                continue
+            if small:
+                self._transport.write(b"".join(small))
+                small = []
+            self._transport.write(piece)
+        if small:
+            self._transport.write(b"".join(small))
+
+    def _send_continue(self) -> None:
+        """Ask for the body, once every earlier request is answered: it would be taken for one of theirs."""
+        if self._reading is not None and not self._waiting:
+            self._reading.continue_due = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _end(self) -> None:
+        """Read no more; what is due is still answered."""
+        if self._phase.value < Phase.ENDING.value:
+            self._phase = Phase.ENDING
+            self._release()
+            self._reading = None
+            self.deadline = None
+            if not self._waiting:
+                self._finish()
+
+    def _refuse(self, status: int, message: str, retry_after: float | None = None) -> None:
+        """Answer what is being read with an error, in its turn, and read no more."""
+        if self._phase.value >= Phase.ENDING.value:
+            return
+        exchange = self._reading or Exchange(self)
+        exchange.keep_alive = False
+        exchange.continue_due = False
+        exchange.body = b""
+        exchange.received = self._loop.time()
+        self._release()
+        self._reading = None
+        self._phase = Phase.ENDING
+        self._unread = True
+        self.deadline = None
+        self._waiting.append(exchange)
+        self.server.refused += 1
+        exchange.fail(status, message, 1.0 if status == 503 and retry_after is None else retry_after)
+
+    def _finish(self) -> None:
+        """All is written: close.
+
+        Closing a socket with unread bytes resets it, and the client then loses the answer that says why: so those
+        bytes are read for a while, and thrown away.
+        """
+        if not self._unread or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._phase = Phase.LINGERING
+        self.deadline = self._loop.time() + self.server.limits.linger_seconds
+        self._transport.write_eof()
+        self._update_reading()
+
+    def _forget_waiting(self) -> None:
+        """No answer is due any more: what is not computed yet need not be."""
+        for exchange in self._waiting:
+            if exchange.answer is None and exchange.cancel is not None:
+                exchange.cancel()
+        self._waiting.clear()
+
+    # ---- time and memory ----
+
+    def expire(self, now: float) -> None:
+        """Called now and then by the server: has the client been too slow?"""
+        if self._write_due is not None and now > self._write_due:
+            left = self._transport.get_write_buffer_size()
+            if left >= self._write_left:
+                self._transport.abort()
+                return
+            self._write_left = left
+            self._write_due = now + self.server.limits.write_seconds
+        if self.deadline is None or now <= self.deadline:
+            return
+        if self._phase is Phase.HEADER or self._phase is Phase.BODY:
+            what = "header" if self._phase is Phase.HEADER else "body"
+            self._refuse(408, f"the request's {what} did not come in time")
+        elif self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut it off."""
+        self._transport.abort()
+
+    def drain(self) -> None:
+        """Close if nothing is being read or waits; otherwise the next answer is the last."""
+        if self._phase is Phase.IDLE and not self._waiting:
+            self._end()
+
+    def _update_reading(self) -> None:
+        """Read on or not: neither more requests than may wait, nor any while the client does not read."""
+        pause = self._write_due is not None or len(self._waiting) >= self.server.limits.pipeline
+        if pause == self._paused or self._phase is Phase.CLOSED:
+            return
+        self._paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self.server.held += size
+
+    def _release(self) -> None:
+        self.server.held -= self._held
+        self._held = 0
+        self._chunks = None

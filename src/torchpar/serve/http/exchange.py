@@ -1,0 +1,133 @@
+"""One request and its answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Callable, Union
+from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from torchpar.serve.http.connection import Connection
+
+Body = Union[bytes, bytearray]
+
+REASONS = {
+    200: b"OK",
+    303: b"See Other",
+    400: b"Bad Request",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    415: b"Unsupported Media Type",
+    417: b"Expectation Failed",
+    431: b"Request Header Fields Too Large",
+    499: b"Client Closed Request",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
+}
+
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+HTML = b"text/html; charset=utf-8"
+
+
+class Exchange:
+    """A request that has come whole, and where its answer goes.
+
+    `target` is as the client sent it; `headers` has lower-case names, the last of several with one name. `received` is
+    the event loop's time in seconds. `answer` is None until there is one, then the pieces to write. `cancel` is called
+    when the client has gone before its answer.
+    """
+
+    __slots__ = (
+        "answer",
+        "body",
+        "cancel",
+        "connection",
+        "continue_due",
+        "headers",
+        "keep_alive",
+        "method",
+        "received",
+        "status",
+        "target",
+        "version",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.target = b""
+        self.method = b""
+        self.version = "1.1"
+        self.headers: dict[bytes, bytes] = {}
+        self.body: Body = b""
+        self.keep_alive = True
+        self.continue_due = False
+        self.received = 0.0
+        self.status = 0
+        self.answer: list[Any] | None = None
+        self.cancel: Callable[[], None] | None = None
+
+    @property
+    def path(self) -> str:
+        """The target without its query, percent signs still in it."""
+        path = self.target.partition(b"?")[0]
+        if path.startswith(b"http://"):
+            # The absolute form, which a server must accept: RFC 9112, 3.2.2.
+            path = b"/" + path[7:].partition(b"/")[2]
+        return path.decode("ascii", "backslashreplace")
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's fields, the last of several with one name."""
+        text = self.target.partition(b"?")[2].replace(b"+", b" ")
+        pairs = (pair.partition(b"=") for pair in text.split(b"&") if pair)
+        return {_unquote(name): _unquote(value) for name, _, value in pairs}
+
+    def send(self, status: int, head: bytes, *body: Any) -> None:
+        """Answer. `head` holds the header fields, each with its line end, Content-Length among them; the pieces of the
+        body are bytes-like."""
+        if self.answer is not None:
+            return
+        self.status = status
+        if self.method == b"HEAD":
+            body = ()
+        self.answer = [self.connection.server.status_line(status), head, self.connection_field(), b"\r\n", *body]
+        self.connection.answered(self)
+
+    def connection_field(self) -> bytes:
+        """The Connection field, where it says something."""
+        if self.connection.server.draining and self.connection.is_last(self):
+            self.keep_alive = False
+        if not self.keep_alive:
+            return b"Connection: close\r\n"
+        return b"" if self.version == "1.1" else b"Connection: keep-alive\r\n"
+
+    def respond(self, status: int, kind: bytes, body: bytes, *fields: bytes) -> None:
+        """Answer with a body of one piece; `fields` are further header fields without line ends."""
+        more = b"".join(field + b"\r\n" for field in fields)
+        head = b"Content-Type: %b\r\nContent-Length: %d\r\n%b" % (kind, len(body), more)
+        self.send(status, head, body)
+
+    def respond_json(self, value: Any, status: int = 200, *fields: bytes) -> None:
+        """Answer with JSON."""
+        self.respond(status, JSON, json.dumps(value).encode(), *fields)
+
+    def fail(self, status: int, message: str, retry_after: float | None = None, *fields: bytes) -> None:
+        """Answer with an error as clients of the protocol read it; `retry_after` is in seconds."""
+        if retry_after is not None:
+            # Whole seconds is all that the field can say (RFC 9110, 10.2.3); never 0, which invites a storm.
+            fields = (b"Retry-After: %d" % max(1, math.ceil(retry_after)), *fields)
+        self.respond_json({"error": message}, status, *fields)
+
+
+def _unquote(text: bytes) -> str:
+    return unquote_to_bytes(text).decode("utf-8", "replace")

@@ -1,0 +1,29 @@
+"""What one client, and all of them together, may take of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes, times in seconds.
+
+    A request that is over one of them is answered (408, 413, 431, 503) and costs its connection, not the service.
+    """
+
+    connections: int = 1024  # open at the same time; one more gets 503
+    header: int = 32 * KIB  # request line and all header fields of one request
+    body: int = 64 * MIB  # one request's body, as sent and after decompression
+    json: int = 16 * MIB  # JSON in a body: parsed, it takes up to 24 times its size
+    held: int = 512 * MIB  # bodies of all connections together, while they arrive
+    pipeline: int = 32  # requests of one connection that wait for their answers; further ones are not read
+    header_seconds: float = 10.0  # from the first byte of a request to the end of its header
+    body_seconds: float = 10.0  # for the body to begin, and above what `body_rate` allows
+    body_rate: int = 16 * KIB  # bytes per second at the least, averaged over the body
+    idle_seconds: float = 75.0  # between two requests of a connection
+    write_seconds: float = 30.0  # a client that takes nothing of its answer for so long is gone
+    linger_seconds: float = 2.0  # to read what a refused client still sends, so that it can read why

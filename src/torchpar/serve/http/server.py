@@ -1,0 +1,130 @@
+"""All connections of one process: their limits together, their clock, the counts of answers, and the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Callable
+
+from torchpar.serve.http.connection import Connection
+from torchpar.serve.http.exchange import REASONS, Exchange
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.parser import Events, Parser, choose_parser
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from torchpar.serve.http.log import RequestLog
+
+SWEEP_SECONDS = 0.5
+
+
+class Server:
+    """Accepts connections and hands whole requests to `application`, which answers each exchange once, now or later.
+
+    Everything happens on the event loop that `start` is called on. `held` counts the bytes of bodies that arrive;
+    `answers` counts answers by status; `refused` counts requests that were not even read to their end. `make_parser`:
+    None takes the fastest that this interpreter has.
+    """
+
+    def __init__(
+        self,
+        application: Callable[[Exchange], None],
+        limits: Limits,
+        log: RequestLog,
+        make_parser: Callable[[Events, int], Parser] | None = None,
+    ) -> None:
+        self.make_parser = make_parser or choose_parser()
+        self.application = application
+        self.limits = limits
+        self.log = log
+        self.loop: asyncio.AbstractEventLoop
+        self.draining = False
+        self.held = 0
+        self.refused = 0
+        self.answers: dict[int, int] = {}
+        self._connections: set[Connection] = set()
+        self._lines: dict[int, bytes] = {}
+        self._lines_second = 0
+        self._listeners: list[asyncio.AbstractServer] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def start(self, sockets: Sequence[socket.socket], tls: SSLContext | None = None) -> None:
+        """Accept on sockets that are bound and listen already, as systemd hands them over."""
+        self.loop = asyncio.get_running_loop()
+        for sock in sockets:
+            sock.setblocking(False)
+            make = self.loop.create_unix_server if sock.family == socket.AF_UNIX else self.loop.create_server
+            listener = await make(lambda: Connection(self), sock=sock, ssl=tls, backlog=1024)
+            self._listeners.append(listener)
+        self._sweep()
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more, let every connection have the answers that are due, and close.
+
+        grace is in seconds: an idle connection stays open for a tenth of it, so that a request that is on its way is
+        still answered (with Connection: close); what is not answered after the whole of it is cut off.
+        """
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        end = self.loop.time() + grace
+        idle_end = self.loop.time() + grace / 10
+        while self._connections and self.loop.time() < end:
+            await asyncio.sleep(min(0.02, grace / 10))
+            if self.loop.time() >= idle_end:
+                for connection in tuple(self._connections):
+                    connection.drain()
+        for connection in tuple(self._connections):
+            connection.abort()
+        await asyncio.sleep(0)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    # ---- for connections ----
+
+    def opened(self, connection: Connection) -> bool:
+        """A connection is there; False if it must go without a word."""
+        self._connections.add(connection)
+        # Those above the limit are told so, which takes a moment each; beyond twice the limit there is no time for it.
+        return len(self._connections) <= 2 * self.limits.connections
+
+    def is_full(self) -> bool:
+        """Whether the connection that has just come is one too many."""
+        return len(self._connections) > self.limits.connections
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._connections)
+
+    def status_line(self, status: int) -> bytes:
+        """The status line and the Date field, made once a second for each status."""
+        line = self._lines.get(status)
+        if line is None:
+            date = formatdate(time.time(), usegmt=True).encode()
+            line = b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (status, REASONS[status], date)
+            self._lines[status] = line
+        return line
+
+    def finished(self, exchange: Exchange) -> None:
+        """An answer has been handed to the kernel."""
+        self.answers[exchange.status] = self.answers.get(exchange.status, 0) + 1
+        self.log.finished(exchange, self.loop.time() - exchange.received)
+
+    def _sweep(self) -> None:
+        """The clock of all connections: one timer for all of them costs a request nothing."""
+        second = int(time.time())
+        if second != self._lines_second:
+            self._lines_second = second
+            self._lines.clear()
+        now = self.loop.time()
+        for connection in tuple(self._connections):
+            connection.expire(now)
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)

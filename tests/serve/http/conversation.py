@@ -1,0 +1,114 @@
+"""A server with a small application, and a client that is as bad as a test wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchpar.serve.http.exchange import Exchange
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.log import RequestLog
+from torchpar.serve.http.server import Server
+
+
+@dataclass
+class Application:
+    """Answers with what it got; /later waits until the test says so, /large is large, /bug raises."""
+
+    held: list[Exchange] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    def __call__(self, exchange: Exchange) -> None:
+        self.paths.append(exchange.path)
+        if exchange.path.startswith("/later"):
+            exchange.cancel = lambda: self.cancelled.append(exchange.path)
+            self.held.append(exchange)
+        elif exchange.path == "/bug":
+            raise KeyError("a bug")
+        elif exchange.path == "/large":
+            exchange.respond(200, b"text/plain", b"x" * 10_000_000)
+        else:
+            exchange.respond(200, b"text/plain", b"%b %b" % (exchange.method, bytes(exchange.body[:100])))
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self, *, head: bool = False) -> tuple[int, dict[str, str], bytes]:
+        """The next answer: status, fields, body."""
+        text = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 5)
+        lines = text.decode().split("\r\n")
+        fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+        size = 0 if head else int(fields.get("content-length", "0"))
+        return int(lines[0].split()[1]), fields, await asyncio.wait_for(self.reader.readexactly(size), 5)
+
+    async def rest(self) -> bytes:
+        """Everything until the server closes."""
+        return await asyncio.wait_for(self.reader.read(), 5)
+
+
+@dataclass
+class World:
+    """What a test has."""
+
+    server: Server
+    application: Application
+    address: tuple[str, int]
+    lines: list[str]
+
+    async def connect(self, receive_buffer: int = 0) -> Client:
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, self.address)
+        limit = 1 if receive_buffer else 2**26
+        return Client(*await asyncio.open_connection(sock=sock, limit=limit))
+
+
+async def until(what: Callable[[], Any]) -> None:
+    """Wait until something is so, five seconds at the most."""
+    for _ in range(500):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it has not come to pass")
+
+
+def converse(
+    talk: Callable[[World], Awaitable[None]],
+    limits: Limits | None = None,
+    *,
+    make_parser: Any = None,
+    slow_seconds: float = 1.0,
+    every: bool = False,
+) -> None:
+    """Start a server, let the test talk to it, stop it; nothing may be left over."""
+
+    async def run() -> None:
+        lines: list[str] = []
+        application = Application()
+        log = RequestLog(slow_seconds, every, lines.append)
+        server = Server(application, limits or Limits(), log, make_parser)
+        listener = socket.create_server(("127.0.0.1", 0))
+        errors: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+        await server.start([listener])
+        world = World(server, application, listener.getsockname(), lines)
+        await talk(world)
+        await server.stop(0.2)
+        assert server.held == 0
+        assert server.connections() == 0
+        assert [e for e in errors if not isinstance(e.get("exception"), KeyError)] == []
+
+    asyncio.run(run())

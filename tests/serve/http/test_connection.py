@@ -1,0 +1,433 @@
+"""A client's connection: what is answered, in which order, and what a bad client gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.serve.http.conversation import World, converse, until
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.parser import H11Parser, HttptoolsParser
+
+QUICK = Limits(
+    connections=3, header=2048, body=100_000, held=250_000, pipeline=4, header_seconds=0.3, body_seconds=0.3,
+    body_rate=200_000, idle_seconds=0.3, write_seconds=0.3, linger_seconds=0.3)  # fmt: skip
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(params=[HttptoolsParser, H11Parser], ids=["httptools", "h11"])
+def talk(request: pytest.FixtureRequest) -> Any:
+    """`converse` with each of the parsers."""
+
+    def run(story: Callable[[World], Awaitable[None]], limits: Limits | None = None, **more: Any) -> None:
+        converse(story, limits, make_parser=request.param, **more)
+
+    return run
+
+
+def post(body: bytes, *fields: bytes, path: bytes = b"/") -> bytes:
+    more = b"".join(field + b"\r\n" for field in fields)
+    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), more, body)
+
+
+def test_a_connection_is_used_for_one_request_after_the_other(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        for _ in range(3):
+            client.send(GET)
+            status, fields, body = await client.answer()
+            assert (status, body) == (200, b"GET ")
+            assert "connection" not in fields
+            assert fields["date"].endswith("GMT")
+        client.send(post(b"abc"))
+        assert (await client.answer())[2] == b"POST abc"
+
+    talk(story)
+
+
+def test_a_request_may_come_byte_by_byte(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        for byte in post(b"hello"):
+            client.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await client.answer())[2] == b"POST hello"
+
+    talk(story)
+
+
+def test_pipelined_requests_are_answered_in_their_order(talk: Any) -> None:
+    """The second is ready first, and waits for the first."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(post(b"", path=b"/later/1") + post(b"2") + post(b"", path=b"/later/3") + post(b"4"))
+        await until(lambda: len(world.application.held) >= 2)
+        first, third = world.application.held
+        third.respond(200, b"text/plain", b"three")
+        first.respond(200, b"text/plain", b"one")
+        assert [(await client.answer())[2] for _ in range(4)] == [b"one", b"POST 2", b"three", b"POST 4"]
+
+    talk(story)
+
+
+def test_a_client_that_pipelines_without_end_is_read_no_further(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        request = post(b"x" * 90_000, path=b"/later")
+        client.send(request * 40)
+        await asyncio.sleep(0.3)
+        count = len(world.application.held)
+        assert 4 <= count < 12
+        for exchange in world.application.held:
+            exchange.respond(200, b"text/plain", b"")
+        await asyncio.sleep(0.2)
+        assert len(world.application.held) > count
+        client.writer.transport.abort()
+
+    talk(story, QUICK)
+
+
+def test_a_chunked_body_is_put_together(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        client.send(b"2;why=not\r\nde\r\n0\r\nTrailer: x\r\n\r\n")
+        assert (await client.answer())[2] == b"POST abcde"
+        client.send(GET)
+        assert (await client.answer())[2] == b"GET "
+
+    talk(story)
+
+
+def test_a_body_of_many_tiny_chunks_takes_no_more_memory_than_its_bytes(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST /later HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000)
+        await asyncio.sleep(0.1)
+        assert world.server.held == 5000
+        client.send(b"0\r\n\r\n")
+        await until(lambda: world.application.held)
+        assert world.application.held[0].body == b"a" * 5000
+        world.application.held[0].respond(200, b"text/plain", b"")
+        await client.answer()
+
+    talk(story)
+
+
+def test_expect_100_continue_asks_for_the_body_once_it_is_wanted(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b"abc")
+        assert (await client.answer())[2] == b"POST abc"
+
+    talk(story)
+
+
+def test_a_100_continue_waits_until_earlier_requests_are_answered(talk: Any) -> None:
+    """Sooner it would be taken for the answer to the first."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(post(b"", path=b"/later"))
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        await until(lambda: world.application.held)
+        await asyncio.sleep(0.05)
+        world.application.held[0].respond(200, b"text/plain", b"first")
+        assert (await client.answer())[2] == b"first"
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b"abc")
+        assert (await client.answer())[2] == b"POST abc"
+
+    talk(story)
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\nExpect: 100-continue\r\n\r\n")
+        status, fields, body = await client.answer()
+        assert status == 413
+        assert fields["connection"] == "close"
+        assert json.loads(body) == {"error": "the body has 200000 bytes; the limit is 100000"}
+        assert await client.rest() == b""
+
+    talk(story, QUICK)
+
+
+def test_a_refused_client_that_sends_on_can_read_why(talk: Any) -> None:
+    """Closing at once would reset the connection, and the answer would be lost."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n")
+        for _ in range(50):
+            client.send(b"x" * 100_000)
+            await asyncio.sleep(0)
+        assert (await client.answer())[0] == 413
+
+    talk(story, QUICK)
+
+
+def test_a_chunked_body_that_grows_too_large_is_refused(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send(b"4000\r\n%b\r\n" % (b"x" * 16384) * 8)
+        assert (await client.answer())[0] == 413
+
+    talk(story, QUICK)
+
+
+def test_bodies_of_all_connections_together_have_a_limit(talk: Any) -> None:
+    async def story(world: World) -> None:
+        begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+        clients = [await world.connect() for _ in range(2)]
+        for client in clients:
+            client.send(begun)
+            client.send(b"x" * 50_000)
+            await asyncio.sleep(0.02)
+            client.send(b"x" * 49_000)
+        await asyncio.sleep(0.05)
+        third = await world.connect()
+        third.send(begun)
+        status, fields, _ = await third.answer()
+        assert (status, fields["retry-after"]) == (503, "1")
+        for client in clients:
+            client.send(b"x" * 1000)
+            assert (await client.answer())[0] == 200
+
+    talk(story, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 3000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"hello\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nExpect: the-unexpected\r\n\r\n", 417),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 60, 400),
+    ],
+)
+def test_what_is_no_request_gets_a_4xx_and_the_end_of_its_connection(talk: Any, request_: bytes, status: int) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(request_)
+        got, fields, body = await client.answer()
+        # Parsers differ in which of two mistakes they see first.
+        assert got == status or {got, status} <= {400, 413, 414, 431, 501}
+        assert fields["connection"] == "close"
+        assert json.loads(body)["error"]
+        assert await client.rest() == b""
+        assert world.application.paths == []
+
+    talk(story, QUICK)
+
+
+def test_a_header_without_an_end_is_cut_off(talk: Any) -> None:
+    """The parser keeps what it cannot interpret yet: that must be bounded."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"GET / HTTP/1.1\r\nHost: ")
+        for _ in range(20):
+            client.send(b"x" * 1000)
+            await asyncio.sleep(0.005)
+        assert (await client.answer())[0] == 431
+
+    talk(story, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("begun", "what"),
+    [(b"GET / HT", "header"), (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab", "body")],
+)
+def test_a_client_that_is_too_slow_gets_408(talk: Any, begun: bytes, what: str) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(begun)
+        status, fields, body = await client.answer()
+        assert (status, fields["connection"]) == (408, "close")
+        assert json.loads(body) == {"error": f"the request's {what} did not come in time"}
+
+    talk(story, QUICK)
+
+
+def test_a_client_that_sends_a_byte_now_and_then_gains_nothing(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
+        for _ in range(20):
+            client.send(b"x")
+            await asyncio.sleep(0.05)
+        assert (await client.answer())[0] == 408
+
+    talk(story, QUICK)
+
+
+def test_an_idle_connection_is_closed_without_a_word(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(GET)
+        await client.answer()
+        assert await client.rest() == b""
+
+    talk(story, QUICK)
+
+
+def test_a_client_that_does_not_read_is_cut_off(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect(receive_buffer=4096)
+        client.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.2)
+        assert world.server.connections() == 1
+        await asyncio.sleep(1.5)
+        assert world.server.connections() == 0
+
+    talk(story, QUICK)
+
+
+def test_one_connection_too_many_is_told_so(talk: Any) -> None:
+    async def story(world: World) -> None:
+        clients = [await world.connect() for _ in range(3)]
+        for client in clients:
+            client.send(GET)
+            await client.answer()
+        extra = await world.connect()
+        status, fields, _ = await extra.answer()
+        assert (status, fields["retry-after"], fields["connection"]) == (503, "1", "close")
+        clients[0].send(GET)
+        assert (await clients[0].answer())[0] == 200
+
+    talk(story, QUICK)
+
+
+def test_what_a_client_that_has_gone_waits_for_is_cancelled(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(post(b"", path=b"/later/1") + post(b"", path=b"/later/2"))
+        await until(lambda: len(world.application.held) >= 2)
+        client.writer.close()
+        await asyncio.sleep(0.05)
+        assert world.application.cancelled == ["/later/1", "/later/2"]
+        world.application.held[0].respond(200, b"text/plain", b"too late")
+
+    talk(story)
+
+
+def test_head_is_get_without_the_body(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        status, fields, _ = await client.answer(head=True)
+        assert (status, fields["content-length"]) == (200, "5")
+        assert (await client.answer())[2] == b"GET "
+
+    talk(story)
+
+
+def test_http_1_0_is_closed_unless_it_asks_for_more(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert (await client.answer())[1]["connection"] == "keep-alive"
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await client.answer())[1]["connection"] == "close"
+        assert await client.rest() == b""
+
+    talk(story)
+
+
+def test_after_connection_close_nothing_more_is_answered(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + GET)
+        assert (await client.answer())[1]["connection"] == "close"
+        assert await client.rest() == b""
+        assert world.application.paths == ["/1"]
+
+    talk(story)
+
+
+def test_a_request_to_upgrade_is_answered_as_what_it_is(talk: Any) -> None:
+    """curl --http2 asks so; HTTP/1.1 is a right answer."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        assert (await client.answer())[2] == b"GET "
+
+    talk(story)
+
+
+def test_a_bug_is_a_500_and_the_connection_goes_on(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"GET /bug HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        status, _, body = await client.answer()
+        assert (status, json.loads(body)) == (500, {"error": "internal error: KeyError"})
+        assert (await client.answer())[0] == 200
+
+    talk(story)
+
+
+def test_a_drain_answers_what_was_accepted_and_closes(talk: Any) -> None:
+    async def story(world: World) -> None:
+        busy, idle = await world.connect(), await world.connect()
+        idle.send(GET)
+        await idle.answer()
+        busy.send(post(b"", path=b"/later"))
+        await until(lambda: world.application.held)
+        stop = asyncio.ensure_future(world.server.stop(2))
+        await asyncio.sleep(0.05)
+        idle.send(GET)
+        assert (await idle.answer())[1]["connection"] == "close"
+        await asyncio.sleep(0.3)
+        world.application.held[0].respond(200, b"text/plain", b"done")
+        status, fields, body = await busy.answer()
+        assert (status, fields["connection"], body) == (200, "close", b"done")
+        await stop
+
+    talk(story)
+
+
+def test_a_slow_request_is_told_of_and_a_quick_one_is_not() -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(GET + post(b"abc", path=b"/later/"))
+        await until(lambda: world.application.held)
+        await asyncio.sleep(0.06)
+        world.application.held[0].respond(200, b"text/plain", b"")
+        await client.answer()
+        await client.answer()
+        assert len(world.lines) == 1
+        assert world.lines[0].startswith("slow: POST /later/ 200, 3 bytes in, ")
+
+    converse(story, slow_seconds=0.05)
+
+
+def test_the_access_log_has_every_request() -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(GET + GET)
+        await client.answer()
+        await client.answer()
+        assert [line.split(",")[0] for line in world.lines] == ["GET / 200"] * 2
+
+    converse(story, every=True)
