@@ -7,11 +7,12 @@ import socket
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Events, Parser, choose_parser
 
 if TYPE_CHECKING:
@@ -49,17 +50,17 @@ class Server:
         self._connections: set[Connection] = set()
         self._lines: dict[int, bytes] = {}
         self._lines_second = 0
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[socket.socket] = []
+        self._handshakes: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, sockets: Sequence[socket.socket], tls: SSLContext | None = None) -> None:
         """Accept on sockets that are bound and listen already, as systemd hands them over."""
         self.loop = asyncio.get_running_loop()
-        for sock in sockets:
-            sock.setblocking(False)
-            make = self.loop.create_unix_server if sock.family == socket.AF_UNIX else self.loop.create_server
-            listener = await make(lambda: Connection(self), sock=sock, ssl=tls, backlog=1024)
-            self._listeners.append(listener)
+        self._listeners = list(sockets)
+        for listener in sockets:
+            listener.setblocking(False)
+            self.loop.add_reader(listener, self._accept, listener, tls)
         self._sweep()
 
     async def stop(self, grace: float) -> None:
@@ -70,10 +71,10 @@ class Server:
         """
         self.draining = True
         for listener in self._listeners:
-            listener.close()
+            self.loop.remove_reader(listener)
         end = self.loop.time() + grace
         idle_end = self.loop.time() + grace / 10
-        while self._connections and self.loop.time() < end:
+        while (self._connections or self._handshakes) and self.loop.time() < end:
             await asyncio.sleep(min(0.02, grace / 10))
             if self.loop.time() >= idle_end:
                 for connection in tuple(self._connections):
@@ -83,6 +84,38 @@ class Server:
         await asyncio.sleep(0)
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    def _accept(self, listener: socket.socket, tls: SSLContext | None) -> None:
+        """Take one connection of those that wait.
+
+        Not all at once, as asyncio's own servers do: other processes accept on the same socket, and whoever woke up
+        first would have them all. Nor is the socket's backlog set, which is its owner's.
+        """
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process took it, or the client has gone
+        except OSError as error:
+            # For example no file descriptors: it would be tried again at once, and for ever.
+            say(f"cannot accept connections for a second: {error.strerror}")
+            self.loop.remove_reader(listener)
+            self.loop.call_later(1.0, self._accept_again, listener, tls)
+            return
+        sock.setblocking(False)
+        task = self.loop.create_task(self._handshake(sock, tls))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    def _accept_again(self, listener: socket.socket, tls: SSLContext | None) -> None:
+        if not self.draining:
+            self.loop.add_reader(listener, self._accept, listener, tls)
+
+    async def _handshake(self, sock: socket.socket, tls: SSLContext | None) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: Connection(self), sock, ssl=tls)
+        except OSError:
+            # It went before TLS was agreed on, or speaks something else: ssl.SSLError is one of these.
+            sock.close()
 
     # ---- for connections ----
 
