@@ -36,7 +36,7 @@ LAYERS = (
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")
-ALLOWED_INSIDE_A_JOB = {"errors", "environment", "notify", "runtime", "serve"}
+ALLOWED_INSIDE_A_JOB = {"errors", "environment", "notify", "version", "runtime", "serve"}
 PURE = {name for layer in LAYERS[:4] for name in layer} - {"version", "notify"}
 
 # The standard library's doors to the machine.

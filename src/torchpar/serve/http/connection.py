@@ -378,6 +378,10 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.close()
 
+    def peer(self) -> Any:
+        """The other end's address: a tuple for IP, anything else for a Unix socket."""
+        return self._transport.get_extra_info("peername")
+
     def abort(self) -> None:
         """Cut it off."""
         self._transport.abort()

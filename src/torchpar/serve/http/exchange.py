@@ -44,7 +44,8 @@ class Exchange:
 
     `target` is as the client sent it; `headers` has lower-case names, the last of several with one name. `received` is
     the event loop's time in seconds. `answer` is None until there is one, then the pieces to write. `cancel` is called
-    when the client has gone before its answer.
+    when the client has gone before its answer. `traced` is set for requests that trace settings choose: model, id, and
+    when the engine had it.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Exchange:
         "received",
         "status",
         "target",
+        "traced",
         "version",
     )
 
@@ -74,6 +76,7 @@ class Exchange:
         self.received = 0.0
         self.status = 0
         self.answer: list[Any] | None = None
+        self.traced: tuple[str, str, float] | None = None
         self.cancel: Callable[[], None] | None = None
 
     @property
@@ -84,6 +87,16 @@ class Exchange:
             # The absolute form, which a server must accept: RFC 9112, 3.2.2.
             path = b"/" + path[7:].partition(b"/")[2]
         return path.decode("ascii", "backslashreplace")
+
+    def is_local(self) -> bool:
+        """Whether it comes from this host, by loopback or a Unix socket, and not through a proxy or a web page."""
+        if self.headers.keys() & {b"x-forwarded-for", b"forwarded", b"via", b"origin"}:
+            return False
+        peer = self.connection.peer()
+        if not isinstance(peer, tuple):
+            return True
+        address = peer[0].rpartition("::ffff:")[2]
+        return bool(address.startswith("127.") or address == "::1")
 
     @property
     def query(self) -> dict[str, str]:

@@ -28,6 +28,10 @@ class RequestLog:
         self._lines = 0
         self._left_out = 0
 
+    def set_every(self, every: bool) -> None:
+        """Switch the access log."""
+        self.every = every
+
     def finished(self, exchange: Exchange, seconds: float) -> None:
         """A request has its answer."""
         if seconds < self.slow_seconds and not self.every:

@@ -142,7 +142,7 @@ class Server:
         line = self._lines.get(status)
         if line is None:
             date = formatdate(time.time(), usegmt=True).encode()
-            line = b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (status, REASONS[status], date)
+            line = b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (status, REASONS.get(status, b"-"), date)
             self._lines[status] = line
         return line
 

@@ -1,0 +1,127 @@
+"""All that one can ask an inference server for but inference, as JSON's values; HTTP and gRPC both ask here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchpar.serve.engine import Engine
+from torchpar.serve.errors import ServeError
+from torchpar.serve.metadata import READY
+from torchpar.serve.protocol.layout import parse_json
+from torchpar.serve.protocol.settings import LogSettings, TraceSettings
+from torchpar.serve.requests import Done, Request, Ticket
+from torchpar.version import version
+
+# Only what is there: clients look an extension up here before they use it.
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "trace",
+)
+
+
+class Service:
+    """An engine, and what of the server can be asked for or set at run time.
+
+    `remote_control`: whether clients on other hosts may load and unload models and change settings; those on this host
+    may.
+    """
+
+    def __init__(self, engine: Engine, log: LogSettings, trace: TraceSettings, *, remote_control: bool = False) -> None:
+        self.engine = engine
+        self.log = log
+        self.trace = trace
+        self.remote_control = remote_control
+
+    def submit(self, request: Request, done: Done) -> Ticket:
+        """See Engine.submit."""
+        return self.engine.submit(request, done)
+
+    def server(self) -> dict[str, Any]:
+        """The server's metadata."""
+        return {"name": "torchpar", "version": version(), "extensions": list(EXTENSIONS)}
+
+    def model(self, name: str, version: str) -> dict[str, Any]:
+        """A model's metadata. Raises ServeError 404."""
+        face = self.engine.metadata(name, version)
+        return {
+            "name": face.name,
+            "versions": list(face.versions),
+            "platform": face.platform,
+            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in face.inputs],
+            "outputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in face.outputs],
+        }
+
+    def config(self, name: str, version: str) -> dict[str, Any]:
+        """A model's configuration in Triton's words. Raises ServeError 404."""
+        return self.engine.config(name, version)
+
+    def statistics(self, name: str | None, version: str) -> dict[str, Any]:
+        """The statistics of one version, one model, or all. Raises ServeError 404."""
+        return {"model_stats": self.engine.statistics(name, version)}
+
+    def index(self, only_ready: bool) -> list[dict[str, str]]:
+        """The repository."""
+        return [
+            {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
+            for entry in self.engine.index()
+            if entry.state == READY or not only_ready
+        ]
+
+    async def load(self, name: str, parameters: Any) -> None:
+        """Load a model, or load it again. Raises ServeError."""
+        for parameter in _names(parameters):
+            if parameter == "config" or parameter.startswith("file:"):
+                raise ServeError(
+                    400,
+                    f"failed to load '{name}', '{parameter}' cannot be overridden: models here are what the host's"
+                    " configuration says; load it without parameters",
+                )
+            raise ServeError(400, f"failed to load '{name}', unknown parameter '{parameter}'")
+        await self.engine.load(name)
+
+    async def unload(self, name: str, parameters: Any) -> None:
+        """Unload a model; `unload_dependents` is accepted and means nothing, for no model depends on another."""
+        for parameter in _names(parameters):
+            if parameter != "unload_dependents":
+                raise ServeError(400, f"failed to unload '{name}', unknown parameter '{parameter}'")
+        await self.engine.unload(name)
+
+    def shared_memory(self, kind: str, verb: str, region: str) -> list[dict[str, Any]]:
+        """Shared memory of the kind "system" or "cuda": no region is ever registered, so none can be shown.
+
+        Raises ServeError 400 for a region that is named, and 501 for registering one.
+        """
+        if verb == "register":
+            raise ServeError(
+                501,
+                f"failed to register {kind} shared memory region '{region}': this server maps no memory of its clients;"
+                " send tensors in the request",
+            )
+        if verb == "status" and region:
+            raise ServeError(400, f"unable to find {kind} shared memory region: '{region}'")
+        return []
+
+
+def body_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object of a request's body; an empty body is an empty one. Raises ServeError 400."""
+    if not body:
+        return {}
+    fields = parse_json(body)
+    if not isinstance(fields, dict):
+        raise ServeError(400, "the request is not a JSON object")
+    return fields
+
+
+def _names(parameters: Any) -> list[str]:
+    if parameters is None:
+        return []
+    if not isinstance(parameters, dict):
+        raise ServeError(400, "'parameters' is not an object")
+    return list(parameters)
