@@ -1,0 +1,191 @@
+"""Which request is what: paths and methods, and who may ask for what."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any, Callable
+from urllib.parse import unquote
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.http.exchange import TEXT, Exchange
+from torchpar.serve.http.inference import Inference
+from torchpar.serve.http.metrics import render_metrics
+from torchpar.serve.http.page import Page
+from torchpar.serve.http.predict import Predict
+from torchpar.serve.http.server import Server
+from torchpar.serve.protocol.service import Service, body_object
+
+# How many targets are remembered with the model that they name.
+KEPT = 512
+
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]{1,18}))?(?:/(infer|ready|config|stats|trace/setting))?")
+_REPOSITORY = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)")
+_MEMORY = re.compile(r"/v2/(system|cuda)sharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
+
+Answer = Callable[[], Any]
+
+
+class Application:
+    """Answers every exchange of a server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._server: Server
+        self._infer: Inference
+        self._targets: dict[bytes, tuple[str, str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def serve(self, server: Server) -> None:
+        """Say whose exchanges it answers, before the first comes."""
+        self._server = server
+        self._infer = Inference(self._service, server.limits)
+        self._predict = Predict(self._service, server.limits)
+        self._page = Page(self._service, server)
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Answer one request, now or later."""
+        known = self._targets.get(exchange.target)
+        if known is not None and exchange.method == b"POST":
+            self._infer(exchange, *known)
+            return
+        try:
+            self._route(exchange, exchange.path)
+        except ServeError as error:
+            exchange.fail(error.status, error.message, error.retry_after)
+
+    def _route(self, exchange: Exchange, path: str) -> None:
+        if len(path) > 1 and path.endswith("/"):
+            path = path[:-1]
+        if path == "/v2/models/stats":
+            self._get(exchange, lambda: self._service.statistics(None, ""))
+        elif match := _MODEL.fullmatch(path):
+            self._model(exchange, unquote(match[1]), match[2] or "", match[3] or "")
+        elif path == "/v2":
+            self._get(exchange, self._service.server)
+        elif path == "/v2/health/live":
+            self._health(exchange, self._service.engine.live(), {"live": True})
+        elif path == "/v2/health/ready":
+            ready = self._service.engine.ready() and not self._server.draining
+            # The protocol's text says "live" for this one too, its servers say "ready".
+            self._health(exchange, ready, {"ready": True, "live": True})
+        elif path == "/metrics":
+            if self._method(exchange, "GET", "HEAD"):
+                exchange.respond(200, TEXT, render_metrics(self._service.engine, self._server))
+        elif path == "/predict" or path.startswith("/predict/"):
+            if self._method(exchange, "POST"):
+                self._predict(exchange, unquote(path[9:]))
+        elif path == "/":
+            if self._method(exchange, "GET", "HEAD"):
+                self._page(exchange)
+        elif path == "/state":
+            self._get(exchange, self._page.state)
+        elif path == "/v2/repository/index":
+            if self._method(exchange, "POST"):
+                exchange.respond_json(self._service.index(body_object(exchange.body).get("ready") is True))
+        elif match := _REPOSITORY.fullmatch(path):
+            self._repository(exchange, unquote(match[1]), match[2])
+        elif path == "/v2/logging":
+            self._settings(exchange, self._service.log.values, self._service.log.update)
+        elif path == "/v2/trace/setting":
+            self._trace(exchange, None)
+        elif match := _MEMORY.fullmatch(path):
+            self._memory(exchange, match[1], unquote(match[2] or ""), match[3])
+        else:
+            raise ServeError(404, f"there is nothing at {path[:200]}")
+
+    def _model(self, exchange: Exchange, name: str, version: str, verb: str) -> None:
+        service = self._service
+        if verb == "infer":
+            if self._method(exchange, "POST"):
+                if len(self._targets) >= KEPT:
+                    self._targets.clear()
+                self._targets[exchange.target] = name, version
+                self._infer(exchange, name, version)
+        elif verb == "ready":
+            ready = service.engine.ready(name, version) and not self._server.draining
+            self._health(exchange, ready, {"name": name, "ready": True})
+        elif verb == "config":
+            self._get(exchange, lambda: service.config(name, version))
+        elif verb == "stats":
+            self._get(exchange, lambda: service.statistics(name, version))
+        elif verb == "trace/setting":
+            self._trace(exchange, name)
+        else:
+            self._get(exchange, lambda: service.model(name, version))
+
+    def _health(self, exchange: Exchange, well: bool, body: dict[str, Any]) -> None:
+        if not self._method(exchange, "GET", "HEAD"):
+            return
+        if well:
+            exchange.respond_json(body)
+        else:
+            wrong = {key: False if value is True else value for key, value in body.items()}
+            exchange.respond_json({**wrong, "error": "not ready"}, 503, b"Retry-After: 1")
+
+    def _repository(self, exchange: Exchange, name: str, verb: str) -> None:
+        if not self._method(exchange, "POST"):
+            return
+        self._check_control(exchange)
+        parameters = body_object(exchange.body).get("parameters")
+        do = self._service.load if verb == "load" else self._service.unload
+        self._later(exchange, do(name, parameters))
+
+    def _trace(self, exchange: Exchange, model: str | None) -> None:
+        if model is not None:
+            self._service.engine.metadata(model, "")
+        trace = self._service.trace
+        self._settings(exchange, lambda: trace.values(model), lambda changes: trace.update(model, changes))
+
+    def _settings(
+        self, exchange: Exchange, values: Callable[[], Any], update: Callable[[dict[str, Any]], Any]
+    ) -> None:
+        if not self._method(exchange, "GET", "HEAD", "POST"):
+            return
+        if exchange.method != b"POST":
+            exchange.respond_json(values())
+            return
+        self._check_control(exchange)
+        exchange.respond_json(update(body_object(exchange.body)))
+
+    def _memory(self, exchange: Exchange, kind: str, region: str, verb: str) -> None:
+        if not self._method(exchange, *(("GET", "HEAD") if verb == "status" else ("POST",))):
+            return
+        regions = self._service.shared_memory(kind, verb, region)
+        exchange.respond_json(regions if verb == "status" else {})
+
+    def _get(self, exchange: Exchange, answer: Answer) -> None:
+        if self._method(exchange, "GET", "HEAD"):
+            exchange.respond_json(answer())
+
+    def _method(self, exchange: Exchange, *allowed: str) -> bool:
+        """Whether the method is one of those; if not the request is answered."""
+        method = exchange.method.decode("ascii", "replace")
+        if method in allowed:
+            return True
+        names = ", ".join(allowed)
+        exchange.fail(405, f"{method} is not allowed here, but {names}", None, b"Allow: " + names.encode())
+        return False
+
+    def _check_control(self, exchange: Exchange) -> None:
+        if not self._service.remote_control and not exchange.is_local():
+            raise ServeError(403, "models and settings can be changed from this host only")
+
+    def _later(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for the engine, then answer."""
+
+        async def run() -> None:
+            try:
+                await work
+            except ServeError as error:
+                exchange.fail(error.status, error.message, error.retry_after)
+            except Exception:
+                exchange.fail(500, "internal error")
+                raise
+            else:
+                exchange.respond_json({})
+
+        task = self._server.loop.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,140 @@
+"""POST /predict and /predict/MODEL: plain JSON in and out, for people and for programs without a client library.
+
+The body is the model's input, or an object with an input under each name. Shapes are those of the arrays; where the
+first dimension is the rows, a value without it is one row, and the answer comes without it too.
+
+    $ curl -d '[1.0, 2.0, 3.0]' http://localhost:8000/predict
+    {"outputs": {"y": [0.25, 0.5, 0.25]}}
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from functools import partial
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.http.exchange import HTML, Exchange
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.metadata import READY
+from torchpar.serve.protocol.elements import data_from_values, flatten, nested, values_from_data
+from torchpar.serve.protocol.layout import check_shape, parse_json
+from torchpar.serve.protocol.service import Service
+from torchpar.serve.requests import Request, Response
+from torchpar.serve.tensors import Tensor, TensorSpec
+
+
+class Predict:
+    """Answers /predict; for a form of a web page the answer is a page."""
+
+    def __init__(self, service: Service, limits: Limits) -> None:
+        self._service = service
+        self._limits = limits
+
+    def __call__(self, exchange: Exchange, model: str) -> None:
+        """Take a request; it is answered when the engine has an answer. Raises ServeError."""
+        text = bytes(exchange.body)
+        form = exchange.headers.get(b"content-type", b"").startswith(b"application/x-www-form-urlencoded")
+        # curl -d says it sends a form: what begins like JSON is JSON.
+        if form and text.startswith(b"input="):
+            text = unquote_to_bytes(text[6:].partition(b"&")[0].replace(b"+", b" "))
+        else:
+            form = False
+        try:
+            if b"content-encoding" in exchange.headers:
+                raise ServeError(415, "/predict takes plain JSON, not compressed")
+            if len(text) > self._limits.json:
+                raise ServeError(413, f"the JSON has {len(text)} bytes; the limit is {self._limits.json}")
+            model = model or self._only_model()
+            face = self._service.engine.metadata(model, "")
+            inputs, whole = read_inputs(parse_json(text), face.inputs)
+            request = Request(model, inputs)
+            done = partial(self._done, exchange, text if form else None, whole)
+            exchange.cancel = self._service.submit(request, done).cancel
+        except ServeError as error:
+            if not form:
+                raise
+            self._show(exchange, text, error.status, error.message)
+
+    def _only_model(self) -> str:
+        names = sorted({entry.name for entry in self._service.engine.index() if entry.state == READY})
+        if len(names) != 1:
+            raise ServeError(400, f"name a model: POST /predict/MODEL; there are: {', '.join(names) or 'none'}")
+        return names[0]
+
+    def _done(self, exchange: Exchange, shown: bytes | None, whole: bool, outcome: Response | ServeError) -> None:
+        if isinstance(outcome, ServeError):
+            status, message = outcome.status, outcome.message
+            if shown is None:
+                exchange.fail(status, message, outcome.retry_after)
+                return
+        else:
+            status = 200
+            try:
+                outputs = {tensor.name: _plain(tensor, whole) for tensor in outcome.outputs}
+                message = json.dumps({"outputs": outputs}, ensure_ascii=False, allow_nan=False)
+            except ServeError as error:
+                status, message = error.status, error.message
+        if shown is not None:
+            self._show(exchange, shown, status, message)
+        elif status == 200:
+            exchange.respond(200, b"application/json", message.encode())
+        else:
+            exchange.fail(status, message)
+
+    def _show(self, exchange: Exchange, text: bytes, status: int, message: str) -> None:
+        shown = html.escape(text.decode("utf-8", "replace"))
+        body = (
+            "<!doctype html><html lang=en><meta charset=utf-8><title>torchpar: answer</title>"
+            f"<h1>{'Answer' if status == 200 else f'Error {status}'}</h1>"
+            f"<pre>{html.escape(message)}</pre><h2>to</h2><pre>{shown}</pre><p><a href=/>Back</a>"
+        )
+        exchange.respond(status, HTML, body.encode(), b"Content-Security-Policy: default-src 'none'")
+
+
+def read_inputs(value: Any, specs: tuple[TensorSpec, ...]) -> tuple[list[Tensor], bool]:
+    """The tensors in a JSON value, and whether they have the rows dimension themselves. Raises ServeError 400."""
+    names = [spec.name for spec in specs]
+    if not (isinstance(value, dict) and value.keys() <= set(names)):
+        if len(specs) != 1:
+            raise ServeError(400, f"the JSON is not an object with the model's inputs: {', '.join(names)}")
+        value = {specs[0].name: value}
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise ServeError(400, f"there is no '{missing[0]}' in the JSON")
+    read = [_read(spec, value[spec.name]) for spec in specs]
+    wholes = {whole for _, whole in read}
+    if len(wholes) != 1:
+        raise ServeError(400, "some inputs have a dimension for rows and others have not")
+    return [tensor for tensor, _ in read], wholes.pop()
+
+
+def _read(spec: TensorSpec, value: Any) -> tuple[Tensor, bool]:
+    shape: list[int] = []
+    inner = value
+    while isinstance(inner, list):
+        shape.append(len(inner))
+        if not inner:
+            break
+        inner = inner[0]
+    whole = not (len(shape) == len(spec.shape) - 1 and spec.shape[0] in (-1, 1))
+    if not whole:
+        shape.insert(0, 1)
+    check_shape(spec.name, shape)
+    flat = flatten(spec.name, value) if isinstance(value, list) else [value]
+    if isinstance(inner, dict):
+        raise ServeError(400, f"input '{spec.name}' is an object, not an array")
+    data = data_from_values(spec.name, spec.datatype, math.prod(shape), flat)
+    return Tensor(spec.name, spec.datatype, tuple(shape), data), whole
+
+
+def _plain(tensor: Tensor, whole: bool) -> Any:
+    """Nested arrays. What JSON has no word for, NaN and the infinities, is null."""
+    values = values_from_data(tensor)
+    if tensor.datatype in ("FP16", "BF16", "FP32", "FP64"):
+        values = [value if math.isfinite(value) else None for value in values]
+    result = nested(values, tensor.shape)
+    return result if whole or tensor.shape[:1] != (1,) else result[0]

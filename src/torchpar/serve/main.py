@@ -1,0 +1,65 @@
+"""The server's process: `python3 -m torchpar.serve`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+from collections.abc import Sequence
+
+from torchpar.serve.engine import Engine
+from torchpar.serve.errors import ModelError
+from torchpar.serve.http.application import Application
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.log import RequestLog, say
+from torchpar.serve.http.server import Server
+from torchpar.serve.protocol.service import Service
+from torchpar.serve.protocol.settings import LogSettings, TraceSettings
+from torchpar.serve.settings import EngineSettings
+
+SLOW_SECONDS = 1.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until SIGTERM; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python3 -m torchpar.serve")
+    parser.add_argument("--name", default="model", help="the name of a single model")
+    parser.add_argument("--model", help="a model file, or a directory of models")
+    parser.add_argument("--handler", help="or a Python handler")
+    parser.add_argument("--listen", default="127.0.0.1:8000", metavar="ADDRESS:PORT")
+    parser.add_argument("--grpc", default="", metavar="ADDRESS:PORT")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--drain", type=float, default=30.0, metavar="SECONDS")
+    options = parser.parse_args(arguments)
+    settings = EngineSettings(options.name, options.model, options.handler, workers=options.workers)
+    address, _, port = options.listen.rpartition(":")
+    listener = socket.create_server((address.strip("[]"), int(port)), backlog=1024)
+    try:
+        asyncio.run(serve(settings, [listener], options.grpc, options.drain))
+    except ModelError as error:
+        say(str(error))
+        return 78
+    return 0
+
+
+async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
+    """Load, accept, and on SIGTERM finish what was accepted."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    engine = Engine(settings)
+    await engine.start()
+    log = RequestLog(SLOW_SECONDS)
+    service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
+    application = Application(service)
+    server = Server(application, Limits(), log)
+    application.serve(server)
+    await server.start(sockets)
+    say(f"listening on {', '.join(str(sock.getsockname()) for sock in sockets)}")
+    await ended.wait()
+    await server.stop(drain)
+    await engine.stop(drain)
+
+

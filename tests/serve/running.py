@@ -1,0 +1,70 @@
+"""A server on a thread of its own, for clients that block."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.serve.echo import EchoEngine
+from torchpar.serve.http.application import Application
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.log import RequestLog
+from torchpar.serve.http.server import Server
+from torchpar.serve.protocol.service import Service
+from torchpar.serve.protocol.settings import LogSettings, TraceSettings
+
+
+@dataclass
+class Running:
+    """What a test has; `lines` is the journal."""
+
+    engine: Any
+    port: int = 0
+    grpc_port: int = 0
+    lines: list[str] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@contextmanager
+def running(engine: Any = None, limits: Limits | None = None, *, real: bool = False) -> Iterator[Running]:
+    """Start, and stop afterwards. `real`: the engine must be started too."""
+    world = Running(engine or EchoEngine())
+    started, loop = threading.Event(), asyncio.new_event_loop()
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        loop.set_exception_handler(lambda _, context: world.errors.append(context))
+        if real:
+            await world.engine.start()
+        log = RequestLog(1.0, write=world.lines.append)
+        service = Service(world.engine, LogSettings(log.set_every), TraceSettings(world.lines.append))
+        application = Application(service)
+        server = Server(application, limits or Limits(), log)
+        application.serve(server)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        await server.start([listener])
+        world.port = listener.getsockname()[1]
+        started.set()
+        await ended.wait()
+        await server.stop(0.1)
+        if real:
+            await world.engine.stop(5)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert started.wait(60)
+    try:
+        yield world
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(10)
+    assert world.errors == []
