@@ -20,3 +20,7 @@ class ServeError(Exception):
 
 class ModelError(Exception):
     """A model that cannot be loaded; the message names the file and what to do."""
+
+
+class StartError(Exception):
+    """The server cannot start, and trying again would not help: the message says what to mend."""

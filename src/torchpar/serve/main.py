@@ -1,4 +1,4 @@
-"""The server's process: `python3 -m torchpar.serve`."""
+"""The server by itself, without systemd and a plan, for trying and measuring: `python3 -m torchpar.serve`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from collections.abc import Sequence
 
 from torchpar.serve.engine import Engine
 from torchpar.serve.errors import ModelError
-from torchpar.serve.http.application import Application
-from torchpar.serve.http.limits import Limits
-from torchpar.serve.http.log import RequestLog, say
-from torchpar.serve.http.server import Server
-from torchpar.serve.protocol.service import Service
-from torchpar.serve.protocol.settings import LogSettings, TraceSettings
+from torchpar.serve.front import Front
+from torchpar.serve.http.log import say
 from torchpar.serve.settings import EngineSettings
-
-SLOW_SECONDS = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,15 +45,11 @@ async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc
         loop.add_signal_handler(number, ended.set)
     engine = Engine(settings)
     await engine.start()
-    log = RequestLog(SLOW_SECONDS)
-    service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
-    application = Application(service)
-    server = Server(application, Limits(), log)
-    application.serve(server)
-    await server.start(sockets)
+    front = Front(engine)
+    await front.start(sockets)
     say(f"listening on {', '.join(str(sock.getsockname()) for sock in sockets)}")
     await ended.wait()
-    await server.stop(drain)
+    await front.stop(drain)
     await engine.stop(drain)
 
 

@@ -1,0 +1,51 @@
+"""Messages between the first process of a service and those that serve: JSON objects, each whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+# Bytes of a message, which is one packet, at the most; texts in it are cut to so many characters.
+LARGEST = 65536
+TEXT = 4000
+
+
+class Channel:
+    """One end of a pair. Nothing here blocks."""
+
+    def __init__(self, door: socket.socket) -> None:
+        self._door = door
+        door.setblocking(False)
+
+    def fileno(self) -> int:
+        """For an event loop's add_reader."""
+        return self._door.fileno()
+
+    def send(self, **message: Any) -> None:
+        """Send a message, which is lost when the other end is gone or reads nothing."""
+        cut = {name: value[:TEXT] if isinstance(value, str) else value for name, value in message.items()}
+        try:
+            self._door.send(json.dumps(cut).encode())
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message: empty when there is none now, None when the other end is gone."""
+        try:
+            data = self._door.recv(LARGEST)
+        except BlockingIOError:
+            return {}
+        except ConnectionResetError:
+            return None
+        return json.loads(data) if data else None
+
+    def close(self) -> None:
+        """Give it up."""
+        self._door.close()
+
+
+def make_pair() -> tuple[Channel, socket.socket]:
+    """Our end, and the socket to pass to the other process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(ours), theirs

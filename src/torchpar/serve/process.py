@@ -1,0 +1,153 @@
+"""One serving process: bound to its place, one event loop, an engine, and the protocols in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+import socket
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from torchpar.environment import JobSettings, RankSettings
+from torchpar.errors import ExitStatus
+from torchpar.runtime.binding import bind_cpus, bind_memory
+from torchpar.runtime.observed import observe, say, tell
+from torchpar.serve.channel import Channel
+from torchpar.serve.errors import ModelError, ServeError, StartError
+from torchpar.serve.settings import EngineSettings
+from torchpar.serve.tls import make_tls
+
+# How often it says that it makes progress.
+HEARTBEAT_SECONDS = 1.0
+
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+
+
+def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str, str]) -> None:
+    """Set this process's CPUs, memory nodes, threads and accelerators. Call it before torch is imported."""
+    bind_cpus(rank.cpus)
+    bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
+    planned = {str(other.threads) for other in settings.ranks}
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        # The unit says the largest of all processes; what the service's Environment= says stays.
+        if environ.get(name) in planned:
+            environ[name] = str(rank.threads)
+    environ.update(visible_devices(settings, rank, environ))
+
+
+def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that hide the accelerators of the service's other processes."""
+    counts = [len(other.gpus) for other in settings.ranks]
+    place = settings.ranks.index(rank)
+    first = sum(counts[:place])
+    narrowed = {}
+    for name in _VISIBLE:
+        devices = list(filter(None, environ.get(name, "").split(",")))
+        if devices and len(devices) == sum(counts):
+            narrowed[name] = ",".join(devices[first : first + counts[place]])
+    return narrowed
+
+
+def engine_settings(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> EngineSettings:
+    """What the engine of one process is told."""
+    serve = settings.serve
+    assert serve
+    return EngineSettings(
+        name=settings.service.partition("@")[2].rpartition(".")[0],
+        model=serve.model,
+        handler=serve.handler,
+        workers=serve.workers or rank.threads,
+        backend=serve.backend,
+        max_batch=serve.max_batch,
+        max_queue=serve.max_queue,
+        own=serve.own,
+        gpus=len(rank.gpus),
+        state=environ.get("STATE_DIRECTORY", "").partition(":")[0] or None,
+    )
+
+
+def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, sockets: Sequence[socket.socket]) -> int:
+    """Serve until told to stop; returns the exit status."""
+    # A SIGABRT of the first process, when this one hangs, leaves a traceback of every thread in the journal.
+    faulthandler.enable()
+    try:
+        return asyncio.run(_Serving(settings, rank, Channel(channel), sockets).run())
+    except (ModelError, StartError) as error:
+        say(str(error))
+        return ExitStatus.CONFIG
+
+
+class _Serving:
+    """The life of one process: load, serve, reload, drain."""
+
+    def __init__(
+        self, settings: JobSettings, rank: RankSettings, channel: Channel, sockets: Sequence[socket.socket]
+    ) -> None:
+        self._settings = settings
+        self._rank = rank
+        self._channel = channel
+        self._sockets = sockets
+        self._engine: Any
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Future[float]
+        self._hurry: asyncio.Future[float]
+
+    async def run(self) -> int:
+        """Returns the exit status."""
+        # Not before bind(): this imports torch.
+        from torchpar.serve.engine import Engine
+        from torchpar.serve.front import Front
+
+        self._loop = asyncio.get_running_loop()
+        self._stop, self._hurry = self._loop.create_future(), self._loop.create_future()
+        self._loop.add_reader(self._channel, self._hear)
+        self._engine = Engine(engine_settings(self._settings, self._rank, os.environ))
+        front = Front(self._engine, make_tls(os.environ))
+        await self._engine.start()
+        tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
+        # What is there by now stays: to look through it for garbage would only delay answers.
+        gc.collect()
+        gc.freeze()
+        await front.start(self._sockets)
+        self._channel.send(ready=True)
+        self._beat()
+        drain = self._loop.create_task(self._drain(front, await self._stop))
+        await asyncio.wait((drain, self._hurry), return_when=asyncio.FIRST_COMPLETED)
+        if not drain.done():
+            await asyncio.wait((drain,), timeout=self._hurry.result())
+            drain.cancel()
+        return ExitStatus.DONE
+
+    async def _drain(self, front: Any, grace: float) -> None:
+        end = self._loop.time() + grace
+        # As long as a connection is open, a request may be on its way.
+        await front.stop(grace)
+        await self._engine.stop(max(0.0, end - self._loop.time()))
+
+    def _beat(self) -> None:
+        if self._engine.live():
+            self._channel.send(alive=True)
+        self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
+
+    def _hear(self) -> None:
+        while message := self._channel.receive():
+            if "reload" in message:
+                self._loop.create_task(self._reload())
+            if "stop" in message:
+                due = self._hurry if self._stop.done() else self._stop
+                if not due.done():
+                    due.set_result(message["stop"])
+        if message is None:
+            # The first process is gone, and with it whoever could start this service in order: systemd does it anew.
+            os._exit(ExitStatus.FAILED)
+
+    async def _reload(self) -> None:
+        try:
+            await self._engine.reload()
+        except ServeError as error:
+            self._channel.send(reloaded=error.message)
+        else:
+            self._channel.send(reloaded="")

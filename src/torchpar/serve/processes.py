@@ -1,0 +1,235 @@
+"""The first process of an inference service: starts those that serve, watches them, and answers for them to systemd.
+
+It imports no torch and serves nothing itself, so little can happen to it: while it lives, a serving process that is
+killed, or makes no progress, is started again by it, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torchpar.environment import JobSettings
+from torchpar.errors import ExitStatus
+from torchpar.notify import Notifier
+from torchpar.runtime.observed import say
+from torchpar.serve import control
+from torchpar.serve.channel import Channel, make_pair
+
+# Beyond the drain timeout, which a serving process keeps by itself.
+STOP_SECONDS = 5.0
+# How long a stop may take after a second SIGTERM.
+HURRIED_SECONDS = 1.0
+# Before a process that ended is started again: doubled for each time that it did not even get ready.
+RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
+# So many failures in a row, with no other process that serves, are left to systemd and its start limit.
+FAILURES = 6
+
+
+class Process:
+    """One serving process, of which there is always one: when it ends, another is started in its place."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.child: subprocess.Popen[bytes] | None = None
+        self.channel: Channel | None = None
+        self.ready = False
+        self.heard = 0.0  # when it last said that it makes progress
+        self.accused = False  # it was told to end as it makes none
+        self.failures = 0
+        self.reloading: asyncio.Future[str] | None = None
+
+
+class Processes:
+    """All of them. `run()` returns when they have ended, with the exit status of the service."""
+
+    def __init__(self, settings: JobSettings, sockets: Sequence[socket.socket], notifier: Notifier) -> None:
+        assert settings.serve
+        self._serve = settings.serve
+        self._sockets = sockets
+        self._notifier = notifier
+        self._processes = [Process(rank.local_rank) for rank in settings.ranks]
+        self._loop: asyncio.AbstractEventLoop
+        self._started = False  # READY=1 was said
+        self._stopping = False
+        self._ended: asyncio.Future[int]
+        self._reloads: asyncio.Lock
+
+    async def run(self) -> int:
+        """Serve until SIGTERM, or until there is no use in trying."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self._reloads = asyncio.Lock()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._loop.create_task(self.reload()))
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        path = control.control_path(os.environ)
+        server = await control.listen(path, self.reload) if path else None
+        for process in self._processes:
+            self._start(process)
+        self._tell()
+        if self._notifier.watchdog_seconds:
+            self._watch(self._notifier.watchdog_seconds)
+        status = await self._ended
+        if server:
+            server.close()
+        return status
+
+    # ---- starting ----
+
+    def _start(self, process: Process) -> None:
+        if self._stopping:
+            return
+        process.channel, theirs = make_pair()
+        files = [theirs.fileno(), *(each.fileno() for each in self._sockets)]
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.py")
+        words = [sys.executable, script, "process", str(process.rank), *map(str, files)]
+        process.ready = process.accused = False
+        process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._loop.add_reader(process.channel, self._hear, process)
+
+    def _hear(self, process: Process) -> None:
+        while process.channel and (message := process.channel.receive()):
+            self._take(process, message)
+
+    def _take(self, process: Process, message: dict[str, Any]) -> None:
+        process.heard = time.monotonic()
+        if "ready" in message:
+            process.ready = True
+            if not self._started and all(each.ready for each in self._processes):
+                self._started = True
+                self._notifier.send(READY="1")
+            self._tell()
+        if "reloaded" in message and process.reloading and not process.reloading.done():
+            process.reloading.set_result(message["reloaded"])
+
+    # ---- ends ----
+
+    def _reap(self) -> None:
+        for process in self._processes:
+            if process.child and process.child.poll() is not None:
+                self._hear(process)
+                self._over(process, process.child.returncode)
+
+    def _over(self, process: Process, status: int) -> None:
+        was_ready = process.ready
+        process.child = None
+        process.ready = False
+        if process.channel:
+            self._loop.remove_reader(process.channel)
+            process.channel.close()
+            process.channel = None
+        if process.reloading and not process.reloading.done():
+            process.reloading.set_result(f"process {process.rank} {_describe(status)}")
+        if self._stopping:
+            if not any(each.child for each in self._processes):
+                self._finish(ExitStatus.DONE)
+            return
+        if not self._started:
+            # What keeps one of them from starting at all keeps systemctl start from succeeding.
+            self._fail(ExitStatus.CONFIG if status == ExitStatus.CONFIG else ExitStatus.FAILED)
+            return
+        process.failures = 0 if was_ready else process.failures + 1
+        if process.failures >= FAILURES and not any(each.ready for each in self._processes):
+            say(f"process {process.rank} {_describe(status)}, {process.failures} times in a row")
+            self._fail(ExitStatus.FAILED)
+            return
+        delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
+        say(f"process {process.rank} {_describe(status)}; another takes its place in {delay:g} s")
+        self._loop.call_later(delay, self._start, process)
+        self._tell()
+
+    def _fail(self, status: int) -> None:
+        self._stopping = True
+        self._kill()
+        self._finish(status)
+
+    def _finish(self, status: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(int(status))
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            if process.child and process.child.poll() is None:
+                process.child.kill()
+
+    # ---- stopping ----
+
+    def _stop(self) -> None:
+        """SIGTERM: those that serve answer what they have accepted; once more: at most a second longer."""
+        grace = HURRIED_SECONDS if self._stopping else float(self._serve.drain_timeout)
+        self._stopping = True
+        self._notifier.send(STOPPING="1", STATUS=f"answering what was accepted, for {grace:g} s at the most")
+        for process in self._processes:
+            if process.ready and process.channel:
+                process.channel.send(stop=grace)
+            elif process.child:
+                process.child.kill()  # it has accepted nothing
+        self._loop.call_later(grace + STOP_SECONDS, self._kill)
+        if not any(process.child for process in self._processes):
+            self._finish(ExitStatus.DONE)
+
+    # ---- reloading ----
+
+    async def reload(self) -> str:
+        """Have every process load its models again; returns "" or what went wrong, in which case the old ones stay."""
+        async with self._reloads:
+            if self._stopping:
+                return "the service is stopping"
+            # systemd 253 and later want to know when this was said.
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            self._notifier.send(RELOADING="1", MONOTONIC_USEC=str(now), STATUS="loading the models again")
+            waiting = []
+            for process in self._processes:
+                if process.ready and process.channel:
+                    process.reloading = self._loop.create_future()
+                    process.channel.send(reload=True)
+                    waiting.append(process.reloading)
+            wrong = [text for text in await asyncio.gather(*waiting) if text]
+            self._notifier.send(READY="1")
+            self._tell()
+            for text in dict.fromkeys(wrong):
+                say(f"not reloaded: {text}")
+            return "\n".join(dict.fromkeys(wrong))
+
+    # ---- telling ----
+
+    def _tell(self) -> None:
+        """One line of `systemctl status`."""
+        ready, count = sum(process.ready for process in self._processes), len(self._processes)
+        what = "serving" if self._started else "loading"
+        self._notifier.send(STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready")
+
+    def _watch(self, period: float) -> None:
+        """WATCHDOG=1 while all make progress. Who makes none for half of the period is told to end, with a traceback.
+
+        Where that does not help, as with one that is stopped, systemd ends the service and starts it again.
+        """
+        now = time.monotonic()
+        stuck = [process for process in self._processes if process.ready and now - process.heard > period / 2]
+        for process in stuck:
+            if not process.accused and process.child:
+                process.accused = True
+                say(f"process {process.rank} makes no progress for {now - process.heard:.0f} s: SIGABRT")
+                process.child.send_signal(signal.SIGABRT)
+        if not stuck:
+            self._notifier.send(WATCHDOG="1")
+        self._loop.call_later(period / 8, self._watch, period)
+
+
+def _describe(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

@@ -1,0 +1,62 @@
+"""The server as torchpar-infer@.service runs it: the first process, one that serves, and `reload`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from torchpar.environment import JobSettings, parse_job_environment
+from torchpar.errors import ExitStatus, JobSettingsError
+from torchpar.notify import Notifier
+from torchpar.runtime.observed import say
+from torchpar.serve.control import ask_to_reload
+from torchpar.serve.errors import StartError
+from torchpar.serve.processes import Processes
+from torchpar.serve.sockets import adopt_sockets, refuse_unnamed
+
+USAGE = "usage: serve.py [reload]"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the arguments say; returns the exit status."""
+    try:
+        if not arguments:
+            return _supervise(_settings())
+        if list(arguments) == ["reload"]:
+            return ask_to_reload(os.environ)
+        if arguments[0] == "process" and len(arguments) > 2:
+            return _serve(_settings(), *map(int, arguments[1:]))
+    except (JobSettingsError, StartError) as error:
+        say(str(error))
+        return ExitStatus.CONFIG
+    print(USAGE, file=sys.stderr)
+    return ExitStatus.USAGE
+
+
+def _settings() -> JobSettings:
+    settings = parse_job_environment(os.environ)
+    if settings is None or settings.serve is None:
+        raise StartError("this is started by torchpar-infer@NAME.service, for an [Infer NAME] of torchpar.conf")
+    return settings
+
+
+def _supervise(settings: JobSettings) -> int:
+    assert settings.serve
+    sockets = adopt_sockets(os.environ, settings.service)
+    refuse_unnamed(sockets, settings.serve.listen)
+    return asyncio.run(Processes(settings, sockets, Notifier()).run())
+
+
+def _serve(settings: JobSettings, local_rank: int, channel: int, *files: int) -> int:
+    # Not before its CPUs are set: threads that torch starts when it is imported inherit them.
+    from torchpar.serve.process import bind, serve
+
+    rank = settings.rank(local_rank)
+    if rank is None:
+        raise StartError(f"the plan of {settings.service} has no process {local_rank}")
+    bind(settings, rank, os.environ)
+    sockets = [socket.socket(fileno=number) for number in files]
+    return serve(settings, rank, socket.socket(fileno=channel), sockets)

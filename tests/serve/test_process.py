@@ -1,0 +1,52 @@
+"""What one serving process makes of the plan: its CPUs, threads, accelerators and the engine's settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from torchpar.environment import JobSettings, RankSettings, ServeSettings
+from torchpar.serve.process import bind, engine_settings, visible_devices
+from torchpar.serve.settings import EngineSettings
+
+SERVE = ServeSettings(
+    model="/srv/m.pt", handler=None, listen=(), grpc=(), workers=None, backend="thread", max_batch=8, max_queue=None,
+    drain_timeout=30, own=True,
+)  # fmt: skip
+HERE = str(min(os.sched_getaffinity(0)))
+RANKS = (
+    RankSettings(0, HERE, "", 3, 0, ("0000:10:00.0", "0000:11:00.0")),
+    RankSettings(1, HERE, "", 2, 0, ("0000:12:00.0",)),
+)
+JOB = JobSettings("torchpar-infer@a.b@c.service", 1, None, RANKS, serve=SERVE)
+
+
+def test_each_process_sees_its_own_accelerators() -> None:
+    """In the order of the plan; a list that somebody else has changed stays as it is."""
+    environ = {"CUDA_VISIBLE_DEVICES": "0,GPU-b,2", "ROCR_VISIBLE_DEVICES": "0", "ZE_AFFINITY_MASK": ""}
+    assert visible_devices(JOB, RANKS[0], environ) == {"CUDA_VISIBLE_DEVICES": "0,GPU-b"}
+    assert visible_devices(JOB, RANKS[1], environ) == {"CUDA_VISIBLE_DEVICES": "2"}
+
+
+@pytest.mark.parametrize(("said", "held"), [("3", "2"), ("7", "7"), (None, None)])
+def test_threads_are_those_of_the_process_unless_the_admin_says_otherwise(said: str | None, held: str | None) -> None:
+    """The unit can only say one number for all."""
+    environ = {} if said is None else {"OMP_NUM_THREADS": said}
+    before = os.sched_getaffinity(0)
+    try:
+        bind(JOB, RANKS[1], environ)
+        assert os.sched_getaffinity(0) == {int(HERE)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert environ.get("OMP_NUM_THREADS") == held
+
+
+def test_the_engine_gets_what_the_conf_says_and_the_threads_of_the_plan() -> None:
+    """The service's name is a single model's."""
+    assert engine_settings(JOB, RANKS[0], {"STATE_DIRECTORY": "/var/lib/x:/y"}) == EngineSettings(
+        name="a.b@c", model="/srv/m.pt", workers=3, backend="thread", max_batch=8, own=True, gpus=2, state="/var/lib/x"
+    )
+    asked = replace(JOB, serve=replace(SERVE, workers=5))
+    assert engine_settings(asked, RANKS[0], {}).workers == 5

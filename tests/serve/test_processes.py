@@ -1,0 +1,145 @@
+"""A service's processes: ready when all are, restarted when one dies, drained, reloaded and hurried without a loss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.serve.models import mlp, save_script
+from tests.serve.service import SCRIPT, Load, Service
+
+pytestmark = pytest.mark.subprocess
+
+ROW = torch.tensor([[1.0, 2.0, 3.0]])
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts services that serve model.pt of the test's folder."""
+    services: list[Service] = []
+
+    def start(**settings: Any) -> Service:
+        model = tmp_path / "model.pt"
+        if not model.exists():
+            save_script(mlp(), model)
+        service = Service(tmp_path, model, **settings)
+        services.append(service)
+        return service.__enter__()
+
+    yield start
+    for service in services:
+        service.__exit__()
+
+
+def is_answer(values: list[float], seed: int = 0) -> bool:
+    return torch.allclose(torch.tensor(values), mlp(seed)(ROW)[0], atol=1e-5)
+
+
+def test_it_is_ready_when_every_process_answers(start: Callable[..., Service]) -> None:
+    """systemctl start returns then; STATUS= says how far it is."""
+    service = start(processes=2)
+    service.wait_ready()
+    assert is_answer(service.infer())
+    assert len(service.children()) == 2
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    assert "loading: 0 of 2 processes ready" in [value for _, name, value in service.told if name == "STATUS"]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start_with_the_reason(
+    tmp_path: Path, start: Callable[..., Service]
+) -> None:
+    """Exit status 78, which systemd does not try again."""
+    (tmp_path / "model.pt").write_text("no model")
+    service = start()
+    assert service.process.wait(60) == 78
+    assert f"torchpar: {tmp_path}/model.pt" in service.log() and not service.count("READY")
+
+
+def test_a_killed_process_is_back_and_the_others_go_on(start: Callable[..., Service]) -> None:
+    """It costs the requests that it held, and no more."""
+    service = start(processes=2)
+    service.wait_ready()
+    victim = service.children()[0]
+    os.kill(victim, signal.SIGKILL)
+    service.wait(lambda: "process 0 was killed by SIGKILL; another takes its place in 0.1 s" in service.log())
+    assert is_answer(service.infer())
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    assert victim not in service.children() and len(service.children()) == 2
+
+
+def test_a_restart_under_load_loses_nothing(start: Callable[..., Service]) -> None:
+    """What was accepted is answered; who connects meanwhile waits for the next start."""
+    service = start()
+    service.wait_ready()
+    with Load(service) as load:
+        for ready in (2, 3):
+            load.wait(20)
+            service.process.terminate()
+            assert service.process.wait(15) == 0
+            service.start()
+            service.wait_ready(ready)
+        load.wait(20)
+    assert not load.failures and all(map(is_answer, load.answers))
+    assert service.count("STOPPING") == 2
+
+
+def test_a_reload_of_a_service_that_does_not_run_fails(tmp_path: Path) -> None:
+    """And says what it tried."""
+    environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "RUNTIME_DIRECTORY": str(tmp_path)}
+    done = subprocess.run([sys.executable, SCRIPT, "reload"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"torchpar: cannot ask the server to reload: {tmp_path}/control: No such file or directory\n"
+    )
+
+
+def test_a_second_sigterm_hurries(start: Callable[..., Service]) -> None:
+    """An idle connection is given time for a request that may be on its way, but not then."""
+    service = start(drain_timeout=60)
+    service.wait_ready()
+    connection = service.connect()
+    service.infer(connection)
+    service.process.terminate()
+    service.wait(lambda: service.count("STOPPING"))
+    began = time.monotonic()
+    service.process.terminate()
+    assert service.process.wait(10) == 0 and time.monotonic() - began < 5
+
+
+def test_a_process_that_is_stopped_gets_no_more_watchdog(start: Callable[..., Service]) -> None:
+    """Then systemd ends the service and starts it anew."""
+    service = start(watchdog=2.0)
+    service.wait_ready()
+    service.wait(lambda: service.count("WATCHDOG") > 3)
+    os.kill(service.children()[0], signal.SIGSTOP)
+    service.wait(lambda: "process 0 makes no progress" in service.log(), 10)
+    last = service.count("WATCHDOG")
+    time.sleep(1.0)
+    assert service.count("WATCHDOG") == last
+
+
+def test_the_end_of_the_first_process_is_the_end_of_all(start: Callable[..., Service]) -> None:
+    """Nobody would restart the others, or tell them to stop."""
+    service = start()
+    service.wait_ready()
+    child = service.children()[0]
+    service.process.kill()
+    service.wait(lambda: not os.path.exists(f"/proc/{child}") or "\nState:\tZ" in read(f"/proc/{child}/status"), 10)
+
+
+def read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return "\nState:\tZ"
+
