@@ -200,7 +200,7 @@ install: man
 	cd src && find torchpar -name '*.py' -exec install -D -m 644 '{}' '$(DESTDIR)$(PYDIR)/{}' ';'
 	printf '"""Written by make install."""\n\n\ndef version() -> str:\n    """The version of this package."""\n    return "%s"\n' \
 		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/version.py'
-	$(call put,644,$(addprefix src/torchpar/runtime/,run.py launch.py),/usr/lib/torchpar)
+	$(call put,644,$(addprefix src/torchpar/,runtime/run.py runtime/launch.py serve/serve.py),/usr/lib/torchpar)
 	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
 	$(call put,755,src/scripts/torchpar,/usr/bin)

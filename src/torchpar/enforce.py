@@ -13,7 +13,8 @@ from torchpar.errors import StoreError, SystemdError, TorchparError
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
-from torchpar.readback import ReadBack, compare_unit
+from torchpar.readback import ReadBack, compare_socket, compare_unit
+from torchpar.units import socket_of
 
 
 def read_active(store: Store) -> tuple[Generation, Content] | None:
@@ -49,6 +50,9 @@ def check_in_force(generation: Generation) -> tuple[str, ...]:
     """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
     plan = json.loads(generation.read().plan)
     compared = [compare_unit(service, systemd.unit_properties(service["unit"])) for service in plan["services"]]
+    for service in plan["services"]:
+        if service.get("listen"):
+            compared.append(compare_socket(service, systemd.unit_properties(socket_of(service["unit"]))))
     wrong = _all(compared, "wrong")
     if wrong:
         raise SystemdError("\n".join(("systemd does not hold what was planned:", *wrong)))
@@ -57,7 +61,7 @@ def check_in_force(generation: Generation) -> tuple[str, ...]:
 
 def running_among(units: Iterable[str]) -> tuple[str, ...]:
     """Those of the units that run now: they have what was in force when they started."""
-    return tuple(sorted(set(units) & set(systemd.running_services())))
+    return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
 
 
 def refuse_other_host(content: Content, number: int) -> None:

@@ -13,7 +13,7 @@ from torchpar.allocator import choose_allocator
 from torchpar.claims import Reason
 from torchpar.config import Config, Service
 from torchpar.cpuset import CpuSet
-from torchpar.listening import find_collisions
+from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
@@ -24,6 +24,8 @@ from torchpar.variables import make_environment
 # several ranks, each of which it starts by run.py.
 RUN = "/usr/lib/torchpar/run.py"
 LAUNCH = "/usr/lib/torchpar/launch.py"
+# The inference server.
+SERVE = "/usr/lib/torchpar/serve.py"
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,25 @@ class ServicePlan:
         return self.cpus | self.loader_cpus
 
     @property
+    def listen(self) -> tuple[str, ...]:
+        """The addresses that systemd's socket of an inference service listens on; empty for a training service."""
+        infer = self.service.infer()
+        return addresses(infer)[0] if infer else ()
+
+    @property
     def command(self) -> tuple[str, ...]:
-        """The command line of a training service; empty for an inference service, which keeps its unit's own."""
+        """The command line that systemd starts."""
         train = self.service.train()
         if train is None:
-            return ()
+            return (self.service.settings.python, SERVE)
         what = ("-m", train.module) if train.module else ("--", train.script or "")
         launcher = LAUNCH if len(self.ranks) > 1 or train.nodes[1] > 1 else RUN
         return (train.python, launcher, *what, *train.arguments)
+
+    @property
+    def reload_command(self) -> tuple[str, ...]:
+        """What has an inference service load its models again and waits for it; empty for a training service."""
+        return (*self.command, "reload") if self.service.infer() else ()
 
 
 @dataclass(frozen=True)
@@ -202,6 +215,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
             }
             for rank in plan.ranks
         ],
+        "listen": list(plan.listen),
         "environment": dict(plan.environment),
         "command": list(plan.command),
         "reasons": [{"key": r.key, "value": r.value, "why": r.why} for r in plan.reasons],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchpar.cpuset import CpuSet
-from torchpar.units import drop_in_path
+from torchpar.units import drop_in_path, socket_of
 from torchpar.values import MemoryPolicy
 
 # set_mempolicy(2) modes, which are the values of systemd's NUMAPolicy property; -1 is none.
@@ -35,7 +35,17 @@ class ReadBack:
 
 def compare_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> ReadBack:
     """Compare a unit's D-Bus properties with its plan, a service of plan_json()."""
-    unit = plan["unit"]
+    return _compare(plan["unit"], _values(plan, properties), properties)
+
+
+def compare_socket(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> ReadBack:
+    """Compare the D-Bus properties of an inference service's socket with the plan of the service."""
+    held = " ".join(address for _, address in properties.get("Listen", ()))
+    return _compare(socket_of(plan["unit"]), [("ListenStream", held, " ".join(plan["listen"]))], properties)
+
+
+def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapping[str, Any]) -> ReadBack:
+    """Compare (key, held, planned) of a unit whose drop-in of ours must be loaded."""
     drop_ins = [str(path) for path in properties.get("DropInPaths", ())]
     ours = [path for path in drop_ins if path.endswith("/" + drop_in_path(unit))]
     if not ours:
@@ -43,7 +53,7 @@ def compare_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> Read
     after = drop_ins[drop_ins.index(ours[0]) + 1 :]
     differences = [
         f"{unit}: {key} is {held or 'empty'}, planned {planned or 'empty'}"
-        for key, held, planned in _values(plan, properties)
+        for key, held, planned in values
         if held != planned
     ]
     if after:

@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 
 from torchpar.plan import Plan, ServicePlan
+from torchpar.settings import InferSettings, TrainSettings
 from torchpar.values import MemoryPolicy
 
 # Where the package puts the template files, and where they are in the source tree.
@@ -34,6 +35,11 @@ _SINCE = {
 # What ExecStop= runs. It waits for the grace, sends SIGTERM, and SIGKILL ten seconds later.
 STOP = "/usr/lib/torchpar/stop"
 _AFTER_GRACE = 15
+# The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
+CERTIFICATE, KEY = "tls-certificate", "tls-key"
+
+# What a stop may take beyond DrainTimeout=, which the server keeps by itself.
+STOP_SECONDS = 10
 
 _SAY = "'echo \"$1\" >&2; exit 78'"
 
@@ -54,6 +60,10 @@ def make_units(plan: Plan) -> UnitSet:
     warnings: list[str] = []
     for service in plan.services:
         files[drop_in_path(service.unit)] = _render(service, plan.facts.systemd_version, warnings)
+        if service.listen:
+            files[drop_in_path(socket_of(service.unit))] = _template("socket.conf.j2").render(
+                source=_source(service), name=service.service.name, listen=service.listen
+            )
         if service.service.settings.enabled:
             template_unit = f"torchpar-{service.service.kind.value}@.service"
             links[f"torchpar.target.wants/{service.unit}"] = f"/usr/lib/systemd/system/{template_unit}"
@@ -70,6 +80,11 @@ def make_refusal(unit: str, why: str) -> dict[str, str]:
 def drop_in_path(unit: str) -> str:
     """A unit's drop-in below the generator's directory; what `systemctl edit` writes sorts after it."""
     return f"{unit}.d/20-torchpar.conf"
+
+
+def socket_of(unit: str) -> str:
+    """The socket that holds the addresses of an inference service's unit."""
+    return f"{unit.removesuffix('.service')}.socket"
 
 
 def unit_of(path: str) -> str:
@@ -103,7 +118,7 @@ def quote_path(text: str) -> str:
 
 def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str]) -> str:
     service, settings = plan.service, plan.service.settings
-    train = service.train()
+    train, infer = service.train(), service.infer()
     identity = {
         "User": settings.user,
         "Group": settings.group,
@@ -114,9 +129,13 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         "MemoryHigh": settings.memory_high,
         "CPUWeight": settings.cpu_weight,
         "Restart": settings.restart.value,
-        "TimeoutStopSec": f"{train.checkpoint_grace + _AFTER_GRACE}s" if train else None,
+        "TimeoutStopSec": f"{_stop_seconds(train, infer)}s",
     }
     directives = []
+    if infer and infer.tls_certificate and infer.tls_key:
+        # systemd reads both as root and hands copies to the service's user alone; see systemd.exec(5).
+        directives += [("LoadCredential", quote_path(f"{CERTIFICATE}:{infer.tls_certificate}"))]
+        directives += [("LoadCredential", quote_path(f"{KEY}:{infer.tls_key}"))]
     for key, value in service.directives:
         since = _SINCE.get(key, 0)
         if systemd_version is not None and since > systemd_version:
@@ -129,8 +148,8 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
     if plan.gpus:
         # Device groups such as render and video do not exist in a user namespace of the unit's own.
         directives.insert(0, ("PrivateUsers", "no"))
-    return _template().render(
-        source=service.origins[""].rsplit(":", 1)[0],
+    return _template("service.conf.j2").render(
+        source=_source(plan),
         name=service.name,
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,
@@ -139,9 +158,19 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         environment=list(plan.environment.items()),
         command=plan.command,
         stop_command=(STOP, str(train.checkpoint_grace)) if train else (),
+        reload=plan.reload_command,
         limits=[(key, value) for key, value in limits.items() if value is not None],
         directives=directives,
     )
+
+
+def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> int:
+    return train.checkpoint_grace + _AFTER_GRACE if train else infer.drain_timeout + STOP_SECONDS if infer else 0
+
+
+def _source(plan: ServicePlan) -> str:
+    """The file that declares a service."""
+    return plan.service.origins[""].rsplit(":", 1)[0]
 
 
 def placement_settings(plan: ServicePlan) -> list[tuple[str, str]]:
@@ -164,7 +193,7 @@ def placement_settings(plan: ServicePlan) -> list[tuple[str, str]]:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([str(path) for path in _TEMPLATES]),
         undefined=jinja2.StrictUndefined,
@@ -175,4 +204,4 @@ def _template() -> jinja2.Template:
     )
     environment.filters["word"] = quote_word
     environment.filters["path"] = quote_path
-    return environment.get_template("service.conf.j2")
+    return environment.get_template(name)

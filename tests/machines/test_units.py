@@ -77,13 +77,13 @@ def test_a_reload_that_fails_leaves_the_daemon_alone(reporting: Machine) -> None
     [
         ("torchpar-train@nosuch.service", "no [Train nosuch] in torchpar.conf as last applied; see: torchpar validate"),
         ("torchpar-infer@nosuch.service", "no [Infer nosuch] in torchpar.conf as last applied; see: torchpar validate"),
-        ("torchpar-infer@declared.service", "this version of torchpar places inference services, but does not serve"),
+        ("torchpar-infer@declared.service", "/srv/no-such-model.pt"),
     ],
 )
 def test_what_cannot_start_fails_at_once_and_once(machine: Machine, unit: str, why: str) -> None:
     """`systemctl start` itself fails, `systemctl status` and the journal say why, and it is not tried again."""
     shipped = machine.read(CONF)
-    apply(machine, "[Infer declared]\nModel=/srv/model.pt\n")
+    apply(machine, "[Infer declared]\nModel=/srv/no-such-model.pt\n")
     try:
         assert machine.run("systemctl", "start", unit, check=False).returncode == 1
         said = machine.run("systemctl", "status", "--no-pager", "--full", unit, check=False).stdout

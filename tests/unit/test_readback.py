@@ -9,7 +9,7 @@ import pytest
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.plan import make_plan, plan_json
-from torchpar.readback import compare_unit
+from torchpar.readback import compare_socket, compare_unit
 from torchpar.syntax import ConfFile
 
 OURS = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
@@ -70,3 +70,15 @@ def test_a_difference_behind_an_override_is_the_administrators() -> None:
     read = compare_unit(make_service(), held(CPUAffinity=[1], DropInPaths=[OURS, OVERRIDE]))
     assert not read.wrong
     assert read.notes == (f"torchpar-train@a.service: CPUAffinity is 0, planned 0-3 (an override: {OVERRIDE})",)
+
+
+def test_a_socket_listens_where_planned() -> None:
+    """Listen is a(ss) on D-Bus: kind and address."""
+    plan = {"unit": "torchpar-infer@a.service", "listen": ["127.0.0.1:8000", "[::1]:8000"]}
+    drop_in = "/run/systemd/generator/torchpar-infer@a.socket.d/20-torchpar.conf"
+    listen = [["Stream", "127.0.0.1:8000"], ["Stream", "[::1]:8000"]]
+    assert not compare_socket(plan, {"DropInPaths": [drop_in], "Listen": listen}).wrong
+    assert compare_socket(plan, {"DropInPaths": [drop_in], "Listen": listen[:1]}).wrong == (
+        "torchpar-infer@a.socket: ListenStream is 127.0.0.1:8000, planned 127.0.0.1:8000 [::1]:8000",
+    )
+    assert "has not loaded its drop-in" in compare_socket(plan, {"Listen": listen}).wrong[0]

@@ -117,10 +117,39 @@ def test_several_ranks_start_through_the_launcher_under_the_jobs_interpreter() -
     assert "ExecStart=:/usr/bin/python3 /usr/lib/torchpar/launch.py -m pkg.train\n" in text
 
 
-def test_an_inference_service_keeps_its_units_own_command() -> None:
-    """Only its placement is rendered."""
-    text = units_of("[Infer a]\nModel=/m.pt\n", make_host()).files.popitem()[1]
-    assert "ExecStart" not in text and "CPUAffinity=1-3" in text
+INFER = "[Infer a]\nModel=/m.pt\n"
+
+
+def test_an_inference_service_has_its_server_and_a_socket() -> None:
+    """Started and reloaded by the service's interpreter; systemd holds the addresses, by default where only this host
+    reaches them."""
+    units = units_of(f"{INFER}Python=/v/bin/python\nDrainTimeout=1min\nEnabled=yes\n", make_host())
+    text = units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
+    assert "ExecStartPre=\nExecStart=\nExecStart=:/v/bin/python /usr/lib/torchpar/serve.py\n" in text
+    assert "ExecReload=\nExecReload=:/v/bin/python /usr/lib/torchpar/serve.py reload\n" in text
+    assert "CPUAffinity=1-3" in text and "TimeoutStopSec=70s" in text and "LoadCredential" not in text
+    assert units.files["torchpar-infer@a.socket.d/20-torchpar.conf"] == (
+        "# Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain a\n"
+        "[Unit]\nSourcePath=/etc/torchpar.conf\n\n"
+        "[Socket]\nExecStartPre=\nListenStream=\nListenStream=127.0.0.1:8000\n"
+    )
+    assert len(units.files) == 2 and list(units.links) == ["torchpar.target.wants/torchpar-infer@a.service"]
+
+
+def test_the_socket_has_every_http_address_and_the_server_the_others() -> None:
+    """gRPC's library opens its own sockets."""
+    units = units_of(f"{INFER}Listen=*:80 localhost:81\nListen=grpc:0.0.0.0:90 [::1]:082\n", make_host())
+    socket = units.files["torchpar-infer@a.socket.d/20-torchpar.conf"]
+    assert "ListenStream=\nListenStream=[::]:80\nListenStream=127.0.0.1:81\nListenStream=[::1]:82\n" in socket
+    assert '"grpc":["0.0.0.0:90"]' in units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
+
+
+def test_certificate_and_key_come_as_credentials() -> None:
+    """systemd reads them as root: the key need not be the service's to read."""
+    units = units_of(f"{INFER}TLSCertificate=/etc/ssl/100%.pem\nTLSKey=/etc/ssl/private/a.key\n", make_host())
+    text = units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
+    assert "LoadCredential=tls-certificate:/etc/ssl/100%%.pem\n" in text
+    assert "LoadCredential=tls-key:/etc/ssl/private/a.key\n" in text
 
 
 def test_a_service_with_accelerators_keeps_the_hosts_groups() -> None:

@@ -58,6 +58,12 @@ def running_services() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
+def open_sockets() -> tuple[str, ...]:
+    """The sockets of inference services that listen. Raises SystemdError."""
+    done = _systemctl("list-units", "--output=json", "--state=active", "torchpar-infer@*.socket")
+    return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
+
+
 def restart(units: Iterable[str]) -> None:
     """Restart units and wait for it. Raises SystemdError."""
     _systemctl("restart", *units)
