@@ -1,0 +1,189 @@
+"""The requests of one model version that wait for a worker: who is next, and who goes with whom.
+
+Requests of one bucket (equal datatypes, equal shapes but for the rows) can be computed together. Within a bucket and
+between buckets the more urgent priority goes first, then the older request. Nothing here locks: the pool does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torchpar.serve.requests import Done, Request, Ticket
+
+# Where priority 0, "no wish", stands among the others.
+NO_WISH = 101
+
+QUEUED, TAKEN, ENDED = range(3)
+
+
+class Waiting(Ticket):
+    """A request between `submit` and its end."""
+
+    __slots__ = ("request", "done", "served", "rows", "size", "key", "arrived", "order", "state", "on_cancel")
+
+    def __init__(
+        self,
+        request: Request,
+        done: Done,
+        served: Any,
+        place: tuple[int, Hashable, int],
+        on_cancel: Callable[[Waiting], None],
+    ) -> None:
+        self.request: Request | None = request
+        self.done = done
+        self.served = served
+        self.rows, self.key, self.size = place
+        self.arrived = time.monotonic()
+        self.order: tuple[int, int] = (0, 0)
+        self.state = QUEUED
+        self.on_cancel = on_cancel
+
+    def cancel(self) -> None:
+        """See Ticket."""
+        self.on_cancel(self)
+
+
+class Queue:
+    """rows and size (bytes) count what waits; len() counts requests."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.size = 0
+        self.earliest: float | None = None  # no deadline is before this; None: there is none
+        self._count = 0
+        self._serial = 0
+        # (bucket, priority) → its requests; and whose first request is next, of which some are out of date.
+        self._lines: dict[tuple[Hashable, int], deque[Waiting]] = {}
+        self._heads: list[tuple[tuple[int, int], Any]] = []
+        self._ended = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, waiting: Waiting) -> None:
+        """Add a request; the caller has made sure that there is room."""
+        request = waiting.request
+        assert request
+        priority = request.priority or NO_WISH
+        self._serial += 1
+        waiting.order = (priority, self._serial)
+        place = (waiting.key, priority)
+        line = self._lines.get(place)
+        if line is None:
+            line = self._lines[place] = deque()
+            heapq.heappush(self._heads, (waiting.order, place))
+        line.append(waiting)
+        self._count += 1
+        self.rows += waiting.rows
+        self.size += waiting.size
+        deadline = request.deadline
+        if deadline is not None and (self.earliest is None or deadline < self.earliest):
+            self.earliest = deadline
+
+    def drop(self, waiting: Waiting) -> None:
+        """Take a queued request out; it keeps its place in the line as an empty shell that `take` passes over."""
+        self._leave(waiting, ENDED)
+        waiting.request = None
+        self._ended += 1
+        if self._ended > 64 and self._ended > self._count:
+            self._sweep()
+
+    def take(self, most: int, now: float, expired: list[Waiting]) -> list[Waiting]:
+        """The next requests to compute together: at most `most` rows, but one request at least.
+
+        Requests whose deadline has passed come back in `expired` and are out of the queue.
+        """
+        taken: list[Waiting] = []
+        rows = 0
+        while self._heads:
+            _, place = self._heads[0]
+            key, _ = place
+            if taken and key != taken[0].key:
+                break
+            line = self._lines[place]
+            full = False
+            while line:
+                waiting = line[0]
+                request = waiting.request
+                if waiting.state != QUEUED or request is None:
+                    line.popleft()
+                    self._ended -= 1
+                    continue
+                if request.deadline is not None and request.deadline <= now:
+                    line.popleft()
+                    self._leave(waiting, ENDED)
+                    expired.append(waiting)
+                    continue
+                if taken and rows + waiting.rows > most:
+                    full = True
+                    break
+                line.popleft()
+                self._leave(waiting, TAKEN)
+                taken.append(waiting)
+                rows += waiting.rows
+            if full or rows >= most:
+                self._refresh(place, line)
+                break
+            self._refresh(place, line)
+        if not self._count:
+            self.earliest = None
+        return taken
+
+    def expire(self, now: float) -> list[Waiting]:
+        """Take out every request whose deadline has passed."""
+        late: list[Waiting] = []
+        self.earliest = None
+        for line in self._lines.values():
+            for waiting in line:
+                request = waiting.request
+                if waiting.state == QUEUED and request and request.deadline is not None:
+                    if request.deadline <= now:
+                        late.append(waiting)
+                    elif self.earliest is None or request.deadline < self.earliest:
+                        self.earliest = request.deadline
+        for waiting in late:
+            self._leave(waiting, ENDED)
+            self._ended += 1
+        self._sweep()
+        return late
+
+    def all(self) -> list[Waiting]:
+        """Take out everything."""
+        waiting = [w for line in self._lines.values() for w in line if w.state == QUEUED]
+        for each in waiting:
+            self._leave(each, ENDED)
+        self._lines.clear()
+        self._heads.clear()
+        self._ended = 0
+        self.earliest = None
+        return waiting
+
+    def _leave(self, waiting: Waiting, state: int) -> None:
+        waiting.state = state
+        self._count -= 1
+        self.rows -= waiting.rows
+        self.size -= waiting.size
+
+    def _refresh(self, place: Any, line: deque[Waiting]) -> None:
+        """The first entry of the heads was this line's: put its next one there, or nothing."""
+        if line:
+            heapq.heapreplace(self._heads, (line[0].order, place))
+        else:
+            heapq.heappop(self._heads)
+            del self._lines[place]
+
+    def _sweep(self) -> None:
+        """Forget the shells: a client that cancels all it sends must not fill the memory."""
+        for place, line in list(self._lines.items()):
+            kept = deque(waiting for waiting in line if waiting.state == QUEUED)
+            if kept:
+                self._lines[place] = kept
+            else:
+                del self._lines[place]
+        self._heads = [(line[0].order, place) for place, line in self._lines.items()]
+        heapq.heapify(self._heads)
+        self._ended = 0
