@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
+import logging
+import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torchpar.serve.errors import ServeError
-from torchpar.serve.metadata import READY, UNAVAILABLE, ModelIndex, ModelMetadata
-from torchpar.serve.models.description import Description
-from torchpar.serve.models.torchscript import TorchScript
-from torchpar.serve.models.values import DATATYPES, bytes_of, empty_input
-from torchpar.serve.requests import Done, Request, Response, Ticket
+import torch
+
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.loading import load_served, save_curve
+from torchpar.serve.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
+from torchpar.serve.models.files import ModelFile
+from torchpar.serve.pool import Pool
+from torchpar.serve.queue import ENDED, Waiting
+from torchpar.serve.repository import Repository
+from torchpar.serve.requests import Done, Request, Ticket
+from torchpar.serve.served import Batch, Served, expired
 from torchpar.serve.settings import EngineSettings
-from torchpar.serve.statistics import BACKEND, CANCELED, Statistics
-from torchpar.serve.tensors import Tensor, byte_size
+from torchpar.serve.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
 
-VERSION = "1"
+log = logging.getLogger("torchpar.serve")
 
+# A thread that waits for Python's lock gets it after this many seconds; Python's own 5 ms are a batch or more.
+SWITCH_INTERVAL = 0.0005
 
-class Waiting(Ticket):
-    """A request between `submit` and its end."""
-
-    __slots__ = ("request", "done", "arrived", "cancelled")
-
-    def __init__(self, request: Request, done: Done) -> None:
-        self.request = request
-        self.done = done
-        self.arrived = time.monotonic()
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Mark it; the worker passes over it."""
-        self.cancelled = True
+# MaxQueue=auto: what one second can compute, within these bounds, in requests.
+QUEUE_SECONDS, LEAST_QUEUE, LARGEST_QUEUE = 1.0, 64, 8192
+# All that waits, in bytes: bodies are bounded one by one, their number is, and this bounds the product.
+QUEUE_BYTES = 1 << 29
 
 
 class Engine:
@@ -43,144 +40,367 @@ class Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self._program: TorchScript | None = None
-        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
-        self._statistics = Statistics()
-        self._thread: threading.Thread | None = None
-        self._open = 0
+        self._repository = Repository(settings)
+        self._pool: Pool | None = None
+        self._accepting = False
+        self._stopped: asyncio.Future[None] | None = None
+        self._drain_until = float("inf")
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
+        self._loading: asyncio.Lock | None = None
+        self._closing: set[asyncio.Future[None]] = set()
+        self._retiring: set[Served] = set()
 
     async def start(self) -> None:
-        """Load and try the models; then `ready()` is true. Raises ModelError when there is none to serve."""
+        """Load and try the models; then `ready()` is true.
+
+        Models that cannot be loaded are in the index with the reason. Raises ModelError when there is none to serve.
+        """
         self._loop = asyncio.get_running_loop()
-        assert self.settings.model
-        self._program = await self._loop.run_in_executor(None, TorchScript, self.settings.model, Description())
-        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
-        self._thread.start()
+        self._loading = asyncio.Lock()  # here, for Python 3.9 binds it to the loop that is there
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        # One for loading, which must not wait for the default executor's other users.
+        self._loader = ThreadPoolExecutor(1, "load")
+        if self.settings.gpus == 0 and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
+        try:
+            files = await self._beside(self._repository.look)
+            self._repository.found(files)
+            problems = [str(problem) for problem in [await self._load(file) for file in files] if problem]
+            if not any(self._repository.all()):
+                raise ModelError("\n".join(problems))
+        except ModelError:
+            self._loader.shutdown(wait=False)
+            raise
+        self._pool = Pool(
+            self.settings.lanes(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
+        )
+        self._pool.start()
+        self._accepting = True
 
     async def stop(self, drain_timeout: float) -> None:
-        """Take no more requests, answer those that were accepted, at most drain_timeout seconds; 503 to the rest."""
-        program, self._program = self._program, None
-        end = time.monotonic() + drain_timeout
-        while program and self._open and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        self._queue.put(None)
+        """Take no more requests, answer those that were accepted, at most drain_timeout seconds; 503 to the rest.
+
+        Called again while it waits, it waits no longer than either call says.
+        """
+        self._accepting = False
+        self._drain_until = min(self._drain_until, time.monotonic() + drain_timeout)
+        if self._stopped is None:
+            self._stopped = asyncio.ensure_future(self._stop())
+        await asyncio.shield(self._stopped)
+
+    async def _stop(self) -> None:
+        all_served = [*self._repository.all(), *self._retiring]
+        while any(served.open for served in all_served) and time.monotonic() < self._drain_until:
+            await asyncio.sleep(0.005)
+        if self._sweep:
+            self._sweep.cancel()
+        if self._pool:
+            for served in all_served:
+                for waiting in self._pool.empty(served):
+                    self._end(served, waiting, ServeError(503, "the server is stopping"), CANCELED)
+            self._pool.stop()
+        for served in self._repository.all():
+            await self._beside(self._put_away, served)
+        if self._closing:
+            await asyncio.wait(self._closing)
+        self._loader.shutdown(wait=False)
+
+    def _put_away(self, served: Served) -> None:
+        for file in self._repository.files(served.name):
+            if file.version == served.version:
+                save_curve(served, file, self.settings)
+        served.runner.close()
 
     def submit(self, request: Request, done: Done) -> Ticket:
         """Accept a request; `done` is called on the event loop, later.
 
         Raises ServeError for what is refused at once.
         """
-        if request.model != self.settings.name or request.version not in ("", VERSION):
-            raise ServeError(404, f"there is no model '{request.model}' {request.version}")
-        if self._program is None:
-            raise ServeError(503, f"model '{request.model}' is not ready", self.retry_after())
-        for tensor, spec in zip(request.inputs, self._program.inputs):
-            size = byte_size(tensor.datatype, tensor.shape)
-            if tensor.datatype != spec.datatype or size != len(tensor.data):
-                raise ServeError(400, f"input '{tensor.name}' does not fit")
-        waiting = Waiting(request, done)
-        self._open += 1
-        self._queue.put(waiting)
-        return waiting
-
-    def _work(self) -> None:
-        assert self._program
-        run = self._program.run
-        while (waiting := self._queue.get()) is not None:
-            answer = self._answer(waiting, run)
-            self._loop.call_soon_threadsafe(self._finish, waiting, answer)
-
-    def _answer(self, waiting: Waiting, run: Any) -> Response | ServeError:
-        taken = time.monotonic()
-        request = waiting.request
-        if waiting.cancelled:
-            self._statistics.failure(CANCELED, taken - waiting.arrived)
-            return ServeError(499, "cancelled")
-        if request.deadline is not None and request.deadline < taken:
-            self._statistics.failure(CANCELED, taken - waiting.arrived)
-            return ServeError(504, "the deadline passed in the queue")
-        values = []
-        for tensor in request.inputs:
-            value, view = empty_input(tensor.datatype, tensor.shape)
-            view[:] = tensor.data  # type: ignore[assignment]
-            values.append(value)
-        ready = time.monotonic()
+        if not self._accepting:
+            raise ServeError(503, "the server is not ready" if self._pool is None else "the server is stopping", 1.0)
+        served = self._repository.get(request.model, request.version)
         try:
-            results = run(values)
-        except Exception as error:  # the model's own code: whatever it raises is the answer
-            self._statistics.failure(BACKEND, time.monotonic() - waiting.arrived)
-            return ServeError(500, str(error).strip().splitlines()[-1])
-        computed = time.monotonic()
-        outputs = [
-            Tensor(f"OUTPUT__{i}", DATATYPES[value.dtype], tuple(value.shape), bytes_of(value.contiguous()))
-            for i, value in enumerate(results)
-        ]
-        now = time.monotonic()
-        self._statistics.batch(arrivals=[waiting.arrived], rows=1, times=(taken, ready, computed, now, now))
-        return Response(request.model, VERSION, request.id, outputs)
-
-    def _finish(self, waiting: Waiting, answer: Response | ServeError) -> None:
-        self._open -= 1
-        waiting.done(answer)
+            place = served.place(request)
+        except ServeError:
+            served.statistics.failure(OTHER)
+            raise
+        queue = served.queue
+        if len(queue) >= served.limit or queue.size + place[2] > QUEUE_BYTES:
+            served.statistics.failure(REJECTED)
+            raise ServeError(503, f"the queue of model '{served.name}' is full", self.retry_after())
+        waiting = Waiting(request, done, served, place, self._cancel)
+        deadline = request.deadline
+        if deadline is not None:
+            if deadline <= waiting.arrived:
+                served.statistics.failure(CANCELED)
+                raise ServeError(504, "the deadline had passed when the request came")
+            if self._sweep is None or deadline < self._sweep_at:
+                self._sweep_in(deadline)
+        served.open += 1
+        pool = self._pool
+        assert pool
+        pool.put(served, waiting)
+        return waiting
 
     def live(self) -> bool:
         """Whether computing makes progress."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._pool is not None and self._pool.alive()
 
     def ready(self, model: str | None = None, version: str = "") -> bool:
-        """Whether a model (every model, if none is named) answers requests."""
-        return self._program is not None and model in (None, self.settings.name) and version in ("", VERSION)
+        """Whether a model (every model that was asked for, if none is named) answers requests."""
+        if not self._accepting:
+            return False
+        if model is None:
+            return True
+        try:
+            self._repository.get(model, version)
+        except ServeError:
+            return False
+        return True
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
-        """Raises ServeError 404 when there is no such model."""
-        if self._program is None or model != self.settings.name:
-            raise ServeError(404, f"there is no model '{model}'")
-        return ModelMetadata(model, (VERSION,), self._program.platform, self._program.inputs, self._program.outputs)
+        """Raises ServeError 404 when there is no such model, 503 when it is not served now."""
+        served = self._repository.get(model, version)
+        versions = self._repository.versions(model)
+        return ModelMetadata(model, versions, served.runner.platform, served.inputs, served.outputs)
 
     def config(self, model: str, version: str = "") -> dict[str, Any]:
-        """Triton's model configuration, as its clients read it. Raises ServeError 404."""
-        face = self.metadata(model, version)
-        return {
+        """Triton's model configuration, as its clients read it. Raises ServeError as `metadata` does."""
+        served = self._repository.get(model, version)
+        rows = 1 if served.batched else 0  # Triton's dims leave the rows out where it batches
+
+        def tensors(specs: Sequence[Any]) -> list[dict[str, Any]]:
+            return [
+                {
+                    "name": spec.name,
+                    "data_type": f"TYPE_{'STRING' if spec.datatype == 'BYTES' else spec.datatype}",
+                    "dims": list(spec.shape[rows:]),
+                }
+                for spec in specs
+            ]
+
+        config: dict[str, Any] = {
             "name": model,
-            "platform": face.platform,
-            "backend": "pytorch",
-            "max_batch_size": 0,
-            "input": [
-                {"name": s.name, "data_type": f"TYPE_{s.datatype}", "dims": list(s.shape)} for s in face.inputs
-            ],
-            "output": [
-                {"name": s.name, "data_type": f"TYPE_{s.datatype}", "dims": list(s.shape)} for s in face.outputs
+            "platform": served.runner.platform,
+            "backend": "python" if served.runner.platform == "python" else "pytorch",
+            "version_policy": {"all": {}},
+            "max_batch_size": (served.most or served.curve.cap) if served.batched else 0,
+            "input": tensors(served.inputs),
+            "output": tensors(served.outputs),
+            "instance_group": [
+                {"name": model, "kind": served.runner.kind, "count": self.settings.lanes(), "gpus": []}
             ],
         }
+        if served.batched:
+            config["dynamic_batching"] = {"max_queue_delay_microseconds": 0, "preferred_batch_size": []}
+        return config
 
     def index(self) -> list[ModelIndex]:
         """Everything in the repository, served or not."""
-        return [ModelIndex(self.settings.name, VERSION, READY if self._program else UNAVAILABLE, "")]
+        return self._repository.index()
 
     async def load(self, model: str) -> None:
         """Load a model, or load it again: the new one answers from some moment on, and no request is lost.
 
-        Raises ServeError: 404 when the repository has none of this name, 400 with the reason when it cannot be loaded.
+        Versions that are not on disk any more are unloaded. Raises ServeError: 404 when the repository has none of this
+        name, 400 with the reason when a version cannot be loaded; the one that was served then goes on.
         """
-        self.metadata(model)
+        assert self._loading
+        async with self._loading:
+            try:
+                self._repository.found(await self._beside(self._repository.look))
+            except ModelError as error:
+                raise ServeError(400, str(error)) from None
+            problems = await self._load_all(model)
+        if problems:
+            raise ServeError(400, "; ".join(problems))
 
     async def unload(self, model: str) -> None:
         """Stop serving a model; what was accepted is answered. Raises ServeError 404."""
-        self.metadata(model)
+        assert self._loading
+        async with self._loading:
+            served = list(self._repository.all(model))
+            if not served:
+                self._repository.get(model)  # says which
+            for version in served:
+                self._repository.take(version, self._retire)
 
     async def reload(self, model: str | None = None) -> None:
-        """`load` for every model that is served, or one; models that cannot be loaded stay as they are."""
+        """`load` for one model, or for all there are on disk; those that are not there any more are unloaded.
+
+        Raises ServeError with all reasons when some cannot be loaded; what was served of those goes on.
+        """
+        if model is not None:
+            return await self.load(model)
+        assert self._loading
+        async with self._loading:
+            try:
+                self._repository.found(await self._beside(self._repository.look))
+            except ModelError as error:
+                raise ServeError(400, str(error)) from None
+            names = {file.name for file in self._repository.files()}
+            names.update(served.name for served in self._repository.all())
+            problems = [problem for name in sorted(names) for problem in await self._load_all(name)]
+        if problems:
+            raise ServeError(400, "; ".join(problems))
 
     def statistics(self, model: str | None = None, version: str = "") -> list[dict[str, Any]]:
-        """The statistics extension's objects, for one version, one model or all. Raises ServeError 404."""
-        if model not in (None, self.settings.name):
-            raise ServeError(404, f"there is no model '{model}'")
-        return [self._statistics.as_triton(self.settings.name, VERSION)]
+        """The statistics extension's objects, for one version, one model or all. Raises ServeError 404 or 503."""
+        if model is not None:
+            self._repository.get(model, version)
+        return [
+            served.statistics.as_triton(served.name, served.version)
+            for served in self._repository.all(model)
+            if version in ("", served.version)
+        ]
 
     def counters(self) -> Sequence[tuple[str, str, Statistics, int]]:
         """(model, version, statistics, requests that wait) of all that is served, for /metrics: see Statistics."""
-        return [(self.settings.name, VERSION, self._statistics, self._queue.qsize())]
+        return [(s.name, s.version, s.statistics, len(s.queue)) for s in self._repository.all()]
 
-    def retry_after(self, model: str | None = None) -> float:
-        """Seconds after which the queue should have room again."""
-        return 1.0
+    def retry_after(self) -> float:
+        """Seconds until what waits now is computed, by the measured times."""
+        seconds = 0.0
+        for served in self._repository.all():
+            cap = served.cap()
+            seconds += served.queue.rows / cap * served.curve.seconds(cap)
+        return max(seconds / self.settings.lanes(), 0.01)
+
+    def _finished(self, batch: Batch) -> None:
+        """A batch is computed: tell who waits for it. On the event loop."""
+        served = batch.served
+        statistics = served.statistics
+        cut = time.monotonic()
+        answers = served.answers(batch)
+        now = time.monotonic()
+        items = batch.items
+        computed = batch.computed
+        if computed is not None and batch.each is None:
+            served.curve.observe(batch.rows, computed.end - batch.taken)
+            statistics.batch(
+                arrivals=[waiting.arrived for waiting in items],
+                rows=batch.rows,
+                times=(batch.taken, computed.ready, computed.end, computed.end + now - cut, now),
+            )
+        else:
+            self._count_one_by_one(served, batch, now)
+        served.open -= len(items)
+        for waiting, answer in zip(items, answers):
+            waiting.state = ENDED
+            waiting.request = None
+            try:
+                waiting.done(answer)
+            except Exception:
+                log.exception("the receiver of an answer failed")
+        if served.retired and not served.open:
+            self._close(served)
+
+    def _count_one_by_one(self, served: Served, batch: Batch, now: float) -> None:
+        parts: Sequence[Any] = batch.each or [None] * len(batch.items)
+        for waiting, part in zip(batch.items, parts):
+            if part is None or isinstance(part, ServeError):
+                served.statistics.failure(BACKEND, now - waiting.arrived)
+            else:
+                times = (batch.taken, part.ready, part.end, part.end, now)
+                served.statistics.batch(arrivals=[waiting.arrived], rows=waiting.rows, times=times)
+
+    def _expired(self, served: Served, late: Sequence[Waiting]) -> None:
+        for waiting in late:
+            self._end(served, waiting, expired(waiting), CANCELED)
+
+    def _cancel(self, waiting: Waiting) -> None:
+        served = waiting.served
+        assert self._pool
+        if self._pool.drop(served, waiting):
+            self._end(served, waiting, ServeError(499, "cancelled"), CANCELED)
+
+    def _end(self, served: Served, waiting: Waiting, error: ServeError, reason: str) -> None:
+        """A queued request ends without having been computed."""
+        served.statistics.failure(reason, time.monotonic() - waiting.arrived)
+        served.open -= 1
+        waiting.state = ENDED
+        waiting.request = None
+        waiting.done(error)
+        if served.retired and not served.open:
+            self._close(served)
+
+    def _sweep_in(self, deadline: float) -> None:
+        if self._sweep:
+            self._sweep.cancel()
+        self._sweep_at = deadline
+        self._sweep = self._loop.call_later(max(0.001, deadline - time.monotonic()), self._sweep_out)
+
+    def _sweep_out(self) -> None:
+        """Answer what has waited too long, though every worker is busy."""
+        self._sweep = None
+        assert self._pool
+        now = time.monotonic()
+        earliest: list[float] = []
+        for served in [*self._repository.all(), *self._retiring]:
+            if served.queue.earliest is not None and served.queue.earliest <= now:
+                self._expired(served, self._pool.expire(served, now))
+            if served.queue.earliest is not None:
+                earliest.append(served.queue.earliest)
+        if earliest:
+            self._sweep_in(min(earliest))
+
+    async def _load_all(self, name: str) -> list[str]:
+        """Load every version of a model that is on disk, and unload the others. Raises ServeError 404."""
+        files = self._repository.files(name)
+        if not files and not any(self._repository.all(name)):
+            raise ServeError(404, f"there is no model '{name}'")
+        problems = [str(problem) for problem in [await self._load(file) for file in files] if problem]
+        there = {file.version for file in files}
+        for served in list(self._repository.all(name)):
+            if served.version not in there:
+                self._repository.take(served, self._retire)
+        return problems
+
+    async def _load(self, file: ModelFile) -> ModelError | None:
+        """Load a version and let it take the place of what was served."""
+        self._repository.mark(file, LOADING)
+        statistics = self._repository.statistics(file)
+        try:
+            served = await self._beside(load_served, file, self.settings, statistics)
+        except ModelError as error:
+            log.error("%s", error)
+            self._repository.mark(file, UNAVAILABLE, str(error))
+            return error
+        served.limit = self._queue_limit(served)
+        old = self._repository.put(served)
+        await self._beside(save_curve, served, file, self.settings)
+        if old:
+            self._retire(old)
+        return None
+
+    def _queue_limit(self, served: Served) -> int:
+        if self.settings.max_queue:
+            return self.settings.max_queue
+        cap = served.cap()
+        rate = cap / served.curve.seconds(cap) * self.settings.lanes()
+        return int(min(max(rate * QUEUE_SECONDS, LEAST_QUEUE), LARGEST_QUEUE))
+
+    def _retire(self, served: Served) -> None:
+        """No new request goes to it; it is closed when it has answered those it has."""
+        served.retired = True
+        self._retiring.add(served)
+        if not served.open:
+            self._close(served)
+
+    def _close(self, served: Served) -> None:
+        if served in self._retiring:
+            self._retiring.discard(served)
+            self._repository.gone(served)
+            closing = asyncio.ensure_future(self._beside(served.runner.close))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def _beside(self, function: Any, *arguments: Any) -> Any:
+        """Run a function that takes its time in a thread."""
+        return await self._loop.run_in_executor(self._loader, function, *arguments)
+
+
+def _prepare(lane: int) -> None:
+    """In each compute thread: one thread of its own, and no team."""
+    torch.set_num_threads(1)

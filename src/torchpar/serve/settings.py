@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """model is a file or a directory of models, handler a Python file; one of the two is set.
+    """What is served, and how.
 
-    name is the service's, and a single model's. workers counts the computations that run at the same time, each with
-    one thread. backend is "auto", "thread" or "process". max_batch counts rows, None: learned. max_queue counts
-    requests that wait for a worker, None: some seconds' worth, see queue.py. own says that no other service uses these
-    CPUs. gpus counts accelerators that the process sees. state is a directory for what is worth keeping over a restart.
+    name is the service's, and a single model's. model is a file or a directory of models, handler a Python file; one of
+    the two is set. workers counts the computations that run at the same time, each with one thread. backend is "auto",
+    "thread" or "process". max_batch counts rows, None: learned. max_queue counts one model's requests that wait for a
+    worker, None: a second's worth. own says that no other service uses these CPUs. gpus counts the accelerators that
+    the process sees. state is a directory for what is worth keeping over a restart.
     """
 
     name: str
@@ -25,3 +26,7 @@ class EngineSettings:
     own: bool = False
     gpus: int = 0
     state: str | None = None
+
+    def lanes(self) -> int:
+        """Computations that run at the same time: one for each accelerator, where there are any."""
+        return self.gpus or self.workers

@@ -29,6 +29,14 @@ class Description:
     outputs: tuple[TensorSpec, ...] = ()
     max_batch: int | None = None
 
+    def over(self, other: Description) -> Description:
+        """This description, and from the other what this one leaves open."""
+        return Description(
+            inputs=self.inputs or other.inputs,
+            outputs=self.outputs or other.outputs,
+            max_batch=other.max_batch if self.max_batch is None else self.max_batch,
+        )
+
 
 def parse_description(text: str, where: str) -> Description:
     """Parse the text; `where` names it in the messages. Raises ModelError."""
@@ -50,13 +58,17 @@ def parse_description(text: str, where: str) -> Description:
 
 
 def _parse_specs(data: dict[str, Any], key: str, where: str) -> tuple[TensorSpec, ...]:
-    entries = data.get(key, [])
+    return specs_of(data.get(key, []), f"{where}: {key}")
+
+
+def specs_of(entries: Any, where: str) -> tuple[TensorSpec, ...]:
+    """A list of objects such as {"name": "x", "datatype": "FP32", "shape": [-1, 784]}. Raises ModelError."""
     if not isinstance(entries, list):
-        raise ModelError(f"{where}: {key}: a list is expected")
-    specs = tuple(_parse_spec(entry, f"{where}: {key}[{i}]") for i, entry in enumerate(entries))
+        raise ModelError(f"{where}: a list is expected")
+    specs = tuple(_parse_spec(entry, f"{where}[{i}]") for i, entry in enumerate(entries))
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
-        raise ModelError(f"{where}: {key}: a name stands there twice")
+        raise ModelError(f"{where}: a name stands there twice")
     return specs
 
 

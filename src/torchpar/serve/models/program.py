@@ -5,19 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torchpar.serve.errors import ModelError
+from torchpar.serve.models.description import Description
 from torchpar.serve.tensors import TensorSpec
 
 
 class Program:
     """One loaded version of a model.
 
-    platform is Triton's word where it has one. inputs and outputs are in the order of `run`'s arguments and results.
+    platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs name its results
+    as far as anything does. max_batch is what the description says. threads tells whether `run` computes without
+    Python's lock and can be called by several threads at the same time; guessed that nothing declares the inputs.
     """
 
     platform: str
+    threads: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    max_batch: int | None
+    guessed = False
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Compute. Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order)."""
         raise NotImplementedError
+
+
+def describe(path: str, found: Sequence[TensorSpec], described: Description) -> tuple[TensorSpec, ...]:
+    """The inputs of a model: as described, else as found in it. Raises ModelError when the two cannot be one model."""
+    if not described.inputs:
+        return tuple(found)
+    if found and len(described.inputs) > len(found):
+        raise ModelError(f"{path}: it takes {len(found)} inputs, described are {len(described.inputs)}")
+    return described.inputs

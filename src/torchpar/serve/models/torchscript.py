@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,40 +10,66 @@ import torch
 
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.description import INSIDE, Description, parse_description
-from torchpar.serve.models.program import Program
+from torchpar.serve.models.program import Program, describe
 from torchpar.serve.tensors import TensorSpec
 
 
 class TorchScript(Program):
-    """A forward runs without Python's lock, so several threads can share one."""
+    """A forward runs without Python's lock, so several threads can share one.
+
+    The file knows the names of its inputs. Their datatypes and shapes are in the description, within the file or beside
+    it; without one they are guessed from the first layer and tried.
+    """
 
     platform = "pytorch_libtorch"
+    threads = True
 
-    def __init__(self, path: str, description: Description) -> None:
-        extra = {INSIDE: ""}
+    def __init__(self, path: str, description: Description, device: str = "cpu") -> None:
+        extra: dict[str, Any] = {INSIDE: ""}
         try:
-            module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+            with warnings.catch_warnings():
+                # That TorchScript is deprecated is for who makes models.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                module = torch.jit.load(path, map_location=device, _extra_files=extra)
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
+            reason = (str(error).strip() or "unreadable").splitlines()[0]
+            raise ModelError(f"{path}: not a TorchScript file that this torch can load: {reason}") from None
         text = extra[INSIDE]
         if text:
             within = parse_description(text if isinstance(text, str) else text.decode(), f"{path}: {INSIDE}")
-            description = Description(
-                inputs=description.inputs or within.inputs,
-                outputs=description.outputs or within.outputs,
-                max_batch=within.max_batch if description.max_batch is None else description.max_batch,
-            )
+            description = description.over(within)
         module.eval()
         names = [argument.name for argument in module.forward.schema.arguments[1:]]
-        self.inputs = description.inputs or tuple(TensorSpec(name, "FP32", (-1,)) for name in names)
-        if len(self.inputs) > len(names):
-            raise ModelError(f"{path}: its forward takes {len(names)} arguments, described are {len(self.inputs)}")
-        self.outputs = description.outputs or (TensorSpec("OUTPUT__0", "FP32", (-1,)),)
+        first = _first_input(module)
+        found = [first(name) if i == 0 else TensorSpec(name, "FP32", (-1,)) for i, name in enumerate(names)]
+        self.inputs = describe(path, found, description)
+        self.outputs = description.outputs
         self.max_batch = description.max_batch
+        self.guessed = not description.inputs
+        # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
         self._forward = module.forward
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """One forward; a tuple or list of tensors is several outputs."""
+        """One forward. A tuple or list of tensors is several outputs; a dictionary too, in the order of its keys."""
         with torch.inference_mode():
             result = self._forward(*inputs)
+        if isinstance(result, dict):
+            return list(result.values())
         return result if isinstance(result, (tuple, list)) else (result,)
+
+
+def _first_input(module: Any) -> Any:
+    """What the first parameter says of the first input: a linear layer's width, a convolution's channels, an index."""
+    parameter = next(iter(module.parameters()), None)
+    kind = next((m.original_name for m in module.modules() if m._c.hasattr("weight")), "")
+
+    def spec(name: str) -> TensorSpec:
+        if parameter is None:
+            return TensorSpec(name, "FP32", (-1,))
+        if kind == "Embedding":
+            return TensorSpec(name, "INT64", (-1, -1))
+        if kind.startswith("Conv"):
+            return TensorSpec(name, "FP32", (-1, parameter.shape[1], *(-1 for _ in parameter.shape[2:])))
+        return TensorSpec(name, "FP32", (-1, parameter.shape[-1]) if parameter.dim() == 2 else (-1,))
+
+    return spec

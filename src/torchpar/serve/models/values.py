@@ -1,14 +1,16 @@
-"""Between the protocol's bytes and torch's tensors, without numpy and without a copy where there can be none."""
+"""Between the protocol's bytes and torch's tensors, without numpy."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from torchpar.serve.tensors import TORCH_NAMES
+from torchpar.serve.columns import Column, elements, lay
+from torchpar.serve.tensors import TORCH_NAMES, Tensor
 
 # Debian 12's torch has no unsigned 16, 32 and 64.
 DTYPES: dict[str, Any] = {
@@ -17,15 +19,62 @@ DTYPES: dict[str, Any] = {
 DATATYPES: dict[Any, str] = {dtype: datatype for datatype, dtype in DTYPES.items()}
 
 
-def empty_input(datatype: str, shape: Sequence[int]) -> tuple[Any, memoryview]:
-    """A tensor to compute with, and its bytes to write to."""
-    tensor = torch.empty(tuple(shape), dtype=DTYPES[datatype])
-    return tensor, bytes_of(tensor)
-
-
 def bytes_of(tensor: Any) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, which lives as long as they do."""
+    """The bytes of a contiguous tensor on the CPU, to be written to; it lives as long as they do."""
     size = tensor.numel() * tensor.element_size()
     array: Any = (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else (ctypes.c_char * 0)()
     array.owner = tensor
     return memoryview(array).cast("B")
+
+
+def value_of(column: Column) -> Any:
+    """The input that a program gets: a tensor, or a list for BYTES.
+
+    Fresh memory each time: a model may return its input, and the answer must outlive the next batch.
+    """
+    if column.datatype == "BYTES":
+        return elements(column.parts)
+    if column.datatype == "BOOL":
+        # Any other byte than 0 and 1 in a bool tensor is undefined behaviour in torch.
+        raw = torch.empty(column.shape, dtype=torch.uint8)
+        lay(column.parts, bytes_of(raw))
+        return raw.ne(0)
+    tensor = torch.empty(column.shape, dtype=DTYPES[column.datatype])
+    lay(column.parts, bytes_of(tensor))
+    return tensor
+
+
+def tensor_of(name: str, value: Any) -> Tensor:
+    """A program's output in wire form. The bytes are a copy: a model may return a buffer that it writes to again.
+
+    Raises TypeError for what is neither a dense tensor of a known datatype, bytes, nor a list or nesting of strings.
+    """
+    if isinstance(value, torch.Tensor):
+        datatype = DATATYPES.get(value.dtype)
+        if datatype is None:
+            raise TypeError(f"output '{name}' is of {value.dtype}, which the protocol does not have")
+        dense = value.detach().cpu().contiguous()
+        size = dense.numel() * dense.element_size()
+        return Tensor(name, datatype, tuple(dense.shape), ctypes.string_at(dense.data_ptr(), size) if size else b"")
+    if isinstance(value, list):
+        return _strings(name, value)
+    if isinstance(value, (bool, int, float)):
+        return tensor_of(name, torch.tensor(value))
+    raise TypeError(f"output '{name}' is a {type(value).__name__}: a torch.Tensor or a list of strings is expected")
+
+
+def _strings(name: str, value: Any) -> Tensor:
+    shape: list[int] = []
+    level: list[Any] = [value]
+    while level and all(isinstance(part, list) for part in level):
+        shape.append(len(level[0]))
+        level = [element for part in level for element in part]
+    if math.prod(shape) != len(level) or not all(isinstance(element, (str, bytes)) for element in level):
+        raise TypeError(f"output '{name}': a torch.Tensor, or a list of strings of even lengths, is expected")
+    data = [element.encode() if isinstance(element, str) else element for element in level]
+    return Tensor(name, "BYTES", tuple(shape), data)
+
+
+def tensors_of(names: Sequence[str], values: Sequence[Any]) -> list[Tensor]:
+    """All outputs; those beyond `names` are called as Triton's libtorch backend does."""
+    return [tensor_of(names[i] if i < len(names) else f"OUTPUT__{i}", value) for i, value in enumerate(values)]

@@ -1,0 +1,44 @@
+"""A batch on its way through a model: the inputs of several requests laid one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchpar.serve.tensors import Tensor
+
+
+@dataclass
+class Column:
+    """One input of a batch: the parts, one a request, follow each other along the first dimension of `shape`."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    parts: Sequence[Any]
+
+
+@dataclass
+class Computed:
+    """What came out, and when: ready (the input was laid out) and end are time.monotonic() seconds."""
+
+    outputs: list[Tensor]
+    ready: float
+    end: float
+
+
+def lay(parts: Sequence[Any], view: memoryview) -> None:
+    """Write the parts' bytes one after another."""
+    if len(parts) == 1:
+        view[:] = parts[0]
+        return
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        view[start:end] = part
+        start = end
+
+
+def elements(parts: Sequence[Any]) -> list[bytes]:
+    """The elements of a BYTES input."""
+    return [element for part in parts for element in part]

@@ -1,0 +1,123 @@
+"""From a model's file to what serves it: load, try, measure. Runs beside the event loop, while others are served."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+import torch
+
+from torchpar.serve.curve import Curve, measure
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.models.files import ModelFile
+from torchpar.serve.models.loading import load_program
+from torchpar.serve.probe import Probe, batch_of, try_model
+from torchpar.serve.runner import Runner, ThreadRunner
+from torchpar.serve.served import Served
+from torchpar.serve.settings import EngineSettings
+from torchpar.serve.statistics import Statistics
+
+log = logging.getLogger("torchpar.serve")
+
+# What a batch takes when nothing could be measured; every batch corrects it.
+UNKNOWN = {1: 0.01}
+
+
+def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistics) -> Served:
+    """Load a version, warm it up and measure it. Raises ModelError."""
+    began = time.monotonic()
+    runner = ThreadRunner(load_program(file))
+    try:
+        probe = try_model(runner)
+        curve = _curve(file, runner, probe, settings)
+    except BaseException:
+        runner.close()
+        raise
+    batched = not probe.reason and (settings.max_batch is None or settings.max_batch > 1)
+    most = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
+    log.info(
+        "model %s version %s: %s, loaded in %.1f s, %s",
+        file.name,
+        file.version,
+        file.path,
+        time.monotonic() - began,
+        f"batches of up to {curve.cap} rows" if batched else f"unbatched: {probe.reason or 'MaxBatch=1'}",
+    )
+    return Served(
+        file.name,
+        file.version,
+        runner,
+        outputs=probe.outputs,
+        batched=batched,
+        loose=runner.guessed,
+        curve=curve,
+        most=min(most) if most else None,
+        statistics=statistics,
+    )
+
+
+def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:
+    """Keep what was learned for the next start."""
+    if settings.state is None:
+        return
+    path = _state_path(file, settings.state)
+    try:
+        with open(path + ".new", "w", encoding="utf-8") as out:
+            json.dump({"of": _fingerprint(file, settings), "points": list(served.curve.points().items())}, out)
+        os.replace(path + ".new", path)
+    except OSError as error:
+        log.warning("%s: not written: %s", path, error.strerror)
+
+
+def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettings) -> Curve:
+    limits = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
+    most = min(limits) if limits else None
+    known = _saved_points(file, settings)
+    if known:
+        return Curve(known, most)
+    if probe.sample is None:
+        return Curve(UNKNOWN, most)
+    sample = probe.sample
+
+    def run(rows: int) -> float:
+        columns = batch_of(sample, rows)
+        began = time.monotonic()
+        runner.compute(0, columns)
+        return time.monotonic() - began
+
+    try:
+        # TorchScript optimises in the second and third call.
+        run(1), run(1)
+        return Curve(measure(run, 1 if probe.reason else most), most)
+    except ServeError as error:
+        log.warning("model %s version %s: not measured: %s", file.name, file.version, error.message)
+        return Curve(UNKNOWN, most)
+
+
+def _saved_points(file: ModelFile, settings: EngineSettings) -> dict[int, float] | None:
+    if settings.state is None:
+        return None
+    try:
+        with open(_state_path(file, settings.state), encoding="utf-8") as text:
+            data = json.load(text)
+        if data["of"] != _fingerprint(file, settings):
+            return None
+        points = {int(rows): float(seconds) for rows, seconds in data["points"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return points if points.get(1, 0) > 0 and min(points.values()) > 0 else None
+
+
+def _state_path(file: ModelFile, state: str) -> str:
+    return os.path.join(state, f"curve-{file.name.replace('/', '_')}-{file.version}.json")
+
+
+def _fingerprint(file: ModelFile, settings: EngineSettings) -> Sequence[object]:
+    try:
+        about = os.stat(file.path)
+    except OSError as error:
+        raise ModelError(f"{file.path}: {error.strerror}") from None
+    return [about.st_size, int(about.st_mtime), torch.__version__, settings.backend, settings.lanes()]

@@ -1,0 +1,78 @@
+"""Where models are, and whether they may be trusted: a model file is a program, and runs as the service's user.
+
+Model= is a file, served as version 1 under the service's name, or a directory of models: NAME/VERSION/model.pt (.pt2,
+.py), VERSION a number. A description is beside the file: model.json.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from torchpar.serve.errors import ModelError
+
+SUFFIXES = (".pt", ".pt2", ".py")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One version of one model; description is the path of the .json file, None if there is none."""
+
+    name: str
+    version: str
+    path: str
+    description: str | None
+
+
+def find_models(name: str, path: str) -> tuple[list[ModelFile], list[str]]:
+    """All versions of all models, sorted, and what is wrong with the rest, a line each.
+
+    name is the service's, which a single file's model has.
+    """
+    if not os.path.isdir(path):
+        return [_model_file(name, "1", path)], []
+    found: list[ModelFile] = []
+    problems: list[str] = []
+    for model in _folders(path):
+        versions = [entry for entry in _folders(os.path.join(path, model)) if entry.isdecimal()]
+        if not versions:
+            problems.append(f"{os.path.join(path, model)}: no version in it, such as {model}/1/model.pt")
+        for version in sorted(versions, key=int):
+            folder = os.path.join(path, model, version)
+            files = [f for f in (os.path.join(folder, "model" + suffix) for suffix in SUFFIXES) if os.path.exists(f)]
+            if len(files) == 1:
+                found.append(_model_file(model, version, files[0]))
+            else:
+                what = "two models" if files else "no model.pt, model.pt2 or model.py"
+                problems.append(f"{folder}: {what} in it")
+    return found, problems
+
+
+def check_owner(path: str) -> None:
+    """Refuse a file that somebody else could have written, or can replace. Raises ModelError."""
+    try:
+        real = os.path.realpath(path)
+        about = os.stat(real)
+        folder = os.stat(os.path.dirname(real))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise ModelError(f"{path}: not a file")
+    if about.st_uid not in (0, os.geteuid()):
+        raise ModelError(
+            f"{path}: belongs to user {about.st_uid}; a model is a program: chown it to root or to the service's user"
+        )
+    if about.st_mode & stat.S_IWOTH:
+        raise ModelError(f"{path}: everybody may write to it, and so run code in this service: chmod o-w {real}")
+    if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
+        raise ModelError(f"{path}: everybody may replace it: chmod o-w {os.path.dirname(real)}")
+
+
+def _folders(path: str) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _model_file(name: str, version: str, path: str) -> ModelFile:
+    beside = os.path.splitext(path)[0] + ".json"
+    return ModelFile(name, version, path, beside if os.path.exists(beside) else None)

@@ -1,0 +1,217 @@
+"""The threads that compute. No timer: an idle one takes what is queued, and while it computes the next batch gathers.
+
+The event loop hands batches to idle threads once a turn, when all requests of that turn are in; a thread that has
+finished takes the next batch itself. Answers go back to the event loop with one call for all that are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from torchpar.serve.queue import Waiting
+from torchpar.serve.runner import Runner
+from torchpar.serve.served import Batch, Served
+
+log = logging.getLogger("torchpar.serve")
+
+# A batch that takes this many times as long as measured, and this long at least, does not make progress any more.
+STUCK_TIMES = 50.0
+STUCK_SECONDS = 60.0
+
+
+class _Worker:
+    __slots__ = ("lane", "wake", "batch", "since", "thread")
+
+    def __init__(self, lane: int) -> None:
+        self.lane = lane
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.batch: Batch | None = None
+        self.since: float | None = None
+        self.thread: threading.Thread | None = None
+
+
+class Pool:
+    """All methods belong to the event loop's thread.
+
+    finished and expired are called there, with a batch that was computed, and with requests whose deadline passed.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        prepare: Callable[[int], None],
+        finished: Callable[[Batch], None],
+        expired: Callable[[Served, Sequence[Waiting]], None],
+    ) -> None:
+        """prepare is called in each thread before its first batch, with its lane."""
+        self._loop = loop
+        self._prepare = prepare
+        self._on_finished = finished
+        self._on_expired = expired
+        # Guards the queues, the ring and the list of idle workers.
+        self._lock = threading.Lock()
+        self._ring: deque[Served] = deque()
+        self._stopping = False
+        self._turn = False  # `_hand_out` is on its way
+        self._posted = False  # `_deliver` is on its way
+        self._done: deque[Batch] = deque()
+        self._late: deque[tuple[Served, list[Waiting]]] = deque()
+        self._workers = [_Worker(lane) for lane in range(workers)]
+        self._idle = list(self._workers)
+
+    def start(self) -> None:
+        """Start the threads."""
+        for worker in self._workers:
+            worker.thread = threading.Thread(
+                target=self._work, args=(worker,), name=f"compute-{worker.lane}", daemon=True
+            )
+            worker.thread.start()
+
+    def put(self, served: Served, waiting: Waiting) -> None:
+        """Queue a request; the caller has made sure that there is room."""
+        with self._lock:
+            served.queue.put(waiting)
+            if not served.waits:
+                served.waits = True
+                self._ring.append(served)
+        if self._idle and not self._turn:
+            self._turn = True
+            self._loop.call_soon(self._hand_out)
+
+    def drop(self, served: Served, waiting: Waiting) -> bool:
+        """Take a request out of the queue; False if it is not there any more."""
+        with self._lock:
+            if waiting.state:
+                return False
+            served.queue.drop(waiting)
+            return True
+
+    def expire(self, served: Served, now: float) -> list[Waiting]:
+        """Take out what is too late."""
+        with self._lock:
+            return served.queue.expire(now)
+
+    def empty(self, served: Served) -> list[Waiting]:
+        """Take out everything."""
+        with self._lock:
+            return served.queue.all()
+
+    def idle(self) -> int:
+        """How many workers have nothing to do."""
+        return len(self._idle)
+
+    def alive(self) -> bool:
+        """Whether every thread is there and none computes a batch for much longer than such a batch takes."""
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.thread is None or not worker.thread.is_alive():
+                return False
+            batch, since = worker.batch, worker.since
+            if batch and since is not None:
+                usual = batch.served.curve.seconds(batch.rows)
+                if now - since > max(STUCK_SECONDS, STUCK_TIMES * usual):
+                    return False
+        return True
+
+    def stop(self) -> None:
+        """End the threads; a batch that is being computed is finished first."""
+        self._stopping = True
+        for worker in self._workers:
+            if worker.wake.locked():
+                worker.wake.release()
+
+    def _hand_out(self) -> None:
+        self._turn = False
+        woken = []
+        with self._lock:
+            while self._idle and self._ring and not self._stopping:
+                served = self._ring[0]
+                rows = served.queue.rows
+                parts = served.curve.parts(rows, len(self._idle)) if served.batched else 1
+                batch = self._next(-(-rows // parts))
+                if batch:
+                    worker = self._idle.pop()
+                    worker.batch = batch
+                    woken.append(worker)
+        for worker in woken:
+            worker.wake.release()
+        if self._late:
+            self._deliver()
+
+    def _next(self, most: int | None = None) -> Batch | None:
+        """The next batch, of the model whose turn it is; None if nothing waits. Needs the lock."""
+        while self._ring:
+            served = self._ring.popleft()
+            queue = served.queue
+            cap = served.cap()
+            late: list[Waiting] = []
+            now = time.monotonic()
+            items = queue.take(cap if most is None else min(cap, most), now, late)
+            if late:
+                self._late.append((served, late))
+            if queue:
+                self._ring.append(served)
+            else:
+                served.waits = False
+            if items:
+                return Batch(served, items, now)
+        return None
+
+    def _work(self, worker: _Worker) -> None:
+        self._prepare(worker.lane)
+        while True:
+            worker.wake.acquire()
+            if self._stopping and worker.batch is None:
+                return
+            batch = worker.batch
+            while batch:
+                worker.since = batch.taken
+                batch.served.compute(worker.lane, batch)
+                broken = batch.error is not None and batch.error.status == 503
+                runner = batch.served.runner
+                self._post(batch)
+                if broken:
+                    _mend(runner, worker.lane)
+                with self._lock:
+                    worker.batch = batch = self._next()
+                    if batch is None:
+                        worker.since = None
+                        self._idle.append(worker)
+                if self._late:
+                    self._post(None)
+            if self._stopping:
+                return
+
+    def _post(self, batch: Batch | None) -> None:
+        if batch:
+            self._done.append(batch)
+        if not self._posted:
+            self._posted = True
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                # The loop is closed: nobody waits for answers any more.
+                self._stopping = True
+
+    def _deliver(self) -> None:
+        # First the flag: what is appended from now on posts again.
+        self._posted = False
+        while self._done:
+            self._on_finished(self._done.popleft())
+        while self._late:
+            self._on_expired(*self._late.popleft())
+
+
+def _mend(runner: Runner, lane: int) -> None:
+    try:
+        runner.mend(lane)
+    except Exception as error:  # the thread must go on: it is tried again with the next batch
+        log.error("compute worker %d cannot be started again: %s", lane, error)

@@ -1,0 +1,70 @@
+"""What computes a batch, in threads or in processes; the pool calls it from one of its threads, the lane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from torchpar.serve.columns import Column, Computed
+from torchpar.serve.errors import ServeError
+from torchpar.serve.models.program import Program
+from torchpar.serve.models.values import tensors_of, value_of
+from torchpar.serve.tensors import Tensor, TensorSpec
+
+
+class Runner:
+    """One loaded version of a model, and the means to run it in several lanes at the same time.
+
+    example holds one batch that the model itself names as typical, None if it does not. guessed says that nothing
+    declares the inputs' shapes.
+    """
+
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int | None
+    example: list[Tensor] | None = None
+    guessed = False
+    kind = "KIND_CPU"
+
+    def compute(self, lane: int, columns: Sequence[Column]) -> Computed:
+        """Run a batch. Raises ServeError: 500 when the model fails, 503 when what computed has died."""
+        raise NotImplementedError
+
+    def mend(self, lane: int) -> None:
+        """Bring back what died in a lane, if anything did."""
+
+    def close(self) -> None:
+        """Nothing will be computed any more."""
+
+
+class ThreadRunner(Runner):
+    """The pool's own threads compute; they share the weights, and run at the same time where the program lets go of
+    Python's lock.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.platform = program.platform
+        self.inputs = program.inputs
+        self.outputs = program.outputs
+        self.max_batch = program.max_batch
+        self.guessed = program.guessed
+        self._program = program
+
+    def compute(self, lane: int, columns: Sequence[Column]) -> Computed:
+        """See Runner."""
+        values = [value_of(column) for column in columns]
+        ready = time.monotonic()
+        try:
+            results = self._program.run(values)
+            end = time.monotonic()
+            return Computed(tensors_of([spec.name for spec in self.outputs], results), ready, end)
+        except Exception as error:  # the model's own code: whatever it raises is the answer
+            raise failure(error) from error
+
+
+def failure(error: Exception) -> ServeError:
+    """The answer when a model raises: its last line, which in torch's long messages is what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1] if lines else ""
+    return ServeError(500, f"the model failed: {type(error).__name__}: {said[:500]}")

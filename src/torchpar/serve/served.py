@@ -1,0 +1,255 @@
+"""One version of a model in service: what fits it, what waits for it, and how a batch goes through."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from torchpar.serve.columns import Column, Computed
+from torchpar.serve.curve import Curve
+from torchpar.serve.errors import ServeError
+from torchpar.serve.queue import Queue, Waiting
+from torchpar.serve.requests import Request, Response
+from torchpar.serve.runner import Runner
+from torchpar.serve.statistics import Statistics
+from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
+
+log = logging.getLogger("torchpar.serve")
+
+# Shapes that were seen before need not be looked at again; clients that send ever new ones must not fill the memory.
+SHAPES_KEPT = 512
+
+
+class Batch:
+    """Requests that are computed together, and what came of it: `outputs` or `error`."""
+
+    __slots__ = ("served", "items", "rows", "taken", "computed", "error", "each")
+
+    def __init__(self, served: Served, items: list[Waiting], taken: float) -> None:
+        self.served = served
+        self.items = items
+        self.rows = sum(waiting.rows for waiting in items)
+        self.taken = taken
+        self.computed: Computed | None = None
+        self.error: ServeError | None = None
+        # Where the batch had to be computed one by one after all: an answer for each.
+        self.each: list[Computed | ServeError] | None = None
+
+
+class Served:
+    """Everything that one version has; `open` counts requests that were accepted and have no answer yet."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        runner: Runner,
+        *,
+        outputs: tuple[TensorSpec, ...],
+        batched: bool,
+        loose: bool,
+        curve: Curve,
+        most: int | None,
+        statistics: Statistics,
+    ) -> None:
+        """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others."""
+        self.name = name
+        self.version = version
+        self.runner = runner
+        self.inputs = runner.inputs
+        self.outputs = outputs
+        self.batched = batched
+        self.curve = curve
+        self.most = most
+        self.statistics = statistics
+        self.queue = Queue()
+        self.open = 0
+        self.limit = 64  # requests that may wait
+        self.retired = False
+        self.waits = False  # is in the pool's ring
+        self._loose = loose
+        self._names = tuple(spec.name for spec in self.inputs)
+        self._output_names = frozenset(spec.name for spec in outputs)
+        self._shapes: dict[Any, tuple[int, Hashable, tuple[int, ...]]] = {}
+
+    def cap(self) -> int:
+        """Rows in one batch, at the most; one request more than that goes alone."""
+        return self.curve.cap if self.batched else 1
+
+    def place(self, request: Request) -> tuple[int, Hashable, int]:
+        """Rows, bucket and bytes of a request. Raises ServeError 400 or 413 when it does not fit the model."""
+        inputs = request.inputs
+        if len(inputs) == 1:
+            one = inputs[0]
+            kind: Any = (one.name, one.datatype, one.shape)
+        else:
+            kind = tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in inputs])
+        try:
+            found = self._shapes.get(kind)
+        except TypeError:
+            raise ServeError(400, "a shape is a tuple of whole numbers") from None
+        if found is None:
+            request.inputs = inputs = self._in_order(inputs)
+            found = self._look(inputs)
+            if tuple(tensor.name for tensor in inputs) == self._names:
+                if len(self._shapes) >= SHAPES_KEPT:
+                    self._shapes.clear()
+                self._shapes[kind] = found
+        rows, key, sizes = found
+        whole = 0
+        for tensor, size in zip(inputs, sizes):
+            have = len(tensor.data)
+            if have != size:
+                what = "elements" if tensor.datatype == "BYTES" else "bytes"
+                raise ServeError(
+                    400,
+                    f"input '{tensor.name}': {tensor.datatype} of shape {list(tensor.shape)} has {size} {what}, "
+                    f"not {have}",
+                )
+            whole += have if tensor.datatype != "BYTES" else have * 4 + sum(map(len, tensor.data))  # type: ignore[arg-type]
+        if request.outputs is not None and self._output_names:
+            for name in request.outputs:
+                if name not in self._output_names:
+                    raise ServeError(400, f"model '{self.name}' has no output '{name}'")
+        # A bucket of its own: what is not as the model declares is not put together with anything.
+        return rows, object() if key is None else key, whole
+
+    def compute(self, lane: int, batch: Batch) -> None:
+        """Run a batch in one of the pool's threads; the outcome is in the batch."""
+        items = batch.items
+        try:
+            batch.computed = self._run(lane, items, batch.rows)
+        except ServeError as error:
+            if error.status != 500 or len(items) == 1:
+                batch.error = error
+                return
+            # One request's values may be what the model cannot stand: the others must not pay for it.
+            batch.each = self._one_by_one(lane, items)
+            return
+        if len(items) > 1:
+            for tensor in batch.computed.outputs:
+                if not tensor.shape or tensor.shape[0] != batch.rows:
+                    if self.batched:
+                        log.warning(
+                            "model %s version %s: output '%s' has shape %s for %d rows: served unbatched from now on",
+                            self.name, self.version, tensor.name, list(tensor.shape), batch.rows,
+                        )  # fmt: skip
+                    self.batched = False
+                    batch.each = self._one_by_one(lane, items)
+                    return
+
+    def answers(self, batch: Batch) -> list[Response | ServeError]:
+        """Cut the outputs of a batch into its requests' answers, in the batch's order."""
+        if batch.error is not None:
+            return [batch.error] * len(batch.items)
+        if batch.each is not None:
+            return [
+                part if isinstance(part, ServeError) else self._answer(waiting, part.outputs)
+                for waiting, part in zip(batch.items, batch.each)
+            ]
+        assert batch.computed
+        outputs = batch.computed.outputs
+        if len(batch.items) == 1:
+            return [self._answer(batch.items[0], outputs)]
+        cuts = []
+        for tensor in outputs:
+            tail = tensor.shape[1:]
+            data: Any = tensor.data if isinstance(tensor.data, list) else memoryview(tensor.data)
+            cuts.append((tensor.name, tensor.datatype, tail, data, len(data) // batch.rows))
+        found: list[Response | ServeError] = []
+        row = 0
+        for waiting in batch.items:
+            end = row + waiting.rows
+            parts = [
+                Tensor(name, datatype, (waiting.rows, *tail), data[row * size : end * size])
+                for name, datatype, tail, data, size in cuts
+            ]
+            found.append(self._answer(waiting, parts))
+            row = end
+        return found
+
+    def _run(self, lane: int, items: Sequence[Waiting], rows: int) -> Computed:
+        requests: list[Any] = [waiting.request for waiting in items]
+        first = requests[0].inputs
+        if len(requests) == 1:
+            return self.runner.compute(lane, [Column(t.datatype, t.shape, (t.data,)) for t in first])
+        columns = [
+            Column(tensor.datatype, (rows, *tensor.shape[1:]), [request.inputs[i].data for request in requests])
+            for i, tensor in enumerate(first)
+        ]
+        return self.runner.compute(lane, columns)
+
+    def _one_by_one(self, lane: int, items: Sequence[Waiting]) -> list[Computed | ServeError]:
+        found: list[Computed | ServeError] = []
+        for waiting in items:
+            try:
+                found.append(self._run(lane, [waiting], waiting.rows))
+            except ServeError as error:
+                found.append(error)
+                if error.status == 503:
+                    self.runner.mend(lane)
+        return found
+
+    def _answer(self, waiting: Waiting, outputs: list[Tensor]) -> Response | ServeError:
+        request = waiting.request
+        assert request
+        if request.outputs is not None:
+            by_name = {tensor.name: tensor for tensor in outputs}
+            for name in request.outputs:
+                if name not in by_name:
+                    return ServeError(400, f"model '{self.name}' has no output '{name}'")
+            outputs = [by_name[name] for name in request.outputs]
+        return Response(self.name, self.version, request.id, outputs)
+
+    def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The inputs in the model's order."""
+        names = [tensor.name for tensor in inputs]
+        if names == list(self._names):
+            return inputs
+        by_name = {tensor.name: tensor for tensor in inputs}
+        for name in names:
+            if name not in self._names:
+                raise ServeError(400, f"model '{self.name}' has no input '{name}'; it has {', '.join(self._names)}")
+        if len(by_name) < len(names):
+            raise ServeError(400, "an input is there twice")
+        for name in self._names:
+            if name not in by_name:
+                raise ServeError(400, f"input '{name}' of model '{self.name}' is missing")
+        return [by_name[name] for name in self._names]
+
+    def _look(self, inputs: Sequence[Tensor]) -> tuple[int, Hashable, tuple[int, ...]]:
+        fits = True
+        sizes = []
+        for tensor, spec in zip(inputs, self.inputs):
+            if tensor.datatype not in SIZES:
+                raise ServeError(400, f"input '{tensor.name}': there is no datatype {tensor.datatype!r:.20}")
+            if not all(type(size) is int and size >= 0 for size in tensor.shape):
+                raise ServeError(400, f"input '{tensor.name}': a shape is a list of whole numbers from 0 on")
+            if tensor.datatype != spec.datatype or not spec.fits(tensor.shape):
+                fits = False
+                if not self._loose:
+                    raise ServeError(
+                        400,
+                        f"input '{tensor.name}': {spec.datatype} of shape {list(spec.shape)} is expected (-1: any), "
+                        f"not {tensor.datatype} of shape {list(tensor.shape)}",
+                    )
+            size = byte_size(tensor.datatype, tensor.shape)
+            sizes.append(byte_size("UINT8", tensor.shape) or 0 if size is None else size)
+        rows = self._rows(inputs) if fits else None
+        if rows is None:
+            return 1, None, tuple(sizes)
+        if self.most is not None and rows > self.most:
+            raise ServeError(413, f"{rows} rows are more than model '{self.name}' takes at once (MaxBatch={self.most})")
+        return rows, tuple([tensor.shape[1:] for tensor in inputs]), tuple(sizes)
+
+    def _rows(self, inputs: Sequence[Tensor]) -> int | None:
+        """The rows of a request that can be put together with others; None if it cannot."""
+        counts = {t.shape[0] if t.shape and spec.shape[:1] == (-1,) else 0 for t, spec in zip(inputs, self.inputs)}
+        return counts.pop() or None if len(counts) == 1 else None
+
+
+def expired(waiting: Waiting) -> ServeError:
+    """The answer to a request whose deadline passed in the queue."""
+    return ServeError(504, f"the deadline passed after {time.monotonic() - waiting.arrived:.3f} s in the queue")
