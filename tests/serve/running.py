@@ -35,8 +35,10 @@ class Running:
 
 
 @contextmanager
-def running(engine: Any = None, limits: Limits | None = None, *, real: bool = False) -> Iterator[Running]:
-    """Start, and stop afterwards. `real`: the engine must be started too."""
+def running(
+    engine: Any = None, limits: Limits | None = None, *, real: bool = False, grpc: bool = False
+) -> Iterator[Running]:
+    """Start, and stop afterwards. `real`: the engine must be started too; `grpc`: listen for that too."""
     world = Running(engine or EchoEngine())
     started, loop = threading.Event(), asyncio.new_event_loop()
     ended = asyncio.Event()
@@ -53,8 +55,15 @@ def running(engine: Any = None, limits: Limits | None = None, *, real: bool = Fa
         listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         await server.start([listener])
         world.port = listener.getsockname()[1]
+        if grpc:
+            from torchpar.serve.grpc.server import GrpcServer
+
+            grpc_server = GrpcServer(service, server.limits)
+            world.grpc_port = await grpc_server.start("127.0.0.1:0")
         started.set()
         await ended.wait()
+        if grpc:
+            await grpc_server.stop(0.1)
         await server.stop(0.1)
         if real:
             await world.engine.stop(5)

@@ -1,0 +1,161 @@
+"""ModelInfer: from a message to the engine's request, and from its response to a message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.grpc.messages import INFER_REQUEST
+from torchpar.serve.grpc.wire import WireError
+from torchpar.serve.protocol.classes import largest
+from torchpar.serve.protocol.elements import data_from_values, pack_bytes, unpack_bytes
+from torchpar.serve.protocol.layout import check_datatype, check_shape, number
+from torchpar.serve.protocol.service import Service
+from torchpar.serve.requests import Request, Response
+from torchpar.serve.tensors import Data, Tensor
+
+# Which of a tensor's contents holds elements of which datatype; FP16 and BF16 have none and come raw.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+async def infer(service: Service, data: bytes, remaining: float | None) -> dict[str, Any]:
+    """The response to the bytes of a ModelInferRequest; remaining is in seconds. Raises ServeError.
+
+    Cancelled, it takes the request out of the queue.
+    """
+    loop = asyncio.get_running_loop()
+    request, classes = read_request(data, loop.time(), remaining)
+    future: asyncio.Future[Response | ServeError] = loop.create_future()
+
+    def done(outcome: Response | ServeError) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    ticket = service.submit(request, done)
+    try:
+        outcome = await future
+    except asyncio.CancelledError:
+        ticket.cancel()
+        raise
+    if isinstance(outcome, ServeError):
+        raise outcome
+    return response_fields(outcome, classes)
+
+
+def read_request(data: bytes, now: float, remaining: float | None) -> tuple[Request, dict[str, int]]:
+    """The engine's request, and the outputs of which only the largest values are wanted. Raises ServeError 400."""
+    try:
+        fields = INFER_REQUEST.decode(data)
+    except WireError as error:
+        raise ServeError(400, f"not a ModelInferRequest: {error}") from None
+    parameters = _parameters(fields)
+    timeout = number(parameters, "timeout", 1 << 62)
+    priority = number(parameters, "priority", 1 << 32)
+    waits = [seconds for seconds in (timeout / 1e6 or None, remaining) if seconds is not None]
+    raw = fields.get("raw_input_contents", [])
+    inputs = fields.get("inputs", [])
+    if raw and len(raw) != len(inputs):
+        raise ServeError(400, f"there are {len(inputs)} inputs and {len(raw)} raw_input_contents")
+    tensors = [_tensor(item, raw[i] if raw else None) for i, item in enumerate(inputs)]
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ServeError(400, "two inputs have the same name")
+    outputs = [item.get("name", "") for item in fields.get("outputs", [])]
+    if len(set(outputs)) != len(outputs):
+        raise ServeError(400, "an output is asked for twice")
+    classes: dict[str, int] = {}
+    for item in fields.get("outputs", []):
+        wanted = _parameters(item)
+        _no_shared_memory(item.get("name", ""), wanted)
+        count = number(wanted, "classification", 1 << 31)
+        if count:
+            classes[item.get("name", "")] = count
+    request = Request(
+        fields.get("model_name", ""),
+        tensors,
+        fields.get("model_version", ""),
+        outputs or None,
+        fields.get("id", ""),
+        priority,
+        now + min(waits) if waits else None,
+        parameters,
+    )
+    return request, classes
+
+
+def _tensor(item: dict[str, Any], raw: memoryview | None) -> Tensor:
+    name, datatype = item.get("name", ""), item.get("datatype", "")
+    element = check_datatype(name, datatype)
+    shape = tuple(item.get("shape", ()))
+    count = check_shape(name, shape)
+    _no_shared_memory(name, _parameters(item))
+    if raw is None:
+        contents = item.get("contents", {})
+        kind = _CONTENTS.get(datatype)
+        if kind is None:
+            raise ServeError(400, f"input '{name}': {datatype} can only come in raw_input_contents")
+        values = contents.get(kind, [])
+        if datatype != "BYTES":
+            return Tensor(name, datatype, shape, data_from_values(name, datatype, count, list(values)))
+        if len(values) != count:
+            raise ServeError(400, f"input '{name}' has {len(values)} elements; its shape needs {count}")
+        return Tensor(name, datatype, shape, [bytes(value) for value in values])
+    if "contents" in item:
+        raise ServeError(400, f"input '{name}' has contents beside raw_input_contents")
+    if element is None:
+        return Tensor(name, datatype, shape, unpack_bytes(name, count, raw))
+    if len(raw) != element * count:
+        raise ServeError(400, f"input '{name}' has {len(raw)} bytes; its shape and datatype need {element * count}")
+    return Tensor(name, datatype, shape, raw)
+
+
+def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
+    """Name and value, whichever of the kinds it is."""
+    return {name: next(iter(value.values()), "") for name, value in fields.get("parameters", {}).items()}
+
+
+def _no_shared_memory(name: str, parameters: dict[str, Any]) -> None:
+    if "shared_memory_region" in parameters:
+        raise ServeError(400, f"'{name}' is in shared memory, which this server does not map; send the tensor itself")
+
+
+def response_fields(response: Response, classes: dict[str, int]) -> dict[str, Any]:
+    """The fields of a ModelInferResponse."""
+    tensors = [largest(t, classes[t.name]) if t.name in classes else t for t in response.outputs]
+    fields: dict[str, Any] = {
+        "model_name": response.model,
+        "model_version": response.version,
+        "outputs": [{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in tensors],
+        "raw_output_contents": [_raw(tensor.data) for tensor in tensors],
+    }
+    if response.id:
+        fields["id"] = response.id
+    if response.parameters:
+        fields["parameters"] = {name: parameter_field(value) for name, value in response.parameters.items()}
+    return fields
+
+
+def _raw(data: Data) -> Any:
+    return pack_bytes(data) if isinstance(data, list) else data
+
+
+def parameter_field(value: Any) -> dict[str, Any]:
+    """An InferParameter."""
+    if isinstance(value, bool):
+        return {"bool_param": value}
+    if isinstance(value, int):
+        return {"int64_param": value}
+    return {"double_param": value} if isinstance(value, float) else {"string_param": str(value)}

@@ -1,0 +1,232 @@
+"""The gRPC server: which call is what. Only imported where grpcio is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, Callable
+
+import grpc
+import grpc.aio
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.grpc import messages as m
+from torchpar.serve.grpc.inference import infer, parameter_field
+from torchpar.serve.grpc.wire import Message, WireError
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.protocol.service import Service
+
+NAME = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
+
+# A message's own bytes around its tensors.
+MARGIN = 1 << 20
+
+FINAL = "triton_final_response"
+WANTS_FINAL = "triton_enable_empty_final_response"
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    499: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+Answer = Callable[[dict[str, Any], Any], Any]
+
+
+class GrpcServer:
+    """Serves one `Service` on the running event loop."""
+
+    def __init__(self, service: Service, limits: Limits) -> None:
+        self._service = service
+        self._limits = limits
+        self._draining = False
+        self._server: Any = None
+
+    async def start(self, address: str) -> int:
+        """Listen on "HOST:PORT" or "unix:PATH"; returns the port. Raises OSError when it cannot."""
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._limits.body + MARGIN),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", self._limits.header),
+                # Two servers on one port would share its clients by chance; that is systemd's to arrange.
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=self._limits.connections,
+        )
+        handlers = {name: self._unary(request, answer) for name, (request, answer) in self._calls().items()}
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        health = {"Check": self._unary(m.HEALTH_REQUEST, self._health)}
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(NAME, handlers),
+                grpc.method_handlers_generic_handler(HEALTH, health),
+            )
+        )
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address} for gRPC: {error}") from None
+        if not port:
+            raise OSError(f"cannot listen on {address} for gRPC")
+        await self._server.start()
+        return int(port)
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more calls and finish those that run, at most grace seconds."""
+        self._draining = True
+        await self._server.stop(grace)
+
+    def _calls(self) -> dict[str, tuple[Message, Answer]]:
+        """Name, message of the request, and what makes the response's bytes."""
+        service, engine = self._service, self._service.engine
+
+        def named(make: Callable[[str, str], Any]) -> Answer:
+            return lambda fields, _: make(fields.get("name", ""), fields.get("version", ""))
+
+        def ready(name: str, version: str) -> bytes:
+            return m.READY.encode({"ready": engine.ready(name, version) and not self._draining})
+
+        def memory(kind: str, verb: str) -> tuple[Message, Answer]:
+            def answer(fields: dict[str, Any], _: Any) -> bytes:
+                service.shared_memory(kind, verb, fields.get("name", ""))
+                return b""
+
+            return m.NAME, answer
+
+        calls: dict[str, tuple[Message, Answer]] = {
+            "ServerLive": (m.NOTHING, lambda *_: m.LIVE.encode({"live": engine.live()})),
+            "ServerReady": (m.NOTHING, lambda *_: m.READY.encode({"ready": engine.ready() and not self._draining})),
+            "ModelReady": (m.NAME, named(ready)),
+            "ServerMetadata": (m.NOTHING, lambda *_: m.SERVER_METADATA.encode(service.server())),
+            "ModelMetadata": (m.NAME, named(lambda n, v: m.MODEL_METADATA.encode(service.model(n, v)))),
+            "ModelConfig": (m.NAME, named(lambda n, v: m.CONFIG.encode({"config": service.config(n, v)}))),
+            "ModelStatistics": (m.NAME, named(lambda n, v: m.STATISTICS.encode(service.statistics(n or None, v)))),
+            "RepositoryIndex": (m.INDEX_REQUEST, self._index),
+            "RepositoryModelLoad": (m.LOAD_REQUEST, self._load),
+            "RepositoryModelUnload": (m.LOAD_REQUEST, self._unload),
+            "TraceSetting": (m.TRACE, self._trace),
+            "LogSettings": (m.LOG, self._log),
+        }
+        for kind in ("System", "Cuda"):
+            for verb in ("Status", "Register", "Unregister"):
+                calls[f"{kind}SharedMemory{verb}"] = memory(kind.lower(), verb.lower())
+        return calls
+
+    def _unary(self, request: Message, answer: Answer) -> Any:
+        async def call(data: bytes, context: Any) -> bytes:
+            try:
+                result = answer(request.decode(data), context)
+                return bytes(await result if isinstance(result, Awaitable) else result)
+            except WireError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except ServeError as error:
+                await _abort(context, error)
+            raise AssertionError("abort raises")
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    async def _infer(self, data: bytes, context: Any) -> bytes:
+        try:
+            fields = await infer(self._service, data, context.time_remaining())
+        except ServeError as error:
+            await _abort(context, error)
+        return m.INFER_RESPONSE.encode(fields)
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Every request gets one response, in their order; some are computed at the same time."""
+        waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._limits.pipeline)
+
+        async def read() -> None:
+            async for data in requests:
+                await waiting.put(asyncio.ensure_future(self._stream_one(data)))
+            await waiting.put(None)
+
+        reader = asyncio.ensure_future(read())
+        task: asyncio.Task[bytes] | None = None
+        try:
+            while (task := await waiting.get()) is not None:
+                yield await task
+        finally:
+            reader.cancel()
+            if task is not None:
+                task.cancel()
+            while not waiting.empty():
+                left = waiting.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _stream_one(self, data: bytes) -> bytes:
+        try:
+            head = m.INFER_REQUEST.decode(data)
+            fields = await infer(self._service, data, None)
+        except (ServeError, WireError) as error:
+            known = {} if isinstance(error, WireError) else {k: head[k] for k in ("id", "model_name") if k in head}
+            return m.STREAM_RESPONSE.encode({"error_message": str(error), "infer_response": known})
+        if head.get("parameters", {}).get(WANTS_FINAL, {}).get("bool_param"):
+            fields.setdefault("parameters", {})[FINAL] = parameter_field(True)
+        return m.STREAM_RESPONSE.encode({"infer_response": fields})
+
+    def _health(self, fields: dict[str, Any], _: Any) -> bytes:
+        name = fields.get("service", "")
+        if name not in ("", NAME) and not self._service.engine.ready(name):
+            raise ServeError(404, f"there is no service '{name}'")
+        ready = self._service.engine.ready() and not self._draining
+        return m.HEALTH.encode({"status": "SERVING" if ready else "NOT_SERVING"})
+
+    def _index(self, fields: dict[str, Any], _: Any) -> bytes:
+        return m.INDEX.encode({"models": self._service.index(fields.get("ready", False))})
+
+    async def _load(self, fields: dict[str, Any], context: Any) -> bytes:
+        self._check_control(context)
+        await self._service.load(fields.get("model_name", ""), fields.get("parameters"))
+        return b""
+
+    async def _unload(self, fields: dict[str, Any], context: Any) -> bytes:
+        self._check_control(context)
+        await self._service.unload(fields.get("model_name", ""), fields.get("parameters"))
+        return b""
+
+    def _trace(self, fields: dict[str, Any], context: Any) -> bytes:
+        model = fields.get("model_name") or None
+        if model is not None:
+            self._service.engine.metadata(model, "")
+        changes = {name: value.get("value", []) for name, value in fields.get("settings", {}).items()}
+        if changes:
+            self._check_control(context)
+            self._service.trace.update(model, changes)
+        values = self._service.trace.values(model).items()
+        return m.TRACE.encode({"settings": {n: {"value": v if isinstance(v, list) else [v]} for n, v in values}})
+
+    def _log(self, fields: dict[str, Any], context: Any) -> bytes:
+        changes = {name: next(iter(value.values()), "") for name, value in fields.get("settings", {}).items()}
+        if changes:
+            self._check_control(context)
+            self._service.log.update(changes)
+        return m.LOG.encode({"settings": {n: _log_field(v) for n, v in self._service.log.values().items()}})
+
+    def _check_control(self, context: Any) -> None:
+        local = context.peer().startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
+        if not local and not self._service.remote_control:
+            raise ServeError(403, "models and settings can be changed from this host only")
+
+
+def _log_field(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"bool_param": value}
+    return {"uint32_param": value} if isinstance(value, int) else {"string_param": value}
+
+
+async def _abort(context: Any, error: ServeError) -> None:
+    """End a call; a client with a retry policy is told when to try again (gRPC's retry design, gRFC A6)."""
+    trailing: tuple[tuple[str, str], ...] = ()
+    if error.retry_after is not None:
+        trailing = (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+    await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, trailing)
