@@ -20,6 +20,10 @@ from tests.serve.service import SCRIPT, Load, Service
 pytestmark = pytest.mark.subprocess
 
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
+FACE: dict[str, object] = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+}
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     def start(**settings: Any) -> Service:
         model = tmp_path / "model.pt"
         if not model.exists():
-            save_script(mlp(), model)
+            save_script(mlp(), model, FACE)
         service = Service(tmp_path, model, **settings)
         services.append(service)
         return service.__enter__()
@@ -92,6 +96,36 @@ def test_a_restart_under_load_loses_nothing(start: Callable[..., Service]) -> No
     assert service.count("STOPPING") == 2
 
 
+def test_a_reload_under_load_loses_nothing_and_then_the_new_model_answers(
+    tmp_path: Path, start: Callable[..., Service]
+) -> None:
+    """`serve.py reload` returns when every process has the new one."""
+    service = start(processes=2)
+    service.wait_ready()
+    with Load(service) as load:
+        load.wait(20)
+        save_script(mlp(seed=1), tmp_path / "model.new", FACE)
+        (tmp_path / "model.new").rename(tmp_path / "model.pt")
+        assert reload(service).returncode == 0
+        known = len(load.answers) + 4  # those that were under way
+        load.wait(20)
+    assert not load.failures
+    assert all(is_answer(values, seed=1) for values in load.answers[known:])
+    assert all(is_answer(values) or is_answer(values, seed=1) for values in load.answers)
+    service.wait(lambda: service.count("READY") == 2)
+    assert service.count("RELOADING") == 1
+
+
+def test_a_reload_that_fails_says_why_and_the_old_model_goes_on(tmp_path: Path, start: Callable[..., Service]) -> None:
+    """`systemctl reload` fails; nothing is lost."""
+    service = start()
+    service.wait_ready()
+    (tmp_path / "model.pt").write_text("no model")
+    done = reload(service)
+    assert done.returncode == 1 and f"torchpar: {tmp_path}/model.pt" in done.stderr
+    assert is_answer(service.infer())
+
+
 def test_a_reload_of_a_service_that_does_not_run_fails(tmp_path: Path) -> None:
     """And says what it tried."""
     environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "RUNTIME_DIRECTORY": str(tmp_path)}
@@ -143,3 +177,9 @@ def read(path: str) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return "\nState:\tZ"
 
+
+def reload(service: Service) -> subprocess.CompletedProcess[str]:
+    """What ExecReload= runs."""
+    return subprocess.run(
+        [sys.executable, SCRIPT, "reload"], env=service.environment, capture_output=True, text=True, timeout=60
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from ssl import SSLContext
+from typing import Any
 
 from torchpar.serve.engine import Engine
+from torchpar.serve.errors import StartError
 from torchpar.serve.http.application import Application
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog, say
@@ -19,19 +22,42 @@ SLOW_SECONDS = 1.0
 
 
 class Front:
-    """Serves an engine on sockets that are bound and listen already."""
+    """Serves an engine: HTTP on sockets that are bound and listen already, gRPC on addresses.
 
-    def __init__(self, engine: Engine, tls: SSLContext | None = None) -> None:
+    shared: other processes serve gRPC on the same addresses.
+    """
+
+    def __init__(
+        self, engine: Engine, tls: SSLContext | None = None, grpc: Sequence[str] = (), *, shared: bool = False
+    ) -> None:
         log = RequestLog(SLOW_SECONDS)
-        application = Application(Service(engine, LogSettings(log.set_every), TraceSettings(say)))
+        self._service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
+        application = Application(self._service)
         self._tls = tls
         self._server = Server(application, Limits(), log)
+        self._addresses = grpc
+        self._shared = shared
+        self._grpc: list[Any] = []
         application.serve(self._server)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept."""
+        """Accept. Raises StartError where gRPC cannot be served on its addresses."""
+        if self._addresses:
+            # Only here: grpcio is not everywhere, and takes a while to import.
+            try:
+                from torchpar.serve.grpc.server import GrpcServer
+            except ImportError as error:
+                why = "Listen= names an address for gRPC, and the service's interpreter has no grpcio"
+                raise StartError(f"{why} (Debian: apt install python3-grpcio): {error}") from None
+            for address in self._addresses:
+                server = GrpcServer(self._service, self._server.limits)
+                try:
+                    await server.start(address, shared=self._shared)
+                except OSError as error:
+                    raise StartError(str(error)) from None
+                self._grpc.append(server)
         await self._server.start(sockets, self._tls)
 
     async def stop(self, grace: float) -> None:
         """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
-        await self._server.stop(grace)
+        await asyncio.gather(self._server.stop(grace), *(server.stop(grace) for server in self._grpc))

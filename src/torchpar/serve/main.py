@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from torchpar.serve.engine import Engine
-from torchpar.serve.errors import ModelError
+from torchpar.serve.errors import ModelError, StartError
 from torchpar.serve.front import Front
 from torchpar.serve.http.log import say
 from torchpar.serve.settings import EngineSettings
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     listener = socket.create_server((address.strip("[]"), int(port)), backlog=1024)
     try:
         asyncio.run(serve(settings, [listener], options.grpc, options.drain))
-    except ModelError as error:
+    except (ModelError, StartError) as error:
         say(str(error))
         return 78
     return 0
@@ -45,7 +45,7 @@ async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc
         loop.add_signal_handler(number, ended.set)
     engine = Engine(settings)
     await engine.start()
-    front = Front(engine)
+    front = Front(engine, grpc=[grpc] if grpc else [])
     await front.start(sockets)
     say(f"listening on {', '.join(str(sock.getsockname()) for sock in sockets)}")
     await ended.wait()

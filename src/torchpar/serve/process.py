@@ -105,7 +105,8 @@ class _Serving:
         self._stop, self._hurry = self._loop.create_future(), self._loop.create_future()
         self._loop.add_reader(self._channel, self._hear)
         self._engine = Engine(engine_settings(self._settings, self._rank, os.environ))
-        front = Front(self._engine, make_tls(os.environ))
+        serve, shared = self._settings.serve, len(self._settings.ranks) > 1
+        front = Front(self._engine, make_tls(os.environ), serve.grpc if serve else (), shared=shared)
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         # What is there by now stays: to look through it for garbage would only delay answers.

@@ -48,15 +48,18 @@ class GrpcServer:
         self._draining = False
         self._server: Any = None
 
-    async def start(self, address: str) -> int:
-        """Listen on "HOST:PORT" or "unix:PATH"; returns the port. Raises OSError when it cannot."""
+    async def start(self, address: str, *, shared: bool = False) -> int:
+        """Listen on "HOST:PORT" or "unix:PATH"; returns the port. Raises OSError when it cannot.
+
+        shared: with other processes of this service, between which the kernel distributes the connections.
+        """
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._limits.body + MARGIN),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", self._limits.header),
-                # Two servers on one port would share its clients by chance; that is systemd's to arrange.
-                ("grpc.so_reuseport", 0),
+                # Two services on one port would share its clients by chance.
+                ("grpc.so_reuseport", int(shared)),
             ],
             maximum_concurrent_rpcs=self._limits.connections,
         )
