@@ -13,12 +13,13 @@ import torch
 from torchpar.serve.curve import Curve, measure
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.models.loading import load_program
+from torchpar.serve.models.loading import load_program, runs_in_threads
 from torchpar.serve.probe import Probe, batch_of, try_model
 from torchpar.serve.runner import Runner, ThreadRunner
 from torchpar.serve.served import Served
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.statistics import Statistics
+from torchpar.serve.workers.runner import ProcessRunner
 
 log = logging.getLogger("torchpar.serve")
 
@@ -29,7 +30,7 @@ UNKNOWN = {1: 0.01}
 def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistics) -> Served:
     """Load a version, warm it up and measure it. Raises ModelError."""
     began = time.monotonic()
-    runner = ThreadRunner(load_program(file))
+    runner = make_runner(file, settings)
     try:
         probe = try_model(runner)
         curve = _curve(file, runner, probe, settings)
@@ -57,6 +58,15 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         most=min(most) if most else None,
         statistics=statistics,
     )
+
+
+def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
+    """Threads for what computes without Python's lock, processes for the rest and for accelerators."""
+    devices = [f"cuda:{i}" for i in range(settings.gpus)]
+    threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[settings.backend]
+    if devices or not threads:
+        return ProcessRunner(file, settings.lanes(), devices)
+    return ThreadRunner(load_program(file))
 
 
 def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:

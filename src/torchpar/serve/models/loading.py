@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.description import Description, parse_description
-from torchpar.serve.models.files import ModelFile, check_owner
+from torchpar.serve.models.files import SUFFIXES, ModelFile, check_owner
 from torchpar.serve.models.program import Program
 
 
-def load_program(file: ModelFile, device: str = "cpu") -> Program:
-    """Load a model file. Raises ModelError."""
+def runs_in_threads(path: str) -> bool:
+    """Whether this kind of file computes without Python's lock."""
+    return path.endswith(".pt")
+
+
+def load_program(file: ModelFile, device: str | None = "cpu") -> Program:
+    """Load a model file. Raises ModelError.
+
+    device is torch's name of where it computes; None: it does not, and nothing of it may touch an accelerator.
+    """
     check_owner(file.path)
     description = Description()
     if file.description:
@@ -19,5 +27,17 @@ def load_program(file: ModelFile, device: str = "cpu") -> Program:
     if file.path.endswith(".pt"):
         from torchpar.serve.models.torchscript import TorchScript
 
-        return TorchScript(file.path, description, device)
-    raise ModelError(f"{file.path}: not a model: a TorchScript file's name ends in .pt")
+        return TorchScript(file.path, description, device or "cpu")
+    if file.path.endswith(".py"):
+        from torchpar.serve.models.handler import Handler
+
+        return Handler(file.path, description, device)
+    if file.path.endswith(".pt2"):
+        from torchpar.serve.models.inductor import Inductor, is_package
+
+        if is_package(file.path):
+            return Inductor(file.path, description, device)
+        from torchpar.serve.models.exported import Exported
+
+        return Exported(file.path, description, device or "cpu")
+    raise ModelError(f"{file.path}: not a model: {', '.join(SUFFIXES)} are")

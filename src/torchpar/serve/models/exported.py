@@ -1,0 +1,63 @@
+"""Programs of torch.export (.pt2): a graph that Python executes, with names, datatypes and shapes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torchpar.serve.errors import ModelError
+from torchpar.serve.models.description import INSIDE, Description, parse_description
+from torchpar.serve.models.program import Program, describe
+from torchpar.serve.models.values import DATATYPES
+from torchpar.serve.tensors import TensorSpec
+
+
+class Exported(Program):
+    """Python walks the graph, so only processes compute at the same time."""
+
+    platform = "pytorch_export"
+    threads = False
+
+    def __init__(self, path: str, description: Description, device: str = "cpu") -> None:
+        if not hasattr(torch, "export") or not hasattr(torch.export, "load"):
+            raise ModelError(f"{path}: torch {torch.__version__} has no torch.export; save the model as TorchScript")
+        extra = {INSIDE: ""}
+        try:
+            program = torch.export.load(path, extra_files=extra)
+        except Exception as error:  # whatever an unreadable archive makes torch raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{path}: not a torch.export program that this torch can load: {reason}") from None
+        if extra[INSIDE]:
+            description = description.over(parse_description(extra[INSIDE], f"{path}: {INSIDE}"))
+        nodes = {node.name: node for node in program.graph.nodes}
+        signature = program.graph_signature
+        found = [_spec(name, nodes[name].meta.get("val")) for name in signature.user_inputs if name in nodes]
+        self.inputs = describe(path, [spec for spec in found if spec], description)
+        results = [_spec(str(name), nodes[str(name)].meta.get("val")) for name in signature.user_outputs]
+        self.outputs = description.outputs or tuple(spec for spec in results if spec)
+        self.max_batch = description.max_batch
+        module = program.module()
+        self._module = module if device == "cpu" else module.to(device)
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """One call; the results in the order of the graph's outputs."""
+        with torch.inference_mode():
+            result = self._module(*inputs)
+        return list(flatten(result))
+
+
+def _spec(name: str, value: Any) -> TensorSpec | None:
+    if not isinstance(value, torch.Tensor) or value.dtype not in DATATYPES:
+        return None
+    return TensorSpec(name, DATATYPES[value.dtype], tuple(size if type(size) is int else -1 for size in value.shape))
+
+
+def flatten(result: Any) -> Sequence[Any]:
+    """The tensors in nested tuples, lists and dictionaries, in order."""
+    if isinstance(result, dict):
+        result = list(result.values())
+    if isinstance(result, (tuple, list)):
+        return [leaf for part in result for leaf in flatten(part)]
+    return [result]

@@ -1,0 +1,118 @@
+"""Python handlers: a file with `load()` and `predict(batch)`.
+
+    import torch
+
+    INPUTS = [("x", "FP32", (-1, 784))]
+    OUTPUTS = [("y", "FP32", (-1, 10))]
+
+    def load():
+        global model
+        model = torch.load("/srv/digits.pt", weights_only=False).eval()
+
+    def predict(batch):
+        return {"y": model(batch["x"])}
+
+`load` runs once, before the worker processes are forked: they share what it made. `predict` gets a dictionary, name to
+torch.Tensor (for BYTES: a list of bytes objects), whose rows may be of several requests; it returns a dictionary, a
+tensor, or a list in the order of OUTPUTS. A row's answer must not depend on the rows beside it: that is tried at the
+start, on what `example()` returns (a dictionary of one row or more) where the handler has it. MAX_BATCH = 1 in the file
+switches batching off. With accelerators `load` runs in each process, and `load(device)` is told which one is its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torchpar.serve.errors import ModelError
+from torchpar.serve.models.description import Description, specs_of
+from torchpar.serve.models.program import Program
+from torchpar.serve.tensors import TensorSpec
+
+
+class Handler(Program):
+    """The file is run as a module of its own; what lies beside it can be imported."""
+
+    platform = "python"
+    threads = False
+
+    def __init__(self, path: str, description: Description, device: str | None = "cpu") -> None:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+        module = _run_file(path)
+        for name in ("load", "predict"):
+            if not callable(getattr(module, name, None)):
+                raise ModelError(f"{path}: a handler has the functions load() and predict(batch); {name} is missing")
+        self._where = path
+        self._predict = module.predict
+        self.inputs = description.inputs or self._specs(module, "INPUTS")
+        self.outputs = description.outputs or self._specs(module, "OUTPUTS")
+        limit = getattr(module, "MAX_BATCH", None)
+        self.max_batch = limit if description.max_batch is None else description.max_batch
+        if not self.inputs:
+            raise ModelError(f'{path}: INPUTS is missing: INPUTS = [("x", "FP32", (-1, 784))]')
+        self.example: dict[str, Any] | None = None
+        if device is None:
+            return
+        with _told(path, "load"):
+            module.load(device) if inspect.signature(module.load).parameters else module.load()
+        if callable(getattr(module, "example", None)):
+            with _told(path, "example"):
+                self.example = module.example()
+
+    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """predict() with the inputs by name; its results in the order of the declared outputs."""
+        batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
+        with torch.inference_mode():
+            result = self._predict(batch)
+        if not isinstance(result, dict):
+            return result if isinstance(result, (tuple, list)) and not _is_strings(result) else (result,)
+        missing = [spec.name for spec in self.outputs if spec.name not in result]
+        if missing:
+            raise KeyError(f"predict() returned no '{missing[0]}', which OUTPUTS names")
+        return [result[spec.name] for spec in self.outputs] if self.outputs else list(result.values())
+
+    def _specs(self, module: Any, name: str) -> tuple[TensorSpec, ...]:
+        entries = getattr(module, name, ())
+        try:
+            listed = [{"name": n, "datatype": d, "shape": list(s)} for n, d, s in entries]
+        except (TypeError, ValueError):
+            raise ModelError(f'{self._where}: {name}: expected is [("x", "FP32", (-1, 784))]') from None
+        return specs_of(listed, f"{self._where}: {name}")
+
+
+class _told:
+    """What the handler's own code raises while it loads, as a ModelError that says where."""
+
+    def __init__(self, path: str, function: str) -> None:
+        self._name = f"{path}: {function}()"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            while trace.tb_next:
+                trace = trace.tb_next
+            place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+            raise ModelError(f"{self._name} failed at {place}: {type(error).__name__}: {error}") from error
+
+
+def _run_file(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("torchpar_handler", path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    with _told(path, "import"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _is_strings(result: Sequence[Any]) -> bool:
+    return isinstance(result, list) and bool(result) and isinstance(result[0], (str, bytes, list))

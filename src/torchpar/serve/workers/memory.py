@@ -1,0 +1,88 @@
+"""Shared memory between the server and one worker process: the inputs of a batch first, then its outputs.
+
+Both ends map one anonymous file and make it longer when it is too short; who finds its map shorter than the file maps
+it anew. Only where the tensors lie goes over the socket.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from torchpar.serve.columns import Column, elements, lay
+from torchpar.serve.tensors import Tensor
+
+# What vector instructions like best.
+ALIGN = 64
+_LENGTH = struct.Struct("<I")
+
+# {"name", "datatype", "shape", "start", "size"}: one tensor in the memory.
+Place = dict[str, Any]
+
+
+class Memory:
+    """The memory behind a file descriptor, which stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.map: Any = None
+        self.view = memoryview(b"")
+        self.reach(mmap.PAGESIZE)
+
+    def reach(self, size: int) -> None:
+        """Have at least this many bytes mapped; what is there stays."""
+        if len(self.view) >= size:
+            return
+        have = os.fstat(self._fd).st_size
+        if have < size:
+            # Twice as much as now: a growing batch should not map anew each time.
+            have = max(size, 2 * have)
+            have += -have % mmap.PAGESIZE
+            os.ftruncate(self._fd, have)
+        self.map = mmap.mmap(self._fd, have)
+        self.view = memoryview(self.map)
+
+    def write(self, columns: Sequence[tuple[str, Column]], start: int = 0) -> list[Place]:
+        """Lay the columns out from `start` on; tells where each is."""
+        places = []
+        for name, column in columns:
+            if column.datatype == "BYTES":
+                parts = [b"".join(_LENGTH.pack(len(e)) + e for e in elements(column.parts))]
+            else:
+                parts = list(column.parts)
+            start += -start % ALIGN
+            size = sum(len(part) for part in parts)
+            self.reach(start + size)
+            lay(parts, self.view[start : start + size])
+            place = {"name": name, "datatype": column.datatype, "shape": column.shape, "start": start, "size": size}
+            places.append(place)
+            start += size
+        return places
+
+    def read(self, place: Place) -> Tensor:
+        """A tensor in wire form, copied out."""
+        start, end = place["start"], place["start"] + place["size"]
+        self.reach(end)
+        shape = tuple(place["shape"])
+        raw = bytes(self.view[start:end])
+        if place["datatype"] != "BYTES":
+            return Tensor(place["name"], place["datatype"], shape, raw)
+        return Tensor(place["name"], "BYTES", shape, _split(raw, math.prod(shape)))
+
+
+def end_of(places: Sequence[Place]) -> int:
+    """The first free byte behind them."""
+    return max((place["start"] + place["size"] for place in places), default=0)
+
+
+def _split(raw: bytes, count: int) -> list[bytes]:
+    found, at = [], 0
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(raw, at)
+        found.append(raw[at + 4 : at + 4 + length])
+        at += 4 + length
+    return found

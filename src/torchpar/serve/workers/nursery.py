@@ -1,0 +1,151 @@
+"""The process that loads a model and forks its workers, and what a worker does.
+
+It is started fresh, for the server itself has threads, and a fork of those is not safe. It never computes: a worker
+that dies is forked again from the same clean state, and all share the memory of the weights. A driver of accelerators
+does not survive a fork: with those only the model's face is read here, and each worker loads it on its own device.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from torchpar.serve.columns import Column
+from torchpar.serve.errors import ModelError
+from torchpar.serve.models.files import ModelFile
+from torchpar.serve.models.loading import load_program
+from torchpar.serve.models.program import Program
+from torchpar.serve.tensors import Tensor
+from torchpar.serve.workers.lane import PACKET
+from torchpar.serve.workers.memory import Memory, Place
+
+
+def main(fd: int, text: str) -> None:
+    """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
+
+    First a line of JSON goes back: the model's face, or an error. Then each byte that comes with two descriptors (a
+    lane's far ends) is a wish for a worker, answered by a line with its process number.
+    """
+    control = socket.socket(fileno=fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
+    wish = json.loads(text)
+    file = ModelFile(**wish["file"])
+    try:
+        program = load_program(file, None if wish["devices"] else "cpu")
+    except ModelError as error:
+        _tell(control, {"error": str(error)})
+        return
+    _tell(control, _face(program))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    while True:
+        order, fds, _, _ = socket.recv_fds(control, 4, 2)
+        if len(fds) < 2:
+            return
+        pid = os.fork()
+        if pid == 0:
+            _work(control, order, fds, program, wish["devices"], file)
+        for each in fds:
+            os.close(each)
+        _tell(control, {"pid": pid})
+
+
+def _work(
+    control: socket.socket, order: bytes, fds: list[int], program: Program, devices: list[str], file: ModelFile
+) -> None:
+    """The whole life of a worker; never returns."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        lane = int.from_bytes(order, "little")
+        if devices:
+            from torchpar.serve.device import Accelerator, Cuda
+
+            device = devices[lane % len(devices)]
+            serve_lane(fds[0], fds[1], load_program(file, device), Accelerator(Cuda(device)))
+        else:
+            serve_lane(fds[0], fds[1], program, None)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) -> None:
+    """Compute what comes, until the socket is closed. device: see device.py; None is the CPU."""
+    from torchpar.serve.models.values import tensors_of
+    from torchpar.serve.runner import failure
+    from torchpar.serve.workers.values import value_at
+
+    channel = socket.socket(fileno=socket_fd)
+    memory = Memory(memory_fd)
+    names = [spec.name for spec in program.outputs]
+    while True:
+        packet = channel.recv(PACKET)
+        if not packet:
+            return
+        wish = json.loads(packet)
+        memory.reach(wish["end"])
+        if device:
+            device.attach(memory)
+        reply: dict[str, Any]
+        try:
+            values = [value_at(memory, place) for place in wish["inputs"]]
+            results = device.run(program, values) if device else program.run(values)
+            outputs = tensors_of(names, results)
+            reply = {"outputs": _lay_out(memory, outputs, wish["end"])}
+        except Exception as error:  # the model's own code: whatever it raises is the answer
+            if program.platform == "python":
+                traceback.print_exc()  # for the handler's author, who looks into the log
+            reply = {"error": failure(error).message}
+        channel.send(json.dumps(reply).encode())
+
+
+def _lay_out(memory: Memory, outputs: list[Tensor], start: int) -> list[Place]:
+    return memory.write([(t.name, Column(t.datatype, t.shape, [t.data])) for t in outputs], start)
+
+
+def _face(program: Program) -> dict[str, Any]:
+    def specs(listed: Any) -> list[dict[str, Any]]:
+        return [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in listed]
+
+    face = {
+        "platform": program.platform,
+        "inputs": specs(program.inputs),
+        "outputs": specs(program.outputs),
+        "max_batch": program.max_batch,
+        "guessed": program.guessed,
+    }
+    example = getattr(program, "example", None)
+    if example is not None:
+        from torchpar.serve.models.values import tensor_of
+
+        face["example"] = [_packed(tensor_of(spec.name, example[spec.name])) for spec in program.inputs]
+    return face
+
+
+def _packed(tensor: Tensor) -> dict[str, Any]:
+    data = tensor.data
+    packed = (
+        [base64.b64encode(e).decode() for e in data] if isinstance(data, list) else base64.b64encode(data).decode()
+    )
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "data": packed}
+
+
+def unpacked(packed: dict[str, Any]) -> Tensor:
+    """A tensor of the face's example."""
+    data = packed["data"]
+    raw = [base64.b64decode(e) for e in data] if isinstance(data, list) else base64.b64decode(data)
+    return Tensor(packed["name"], packed["datatype"], tuple(packed["shape"]), raw)
+
+
+def _tell(control: socket.socket, what: dict[str, Any]) -> None:
+    control.sendall(json.dumps(what).encode() + b"\n")

@@ -1,0 +1,154 @@
+"""A model in worker processes: one nursery, and a worker for each lane."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torchpar
+from torchpar.serve.columns import Column, Computed
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.models.description import specs_of
+from torchpar.serve.models.files import ModelFile
+from torchpar.serve.runner import Runner
+from torchpar.serve.workers.lane import Lane, WorkerDied
+from torchpar.serve.workers.nursery import unpacked
+
+# The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
+_START = "import sys; sys.path.insert(0, {!r}); from torchpar.serve.workers.nursery import main; main({}, {!r})"
+
+
+class ProcessRunner(Runner):
+    """devices names accelerators such as "cuda:0", one a lane; empty: the CPU."""
+
+    def __init__(self, file: ModelFile, lanes: int, devices: Sequence[str] = ()) -> None:
+        self._file = file
+        self._devices = list(devices)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._closed = False
+        if devices:
+            self.kind = "KIND_GPU"
+        face = self._start_nursery()
+        self.platform = face["platform"]
+        self.inputs = specs_of(face["inputs"], file.path)
+        self.outputs = specs_of(face["outputs"], file.path)
+        self.max_batch = face["max_batch"]
+        self.guessed = face["guessed"]
+        self.example = [unpacked(tensor) for tensor in face["example"]] if "example" in face else None
+        self._names = [spec.name for spec in self.inputs]
+        try:
+            self._lanes: list[Lane | None] = [self._fork(lane) for lane in range(lanes)]
+        except (OSError, WorkerDied) as error:
+            self.close()
+            raise ModelError(f"{file.path}: its worker processes cannot be started: {error}") from None
+
+    def compute(self, lane: int, columns: Sequence[Column]) -> Computed:
+        """See Runner."""
+        worker = self._lanes[lane]
+        if worker is None:
+            raise ServeError(503, "the worker process is being started again")
+        try:
+            return worker.compute(self._names, columns)
+        except WorkerDied:
+            worker.close()
+            self._lanes[lane] = None
+            raise ServeError(503, "the worker process died while it computed this") from None
+
+    def mend(self, lane: int) -> None:
+        """Fork a worker where one died; where the nursery is gone too, load the model again."""
+        if self._lanes[lane] is not None or self._closed:
+            return
+        with self._lock:
+            try:
+                self._lanes[lane] = self._fork(lane)
+            except (OSError, WorkerDied):
+                self._stop_nursery()
+                self._start_nursery()
+                self._lanes[lane] = self._fork(lane)
+
+    def pids(self) -> list[int | None]:
+        """The workers' process numbers, by lane."""
+        return [lane.pid if lane else None for lane in self._lanes]
+
+    def close(self) -> None:
+        """End the workers and the nursery."""
+        self._closed = True
+        for lane in getattr(self, "_lanes", ()):
+            if lane:
+                lane.close()
+        self._stop_nursery()
+
+    def _start_nursery(self) -> dict[str, Any]:
+        near, far = socket.socketpair()
+        wish = json.dumps({"file": asdict(self._file), "devices": self._devices})
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(torchpar.__file__)))
+        # A worker is one compute thread; with OpenMP told before it starts there is no pool that a fork would break.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START.format(folder, far.fileno(), wish)],
+            pass_fds=[far.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        far.close()
+        self._control = near
+        face = self._hear()
+        if face is None:
+            status = self._process.wait()
+            raise ModelError(f"{self._file.path}: loading it ended the process (status {status}); see the log")
+        if "error" in face:
+            self._stop_nursery()
+            raise ModelError(face["error"])
+        return face
+
+    def _stop_nursery(self) -> None:
+        if self._control:
+            self._control.close()
+            self._control = None
+        if self._process:
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def _fork(self, number: int) -> Lane:
+        lane = Lane()
+        if self._control is None:
+            lane.close()
+            raise WorkerDied
+        try:
+            socket.send_fds(self._control, [number.to_bytes(4, "little")], lane.far_ends())
+            reply = self._hear()
+        except OSError:
+            reply = None
+        if reply is None:
+            lane.close()
+            raise WorkerDied
+        lane.handed_over(reply["pid"])
+        return lane
+
+    def _hear(self) -> dict[str, Any] | None:
+        """One line from the nursery; None when it is gone."""
+        assert self._control
+        line = b""
+        while not line.endswith(b"\n"):
+            try:
+                part = self._control.recv(1 << 20)
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                return None
+            line += part
+        found: dict[str, Any] = json.loads(line)
+        return found

@@ -1,0 +1,332 @@
+"""Handlers and exported programs, each worker a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.serve.engines import Answer, ask, request, serving, value
+from tests.serve.models import Affine, described, mlp, save_script
+from torchpar.serve.columns import Column
+from torchpar.serve.engine import Engine
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.requests import Request, Response
+from torchpar.serve.tensors import Tensor
+from torchpar.serve.workers.memory import Memory, end_of
+
+pytestmark = pytest.mark.subprocess
+
+MINIMUM = """
+import torch
+
+INPUTS = [("x", "FP32", (-1, 3))]
+OUTPUTS = [("y", "FP32", (-1, 3))]
+
+def load():
+    global scale
+    scale = torch.tensor([1.0, 2.0, 3.0])
+
+def predict(batch):
+    return {"y": batch["x"] * scale}
+"""
+
+# Sleeps as many seconds as the first number says, and tells which process it is.
+SLEEPER = """
+import os, time, torch
+
+INPUTS = [("x", "FP32", (-1, 1))]
+OUTPUTS = [("pid", "INT64", (-1,))]
+MAX_BATCH = 1
+
+def load():
+    pass
+
+def predict(batch):
+    time.sleep(float(batch["x"][0, 0]))
+    return torch.full((len(batch["x"]),), os.getpid())
+
+def example():
+    return {"x": torch.zeros(1, 1)}
+"""
+
+STRINGS = """
+INPUTS = [("text", "BYTES", (-1, 1))]
+OUTPUTS = [("loud", "BYTES", (-1, 1)), ("length", "INT64", (-1,))]
+
+def load():
+    pass
+
+def predict(batch):
+    import torch
+    texts = [text.decode() for text in batch["text"]]
+    if "fail" in texts:
+        raise ValueError("this text cannot be read")
+    return {"loud": [[text.upper()] for text in texts], "length": torch.tensor([len(text) for text in texts])}
+"""
+
+
+def handler(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "m.py"
+    path.write_text(text)
+    return path
+
+
+def runner(engine: Engine) -> Any:
+    return engine._repository.get("m").runner
+
+
+X = torch.arange(6.0).reshape(2, 3)
+
+
+def test_ten_lines_are_a_handler(tmp_path: Path) -> None:
+    """It is batched, for its rows do not see each other, and computes in every worker."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, MINIMUM), workers=2, max_batch=8) as engine:
+            assert engine.metadata("m").platform == "python" and engine.config("m")["max_batch_size"] == 8
+            assert len(set(runner(engine).pids())) == 2
+            for answer in ask(engine, [request(X * i) for i in range(6)]):
+                await answer.get()
+            for i, answer in enumerate(ask(engine, [request(X * i) for i in range(6)])):
+                assert torch.equal((await answer.values())[0], X * i * torch.tensor([1.0, 2.0, 3.0]))
+            # More than the memory holds at first: both ends map it anew.
+            large = torch.randn(8, 3)
+            assert (await Answer(engine, request(large)).values())[0].shape == (8, 3)
+
+    asyncio.run(run())
+
+
+def test_strings_go_both_ways_and_a_failure_is_told(tmp_path: Path) -> None:
+    """BYTES of any length; what predict raises is a 500 to who caused it alone."""
+
+    def texts(*words: bytes) -> Request:
+        return Request("m", [Tensor("text", "BYTES", (len(words), 1), list(words))])
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, STRINGS)) as engine:
+            good, bad, long = ask(
+                engine, [texts(b"one", "zwölf".encode()), texts(b"fail"), texts(b"x" * 100_000, b"")]
+            )
+            got = await good.get()
+            assert isinstance(got, Response)
+            assert got.outputs[0].data == [b"ONE", "ZWÖLF".encode()] and got.outputs[0].shape == (2, 1)
+            assert value(got.outputs[1]).tolist() == [3, 5]
+            refused = await bad.get()
+            assert isinstance(refused, ServeError) and refused.status == 500
+            assert refused.message == "the model failed: ValueError: this text cannot be read"
+            whole = await long.get()
+            assert isinstance(whole, Response) and whole.outputs[0].data == [b"X" * 100_000, b""]
+
+    asyncio.run(run())
+
+
+def test_a_killed_worker_costs_what_it_held_and_is_back(tmp_path: Path) -> None:
+    """503 for the request in it; those of the other worker, and those that wait, are answered."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, SLEEPER), workers=2) as engine:
+            first, second = ask(engine, [request(torch.full((1, 1), 1.0))] * 2)
+            await asyncio.sleep(0.2)
+            waiting = ask(engine, [request(torch.zeros(1, 1))] * 5)
+            killed = runner(engine).pids()[1]
+            os.kill(killed, signal.SIGKILL)
+            ends = [await first.get(), await second.get()]
+            statuses = [end.status for end in ends if isinstance(end, ServeError)]
+            assert statuses == [503]
+            pids = [(await answer.values())[0].item() for answer in waiting]
+            assert killed not in pids
+            # The worker is back: as many processes as before, and all compute.
+            both = ask(engine, [request(torch.full((1, 1), 0.3))] * 2)
+            assert {(await answer.values())[0].item() for answer in both} == set(runner(engine).pids())
+            assert engine.live() and killed not in runner(engine).pids()
+
+    asyncio.run(run())
+
+
+def test_a_killed_nursery_is_replaced_when_it_is_needed(tmp_path: Path) -> None:
+    """Its workers go on; the next that dies is forked from a new one."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, SLEEPER), workers=1) as engine:
+            runner(engine)._process.kill()
+            (pid,) = await Answer(engine, request(torch.zeros(1, 1))).values()
+            held = Answer(engine, request(torch.full((1, 1), 30.0)))
+            await asyncio.sleep(0.2)
+            os.kill(int(pid), signal.SIGKILL)
+            assert await held.status() == 503
+            (other,) = await Answer(engine, request(torch.zeros(1, 1))).values()
+            assert other.item() != pid.item()
+
+    asyncio.run(run())
+
+
+def test_no_process_stays_behind(tmp_path: Path) -> None:
+    """After a stop, and after a reload the old ones."""
+
+    def gone(pid: int) -> bool:
+        try:
+            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            return True
+
+    async def run() -> list[int]:
+        path = handler(tmp_path, MINIMUM)
+        async with serving(path, workers=2) as engine:
+            old = [*runner(engine).pids(), runner(engine)._process.pid]
+            path.write_text(MINIMUM.replace("* scale", "+ scale"))
+            await engine.reload()
+            (y,) = await Answer(engine, request(X)).values()
+            assert torch.equal(y, X + torch.tensor([1.0, 2.0, 3.0]))
+            return old + [*runner(engine).pids(), runner(engine)._process.pid]
+
+    pids = asyncio.run(run())
+    end = time.monotonic() + 60
+    while not all(map(gone, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [pid for pid in pids if not gone(pid)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def load(): pass", r"load\(\) and predict\(batch\); predict is missing"),
+        (MINIMUM.replace("INPUTS = [", "OTHER = ["), "INPUTS is missing"),
+        (MINIMUM.replace("(-1, 3))]", "3)]", 1), "INPUTS: expected is"),
+        (MINIMUM.replace("FP32", "float"), r"INPUTS\[0\]: datatype 'float'"),
+        (MINIMUM.replace("global scale", "open('/no/such/file')"), r"load\(\) failed at m.py:\d+: FileNotFoundError"),
+        ("import no_such_module", "import.. failed at m.py:1: ModuleNotFoundError"),
+        ("import os; os._exit(3)", "loading it ended the process .status 3"),
+    ],
+)
+def test_a_handler_that_cannot_be_loaded_says_why(tmp_path: Path, text: str, says: str) -> None:
+    """File, function and line."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, text)):
+            pass
+
+    with pytest.raises(ModelError, match=says):
+        asyncio.run(run())
+
+
+def test_a_torchscript_file_can_be_served_by_processes_too(tmp_path: Path) -> None:
+    """Backend=process."""
+    save_script(Affine(), tmp_path / "m.pt", described(-1, 3))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", backend="process") as engine:
+            assert runner(engine).pids()
+            assert torch.equal((await Answer(engine, request(X)).values())[0], 2 * X + 1)
+
+    asyncio.run(run())
+
+
+def exported(module: torch.nn.Module) -> Any:
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    return torch.export.export(module, (torch.randn(2, 3),), dynamic_shapes=({0: rows},))
+
+
+@pytest.mark.skipif(not hasattr(torch, "export"), reason="this torch has no torch.export")
+def test_an_exported_program_names_its_tensors_itself(tmp_path: Path) -> None:
+    """Names, datatypes, shapes; its open first dimension is the rows."""
+    module = mlp()
+    torch.export.save(exported(module), str(tmp_path / "m.pt2"))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt2") as engine:
+            face = engine.metadata("m")
+            assert [(s.name, s.datatype, s.shape) for s in face.inputs] == [("input", "FP32", (-1, 3))]
+            assert [(s.datatype, s.shape) for s in face.outputs] == [("FP32", (-1, 3))]
+            assert engine.config("m")["max_batch_size"] > 1
+            for i, answer in enumerate(ask(engine, [request(X * i, names="input") for i in range(5)])):
+                assert torch.allclose((await answer.values())[0], module(X * i), atol=1e-5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not hasattr(torch, "export"), reason="this torch has no torch.export")
+def test_a_program_with_fixed_rows_is_served_as_it_is(tmp_path: Path) -> None:
+    """No batching where the rows are not open."""
+    module = mlp()
+    torch.export.save(torch.export.export(module, (X,)), str(tmp_path / "m.pt2"))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt2") as engine:
+            assert engine.config("m")["max_batch_size"] == 0 and engine.metadata("m").inputs[0].shape == (2, 3)
+            assert torch.equal((await Answer(engine, request(X, names="input")).values())[0], module(X))
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not hasattr(torch, "export") or not shutil.which("g++"), reason="nothing to compile it with")
+def test_a_compiled_package_is_served(tmp_path: Path) -> None:
+    """It needs a description; without one the message says so."""
+    module = mlp()
+    path = str(tmp_path / "m.pt2")
+    torch._inductor.aoti_compile_and_package(exported(module), package_path=path)
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt2") as engine:
+            assert engine.metadata("m").platform == "pytorch_aotinductor"
+            for i, answer in enumerate(ask(engine, [request(X * i) for i in range(5)])):
+                assert torch.allclose((await answer.values())[0], module(X * i), atol=1e-5)
+
+    with pytest.raises(ModelError, match="describe them in a .json file"):
+        asyncio.run(run())
+    (tmp_path / "m.json").write_text('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}')
+    asyncio.run(run())
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    """By its name, and by what is in it."""
+    for name, says in (("m.onnx", "not a model"), ("m.pt2", "not a .pt2 file"), ("gone.pt", "No such file")):
+        if name != "gone.pt":
+            (tmp_path / name).write_bytes(b"nothing")
+
+        async def run(path: Path) -> None:
+            async with serving(path):
+                pass
+
+        with pytest.raises(ModelError, match=says):
+            asyncio.run(run(tmp_path / name))
+
+
+columns = st.one_of(
+    st.lists(st.binary(max_size=300), min_size=1, max_size=4).map(
+        lambda parts: Column("UINT8", (sum(map(len, parts)),), parts)
+    ),
+    st.lists(st.lists(st.binary(max_size=50), max_size=4), min_size=1, max_size=3).map(
+        lambda parts: Column("BYTES", (sum(map(len, parts)),), parts)
+    ),
+)
+
+
+@given(st.lists(st.lists(columns, max_size=4), min_size=1, max_size=4))
+def test_what_is_written_to_the_memory_is_read_at_its_other_end(batches: list[list[Column]]) -> None:
+    """Of any sizes, batch after batch, with maps that are made at different times."""
+    fd = os.memfd_create("test")
+    try:
+        here, there = Memory(fd), Memory(fd)
+        for batch in batches:
+            places = here.write([(str(i), column) for i, column in enumerate(batch)])
+            there.reach(end_of(places))
+            for column, place in zip(batch, places, strict=True):
+                got = there.read(place)
+                joined: Any = [] if column.datatype == "BYTES" else b""
+                for part in column.parts:
+                    joined += part
+                assert (got.datatype, got.shape, got.data) == (column.datatype, column.shape, joined)
+            back = there.write([("y", Column("UINT8", (5000,), [b"y" * 5000]))], end_of(places))
+            assert here.read(back[0]).data == b"y" * 5000
+    finally:
+        os.close(fd)
