@@ -1,14 +1,17 @@
-"""`make demo`: from this source tree to a placed, running training job on a throw-away Debian, and what it looks like.
+"""`make demo`: from this source tree to a job that trains and a service that serves what it learnt, on a throw-away
+Debian, and what it looks like.
 
     python3 -m tests.machines.demo [--suite bookworm|trixie] [--deb FILE]
 
-Exit status 0: the job trained to its end, its loss fell, and torchpar found it placed as planned.
+Exit status 0: the job trained to its end, its loss fell, torchpar found it placed as planned, and the service answered.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,6 +22,9 @@ from tests.machines.package import PackageError, build_package
 from tests.machines.roots import RootError, Suite
 
 _JOB = "torchpar-train@demo"
+_SERVICE = "torchpar-infer@demo"
+
+_QUESTION = "Permission is"
 
 # Written to the journal after the job's end, for whoever follows it to know that it was all.
 _END = "torchpar-demo-end"
@@ -47,7 +53,7 @@ def main() -> None:
 
 
 def run_demo(suite: Suite, deb: Path | None) -> None:
-    """Build, boot, install, train."""
+    """Build, boot, install, train, serve."""
     started = time.monotonic()
     package = deb or build_package(suite, _say)
     _say(f"package: {package} ({package.stat().st_size / 1024:.0f} KiB)")
@@ -58,6 +64,7 @@ def run_demo(suite: Suite, deb: Path | None) -> None:
             _install(machine, package)
             _show(machine, "torchpar", "plan")
             _train(machine)
+            _serve(machine)
         except BaseException:
             print(f"\njournal and units of the machine: {machine.save_logs(machine.name)}", file=sys.stderr)
             raise
@@ -128,13 +135,31 @@ def _train(machine: Machine) -> None:
         print(f"    {line}")
 
 
-def _show(machine: Machine, *argv: str) -> None:
-    """Run a command and show it with what it printed. Raises CommandError."""
-    _say(" ".join(argv))
+def _serve(machine: Machine) -> None:
+    """Serve what was trained, ask it, and have torchpar look at it."""
+    machine.install("curl", recommends=False)
+    started = time.monotonic()
+    _show(machine, "systemctl", "start", _SERVICE)
+    _say(f"{_SERVICE} is ready after {time.monotonic() - started:.1f} s")
+    answer = _show(machine, "curl", "--silent", "--data", json.dumps({"text": _QUESTION}), "localhost:8000/predict")
+    outputs = json.loads(answer).get("outputs", {})
+    text = str(outputs.get("text", ""))
+    if not text.startswith(_QUESTION) or len(text) <= len(_QUESTION):
+        raise DemoError(f"{_SERVICE} did not go on with {_QUESTION!r}: {answer}")
+    for line in text.splitlines():
+        print(f"    | {line}")
+    _show(machine, "torchpar", "status")
+    _show(machine, "systemctl", "stop", _SERVICE)
+
+
+def _show(machine: Machine, *argv: str) -> str:
+    """Run a command, show it with what it printed, and return that. Raises CommandError."""
+    _say(shlex.join(argv))
     result = machine.run(*argv, timeout=120)
     print(result.stderr, end="", file=sys.stderr)
     for line in result.stdout.splitlines():
         print(f"    {line}")
+    return result.stdout
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo job on a booted Debian: placed as planned from the first instruction, trained to the end."""
+"""The demo on a booted Debian: placed as planned from the first instruction, trained to the end, and served."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATE = "/var/lib/torchpar/train/demo"
 
 def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -> None:
     """CPUs, memory policy, allocator, environment and threads are those of the plan; verify says so, and says drift
-    after taskset; the loss falls well below the unigram entropy; a TorchScript model is left."""
+    after taskset; the loss falls well below the unigram entropy; a TorchScript model is left, and is served."""
     machine.sh('rm -rf "$1"', STATE)
     plan = json.loads(machine.run("torchpar", "plan", "--json").stdout)
     demo = next(service for service in plan["services"] if service["unit"] == UNIT)
@@ -59,6 +59,14 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     load += "; print(len(m.vocabulary), m(x).shape[2])"
     sizes = machine.run("python3", "-c", load, f"{STATE}/model.pt").stdout.split()
     assert sizes[0] == sizes[1] and int(sizes[0]) > 60
+
+    machine.run("systemctl", "start", "torchpar-infer@demo.service", timeout=120)
+    ask = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], sys.argv[2].encode(), 60).read().decode())"
+    question = ["http://127.0.0.1:8000/predict", json.dumps({"text": "the GNU General"})]
+    outputs = json.loads(machine.run("python3", "-c", ask, *question, timeout=90).stdout)["outputs"]
+    assert outputs["text"].startswith("the GNU General ") and len(outputs["text"]) > 100
+    assert outputs["next"][0] == " " and outputs["probability"][0] > 0.5
+    machine.run("systemctl", "stop", "torchpar-infer@demo.service")
 
 
 def test_a_finished_demo_says_so_and_a_stopped_one_goes_on(machine: Machine) -> None:

@@ -12,10 +12,9 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Last of all: the interpreter's own packages, torch among them, go before. In python3/ is Debian's HTTP parser, for
-    # interpreters that have none.
+    # Last of all: the interpreter's own packages, torch among them, go before.
     folder = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [path for path in sys.path if path != folder] + [folder, os.path.join(folder, "python3")]
+    sys.path[:] = [path for path in sys.path if path != folder] + [folder]
 
     from torchpar.serve.unit import main
 

@@ -1,0 +1,242 @@
+"""Inference services on real systemd: ready, restarted, reloaded, stopped and killed, and what is lost by it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machines.machine import Machine
+from tests.machines.test_apply import CONF, apply
+
+SERVICE, SOCKET = "torchpar-infer@web.service", "torchpar-infer@web.socket"
+
+WEB = "[Infer web]\nModel=/srv/web/model.pt\nDrainTimeout=5s\n"
+
+# Three numbers in, k times three numbers out.
+MODEL = """\
+import json, os, sys
+import torch
+
+class Times(torch.nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def forward(self, x):
+        return self.k * x
+
+face = {name: [{"name": name[0], "datatype": "FP32", "shape": [-1, 3]}] for name in ("inputs", "outputs")}
+extra = {"torchpar.json": json.dumps(face)}
+torch.jit.save(torch.jit.script(Times(float(sys.argv[1]))), "/srv/web/new.pt", _extra_files=extra)
+os.replace("/srv/web/new.pt", "/srv/web/model.pt")
+"""
+
+# $1 clients that ask one question after the other on kept connections, until stdin ends; a connection that the server
+# closes after an answer is made anew. Then: how many answers, all that went wrong, and the answers that came.
+CLIENTS = """\
+import collections, http.client, json, sys, threading
+
+answers, wrong, end = collections.Counter(), [], threading.Event()
+body = json.dumps([1.0, 2.0, 3.0])
+
+def ask():
+    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
+    while not end.is_set():
+        try:
+            connection.request("POST", "/predict", body)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            if answer.status == 200:
+                answers[text] += 1
+            else:
+                wrong.append(f"{answer.status} {text}")
+        except (OSError, http.client.HTTPException) as error:
+            wrong.append(repr(error))
+            connection.close()
+            if isinstance(error, ConnectionRefusedError):
+                end.wait(0.05)
+        end.wait(0.005)
+
+threads = [threading.Thread(target=ask) for _ in range(int(sys.argv[1]))]
+for thread in threads:
+    thread.start()
+sys.stdin.read()
+end.set()
+for thread in threads:
+    thread.join()
+print(json.dumps({"answers": answers, "wrong": wrong}))
+"""
+
+
+@pytest.fixture(scope="module")
+def web(machine: Machine) -> Iterator[Machine]:
+    """The shared machine with a service that serves; afterwards it is as it was."""
+    shipped = machine.read(CONF)
+    machine.write("/srv/web/make_model.py", MODEL)
+    machine.write("/srv/web/clients.py", CLIENTS)
+    make_model(machine, 1)
+    apply(machine, WEB)
+    machine.run("systemctl", "start", SERVICE, timeout=120)
+    yield machine
+    machine.sh("systemctl stop 'torchpar-infer@*'; systemctl reset-failed; rm -rf /srv/web")
+    apply(machine, shipped)
+
+
+def make_model(machine: Machine, k: int) -> None:
+    machine.run("/usr/bin/python3", "/srv/web/make_model.py", str(k), timeout=120)
+
+
+def ask(machine: Machine, timeout: float = 60) -> str:
+    script = (
+        "import sys, urllib.request as r;"
+        " print(r.urlopen('http://127.0.0.1:8000/predict', b'[1.0, 2.0, 3.0]', 50).read().decode())"
+    )
+    return machine.run("/usr/bin/python3", "-c", script, timeout=timeout).stdout.strip()
+
+
+def answer(k: float) -> str:
+    return json.dumps({"outputs": {"o": [k, 2 * k, 3 * k]}})
+
+
+@contextlib.contextmanager
+def load(machine: Machine, clients: int = 4) -> Iterator[dict[str, dict[str, int] | list[str]]]:
+    """Clients while the block runs; afterwards what they say is in the dictionary."""
+    said: dict[str, dict[str, int] | list[str]] = {}
+    process = machine.start("/usr/bin/python3", "/srv/web/clients.py", str(clients), stdin=subprocess.PIPE)
+    try:
+        machine.run("sleep", "0.5")
+        yield said
+        machine.run("sleep", "0.5")
+    finally:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    said.update(json.loads(output))
+
+
+def served_since(machine: Machine) -> str:
+    return machine.show(SERVICE, "ActiveEnterTimestampMonotonic")
+
+
+def test_start_returns_when_the_service_answers(web: Machine) -> None:
+    """On loopback alone, in its own place, as planned."""
+    assert ask(web) == answer(1)
+    assert web.show(SERVICE, "StatusText") == "serving: 1 of 1 process ready"
+    assert web.show(SOCKET, "Listen") == "127.0.0.1:8000 (Stream)"
+    verified = web.run("torchpar", "verify", "infer@web")
+    assert f"{SERVICE} (process {web.show(SERVICE, 'MainPID')}): ok" in verified.stdout
+    assert "infer@web  running  ok" in web.run("torchpar", "status").stdout
+
+
+def test_restart_reload_and_apply_under_load_lose_nothing(web: Machine) -> None:
+    """Who is answered is answered, who connects meanwhile waits; after a reload the new model answers."""
+    for k in (2, 3):
+        since = served_since(web)
+        with load(web) as said:
+            web.run("systemctl", "restart", SERVICE, timeout=120)
+            apply(web, WEB)
+            make_model(web, k)
+            web.run("systemctl", "reload", SERVICE, timeout=120)
+            assert ask(web) == answer(k)
+        assert said["wrong"] == [] and set(said["answers"]) == {answer(k - 1), answer(k)}
+        assert served_since(web) != since and web.show(SERVICE, "NRestarts") == "0"
+    make_model(web, 1)
+    web.run("systemctl", "reload", SERVICE, timeout=120)
+
+
+def test_a_stop_under_load_answers_what_was_accepted(web: Machine) -> None:
+    """Then nobody listens, and a request does not start it again."""
+    for _ in range(2):
+        with load(web) as said:
+            web.run("systemctl", "stop", SERVICE)
+            assert web.show(SERVICE, "ActiveState") == web.show(SOCKET, "ActiveState") == "inactive"
+            web.run("sleep", "0.5")
+            assert web.show(SERVICE, "ActiveState") == "inactive"
+        # Those who came when there was no socket any more, or were in its queue: no request of theirs was accepted.
+        others = [error for error in said["wrong"] if not error.startswith(("ConnectionRefused", "ConnectionReset"))]
+        resets = [error for error in said["wrong"] if error.startswith("ConnectionReset")]
+        assert said["answers"] and not others and len(resets) <= 4
+        web.run("systemctl", "start", SERVICE, timeout=120)
+
+
+def test_a_reload_of_a_broken_model_fails_and_the_old_one_goes_on(web: Machine) -> None:
+    """systemctl reload says so by its exit status, the journal why."""
+    web.write("/srv/web/model.pt", "no model")
+    done = web.run("systemctl", "reload", SERVICE, check=False, timeout=120)
+    assert done.returncode == 1 and "/srv/web/model.pt" in web.journal(SERVICE)
+    assert ask(web) == answer(1) and web.show(SERVICE, "ActiveState") == "active"
+    make_model(web, 1)
+
+
+def test_a_killed_process_is_back_without_systemd(web: Machine) -> None:
+    """The first process starts it again; who asks meanwhile waits."""
+    main = web.show(SERVICE, "MainPID")
+    serving = web.sh('cat /proc/$1/task/$1/children', main).stdout.split()
+    web.run("kill", "-KILL", *serving)
+    assert ask(web) == answer(1)
+    assert web.show(SERVICE, "MainPID") == main and web.show(SERVICE, "NRestarts") == "0"
+    assert "was killed by SIGKILL; another takes its place" in web.journal(SERVICE)
+
+
+def test_a_killed_service_is_started_again_and_its_socket_waits(web: Machine) -> None:
+    """systemd sees the first process go, takes the others with it, and starts it anew."""
+    web.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", SERVICE)
+    assert ask(web, timeout=120) == answer(1)
+    assert web.show(SERVICE, "NRestarts") == "1"
+
+
+def test_a_process_that_hangs_is_seen_by_the_watchdog(web: Machine) -> None:
+    """One that is stopped cannot even be ended by SIGABRT: systemd starts the service again."""
+    web.write(f"/run/systemd/system/{SERVICE}.d/50-test.conf", "[Service]\nWatchdogSec=4s\n")
+    web.sh("systemctl daemon-reload; systemctl restart $1", SERVICE, timeout=120)
+    try:
+        before = int(web.show(SERVICE, "NRestarts"))
+        main = web.show(SERVICE, "MainPID")
+        web.sh('kill -STOP $(cat /proc/$1/task/$1/children)', main)
+        web.wait_until(lambda: int(web.show(SERVICE, "NRestarts")) == before + 1, "the watchdog", 60)
+        assert ask(web, timeout=120) == answer(1)
+        journal = web.journal(SERVICE)
+        assert "makes no progress" in journal and "Watchdog timeout" in journal
+    finally:
+        web.sh("rm -r /run/systemd/system/$1.d; systemctl daemon-reload; systemctl restart $1", SERVICE, timeout=120)
+
+
+def test_other_hosts_are_refused_unless_listen_names_the_address(web: Machine) -> None:
+    """A drop-in for the socket alone does not open the service."""
+    web.write(f"/run/systemd/system/{SOCKET}.d/50-test.conf", "[Socket]\nListenStream=0.0.0.0:8008\n")
+    try:
+        web.sh("systemctl daemon-reload; systemctl stop $1", SERVICE)
+        assert web.run("systemctl", "start", SERVICE, check=False, timeout=120).returncode == 1
+        assert "0.0.0.0:8008 can be reached from other hosts, and Listen= in torchpar.conf does not name it" in (
+            web.journal(SERVICE)
+        )
+        assert web.show(SERVICE, "NRestarts") == "0"
+    finally:
+        web.sh("rm -r /run/systemd/system/$1.d; systemctl daemon-reload; systemctl reset-failed", SOCKET)
+        web.sh("systemctl stop $1; systemctl start $2", SOCKET, SERVICE, timeout=120)
+
+
+def test_https_with_credentials_that_only_root_can_read(web: Machine) -> None:
+    """Another Listen= needs a restart of the socket, which apply asks for."""
+    web.sh(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost"
+        " -keyout /srv/web/key.pem -out /srv/web/certificate.pem 2>/dev/null; chmod 600 /srv/web/key.pem"
+    )
+    try:
+        keys = "Listen=localhost:8443\nTLSCertificate=/srv/web/certificate.pem\nTLSKey=/srv/web/key.pem\n"
+        web.write(CONF, f"{WEB}{keys}")
+        assert f"systemctl restart {SOCKET}" in web.run("torchpar", "apply").stdout
+        assert ask(web) == answer(1)  # on the old address, until then
+        web.run("systemctl", "restart", SOCKET, timeout=120)
+        get = (
+            "import ssl, urllib.request as r; c = ssl.create_default_context(cafile='/srv/web/certificate.pem');"
+            " c.check_hostname = False;"
+            " print(r.urlopen('https://127.0.0.1:8443/v2/health/ready', timeout=60, context=c).status)"
+        )
+        assert web.run("/usr/bin/python3", "-c", get, timeout=120).stdout == "200\n"
+    finally:
+        apply(web, WEB)
+        web.run("systemctl", "restart", SOCKET, timeout=120)
