@@ -29,6 +29,7 @@ help:
 	@echo 'make bench          the benchmarks of planning and starting'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
 	@echo 'make bench-progress what the runtime costs a training step (TORCH_PYTHON=: an interpreter with torch)'
+	@echo 'make bench-serve    inference servers side by side (ARGUMENTS=... for its arguments)'
 	@echo 'make install        put the files below DESTDIR'
 	@echo 'make clean          remove what was built'
 .PHONY: help
@@ -151,6 +152,13 @@ bench-progress:
 	$(if $(filter $(PYTHON),$(TORCH_PYTHON)),$(call packages,python3-torch))
 	PYTHONPATH=src $(PYTHON) -B -m tests.benchmarks.bench_progress '$(TORCH_PYTHON)'
 .PHONY: bench-progress
+
+# ARGUMENTS='--models mlp --peers torchpar litserve --seconds 4': only those; --soak 10: torchpar alone, for long.
+# See bench_serve.py.
+bench-serve: $(SERVE_VENV)/complete
+	$(call packages,wrk default-jre-headless)
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE '$(SERVE_VENV)/bin/python' -B -m tests.benchmarks.bench_serve $(ARGUMENTS)
+.PHONY: bench-serve
 
 machine-packages:
 	$(call packages,e2fsprogs mmdebstrap python3 qemu-system-x86 systemd-container)

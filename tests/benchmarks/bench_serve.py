@@ -1,0 +1,257 @@
+"""Inference servers side by side: requests per second, latency, and CPU time for each request.
+
+    python3 -m tests.benchmarks.bench_serve [--models mlp encoder] [--peers torchpar mlserver ...] [--seconds N]
+        [--connections 1 8 32 128] [--rounds N] [--soak MINUTES]
+
+In each round every server is started, asked and stopped before the next, so that all meet the same host; the table has
+the medians. What counts are ratios within one run: a shared machine is faster or slower from day to day. `--soak` asks
+torchpar alone, at 80 % of what it can do, and prints errors and memory every minute.
+
+Run it with the interpreter that has torch: `make bench-serve`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.serve_load import Measured, closed_loop, open_loop, resident_mib
+from tests.benchmarks.serve_peers import PEERS, Peer, Question
+
+TREE = Path(__file__).parents[2]
+PORT = 18000
+# The shares of its capacity at which each server is asked in an open loop.
+SHARES = (0.5, 0.8)
+OPEN_CONNECTIONS = 32  # the closed loop that says what the capacity is
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="bench_serve", description="inference servers side by side")
+    parser.add_argument("--models", nargs="+", default=["mlp", "encoder"])
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    arguments = parser.parse_args()
+    workers = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="bench-serve-") as directory:
+        folder = Path(directory)
+        script = TREE / "tests/benchmarks/serve_models.py"
+        subprocess.run([sys.executable, "-W", "ignore", script, "make", folder], check=True)
+        for name in arguments.models:
+            model = folder / f"{name}.pt"
+            if arguments.soak:
+                soak(model, workers, arguments.soak)
+            else:
+                compare(name, model, workers, arguments)
+
+
+def compare(name: str, model: Path, workers: int, arguments: argparse.Namespace) -> None:
+    """All servers with one model, in turns; prints the table."""
+    pythons = {}
+    for peer in arguments.peers:
+        try:
+            pythons[peer] = install(PEERS[peer])
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{peer}: not installed, so left out: {error}", file=sys.stderr)
+    limits: list[dict[str, float]] = []
+    found: dict[tuple[str, str], list[Measured]] = {}
+    memory: dict[str, float] = {}
+    for number in range(arguments.rounds):
+        limits.append(in_process(model, workers, arguments.seconds / 2))
+        for peer, python in pythons.items():
+            print(f"{name}, round {number + 1} of {arguments.rounds}: {peer}", file=sys.stderr, flush=True)
+            try:
+                measure(PEERS[peer], python, model, workers, arguments, found, memory)
+            except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+                print(f"{peer}: left out of this round: {error}", file=sys.stderr)
+    print_table(name, limits, found, memory)
+
+
+def measure(
+    peer: Peer,
+    python: str,
+    model: Path,
+    workers: int,
+    arguments: argparse.Namespace,
+    found: dict[tuple[str, str], list[Measured]],
+    memory: dict[str, float],
+) -> None:
+    """One server: closed loops, then open ones at a part of what it could do."""
+    about = json.loads(model.with_suffix(".json.row").read_text())
+    question = peer.ask(about)
+    with running(peer, python, model, workers) as pid:
+        check(question, about)
+        closed_loop(PORT, question, 8, min(3.0, arguments.seconds), pid)  # warm, and batches learned
+        capacity = 0.0
+        for connections in arguments.connections:
+            done = closed_loop(PORT, question, connections, arguments.seconds, pid)
+            found.setdefault((peer.name, f"c={connections}"), []).append(done)
+            if connections <= OPEN_CONNECTIONS:
+                capacity = max(capacity, done.per_second)
+        for share in SHARES:
+            done = open_loop(PORT, question, share * capacity, arguments.seconds, pid)
+            found.setdefault((peer.name, f"open {share:.0%}"), []).append(done)
+        memory[peer.name] = resident_mib(pid)
+
+
+def in_process(model: Path, threads: int, seconds: float) -> dict[str, float]:
+    """The limit: the model without a server."""
+    script = TREE / "tests/benchmarks/serve_models.py"
+    argv = [sys.executable, "-W", "ignore", script, "limit", model, str(threads), str(seconds)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, env=_environment())
+    limits: dict[str, float] = json.loads(done.stdout)
+    return limits
+
+
+@contextmanager
+def running(peer: Peer, python: str, model: Path, workers: int) -> Iterator[int]:
+    """A server that is ready; yields its process."""
+    with tempfile.TemporaryDirectory(prefix=f"bench-{peer.name}-") as directory:
+        folder = Path(directory)
+        argv = peer.start(folder, python, model, PORT, workers)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                argv, cwd=folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
+            )
+        try:
+            end = time.monotonic() + 120
+            while not _ready(f"http://127.0.0.1:{PORT}{peer.ready}"):
+                if process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"it does not start:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")
+                time.sleep(0.2)
+            yield process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def check(question: Question, about: dict[str, Any]) -> None:
+    """The answer must be the model's, or what follows measures something else. Raises RuntimeError."""
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{question.path}", question.body, question.headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            body = answer.read()
+            length = answer.headers.get("Inference-Header-Content-Length")
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"{error.code}: {error.read()[:500]!r}") from None
+    wanted = about["answer"]
+    if length:
+        values = list(memoryview(body[int(length) :]).cast("f"))
+    else:
+        values = _numbers(json.loads(body))
+    close = len(values) == len(wanted) and all(
+        abs(value - want) < 1e-3 + 1e-3 * abs(want) for value, want in zip(values, wanted, strict=True)
+    )
+    if not close:
+        raise RuntimeError(f"a wrong answer: {values[:3]} instead of {wanted[:3]}")
+
+
+def install(peer: Peer) -> str:
+    """The interpreter of a server: its packages in an environment of their own in the cache, above this one's torch."""
+    if not peer.packages:
+        return sys.executable
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchpar"
+    folder = cache / f"bench-{peer.name}-{'-'.join(peer.packages).replace('==', '-')}"
+    python = folder / "bin/python"
+    if not (folder / "complete").exists():
+        print(f"installing {' '.join(peer.packages)} into {folder}", file=sys.stderr, flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        packages = next((folder / "lib").glob("python3*/site-packages"))
+        ours = next(path for path in sys.path if path.endswith("site-packages"))
+        (packages / "torch.pth").write_text(f"{ours}\n")
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *peer.packages], check=True)
+        (folder / "complete").touch()
+    return str(python)
+
+
+def soak(model: Path, workers: int, minutes: float) -> None:
+    """torchpar at 80 % of its capacity for long."""
+    peer = PEERS["torchpar"]
+    question = peer.ask(json.loads(model.with_suffix(".json.row").read_text()))
+    with running(peer, sys.executable, model, workers) as pid:
+        capacity = closed_loop(PORT, question, OPEN_CONNECTIONS, 5.0, pid).per_second
+        print(f"{model.stem}: {0.8 * capacity:.0f} requests in a second, 80 % of {capacity:.0f}")
+        end = time.monotonic() + 60 * minutes
+        while (left := end - time.monotonic()) > 0:
+            done = open_loop(PORT, question, 0.8 * capacity, min(60.0, left), pid)
+            print(
+                f"{done.per_second:8.0f}/s  p50 {done.p50:.2f} ms  p99 {done.p99:.2f} ms  {done.errors} errors"
+                f"  {done.cpu_us:.0f} us CPU  {resident_mib(pid):.1f} MiB",
+                flush=True,
+            )
+
+
+def print_table(
+    name: str,
+    limits: list[dict[str, float]],
+    found: dict[tuple[str, str], list[Measured]],
+    memory: dict[str, float],
+) -> None:
+    """Medians; `of limit` is the share of what the model does in process, in batches of 32."""
+    limit = statistics.median(each["rows_per_second"] for each in limits)
+    single = statistics.median(each["single_ms"] for each in limits)
+    print(f"\n{name}: in process {limit:.0f} rows in a second in batches of 32; one row takes {single:.2f} ms\n")
+    print("| server | load | req/s | of limit | p50 ms | p99 ms | CPU us/req | errors | MiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (peer, load), runs in found.items():
+        rate = statistics.median(run.per_second for run in runs)
+        middle = [statistics.median(getattr(run, field) for run in runs) for field in ("p50", "p99", "cpu_us")]
+        errors = sum(run.errors for run in runs)
+        print(
+            f"| {peer} | {load} | {rate:.0f} | {rate / limit:.0%} | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.0f}"
+            f" | {errors} | {memory.get(peer, 0):.0f} |"
+        )
+    sys.stdout.flush()
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers of an answer in JSON: of its first output, or of "y"."""
+    if isinstance(value, dict) and "outputs" in value:
+        return list(value["outputs"][0]["data"])
+    return list(value["y"])
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _environment() -> dict[str, str]:
+    """One compute thread each, for all alike, and this tree's server."""
+    left_out = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    return {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TREE / "src"), "PYTHONWARNINGS": "ignore"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The models that the serving benchmark serves, and how fast they are without a server: run in the torch under test.
+
+    python3 serve_models.py make DIRECTORY
+    python3 serve_models.py limit MODEL.pt THREADS SECONDS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Encoder(nn.Module):
+    """64 tokens to one vector: 4 layers, 256 wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(1000, 256)
+        layer = nn.TransformerEncoderLayer(256, nhead=4, dim_feedforward=1024, batch_first=True, dropout=0.0)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.tokens(x)).mean(1)
+
+
+# Name: module, datatype and shape of a row, outputs.
+MODELS = {
+    "mlp": (
+        lambda: nn.Sequential(
+            nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+        ),
+        ("FP32", [784], [10]),
+    ),
+    "encoder": (Encoder, ("INT64", [64], [256])),
+}
+
+
+def make(directory: Path) -> None:
+    """Write each model as TorchScript, with fixed weights, and a row of input for it as numbers."""
+    for name, (build, (datatype, shape, outputs)) in MODELS.items():
+        torch.manual_seed(0)
+        module = build().eval()
+        row = torch.randn(shape) if datatype == "FP32" else torch.randint(1000, shape)
+        face = {
+            "inputs": [{"name": "x", "datatype": datatype, "shape": [-1, *shape]}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, *outputs]}],
+        }
+        with torch.inference_mode():
+            script = torch.jit.trace(module, row[None])
+            answer = module(row[None])[0]
+        torch.jit.save(script, str(directory / f"{name}.pt"), _extra_files={"torchpar.json": json.dumps(face)})
+        about = {"datatype": datatype, "shape": shape, "row": row.tolist(), "answer": answer.tolist()}
+        (directory / f"{name}.json.row").write_text(json.dumps(about))
+
+
+def limit(path: Path, threads: int, seconds: float) -> dict[str, float]:
+    """Rows per second of batches of 32 in so many threads, and milliseconds of a single row."""
+    torch.set_num_threads(1)
+    about = json.loads(path.with_suffix(".json.row").read_text())
+    dtype = torch.float32 if about["datatype"] == "FP32" else torch.int64
+    row = torch.tensor(about["row"], dtype=dtype)[None]
+    batch = row.expand(32, *about["shape"]).contiguous()
+    model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(str(path)).eval()))
+    counts = [0] * threads
+    times: list[float] = []
+    with torch.inference_mode():
+        for _ in range(5):
+            model(batch)
+            model(row)
+        end = time.monotonic() + seconds / 4
+        while time.monotonic() < end:
+            began = time.monotonic()
+            model(row)
+            times.append(time.monotonic() - began)
+    end = time.monotonic() + seconds
+
+    def work(place: int) -> None:
+        with torch.inference_mode():
+            while time.monotonic() < end:
+                model(batch)
+                counts[place] += 32
+
+    began = time.monotonic()
+    workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    took = time.monotonic() - began
+    return {"rows_per_second": sum(counts) / took, "single_ms": 1000 * sorted(times)[len(times) // 2]}
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "make":
+        make(Path(sys.argv[2]))
+    else:
+        print(json.dumps(limit(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))

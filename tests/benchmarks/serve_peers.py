@@ -1,0 +1,277 @@
+"""The servers that the serving benchmark compares, each as its documentation says: what to install, start and ask.
+
+Every one computes with the same TorchScript file and torch, in as many threads or processes as there are CPUs, one
+compute thread each, batches of 32 at the most.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """One HTTP request for one row, and where the answer has its numbers."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server. `start` writes what it needs into a folder and returns the command; `ready` is a path that says 200.
+
+    `needs` are programs of Debian's, by the package that has them.
+    """
+
+    name: str
+    packages: Sequence[str]
+    start: Callable[[Path, str, Path, int, int], list[str]]
+    ready: str
+    ask: Callable[[dict[str, Any]], Question]
+    needs: Sequence[str] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def ask_binary(path: str) -> Callable[[dict[str, Any]], Question]:
+    """The Open Inference Protocol's binary form, input and output."""
+
+    def ask(about: dict[str, Any]) -> Question:
+        kind = "f" if about["datatype"] == "FP32" else "q"
+        data = struct.pack(f"<{len(about['row'])}{kind}", *about["row"])
+        header = {
+            "inputs": [
+                {
+                    "name": "x",
+                    "datatype": about["datatype"],
+                    "shape": [1, *about["shape"]],
+                    "parameters": {"binary_data_size": len(data)},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        fields = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(text)),
+        }
+        return Question(path, fields, text + data)
+
+    return ask
+
+
+def ask_json(path: str) -> Callable[[dict[str, Any]], Question]:
+    """Its JSON form, for servers that know no other."""
+
+    def ask(about: dict[str, Any]) -> Question:
+        tensor = {"name": "x", "datatype": about["datatype"], "shape": [1, *about["shape"]], "data": about["row"]}
+        return Question(path, {"Content-Type": "application/json"}, json.dumps({"inputs": [tensor]}).encode())
+
+    return ask
+
+
+def ask_plain(path: str) -> Callable[[dict[str, Any]], Question]:
+    """An object with the row."""
+
+    def ask(about: dict[str, Any]) -> Question:
+        return Question(path, {"Content-Type": "application/json"}, json.dumps({"x": about["row"]}).encode())
+
+    return ask
+
+
+def _script(text: str) -> Callable[[Path, str, Path, int, int], list[str]]:
+    """A server that is a Python program of its own: MODEL, DTYPE, PORT and WORKERS are set in it."""
+
+    def start(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+        about = json.loads(model.with_suffix(".json.row").read_text())
+        dtype = "float32" if about["datatype"] == "FP32" else "int64"
+        head = f"MODEL, DTYPE, PORT, WORKERS = {str(model)!r}, {dtype!r}, {port}, {workers}\n"
+        head += f"SHAPE, OUTPUTS = {about['shape']!r}, {[len(about['answer'])]!r}\n"
+        (folder / "peer.py").write_text(head + text)
+        return [python, str(folder / "peer.py")]
+
+    return start
+
+
+def _torchpar(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+    listen = f"--listen=127.0.0.1:{port}"
+    return [python, "-m", "torchpar.serve", "--name=m", f"--model={model}", listen, f"--workers={workers}"]
+
+
+LITSERVE = """
+import litserve, torch
+
+class Api(litserve.LitAPI):
+    def setup(self, device):
+        torch.set_num_threads(1)
+        self.model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(MODEL).eval()))
+
+    def decode_request(self, request):
+        return torch.tensor(request["x"], dtype=getattr(torch, DTYPE))
+
+    def batch(self, inputs):
+        return torch.stack(inputs)
+
+    def predict(self, x):
+        with torch.inference_mode():
+            return self.model(x)
+
+    def unbatch(self, output):
+        return list(output)
+
+    def encode_response(self, output):
+        return {"y": output.tolist()}
+
+if __name__ == "__main__":
+    api = Api(max_batch_size=32, batch_timeout=0.005)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS)
+    server.run(host="127.0.0.1", port=PORT, num_api_servers=WORKERS, generate_client_file=False, log_level="warning")
+"""
+
+KSERVE = """
+import numpy, torch
+from kserve import InferOutput, InferResponse, Model, ModelServer
+
+class Served(Model):
+    def __init__(self):
+        super().__init__("m")
+        torch.set_num_threads(1)
+        self.model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(MODEL).eval()))
+        self.ready = True
+
+    def predict(self, payload, headers=None, response_headers=None):
+        x = torch.from_numpy(numpy.array(payload.inputs[0].as_numpy()))
+        with torch.inference_mode():
+            y = self.model(x).numpy()
+        output = InferOutput("y", list(y.shape), "FP32")
+        output.set_data_from_numpy(y, binary_data=True)
+        return InferResponse(payload.id or "0", "m", [output])
+
+if __name__ == "__main__":
+    ModelServer(http_port=PORT, enable_grpc=False, workers=1, access_log_format=None).start([Served()])
+"""
+
+PYTRITON = """
+import numpy, torch
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+torch.set_num_threads(1)
+
+def make():
+    model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(MODEL).eval()))
+
+    @batch
+    def infer(x):
+        with torch.inference_mode():
+            return [model(torch.from_numpy(x)).numpy()]
+
+    return infer
+
+config = TritonConfig(http_port=PORT, grpc_port=PORT + 1, metrics_port=PORT + 2, log_verbose=0)
+with Triton(config=config) as triton:
+    triton.bind(
+        model_name="m",
+        infer_func=[make() for _ in range(WORKERS)],
+        inputs=[Tensor(name="x", dtype=getattr(numpy, DTYPE), shape=tuple(SHAPE))],
+        outputs=[Tensor(name="y", dtype=numpy.float32, shape=tuple(OUTPUTS))],
+        config=ModelConfig(max_batch_size=32, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
+    )
+    triton.serve()
+"""
+
+MLSERVER = """
+import torch
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceResponse
+
+class Served(MLModel):
+    async def load(self):
+        torch.set_num_threads(1)
+        self.model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(MODEL).eval()))
+        return True
+
+    async def predict(self, payload):
+        x = torch.from_numpy(NumpyCodec.decode_input(payload.inputs[0]))
+        with torch.inference_mode():
+            y = self.model(x).numpy()
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", y)])
+"""
+
+
+def _mlserver(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+    _script(MLSERVER)(folder, python, model, port, workers)
+    settings = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "host": "127.0.0.1"}
+    settings |= {"parallel_workers": workers, "debug": False, "use_structured_logging": False}
+    served = {"name": "m", "implementation": "peer.Served", "max_batch_size": 32, "max_batch_time": 0.005}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps(served))
+    return [str(Path(python).parent / "mlserver"), "start", str(folder)]
+
+
+TORCHSERVE = """
+import json
+import torch
+
+class Handler:
+    def initialize(self, context):
+        torch.set_num_threads(1)
+        self.model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(MODEL).eval()))
+
+    def handle(self, data, context):
+        rows = [row.get("body") or row.get("data") for row in data]
+        rows = [row if isinstance(row, dict) else json.loads(bytes(row)) for row in rows]
+        with torch.inference_mode():
+            y = self.model(torch.tensor([row["x"] for row in rows], dtype=getattr(torch, DTYPE)))
+        return [{"y": row} for row in y.tolist()]
+
+_handler = Handler()
+
+def handle(data, context):
+    if not hasattr(_handler, "model"):
+        _handler.initialize(context)
+    return None if data is None else _handler.handle(data, context)
+"""
+
+
+def _torchserve(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+    _script(TORCHSERVE)(folder, python, model, port, workers)
+    served = {"1.0": {"minWorkers": workers, "maxWorkers": workers, "batchSize": 32, "maxBatchDelay": 5}}
+    addresses = {"inference_address": port, "management_address": port + 1, "metrics_address": port + 2}
+    lines = [f"{name}=http://127.0.0.1:{number}" for name, number in addresses.items()]
+    lines += ["disable_token_authorization=true", "enable_envvars_config=false", f"models={json.dumps({'m': served})}"]
+    (folder / "config.properties").write_text("\n".join(lines) + "\n")
+    bin = Path(python).parent
+    archive = f"{bin}/torch-model-archiver --model-name m --version 1.0 --handler peer.py --export-path ."
+    serve = f"exec {bin}/torchserve --start --foreground --model-store {folder} --models m=m.mar --ts-config"
+    return ["sh", "-ec", f"export PATH={bin}:$PATH; {archive}; {serve} {folder}/config.properties"]
+
+
+INFER = "/v2/models/m/infer"
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("torchpar", (), _torchpar, "/v2/health/ready", ask_binary(INFER)),
+        Peer("mlserver", ("mlserver==1.7.1",), _mlserver, "/v2/models/m/ready", ask_json(INFER)),
+        Peer("litserve", ("litserve==0.2.19",), _script(LITSERVE), "/health", ask_plain("/predict")),
+        Peer("kserve", ("kserve==0.21.0",), _script(KSERVE), "/v2/models/m/ready", ask_binary(INFER)),
+        Peer(
+            "torchserve",
+            ("torchserve==0.12.0", "torch-model-archiver==0.12.0", "pyyaml"),
+            _torchserve,
+            "/ping",
+            ask_plain("/predictions/m"),
+            needs=("openjdk-17-jre-headless | default-jre-headless",),
+        ),
+        Peer("tritonserver", ("nvidia-pytriton==0.7.0",), _script(PYTRITON), "/v2/models/m/ready", ask_binary(INFER)),
+    )
+}
