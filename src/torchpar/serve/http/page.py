@@ -73,7 +73,7 @@ for (const form of document.forms)
         headers: {"Content-Type": "application/json"}});
       const value = await reply.json();
       const took = (performance.now() - start).toFixed(1);
-      pre.textContent = reply.ok ? JSON.stringify(value.outputs, null, 1) + "\\n" + took + " ms" : value.error;
+      pre.textContent = reply.ok ? JSON.stringify(value.outputs) + "\\n" + took + " ms" : value.error;
       if (!reply.ok) pre.className = "error";
     } catch (error) { pre.textContent = String(error); pre.className = "error"; }
     place.replaceChildren(pre);
