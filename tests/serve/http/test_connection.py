@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.serve.http.conversation import World, converse, until
 from torchpar.serve.http.limits import Limits
-from torchpar.serve.http.parser import H11Parser, HttptoolsParser
+from torchpar.serve.http.parser import DEBIAN_H11, H11Parser, HttptoolsParser
 
 QUICK = Limits(
     connections=3, header=2048, body=100_000, held=250_000, pipeline=4, header_seconds=0.3, body_seconds=0.3,
@@ -431,3 +434,18 @@ def test_the_access_log_has_every_request() -> None:
         assert [line.split(",")[0] for line in world.lines] == ["GET / 200"] * 2
 
     converse(story, every=True)
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not Path(DEBIAN_H11).exists(), reason="needs Debian's python3-h11")
+def test_an_interpreter_without_a_parser_takes_debians() -> None:
+    """A virtual environment sees h11 of Debian, and nothing else of it."""
+    # As if the environment's own packages were not there.
+    code = (
+        "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p];"
+        "from torchpar.serve.http.parser import choose_parser, H11Parser; assert choose_parser() is H11Parser;"
+        "import h11; assert h11.__file__.startswith('/usr/lib/python3/dist-packages/');"
+        "assert not any('dist-packages' in p for p in sys.path)"
+    )
+    source = str(Path(__file__).resolve().parents[3] / "src")
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=True, timeout=60)

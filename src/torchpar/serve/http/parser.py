@@ -6,16 +6,43 @@ release have the same set. h11, pure Python, takes three times as long for a req
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import sys
 from typing import Any, Callable, Protocol
 
 try:
     import httptools
 except ImportError:
     httptools = None
-try:
-    import h11
-except ImportError:
-    h11 = None
+
+# python3-h11 puts it there. It is pure Python, of one package, and needs nothing.
+DEBIAN_H11 = "/usr/lib/python3/dist-packages/h11"
+
+
+def import_h11(directory: str = DEBIAN_H11) -> Any:
+    """h11 of this interpreter, else Debian's, None where neither is.
+
+    A virtual environment does not see Debian's packages, and must not see all of them for the sake of one: only this
+    one is taken from there.
+    """
+    try:
+        return importlib.import_module("h11")
+    except ImportError:
+        pass
+    path = os.path.join(directory, "__init__.py")
+    spec = importlib.util.spec_from_file_location("h11", path, submodule_search_locations=[directory])
+    if spec is None or spec.loader is None or not os.path.exists(path):
+        return None
+    module = importlib.util.module_from_spec(spec)
+    # Its parts import each other by this name.
+    sys.modules["h11"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+h11 = None if httptools is not None else import_h11()
 
 
 class Malformed(Exception):
@@ -72,6 +99,7 @@ class H11Parser:
     """h11 with the face of httptools."""
 
     def __init__(self, events: Events, header_limit: int) -> None:
+        self._h11 = h11 or import_h11()
         self._events = events
         self._limit = header_limit
         self._method = b""
@@ -82,7 +110,7 @@ class H11Parser:
         self._ended = False
 
     def _new(self) -> Any:
-        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._limit)
+        return self._h11.Connection(self._h11.SERVER, max_incomplete_event_size=self._limit)
 
     def get_method(self) -> bytes:
         """The method of the request that is being parsed."""
@@ -107,20 +135,20 @@ class H11Parser:
                 self._events.on_message_begin()
             while self._next():
                 pass
-        except h11.RemoteProtocolError as error:
+        except self._h11.RemoteProtocolError as error:
             raise Malformed(str(error), error.error_status_hint) from None
 
     def _next(self) -> bool:
         """One event; False when more bytes are needed."""
         event = self._connection.next_event()
-        if event is h11.NEED_DATA or event is h11.PAUSED:
+        if event is self._h11.NEED_DATA or event is self._h11.PAUSED:
             return False
-        if isinstance(event, h11.Request):
+        if isinstance(event, self._h11.Request):
             self._start(event)
-        elif isinstance(event, h11.Data):
+        elif isinstance(event, self._h11.Data):
             self._events.on_body(bytes(event.data))
-        elif isinstance(event, h11.EndOfMessage):
-            upgrade = self._connection.their_state is h11.MIGHT_SWITCH_PROTOCOL
+        elif isinstance(event, self._h11.EndOfMessage):
+            upgrade = self._connection.their_state is self._h11.MIGHT_SWITCH_PROTOCOL
             self._events.on_message_complete()
             # A connection object that was never told of an answer reads no second request: take a new one for it.
             rest = self._connection.trailing_data[0]
@@ -183,4 +211,4 @@ def choose_parser() -> Callable[[Events, int], Parser]:
         return HttptoolsParser
     if h11 is not None:
         return H11Parser
-    raise ImportError("this interpreter has neither httptools nor h11; install one: python3-httptools, python3-h11")
+    raise ImportError("there is neither httptools nor h11 to read HTTP with; install one: apt install python3-h11")
