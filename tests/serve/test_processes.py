@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,29 @@ def test_a_reload_under_load_loses_nothing_and_then_the_new_model_answers(
     assert service.count("RELOADING") == 1
 
 
+def test_clients_see_one_service_not_its_processes(start: Callable[..., Service]) -> None:
+    """Counters are of all processes, whichever answers, and outlive one that is killed; what a client unloads is gone
+    in all."""
+    service = start(processes=2)
+    service.wait_ready()
+    for _ in range(20):
+        service.infer()  # each on a connection of its own
+
+    def counts() -> set[float]:
+        pattern = re.compile(r"^nv_inference_request_success{.*} (\d+)", re.MULTILINE)
+        return {int(count) for _ in range(8) for count in pattern.findall(get(service, "/metrics"))}
+
+    service.wait(lambda: counts() == {20}, 10)
+    os.kill(service.children()[0], signal.SIGKILL)
+    service.wait(lambda: "another takes its place" in service.log(), 10)
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    service.wait(lambda: counts() == {20}, 10)
+    connection = service.connect()
+    connection.request("POST", "/v2/repository/models/m/unload", "{}")
+    assert connection.getresponse().status == 200
+    assert {status(service, "/v2/models/m/ready") for _ in range(8)} <= {400, 404, 503}
+
+
 def test_a_reload_that_fails_says_why_and_the_old_model_goes_on(tmp_path: Path, start: Callable[..., Service]) -> None:
     """`systemctl reload` fails; nothing is lost."""
     service = start()
@@ -168,6 +192,18 @@ def test_the_end_of_the_first_process_is_the_end_of_all(start: Callable[..., Ser
     child = service.children()[0]
     service.process.kill()
     service.wait(lambda: not os.path.exists(f"/proc/{child}") or "\nState:\tZ" in read(f"/proc/{child}/status"), 10)
+
+
+def get(service: Service, path: str) -> str:
+    connection = service.connect()
+    connection.request("GET", path)
+    return connection.getresponse().read().decode()
+
+
+def status(service: Service, path: str) -> int:
+    connection = service.connect()
+    connection.request("GET", path)
+    return connection.getresponse().status
 
 
 def read(path: str) -> str:

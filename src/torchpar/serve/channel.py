@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from typing import Any
 
 # Bytes of a message, which is one packet, at the most; texts in it are cut to so many characters.
-LARGEST = 65536
+LARGEST = 1 << 18
 TEXT = 4000
 
 
 class Channel:
-    """One end of a pair. Nothing here blocks."""
+    """One end of a pair. Nothing here blocks; a message that does not fit is lost, as one that nobody reads."""
 
     def __init__(self, door: socket.socket) -> None:
         self._door = door
@@ -29,6 +30,9 @@ class Channel:
             self._door.send(json.dumps(cut).encode())
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
 
     def receive(self) -> dict[str, Any] | None:
         """The next message: empty when there is none now, None when the other end is gone."""

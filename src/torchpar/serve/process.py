@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
+import itertools
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ from torchpar.serve.channel import Channel
 from torchpar.serve.errors import ModelError, ServeError, StartError
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.tls import make_tls
+from torchpar.serve.totals import from_json, to_json
 
 # How often it says that it makes progress.
 HEARTBEAT_SECONDS = 1.0
@@ -94,19 +96,23 @@ class _Serving:
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[float]
         self._hurry: asyncio.Future[float]
+        self._several = len(settings.ranks) > 1
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._numbers = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Returns the exit status."""
         # Not before bind(): this imports torch.
-        from torchpar.serve.engine import Engine
         from torchpar.serve.front import Front
+        from torchpar.serve.shared import SharedEngine
 
         self._loop = asyncio.get_running_loop()
         self._stop, self._hurry = self._loop.create_future(), self._loop.create_future()
         self._loop.add_reader(self._channel, self._hear)
-        self._engine = Engine(engine_settings(self._settings, self._rank, os.environ))
-        serve, shared = self._settings.serve, len(self._settings.ranks) > 1
-        front = Front(self._engine, make_tls(os.environ), serve.grpc if serve else (), shared=shared)
+        self._engine = SharedEngine(engine_settings(self._settings, self._rank, os.environ), self._tell_others)
+        serve = self._settings.serve
+        front = Front(self._engine, make_tls(os.environ), serve.grpc if serve else (), shared=self._several)
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         # What is there by now stays: to look through it for garbage would only delay answers.
@@ -131,12 +137,20 @@ class _Serving:
     def _beat(self) -> None:
         if self._engine.live():
             self._channel.send(alive=True)
+        if self._several:
+            self._channel.send(counters=to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _hear(self) -> None:
         while message := self._channel.receive():
-            if "reload" in message:
-                self._loop.create_task(self._reload())
+            if "do" in message:
+                task = self._loop.create_task(self._do(message["do"], message["model"], message["number"]))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            if "asked" in message and message["asked"] in self._asked:
+                self._asked.pop(message["asked"]).set_result(message["wrong"])
+            if "totals" in message:
+                self._engine.totals = from_json(message["totals"])
             if "stop" in message:
                 due = self._hurry if self._stop.done() else self._stop
                 if not due.done():
@@ -145,10 +159,18 @@ class _Serving:
             # The first process is gone, and with it whoever could start this service in order: systemd does it anew.
             os._exit(ExitStatus.FAILED)
 
-    async def _reload(self) -> None:
+    async def _do(self, verb: str, model: str, number: int) -> None:
         try:
-            await self._engine.reload()
+            await self._engine.do_here(verb, model)
         except ServeError as error:
-            self._channel.send(reloaded=error.message)
+            self._channel.send(did=number, wrong=error.message)
         else:
-            self._channel.send(reloaded="")
+            self._channel.send(did=number, wrong="")
+
+    async def _tell_others(self, verb: str, model: str) -> str:
+        if not self._several:
+            return ""
+        number = next(self._numbers)
+        self._asked[number] = self._loop.create_future()
+        self._channel.send(ask=number, verb=verb, model=model)
+        return await self._asked[number]

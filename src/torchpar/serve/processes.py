@@ -7,6 +7,7 @@ killed, or makes no progress, is started again by it, and the others go on.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from torchpar.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve import control
 from torchpar.serve.channel import Channel, make_pair
+from torchpar.serve.totals import add_up, to_json
 
 # Beyond the drain timeout, which a serving process keeps by itself.
 STOP_SECONDS = 5.0
@@ -29,6 +31,8 @@ STOP_SECONDS = 5.0
 HURRIED_SECONDS = 1.0
 # Before a process that ended is started again: doubled for each time that it did not even get ready.
 RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
+# How often each process is told what all have counted.
+COUNT_SECONDS = 1.0
 # So many failures in a row, with no other process that serves, are left to systemd and its start limit.
 FAILURES = 6
 
@@ -44,7 +48,8 @@ class Process:
         self.heard = 0.0  # when it last said that it makes progress
         self.accused = False  # it was told to end as it makes none
         self.failures = 0
-        self.reloading: asyncio.Future[str] | None = None
+        self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
+        self.counters: list[list[Any]] = []  # its last, see totals.py
 
 
 class Processes:
@@ -61,6 +66,8 @@ class Processes:
         self._stopping = False
         self._ended: asyncio.Future[int]
         self._reloads: asyncio.Lock
+        self._numbers = itertools.count()
+        self._past: list[list[Any]] = []
 
     async def run(self) -> int:
         """Serve until SIGTERM, or until there is no use in trying."""
@@ -76,6 +83,8 @@ class Processes:
         for process in self._processes:
             self._start(process)
         self._tell()
+        if len(self._processes) > 1:
+            self._count()
         if self._notifier.watchdog_seconds:
             self._watch(self._notifier.watchdog_seconds)
         status = await self._ended
@@ -109,8 +118,12 @@ class Processes:
                 self._started = True
                 self._notifier.send(READY="1")
             self._tell()
-        if "reloaded" in message and process.reloading and not process.reloading.done():
-            process.reloading.set_result(message["reloaded"])
+        if "did" in message and message["did"] in process.calls:
+            process.calls.pop(message["did"]).set_result(message["wrong"])
+        if "ask" in message:
+            self._loop.create_task(self._pass_on(process, message))
+        if "counters" in message:
+            process.counters = message["counters"]
 
     # ---- ends ----
 
@@ -128,8 +141,12 @@ class Processes:
             self._loop.remove_reader(process.channel)
             process.channel.close()
             process.channel = None
-        if process.reloading and not process.reloading.done():
-            process.reloading.set_result(f"process {process.rank} {_describe(status)}")
+        for call in process.calls.values():
+            call.set_result(f"process {process.rank} {_describe(status)}")
+        process.calls.clear()
+        # What it has counted stays counted.
+        self._past = to_json(add_up([self._past, [[n, v, values, 0] for n, v, values, _ in process.counters]]))
+        process.counters = []
         if self._stopping:
             if not any(each.child for each in self._processes):
                 self._finish(ExitStatus.DONE)
@@ -188,18 +205,38 @@ class Processes:
             # systemd 253 and later want to know when this was said.
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
             self._notifier.send(RELOADING="1", MONOTONIC_USEC=str(now), STATUS="loading the models again")
-            waiting = []
-            for process in self._processes:
-                if process.ready and process.channel:
-                    process.reloading = self._loop.create_future()
-                    process.channel.send(reload=True)
-                    waiting.append(process.reloading)
-            wrong = [text for text in await asyncio.gather(*waiting) if text]
+            wrong = await self._call(self._processes, "reload", "")
             self._notifier.send(READY="1")
             self._tell()
-            for text in dict.fromkeys(wrong):
-                say(f"not reloaded: {text}")
-            return "\n".join(dict.fromkeys(wrong))
+            if wrong:
+                say(f"not reloaded: {wrong}")
+            return wrong
+
+    async def _call(self, processes: Sequence[Process], verb: str, model: str) -> str:
+        """Have processes do something, and wait for it; returns what went wrong, each reason once."""
+        waiting = []
+        for process in processes:
+            if process.ready and process.channel:
+                number = next(self._numbers)
+                process.calls[number] = self._loop.create_future()
+                process.channel.send(do=verb, model=model, number=number)
+                waiting.append(process.calls[number])
+        return "\n".join(dict.fromkeys(filter(None, await asyncio.gather(*waiting))))
+
+    async def _pass_on(self, asking: Process, message: dict[str, Any]) -> None:
+        """A client had one process load or unload a model: the others do it too."""
+        others = [process for process in self._processes if process is not asking]
+        wrong = await self._call(others, message["verb"], message["model"])
+        if asking.channel:
+            asking.channel.send(asked=message["ask"], wrong=wrong)
+
+    def _count(self) -> None:
+        """Tell every process the counters of all, those of former ones too."""
+        totals = to_json(add_up([self._past, *(process.counters for process in self._processes)]))
+        for process in self._processes:
+            if process.ready and process.channel:
+                process.channel.send(totals=totals)
+        self._loop.call_later(COUNT_SECONDS, self._count)
 
     # ---- telling ----
 
