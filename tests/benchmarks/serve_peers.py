@@ -261,7 +261,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("torchpar", (), _torchpar, "/v2/health/ready", ask_binary(INFER)),
-        Peer("mlserver", ("mlserver==1.7.1",), _mlserver, "/v2/models/m/ready", ask_json(INFER)),
+        Peer("mlserver", ("mlserver==1.7.1", "uvloop==0.21.0"), _mlserver, "/v2/models/m/ready", ask_json(INFER)),
         Peer("litserve", ("litserve==0.2.19",), _script(LITSERVE), "/health", ask_plain("/predict")),
         Peer("kserve", ("kserve==0.21.0",), _script(KSERVE), "/v2/models/m/ready", ask_binary(INFER)),
         Peer(
