@@ -413,3 +413,27 @@ def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path) -> None:
     assert asyncio.run(run()) == 2
     save_script(mlp(width=20), tmp_path / "m.pt", ROWS)
     assert asyncio.run(run()) > 2
+
+
+def test_a_big_request_alone_gets_all_threads_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a small one, and none that others could be beside; and afterwards every worker has one thread again."""
+    save_script(Affine(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", workers=2, own=True) as engine:
+            served = engine._repository.get("m")
+            assert served.team_from is None, "nothing to gain for a model of microseconds"
+            served.team_from = 4
+            tell = lambda inputs: [torch.full((len(inputs[0]),), torch.get_num_threads())]  # noqa: E731
+            monkeypatch.setattr(served.runner._program, "run", tell)
+
+            async def threads(*rows: int) -> list[int]:
+                answers = ask(engine, [request(torch.ones(n, 3)) for n in rows])
+                return [int((await answer.values())[0][0]) for answer in answers]
+
+            assert await threads(4) == [2]
+            assert await threads(3) == [1]
+            assert await threads(4, 4, 4) == [1, 1, 1]
+            assert await threads(3) == [1]
+
+    asyncio.run(run())

@@ -277,7 +277,8 @@ class Engine:
         items = batch.items
         computed = batch.computed
         if computed is not None and batch.each is None:
-            served.curve.observe(batch.rows, computed.end - batch.taken)
+            if batch.team == 1:
+                served.curve.observe(batch.rows, computed.end - batch.taken)
             statistics.batch(
                 arrivals=[waiting.arrived for waiting in items],
                 rows=batch.rows,

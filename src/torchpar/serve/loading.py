@@ -23,6 +23,9 @@ from torchpar.serve.workers.runner import ProcessRunner
 
 log = logging.getLogger("torchpar.serve")
 
+# A team of threads is for requests that take this long on one thread, in seconds, if it takes this part of the time.
+TEAM_SECONDS, TEAM_GAIN = 0.002, 0.75
+
 # What a batch takes when nothing could be measured; every batch corrects it.
 UNKNOWN = {1: 0.01}
 
@@ -34,6 +37,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     try:
         probe = try_model(runner)
         curve = _curve(file, runner, probe, settings)
+        team_from = _team_from(runner, probe, curve, settings)
     except BaseException:
         runner.close()
         raise
@@ -55,6 +59,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         batched=batched,
         loose=runner.guessed,
         curve=curve,
+        team_from=team_from,
         most=min(most) if most else None,
         statistics=statistics,
     )
@@ -105,6 +110,28 @@ def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettin
     except ServeError as error:
         log.warning("model %s version %s: not measured: %s", file.name, file.version, error.message)
         return Curve(UNKNOWN, most)
+
+
+def _team_from(runner: Runner, probe: Probe, curve: Curve, settings: EngineSettings) -> int | None:
+    """From how many rows on a request that is alone is computed by all threads at once; None where that is no gain.
+
+    A team waits for its last thread: on CPUs that others use too, one that is held up holds up all. Then never.
+    """
+    if not settings.own or settings.lanes() < 2 or not isinstance(runner, ThreadRunner) or probe.sample is None:
+        return None
+    rows = next((rows for rows, seconds in sorted(curve.points().items()) if seconds >= TEAM_SECONDS), None)
+    if rows is None:
+        return None
+    columns = batch_of(probe.sample, rows)
+    times: dict[int, float] = {}
+    try:
+        for team in (1, settings.lanes()) * 4:
+            began = time.monotonic()
+            runner.compute(0, columns, team)
+            times[team] = min(times.get(team, float("inf")), time.monotonic() - began)
+    except ServeError:
+        return None
+    return rows if times[settings.lanes()] < TEAM_GAIN * times[1] else None
 
 
 def _saved_points(file: ModelFile, settings: EngineSettings) -> dict[int, float] | None:

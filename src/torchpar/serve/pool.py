@@ -136,7 +136,7 @@ class Pool:
                 served = self._ring[0]
                 rows = served.queue.rows
                 parts = served.curve.parts(rows, len(self._idle)) if served.batched else 1
-                batch = self._next(-(-rows // parts))
+                batch = self._next(len(self._idle) - 1, -(-rows // parts))
                 if batch:
                     worker = self._idle.pop()
                     worker.batch = batch
@@ -146,8 +146,11 @@ class Pool:
         if self._late:
             self._deliver()
 
-    def _next(self, most: int | None = None) -> Batch | None:
-        """The next batch, of the model whose turn it is; None if nothing waits. Needs the lock."""
+    def _next(self, others: int, most: int | None = None) -> Batch | None:
+        """The next batch, of the model whose turn it is; None if nothing waits. Needs the lock.
+
+        others counts the workers that are idle beside the one that asks.
+        """
         while self._ring:
             served = self._ring.popleft()
             queue = served.queue
@@ -162,8 +165,18 @@ class Pool:
             else:
                 served.waits = False
             if items:
-                return Batch(served, items, now)
+                batch = Batch(served, items, now)
+                if served.team_from is not None:
+                    self._gather_team(batch, others)
+                return batch
         return None
+
+    def _gather_team(self, batch: Batch, others: int) -> None:
+        """All threads for one big request, where the other workers would only look on."""
+        least = batch.served.team_from
+        if least is not None and len(batch.items) == 1 and batch.rows >= least and not self._ring:
+            if others == len(self._workers) - 1:
+                batch.team = len(self._workers)
 
     def _work(self, worker: _Worker) -> None:
         self._prepare(worker.lane)
@@ -181,7 +194,7 @@ class Pool:
                 if broken:
                     _mend(runner, worker.lane)
                 with self._lock:
-                    worker.batch = batch = self._next()
+                    worker.batch = batch = self._next(len(self._idle))
                     if batch is None:
                         worker.since = None
                         self._idle.append(worker)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
+
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ServeError
 from torchpar.serve.models.program import Program
@@ -27,8 +29,11 @@ class Runner:
     guessed = False
     kind = "KIND_CPU"
 
-    def compute(self, lane: int, columns: Sequence[Column]) -> Computed:
-        """Run a batch. Raises ServeError: 500 when the model fails, 503 when what computed has died."""
+    def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
+        """Run a batch, with `team` threads where the runner can.
+
+        Raises ServeError: 500 when the model fails, 503 when what computed has died.
+        """
         raise NotImplementedError
 
     def mend(self, lane: int) -> None:
@@ -51,16 +56,22 @@ class ThreadRunner(Runner):
         self.guessed = program.guessed
         self._program = program
 
-    def compute(self, lane: int, columns: Sequence[Column]) -> Computed:
+    def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""
         values = [value_of(column) for column in columns]
         ready = time.monotonic()
         try:
+            if team > 1:
+                # OpenMP keeps this number for each thread by itself: the other workers stay at one.
+                torch.set_num_threads(team)
             results = self._program.run(values)
             end = time.monotonic()
             return Computed(tensors_of([spec.name for spec in self.outputs], results), ready, end)
         except Exception as error:  # the model's own code: whatever it raises is the answer
             raise failure(error) from error
+        finally:
+            if team > 1:
+                torch.set_num_threads(1)
 
 
 def failure(error: Exception) -> ServeError:

@@ -25,13 +25,14 @@ SHAPES_KEPT = 512
 class Batch:
     """Requests that are computed together, and what came of it: `outputs` or `error`."""
 
-    __slots__ = ("served", "items", "rows", "taken", "computed", "error", "each")
+    __slots__ = ("served", "items", "rows", "taken", "team", "computed", "error", "each")
 
     def __init__(self, served: Served, items: list[Waiting], taken: float) -> None:
         self.served = served
         self.items = items
         self.rows = sum(waiting.rows for waiting in items)
         self.taken = taken
+        self.team = 1  # threads
         self.computed: Computed | None = None
         self.error: ServeError | None = None
         # Where the batch had to be computed one by one after all: an answer for each.
@@ -51,10 +52,14 @@ class Served:
         batched: bool,
         loose: bool,
         curve: Curve,
+        team_from: int | None = None,
         most: int | None,
         statistics: Statistics,
     ) -> None:
-        """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others."""
+        """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others.
+
+        team_from: a request of so many rows that is alone is sooner done by all threads; None: none is.
+        """
         self.name = name
         self.version = version
         self.runner = runner
@@ -62,6 +67,7 @@ class Served:
         self.outputs = outputs
         self.batched = batched
         self.curve = curve
+        self.team_from = team_from
         self.most = most
         self.statistics = statistics
         self.queue = Queue()
@@ -120,7 +126,7 @@ class Served:
         """Run a batch in one of the pool's threads; the outcome is in the batch."""
         items = batch.items
         try:
-            batch.computed = self._run(lane, items, batch.rows)
+            batch.computed = self._run(lane, items, batch.rows, batch.team)
         except ServeError as error:
             if error.status != 500 or len(items) == 1:
                 batch.error = error
@@ -170,11 +176,11 @@ class Served:
             row = end
         return found
 
-    def _run(self, lane: int, items: Sequence[Waiting], rows: int) -> Computed:
+    def _run(self, lane: int, items: Sequence[Waiting], rows: int, team: int = 1) -> Computed:
         requests: list[Any] = [waiting.request for waiting in items]
         first = requests[0].inputs
         if len(requests) == 1:
-            return self.runner.compute(lane, [Column(t.datatype, t.shape, (t.data,)) for t in first])
+            return self.runner.compute(lane, [Column(t.datatype, t.shape, (t.data,)) for t in first], team)
         columns = [
             Column(tensor.datatype, (rows, *tensor.shape[1:]), [request.inputs[i].data for request in requests])
             for i, tensor in enumerate(first)

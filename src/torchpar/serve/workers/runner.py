@@ -51,8 +51,8 @@ class ProcessRunner(Runner):
             self.close()
             raise ModelError(f"{file.path}: its worker processes cannot be started: {error}") from None
 
-    def compute(self, lane: int, columns: Sequence[Column]) -> Computed:
-        """See Runner."""
+    def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
+        """See Runner. A worker is one thread: a team would be the nursery's to make, and does not outlive a fork."""
         worker = self._lanes[lane]
         if worker is None:
             raise ServeError(503, "the worker process is being started again")
