@@ -73,3 +73,16 @@ def test_measuring_keeps_to_its_budget_and_to_max_batch() -> None:
 
     assert measure(slow, None) == {1: 2.0} and asked == [1]
     assert max(measure(lambda rows: 0.001, 20)) == 16
+
+
+def test_a_measurement_that_was_disturbed_is_found_out() -> None:
+    """Larger batches are tried now and then, where enough waits, also beyond the last that was measured."""
+    true = {1: 0.001, 2: 0.0012, 4: 0.0015, 8: 0.002, 16: 0.003, 32: 0.006, 64: 0.012}
+    curve = Curve({1: 0.001, 2: 0.0012, 4: 0.009})
+    assert curve.cap == 2 and curve.limit(3) == 2
+    for _ in range(20_000):
+        rows = curve.limit(100)
+        curve.observe(rows, true.get(rows, rows * 0.0002))
+    assert curve.cap == 16
+    bounded = Curve({1: 0.001, 2: 0.0012}, most=2)
+    assert {bounded.limit(100) for _ in range(100)} == {2}

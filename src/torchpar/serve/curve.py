@@ -13,6 +13,8 @@ from collections.abc import Callable
 NEAR = 0.94
 # What one batch tells, against all before it.
 WEIGHT = 0.1
+# One batch in so many is larger than the cap where enough waits: what was disturbed when it was measured is found out.
+EXPLORE = 16
 # No batch is grown beyond these while measuring: seconds of one batch, and rows.
 LONGEST = 0.1
 MOST_ROWS = 1024
@@ -27,7 +29,22 @@ class Curve:
         self._seconds = [points[rows] for rows in self._rows]
         self._most = most
         self._since = 0
+        self._batches = 0
         self.cap = self._choose()
+
+    def limit(self, waiting: int) -> int:
+        """Rows of the next batch at the most, when so many wait: the cap, and now and then the next point above it."""
+        cap = self.cap
+        if waiting < 2 * cap:
+            return cap
+        self._batches += 1
+        if self._batches % EXPLORE or 2 * cap > (self._most or MOST_ROWS):
+            return cap
+        i = bisect_left(self._rows, cap + 1)
+        if i == len(self._rows):
+            self._rows.append(2 * cap)
+            self._seconds.append(2 * self._seconds[-1])
+        return self._rows[i] if self._seconds[i] <= LONGEST else cap
 
     def seconds(self, rows: int) -> float:
         """The time that a batch will take."""

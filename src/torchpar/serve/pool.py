@@ -154,7 +154,7 @@ class Pool:
         while self._ring:
             served = self._ring.popleft()
             queue = served.queue
-            cap = served.cap()
+            cap = served.limit_rows()
             late: list[Waiting] = []
             now = time.monotonic()
             items = queue.take(cap if most is None else min(cap, most), now, late)

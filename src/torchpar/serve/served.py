@@ -84,6 +84,10 @@ class Served:
         """Rows in one batch, at the most; one request more than that goes alone."""
         return self.curve.cap if self.batched else 1
 
+    def limit_rows(self) -> int:
+        """Rows of the next batch, at the most."""
+        return self.curve.limit(self.queue.rows) if self.batched else 1
+
     def place(self, request: Request) -> tuple[int, Hashable, int]:
         """Rows, bucket and bytes of a request. Raises ServeError 400 or 413 when it does not fit the model."""
         inputs = request.inputs
