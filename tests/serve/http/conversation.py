@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,14 +67,15 @@ class World:
     address: tuple[str, int]
     lines: list[str]
 
-    async def connect(self, receive_buffer: int = 0) -> Client:
+    async def connect(self, receive_buffer: int = 0, tls: ssl.SSLContext | None = None) -> Client:
         sock = socket.socket()
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, self.address)
+        secure: dict[str, Any] = {"ssl": tls, "server_hostname": "localhost"} if tls else {}
         limit = 1 if receive_buffer else 2**26
-        return Client(*await asyncio.open_connection(sock=sock, limit=limit))
+        return Client(*await asyncio.open_connection(sock=sock, limit=limit, **secure))
 
 
 async def until(what: Callable[[], Any]) -> None:
@@ -92,6 +94,7 @@ def converse(
     make_parser: Any = None,
     slow_seconds: float = 1.0,
     every: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Start a server, let the test talk to it, stop it; nothing may be left over."""
 
@@ -103,7 +106,7 @@ def converse(
         listener = socket.create_server(("127.0.0.1", 0))
         errors: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
-        await server.start([listener])
+        await server.start([listener], tls)
         world = World(server, application, listener.getsockname(), lines)
         await talk(world)
         await server.stop(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -111,8 +112,14 @@ class Server:
             self.loop.add_reader(listener, self._accept, listener, tls)
 
     async def _handshake(self, sock: socket.socket, tls: SSLContext | None) -> None:
+        patience: dict[str, Any] = {}
+        if tls:
+            # A connection is only counted once its handshake is done: that must not take long either.
+            patience["ssl_handshake_timeout"] = self.limits.header_seconds
+            if sys.version_info >= (3, 11):
+                patience["ssl_shutdown_timeout"] = self.limits.linger_seconds
         try:
-            await self.loop.connect_accepted_socket(lambda: Connection(self), sock, ssl=tls)
+            await self.loop.connect_accepted_socket(lambda: Connection(self), sock, ssl=tls, **patience)
         except OSError:
             # It went before TLS was agreed on, or speaks something else: ssl.SSLError is one of these.
             sock.close()
