@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -51,6 +52,15 @@ def client(request: pytest.FixtureRequest, world: Running) -> Iterator[Any]:
     made = http.InferenceServerClient(world.address) if request.param == "http" else Blocking(world.address)
     yield made
     made.close()
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    for _ in range(500):
+        if what():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it has not come to pass")
 
 
 def simple_inputs(*, binary: bool = True) -> list[Any]:
@@ -221,7 +231,8 @@ def test_log_settings(client: Any, world: Running) -> None:
     assert client.get_log_settings()["log_verbose_level"] == 0
     assert client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
     client.is_server_live()
-    assert any(line.startswith("GET /v2/health/live 200") for line in world.lines)
+    # The line is written after the answer.
+    eventually(lambda: any(line.startswith("GET /v2/health/live 200") for line in world.lines))
     client.update_log_settings({"log_verbose_level": 0})
     with pytest.raises(InferenceServerException, match="journal"):
         client.update_log_settings({"log_file": "/etc/passwd"})
