@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +20,20 @@ from typing import Any
 
 from torchpar.environment import JobSettings, RankSettings, ServeSettings, job_environment
 
-TREE = Path(__file__).parents[2]
-SCRIPT = TREE / "src/torchpar/serve/serve.py"
+SOURCE = Path(__file__).parents[2] / "src/torchpar"
 
 # What systemd does between fork and exec: file descriptor 3 is the socket, and LISTEN_PID the process itself.
 _START = 'exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+
+
+def install(folder: Path) -> Path:
+    """serve.py as the package has it below /usr/lib/torchpar, with a link to the package beside it."""
+    script = folder / "lib/serve.py"
+    if not script.exists():
+        script.parent.mkdir()
+        shutil.copy(SOURCE / "serve/serve.py", script)
+        (script.parent / "torchpar").symlink_to(SOURCE)
+    return script
 
 
 class Service:
@@ -40,6 +50,7 @@ class Service:
         ranks = tuple(RankSettings(i, cpus, "", 1, 0, ()) for i in range(processes))
         self.job = JobSettings("torchpar-infer@m.service", 1, None, ranks, serve=replace(settings, **serve))
         self.folder = folder
+        self.script = install(folder)
         self.told: list[tuple[float, str, str]] = []
         self.process: subprocess.Popen[bytes]
         self._watchdog = watchdog
@@ -49,7 +60,6 @@ class Service:
     def __enter__(self) -> Service:
         environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(TREE / "src"),
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "RUNTIME_DIRECTORY": str(self.folder),
             **job_environment(self.job),
@@ -72,7 +82,7 @@ class Service:
         """As systemd does, with the socket that it has kept."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["sh", "-c", _START, "sh", sys.executable, "-B", str(SCRIPT)],
+                ["sh", "-c", _START, "sh", sys.executable, "-B", str(self.script)],
                 stdin=self.listener, env=self.environment, stderr=log, stdout=log, start_new_session=True,
             )  # fmt: skip
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.serve.models import mlp, save_script
-from tests.serve.service import SCRIPT, Load, Service
+from tests.serve.service import Load, Service, install
 
 pytestmark = pytest.mark.subprocess
 
@@ -152,8 +152,9 @@ def test_a_reload_that_fails_says_why_and_the_old_model_goes_on(tmp_path: Path, 
 
 def test_a_reload_of_a_service_that_does_not_run_fails(tmp_path: Path) -> None:
     """And says what it tried."""
-    environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "RUNTIME_DIRECTORY": str(tmp_path)}
-    done = subprocess.run([sys.executable, SCRIPT, "reload"], env=environment, capture_output=True, text=True)
+    environment = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    argv = [sys.executable, install(tmp_path), "reload"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
         f"torchpar: cannot ask the server to reload: {tmp_path}/control: No such file or directory\n"
@@ -217,5 +218,5 @@ def read(path: str) -> str:
 def reload(service: Service) -> subprocess.CompletedProcess[str]:
     """What ExecReload= runs."""
     return subprocess.run(
-        [sys.executable, SCRIPT, "reload"], env=service.environment, capture_output=True, text=True, timeout=60
+        [sys.executable, service.script, "reload"], env=service.environment, capture_output=True, text=True, timeout=60
     )

@@ -99,8 +99,8 @@ class Processes:
             return
         process.channel, theirs = make_pair()
         files = [theirs.fileno(), *(each.fileno() for each in self._sockets)]
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serve.py")
-        words = [sys.executable, script, "process", str(process.rank), *map(str, files)]
+        # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
+        words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
         process.ready = process.accused = False
         process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
         theirs.close()
