@@ -26,7 +26,7 @@ class Application:
     def __call__(self, exchange: Exchange) -> None:
         self.paths.append(exchange.path)
         if exchange.path.startswith("/later"):
-            exchange.cancel = lambda: self.cancelled.append(exchange.path)
+            exchange.cancel = lambda: self._cancel(exchange)
             self.held.append(exchange)
         elif exchange.path == "/bug":
             raise KeyError("a bug")
@@ -34,6 +34,11 @@ class Application:
             exchange.respond(200, b"text/plain", b"x" * 10_000_000)
         else:
             exchange.respond(200, b"text/plain", b"%b %b" % (exchange.method, bytes(exchange.body[:100])))
+
+    def _cancel(self, exchange: Exchange) -> None:
+        """As an engine may: the answer to a request that was cancelled comes at once."""
+        self.cancelled.append(exchange.path)
+        exchange.fail(499, "cancelled")
 
 
 class Client:

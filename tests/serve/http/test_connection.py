@@ -276,7 +276,7 @@ def test_a_client_that_sends_a_byte_now_and_then_gains_nothing(talk: Any) -> Non
     async def story(world: World) -> None:
         client = await world.connect()
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n")
-        for _ in range(20):
+        for _ in range(8):
             client.send(b"x")
             await asyncio.sleep(0.05)
         assert (await client.answer())[0] == 408

@@ -269,6 +269,7 @@ class Connection(asyncio.Protocol):
             if not exchange.keep_alive:
                 self._phase = Phase.ENDING
                 self._forget_waiting()
+                waiting = self._waiting
         if self._reading is not None and self._reading.continue_due:
             self._send_continue()
         if self._paused:
@@ -352,10 +353,11 @@ class Connection(asyncio.Protocol):
 
     def _forget_waiting(self) -> None:
         """No answer is due any more: what is not computed yet need not be."""
-        for exchange in self._waiting:
+        # Some are answered by their cancellation, at once.
+        forgotten, self._waiting = self._waiting, deque()
+        for exchange in forgotten:
             if exchange.answer is None and exchange.cancel is not None:
                 exchange.cancel()
-        self._waiting.clear()
 
     # ---- time and memory ----
 

@@ -7,10 +7,10 @@ import resource
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Callable
 
-from torchpar.serve.engine import Engine
 from torchpar.serve.statistics import Histogram, Statistics
 
 if TYPE_CHECKING:
+    from torchpar.serve.engine import Engine
     from torchpar.serve.http.server import Server
 
 Samples = Iterable[tuple[str, float]]

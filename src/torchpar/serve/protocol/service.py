@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchpar.serve.engine import Engine
 from torchpar.serve.errors import ServeError
 from torchpar.serve.metadata import READY
 from torchpar.serve.protocol.layout import parse_json
 from torchpar.serve.protocol.settings import LogSettings, TraceSettings
 from torchpar.serve.requests import Done, Request, Ticket
 from torchpar.version import version
+
+if TYPE_CHECKING:
+    from torchpar.serve.engine import Engine
 
 # Only what is there: clients look an extension up here before they use it.
 EXTENSIONS = (
