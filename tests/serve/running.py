@@ -41,9 +41,11 @@ def running(
     """Start, and stop afterwards. `real`: the engine must be started too; `grpc`: listen for that too."""
     world = Running(engine or EchoEngine())
     started, loop = threading.Event(), asyncio.new_event_loop()
-    ended = asyncio.Event()
+    # Made on the loop: before Python 3.10 it belongs to the loop of its maker's thread.
+    ended: list[asyncio.Event] = []
 
     async def serve() -> None:
+        ended.append(asyncio.Event())
         loop.set_exception_handler(lambda _, context: world.errors.append(context))
         if real:
             await world.engine.start()
@@ -61,7 +63,7 @@ def running(
             grpc_server = GrpcServer(service, server.limits)
             world.grpc_port = await grpc_server.start("127.0.0.1:0")
         started.set()
-        await ended.wait()
+        await ended[0].wait()
         if grpc:
             await grpc_server.stop(0.1)
         await server.stop(0.1)
@@ -74,6 +76,6 @@ def running(
     try:
         yield world
     finally:
-        loop.call_soon_threadsafe(ended.set)
+        loop.call_soon_threadsafe(ended[0].set)
         thread.join(10)
     assert world.errors == []
