@@ -313,6 +313,22 @@ def test_tensors_that_do_not_fit_are_a_400(tmp_path: Path, asked: Request, says:
     asyncio.run(run())
 
 
+def test_data_that_cannot_be_laid_out_ends_no_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A list where bytes belong: a protocol's mistake costs that request alone."""
+    save_script(Affine(), tmp_path / "m.pt", ROWS)
+    wrong = Request("m", [Tensor("x", "FP32", (1, 3), [b"0"] * 12)])
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt") as engine:
+            good, bad = ask(engine, [request(torch.ones(1, 3)), wrong])
+            assert await bad.status() == 500
+            assert torch.equal((await good.values())[0], torch.full((1, 3), 3.0))
+            assert engine.live()
+
+    asyncio.run(run())
+    assert "a batch was not computed" in caplog.text
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64])
 def test_every_datatype_goes_through_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
     """Also those without a form in JSON."""

@@ -148,7 +148,7 @@ class Engine:
         return self._pool is not None and self._pool.alive()
 
     def ready(self, model: str | None = None, version: str = "") -> bool:
-        """Whether a model (every model that was asked for, if none is named) answers requests."""
+        """Whether a model answers requests; if none is named, whether the server does. `index` tells of the others."""
         if not self._accepting:
             return False
         if model is None:

@@ -12,7 +12,7 @@ from torchpar.serve.curve import Curve
 from torchpar.serve.errors import ServeError
 from torchpar.serve.queue import Queue, Waiting
 from torchpar.serve.requests import Request, Response
-from torchpar.serve.runner import Runner
+from torchpar.serve.runner import Runner, failure
 from torchpar.serve.statistics import Statistics
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
 
@@ -184,12 +184,20 @@ class Served:
         requests: list[Any] = [waiting.request for waiting in items]
         first = requests[0].inputs
         if len(requests) == 1:
-            return self.runner.compute(lane, [Column(t.datatype, t.shape, (t.data,)) for t in first], team)
-        columns = [
-            Column(tensor.datatype, (rows, *tensor.shape[1:]), [request.inputs[i].data for request in requests])
-            for i, tensor in enumerate(first)
-        ]
-        return self.runner.compute(lane, columns)
+            columns = [Column(t.datatype, t.shape, (t.data,)) for t in first]
+        else:
+            columns = [
+                Column(tensor.datatype, (rows, *tensor.shape[1:]), [request.inputs[i].data for request in requests])
+                for i, tensor in enumerate(first)
+            ]
+        try:
+            return self.runner.compute(lane, columns, team)
+        except ServeError:
+            raise
+        except Exception as error:
+            # No memory for what a request asks, data that is not what it says: the worker must go on.
+            log.exception("model %s version %s: a batch was not computed", self.name, self.version)
+            raise failure(error) from error
 
     def _one_by_one(self, lane: int, items: Sequence[Waiting]) -> list[Computed | ServeError]:
         found: list[Computed | ServeError] = []
