@@ -112,21 +112,24 @@ unit: $(VENV)/complete
 	$(PYTEST) -q -m 'not machine'
 .PHONY: unit
 
+# $(call twice,PYTEST,TESTS): a host that is busy with other things is slow at times, so what failed is tried once more, on
+# fresh machines; both results are printed. A run that ends in any other way is not repeated.
+twice = run() { $(1) "$$@" $(2); }; \
+	run || { status=$$?; [ $$status = 1 ] || exit $$status; echo 'once more: those that failed'; \
+		run --last-failed --last-failed-no-failures=none; }
+
 # TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
 test-serve: $(SERVE_VENV)/complete
-	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q $(or $(TESTS),tests/serve)
+	$(call packages,chromium g++ openssl prometheus python3-h11)
+	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q,$(or $(TESTS),tests/serve))
 .PHONY: test-serve
 
-test: check test-machines
+test: check test-serve test-machines
 .PHONY: test
 
 test-machines: $(VENV)/complete machine-packages
-	@# A machine on a host that is busy with other things is slow at times: what failed is tried once more, on fresh
-	@# machines, and both results are printed.
-	run() { $(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' '$(VENV)/bin/python' -B -m pytest \
-		-o cache_dir='$(CACHE)/pytest' -v -m machine "$$@" tests/machines; }; \
-	run || { status=$$?; [ $$status = 1 ] || exit $$status; echo 'once more: those that failed'; \
-		run --last-failed --last-failed-no-failures=none; }
+	$(call twice,$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' \
+		'$(VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest' -v -m machine,tests/machines)
 .PHONY: test-machines
 
 demo: machine-packages
