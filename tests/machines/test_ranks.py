@@ -35,6 +35,11 @@ def lines(machine: Machine, name: str, pattern: str) -> list[str]:
     return re.findall(pattern, machine.journal(TRAIN.format(name)))
 
 
+def running(machine: Machine, pattern: str) -> str:
+    """The processes whose command line matches; a pattern that does not match itself finds no process that seeks it."""
+    return machine.sh('grep -sl "$1" /proc/[0-9]*/cmdline || true', pattern).stdout
+
+
 def test_two_ranks_are_bound_and_a_killed_one_brings_both_back_from_the_checkpoint(host: Machine) -> None:
     """Own CPU and own threads for each; first torchrun starts both again, as MaxRestarts= says, then systemd."""
     apply(
@@ -70,7 +75,7 @@ def test_two_ranks_are_bound_and_a_killed_one_brings_both_back_from_the_checkpoi
         assert host.show(unit, "NRestarts") == ("1" if restarts == 2 else "0")
         if restarts < 2:
             before = {rank["pid"] for rank in ranks}
-            host.run("kill", "-KILL", str(ranks[1]["pid"]))
+            host.sh('kill -KILL "$1"', str(ranks[1]["pid"]))
 
     assert "rank 1 (process " in host.journal(unit) and "was ended by SIGKILL" in host.journal(unit)
     host.run("systemctl", "stop", unit, timeout=180)
@@ -140,12 +145,12 @@ def test_bad_jobs_say_what_is_wrong_and_leave_nothing(host: Machine) -> None:
     # What a job leaves behind goes with it, and what it prints may be anything.
     host.run("systemctl", "start", "--wait", TRAIN.format("test-daemon"))
     assert host.show(TRAIN.format("test-daemon"), "Result") == "success"
-    assert host.sh("pgrep -f /srv/daemon.py", check=False).returncode == 1
+    assert running(host, "/srv/[d]aemon.py") == ""
 
     host.wait_until(lambda: "here" in host.journal(TRAIN.format("test-stubborn")), "its first line", 120)
     host.run("systemctl", "stop", TRAIN.format("test-stubborn"), timeout=120)
     assert host.show(TRAIN.format("test-stubborn"), "Result") == "timeout"
-    assert host.sh("pgrep -f /srv/stubborn.py", check=False).returncode == 1
+    assert running(host, "/srv/[s]tubborn.py") == ""
 
     host.write(CONF, "[Train test-many]\nScript=/srv/ends.py\nRanks=999\n")
     refused = host.run("torchpar", "apply", check=False)
