@@ -62,7 +62,7 @@ def make_units(plan: Plan) -> UnitSet:
         files[drop_in_path(service.unit)] = _render(service, plan.facts.systemd_version, warnings)
         if service.listen:
             files[drop_in_path(socket_of(service.unit))] = _template("socket.conf.j2").render(
-                source=_source(service), name=service.service.name, listen=service.listen
+                source=_source(service), name=service.service.name, listen=service.listen, conflicts=service.slot_mates
             )
         if service.service.settings.enabled:
             template_unit = f"torchpar-{service.service.kind.value}@.service"

@@ -149,7 +149,7 @@ def _serve(machine: Machine) -> None:
     for line in text.splitlines():
         print(f"    | {line}")
     _show(machine, "torchpar", "status")
-    _show(machine, "systemctl", "stop", _SERVICE)
+    _show(machine, "systemctl", "stop", f"{_SERVICE}.socket")
 
 
 def _show(machine: Machine, *argv: str) -> str:

@@ -66,7 +66,7 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     outputs = json.loads(machine.run("python3", "-c", ask, *question, timeout=90).stdout)["outputs"]
     assert outputs["text"].startswith("the GNU General ") and len(outputs["text"]) > 100
     assert outputs["next"][0] == " " and outputs["probability"][0] > 0.5
-    machine.run("systemctl", "stop", "torchpar-infer@demo.service")
+    machine.run("systemctl", "stop", "torchpar-infer@demo.socket")
 
 
 def test_a_finished_demo_says_so_and_a_stopped_one_goes_on(machine: Machine) -> None:

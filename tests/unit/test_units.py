@@ -144,6 +144,13 @@ def test_the_socket_has_every_http_address_and_the_server_the_others() -> None:
     assert '"grpc":["0.0.0.0:90"]' in units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
 
 
+def test_a_socket_of_a_slot_stops_with_its_service() -> None:
+    """Left open, the next request would start the service again, and so stop the one whose turn it is."""
+    text = f"{INFER}Slot=s\n[Train b]\nScript=/b.py\nSlot=s\n"
+    socket = units_of(text, make_host()).files["torchpar-infer@a.socket.d/20-torchpar.conf"]
+    assert "SourcePath=/etc/torchpar.conf\nConflicts=torchpar-train@b.service\n\n[Socket]" in socket
+
+
 def test_certificate_and_key_come_as_credentials() -> None:
     """systemd reads them as root: the key need not be the service's to read."""
     units = units_of(f"{INFER}TLSCertificate=/etc/ssl/100%.pem\nTLSKey=/etc/ssl/private/a.key\n", make_host())
