@@ -174,6 +174,16 @@ def test_a_stop_of_the_socket_is_the_end(web: Machine) -> None:
     assert ask(web) == answer(1)
 
 
+def test_a_restart_of_the_socket_under_load_succeeds(web: Machine) -> None:
+    """It turns away who comes meanwhile, but has its address again at once: a changed Listen= needs this."""
+    for _ in range(ROUNDS):
+        with load(web) as said:
+            web.run("systemctl", "restart", SOCKET, timeout=120)
+            assert ask(web) == answer(1)
+        assert set(said["answers"]) == {answer(1)}
+        assert all(error.startswith(("ConnectionRefused", "ConnectionReset")) for error in said["wrong"])
+
+
 def test_a_reload_of_a_broken_model_fails_and_the_old_one_goes_on(web: Machine) -> None:
     """systemctl reload says so by its exit status, the journal why."""
     web.write("/srv/web/model.pt", "no model")
