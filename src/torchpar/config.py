@@ -337,7 +337,7 @@ def _matches(match: MatchSettings, facts: HostFacts) -> bool:
     return (
         (not match.host or any(fnmatch.fnmatchcase(n, glob) for glob in match.host for n in (facts.hostname, short)))
         and (not match.architecture or bool(names & set(match.architecture)))
-        and all(comparison.holds(len(facts.accelerators())) for comparison in match.gpus)
+        and all(comparison.holds(len(facts.discrete_accelerators())) for comparison in match.gpus)
         and all(comparison.holds(len(facts.online_cpus)) for comparison in match.cpus)
         and all(comparison.holds(sum(1 for n in facts.numa_nodes if n.cpus)) for comparison in match.memory_nodes)
     )

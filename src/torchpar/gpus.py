@@ -14,12 +14,15 @@ from torchpar.values import CpuRequestKind
 def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
     """Give each claim its accelerators: named ones, then counts, then the rest by weight.
 
-    Services with CPUs=shared get none unless they ask. Raises PlacementError for devices that are not there or taken.
+    Services with CPUs=shared get none unless they ask. A GPU that is a part of the processor is for those that name
+    it. Raises PlacementError for devices that are not there or taken.
     """
     devices = facts.accelerators()
     enabled = [claim for claim in claims if claim.enabled]
     guests = [claim for claim in claims if not claim.enabled]
-    free = _place_named([*enabled, *guests], devices, facts)
+    unnamed = _place_named([*enabled, *guests], devices, facts)
+    devices = facts.discrete_accelerators()
+    free = [gpu for gpu in unnamed if gpu in devices]
     amounts = _count_out(enabled, devices, len(free))
     free = _lay_out(amounts, free)
     for claim in enabled:
@@ -36,7 +39,8 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
     for claim in claims:
         if claim.gpus:
             names = " ".join(gpu.name for gpu in claim.gpus)
-            claim.reasons.append(Reason("GPUs", names, f"{len(claim.gpus)} of the host's {len(devices)}"))
+            of_how_many = len({*devices, *claim.gpus})
+            claim.reasons.append(Reason("GPUs", names, f"{len(claim.gpus)} of the host's {of_how_many}"))
         if len(claim.gpus) > 1 and any(gpu.mig for gpu in claim.gpus):
             claim.warnings.append(
                 f"{claim.services[0].origin('GPUs')}: {claim.name} has {len(claim.gpus)} accelerators, MIG instances "
@@ -73,7 +77,7 @@ def _find_gpu(name: str, devices: Sequence[PciDevice], facts: HostFacts, claim: 
     if parts:
         why = f"it is in MIG instances, of which one can be named: {', '.join(parts)}"
     elif any(named(device) for device in facts.gpus):
-        why = "PyTorch cannot use it: it is no accelerator, or its driver keeps it for something else"
+        why = "PyTorch cannot use it: it is no accelerator, has no driver, or its driver keeps it for something else"
     else:
         why = f"no such accelerator on this host; it has: {', '.join(device.name for device in devices) or 'none'}"
     raise claim.services[0].refuse("GPUs", name, why)

@@ -65,7 +65,12 @@ class MatchSettings:
         "Architecture", v.parse_words, "", "x86-64, arm64, ...", "the host's architecture is one of these", is_list=True
     )
     gpus: tuple[v.Comparison, ...] = _setting(
-        "GPUs", v.parse_comparisons, "", "a comparison such as >= 1", "how many accelerators there are", is_list=True
+        "GPUs",
+        v.parse_comparisons,
+        "",
+        "a comparison such as >= 1",
+        "how many accelerators there are, without GPUs that are a part of the processor",
+        is_list=True,
     )
     cpus: tuple[v.Comparison, ...] = _setting(
         "CPUs", v.parse_comparisons, "", "a comparison such as >= 64", "how many CPUs are online", is_list=True
@@ -151,7 +156,8 @@ class ServiceSettings:
         v.parse_gpus,
         "auto",
         "auto, a number, none, PCI addresses, UUIDs, or MIG instances such as MIG-GPU-8a2f1c04-.../1/0",
-        "which accelerators it gets; auto: a share by Weight=",
+        "which accelerators it gets; auto: a share by Weight=. A GPU that is a part of the processor is only for who "
+        "names it; one without a driver is for nobody",
     )
     numa_policy: v.MemoryPolicy = _setting(
         "NUMAPolicy",

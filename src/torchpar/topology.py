@@ -62,7 +62,8 @@ class PciDevice:
     """A PCI device by its address, e.g. "0000:17:00.0".
 
     vendor, device and class are the strings of sysfs ("0x10de"); class_code is its `class` file. numa_node is None
-    where the kernel does not know (it then says -1, and numa_node_stated is true) or has no such file.
+    where the kernel does not know (it then says -1, and numa_node_stated is true) or has no such file. driver is None
+    where no driver has it (drivers are then stated), or where the machine shows no drivers at all, as some captures.
     """
 
     pci: str
@@ -79,6 +80,8 @@ class PciDevice:
     uuid: str | None = None  # "GPU-...", where NVIDIA's driver shows it
     mig_instances: tuple[str, ...] = ()  # "GI/CI" of what MIG has made of it
     excluded: bool = False  # from use, by NVIDIA's driver
+    driver_stated: bool = False  # whether the machine shows which driver has which device
+    integrated: bool = False  # a GPU that is a part of the processor
     mig: str | None = None  # the one of those that this stands for, see accelerators()
 
     @property
@@ -148,13 +151,22 @@ class HostFacts:
     def accelerators(self) -> tuple[PciDevice, ...]:
         """The devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays.
 
-        A GPU that is in MIG's instances is these instead: CUDA cannot use it as a whole. The numa_node of each is one
-        that has CPUs, see home_node().
+        GPUs that are a part of the processor are among them, as drivers count them too. A GPU that is in MIG's
+        instances is these instead: CUDA cannot use it as a whole. The numa_node of each is one that has CPUs, see
+        home_node().
         """
         accelerators = (gpu for gpu in self.gpus if is_accelerator(gpu))
         return tuple(
             part for gpu in accelerators for part in _parts(dataclasses.replace(gpu, numa_node=self.home_node(gpu)))
         )
+
+    def discrete_accelerators(self) -> tuple[PciDevice, ...]:
+        """Those that services get without naming them: all but GPUs that are a part of the processor.
+
+        Those are there for the display, and few builds of PyTorch can use one; a job on CPUs must not become one on a
+        GPU by them.
+        """
+        return tuple(gpu for gpu in self.accelerators() if not gpu.integrated)
 
     def home_node(self, device: PciDevice) -> int | None:
         """The NUMA node whose CPUs are nearest to a device; None where the kernel does not know.
@@ -188,7 +200,7 @@ def _parts(gpu: PciDevice) -> tuple[PciDevice, ...]:
 
 def is_accelerator(device: PciDevice) -> bool:
     """Whether PyTorch could compute on the device (CUDA, ROCm or XPU)."""
-    if device.excluded or device.driver in _FOREIGN_DRIVERS:
+    if device.excluded or device.driver in _FOREIGN_DRIVERS or (device.driver is None and device.driver_stated):
         return False
     vendor, class_code = device.vendor, device.class_code or ""
     if vendor == "0x10de":
@@ -215,7 +227,8 @@ def topology_json(facts: HostFacts) -> dict[str, Any]:
     )  # fmt: skip
     for device in (*fields["gpus"], *fields["nics"]):
         device["class"] = device.pop("class_code")
-        del device["mig"]
+        for name in ("mig", "driver_stated", "integrated"):
+            del device[name]
         if device.pop("numa_node_stated") and device["numa_node"] is None:
             device["numa_node"] = -1
     for node in fields["numa_nodes"]:

@@ -10,10 +10,12 @@ import pytest
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.test_read_facts import MACHINE, write
 from tests.unit.test_stability import apply
+from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
 from torchpar.errors import PlacementError
 from torchpar.host.facts import read_facts
 from torchpar.plan import ServicePlan
+from torchpar.syntax import ConfFile
 from torchpar.topology import Distances, HostFacts, NumaNode, facts_json, parse_facts
 
 UUID = "GPU-5c8c2a1f-0d3e-4b7a-9f60-1e2d3c4b5a6{}"
@@ -86,9 +88,10 @@ def test_the_driver_shows_uuids_and_mig_instances(tmp_path: Path) -> None:
 
 def test_what_the_driver_excludes_or_a_virtual_machine_has_is_no_accelerator(tmp_path: Path) -> None:
     """CUDA neither shows nor counts it."""
-    device = tmp_path / "sys/bus/pci/devices/0000:11:00.0"
-    device.mkdir(parents=True)
-    (device / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
+    for address, driver in (("0000:10:00.0", "nvidia"), ("0000:11:00.0", "vfio-pci"), ("0000:12:00.0", "nvidia")):
+        device = tmp_path / "sys/bus/pci/devices" / address
+        device.mkdir(parents=True)
+        (device / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
     facts = read(
         tmp_path,
         gpu_files(0, minor=0, uuid=UUID.format(0), excluded="Yes"),
@@ -224,3 +227,64 @@ def test_a_gpu_is_near_the_cpus_that_the_kernel_names_in_any_way(
         gpus=(dataclasses.replace(make_gpu(0, node), local_cpus=local_cpus),),
     )
     assert host.accelerators()[0].numa_node == expected
+
+
+def display(
+    root: Path, address: str, vendor: str, class_code: str, *, driver: str = "", beside: str = ""
+) -> HostFacts:
+    """A machine whose only board this is, beside a bridge with its driver; `beside` is the class of its slot's .2."""
+    devices = "sys/bus/pci/devices"
+    files = {f"{devices}/{address}/vendor": f"{vendor}\n", f"{devices}/{address}/class": f"{class_code}\n"}
+    if beside:
+        files[f"{devices}/{address[:-1]}2/class"] = f"{beside}\n"
+    drivers = {"0000:00:01.0": "pcieport", address: driver}
+    for name in filter(drivers.get, drivers):
+        (root / devices / name).mkdir(parents=True)
+        (root / devices / name / "driver").symlink_to(f"../../../../bus/pci/drivers/{drivers[name]}")
+    return read(root, files)
+
+
+@pytest.mark.parametrize(
+    ("address", "vendor", "class_code", "driver", "beside", "auto", "named"),
+    [
+        ("0000:00:02.0", "0x8086", "0x030000", "i915", "", False, True),
+        ("0000:00:02.0", "0x8086", "0x038000", "xe", "", False, True),
+        ("0000:03:00.0", "0x8086", "0x030000", "xe", "", True, True),
+        ("0000:0e:00.0", "0x1002", "0x030000", "amdgpu", "0x108000", False, True),
+        ("0000:0e:00.0", "0x1002", "0x030000", "amdgpu", "0x0c0330", True, True),
+        ("0000:0e:00.0", "0x1002", "0x120000", "amdgpu", "", True, True),
+        ("0000:0e:00.0", "0x1002", "0x030000", "", "", False, False),
+        ("0000:01:00.0", "0x10de", "0x030000", "nvidia", "", True, True),
+        ("0000:01:00.0", "0x10de", "0x030000", "", "", False, False),
+    ],
+    ids=[
+        "Intel's own", "Intel's own without an outlet", "Arc", "Ryzen's own", "Radeon with USB", "Instinct",
+        "Radeon without driver", "GeForce", "GeForce without driver",
+    ],
+)  # fmt: skip
+def test_a_gpu_for_the_display_makes_no_gpu_job_of_a_job_on_cpus(
+    address: str, vendor: str, class_code: str, driver: str, beside: str, auto: bool, named: bool, tmp_path: Path
+) -> None:
+    """One that is a part of the processor is used where it is named, and one without a driver not at all."""
+    facts = display(tmp_path, address, vendor, class_code, driver=driver, beside=beside)
+    (rank,) = apply("a", facts)[0].services[0].ranks
+    assert [gpu.pci for gpu in rank.gpus] == ([address] if auto else [])
+    assert (rank.threads, rank.loader_workers) == ((2, 2) if auto else (2, 0))
+    if named:
+        assert apply(f"a GPUs={address}", facts)[0].services[0].ranks[0].gpus
+    else:
+        with pytest.raises(PlacementError, match="has no driver"):
+            apply(f"a GPUs={address}", facts)
+
+
+def test_a_capture_without_links_to_drivers_says_nothing_against_its_gpus(tmp_path: Path) -> None:
+    """A driver that is not shown is not one that is not there."""
+    facts = read(tmp_path, gpu_files(0, minor=0, uuid=UUID.format(0)))
+    assert len(facts.accelerators()) == 1 and not facts.gpus[0].driver_stated
+
+
+def test_match_counts_what_gpus_auto_gives(tmp_path: Path) -> None:
+    """A file for hosts with GPUs is not for every desktop."""
+    facts = display(tmp_path, "0000:00:02.0", "0x8086", "0x030000", driver="i915")
+    conf = ConfFile("/c", "[Match]\nGPUs=>= 1\n[Train a]\nScript=/a.py\nRanks=gpu\n")
+    assert not parse_config([conf], facts, strict=True).services

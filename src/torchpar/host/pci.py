@@ -6,6 +6,8 @@ Specification (03 display, 12 processing accelerator, 0b40 co-processor, 02 netw
 
 from __future__ import annotations
 
+import dataclasses
+
 from torchpar.host.nvidia import read_nvidia_gpu
 from torchpar.host.sysfs import Tree
 from torchpar.topology import PciDevice
@@ -18,13 +20,32 @@ _NIC_CLASSES = ("0x02", "0x0c06")
 def read_pci_devices(tree: Tree) -> tuple[tuple[PciDevice, ...], tuple[PciDevice, ...]]:
     """The display and accelerator devices, and the network and InfiniBand devices, each by address."""
     gpus, nics = [], []
-    for address in tree.names(_DEVICES):
+    addresses = tree.names(_DEVICES)
+    # Every machine has a device with a driver, if only a bridge; a capture may have left out all of these links.
+    driver_stated = any(tree.link_name(f"{_DEVICES}/{address}/driver") for address in addresses)
+    for address in addresses:
         class_code = tree.text(f"{_DEVICES}/{address}/class") or ""
         if class_code.startswith(_GPU_CLASSES):
-            gpus.append(_read_device(tree, address, class_code))
+            gpu = _read_device(tree, address, class_code)
+            gpus.append(dataclasses.replace(gpu, driver_stated=driver_stated, integrated=_is_integrated(tree, gpu)))
         elif class_code.startswith(_NIC_CLASSES):
             nics.append(_read_device(tree, address, class_code))
     return tuple(gpus), tuple(nics)
+
+
+def _is_integrated(tree: Tree, gpu: PciDevice) -> bool:
+    """Whether a GPU is a part of the processor; no file says so, but where it is does.
+
+    Intel's is device 2 on the bus of the processor itself, its boards are behind a bridge. AMD's is behind a bridge
+    too, and one slot with the encryption controller of its processor (class 1080), which no board has; boards for
+    computing, MI300A among them, are no displays.
+    """
+    if gpu.vendor == "0x8086":
+        return gpu.pci.startswith("0000:00:02.")
+    if gpu.vendor == "0x1002" and (gpu.class_code or "").startswith("0x03"):
+        slot = gpu.pci.rpartition(".")[0]
+        return any((tree.text(f"{_DEVICES}/{slot}.{n}/class") or "").startswith("0x1080") for n in range(1, 8))
+    return False
 
 
 def _read_device(tree: Tree, address: str, class_code: str) -> PciDevice:
