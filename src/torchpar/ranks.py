@@ -23,6 +23,10 @@ from torchpar.values import Binding
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.
 GPU_RANK_THREADS = 4
 
+# Loader workers of LoaderWorkers=auto for each of a rank's accelerators. Each is a process with its own batches in
+# memory; a job whose data needs more of them says so, and few do, while a large host has a hundred CPUs for one GPU.
+GPU_LOADER_WORKERS = 8
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -71,7 +75,7 @@ def make_ranks(
         cpus = _bind(cores, share, facts, binding)
         gpus = share.gpus[local_rank * per_rank : (local_rank + 1) * per_rank]
         rank_quota = None if quota is None else max(1, quota // count)
-        threads, workers = _divide(service, train, cores, loader_cores, bool(gpus), smt, rank_quota, reasons, warnings)
+        threads, workers = _divide(service, train, cores, loader_cores, len(gpus), smt, rank_quota, reasons, warnings)
         loader_cpus = CpuSet.union(core.cpus for core in loader_cores)
         ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus, loader_cpus))
     if train and count > 1:
@@ -182,7 +186,7 @@ def _divide(
     train: TrainSettings | None,
     cores: Sequence[Core],
     loader_cores: Sequence[Core],
-    with_gpus: bool,
+    gpus: int,
     smt: bool,
     quota: int | None,
     reasons: list[Reason],
@@ -190,7 +194,7 @@ def _divide(
 ) -> tuple[int, int]:
     """Compute threads and loader workers of one rank."""
     cpu_count = sum(len(core.cpus) for core in cores)
-    budget, of_what = (cpu_count, "CPUs") if smt or with_gpus else (len(cores), "cores")
+    budget, of_what = (cpu_count, "CPUs") if smt or gpus else (len(cores), "cores")
     if quota is not None and quota < budget:
         budget, of_what = quota, "CPUs of the CPU quota"
     # A quota counts the time on every core.
@@ -199,7 +203,7 @@ def _divide(
     fixed_workers = 0 if workers == "off" else workers
     if threads is None:
         beside = fixed_workers if not slots else max(0, (fixed_workers or 0) - slots)
-        threads = _auto_threads(budget, with_gpus, beside)
+        threads = _auto_threads(budget, gpus > 0, beside)
         why = f"{threads} of the rank's {budget} {of_what}"
     else:
         why = "as asked for"
@@ -215,9 +219,12 @@ def _divide(
     on_slots = f", and there are {slots} efficiency cores for them" if slots else ""
     if fixed_workers is None:
         # Loading data costs some CPU in every job; one worker to start with where that takes at most a quarter.
-        fixed_workers = left if with_gpus else 0 if slots else min(1, left)
+        fixed_workers = left if gpus else 0 if slots else min(1, left)
         why = f"its threads leave {left} of its {of_what}" if left else f"its threads take all of its {of_what}"
         fixed_workers, why = fixed_workers + slots, why + on_slots
+        most = gpus * GPU_LOADER_WORKERS
+        if gpus and fixed_workers > most:
+            fixed_workers, why = most, f"{why}; {GPU_LOADER_WORKERS} for each of its accelerators at the most"
     elif fixed_workers > left + slots:
         warnings.append(
             f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to "

@@ -258,7 +258,8 @@ class TrainSettings(ServiceSettings):
         "auto",
         "auto, a number, off",
         "num_workers for DataLoader calls that do not set it, where workers change nothing; off: leave calls alone; "
-        "auto: what the threads leave, and one on each efficiency core that no service computes on",
+        "auto: what the threads leave, and one on each efficiency core that no service computes on; with accelerators "
+        "8 for each at the most",
     )
     prefetch_factor: int | None = _setting(
         "PrefetchFactor",

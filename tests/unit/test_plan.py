@@ -110,6 +110,19 @@ def test_ranks_of_gpus_get_the_cores_near_their_gpu() -> None:
     assert plan.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpus", "workers"),
+    [("", 1, [8]), ("", 2, [16]), ("Ranks=gpu", 2, [8, 8]), ("LoaderWorkers=40", 1, [40]), ("Threads=60", 1, [4])],
+)
+def test_loader_workers_are_eight_for_a_gpu_at_the_most(settings: str, gpus: int, workers: list[int]) -> None:
+    """Each is a process with memory of its own; who needs more asks for them, and gets them."""
+    plan = plan_of(settings, make_host(cores_per_complex=64, gpu_nodes=(0,) * gpus))
+    assert [rank.loader_workers for rank in plan.ranks] == workers
+    if not settings:
+        (why,) = (reason.why for reason in plan.reasons if reason.key == "LoaderWorkers")
+        assert why.endswith("of its CPUs; 8 for each of its accelerators at the most")
+
+
 def test_ranks_gpu_without_gpus_is_refused() -> None:
     """A host without GPUs needs another file."""
     with pytest.raises(PlacementError, match=r"Ranks=gpu: it has 0 accelerators here"):
