@@ -14,7 +14,9 @@ from torchpar.config import parse_config
 from torchpar.cores import find_usable_cores
 from torchpar.cpuset import CpuSet
 from torchpar.errors import FactsError, PlacementError
+from torchpar.host.cgroup import read_limits
 from torchpar.host.facts import read_facts
+from torchpar.host.sysfs import Tree
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, topology_json
@@ -109,6 +111,19 @@ def test_files_that_cannot_be_read_are_unknown(tmp_path: Path) -> None:
         make(tmp_path / path)
     facts = read_facts(tmp_path)
     assert facts.packages is None and facts.memory_bytes is None and facts.online_cpus == CpuSet(range(4))
+
+
+def test_a_file_of_the_kernel_is_read_to_its_end() -> None:
+    """A read of a list below /proc gives a page of it; the stack is near the end of a process's mappings."""
+    assert "[stack]" in (Tree(Path("/")).text("proc/self/maps") or "")
+
+
+def test_what_the_control_groups_allow_is_found_behind_any_number_of_mounts(tmp_path: Path) -> None:
+    """Each container of a host adds its own to the list, and those of the control groups may be the last."""
+    mounts = "".join(f"overlay /var/lib/containers/{n:064} overlay rw,relatime 0 0\n" for n in range(2000))
+    write(tmp_path, {"proc/self/mounts": f"{mounts}cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n".encode()})
+    write(tmp_path, {"sys/fs/cgroup/cpu.max": b"150000 100000\n", "proc/1/cgroup": b"0::/init.scope\n"})
+    assert read_limits(Tree(tmp_path)).cpu_limit == 1.5
 
 
 def test_an_absolute_link_stays_below_the_root(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from torchpar.cpuset import MAX_NUMBER, CpuSet
 
 _DOUBTS = 8  # enough to see what is wrong with a machine
 
-_LIMIT = 2**16  # no file that is read here is longer; proc/cpuinfo is not read
+_LIMIT = 2**20  # no file that is read here is longer, also not the mounts of a host with thousands of containers
+
+_PIECE = 2**16
 
 
 class Tree:
@@ -45,13 +47,20 @@ class Tree:
         return None if data is None else data.decode("ascii", "replace").strip("\0 \t\r\n")
 
     def data(self, path: str, size: int) -> bytes | None:
-        """The first `size` bytes of a regular file."""
+        """The first `size` bytes of a regular file.
+
+        The kernel makes many files below /proc as they are read, such as the list of mounts, and gives a page or less
+        at a time, whatever is asked for.
+        """
         try:
             descriptor = os.open(self._resolve(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError):
             return None
         try:
-            return os.read(descriptor, size)
+            data = b""
+            while len(data) < size and (piece := os.read(descriptor, min(_PIECE, size - len(data)))):
+                data += piece
+            return data
         except OSError:
             return None
         finally:
