@@ -71,6 +71,10 @@ class Service:
         """The error that says that a value does not fit the host."""
         return PlacementError(f"{self.origin(key)}: {self.section} {key}={value}: {why}", self.unit)
 
+    def variable(self, name: str) -> str | None:
+        """The value that its Environment= sets; of several the last, as in systemd."""
+        return dict(assignment.partition("=")[::2] for assignment in self.settings.environment).get(name)
+
     def train(self) -> TrainSettings | None:
         """Its settings if it is a training service."""
         return self.settings if isinstance(self.settings, TrainSettings) else None

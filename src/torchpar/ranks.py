@@ -2,7 +2,7 @@
 
 The rule against oversubscription lives here: threads and loader workers of a rank never exceed its cores when it
 trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota. On a hybrid host the efficiency cores of its
-loader workers come on top.
+loader workers come on top. Only OMP_NUM_THREADS in the service's own Environment= may break it, with a warning.
 """
 
 from __future__ import annotations
@@ -199,15 +199,23 @@ def _divide(
         budget, of_what = quota, "CPUs of the CPU quota"
     # A quota counts the time on every core.
     slots = len(loader_cores) if quota is None else min(len(loader_cores), max(0, quota - budget))
-    threads, workers = service.settings.threads, train.loader_workers if train else 0
+    stated = _stated_threads(service)
+    threads, workers = stated or service.settings.threads, train.loader_workers if train else 0
     fixed_workers = 0 if workers == "off" else workers
     if threads is None:
         beside = fixed_workers if not slots else max(0, (fixed_workers or 0) - slots)
         threads = _auto_threads(budget, gpus > 0, beside)
         why = f"{threads} of the rank's {budget} {of_what}"
+    elif stated:
+        why = "OMP_NUM_THREADS in Environment= says so, and wins over Threads="
     else:
         why = "as asked for"
-    if threads > budget:
+    if stated and threads > budget:
+        warnings.append(
+            f"{service.origin('Environment')}: {service.section} OMP_NUM_THREADS={threads}: more than its {budget} "
+            f"{of_what}; what Environment= sets is left alone, and the service will be slow"
+        )
+    elif threads > budget:
         warnings.append(
             f"{service.origin('Threads')}: {service.section} Threads={threads}: reduced to its {budget} {of_what}"
         )
@@ -215,7 +223,7 @@ def _divide(
     reasons.append(Reason("Threads", str(threads), why))
     if train is None:
         return threads, 0
-    left = budget - threads
+    left = max(0, budget - threads)
     on_slots = f", and there are {slots} efficiency cores for them" if slots else ""
     if fixed_workers is None:
         # Loading data costs some CPU in every job; one worker to start with where that takes at most a quarter.
@@ -235,6 +243,12 @@ def _divide(
         why = "DataLoader calls are left alone" if workers == "off" else "as asked for"
     reasons.append(Reason("LoaderWorkers", "off" if workers == "off" else str(fixed_workers), why))
     return threads, fixed_workers
+
+
+def _stated_threads(service: Service) -> int | None:
+    """The compute threads by OMP_NUM_THREADS in Environment=: a number, or a list of which torch uses the first."""
+    text = (service.variable("OMP_NUM_THREADS") or "").partition(",")[0].strip()
+    return (int(text) or None) if text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
 def _auto_threads(budget: int, with_gpus: bool, workers: int | None) -> int:

@@ -132,7 +132,7 @@ class ServiceSettings:
         v.parse_environment,
         "",
         "NAME=VALUE ...",
-        "variables; what is set here wins over what torchpar would set",
+        "variables; what is set here wins over what torchpar would set, OMP_NUM_THREADS also over Threads=",
         is_list=True,
     )
     cpus: v.CpuRequest = _setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from torchpar.claims import Reason
 from torchpar.config import Service
@@ -41,13 +41,12 @@ def make_environment(
     settings = service.settings
     threads = max(rank.threads for rank in ranks)
     reasons: list[Reason] = []
-    stated = {assignment.partition("=")[0] for assignment in settings.environment}
     planned = {
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_COMPILE_THREADS": str(min(MAX_COMPILE_THREADS, threads)),
         **allocator,
-        **_wait_policy(settings.wait_policy, share, quota, stated, reasons),
+        **_wait_policy(settings.wait_policy, share, quota, service.variable("OMP_WAIT_POLICY"), reasons),
         **_visible_devices(share.gpus, facts.accelerators()),
     }
     interop = settings.interop_threads or 1
@@ -148,19 +147,22 @@ def _endpoint(name: str, train: TrainSettings, reasons: list[Reason]) -> str | N
 
 
 def _wait_policy(
-    choice: WaitPolicy, share: Share, quota: int | None, stated: Collection[str], reasons: list[Reason]
+    choice: WaitPolicy, share: Share, quota: int | None, stated: str | None, reasons: list[Reason]
 ) -> dict[str, str]:
     """How OpenMP threads wait, and why.
 
     Alone on its CPUs a job is up to 1.6 times faster when idle OpenMP threads spin for a while; with another job on the
     same CPUs spinning is 20 times slower than sleeping. Where the admin names OMP_WAIT_POLICY, that alone holds.
     """
+    if stated is not None:
+        reasons.append(Reason("WaitPolicy", stated.lower(), "OMP_WAIT_POLICY in Environment= says so, and wins"))
+        return {}
     if choice is not WaitPolicy.AUTO:
         reasons.append(Reason("WaitPolicy", choice.value, "as asked for"))
         return {"OMP_WAIT_POLICY": choice.value.upper()}
     if share.own and quota is None:
         reasons.append(Reason("WaitPolicy", "active", "its CPUs are its own: spin for a while, then sleep"))
-        return {} if "OMP_WAIT_POLICY" in stated else {"GOMP_SPINCOUNT": SPIN_COUNT}
+        return {"GOMP_SPINCOUNT": SPIN_COUNT}
     why = "a CPU quota counts spinning as work" if share.own else "other services may run on its CPUs"
     reasons.append(Reason("WaitPolicy", "passive", why))
     return {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -234,7 +234,41 @@ def test_what_the_admin_sets_wins_and_explain_says_so() -> None:
     """Environment= is the last word."""
     plan = plan_of("Environment=OMP_NUM_THREADS=1 X=y")
     assert plan.environment["OMP_NUM_THREADS"] == "1" and plan.environment["X"] == "y"
-    assert why(plan, "OMP_NUM_THREADS") == "set by Environment=; torchpar would set 3"
+    plan = plan_of("Environment=GOMP_SPINCOUNT=1")
+    assert why(plan, "GOMP_SPINCOUNT") == "set by Environment=; torchpar would set 50000"
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads", "workers"),
+    [
+        ("Environment=OMP_NUM_THREADS=1", 1, 1),
+        ("Environment=OMP_NUM_THREADS=2,1\nThreads=3", 2, 1),
+        ("Environment=OMP_NUM_THREADS=1 OMP_NUM_THREADS=4", 4, 0),
+        ("Environment=OMP_NUM_THREADS=9", 9, 0),
+        ("Environment=OMP_NUM_THREADS=", 3, 1),
+    ],
+)
+def test_threads_of_the_services_own_environment_are_what_is_planned(settings: str, threads: int, workers: int) -> None:
+    """torch computes with them, so loader workers, explain and verify must count on them; more than fit are told."""
+    plan = plan_of(settings)
+    assert (plan.ranks[0].threads, plan.ranks[0].loader_workers) == (threads, workers)
+    assert ("OMP_NUM_THREADS in Environment= says so" in why(plan, "Threads")) == (threads != 3)
+    told = [warning for warning in plan.warnings if "OMP_NUM_THREADS" in warning]
+    assert told == (
+        ["/c:6: [Train a] OMP_NUM_THREADS=9: more than its 4 cores; what Environment= sets is left alone, and the "
+         "service will be slow"]
+        if threads == 9
+        else []
+    )  # fmt: skip
+
+
+def test_explain_says_the_wait_policy_of_the_services_own_environment() -> None:
+    """Not the one that torchpar would have chosen, nor WaitPolicy=, which has no effect then."""
+    for settings in ("", "\nWaitPolicy=active"):
+        plan = plan_of(f"Environment=OMP_WAIT_POLICY=PASSIVE{settings}")
+        (reason,) = (reason for reason in plan.reasons if reason.key in ("WaitPolicy", "OMP_WAIT_POLICY"))
+        assert (reason.value, reason.why) == ("passive", "OMP_WAIT_POLICY in Environment= says so, and wins")
+        assert plan.environment["OMP_WAIT_POLICY"] == "PASSIVE" and "GOMP_SPINCOUNT" not in plan.environment
 
 
 def test_openmp_threads_are_never_bound_one_by_one() -> None:
