@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
 from torchpar.cpuset import CpuSet
@@ -36,7 +36,9 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
             if count > len(devices):
                 raise _too_many(claim, count, devices, len(free))
             _lay_out([(claim, count)], free if len(free) >= count else devices)
+    holders = {gpu: claim for claim in enabled for gpu in claim.gpus}
     for claim in claims:
+        _warn_of_others(claim, holders, len(devices))
         if claim.gpus:
             names = " ".join(gpu.name for gpu in claim.gpus)
             of_how_many = len({*devices, *claim.gpus})
@@ -46,6 +48,20 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
                 f"{claim.services[0].origin('GPUs')}: {claim.name} has {len(claim.gpus)} accelerators, MIG instances "
                 "among them; CUDA shows a process one MIG instance at the most"
             )
+
+
+def _warn_of_others(claim: Claim, holders: Mapping[PciDevice, Claim], count: int) -> None:
+    """Say where a claim has the accelerators of an enabled one, or none because enabled ones have all."""
+    where = f"{claim.services[0].origin('GPUs')}: {claim.name}"
+    for gpu in claim.gpus if not claim.enabled else ():
+        if gpu in holders:
+            claim.warnings.append(
+                f"{where}: accelerator {gpu.name} is held by {holders[gpu].name}, which is enabled; both will be slower"
+            )
+    if count and not claim.gpus and _wanted(claim) is None and _shares(claim):
+        why = f"enabled services have all of the host's {count}"
+        claim.reasons.append(Reason("GPUs", "none", why))
+        claim.warnings.append(f"{where}: no accelerator is left for it, {why}; GPUs=none says that this is meant")
 
 
 def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice], facts: HostFacts) -> list[PciDevice]:

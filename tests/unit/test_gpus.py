@@ -186,6 +186,24 @@ def test_who_asks_for_several_instances_is_warned() -> None:
     assert warning.startswith("/c:6: [Train a] has 3 accelerators, MIG instances among them; CUDA shows a process one")
 
 
+def test_who_gets_no_accelerator_or_one_of_another_is_told() -> None:
+    """A job that was to train on a GPU must not train on CPUs, or beside another on one GPU, without a word."""
+    host = make_host(gpu_nodes=(0,))
+
+    def told(text: str) -> list[str]:
+        return [warning for warning in apply(text, host)[0].warnings if "accelerator" in warning]
+
+    assert told("a") == told("a\nb GPUs=none") == told("a GPUs=none\nb Enabled=no GPUs=1") == []
+    nothing = "no accelerator is left for it, enabled services have all of the host's 1; GPUs=none says that this is"
+    assert told("a\nb") == [f"/c:6: [Train b]: {nothing} meant"]
+    assert told("a\nb Enabled=no") == [f"/c:6: [Train b]: {nothing} meant"]
+    (reason,) = (r for r in apply("a\nb", host)[0].services[1].reasons if r.key == "GPUs")
+    assert (reason.value, reason.why) == ("none", "enabled services have all of the host's 1")
+    for request in ("1", "0000:10:00.0"):
+        (warning,) = told(f"a\nb Enabled=no GPUs={request}")
+        assert warning.endswith("accelerator 0000:10:00.0 is held by [Train a], which is enabled; both will be slower")
+
+
 def test_accelerators_of_one_service_are_on_one_node_where_that_can_be() -> None:
     """Two of node 1 rather than one of each; and those of the node whose CPUs it names."""
     nodes = (0, 1, 1, 0, 0)
