@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,12 +17,12 @@ from torchpar.config import Config, Kind, Service
 from torchpar.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.cpuset import CpuSet
 from torchpar.errors import ConfigError
-from torchpar.placement import place
+from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.settings import TrainSettings
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts
-from torchpar.values import CpuRequest, CpuRequestKind
+from torchpar.values import CpuRequest, CpuRequestKind, GpuRequest
 
 UNIT_PREFIX = "torchpar-run-"
 COMMAND = "torchpar run"
@@ -91,20 +92,32 @@ def take_job(
 
 
 def plan_job(
-    config: Config, job: AdHocJob, facts: HostFacts, *, running: Collection[str], used: CpuSet
+    config: Config,
+    job: AdHocJob,
+    facts: HostFacts,
+    *,
+    running: Collection[str],
+    used: CpuSet,
+    used_gpus: Collection[str] = (),
 ) -> ServicePlan:
-    """The plan of an ad-hoc job. `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs.
+    """The plan of an ad-hoc job. `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs and
+    `used_gpus` their accelerators, by the names of the plan.
 
     It gets the CPUs that no enabled service holds and nobody else runs on. Where there are none it shares those that
-    no enabled service holds, or all, with a warning. Raises PlacementError when what it asks for is not there.
+    no enabled service holds, or all, with a warning; so it is with accelerators that it asks for, while with GPUs=auto
+    it gets those that nobody uses, or none. Raises PlacementError when what it asks for is not there.
     """
     usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
     present = [service for service in config.services if service.settings.enabled or service.unit in running]
     used = used & CpuSet.union(core.cpus for core in usable.named)
     if used:
-        others = TrainSettings(script="/", cpus=CpuRequest(CpuRequestKind.LIST, numbers=used))
+        others = TrainSettings(script="/", cpus=CpuRequest(CpuRequestKind.LIST, numbers=used), gpus=GpuRequest(0))
         present.append(AdHocJob(Kind.TRAIN, "others", others, (), {}))
     shares = place(dataclasses.replace(config, services=(*present, job)), facts).shares
+    gpus, gpu_warning = _choose_gpus(job, present, shares, facts, used_gpus)
+    if gpus != job.settings.gpus:
+        job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, gpus=gpus))
+        shares = place(dataclasses.replace(config, services=(*present, job)), facts).shares
     held = CpuSet.union(shares[s.unit].cpus for s in present if s.settings.enabled and not _is_shared(s))
     busy = CpuSet.union(shares[service.unit].cpus for service in present if not service.settings.enabled)
     free = [core for core in usable.pool if core.cpus.isdisjoint(held)]
@@ -132,9 +145,35 @@ def plan_job(
         plan = dataclasses.replace(
             plan, reasons=tuple(reason if old.key == "CPUs" else old for old in plan.reasons)
         )
-    if warning:
-        plan = dataclasses.replace(plan, warnings=(warning, *plan.warnings))
-    return plan
+    told = tuple(text for text in (warning, gpu_warning) if text)
+    return dataclasses.replace(plan, warnings=(*told, *plan.warnings))
+
+
+def _choose_gpus(
+    job: AdHocJob, present: Iterable[Service], shares: Mapping[str, Share], facts: HostFacts, used: Collection[str]
+) -> tuple[GpuRequest, str | None]:
+    """GPUs= of the job without those that others compute on at the moment, and a warning where that cannot be."""
+    request = job.settings.gpus
+    held = {gpu.name for service in present if service.settings.enabled for gpu in shares[service.unit].gpus}
+    busy = {gpu.name for service in present if not service.settings.enabled for gpu in shares[service.unit].gpus}
+    busy = (busy | set(used)) - held
+    taken = [gpu.name for gpu in shares[job.unit].gpus if gpu.name in busy]
+    if not taken:
+        return request, None
+    quiet = [gpu for gpu in facts.discrete_accelerators() if gpu.name not in held | busy]
+    if request.count is None:
+        # As for a service: whole GPUs or one MIG instance, as CUDA shows a process no more.
+        names = tuple(gpu.name for gpu in quiet if gpu.mig is None) or tuple(gpu.name for gpu in quiet[:1])
+        if names:
+            return GpuRequest(len(names), names), None
+        return GpuRequest(0), f"no accelerator is left: other jobs compute on {' '.join(taken)}; --gpus 1 shares one"
+    if not request.names and len(quiet) >= request.count:
+        # Of one node as far as that can be: those of the node with the most of them first.
+        nodes = Counter(gpu.numa_node for gpu in quiet)
+        quiet.sort(key=lambda gpu: (gpu.mig is not None, -nodes[gpu.numa_node], gpu.pci))
+        names = tuple(gpu.name for gpu in quiet[: request.count])
+        return GpuRequest(len(names), names), None
+    return request, f"this job shares accelerators with other jobs: {' '.join(taken)}; all of them will be slower"
 
 
 def _is_shared(service: Service) -> bool:

@@ -26,6 +26,7 @@ def planned(
     facts: HostFacts = FOUR,
     running: tuple[str, ...] = (),
     used: str = "",
+    used_gpus: tuple[str, ...] = (),
     arguments: tuple[str, ...] = (),
 ) -> ServicePlan:
     """The plan of an ad-hoc job beside a conf."""
@@ -33,7 +34,7 @@ def planned(
     config, job = take_job(
         parse_config(files, facts, strict=True), "x-1", script="x.py", module=None, arguments=arguments
     )
-    return plan_job(config, job, facts, running=running, used=CpuSet.parse(used))
+    return plan_job(config, job, facts, running=running, used=CpuSet.parse(used), used_gpus=used_gpus)
 
 
 ONE = "[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=1\n"
@@ -75,6 +76,35 @@ def test_where_nothing_is_left_a_job_shares_and_says_with_whom(
     job = planned(conf, *settings, used=used)
     assert str(job.cpus) == cpus and who in job.warnings[0]
     assert not job.own and job.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize(
+    ("conf", "gpus", "used", "expected", "warning"),
+    [
+        ("", "auto", (), "0 1", ""),
+        ("", "auto", (0,), "1", ""),
+        ("", "1", (0,), "1", ""),
+        ("", "auto", (0, 1), "", "no accelerator is left: other jobs compute on 0000:10:00.0 0000:11:00.0; --gpus 1 "),
+        ("", "2", (1,), "0 1", "this job shares accelerators with other jobs: 0000:11:00.0; all of them"),
+        ("", "0000:10:00.0", (0,), "0", "this job shares accelerators with other jobs: 0000:10:00.0"),
+        ("", "none", (0, 1), "", ""),
+        (f"{STARTED}GPUs=1\n", "auto", (), "1", ""),
+        (f"{ONE}GPUs=1\n", "auto", (1,), "", "no accelerator is left"),
+        (f"{ONE}GPUs=1\n", "1", (), "1", ""),
+    ],
+)
+def test_a_job_keeps_away_from_accelerators_that_others_compute_on(
+    conf: str, gpus: str, used: tuple[int, ...], expected: str, warning: str
+) -> None:
+    """Two jobs on one GPU are slow, or one of them has no memory there; who asks for it gets it, with a warning."""
+    running = ("torchpar-train@b.service",)
+    names = tuple(f"0000:{0x10 + number:02x}:00.0" for number in used)
+    job = planned(
+        conf, ("CPUs", "1"), ("GPUs", gpus), facts=make_host(gpu_nodes=(0, 0)), running=running, used_gpus=names
+    )
+    assert " ".join(str(int(gpu.pci[5:7]) - 10) for gpu in job.gpus) == expected
+    told = [text for text in job.warnings if "accelerator" in text]
+    assert (len(told) == 1 and told[0].startswith(warning)) if warning else told == []
 
 
 def test_a_job_does_not_move_what_is_declared() -> None:

@@ -20,7 +20,7 @@ from torchpar.errors import ConfigError, NotPermittedError
 from torchpar.generations import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import find_conf_files, read_conf_files
-from torchpar.host.processes import read_ad_hoc_cpus
+from torchpar.host.processes import read_ad_hoc_jobs
 from torchpar.host.turns import in_turn
 from torchpar.plan import RUN, ServicePlan
 from torchpar.syntax import ConfFile
@@ -76,7 +76,8 @@ def run(
         )
         user = _user(user, job)
         running = systemd.running_services() if systemd.is_running() else ()
-        plan = adhoc.plan_job(config, job, inputs.facts, running=running, used=read_ad_hoc_cpus())
+        used, used_gpus = read_ad_hoc_jobs()
+        plan = adhoc.plan_job(config, job, inputs.facts, running=running, used=used, used_gpus=used_gpus)
         name = pwd.getpwuid(os.geteuid()).pw_name
         environment = adhoc.inherited(os.environ, plan.environment, same_user=user == name)
         warn((*plan.warnings, *adhoc.replaced(os.environ, plan.environment)))

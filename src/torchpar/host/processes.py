@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchpar.cpuset import CpuSet
+from torchpar.environment import parse_job_environment
+from torchpar.errors import JobSettingsError
 from torchpar.verify import Process, RunningUnit
 
 T = TypeVar("T")
@@ -47,12 +49,15 @@ def read_running_unit(unit: str, main_pid: int, control_group: str) -> RunningUn
     )
 
 
-def read_ad_hoc_cpus() -> CpuSet:
-    """The CPUs of all jobs of `torchpar run`: those that one of our launchers runs outside of a declared service.
+def read_ad_hoc_jobs() -> tuple[CpuSet, frozenset[str]]:
+    """The CPUs and accelerators of all jobs of `torchpar run`: what one of our launchers runs outside of a declared
+    service.
 
-    Any user may read that of any process, so nobody needs to keep a list.
+    Any user may read the CPUs of any process, so nobody needs to keep a list. The accelerators are in its environment,
+    which root may read, and others only of their own jobs.
     """
     cpus = CpuSet()
+    gpus: set[str] = set()
     for name in os.listdir("/proc"):
         if not name.isdecimal() or int(name) == os.getpid():
             continue
@@ -63,7 +68,11 @@ def read_ad_hoc_cpus() -> CpuSet:
             continue
         with contextlib.suppress(OSError):
             cpus = CpuSet.union([cpus, *_read_threads(int(name)).values()])
-    return cpus
+        with contextlib.suppress(JobSettingsError):
+            job = parse_job_environment(_variables(_text(f"/proc/{name}/environ") or ""))
+            if job:
+                gpus.update(gpu for rank in job.ranks for gpu in rank.gpus)
+    return cpus, frozenset(gpus)
 
 
 def _find_group(control_group: str) -> str | None:
