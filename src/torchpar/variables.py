@@ -24,6 +24,10 @@ MAX_COMPILE_THREADS = 8
 # between operators, and in those that loading data makes the core is free.
 SPIN_COUNT = "50000"
 
+# SYCL, by which torch.xpu finds Intel's devices, then shows no GPU at all. Taken from its documentation, and not tried
+# on hardware: an empty ZE_AFFINITY_MASK means the same to Level Zero as none, which is every device.
+NO_INTEL_GPU = {"ONEAPI_DEVICE_SELECTOR": "opencl:cpu"}
+
 _VISIBLE_DEVICES = {"0x10de": "CUDA_VISIBLE_DEVICES", "0x1002": "ROCR_VISIBLE_DEVICES", "0x8086": "ZE_AFFINITY_MASK"}
 
 
@@ -178,7 +182,9 @@ def _visible_devices(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) ->
     for vendor, variable in _VISIBLE_DEVICES.items():
         of_vendor = sorted((d for d in devices if d.vendor == vendor), key=lambda device: device.pci)
         if of_vendor:
-            variables[variable] = ",".join(_visible([gpu for gpu in gpus if gpu.vendor == vendor], of_vendor))
+            visible = ",".join(_visible([gpu for gpu in gpus if gpu.vendor == vendor], of_vendor))
+            hidden = NO_INTEL_GPU if vendor == "0x8086" else {variable: ""}
+            variables.update({variable: visible} if visible else hidden)
     return variables
 
 

@@ -219,6 +219,16 @@ def test_intel_accelerators_are_counted_in_the_order_of_the_bus_too() -> None:
     assert environment["ZE_AFFINITY_MASK"] == "0" and environment["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] == "1"
 
 
+def test_intel_accelerators_are_hidden_from_who_has_none_of_them() -> None:
+    """An empty mask hides nothing from Level Zero, unlike CUDA's and ROCm's."""
+    intel = [dataclasses.replace(make_gpu(i, 0), vendor="0x8086", class_code="0x038000", driver="xe") for i in (0, 1)]
+    host = dataclasses.replace(make_host(), gpus=tuple(intel))
+    hidden = apply("a GPUs=none", host)[0].services[0].environment
+    assert hidden["ONEAPI_DEVICE_SELECTOR"] == "opencl:cpu" and "ZE_AFFINITY_MASK" not in hidden
+    shown = apply("a GPUs=0000:11:00.0", host)[0].services[0].environment
+    assert shown["ZE_AFFINITY_MASK"] == "1" and "ONEAPI_DEVICE_SELECTOR" not in shown
+
+
 @pytest.mark.parametrize(
     ("packages", "node", "local_cpus", "expected"),
     [
