@@ -52,6 +52,9 @@ def test_a_message_is_read_as_it_was_meant() -> None:
         message(local_rank=None),
         message(waited=float("nan")),
         message(time=float("inf")),
+        message(time=10**400),
+        message(waited=-(10**400)),
+        message(steps=10**400),
         message(time=[1]),
     ],
 )
