@@ -34,7 +34,7 @@ class Process:
     """One process of a unit; None for what could not be read.
 
     `threads` are the allowed CPUs by thread, `policies` counts the mappings by the kernel's policy word, `pages` by
-    node.
+    node. `environment` is empty where the process has overwritten it.
     """
 
     pid: int
@@ -186,6 +186,9 @@ def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     main = _main(running)
     if main is None or main.environment is None:
         return _unread("environment", expected)
+    if not main.environment:
+        # A process that names itself anew (setproctitle) takes the room for it; systemd starts none without variables.
+        return Item("environment", Verdict.UNKNOWN, expected, "the process has overwritten what /proc shows of it")
     wrong = [
         f"{name}={main.environment.get(name, '(not set)'):.60} instead of {value:.60}"
         for name, value in planned.items()

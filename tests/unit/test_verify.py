@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from torchpar.cpuset import CpuSet
+from torchpar.host.processes import read_running_unit
 from torchpar.verify import Process, RunningUnit, Verdict, summary, verify
 
 PLAN: dict[str, Any] = {
@@ -106,7 +109,7 @@ def test_a_rank_has_the_nodes_of_the_policy_that_are_near_its_cpus(policy: str, 
         ({"policies": {"prefer:1": 90}}, "memory policy"),
         ({"allocator": "glibc"}, "allocator"),
         ({"environment": {"OMP_NUM_THREADS": "1"}}, "environment"),
-        ({"environment": {}}, "environment"),
+        ({"environment": {"HOME": "/"}}, "environment"),
     ],
 )
 def test_another_value_than_planned_is_drift(process: dict[str, Any], item: str) -> None:
@@ -128,6 +131,33 @@ def test_another_value_than_planned_is_drift(process: dict[str, Any], item: str)
 def test_what_only_root_may_read_is_unknown_and_never_ok(process: dict[str, Any], item: str) -> None:
     """Not to know is not to be fine."""
     assert verdicts(process)[item] is Verdict.UNKNOWN
+
+
+def test_a_process_that_has_overwritten_its_environment_is_unknown_and_no_drift() -> None:
+    """setproctitle does that; the variables that the process was started with are in force all the same."""
+    running = dataclasses.replace(RUNNING, processes=(dataclasses.replace(PROCESS, environment={}),))
+    item = next(item for item in verify(PLAN, running) if item.what == "environment")
+    assert item.verdict is Verdict.UNKNOWN
+    assert "overwritten" in item.actual
+
+
+@pytest.mark.subprocess
+def test_an_overwritten_environment_is_read_as_no_variables() -> None:
+    """Zeros, behind the end of a name that was too long for the command line alone."""
+    code = """
+import ctypes
+with open("/proc/self/stat") as file:
+    first, end = map(int, file.read().rpartition(")")[2].split()[47:49])
+ctypes.memset(first, 0, end - first)
+ctypes.memmove(first, b"epoch 3", 7)
+print(flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stdout.readline()
+        unit = read_running_unit("torchpar-train@a.service", process.pid, "")
+        process.stdin.close()
+    assert [found.environment for found in unit.processes] == [{}]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def _allocator(maps: str) -> str:
 
 
 def _variables(environ: str) -> dict[str, str]:
-    return dict(assignment.partition("=")[::2] for assignment in environ.split("\0") if assignment)
+    """None at all where the process has overwritten them: with zeros, and with the end of a long name."""
+    return dict(assignment.split("=", 1) for assignment in environ.split("\0") if "=" in assignment)
 
 
 def _read_ranks(unit: str) -> Iterator[dict[str, int]]:

@@ -34,6 +34,9 @@ class Gang:
         self.directory = directory
         self.care = threading.Lock()  # held by whoever may end, start or wait for ranks
         self.stopping = False
+        # The processes of the ranks that were started last. A rank that names itself anew (setproctitle) overwrites
+        # what /proc shows of its environment, so that nobody could tell it from there.
+        self.started: frozenset[int] = frozenset()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
     def __enter__(self) -> Gang:
@@ -46,11 +49,15 @@ class Gang:
     def __exit__(self, *error: Any) -> None:
         """The ranks have ended."""
 
+    def running(self) -> list[int]:
+        """The processes of the ranks that have not ended."""
+        return [child for child in children() if child in self.started and not has_ended(child)]
+
     def _wait_for_signals(self) -> None:
         number = signal.Signals(signal.sigwait(STOPS))
         self.care.acquire()
         self.stopping = held = True
-        ranks = running_ranks()
+        ranks = self.running()
         if not ranks:
             # The hosts have not met yet, or the agent is only about to start the ranks: there is nothing to be saved.
             os._exit(ENDED_BY_SIGTERM)
@@ -66,7 +73,7 @@ class Gang:
                     os._exit(ENDED_BY_SIGTERM)
                 number = signal.Signals(again.si_signo)
                 told.clear()
-            ranks = running_ranks()
+            ranks = self.running()
 
     def _tell(self, ranks: list[int], number: signal.Signals, told: set[int]) -> signal.Signals:
         """Send the signal to ranks that have not had it; SIGTERM in place of SIGUSR1 if none of them ever asked.
@@ -102,11 +109,6 @@ def asks(directory: str, process: int) -> bool:
     return bool(directory) and os.path.exists(os.path.join(directory, ASKS.format(process)))
 
 
-def running_ranks() -> list[int]:
-    """The processes of the ranks that have not ended: children of this one that torchrun has given a LOCAL_RANK."""
-    return [child for child in children() if b"\0LOCAL_RANK=" in b"\0" + environment_of(child)]
-
-
 def children() -> Iterator[int]:
     """The children of this process, by whichever thread (proc(5), /proc/PID/task/TID/children)."""
     for thread in os.listdir("/proc/self/task"):
@@ -114,10 +116,11 @@ def children() -> Iterator[int]:
             yield from map(int, file.read().split())
 
 
-def environment_of(process: int) -> bytes:
-    """What a process was started with; nothing when it has ended, also while nobody has waited for it."""
+def has_ended(process: int) -> bool:
+    """Whether a process has ended, also while nobody has waited for it (proc(5), /proc/PID/stat)."""
     try:
-        with open(f"/proc/{process}/environ", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+        with open(f"/proc/{process}/stat", "rb") as file:
+            # The name of the program, in parentheses, may hold some of its own.
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True

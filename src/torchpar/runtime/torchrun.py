@@ -128,7 +128,14 @@ def watch(agent: Any, gang: Gang) -> None:
     As soon as one rank ends otherwise than with 0, the agent sends SIGTERM to what is left and SIGKILL 30 seconds
     later, or starts all of them again. During a stop both would cut off a rank that is still saving.
     """
-    monitor = agent._monitor_workers
+    start, monitor = agent._start_workers, agent._monitor_workers
+
+    def _start_workers(self: Any, *arguments: Any, **named: Any) -> Any:
+        # A stop that comes now waits until there are ranks to tell.
+        with gang.care:
+            processes = start(self, *arguments, **named)
+            gang.started = frozenset(processes.values())
+        return processes
 
     def _monitor_workers(self: Any, *arguments: Any, **named: Any) -> Any:
         with gang.care:
@@ -137,7 +144,7 @@ def watch(agent: Any, gang: Gang) -> None:
             raise GangStopped({rank: failure.exitcode for rank, failure in result.failures.items()})
         return result
 
-    agent._monitor_workers = _monitor_workers
+    agent._start_workers, agent._monitor_workers = _start_workers, _monitor_workers
 
 
 def leave(agent: Any) -> None:

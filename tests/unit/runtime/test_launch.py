@@ -287,6 +287,29 @@ time.sleep(600)
         await_file(place, "worker-None-0", "worker-None-1")
 
 
+def test_a_rank_that_names_itself_anew_is_asked_to_save_all_the_same(place: Place) -> None:
+    """setproctitle overwrites what /proc shows of the environment."""
+    text = READY + """
+import ctypes
+with open("/proc/self/stat") as file:
+    first, end = map(int, file.read().rpartition(")")[2].split()[47:49])
+ctypes.memset(first, 0, end - first)
+with open("/proc/self/environ", "rb") as file:
+    assert not file.read().strip(b"\\0")
+def save(number, frame):
+    put("saved-" + rank)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+put("ready-" + rank)
+time.sleep(600)
+"""
+    with running(place, text) as process:
+        await_file(place, "ready-0", "ready-1")
+        process.terminate()
+        assert process.wait(60) == 0
+        await_file(place, "saved-0", "saved-1")
+
+
 def test_a_stop_before_there_are_ranks_ends_the_launcher(place: Place) -> None:
     """While it waits for the other hosts there is nothing to be saved."""
     with running(place, "", RENDEZVOUS="yes") as process:

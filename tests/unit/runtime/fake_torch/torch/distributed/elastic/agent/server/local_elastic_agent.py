@@ -38,6 +38,9 @@ class LocalElasticAgent:
             signal.signal(number, terminate)
         if os.environ.get("RENDEZVOUS"):
             time.sleep(600)
+        self._start_workers(None)
+
+    def _start_workers(self, group: Any) -> dict[int, int]:
         environment = {"MASTER_ADDR": "host.invalid", "TORCHELASTIC_RESTART_COUNT": str(self.starts)}
         self.starts += 1
         self.ranks = [
@@ -48,6 +51,7 @@ class LocalElasticAgent:
             )
             for rank in range(self.count)
         ]
+        return {number: rank.pid for number, rank in enumerate(self.ranks)}
 
     def close(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
