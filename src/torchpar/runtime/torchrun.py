@@ -53,7 +53,7 @@ def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
         _, first = error.get_first_failure()
         for number, failure in sorted(error.failures.items()):
             say(f"rank {number} (process {failure.pid}) {ended(failure.exitcode)}")
-        return exit_status(first.exitcode)
+        return failed_status(first.exitcode)
     except GangStopped as stopped:
         return stop_status(stopped.statuses)
     except Exception as error:
@@ -172,6 +172,18 @@ def stop_status(statuses: Mapping[int, int]) -> int:
     for rank, status in failed.items():
         say(f"rank {rank} {ended(status)} when it was stopped")
     return exit_status(next(iter(failed.values()))) if failed else SIGNALLED + signal.SIGTERM
+
+
+def failed_status(status: int) -> int:
+    """The exit status for a rank that has failed by itself: never that of a stop, as nobody has asked for one.
+
+    SIGTERM may come from elsewhere, from earlyoom for example, and the unit takes 143 for success (SuccessExitStatus=).
+
+    >>> failed_status(78), failed_status(-15), failed_status(143)
+    (78, 1, 1)
+    """
+    number = exit_status(status)
+    return 1 if number == SIGNALLED + signal.SIGTERM else number
 
 
 def ended(status: int) -> str:

@@ -196,6 +196,14 @@ def test_a_rank_that_is_killed_brings_all_back(place: Place) -> None:
     assert "was ended by SIGKILL" in outcome.err
 
 
+def test_a_rank_that_sigterm_ends_without_a_stop_is_a_failure(place: Place) -> None:
+    """earlyoom sends it, say: 143 would be success for the unit, and nothing would be tried again."""
+    place.write("x.py", "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(600)\n")
+    outcome = launched(place, "--", "x.py")
+    assert outcome.status == 1
+    assert "was ended by SIGTERM" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
