@@ -239,7 +239,7 @@ class _Begun:
         except StopIteration:
             raise
         except Exception as error:
-            if iterator._num_yielded:
+            if iterator._num_yielded or not _is_of_workers(error):
                 raise
             # torch puts a worker's traceback in the text; its last line says what it is.
             last = (str(error).strip().splitlines() or [repr(error)])[-1]
@@ -250,6 +250,19 @@ class _Begun:
             return defaults._next(self._instead)
         del iterator._torchpar_begun
         return batch
+
+
+def _is_of_workers(error: Exception) -> bool:
+    """Whether torch says that its workers, or the way to them, failed.
+
+    All else is the script's: what its signal handler raises to end the run comes up here just as well.
+    """
+    text = str(error)
+    begins = ("DataLoader worker", "Too many open files. Communication with the workers", "Pin memory thread exited")
+    if isinstance(error, RuntimeError) and text.startswith(begins):
+        return True
+    # What was raised elsewhere comes in a class of its own kind, with this in its text (torch._utils.ExceptionWrapper).
+    return "in DataLoader worker process" in text or "in pin memory thread" in text
 
 
 def _generators(torch: Any, loader: Any) -> Callable[[], None]:

@@ -267,6 +267,27 @@ def test_workers_that_fail_at_once_give_way_to_the_process(place: Place, failure
     assert "loads in the process itself after all: the workers failed: " in told(outcome)[1]
 
 
+def test_what_a_signal_handler_raises_is_not_taken_for_the_workers_failure(place: Place) -> None:
+    """It is how a script ends its run: to load on would swallow the stop."""
+    script = numbered(
+        "import signal, time\n"
+        "class Stop(Exception): pass\n"
+        "def stop(number, frame): raise Stop\n"
+        "signal.signal(signal.SIGALRM, stop)\n"
+        "class Slow(Numbers):\n"
+        "    def __getitem__(self, i):\n"
+        "        if os.getpid() != MAIN: time.sleep(600)\n"
+        "        return i\n"
+        "batches = iter(DataLoader(Slow(), 4))\n"
+        "try:\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 1)\n"
+        "    next(batches)\n"
+        "except Stop:\n"
+        "    print(json.dumps('stopped'))\n"
+    )
+    assert printed(train(place, script)) == "stopped"
+
+
 def test_an_error_of_the_datasets_own_is_the_scripts(place: Place) -> None:
     """In the first batch it comes from the process itself, later on from the worker: it is raised in both cases."""
     script = numbered(

@@ -21,4 +21,5 @@ def _worker_loop(fetch, index_queue, data_queue, init_fn, worker_id):
         except StopIteration:
             data_queue.put((False, None))
         except Exception as error:
-            data_queue.put((False, f"Traceback in a worker\n{type(error).__name__}: {error}"))
+            kind = type(error).__name__
+            data_queue.put((False, f"Caught {kind} in DataLoader worker process {worker_id}.\n{kind}: {error}"))
