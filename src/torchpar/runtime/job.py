@@ -27,16 +27,17 @@ class Job:
     def wrap(self, model: Any, **arguments: Any) -> Any:
         """The model on this process's device, in DistributedDataParallel where there are other ranks.
 
-        A model for several devices of one rank (GPUsPerRank=) is to be on them already, and stays there. The arguments
-        are those of DistributedDataParallel.
+        A model for several devices of one rank (GPUsPerRank=) that is on them already stays there. The arguments are
+        those of DistributedDataParallel.
         """
-        if len(self.devices) == 1:
+        on_one = len(self.devices) == 1 or len({parameter.device for parameter in model.parameters()}) <= 1
+        if on_one:
             model = model.to(self.device)
         if self.world_size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        if self.device.type == "cuda" and len(self.devices) == 1:
+        if self.device.type == "cuda" and on_one:
             arguments.setdefault("device_ids", [self.device.index])
         return DistributedDataParallel(model, **arguments)
 

@@ -23,7 +23,13 @@ class Device(NamedTuple):
 class Model:
     """A torch module that knows where it was put."""
 
-    device: Device | None = None
+    def __init__(self, *devices: Device) -> None:
+        self.devices = devices
+        self.device: Device | None = None
+
+    def parameters(self) -> list[Any]:
+        """One on each of the devices."""
+        return [types.SimpleNamespace(device=device) for device in self.devices]
 
     def to(self, device: Device) -> Model:
         """As torch's."""
@@ -116,9 +122,21 @@ def test_a_model_on_several_devices_stays_where_it_is(torch: Any, monkeypatch: p
     """GPUsPerRank=2: only the script knows which part belongs where."""
     enter(monkeypatch, settings(2), rank=0)
     job = torchpar.runtime.init()
-    model = Model()
+    model = Model(*job.devices)
     assert job.devices == (Device("cuda", 0), Device("cuda", 1))
     assert job.wrap(model) is model and model.device is None
+    job.world_size = 2
+    assert job.wrap(model) == ("DDP", model, {}) and model.device is None
+
+
+def test_a_model_that_is_in_one_piece_goes_to_the_first_device(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the process has several: the script moves its batches there (job.device)."""
+    enter(monkeypatch, settings(2), rank=0)
+    job = torchpar.runtime.init()
+    for model in (Model(), Model(Device("cpu"), Device("cpu"))):
+        assert job.wrap(model) is model and model.device == Device("cuda", 0)
+    job.world_size = 2
+    assert job.wrap(model) == ("DDP", model, {"device_ids": [0]})
 
 
 def test_a_process_that_is_alone_has_no_group(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
