@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing.api import Std
+from torch.distributed.elastic.multiprocessing.api import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
@@ -26,12 +26,16 @@ COMMON = ("--monitor-interval=0.5", "--no-python")
 SIGNALLED = 128  # how shells say that a signal ended a process
 
 
-class GangStopped(Exception):
-    """A stop was asked for, and not every rank ended with status 0."""
+class GangStopped(SignalException):  # type: ignore[misc]
+    """A stop was asked for, and not every rank ended with status 0.
+
+    As torch's own exception for that it leaves the hosts' rendezvous open: after any other torch closes it, for good
+    and for all hosts, and those that are left of an elastic job could not go on.
+    """
 
     def __init__(self, statuses: Mapping[int, int]) -> None:
         """Take the exit status of each local rank that has one; negative: ended by this signal."""
-        super().__init__(statuses)
+        super().__init__("stopped", signal.SIGTERM)
         self.statuses = statuses
 
 

@@ -237,6 +237,8 @@ def test_ranks_that_know_nothing_of_it_are_ended_by_sigterm(place: Place) -> Non
             await_file(place, "ready-0", "ready-1")
             process.send_signal(number)
             assert process.wait(60) == 128 + signal.SIGTERM
+        # The other hosts of an elastic job go on.
+        assert not (place.path / "rendezvous-closed").exists()
         for rank in "01":
             (place.path / f"ready-{rank}").unlink()
 

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
 OLD = os.environ.get("FAKE_TORCH") == "1.13"
@@ -35,4 +36,13 @@ def run(args: Any) -> None:
     assert args.no_python
     c10d_rendezvous_backend.TCPStore("localhost", 0, is_master=True)
     command = [args.training_script, *args.training_script_args]
-    LocalElasticAgent(int(args.nproc_per_node), command, int(args.max_restarts)).run()
+    close = True
+    try:
+        LocalElasticAgent(int(args.nproc_per_node), command, int(args.max_restarts)).run()
+    except SignalException:
+        close = False
+        raise
+    finally:
+        if close:
+            with open("rendezvous-closed", "w", encoding="ascii"):
+                pass

@@ -1,6 +1,13 @@
 """See torch/__init__.py."""
 
 import os
+import signal
+
+
+class SignalException(Exception):
+    def __init__(self, msg: str, sigval: signal.Signals) -> None:
+        super().__init__(msg)
+        self.sigval = sigval
 
 
 class Std(int):

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import Std
+from torch.distributed.elastic.multiprocessing.api import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 State = collections.namedtuple("State", "name")
@@ -18,12 +18,8 @@ Result = collections.namedtuple("Result", "state failures")
 Failure = collections.namedtuple("Failure", "pid exitcode")
 
 
-class SignalException(Exception):
-    pass
-
-
 def terminate(number: int, frame: Any) -> None:
-    raise SignalException(number)
+    raise SignalException("ended", signal.Signals(number))
 
 
 class LocalElasticAgent:
