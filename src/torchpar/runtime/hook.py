@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Set
 from typing import Any
 
 from torchpar.environment import JobSettings, RankSettings, parse_job_environment
@@ -16,8 +17,11 @@ from torchpar.runtime import loader, progress
 from torchpar.runtime.observed import observe, say, tell
 
 
-def torch_imported(torch: Any) -> None:
-    """Set torch as planned for this process, and watch its loaders; log and record what then holds."""
+def torch_imported(torch: Any, cpus: Set[int]) -> None:
+    """Set torch as planned for this process, and watch its loaders; log and record what then holds.
+
+    `cpus` are those that the process could use before torch was imported.
+    """
     local_rank = _local_rank()
     try:
         settings = parse_job_environment(os.environ)
@@ -34,7 +38,7 @@ def torch_imported(torch: Any) -> None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
         # First what counts: where the loader goes on without workers, it counts what then loads.
         progress.install(torch, settings, rank)
-        loader.install(torch, settings, rank)
+        loader.install(torch, settings, rank, cpus)
     tell(observe(torch, local_rank))
 
 

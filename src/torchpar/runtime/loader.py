@@ -13,7 +13,7 @@ import inspect
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 from torchpar.environment import JobSettings, RankSettings
@@ -26,11 +26,13 @@ _MOST_LINES = 100
 _LEAVE = "LoaderWorkers=off in torchpar.conf leaves such calls alone"
 
 
-def install(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
-    """Watch the DataLoader calls of this process from now on, and how its workers begin."""
-    cpus = frozenset(numbers(rank.cpus) + numbers(rank.loader_cpus))
+def install(torch: Any, settings: JobSettings, rank: RankSettings, allowed: Set[int]) -> None:
+    """Watch the DataLoader calls of this process from now on, and how its workers begin.
+
+    `allowed` are the CPUs of the process before torch was imported.
+    """
     try:
-        workers.install(cpus)
+        workers.install(worker_cpus(rank, allowed))
     except (AttributeError, ImportError, ValueError) as error:
         say(f"loader workers begin as torch has it: this torch has another inside ({error})")
     if settings.loader:
@@ -38,6 +40,19 @@ def install(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
             Defaults(torch, settings, rank).watch()
         except (AttributeError, ImportError) as error:
             say(f"DataLoader calls are left alone: this torch has another inside ({error})")
+
+
+def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
+    """The CPUs of a rank's loader workers: those planned for it, and for them, as far as it has not been narrowed.
+
+    Whoever has narrowed the process, by `systemctl edit` or in the script, means its workers too. A process with CPUs
+    for its workers alone has narrowed itself to its own, as planned.
+    """
+    own, loaders = frozenset(numbers(rank.cpus)), frozenset(numbers(rank.loader_cpus))
+    if own <= allowed:
+        return own | loaders
+    # None in common: somebody has moved it elsewhere altogether.
+    return own & allowed or frozenset(allowed)
 
 
 class Given(NamedTuple):

@@ -12,11 +12,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# By these OpenMP binds its threads, that of the import included, as soon as it is loaded.
+BINDERS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+
+
 class TorchImport:
     """A finder that finds nothing by itself, and hears when torch's own module has been executed."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
+        # What the process may use before any library changes that: systemd's word, or that of `systemctl edit`.
+        self.cpus = os.sched_getaffinity(0)
 
     def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
         """None, save for torch: what the other finders find, with a loader that calls `imported` in the end."""
@@ -37,6 +43,9 @@ class TorchImport:
 
         def exec_module(module: "Any") -> None:
             loader.__dict__.pop("exec_module", None)
+            if not any(name in os.environ for name in BINDERS):
+                # Then it is still what was asked for, now perhaps by the script.
+                self.cpus = os.sched_getaffinity(0)
             execute(module)
             # Only now: where the import fails, the script may try again.
             if self in sys.meta_path:
@@ -57,6 +66,6 @@ class TorchImport:
         try:
             from torchpar.runtime.hook import torch_imported
 
-            torch_imported(torch)
+            torch_imported(torch, self.cpus)
         except Exception as error:  # whatever it is, it is the launcher's failure and must not become the job's
             os.write(2, f"torchpar: torch is not set as planned: {error!r}\n".encode(errors="backslashreplace"))

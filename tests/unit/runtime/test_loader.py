@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
 
 from tests.unit.runtime.jobs import Place
-from tests.unit.runtime.training import JOB, all_cpus, has_torch, printed, told, train
+from tests.unit.runtime.training import JOB, RANK, all_cpus, has_torch, printed, told, train
+from torchpar.runtime.loader import worker_cpus
 
 pytestmark = pytest.mark.subprocess
 
@@ -265,6 +267,38 @@ def test_workers_that_fail_at_once_give_way_to_the_process(place: Place, failure
     outcome = train(place, script)
     assert printed(outcome) == [True, 0]
     assert "loads in the process itself after all: the workers failed: " in told(outcome)[1]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "cpus"),
+    [
+        ({0, 1, 2, 3}, {0, 1, 2, 3, 8, 9}),
+        ({0, 1, 2, 3, 8, 9, 10}, {0, 1, 2, 3, 8, 9}),
+        ({1, 2}, {1, 2}),
+        ({2, 8}, {2}),
+        ({5}, {5}),
+    ],
+)
+def test_workers_stay_within_what_the_process_was_narrowed_to(allowed: set[int], cpus: set[int]) -> None:
+    """By `systemctl edit`, say; else they have all CPUs of the rank, and those that are theirs alone."""
+    assert worker_cpus(replace(RANK, cpus="0-3", loader_cpus="8-9"), allowed) == cpus
+
+
+@pytest.mark.parametrize("binds", [False, True])
+def test_workers_do_not_undo_the_scripts_own_affinity(place: Place, binds: bool) -> None:
+    """Set before torch is imported. With OMP_PROC_BIND the kernel's word then is OpenMP's and counts no more."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    place.write("import_first.py", f"import os\nos.sched_setaffinity(0, [{cpus[0]}])\n")
+    script = "import import_first\n" + numbered(
+        "class Where(Numbers):\n"
+        "    def __getitem__(self, i): return len(os.sched_getaffinity(0))\n"
+        "print(json.dumps(seen(DataLoader(Where(), 10))[0][0]))\n"
+    )
+    if binds:
+        script = "import os\nos.environ['OMP_PROC_BIND'] = 'true'\n" + script
+    assert printed(train(place, script, cpus=all_cpus())) == (len(cpus) if binds else 1)
 
 
 def test_what_a_signal_handler_raises_is_not_taken_for_the_workers_failure(place: Place) -> None:
