@@ -7,10 +7,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 
-def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, apart: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run a program with its messages in English; its exit status, stdout and stderr are in what is returned.
 
-    A program that is not installed gives status 127 and says so on stderr, as in a shell.
+    `apart` keeps it from the terminal's signals. A program that is not installed gives status 127 and says so on
+    stderr, as in a shell.
     """
     try:
         return subprocess.run(
@@ -21,6 +24,7 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
             text=True,
             errors="replace",
             check=False,
+            start_new_session=apart,
         )
     except FileNotFoundError:
         return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: not found")

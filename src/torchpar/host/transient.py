@@ -12,11 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from torchpar.errors import SystemdError
 from torchpar.host.program import run
 
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
-
-
-class _Ended(BaseException):
-    """This process was told to end, by the signal of this number."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PAUSE = 0.05
 
 
 def run_transient(unit: str, argv: Sequence[str], started: Callable[[], None]) -> tuple[int, str]:
@@ -26,47 +23,49 @@ def run_transient(unit: str, argv: Sequence[str], started: Callable[[], None]) -
     know, or "". The first Ctrl-C is an interrupt of the script, as without a unit, the second one stops the unit; so
     does the end of this process. Raises SystemdError when there is no systemd-run.
     """
-    try:
-        # In a session of its own: Ctrl-C is for the job, and systemd-run must stay to tell how that ended.
-        process = subprocess.Popen(argv, start_new_session=True)
-    except OSError as error:
-        raise SystemdError(f"{argv[0]}: {error.strerror}") from None
-    interrupts = 0
-    with _ending():
-        while True:
-            try:
-                _await_start(unit, process)
-                started()
-                status = process.wait()
-                break
-            except KeyboardInterrupt:
+    with _asked() as asked:
+        try:
+            # In a session of its own: Ctrl-C is for the job, and systemd-run must stay to tell how that ended.
+            process = subprocess.Popen(argv, start_new_session=True)
+        except OSError as error:
+            raise SystemdError(f"{argv[0]}: {error.strerror}") from None
+        interrupts, begun = 0, False
+        while process.poll() is None:
+            number = asked.pop(0) if asked else None
+            if number == signal.SIGINT:
                 interrupts += 1
                 if interrupts == 1:
-                    run(["systemctl", "kill", "--kill-who=main", "--signal=SIGINT", unit])
+                    run(["systemctl", "kill", "--kill-who=main", "--signal=SIGINT", unit], apart=True)
                 else:
-                    run(["systemctl", "stop", "--no-block", unit])
-            except _Ended as ended:
-                run(["systemctl", "stop", unit])
+                    run(["systemctl", "stop", "--no-block", unit], apart=True)
+            elif number is not None:
+                run(["systemctl", "stop", unit], apart=True)
                 process.wait()
                 _outcome(unit, 1)
-                return 128 + ended.args[0], ""
-    return _outcome(unit, status)
+                return 128 + number, ""
+            elif not begun and _has_begun(unit):
+                begun = True
+                started()
+            else:
+                time.sleep(_PAUSE)
+        if not begun:
+            started()
+        return _outcome(unit, process.returncode)
 
 
-def _await_start(unit: str, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
-        if run(["systemctl", "is-active", unit]).stdout.strip() in ("active", "failed", "deactivating"):
-            return
-        time.sleep(0.05)
+def _has_begun(unit: str) -> bool:
+    """Whether the unit runs, or has failed to."""
+    return run(["systemctl", "is-active", unit], apart=True).stdout.strip() in ("active", "failed", "deactivating")
 
 
 def _outcome(unit: str, status: int) -> tuple[int, str]:
     """A unit that failed stays until it is reset, and says more than systemd-run's status."""
     if status == 0:
         return 0, ""
-    shown = run(["systemctl", "show", "--property=ExecMainCode,ExecMainStatus,Result,LoadState", unit]).stdout
+    names = "ExecMainCode,ExecMainStatus,Result,LoadState"
+    shown = run(["systemctl", "show", f"--property={names}", unit], apart=True).stdout
     values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    run(["systemctl", "reset-failed", unit])
+    run(["systemctl", "reset-failed", unit], apart=True)
     number, result = int(values.get("ExecMainStatus", "0") or 0), values.get("Result", "")
     if values.get("ExecMainCode") in ("2", "3"):  # CLD_KILLED, CLD_DUMPED
         with contextlib.suppress(ValueError):
@@ -79,17 +78,17 @@ def _outcome(unit: str, status: int) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def _ending() -> Iterator[None]:
-    """Turn the signals that end a process into _Ended, so that no job outlives its terminal unnoticed."""
+def _asked() -> Iterator[list[int]]:
+    """The signals that have come, for whoever can act on them: none interrupts what is done about another.
 
-    def end(number: int, frame: object) -> None:
-        raise _Ended(number)
-
-    before = [signal.signal(number, end) for number in _ENDS]
+    So no job outlives its terminal unnoticed, however often and whenever somebody presses Ctrl-C.
+    """
+    asked: list[int] = []
+    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in _SIGNALS]
     try:
-        yield
+        yield asked
     finally:
-        for number, handler in zip(_ENDS, before, strict=True):
+        for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
 
