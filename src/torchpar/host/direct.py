@@ -55,22 +55,30 @@ def become(
 ) -> NoReturn:
     """Become the job. Raises NotPermittedError and TorchparError."""
     account = pwd.getpwnam(user)
+    number = _group_number(group) if group else None
     try:
         if account.pw_uid != os.geteuid():
             own = {"HOME": account.pw_dir, "USER": user, "LOGNAME": user, "SHELL": account.pw_shell}
             environment = {**own, **environment}
             os.initgroups(user, account.pw_gid)
             os.setgid(account.pw_gid)
-        if group:
-            import grp
-
-            os.setgid(grp.getgrnam(group).gr_gid)
+        if number is not None:
+            os.setgid(number)
         if account.pw_uid != os.geteuid():
             os.setuid(account.pw_uid)
     except PermissionError:
-        raise NotPermittedError(f"to run as {user} this needs root; try: sudo torchpar run") from None
+        raise NotPermittedError(f"to run as {user} this needs root; try the same with sudo") from None
     try:
         os.chdir(directory)
         os.execve(argv[0], list(argv), environment)
     except OSError as error:
         raise TorchparError(f"{error.filename or argv[0]}: {error.strerror}") from None
+
+
+def _group_number(name: str) -> int:
+    import grp
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise TorchparError(f"Group={name}: there is no such group on this host") from None
