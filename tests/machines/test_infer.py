@@ -198,8 +198,7 @@ def test_a_reload_of_a_broken_model_fails_and_the_old_one_goes_on(web: Machine) 
 def test_a_killed_process_is_back_without_systemd(web: Machine) -> None:
     """The first process starts it again; who asks meanwhile waits."""
     main = web.show(SERVICE, "MainPID")
-    serving = web.sh('cat /proc/$1/task/$1/children', main).stdout.split()
-    web.run("kill", "-KILL", *serving)
+    web.sh("kill -KILL $(cat /proc/$1/task/$1/children)", main)
     assert ask(web) == answer(1)
     assert web.show(SERVICE, "MainPID") == main and web.show(SERVICE, "NRestarts") == "0"
     assert "was killed by SIGKILL; another takes its place" in web.journal(SERVICE)
