@@ -259,23 +259,25 @@ def test_the_urgent_goes_first(tmp_path: Path) -> None:
 
 
 def test_inputs_go_by_name_and_outputs_are_those_asked_for(tmp_path: Path) -> None:
-    """In any order, alone and in a batch."""
+    """In any order, alone and in a batch, however often that order comes."""
     two = {"outputs": [{"name": n, "datatype": "FP32", "shape": [-1]} for n in ("sum", "difference")]}
     save_script(SumAndDifference(), tmp_path / "m.pt", described(-1, names="a b", **two))
     a, b = torch.tensor([5.0, 6.0]), torch.tensor([1.0, 2.0])
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt") as engine:
-            both, turned, one = ask(
+            both, turned, again, one = ask(
                 engine,
                 [
                     request(a, b, names="a b"),
+                    request(b, a, names="b a"),
                     request(b, a, names="b a"),
                     request(a, b, names="a b", outputs=["difference"]),
                 ],
             )
             assert [y.tolist() for y in await both.values()] == [[6.0, 8.0], [4.0, 4.0]]
             assert [y.tolist() for y in await turned.values()] == [[6.0, 8.0], [4.0, 4.0]]
+            assert [y.tolist() for y in await again.values()] == [[6.0, 8.0], [4.0, 4.0]]
             assert [y.tolist() for y in await one.values()] == [[4.0, 4.0]]
             assert [spec.name for spec in engine.metadata("m").outputs] == ["sum", "difference"]
 

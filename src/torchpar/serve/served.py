@@ -76,7 +76,7 @@ class Served:
         self.retired = False
         self.waits = False  # is in the pool's ring
         self._loose = loose
-        self._names = tuple(spec.name for spec in self.inputs)
+        self._names = [spec.name for spec in self.inputs]
         self._output_names = frozenset(spec.name for spec in outputs)
         self._shapes: dict[Any, tuple[int, Hashable, tuple[int, ...]]] = {}
 
@@ -91,6 +91,9 @@ class Served:
     def place(self, request: Request) -> tuple[int, Hashable, int]:
         """Rows, bucket and bytes of a request. Raises ServeError 400 or 413 when it does not fit the model."""
         inputs = request.inputs
+        # Before the look-up: what is found there is only right for inputs in the model's order.
+        if [tensor.name for tensor in inputs] != self._names:
+            request.inputs = inputs = self._in_order(inputs)
         if len(inputs) == 1:
             one = inputs[0]
             kind: Any = (one.name, one.datatype, one.shape)
@@ -101,12 +104,10 @@ class Served:
         except TypeError:
             raise ServeError(400, "a shape is a tuple of whole numbers") from None
         if found is None:
-            request.inputs = inputs = self._in_order(inputs)
             found = self._look(inputs)
-            if tuple(tensor.name for tensor in inputs) == self._names:
-                if len(self._shapes) >= SHAPES_KEPT:
-                    self._shapes.clear()
-                self._shapes[kind] = found
+            if len(self._shapes) >= SHAPES_KEPT:
+                self._shapes.clear()
+            self._shapes[kind] = found
         rows, key, sizes = found
         whole = 0
         for tensor, size in zip(inputs, sizes):
@@ -222,10 +223,8 @@ class Served:
         return Response(self.name, self.version, request.id, outputs)
 
     def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
-        """The inputs in the model's order."""
+        """The inputs in the model's order. Raises ServeError 400 where they are not the model's."""
         names = [tensor.name for tensor in inputs]
-        if names == list(self._names):
-            return inputs
         by_name = {tensor.name: tensor for tensor in inputs}
         for name in names:
             if name not in self._names:
