@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from tests.serve.http.conversation import Application
+from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
@@ -52,3 +59,61 @@ def test_who_comes_during_a_drain_waits_for_whoever_accepts_next() -> None:
         return accepted
 
     assert asyncio.run(run()) == 1
+
+
+def test_who_resets_the_connection_before_it_is_accepted_has_an_address_all_the_same() -> None:
+    """getpeername(2) has none of it, and who has no address must not be taken for this host."""
+
+    async def run() -> None:
+        peers: list[Any] = []
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listener.getsockname())
+        address = client.getsockname()
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        server = Server(lambda exchange: peers.append(exchange.connection.peer), Limits(), RequestLog(1.0))
+        await server.start([listener])
+        await asyncio.sleep(0.1)
+        await server.stop(0.2)
+        listener.close()
+        assert peers == [address]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("peer", "local"),
+    [
+        (("127.0.0.1", 1), True), (("::1", 1, 0, 0), True), (("::ffff:127.0.0.1", 1, 0, 0), True), ("", True),
+        (("192.0.2.1", 1), False), (("::ffff:192.0.2.1", 1, 0, 0), False), (None, False),
+    ],
+)  # fmt: skip
+def test_this_host_is_loopback_and_unix_sockets_and_nothing_unknown(peer: Any, local: bool) -> None:
+    """Only this host may load and unload models."""
+    connection: Any = SimpleNamespace(peer=peer)
+    assert Exchange(connection).is_local() is local
+
+
+def test_a_client_on_a_unix_socket_is_this_host(tmp_path: Path) -> None:
+    async def run() -> None:
+        local: list[bool] = []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+
+        def application(exchange: Exchange) -> None:
+            local.append(exchange.is_local())
+            exchange.respond(200, b"text/plain", b"")
+
+        server = Server(application, Limits(), RequestLog(1.0))
+        await server.start([listener])
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readline()
+        writer.close()
+        await server.stop(0.2)
+        listener.close()
+        assert local == [True]
+
+    asyncio.run(run())

@@ -33,7 +33,11 @@ class Phase(enum.Enum):
 
 
 class Connection(asyncio.Protocol):
-    """The asyncio protocol, and what the HTTP parser calls (`on_…`)."""
+    """The asyncio protocol, and what the HTTP parser calls (`on_…`).
+
+    `peer` is the other end's address as accept(2) gave it: a tuple for IP, text or bytes for a Unix socket. The
+    transport does not know it of a client that reset its connection before it was accepted.
+    """
 
     __slots__ = (
         "_body_due",
@@ -52,11 +56,13 @@ class Connection(asyncio.Protocol):
         "_write_due",
         "_write_left",
         "deadline",
+        "peer",
         "server",
     )
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, peer: Any) -> None:
         self.server = server
+        self.peer = peer
         self.deadline: float | None = None
         self._loop = server.loop
         self._transport: Any = None
@@ -379,10 +385,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
-
-    def peer(self) -> Any:
-        """The other end's address: a tuple for IP, anything else for a Unix socket."""
-        return self._transport.get_extra_info("peername")
 
     def abort(self) -> None:
         """Cut it off."""

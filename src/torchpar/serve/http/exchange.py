@@ -92,11 +92,12 @@ class Exchange:
         """Whether it comes from this host, by loopback or a Unix socket, and not through a proxy or a web page."""
         if self.headers.keys() & {b"x-forwarded-for", b"forwarded", b"via", b"origin"}:
             return False
-        peer = self.connection.peer()
-        if not isinstance(peer, tuple):
-            return True
-        address = peer[0].rpartition("::ffff:")[2]
-        return bool(address.startswith("127.") or address == "::1")
+        peer = self.connection.peer
+        if isinstance(peer, tuple):
+            address = peer[0].rpartition("::ffff:")[2]
+            return bool(address.startswith("127.") or address == "::1")
+        # A Unix socket's: mostly an empty text, for clients rarely bind theirs to a name.
+        return isinstance(peer, (str, bytes))
 
     @property
     def query(self) -> dict[str, str]:

@@ -93,7 +93,7 @@ class Server:
         first would have them all. Nor is the socket's backlog set, which is its owner's.
         """
         try:
-            sock, _ = listener.accept()
+            sock, peer = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another process took it, or the client has gone
         except OSError as error:
@@ -103,7 +103,7 @@ class Server:
             self.loop.call_later(1.0, self._accept_again, listener, tls)
             return
         sock.setblocking(False)
-        task = self.loop.create_task(self._handshake(sock, tls))
+        task = self.loop.create_task(self._handshake(sock, peer, tls))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
@@ -111,7 +111,7 @@ class Server:
         if not self.draining:
             self.loop.add_reader(listener, self._accept, listener, tls)
 
-    async def _handshake(self, sock: socket.socket, tls: SSLContext | None) -> None:
+    async def _handshake(self, sock: socket.socket, peer: Any, tls: SSLContext | None) -> None:
         patience: dict[str, Any] = {}
         if tls:
             # A connection is only counted once its handshake is done: that must not take long either.
@@ -119,7 +119,7 @@ class Server:
             if sys.version_info >= (3, 11):
                 patience["ssl_shutdown_timeout"] = self.limits.linger_seconds
         try:
-            await self.loop.connect_accepted_socket(lambda: Connection(self), sock, ssl=tls, **patience)
+            await self.loop.connect_accepted_socket(lambda: Connection(self, peer), sock, ssl=tls, **patience)
         except OSError:
             # It went before TLS was agreed on, or speaks something else: ssl.SSLError is one of these.
             sock.close()
