@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,64 @@ def test_a_client_that_pipelines_without_end_is_read_no_further(talk: Any) -> No
         await asyncio.sleep(0.2)
         assert len(world.application.held) > count
         client.writer.transport.abort()
+
+    talk(story, QUICK)
+
+
+@pytest.mark.parametrize("request_", [GET.replace(b"/", b"/later", 1), post(b"x" * 50, path=b"/later")])
+def test_no_more_small_requests_are_handed_on_than_may_wait(talk: Any, request_: bytes) -> None:
+    """Thousands of them come from the kernel at once; all are answered in the end."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(request_ * 1000)
+        held, count = world.application.held, 0
+        while count < 1000:
+            await until(lambda: held)
+            await asyncio.sleep(0)
+            assert len(held) <= 4
+            for exchange in held[:]:
+                held.remove(exchange)
+                exchange.respond(200, b"text/plain", b"%d" % count)
+                count += 1
+        for i in range(1000):
+            assert (await client.answer())[2] == b"%d" % i
+
+    talk(story, replace(QUICK, header_seconds=10))
+
+
+def test_many_small_requests_that_are_answered_at_once_leave_others_a_turn(talk: Any) -> None:
+    """The event loop is nobody's own."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(GET * 1000)
+        most = seen = 0
+        while seen < 1000:
+            await asyncio.sleep(0)
+            most = max(most, len(world.application.paths) - seen)
+            seen = len(world.application.paths)
+        assert most <= 4
+        for _ in range(1000):
+            assert (await client.answer())[2] == b"GET "
+
+    talk(story, replace(QUICK, header_seconds=10))
+
+
+def test_a_body_with_other_requests_around_it_is_whole(talk: Any) -> None:
+    """However the bytes are cut into pieces."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in (b"a" * 3000, b"\r\n\r\n" * 1000, b"b"))
+        chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+        large = GET.replace(b"\r\n\r\n", b"\r\nX: %b\r\n\r\n" % (b"y" * 1800))
+        bodies = [b"a" * 9000, b"\r\n\r\n" * 2000, b"z"]
+        client.send(b"".join([GET, *map(post, bodies), chunked, large, post(b"end")] * 3))
+        for _ in range(3):
+            got = [(await client.answer())[2] for _ in range(7)]
+            want = [b"POST " + body[:100] for body in (*bodies, b"a" * 100)]
+            assert got == [b"GET ", *want, b"GET ", b"POST end"]
 
     talk(story, QUICK)
 

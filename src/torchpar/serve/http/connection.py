@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # Joined, small pieces cost one system call and one copy; a large one is written by itself, without the copy.
 JOIN_LIMIT = 64 * 1024
 
+# What comes at once is parsed in pieces, for thousands of requests fit what the kernel hands over: up to the end of a
+# header, or so many bytes where there is none (parsers let other line ends pass).
+BLANK_LINE = b"\r\n\r\n"
+PIECE = 2048
+
 
 class Phase(enum.Enum):
     """What the connection waits for."""
@@ -43,6 +48,7 @@ class Connection(asyncio.Protocol):
         "_body_due",
         "_began_now",
         "_chunks",
+        "_feed_due",
         "_header_size",
         "_held",
         "_loop",
@@ -50,7 +56,9 @@ class Connection(asyncio.Protocol):
         "_phase",
         "_parser",
         "_reading",
+        "_rest",
         "_transport",
+        "_turn",
         "_unread",
         "_waiting",
         "_write_due",
@@ -77,6 +85,9 @@ class Connection(asyncio.Protocol):
         self._body_due = 0.0
         self._paused = False
         self._unread = False
+        self._rest = b""  # what came, and is not parsed yet
+        self._feed_due = False
+        self._turn = 0  # requests that were handed on without a pause
         self._write_due: float | None = None
         self._write_left = 0
 
@@ -97,21 +108,53 @@ class Connection(asyncio.Protocol):
         """Bytes from the client."""
         if self._phase.value >= Phase.ENDING.value:
             self._unread = True
-            return
+        elif self._rest:
+            self._rest += data  # TLS has some more at times, though reading is paused
+        else:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        """Parse, until as many requests wait as may, or as many were handed on while others had no turn."""
+        limit, size, place = self.server.limits.pipeline, len(data), 0
+        whole = size <= PIECE and data.count(BLANK_LINE) < 2  # one request, as most of the time
         self._began_now = False
+        self._turn = 0
         try:
-            self._parser.feed_data(data)
+            while place < size and self._turn < limit and not self._is_full():
+                end = size if whole else self._piece_end(data, place)
+                self._parser.feed_data(data[place:end])
+                place = end
+                if self._phase.value >= Phase.ENDING.value:
+                    break
         except Malformed as error:
             self._refuse(error.status, str(error))
         except Upgraded:
             self._end()
         else:
+            self._rest = data[place:]
             # A header without an end: the parser keeps it, and has nothing to say yet.
             if self._phase is Phase.HEADER and not self._began_now:
-                self._header_size += len(data)
+                self._header_size += place
                 if self._header_size > self.server.limits.header:
                     self._refuse(431, f"the request's header is larger than {self.server.limits.header} bytes")
-        if len(self._waiting) >= self.server.limits.pipeline:
+        if self._rest or self._is_full():
+            self._update_reading()
+
+    def _piece_end(self, data: bytes, place: int) -> int:
+        """Where to stop parsing, to see whether more is wanted: at the end of a header, or of a body."""
+        exchange = self._reading
+        if self._phase is Phase.BODY and exchange is not None:
+            # Whole, for what comes in one piece need not be put together.
+            due = int(exchange.headers.get(b"content-length", b"0")) - len(exchange.body)
+            return min(len(data), place + (due if due > 0 else PIECE))
+        end = data.find(BLANK_LINE, place, place + PIECE)
+        return end + 4 if end >= 0 else min(len(data), place + PIECE)
+
+    def _feed_rest(self) -> None:
+        self._feed_due = False
+        if self._rest and self._phase.value < Phase.ENDING.value and not self._is_full():
+            rest, self._rest = self._rest, b""
+            self._feed(rest)
             self._update_reading()
 
     def eof_received(self) -> None:
@@ -123,6 +166,7 @@ class Connection(asyncio.Protocol):
         self.deadline = None
         self._release()
         self._reading = None
+        self._rest = b""
         self._forget_waiting()
         self.server.closed(self)
         self._parser = None
@@ -252,6 +296,7 @@ class Connection(asyncio.Protocol):
         exchange.received = self._loop.time()
         exchange.continue_due = False
         self._waiting.append(exchange)
+        self._turn += 1
         self.deadline = None
         self._phase = Phase.IDLE if exchange.keep_alive else Phase.ENDING
         try:
@@ -288,7 +333,7 @@ class Connection(asyncio.Protocol):
 
     def is_last(self, exchange: Exchange) -> bool:
         """Whether no request has come, or begun, after this one; if so none is read any more."""
-        if self._phase is Phase.IDLE and self._waiting and self._waiting[-1] is exchange:
+        if self._phase is Phase.IDLE and self._waiting and self._waiting[-1] is exchange and not self._rest:
             self._phase = Phase.ENDING
         return self._phase is Phase.ENDING and bool(self._waiting) and self._waiting[-1] is exchange
 
@@ -392,12 +437,24 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close if nothing is being read or waits; otherwise the next answer is the last."""
-        if self._phase is Phase.IDLE and not self._waiting:
+        if self._phase is Phase.IDLE and not self._waiting and not self._rest:
             self._end()
+
+    def _is_full(self) -> bool:
+        """Whether no more requests are wanted: as many wait as may, or the client does not read."""
+        return self._write_due is not None or len(self._waiting) >= self.server.limits.pipeline
 
     def _update_reading(self) -> None:
         """Read on or not: neither more requests than may wait, nor any while the client does not read."""
-        pause = self._write_due is not None or len(self._waiting) >= self.server.limits.pipeline
+        if self._phase.value >= Phase.ENDING.value:
+            self._rest = b""
+        pause = self._is_full()
+        if self._rest:
+            if not pause and not self._feed_due:
+                # Not here: this is called while answers are written, and others want their turn.
+                self._feed_due = True
+                self._loop.call_soon(self._feed_rest)
+            pause = True
         if pause == self._paused or self._phase is Phase.CLOSED:
             return
         self._paused = pause
