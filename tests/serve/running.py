@@ -24,6 +24,7 @@ class Running:
     """What a test has; `lines` is the journal."""
 
     engine: Any
+    service: Any = None
     port: int = 0
     grpc_port: int = 0
     lines: list[str] = field(default_factory=list)
@@ -51,6 +52,7 @@ def running(
             await world.engine.start()
         log = RequestLog(1.0, write=world.lines.append)
         service = Service(world.engine, LogSettings(log.set_every), TraceSettings(world.lines.append))
+        world.service = service
         application = Application(service)
         server = Server(application, limits or Limits(), log)
         application.serve(server)
@@ -67,6 +69,7 @@ def running(
         if grpc:
             await grpc_server.stop(0.1)
         await server.stop(0.1)
+        service.threads.shutdown()
         if real:
             await world.engine.stop(5)
 

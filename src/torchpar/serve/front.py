@@ -61,3 +61,4 @@ class Front:
     async def stop(self, grace: float) -> None:
         """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
         await asyncio.gather(self._server.stop(grace), *(server.stop(grace) for server in self._grpc))
+        self._service.threads.shutdown(wait=False, cancel_futures=True)

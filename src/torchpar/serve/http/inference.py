@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 from torchpar.serve.errors import ServeError
+from torchpar.serve.http.beside import do_beside, do_sized
 from torchpar.serve.http.coding import LEAST, compress, decompress, wanted_coding
 from torchpar.serve.http.exchange import BINARY, JSON, Body, Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.protocol.answer import encode
 from torchpar.serve.protocol.layout import Layout, Wanted, parse_layout
-from torchpar.serve.protocol.service import Service
+from torchpar.serve.protocol.service import INLINE, Service
 from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor, byte_size
 
 # How many layouts and heads of answers are kept, and how long a text is worth keeping.
 KEPT = 512
 KEPT_SIZE = 4096
-
-# JSON that is larger is parsed on another thread: some milliseconds in which the event loop goes on.
-INLINE = 128 * 1024
 
 ALL_BINARY = Wanted(binary=True)
 
@@ -41,7 +38,8 @@ class Inference:
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.strip().lower() not in (b"identity", b""):
             name = coding.strip().lower().decode("ascii", "replace")
-            self._later(
+            do_beside(
+                self._service.threads,
                 exchange,
                 partial(decompress, exchange.body, name, self._limits.body),
                 lambda body: self._take(exchange, model, version, body),
@@ -67,7 +65,9 @@ class Inference:
             layout = self._layouts.get(text)
             if layout is None:
                 if size > INLINE:
-                    self._later(
+                    self._service.engine.metadata(model, version)
+                    do_beside(
+                        self._service.threads,
                         exchange,
                         partial(_understand, text, model, version, memoryview(body)[size:], exchange.received),
                         lambda parsed: self._submit(exchange, *parsed),
@@ -78,10 +78,29 @@ class Inference:
                     if len(self._layouts) >= KEPT:
                         self._layouts.clear()
                     self._layouts[text] = layout
-            request = layout.request(model, version, memoryview(body)[size:], exchange.received)
-            self._submit(exchange, request, layout.wanted, layout.uniform)
+            rest = memoryview(body)[size:]
+            if len(rest) > INLINE and (names := layout.bytes_inputs()):
+                self._check_bytes(names, model, version)
+                do_beside(
+                    self._service.threads,
+                    exchange,
+                    partial(layout.request, model, version, rest, exchange.received),
+                    lambda request: self._submit(exchange, request, layout.wanted, layout.uniform),
+                )
+                return
+            self._submit(
+                exchange, layout.request(model, version, rest, exchange.received), layout.wanted, layout.uniform
+            )
         except ServeError as error:
             exchange.fail(error.status, error.message, error.retry_after)
+
+    def _check_bytes(self, names: list[str], model: str, version: str) -> None:
+        """Raises ServeError where taking these inputs apart, which takes a while, would be for nothing."""
+        face = self._service.engine.metadata(model, version)
+        wanted = {spec.name for spec in face.inputs if spec.datatype == "BYTES"}
+        for name in names:
+            if name not in wanted:
+                raise ServeError(400, f"model '{model}' has no input '{name}' of BYTES")
 
     def _raw(self, model: str, version: str, body: Body) -> Request:
         """A body without JSON is the only input, as one row."""
@@ -124,29 +143,36 @@ class Inference:
         if accepted is not None and (coding := wanted_coding(accepted)):
             self._compressed(exchange, wanted, outcome, coding)
             return
-        try:
-            outputs = outcome.outputs
-            if not (uniform and wanted.binary) or outcome.id or outcome.parameters:
-                text, pieces = encode(outcome, wanted)
-                head = answer_head(text, pieces)
-                exchange.send(200, head, text, *pieces)
-                return
-            key = (outcome.model, outcome.version, *((o.name, o.datatype, o.shape) for o in outputs))
-            kept = self._heads.get(key)
-            if kept is None:
-                text, pieces = encode(outcome, wanted)
-                head = answer_head(text, pieces)
-                # The size of BYTES is not known from the shape: it would be another head each time.
-                if all(output.datatype != "BYTES" for output in outputs):
-                    if len(self._heads) >= KEPT:
-                        self._heads.clear()
-                    self._heads[key] = head, text
-                exchange.send(200, head, text, *pieces)
-                return
-        except ServeError as error:
-            exchange.fail(error.status, error.message)
+        outputs = outcome.outputs
+        if not (uniform and wanted.binary) or outcome.id or outcome.parameters:
+            self._encoded(exchange, wanted, outcome)
             return
+        key = (outcome.model, outcome.version, *((o.name, o.datatype, o.shape) for o in outputs))
+        kept = self._heads.get(key)
+        if kept is None:
+            # The size of BYTES is not known from the shape: it would be another head each time.
+            if any(output.datatype == "BYTES" for output in outputs):
+                self._encoded(exchange, wanted, outcome)
+                return
+            text, pieces = encode(outcome, wanted)
+            if len(self._heads) >= KEPT:
+                self._heads.clear()
+            kept = self._heads[key] = answer_head(text, pieces), text
         exchange.send(200, kept[0], kept[1], *[output.data for output in outputs])
+
+    def _encoded(self, exchange: Exchange, wanted: Wanted, response: Response) -> None:
+        # What goes out as it is costs nothing, however large.
+        size = sum(
+            len(output.data)
+            for output in response.outputs
+            if isinstance(output.data, list) or not wanted.each.get(output.name, wanted.binary)
+        )
+
+        def send(encoded: tuple[bytes, list[Any]]) -> None:
+            text, pieces = encoded
+            exchange.send(200, answer_head(text, pieces), text, *pieces)
+
+        do_sized(self._service.threads, exchange, size, partial(encode, response, wanted), send)
 
     def _compressed(self, exchange: Exchange, wanted: Wanted, response: Response, coding: str) -> None:
         def make() -> tuple[bytes, bytes]:
@@ -158,7 +184,7 @@ class Inference:
             fields = b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % coding.encode()
             return answer_head(text, pieces, len(body)) + fields, body
 
-        self._later(exchange, make, lambda made: exchange.send(200, *made))
+        do_beside(self._service.threads, exchange, make, lambda made: exchange.send(200, *made))
 
     def _trace(self, exchange: Exchange, outcome: Response | ServeError) -> None:
         assert exchange.traced is not None
@@ -170,19 +196,6 @@ class Inference:
         }
         status = outcome.status if isinstance(outcome, ServeError) else 200
         self._service.trace.trace(model, id_, status, stamps)
-
-    def _later(self, exchange: Exchange, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Do some work on another thread, and go on with what comes of it."""
-
-        def ended(future: asyncio.Future[Any]) -> None:
-            try:
-                result = future.result()
-            except ServeError as error:
-                exchange.fail(error.status, error.message, error.retry_after)
-                return
-            then(result)
-
-        exchange.connection.server.loop.run_in_executor(None, work).add_done_callback(ended)
 
 
 def _understand(

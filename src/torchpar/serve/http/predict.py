@@ -13,18 +13,22 @@ import html
 import json
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Optional, Union
 from urllib.parse import unquote_to_bytes
 
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.exchange import HTML, Exchange
+from torchpar.serve.http.beside import do_sized
+from torchpar.serve.http.exchange import HTML, JSON, Body, Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.metadata import READY
 from torchpar.serve.protocol.elements import data_from_values, flatten, nested, values_from_data
 from torchpar.serve.protocol.layout import check_shape, parse_json
-from torchpar.serve.protocol.service import Service
+from torchpar.serve.protocol.service import INLINE, Service
 from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor, TensorSpec
+
+# The text of a page's form, None for others; the inputs, and whether they have the rows dimension, or what is wrong.
+Understood = tuple[Optional[bytes], Union[tuple[list[Tensor], bool], ServeError]]
 
 
 class Predict:
@@ -35,29 +39,37 @@ class Predict:
         self._limits = limits
 
     def __call__(self, exchange: Exchange, model: str) -> None:
-        """Take a request; it is answered when the engine has an answer. Raises ServeError."""
-        text = bytes(exchange.body)
+        """Take a request; it is answered when the engine has an answer."""
+        body = exchange.body
         form = exchange.headers.get(b"content-type", b"").startswith(b"application/x-www-form-urlencoded")
         # curl -d says it sends a form: what begins like JSON is JSON.
-        if form and text.startswith(b"input="):
-            text = unquote_to_bytes(text[6:].partition(b"&")[0].replace(b"+", b" "))
-        else:
-            form = False
+        form = form and body.startswith(b"input=")
         try:
             if b"content-encoding" in exchange.headers:
                 raise ServeError(415, "/predict takes plain JSON, not compressed")
-            if len(text) > self._limits.json:
-                raise ServeError(413, f"the JSON has {len(text)} bytes; the limit is {self._limits.json}")
+            # A form's bytes may be percent signs and two digits each.
+            if len(body) > self._limits.json * (3 if form else 1):
+                raise ServeError(413, f"the JSON has {len(body)} bytes; the limit is {self._limits.json}")
             model = model or self._only_model()
             face = self._service.engine.metadata(model, "")
-            inputs, whole = read_inputs(parse_json(text), face.inputs)
-            request = Request(model, inputs)
-            done = partial(self._done, exchange, text if form else None, whole)
-            exchange.cancel = self._service.submit(request, done).cancel
         except ServeError as error:
-            if not form:
-                raise
-            self._show(exchange, text, error.status, error.message)
+            self._fail(exchange, _form_text(body[:INLINE]) if form else None, error)
+            return
+        work = partial(_understand, body, form, face.inputs, self._limits.json)
+        do_sized(self._service.threads, exchange, len(body), work, partial(self._submit, exchange, model))
+
+    def _submit(self, exchange: Exchange, model: str, understood: Understood) -> None:
+        shown, outcome = understood
+        if isinstance(outcome, ServeError):
+            self._fail(exchange, shown, outcome)
+            return
+        inputs, whole = outcome
+        try:
+            ticket = self._service.submit(Request(model, inputs), partial(self._done, exchange, shown, whole))
+        except ServeError as error:
+            self._fail(exchange, shown, error)
+        else:
+            exchange.cancel = ticket.cancel
 
     def _only_model(self) -> str:
         names = sorted({entry.name for entry in self._service.engine.index() if entry.state == READY})
@@ -66,24 +78,25 @@ class Predict:
         return names[0]
 
     def _done(self, exchange: Exchange, shown: bytes | None, whole: bool, outcome: Response | ServeError) -> None:
+        fail = partial(self._fail, exchange, shown)
         if isinstance(outcome, ServeError):
-            status, message = outcome.status, outcome.message
-            if shown is None:
-                exchange.fail(status, message, outcome.retry_after)
-                return
-        else:
-            status = 200
-            try:
-                outputs = {tensor.name: _plain(tensor, whole) for tensor in outcome.outputs}
-                message = json.dumps({"outputs": outputs}, ensure_ascii=False, allow_nan=False)
-            except ServeError as error:
-                status, message = error.status, error.message
+            fail(outcome)
+            return
+
+        def send(message: str) -> None:
+            if shown is not None:
+                self._show(exchange, shown, 200, message)
+            else:
+                exchange.respond(200, JSON, message.encode())
+
+        size = sum(len(tensor.data) for tensor in outcome.outputs)
+        do_sized(self._service.threads, exchange, size, partial(_answer, outcome, whole), send, fail)
+
+    def _fail(self, exchange: Exchange, shown: bytes | None, error: ServeError) -> None:
         if shown is not None:
-            self._show(exchange, shown, status, message)
-        elif status == 200:
-            exchange.respond(200, b"application/json", message.encode())
+            self._show(exchange, shown, error.status, error.message)
         else:
-            exchange.fail(status, message)
+            exchange.fail(error.status, error.message, error.retry_after)
 
     def _show(self, exchange: Exchange, text: bytes, status: int, message: str) -> None:
         shown = html.escape(text.decode("utf-8", "replace"))
@@ -93,6 +106,26 @@ class Predict:
             f"<pre>{html.escape(message)}</pre><h2>to</h2><pre>{shown}</pre><p><a href=/>Back</a>"
         )
         exchange.respond(status, HTML, body.encode(), b"Content-Security-Policy: default-src 'none'")
+
+
+def _form_text(body: Body) -> bytes:
+    return unquote_to_bytes(bytes(body[6:]).partition(b"&")[0].replace(b"+", b" "))
+
+
+def _understand(body: Body, form: bool, specs: tuple[TensorSpec, ...], limit: int) -> Understood:
+    text = _form_text(body) if form else bytes(body)
+    shown = text if form else None
+    if len(text) > limit:
+        return shown, ServeError(413, f"the JSON has {len(text)} bytes; the limit is {limit}")
+    try:
+        return shown, read_inputs(parse_json(text), specs)
+    except ServeError as error:
+        return shown, error
+
+
+def _answer(response: Response, whole: bool) -> str:
+    outputs = {tensor.name: _plain(tensor, whole) for tensor in response.outputs}
+    return json.dumps({"outputs": outputs}, ensure_ascii=False, allow_nan=False)
 
 
 def read_inputs(value: Any, specs: tuple[TensorSpec, ...]) -> tuple[list[Tensor], bool]:

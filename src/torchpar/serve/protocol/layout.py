@@ -62,6 +62,10 @@ class Layout:
         """Whether it says nothing of the values, and so can be used for the next request too."""
         return all(values is None for _, _, _, values, _, _ in self.inputs)
 
+    def bytes_inputs(self) -> list[str]:
+        """The inputs of BYTES that come after the JSON, which are taken apart one by one."""
+        return [name for name, datatype, _, values, _, _ in self.inputs if datatype == "BYTES" and values is None]
+
     def request(self, model: str, version: str, rest: memoryview, now: float) -> Request:
         """The request, with the bytes that came after the JSON. Raises ServeError 400."""
         inputs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from torchpar.serve.errors import ServeError
@@ -27,12 +28,17 @@ EXTENSIONS = (
     "trace",
 )
 
+# Requests and answers of more bytes than this are read and written on another thread, some milliseconds in which the
+# event loop goes on; on so few threads, for they all want Python's lock.
+INLINE = 128 * 1024
+THREADS = 2
+
 
 class Service:
     """An engine, and what of the server can be asked for or set at run time.
 
     `remote_control`: whether clients on other hosts may load and unload models and change settings; those on this host
-    may.
+    may. `threads` are for work whose size a client chooses.
     """
 
     def __init__(self, engine: Engine, log: LogSettings, trace: TraceSettings, *, remote_control: bool = False) -> None:
@@ -40,6 +46,7 @@ class Service:
         self.log = log
         self.trace = trace
         self.remote_control = remote_control
+        self.threads: Executor = ThreadPoolExecutor(THREADS, "protocol")
 
     def submit(self, request: Request, done: Done) -> Ticket:
         """See Engine.submit."""

@@ -1,0 +1,55 @@
+"""Work whose size the client chooses, such as reading its JSON: large pieces of it leave the event loop alone."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Any, Callable
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.http.exchange import Exchange
+from torchpar.serve.protocol.service import INLINE
+
+Work = Callable[[], Any]
+Then = Callable[[Any], None]
+Fail = Callable[[ServeError], None]
+
+
+def do_sized(
+    threads: Executor, exchange: Exchange, size: int, work: Work, then: Then, fail: Fail | None = None
+) -> None:
+    """Do some work on so many bytes here if they are few, else on another thread, and go on with what comes of it.
+
+    then, fail: called on the event loop with the work's result, or the ServeError that it raises; without fail the
+    error is the answer.
+    """
+    if size > INLINE:
+        do_beside(threads, exchange, work, then, fail)
+        return
+    try:
+        result = work()
+    except ServeError as error:
+        _fail(exchange, error, fail)
+    else:
+        then(result)
+
+
+def do_beside(threads: Executor, exchange: Exchange, work: Work, then: Then, fail: Fail | None = None) -> None:
+    """As `do_sized`, and always on another thread."""
+
+    def ended(future: asyncio.Future[Any]) -> None:
+        try:
+            result = future.result()
+        except ServeError as error:
+            _fail(exchange, error, fail)
+        else:
+            then(result)
+
+    exchange.connection.server.loop.run_in_executor(threads, work).add_done_callback(ended)
+
+
+def _fail(exchange: Exchange, error: ServeError, fail: Fail | None) -> None:
+    if fail is None:
+        exchange.fail(error.status, error.message, error.retry_after)
+    else:
+        fail(error)

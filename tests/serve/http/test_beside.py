@@ -1,0 +1,106 @@
+"""Large requests and answers are read and written beside the event loop, and only where that is for something."""
+
+from __future__ import annotations
+
+import json
+import struct
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+
+from tests.serve.running import Running, running
+
+COUNT = 40_000
+
+
+class Counting(ThreadPoolExecutor):
+    """Counts what it is given to do."""
+
+    count = 0
+
+    def submit(self, *arguments: Any, **more: Any) -> Future[Any]:
+        self.count += 1
+        return super().submit(*arguments, **more)
+
+
+@pytest.fixture
+def world() -> Iterator[Running]:
+    with running() as started:
+        started.service.threads.shutdown()
+        started.service.threads = Counting(2)
+        yield started
+
+
+def ask(world: Running, path: str, body: bytes, **fields: str) -> tuple[int, bytes]:
+    connection = HTTPConnection("127.0.0.1", world.port, timeout=60)
+    try:
+        connection.request("POST", path, body, {name.replace("_", "-"): value for name, value in fields.items()})
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    finally:
+        connection.close()
+
+
+def strings(name: str, **parameters: Any) -> tuple[bytes, bytes]:
+    """A request with many elements of BYTES after its JSON."""
+    data = struct.pack("<I4s", 4, b"abcd") * COUNT
+    tensor = {"name": name, "datatype": "BYTES", "shape": [COUNT, 1], "parameters": {"binary_data_size": len(data)}}
+    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode(), data
+
+
+def infer(world: Running, model: str, text: bytes, data: bytes) -> tuple[int, bytes]:
+    return ask(world, f"/v2/models/{model}/infer", text + data, Inference_Header_Content_Length=str(len(text)))
+
+
+def test_a_large_input_of_plain_json_is_read_beside_and_so_is_the_answer_written(world: Running) -> None:
+    values = [[float(i), 0.5] for i in range(COUNT)]
+    status, text = ask(world, "/predict/identity_fp32", json.dumps(values).encode())
+    assert status == 200 and json.loads(text) == {"outputs": {"x": values}}
+    assert world.service.threads.count == 2
+
+
+def test_a_large_form_is_read_beside(world: Running) -> None:
+    """Percent signs count threefold."""
+    body = "input=" + urllib.parse.quote(json.dumps([[["x"] * COUNT]]))
+    kind = "application/x-www-form-urlencoded"
+    status, text = ask(world, "/predict/text", body.encode(), Content_Type=kind)
+    assert status == 400 and b"<h1>Error 400</h1>" in text
+    assert world.service.threads.count == 1
+
+
+def test_many_bytes_elements_are_taken_apart_and_put_together_beside(world: Running) -> None:
+    """16 million empty ones fit a body."""
+    text, data = strings("x", binary_data_output=True)
+    status, answer = infer(world, "text", text, data)
+    assert status == 200 and answer.endswith(data)
+    assert world.service.threads.count == 1  # the answer has less than 128 Ki elements
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "status", "says"),
+    [
+        ("nothing", "x", 404, b"unknown model"),
+        ("identity_fp32", "x", 400, b"model 'identity_fp32' has no input 'x' of BYTES"),
+        ("text", "y", 400, b"model 'text' has no input 'y' of BYTES"),
+    ],
+)
+def test_large_requests_that_are_for_nothing_are_not_read(
+    world: Running, model: str, name: str, status: int, says: bytes
+) -> None:
+    got = infer(world, model, *strings(name))
+    assert got[0] == status and says in got[1]
+    assert world.service.threads.count == 0
+
+
+def test_large_json_is_read_beside_and_its_answer_written_beside(world: Running) -> None:
+    values = [0.5] * COUNT * 2
+    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [COUNT, 2], "data": values}]}
+    status, answer = ask(world, "/v2/models/identity_fp32/infer", json.dumps(request).encode())
+    assert status == 200 and json.loads(answer)["outputs"][0]["data"] == values
+    assert world.service.threads.count == 2
+    assert ask(world, "/v2/models/nothing/infer", json.dumps(request).encode())[0] == 404
+    assert world.service.threads.count == 2
