@@ -17,6 +17,9 @@ import torch
 
 from tests.serve.models import mlp, save_script
 from tests.serve.service import Load, Service, install
+from torchpar.environment import JobSettings, RankSettings, ServeSettings
+from torchpar.notify import Notifier
+from torchpar.serve.processes import Processes
 
 pytestmark = pytest.mark.subprocess
 
@@ -25,6 +28,18 @@ FACE: dict[str, object] = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
 }
+
+
+JOB = JobSettings(
+    "torchpar-infer@m.service",
+    1,
+    None,
+    tuple(RankSettings(i, "0", "", 1, 0, ()) for i in range(2)),
+    serve=ServeSettings(
+        model="/srv/m.pt", handler=None, listen=(), grpc=(), workers=None, backend="auto", max_batch=None,
+        max_queue=None, drain_timeout=10, own=True,
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -184,6 +199,17 @@ def test_a_process_that_is_stopped_gets_no_more_watchdog(start: Callable[..., Se
     last = service.count("WATCHDOG")
     time.sleep(1.0)
     assert service.count("WATCHDOG") == last
+
+
+def test_only_a_process_that_computes_is_heard_by_the_watchdog() -> None:
+    """Counters, and what it did or asks, come from an event loop that goes on while its computing is stuck."""
+    processes = Processes(JOB, [], Notifier())
+    process = processes._processes[0]
+    processes._take(process, {"counters": []})
+    processes._take(process, {"did": 0, "wrong": ""})
+    assert process.heard == 0.0
+    processes._take(process, {"alive": True})
+    assert process.heard > 0.0
 
 
 def test_the_end_of_the_first_process_is_the_end_of_all(start: Callable[..., Service]) -> None:

@@ -111,7 +111,9 @@ class Processes:
             self._take(process, message)
 
     def _take(self, process: Process, message: dict[str, Any]) -> None:
-        process.heard = time.monotonic()
+        if "alive" in message or "ready" in message:
+            # Only these: the rest comes from its event loop, which goes on while its computing is stuck.
+            process.heard = time.monotonic()
         if "ready" in message:
             process.ready = True
             if not self._started and all(each.ready for each in self._processes):
