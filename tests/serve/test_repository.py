@@ -50,6 +50,28 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
     assert "notes: no version in it, such as notes/1/model.pt" in caplog.text
 
 
+def test_a_file_that_is_wrong_in_an_unexpected_way_is_told_too(tmp_path: Path) -> None:
+    """At the start it is a ModelError; a load says so, and the others are served."""
+    save_script(Affine(), tmp_path / "a/1/model.pt", ROWS)
+    save_script(Affine(), tmp_path / "b/1/model.pt", ROWS)
+    (tmp_path / "b/1/model.json").write_bytes(b'{"inputs": "\xff"}')
+
+    async def run() -> None:
+        async with serving(tmp_path) as engine:
+            assert [(i.name, i.state) for i in engine.index()] == [("a", "READY"), ("b", "UNAVAILABLE")]
+            with pytest.raises(ServeError, match="b/1/model.pt: UnicodeDecodeError: ") as refused:
+                await engine.load("b")
+            assert refused.value.status == 400
+
+    async def alone() -> None:
+        async with serving(tmp_path / "b/1/model.pt"):
+            pass
+
+    asyncio.run(run())
+    with pytest.raises(ModelError, match="UnicodeDecodeError"):
+        asyncio.run(alone())
+
+
 def test_models_come_and_go_as_asked(tmp_path: Path) -> None:
     """unload answers what it has; load brings the model back; what is gone from the disk is unloaded."""
     save_script(Affine(1), tmp_path / "a/1/model.pt", ROWS)

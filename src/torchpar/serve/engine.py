@@ -364,8 +364,13 @@ class Engine:
         statistics = self._repository.statistics(file)
         try:
             served = await self._beside(load_served, file, self.settings, statistics)
-        except ModelError as error:
-            log.error("%s", error)
+        except Exception as problem:
+            # A file may be wrong in ways that nobody thought of: the others are served, and who asked is answered.
+            if isinstance(problem, ModelError):
+                error = problem
+            else:
+                error = ModelError(f"{file.path}: {type(problem).__name__}: {problem}")
+            log.error("%s", error, exc_info=None if error is problem else problem)
             self._repository.mark(file, UNAVAILABLE, str(error))
             return error
         served.limit = self._queue_limit(served)

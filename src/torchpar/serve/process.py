@@ -9,6 +9,7 @@ import itertools
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -160,12 +161,15 @@ class _Serving:
             os._exit(ExitStatus.FAILED)
 
     async def _do(self, verb: str, model: str, number: int) -> None:
+        wrong = ""
         try:
             await self._engine.do_here(verb, model)
         except ServeError as error:
-            self._channel.send(did=number, wrong=error.message)
-        else:
-            self._channel.send(did=number, wrong="")
+            wrong = error.message
+        except Exception as error:  # who asked waits for an answer, whatever happened
+            traceback.print_exc()
+            wrong = f"{type(error).__name__}: {error}"
+        self._channel.send(did=number, wrong=wrong)
 
     async def _tell_others(self, verb: str, model: str) -> str:
         if not self._several:
