@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,25 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
     asyncio.run(run())
     assert "b/2: no model.pt, model.pt2 or model.py in it" in caplog.text
     assert "notes: no version in it, such as notes/1/model.pt" in caplog.text
+
+
+def test_what_was_unloaded_leaves_the_memory(tmp_path: Path) -> None:
+    """Though the thread that computed with it last has had nothing to do since."""
+    save_script(Affine(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt") as engine:
+            await Answer(engine, request(X)).values()
+            old = weakref.ref(engine._repository.get("m").runner)
+            await engine.unload("m")
+            for _ in range(100):
+                gc.collect()
+                if old() is None:
+                    return
+                await asyncio.sleep(0.02)
+            raise AssertionError("something keeps it")
+
+    asyncio.run(run())
 
 
 def test_a_file_that_is_wrong_in_an_unexpected_way_is_told_too(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ class Pool:
                 self._post(batch)
                 if broken:
                     _mend(runner, worker.lane)
+                del runner  # an idle thread would keep a model that was unloaded
                 with self._lock:
                     worker.batch = batch = self._next(len(self._idle))
                     if batch is None:
