@@ -196,6 +196,24 @@ def test_no_process_stays_behind(tmp_path: Path) -> None:
     assert [pid for pid in pids if not gone(pid)] == []
 
 
+def test_a_worker_that_is_stuck_ends_with_its_server(tmp_path: Path) -> None:
+    """It never looks at its socket: the nursery ends it."""
+
+    async def run() -> int:
+        async with serving(handler(tmp_path, SLEEPER), drain=0) as engine:
+            stuck = Answer(engine, request(torch.full((1, 1), 600.0)))
+            await asyncio.sleep(0.2)
+            (pid,) = runner(engine).pids()
+        assert await stuck.status() == 503
+        return int(pid)
+
+    pid = asyncio.run(run())
+    end = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

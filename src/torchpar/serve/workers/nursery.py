@@ -43,16 +43,36 @@ def main(fd: int, text: str) -> None:
         return
     _tell(control, _face(program))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    workers: list[int] = []  # descriptors: a process number may be another's by then
     while True:
         order, fds, _, _ = socket.recv_fds(control, 4, 2)
         if len(fds) < 2:
+            # The server is gone, or has done with the model. One that is stuck in it would never look at its socket.
+            for worker in workers:
+                _signal(worker, signal.SIGKILL)
             return
         pid = os.fork()
         if pid == 0:
             _work(control, order, fds, program, wish["devices"], file)
         for each in fds:
             os.close(each)
+        for worker in [worker for worker in workers if not _signal(worker, 0)]:
+            workers.remove(worker)
+            os.close(worker)
+        try:
+            workers.append(os.pidfd_open(pid))
+        except ProcessLookupError:
+            pass  # it has died already, which the server sees
         _tell(control, {"pid": pid})
+
+
+def _signal(worker: int, number: int) -> bool:
+    """Whether the worker was still there to get it."""
+    try:
+        signal.pidfd_send_signal(worker, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _work(
