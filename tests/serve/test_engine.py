@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tests.serve.models import (
     mlp,
     save_script,
 )
-from torchpar.serve.errors import ServeError
+from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor
 
@@ -414,6 +415,48 @@ def test_a_stop_that_may_not_wait_answers_503(tmp_path: Path) -> None:
         return [await answer.status() for answer in answers]
 
     assert asyncio.run(run()) == [503, 503, 503]
+
+
+def test_a_stop_does_not_wait_for_a_model_that_is_being_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take minutes; the one that is served is put away at once."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+    loading, end = threading.Event(), threading.Event()
+
+    def load(*_: object) -> None:
+        loading.set()
+        end.wait(60)
+        raise ModelError("too late")
+
+    async def run() -> float:
+        async with serving(tmp_path / "m.pt") as engine:
+            monkeypatch.setattr("torchpar.serve.engine.load_served", load)
+            reload = asyncio.ensure_future(engine.reload())
+            await asyncio.get_running_loop().run_in_executor(None, loading.wait)
+            asyncio.get_running_loop().call_later(5, end.set)
+            began = time.monotonic()
+        took = time.monotonic() - began
+        end.set()
+        await asyncio.wait((reload,))
+        return took
+
+    assert asyncio.run(run()) < 4
+
+
+def test_outputs_that_cannot_be_cut_are_a_500(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is left without an answer, and the next batch is computed."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt") as engine:
+            served = engine._repository.get("m")
+            with monkeypatch.context() as patch:
+                patch.setattr(served, "_answer", lambda *_: 1 / 0)
+                assert [await answer.status() for answer in ask(engine, [request(torch.ones(1, 3))] * 2)] == [500, 500]
+            await Answer(engine, request(torch.ones(1, 3))).values()
+
+    asyncio.run(run())
 
 
 def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path) -> None:

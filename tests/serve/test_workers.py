@@ -196,6 +196,36 @@ def test_no_process_stays_behind(tmp_path: Path) -> None:
     assert [pid for pid in pids if not gone(pid)] == []
 
 
+FRAGILE = MINIMUM.replace(
+    "def predict(batch):",
+    """def predict(batch):
+    if (batch["x"] == 100).any():
+        raise ValueError
+    if (batch["x"] == 200).any():
+        import os
+        os._exit(1)""",
+)
+
+
+def test_a_worker_that_cannot_come_back_ends_no_thread(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its model is gone from the disk, and it died while a batch's requests were computed one by one."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, FRAGILE)) as engine:
+            (tmp_path / "m.py").unlink()
+            runner(engine)._process.kill()
+            bad, deadly = ask(engine, [request(torch.full((1, 3), 100.0)), request(torch.full((1, 3), 200.0))])
+            assert (await bad.status(), await deadly.status()) == (500, 503)
+            assert await Answer(engine, request(X)).status() == 503
+            assert engine.live()
+            handler(tmp_path, FRAGILE)
+            while isinstance(await Answer(engine, request(X)).get(), ServeError):
+                await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+    assert "a worker cannot be started again" in caplog.text
+
+
 def test_a_worker_that_is_stuck_ends_with_its_server(tmp_path: Path) -> None:
     """It never looks at its socket: the nursery ends it."""
 

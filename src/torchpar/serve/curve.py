@@ -42,8 +42,9 @@ class Curve:
             return cap
         i = bisect_left(self._rows, cap + 1)
         if i == len(self._rows):
-            self._rows.append(2 * cap)
+            # The seconds first: the event loop looks them up by the rows, at any time.
             self._seconds.append(2 * self._seconds[-1])
+            self._rows.append(2 * cap)
         return self._rows[i] if self._seconds[i] <= LONGEST else cap
 
     def seconds(self, rows: int) -> float:

@@ -20,6 +20,7 @@ from torchpar.serve.pool import Pool
 from torchpar.serve.queue import ENDED, Waiting
 from torchpar.serve.repository import Repository
 from torchpar.serve.requests import Done, Request, Ticket
+from torchpar.serve.runner import failure
 from torchpar.serve.served import Batch, Served, expired
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
@@ -100,10 +101,15 @@ class Engine:
                 for waiting in self._pool.empty(served):
                     self._end(served, waiting, ServeError(503, "the server is stopping"), CANCELED)
             self._pool.stop()
-        for served in self._repository.all():
-            await self._beside(self._put_away, served)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        if self._loading and self._loading.locked():
+            # What is being loaded may take minutes, and what was learned is not worth them.
+            for served in self._repository.all():
+                await self._loop.run_in_executor(None, served.runner.close)
+        else:
+            for served in self._repository.all():
+                await self._beside(self._put_away, served)
+            if self._closing:
+                await asyncio.wait(self._closing)
         self._loader.shutdown(wait=False)
 
     def _put_away(self, served: Served) -> None:
@@ -272,7 +278,12 @@ class Engine:
         served = batch.served
         statistics = served.statistics
         cut = time.monotonic()
-        answers = served.answers(batch)
+        try:
+            answers = served.answers(batch)
+        except Exception as error:  # outputs that cannot be cut: those who wait are answered all the same
+            log.exception("model %s version %s: a batch was not answered", served.name, served.version)
+            batch.error, batch.computed, batch.each = failure(error), None, None
+            answers = served.answers(batch)
         now = time.monotonic()
         items = batch.items
         computed = batch.computed

@@ -102,8 +102,16 @@ class Processes:
         # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
         words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
         process.ready = process.accused = False
-        process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
-        theirs.close()
+        try:
+            process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            process.channel.close()
+            process.channel = None
+            say(f"process {process.rank} cannot be started, which is tried again: {error.strerror}")
+            self._loop.call_later(LONGEST_RESTART_SECONDS, self._start, process)
+            return
+        finally:
+            theirs.close()
         self._loop.add_reader(process.channel, self._hear, process)
 
     def _hear(self, process: Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from torchpar.serve.models.files import ModelFile
 from torchpar.serve.runner import Runner
 from torchpar.serve.workers.lane import Lane, WorkerDied
 from torchpar.serve.workers.nursery import unpacked
+
+log = logging.getLogger("torchpar.serve")
 
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
 _START = "import sys; sys.path.insert(0, {!r}); from torchpar.serve.workers.nursery import main; main({}, {!r})"
@@ -64,16 +67,22 @@ class ProcessRunner(Runner):
             raise ServeError(503, "the worker process died while it computed this") from None
 
     def mend(self, lane: int) -> None:
-        """Fork a worker where one died; where the nursery is gone too, load the model again."""
+        """Fork a worker where one died; where the nursery is gone too, load the model again.
+
+        Where that fails it is tried again with the next batch.
+        """
         if self._lanes[lane] is not None or self._closed:
             return
         with self._lock:
             try:
-                self._lanes[lane] = self._fork(lane)
-            except (OSError, WorkerDied):
-                self._stop_nursery()
-                self._start_nursery()
-                self._lanes[lane] = self._fork(lane)
+                try:
+                    self._lanes[lane] = self._fork(lane)
+                except (OSError, WorkerDied):
+                    self._stop_nursery()
+                    self._start_nursery()
+                    self._lanes[lane] = self._fork(lane)
+            except (OSError, WorkerDied, ModelError) as error:
+                log.error("a worker cannot be started again: %s", str(error) or f"{self._file.path}: it died at once")
 
     def pids(self) -> list[int | None]:
         """The workers' process numbers, by lane."""
