@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from tests.serve.models import mlp, save_script
 from tests.serve.service import Load, Service, install
 from torchpar.environment import JobSettings, RankSettings, ServeSettings
 from torchpar.notify import Notifier
+from torchpar.serve.channel import Channel, make_pair
 from torchpar.serve.processes import Processes
 
 pytestmark = pytest.mark.subprocess
@@ -153,6 +155,45 @@ def test_clients_see_one_service_not_its_processes(start: Callable[..., Service]
     connection.request("POST", "/v2/repository/models/m/unload", "{}")
     assert connection.getresponse().status == 200
     assert {status(service, "/v2/models/m/ready") for _ in range(8)} <= {400, 404, 503}
+
+
+def test_a_process_that_is_started_again_is_told_what_it_missed(start: Callable[..., Service]) -> None:
+    """What a client unloaded stays unloaded in it too."""
+    service = start(processes=2)
+    service.wait_ready()
+    connection = service.connect()
+    connection.request("POST", "/v2/repository/models/m/unload", "{}")
+    assert connection.getresponse().status == 200
+    os.kill(service.children()[0], signal.SIGKILL)
+    service.wait(lambda: "another takes its place" in service.log(), 10)
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    time.sleep(0.5)
+    assert {status(service, "/v2/models/m/ready") for _ in range(8)} <= {400, 404, 503}
+
+
+def test_a_reload_meanwhile_is_due_when_the_process_is_ready() -> None:
+    """It may have read the old files."""
+
+    async def run() -> list[dict[str, Any]]:
+        processes = Processes(JOB, [], Notifier())
+        processes._loop = asyncio.get_running_loop()
+        process = processes._processes[0]
+        process.channel, theirs = make_pair()
+        told = Channel(theirs)
+        assert await processes._call([process], "reload", "") == ""
+        assert await processes._call([process], "unload", "n") == ""
+        processes._take(process, {"ready": True})
+        orders = []
+        for _ in range(2):
+            await asyncio.sleep(0)
+            order = told.receive()
+            assert order
+            orders.append(order)
+            processes._take(process, {"did": order["number"], "wrong": ""})
+            await asyncio.sleep(0)
+        return orders
+
+    assert [(order["do"], order["model"]) for order in asyncio.run(run())] == [("reload", ""), ("unload", "n")]
 
 
 def test_a_reload_that_fails_says_why_and_the_old_model_goes_on(tmp_path: Path, start: Callable[..., Service]) -> None:

@@ -47,6 +47,7 @@ class Process:
         self.ready = False
         self.heard = 0.0  # when it last said that it makes progress
         self.accused = False  # it was told to end as it makes none
+        self.late = False  # models were loaded again while it was being started
         self.failures = 0
         self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
         self.counters: list[list[Any]] = []  # its last, see totals.py
@@ -68,6 +69,7 @@ class Processes:
         self._reloads: asyncio.Lock
         self._numbers = itertools.count()
         self._past: list[list[Any]] = []
+        self._unloaded: set[str] = set()  # by clients: one that is started anew finds them on disk
 
     async def run(self) -> int:
         """Serve until SIGTERM, or until there is no use in trying."""
@@ -101,7 +103,7 @@ class Processes:
         files = [theirs.fileno(), *(each.fileno() for each in self._sockets)]
         # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
         words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
-        process.ready = process.accused = False
+        process.ready = process.accused = process.late = False
         try:
             process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
         except OSError as error:
@@ -128,6 +130,8 @@ class Processes:
                 self._started = True
                 self._notifier.send(READY="1")
             self._tell()
+            if process.late or self._unloaded:
+                self._loop.create_task(self._catch_up(process))
         if "did" in message and message["did"] in process.calls:
             process.calls.pop(message["did"]).set_result(message["wrong"])
         if "ask" in message:
@@ -225,13 +229,34 @@ class Processes:
     async def _call(self, processes: Sequence[Process], verb: str, model: str) -> str:
         """Have processes do something, and wait for it; returns what went wrong, each reason once."""
         waiting = []
+        if verb == "unload":
+            self._unloaded.add(model)
+        elif verb == "load":
+            self._unloaded.discard(model)
+        else:
+            self._unloaded.clear()
         for process in processes:
-            if process.ready and process.channel:
-                number = next(self._numbers)
-                process.calls[number] = self._loop.create_future()
-                process.channel.send(do=verb, model=model, number=number)
-                waiting.append(process.calls[number])
+            if not process.ready:
+                process.late = process.late or verb != "unload"
+            elif process.channel:
+                waiting.append(self._order(process, verb, model))
         return "\n".join(dict.fromkeys(filter(None, await asyncio.gather(*waiting))))
+
+    def _order(self, process: Process, verb: str, model: str) -> asyncio.Future[str]:
+        number = next(self._numbers)
+        call: asyncio.Future[str] = self._loop.create_future()
+        assert process.channel
+        process.calls[number] = call
+        process.channel.send(do=verb, model=model, number=number)
+        return call
+
+    async def _catch_up(self, process: Process) -> None:
+        """What the others were told while it was being started, or before: it has what is on disk."""
+        late, process.late = process.late, False
+        verbs = [("reload", "")] * late + [("unload", model) for model in sorted(self._unloaded)]
+        for verb, model in verbs:
+            if process.channel and (wrong := await self._order(process, verb, model)):
+                say(f"process {process.rank}, {verb}: {wrong}")
 
     async def _pass_on(self, asking: Process, message: dict[str, Any]) -> None:
         """A client had one process load or unload a model: the others do it too."""
