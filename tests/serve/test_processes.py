@@ -246,7 +246,7 @@ def test_only_a_process_that_computes_is_heard_by_the_watchdog() -> None:
     """Counters, and what it did or asks, come from an event loop that goes on while its computing is stuck."""
     processes = Processes(JOB, [], Notifier())
     process = processes._processes[0]
-    processes._take(process, {"counters": []})
+    processes._take(process, {"counters": [], "names": []})
     processes._take(process, {"did": 0, "wrong": ""})
     assert process.heard == 0.0
     processes._take(process, {"alive": True})

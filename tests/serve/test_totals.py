@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from torchpar.serve.channel import Channel, make_pair
 from torchpar.serve.statistics import BACKEND, Statistics
-from torchpar.serve.totals import add_up, from_json, to_json
+from torchpar.serve.totals import Sender, add_up, from_json, merge, to_json
 
 
 def counted(rows: int, times: int) -> Statistics:
@@ -37,3 +39,21 @@ def test_sums_are_those_of_one_process_that_had_done_it_all() -> None:
     assert (whole.rows, whole.batches, whole.success) == (alone.rows, alone.batches, alone.success)
     assert whole.by_rows == alone.by_rows and whole.queue_seconds.counts == alone.queue_seconds.counts
     assert whole.failed[BACKEND] == 2
+
+
+def test_counters_of_many_models_arrive_whatever_batches_they_had() -> None:
+    """More than one message holds, and more than the other end's buffer: the rest comes the next time."""
+    statistics = Statistics()
+    for rows in range(1, 10_000):
+        statistics.batch(arrivals=[1.0], rows=rows, times=(3.0, 3.1, 3.5, 3.6, 3.7))
+    data = to_json([(f"m{i}", "1", statistics, 0) for i in range(300)])
+    near, theirs = make_pair()
+    far = Channel(theirs)
+    sender = Sender(lambda news, names: near.send(counters=news, names=names))
+    have: list[Any] = []
+    for _ in range(50):
+        sender(data)
+        while message := far.receive():
+            have = merge(have, message["counters"], message["names"])
+    assert [entry[0] for entry in have] == [entry[0] for entry in data]
+    assert merge(have, [], [["m7", "1"]]) == [have[7]]

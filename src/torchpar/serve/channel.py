@@ -23,16 +23,18 @@ class Channel:
         """For an event loop's add_reader."""
         return self._door.fileno()
 
-    def send(self, **message: Any) -> None:
-        """Send a message, which is lost when the other end is gone or reads nothing."""
+    def send(self, **message: Any) -> bool:
+        """Send a message; False when it is lost, as the other end is gone or reads nothing, or it is too large."""
         cut = {name: value[:TEXT] if isinstance(value, str) else value for name, value in message.items()}
         try:
             self._door.send(json.dumps(cut).encode())
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-            return
+            return False
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
+            return False
+        return True
 
     def receive(self) -> dict[str, Any] | None:
         """The next message: empty when there is none now, None when the other end is gone."""

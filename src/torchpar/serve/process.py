@@ -21,7 +21,7 @@ from torchpar.serve.channel import Channel
 from torchpar.serve.errors import ModelError, ServeError, StartError
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.tls import make_tls
-from torchpar.serve.totals import from_json, to_json
+from torchpar.serve.totals import Sender, from_json, merge, to_json
 
 # How often it says that it makes progress.
 HEARTBEAT_SECONDS = 1.0
@@ -98,6 +98,7 @@ class _Serving:
         self._stop: asyncio.Future[float]
         self._hurry: asyncio.Future[float]
         self._several = len(settings.ranks) > 1
+        self._count = Sender(lambda news, names: channel.send(counters=news, names=names))
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -139,7 +140,7 @@ class _Serving:
         if self._engine.live():
             self._channel.send(alive=True)
         if self._several:
-            self._channel.send(counters=to_json(self._engine.counters_here()))
+            self._count(to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _hear(self) -> None:
@@ -151,7 +152,8 @@ class _Serving:
             if "asked" in message and message["asked"] in self._asked:
                 self._asked.pop(message["asked"]).set_result(message["wrong"])
             if "totals" in message:
-                self._engine.totals = from_json(message["totals"])
+                news = from_json(message["totals"])
+                self._engine.totals = merge(self._engine.totals or (), news, message["names"])
             if "stop" in message:
                 due = self._hurry if self._stop.done() else self._stop
                 if not due.done():

@@ -23,7 +23,7 @@ from torchpar.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve import control
 from torchpar.serve.channel import Channel, make_pair
-from torchpar.serve.totals import add_up, to_json
+from torchpar.serve.totals import Sender, add_up, merge, to_json
 
 # Beyond the drain timeout, which a serving process keeps by itself.
 STOP_SECONDS = 5.0
@@ -51,6 +51,10 @@ class Process:
         self.failures = 0
         self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
         self.counters: list[list[Any]] = []  # its last, see totals.py
+        self.count = Sender(self._send_totals)
+
+    def _send_totals(self, news: list[list[Any]], names: list[list[str]]) -> bool:
+        return self.channel is not None and self.channel.send(totals=news, names=names)
 
 
 class Processes:
@@ -137,7 +141,7 @@ class Processes:
         if "ask" in message:
             self._loop.create_task(self._pass_on(process, message))
         if "counters" in message:
-            process.counters = message["counters"]
+            process.counters = merge(process.counters, message["counters"], message["names"])
 
     # ---- ends ----
 
@@ -247,7 +251,8 @@ class Processes:
         call: asyncio.Future[str] = self._loop.create_future()
         assert process.channel
         process.calls[number] = call
-        process.channel.send(do=verb, model=model, number=number)
+        if not process.channel.send(do=verb, model=model, number=number):
+            process.calls.pop(number).set_result(f"process {process.rank} does not listen")
         return call
 
     async def _catch_up(self, process: Process) -> None:
@@ -269,8 +274,8 @@ class Processes:
         """Tell every process the counters of all, those of former ones too."""
         totals = to_json(add_up([self._past, *(process.counters for process in self._processes)]))
         for process in self._processes:
-            if process.ready and process.channel:
-                process.channel.send(totals=totals)
+            if process.ready:
+                process.count(totals)
         self._loop.call_later(COUNT_SECONDS, self._count)
 
     # ---- telling ----

@@ -13,6 +13,8 @@ from typing import Any
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
+EXACT_ROWS = 64
+
 # Why a request failed: Triton's words for nv_inference_request_failure.
 REJECTED = "REJECTED"  # queue full
 CANCELED = "CANCELED"  # the client went away, or the deadline passed
@@ -83,7 +85,9 @@ class Statistics:
         for total, span in zip((self.input, self.infer, self.output), spans):
             total[0] += count
             total[1] += span * count
-        places = self.by_rows.setdefault(rows, [0, 0, 0, 0])
+        # Clients choose the rows: beyond so many they are counted with the next power of two.
+        exact = rows if rows <= EXACT_ROWS else 1 << (rows - 1).bit_length()
+        places = self.by_rows.setdefault(exact, [0, 0, 0, 0])
         places[0] += 1
         for place, span in enumerate(spans, 1):
             places[place] += span

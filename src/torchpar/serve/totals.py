@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable
 
 from torchpar.serve.statistics import Histogram, Statistics
 
@@ -28,6 +28,33 @@ def add_up(processes: Iterable[Iterable[list[Any]]]) -> list[tuple[str, str, Sta
             _add(totals.setdefault(key, Statistics()), values)
             waits[key] = waits.get(key, 0) + waiting
     return [(name, version, total, waits[name, version]) for (name, version), total in sorted(totals.items())]
+
+
+class Sender:
+    """Sends what `to_json` returns, one model a message: all models of a service are too much for one.
+
+    Where the other end's buffer is full, the next call goes on with the rest.
+    """
+
+    def __init__(self, send: Callable[[list[list[Any]], list[list[str]]], bool]) -> None:
+        """send: given counters, and the names and versions of all that there are, tells whether it could."""
+        self._send = send
+        self._next = 0
+
+    def __call__(self, data: Sequence[list[Any]]) -> None:
+        """Send it all, or as much as goes."""
+        names = [entry[:2] for entry in data]
+        for _ in data:
+            self._next %= len(data)
+            if not self._send([data[self._next]], names):
+                return
+            self._next += 1
+
+
+def merge(have: Iterable[Any], news: Iterable[Any], names: Iterable[Sequence[str]]) -> list[Any]:
+    """Counters with those of a message in place of the former; what is not among the names any more is left out."""
+    found = {(entry[0], entry[1]): entry for entries in (have, news) for entry in entries}
+    return [found[name, version] for name, version in names if (name, version) in found]
 
 
 def _values(statistics: Statistics) -> dict[str, Any]:
