@@ -11,8 +11,8 @@ import grpc.aio
 
 from torchpar.serve.errors import ServeError
 from torchpar.serve.grpc import messages as m
-from torchpar.serve.grpc.inference import infer, parameter_field
-from torchpar.serve.grpc.wire import Message, WireError
+from torchpar.serve.grpc.inference import decode, infer, parameter_field
+from torchpar.serve.grpc.wire import Message
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.protocol.service import Service
 
@@ -126,10 +126,8 @@ class GrpcServer:
     def _unary(self, request: Message, answer: Answer) -> Any:
         async def call(data: bytes, context: Any) -> bytes:
             try:
-                result = answer(request.decode(data), context)
+                result = answer(await decode(self._service, request, data, self._limits.json), context)
                 return bytes(await result if isinstance(result, Awaitable) else result)
-            except WireError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except ServeError as error:
                 await _abort(context, error)
             raise AssertionError("abort raises")
@@ -138,7 +136,8 @@ class GrpcServer:
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
         try:
-            fields = await infer(self._service, data, context.time_remaining())
+            asked = await decode(self._service, m.INFER_REQUEST, data, self._limits.json)
+            fields = await infer(self._service, asked, len(data), context.time_remaining())
         except ServeError as error:
             await _abort(context, error)
         return m.INFER_RESPONSE.encode(fields)
@@ -167,11 +166,12 @@ class GrpcServer:
                     left.cancel()
 
     async def _stream_one(self, data: bytes) -> bytes:
+        head: dict[str, Any] = {}
         try:
-            head = m.INFER_REQUEST.decode(data)
-            fields = await infer(self._service, data, None)
-        except (ServeError, WireError) as error:
-            known = {} if isinstance(error, WireError) else {k: head[k] for k in ("id", "model_name") if k in head}
+            head = await decode(self._service, m.INFER_REQUEST, data, self._limits.json)
+            fields = await infer(self._service, head, len(data), None)
+        except ServeError as error:
+            known = {k: head[k] for k in ("id", "model_name") if k in head}
             return m.STREAM_RESPONSE.encode({"error_message": str(error), "infer_response": known})
         if head.get("parameters", {}).get(WANTS_FINAL, {}).get("bool_param"):
             fields.setdefault("parameters", {})[FINAL] = parameter_field(True)

@@ -80,7 +80,7 @@ class Inference:
                     self._layouts[text] = layout
             rest = memoryview(body)[size:]
             if len(rest) > INLINE and (names := layout.bytes_inputs()):
-                self._check_bytes(names, model, version)
+                self._service.check_bytes(names, model, version)
                 do_beside(
                     self._service.threads,
                     exchange,
@@ -93,14 +93,6 @@ class Inference:
             )
         except ServeError as error:
             exchange.fail(error.status, error.message, error.retry_after)
-
-    def _check_bytes(self, names: list[str], model: str, version: str) -> None:
-        """Raises ServeError where taking these inputs apart, which takes a while, would be for nothing."""
-        face = self._service.engine.metadata(model, version)
-        wanted = {spec.name for spec in face.inputs if spec.datatype == "BYTES"}
-        for name in names:
-            if name not in wanted:
-                raise ServeError(400, f"model '{model}' has no input '{name}' of BYTES")
 
     def _raw(self, model: str, version: str, body: Body) -> Request:
         """A body without JSON is the only input, as one row."""

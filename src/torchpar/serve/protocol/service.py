@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,13 @@ class Service:
     def submit(self, request: Request, done: Done) -> Ticket:
         """See Engine.submit."""
         return self.engine.submit(request, done)
+
+    def check_bytes(self, names: Iterable[str], model: str, version: str) -> None:
+        """Raises ServeError where taking these inputs of BYTES apart, which takes a while, would be for nothing."""
+        wanted = {spec.name for spec in self.engine.metadata(model, version).inputs if spec.datatype == "BYTES"}
+        for name in names:
+            if name not in wanted:
+                raise ServeError(400, f"model '{model}' has no input '{name}' of BYTES")
 
     def server(self) -> dict[str, Any]:
         """The server's metadata."""
