@@ -27,6 +27,7 @@ class Running:
     service: Any = None
     port: int = 0
     grpc_port: int = 0
+    grace: float = 0.1
     lines: list[str] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,7 +68,7 @@ def running(
         started.set()
         await ended[0].wait()
         if grpc:
-            await grpc_server.stop(0.1)
+            await grpc_server.stop(world.grace)
         await server.stop(0.1)
         service.threads.shutdown()
         if real:

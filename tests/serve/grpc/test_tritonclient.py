@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import queue
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -247,6 +248,21 @@ def test_an_asynchronous_stream(world: Running) -> None:
             return [result.get_response().id async for result, error in client.stream_infer(requests())]
 
     assert asyncio.run(talk()) == [str(i) for i in range(10)]
+
+
+def test_an_idle_stream_does_not_hold_up_a_stop() -> None:
+    """What it asked for is answered, and the server does not wait for what it may yet ask."""
+    with running(grpc=True) as world:
+        world.grace = 30
+        client = client_grpc.InferenceServerClient(f"127.0.0.1:{world.grpc_port}")
+        answers: queue.Queue[Any] = queue.Queue()
+        client.start_stream(callback=lambda result, error: answers.put((result, error)))
+        client.async_stream_infer("simple", simple_inputs(), request_id="a")
+        result, error = answers.get(timeout=5)
+        assert error is None and result.get_response().id == "a"
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    client.close()
 
 
 def test_a_queue_that_is_full_says_when_to_come_back(world: Running) -> None:

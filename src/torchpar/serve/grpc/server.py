@@ -46,6 +46,7 @@ class GrpcServer:
         self._service = service
         self._limits = limits
         self._draining = False
+        self._ends: set[Callable[[], None]] = set()  # what ends the streams where nothing is due
         self._server: Any = None
 
     async def start(self, address: str, *, shared: bool = False) -> int:
@@ -85,6 +86,9 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Accept no more calls and finish those that run, at most grace seconds."""
         self._draining = True
+        # The server waits for all calls that run, and a stream is one that clients leave open.
+        for end in tuple(self._ends):
+            end()
         await self._server.stop(grace)
 
     def _calls(self) -> dict[str, tuple[Message, Answer]]:
@@ -143,20 +147,36 @@ class GrpcServer:
         return m.INFER_RESPONSE.encode(fields)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Every request gets one response, in their order; some are computed at the same time."""
+        """Every request gets one response, in their order; some are computed at the same time.
+
+        During a drain the stream ends when it has answered all that it has read.
+        """
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._limits.pipeline)
 
         async def read() -> None:
             async for data in requests:
                 await waiting.put(asyncio.ensure_future(self._stream_one(data)))
+                if self._draining:
+                    break
             await waiting.put(None)
+
+        def end() -> None:
+            # Where it is full, the reader has one more request in hand, and ends after that.
+            if not waiting.full():
+                reader.cancel()
+            if waiting.empty():
+                waiting.put_nowait(None)
 
         reader = asyncio.ensure_future(read())
         task: asyncio.Task[bytes] | None = None
+        self._ends.add(end)
         try:
-            while (task := await waiting.get()) is not None:
+            if self._draining:
+                end()
+            while not (self._draining and waiting.empty()) and (task := await waiting.get()) is not None:
                 yield await task
         finally:
+            self._ends.discard(end)
             reader.cancel()
             if task is not None:
                 task.cancel()
