@@ -153,6 +153,26 @@ def test_a_killed_worker_costs_what_it_held_and_is_back(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_many_deadlines_cost_few_looks_through_the_queue(tmp_path: Path) -> None:
+    """While every worker is busy, those that pass close to each other are answered together."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, SLEEPER), workers=1, max_queue=100) as engine:
+            busy = Answer(engine, request(torch.full((1, 1), 1.5)))
+            await asyncio.sleep(0.1)
+            times: list[float] = []
+            now = time.monotonic()
+            for i in range(80):
+                late = request(torch.zeros(1, 1), deadline=now + 0.1 + i / 200)
+                engine.submit(late, lambda outcome: times.append(time.monotonic()))
+            await busy.get()
+            assert len(times) == 80 and times[0] >= now + 0.1
+            # In 400 ms; one by one they would be 80.
+            assert sum(b - a > 0.001 for a, b in zip(times, times[1:], strict=False)) < 15
+
+    asyncio.run(run())
+
+
 def test_a_killed_nursery_is_replaced_when_it_is_needed(tmp_path: Path) -> None:
     """Its workers go on; the next that dies is forked from a new one."""
 
