@@ -368,7 +368,7 @@ class InferSettings(ServiceSettings):
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "requests that wait at the most, before others are refused",
+        "requests that wait at the most, in each process and for each version of a model, before others are refused",
     )
     drain_timeout: int = _setting(
         "DrainTimeout",

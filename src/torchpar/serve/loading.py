@@ -80,9 +80,10 @@ def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> Non
         return
     path = _state_path(file, settings.state)
     try:
-        with open(path + ".new", "w", encoding="utf-8") as out:
+        new = f"{path}.{os.getpid()}.new"  # every process of a service writes one
+        with open(new, "w", encoding="utf-8") as out:
             json.dump({"of": _fingerprint(file, settings), "points": list(served.curve.points().items())}, out)
-        os.replace(path + ".new", path)
+        os.replace(new, path)
     except OSError as error:
         log.warning("%s: not written: %s", path, error.strerror)
 

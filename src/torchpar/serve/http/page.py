@@ -134,7 +134,7 @@ class Page:
         shown = {model["name"]: model["shown"] for model in self.state()["models"]}
         sections = []
         seen: set[str] = set()
-        for entry in self._service.engine.index():
+        for entry in sorted(self._service.engine.index(), key=lambda entry: entry.state != READY):
             if entry.name not in seen:
                 seen.add(entry.name)
                 face = self._service.engine.metadata(entry.name, "") if entry.state == READY else None
