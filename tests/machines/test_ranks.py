@@ -26,8 +26,10 @@ def host(machine: Machine) -> Iterator[Machine]:
 
 def told_by(machine: Machine, name: str, rank: int) -> dict[str, object]:
     """What a rank has said of itself when it had imported torch; nothing before that."""
+    # One command: when the service ends, its folder goes, and it may do so between a look and a read.
     path = f"/run/torchpar-jobs/torchpar-train@{name}/rank-{rank}.json"
-    return dict(json.loads(machine.read(path))) if machine.exists(path) else {}
+    text = machine.sh('cat "$1" 2>/dev/null || true', path).stdout
+    return dict(json.loads(text)) if text else {}
 
 
 def lines(machine: Machine, name: str, pattern: str) -> list[str]:
