@@ -49,30 +49,27 @@ packages = @missing=$$(for name in $(1); do \
 	fi
 
 # The name holds what is in it: changed pins, or another release with another Python, make another environment.
-VENV := $(CACHE)/venv-$(shell { sed -n '/^check =/,/^$$/p' setup.cfg; grep VERSION_CODENAME /etc/os-release; } | sha256sum | cut -c1-12)
+# $(call venv_of,EXTRA,NAME): the environment of an extra of setup.cfg.
+venv_of = $(CACHE)/$(2)-$(shell { sed -n '/^$(1) =/,/^$$/p' setup.cfg; grep VERSION_CODENAME /etc/os-release; } | sha256sum | cut -c1-12)
+
+VENV := $(call venv_of,check,venv)
+# The server's tests need torch and the protocol's clients.
+SERVE_VENV := $(call venv_of,serve,venv-serve)
+
+$(VENV)/complete: extra = check
+$(SERVE_VENV)/complete: extra = serve
 
 venv: $(VENV)/complete
 	@:
-$(VENV)/complete:
-	$(call packages,python3-venv)
-	@echo 'making $(VENV)'
-	@rm -rf '$(VENV)'
-	@$(PYTHON) -m venv '$(VENV)'
-	@sed -n '/^check =/,/^$$/{s/^ \+//p}' setup.cfg >'$(VENV)/pins'
-	@'$(VENV)/bin/pip' install --quiet --disable-pip-version-check --progress-bar on -r '$(VENV)/pins'
-	@touch '$@'
 .PHONY: venv
 
-# The server's tests need torch and the protocol's clients: an environment of their own, made in the same way.
-SERVE_VENV := $(CACHE)/venv-serve-$(shell { sed -n '/^serve =/,/^$$/p' setup.cfg; grep VERSION_CODENAME /etc/os-release; } | sha256sum | cut -c1-12)
-
-$(SERVE_VENV)/complete:
+$(VENV)/complete $(SERVE_VENV)/complete:
 	$(call packages,python3-venv)
-	@echo 'making $(SERVE_VENV)'
-	@rm -rf '$(SERVE_VENV)'
-	@$(PYTHON) -m venv '$(SERVE_VENV)'
-	@sed -n '/^serve =/,/^$$/{s/^ \+//p}' setup.cfg >'$(SERVE_VENV)/pins'
-	@'$(SERVE_VENV)/bin/pip' install --quiet --disable-pip-version-check --progress-bar on -r '$(SERVE_VENV)/pins'
+	@echo 'making $(@D)'
+	@rm -rf '$(@D)'
+	@$(PYTHON) -m venv '$(@D)'
+	@sed -n '/^$(extra) =/,/^$$/{s/^ \+//p}' setup.cfg >'$(@D)/pins'
+	@'$(@D)/bin/pip' install --quiet --disable-pip-version-check --progress-bar on -r '$(@D)/pins'
 	@touch '$@'
 
 

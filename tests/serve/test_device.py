@@ -65,7 +65,6 @@ class Both(Program):
     """Sum and difference."""
 
     platform = "test"
-    threads = True
     inputs = (TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "FP32", (-1,)))
     outputs = (TensorSpec("sum", "FP32", (-1,)), TensorSpec("difference", "FP32", (-1,)))
     max_batch = None

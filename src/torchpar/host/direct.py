@@ -5,18 +5,14 @@ Affinity, memory policy and environment outlive execve(2), so nothing of torchpa
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from torchpar import mempolicy
 from torchpar.cpuset import CpuSet
 from torchpar.errors import NotPermittedError, TorchparError
-
-# set_mempolicy(2) has no function in libc: its number by `uname -m`, and the modes of linux/mempolicy.h.
-_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 270}
-_MODES = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3, "local": 4}
 
 
 def allowed_cpus() -> CpuSet:
@@ -35,18 +31,10 @@ def set_cpus(cpus: CpuSet) -> str:
 
 def set_memory_policy(policy: str, nodes: CpuSet) -> str:
     """Set the memory policy of this process, and of what it becomes; "" or why that cannot be."""
-    number = _SET_MEMPOLICY.get(os.uname().machine)
-    if number is None:
-        return "" if policy == "default" else f"memory policy {policy}: not known how to set it on {os.uname().machine}"
-    # An unsigned long holds 64 nodes; the kernel looks at one bit less than maxnode.
-    words = max(nodes, default=0) // 64 + 1
-    mask = (ctypes.c_ulong * words)()
-    for node in nodes:
-        mask[node // 64] |= 1 << node % 64
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(number, _MODES[policy], mask if nodes else None, words * 64 + 1 if nodes else 0):
-        reason = os.strerror(ctypes.get_errno())
-        return f"memory policy {policy} {nodes}: {reason}; a container needs --cap-add SYS_NICE for it"
+    try:
+        mempolicy.set_memory_policy(mempolicy.MODES[policy], set(nodes))
+    except OSError as error:
+        return f"memory policy {policy} {nodes}: {error.strerror}; a container needs --cap-add SYS_NICE for it"
     return ""
 
 

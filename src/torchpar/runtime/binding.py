@@ -8,23 +8,8 @@ from __future__ import annotations
 
 import os
 
+from torchpar.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED, read_memory_policy, set_memory_policy
 from torchpar.runtime.observed import cpulist, say
-
-# linux/mempolicy.h
-PREFERRED, BIND, INTERLEAVE = 1, 2, 3
-MODE_FLAGS = 0xE000
-
-# set_mempolicy and get_mempolicy have no wrapper in glibc; libnuma's need not be there. Numbers: asm/unistd.h of each
-# architecture, all others have those of asm-generic/unistd.h.
-_SYSCALLS = {
-    "x86_64": (238, 239),
-    "i686": (276, 275),
-    "armv7l": (321, 320),
-    "ppc64le": (261, 260),
-    "s390x": (270, 269),
-}
-_GENERIC_SYSCALLS = (237, 236)
-_NODES = 1024  # the kernel's largest CONFIG_NODES_SHIFT is 10
 
 
 def bind_cpus(planned: str) -> None:
@@ -63,24 +48,6 @@ def bind_memory(planned: str, of_all: set[str]) -> None:
         say(f"memory nodes {planned}: the memory policy stays as it is: {error.strerror}")
 
 
-def read_memory_policy() -> tuple[int, set[int]]:
-    """The memory policy of this thread: get_mempolicy(2)."""
-    import ctypes
-
-    mode, mask = ctypes.c_int(), _mask(set())
-    _call(_numbers()[1], ctypes.byref(mode), mask, ctypes.c_ulong(_NODES), None, ctypes.c_ulong(0))
-    bits = 8 * ctypes.sizeof(ctypes.c_ulong)
-    return mode.value, {node for node in range(_NODES) if mask[node // bits] >> node % bits & 1}
-
-
-def set_memory_policy(mode: int, nodes: set[int]) -> None:
-    """The memory policy of this thread and all that it starts: set_mempolicy(2)."""
-    import ctypes
-
-    # The kernel takes one bit less than it is told.
-    _call(_numbers()[0], ctypes.c_int(mode), _mask(nodes), ctypes.c_ulong(_NODES + 1))
-
-
 def parse_cpulist(text: str) -> set[int]:
     """The numbers of a list in the kernel's syntax.
 
@@ -92,25 +59,3 @@ def parse_cpulist(text: str) -> set[int]:
         first, _, last = span.partition("-")
         numbers.update(range(int(first), int(last or first) + 1))
     return numbers
-
-
-def _numbers() -> tuple[int, int]:
-    return _SYSCALLS.get(os.uname().machine, _GENERIC_SYSCALLS)
-
-
-def _mask(nodes: set[int]):  # type: ignore[no-untyped-def]
-    import ctypes
-
-    bits = 8 * ctypes.sizeof(ctypes.c_ulong)
-    mask = (ctypes.c_ulong * (_NODES // bits + 1))()
-    for node in nodes:
-        mask[node // bits] |= 1 << node % bits
-    return mask
-
-
-def _call(number: int, *arguments: object) -> None:
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *arguments) < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))

@@ -218,13 +218,8 @@ class Engine:
         """
         assert self._loading
         async with self._loading:
-            try:
-                self._repository.found(await self._beside(self._repository.look))
-            except ModelError as error:
-                raise ServeError(400, str(error)) from None
-            problems = await self._load_all(model)
-        if problems:
-            raise ServeError(400, "; ".join(problems))
+            await self._look()
+            _refuse(await self._load_all(model))
 
     async def unload(self, model: str) -> None:
         """Stop serving a model; what was accepted is answered. Raises ServeError 404."""
@@ -245,15 +240,10 @@ class Engine:
             return await self.load(model)
         assert self._loading
         async with self._loading:
-            try:
-                self._repository.found(await self._beside(self._repository.look))
-            except ModelError as error:
-                raise ServeError(400, str(error)) from None
+            await self._look()
             names = {file.name for file in self._repository.files()}
             names.update(served.name for served in self._repository.all())
-            problems = [problem for name in sorted(names) for problem in await self._load_all(name)]
-        if problems:
-            raise ServeError(400, "; ".join(problems))
+            _refuse([problem for name in sorted(names) for problem in await self._load_all(name)])
 
     def statistics(self, model: str | None = None, version: str = "") -> list[dict[str, Any]]:
         """The statistics extension's objects, for one version, one model or all. Raises ServeError 404 or 503."""
@@ -362,6 +352,13 @@ class Engine:
         if earliest:
             self._sweep_in(min(earliest))
 
+    async def _look(self) -> None:
+        """See what is on disk now. Raises ServeError."""
+        try:
+            self._repository.found(await self._beside(self._repository.look))
+        except ModelError as error:
+            raise ServeError(400, str(error)) from None
+
     async def _load_all(self, name: str) -> list[str]:
         """Load every version of a model that is on disk, and unload the others. Raises ServeError 404."""
         files = self._repository.files(name)
@@ -421,6 +418,11 @@ class Engine:
     async def _beside(self, function: Any, *arguments: Any) -> Any:
         """Run a function that takes its time in a thread."""
         return await self._loop.run_in_executor(self._loader, function, *arguments)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ServeError(400, "; ".join(problems))
 
 
 def _prepare(lane: int) -> None:

@@ -104,10 +104,6 @@ class Pool:
         with self._lock:
             return served.queue.all()
 
-    def idle(self) -> int:
-        """How many workers have nothing to do."""
-        return len(self._idle)
-
     def alive(self) -> bool:
         """Whether every thread is there and none computes a batch for much longer than such a batch takes."""
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -43,14 +44,14 @@ class Response:
 Done = Callable[[Union[Response, ServeError]], None]
 
 
-class Ticket:
+class Ticket(ABC):
     """A request that was accepted; `done` is called once for it, whatever happens."""
 
     __slots__ = ()
 
+    @abstractmethod
     def cancel(self) -> None:
         """Nobody waits for the answer any more: unless it is being computed already, it will not cost anything.
 
         `done` is still called, with status 499 or with the answer. Call it on the event loop.
         """
-        raise NotImplementedError

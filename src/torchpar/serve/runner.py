@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torchpar.serve.models.values import tensors_of, value_of
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 
-class Runner:
+class Runner(ABC):
     """One loaded version of a model, and the means to run it in several lanes at the same time.
 
     example holds one batch that the model itself names as typical, None if it does not. guessed says that nothing
@@ -29,17 +30,17 @@ class Runner:
     guessed = False
     kind = "KIND_CPU"
 
+    @abstractmethod
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """Run a batch, with `team` threads where the runner can.
 
         Raises ServeError: 500 when the model fails, 503 when what computed has died.
         """
-        raise NotImplementedError
 
-    def mend(self, lane: int) -> None:
+    def mend(self, lane: int) -> None:  # noqa: B027 - a thread does not die
         """Bring back what died in a lane, if anything did."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - threads are the pool's
         """Nothing will be computed any more."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import queue
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,29 +17,12 @@ import tritonclient.grpc.aio as client_aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from tests.serve.blocking import Blocking
 from tests.serve.running import Running, running
 from torchpar.serve.http.limits import Limits
 
 A = np.arange(16, dtype=np.int32).reshape(1, 16)
 B = np.ones((1, 16), dtype=np.int32)
-
-
-class Blocking:
-    """The asynchronous client with the face of the other."""
-
-    def __init__(self, address: str) -> None:
-        self._loop = asyncio.new_event_loop()
-
-        async def make() -> Any:
-            return client_aio.InferenceServerClient(address)
-
-        self._client = self._loop.run_until_complete(make())
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        if not inspect.iscoroutinefunction(method):
-            return method
-        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +34,7 @@ def world() -> Iterator[Running]:
 @pytest.fixture(params=["grpc", "grpc.aio"])
 def client(request: pytest.FixtureRequest, world: Running) -> Iterator[Any]:
     address = f"127.0.0.1:{world.grpc_port}"
-    made = client_grpc.InferenceServerClient(address) if request.param == "grpc" else Blocking(address)
+    made = client_grpc.InferenceServerClient(address) if request.param == "grpc" else Blocking(client_aio, address)
     yield made
     made.close()
 

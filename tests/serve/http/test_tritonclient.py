@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 import time
 import urllib.request
@@ -17,28 +15,11 @@ import tritonclient.http as http
 import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from tests.serve.blocking import Blocking
 from tests.serve.running import Running, running
 
 A = np.arange(16, dtype=np.int32).reshape(1, 16)
 B = np.ones((1, 16), dtype=np.int32)
-
-
-class Blocking:
-    """The asynchronous client with the face of the other."""
-
-    def __init__(self, address: str) -> None:
-        self._loop = asyncio.new_event_loop()
-
-        async def make() -> Any:
-            return aio.InferenceServerClient(address)
-
-        self._client = self._loop.run_until_complete(make())
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        if not inspect.iscoroutinefunction(method):
-            return method
-        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +30,7 @@ def world() -> Iterator[Running]:
 
 @pytest.fixture(params=["http", "http.aio"])
 def client(request: pytest.FixtureRequest, world: Running) -> Iterator[Any]:
-    made = http.InferenceServerClient(world.address) if request.param == "http" else Blocking(world.address)
+    made = http.InferenceServerClient(world.address) if request.param == "http" else Blocking(aio, world.address)
     yield made
     made.close()
 

@@ -18,7 +18,6 @@ class Exported(Program):
     """Python walks the graph, so only processes compute at the same time."""
 
     platform = "pytorch_export"
-    threads = False
 
     def __init__(self, path: str, description: Description, device: str = "cpu") -> None:
         if not hasattr(torch, "export") or not hasattr(torch.export, "load"):

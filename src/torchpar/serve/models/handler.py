@@ -40,7 +40,6 @@ class Handler(Program):
     """The file is run as a module of its own; what lies beside it can be imported."""
 
     platform = "python"
-    threads = False
 
     def __init__(self, path: str, description: Description, device: str | None = "cpu") -> None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))

@@ -18,7 +18,6 @@ class Inductor(Program):
     """Nothing in the package names its inputs: the description must."""
 
     platform = "pytorch_aotinductor"
-    threads = False
 
     def __init__(self, path: str, description: Description, device: str | None = "cpu") -> None:
         load = _loader()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,24 +11,22 @@ from torchpar.serve.models.description import Description
 from torchpar.serve.tensors import TensorSpec
 
 
-class Program:
+class Program(ABC):
     """One loaded version of a model.
 
     platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs name its results
-    as far as anything does. max_batch is what the description says. threads tells whether `run` computes without
-    Python's lock and can be called by several threads at the same time; guessed that nothing declares the inputs.
+    as far as anything does. max_batch is what the description says, guessed that nothing declares the inputs.
     """
 
     platform: str
-    threads: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch: int | None
     guessed = False
 
+    @abstractmethod
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Compute. Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order)."""
-        raise NotImplementedError
 
 
 def describe(path: str, found: Sequence[TensorSpec], described: Description) -> tuple[TensorSpec, ...]:

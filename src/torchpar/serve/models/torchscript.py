@@ -22,7 +22,6 @@ class TorchScript(Program):
     """
 
     platform = "pytorch_libtorch"
-    threads = True
 
     def __init__(self, path: str, description: Description, device: str = "cpu") -> None:
         extra: dict[str, Any] = {INSIDE: ""}
