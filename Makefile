@@ -22,8 +22,9 @@ help:
 	@echo
 	@echo 'make deb            dist/torchpar.deb, built on this machine'
 	@echo 'make demo           build it, boot a throw-away Debian, install it there, train and serve the demo'
-	@echo 'make check          lint, types, manual pages, unit and case tests: no root, under a minute'
+	@echo 'make check          lint, types, manual pages, unit and case tests: no root, about a minute'
 	@echo 'make test           all tests: check, and the machine tests on Debian 12 and 13'
+	@echo 'make test-runtime   data loading and throughput of training jobs, with a real torch'
 	@echo 'make test-serve     the tests of the inference server, with a torch of their own'
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
@@ -53,7 +54,7 @@ packages = @missing=$$(for name in $(1); do \
 venv_of = $(CACHE)/$(2)-$(shell { sed -n '/^$(1) =/,/^$$/p' setup.cfg; grep VERSION_CODENAME /etc/os-release; } | sha256sum | cut -c1-12)
 
 VENV := $(call venv_of,check,venv)
-# The server's tests need torch and the protocol's clients.
+# The server's tests need torch and the protocol's clients; the runtime's make use of that torch.
 SERVE_VENV := $(call venv_of,serve,venv-serve)
 
 $(VENV)/complete: extra = check
@@ -121,7 +122,13 @@ test-serve: $(SERVE_VENV)/complete
 	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q,$(or $(TESTS),tests/serve))
 .PHONY: test-serve
 
-test: check test-serve test-machines
+# With the fake torch of the unit tests two of these are skipped, which need processes that a real one watches.
+test-runtime: $(SERVE_VENV)/complete
+	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-runtime' -q,\
+		tests/unit/runtime/test_loader.py tests/unit/runtime/test_progress.py)
+.PHONY: test-runtime
+
+test: check test-runtime test-serve test-machines
 .PHONY: test
 
 test-machines: $(VENV)/complete machine-packages
