@@ -13,7 +13,7 @@ from torchpar.errors import ConfigError
 from torchpar.generations import Store
 from torchpar.host.conf import find_conf_files
 from torchpar.host.facts import read_manifest
-from torchpar.host.systemd import running_services
+from torchpar.host.systemd import service_states
 from torchpar.observe import observe
 
 POLL_SECONDS = 5.0
@@ -78,13 +78,13 @@ class Watch:
         return json.dumps({**self.observation, "services": services}).encode() + b"\n"
 
     def _take_stamp(self) -> object:
-        """Changes whenever the conf, the active generation, the host's CPUs or the running services do."""
+        """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
         try:
             files = tuple((str(path), _stat(str(path))) for path in find_conf_files())
         except ConfigError as error:
             files = ((str(error), None),)
         self.conf_stamp = files
-        return files, _stat(str(self._store.directory / "active")), tuple(read_manifest().values()), running_services()
+        return files, _stat(str(self._store.directory / "active")), tuple(read_manifest().values()), service_states()
 
 
 def _stat(path: str) -> tuple[int, int, int] | None:

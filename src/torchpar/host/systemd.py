@@ -58,6 +58,11 @@ def running_services() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
+def service_states() -> str:
+    """What changes whenever a training or inference service starts, is ready, ends or fails. Raises SystemdError."""
+    return _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS)
+
+
 def open_sockets() -> tuple[str, ...]:
     """The sockets of inference services that listen. Raises SystemdError."""
     done = _systemctl("list-units", "--output=json", "--state=active", "torchpar-infer@*.socket")
