@@ -131,7 +131,9 @@ def test_an_inference_service_has_its_server_and_a_socket() -> None:
     assert units.files["torchpar-infer@a.socket.d/20-torchpar.conf"] == (
         "# Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain a\n"
         "[Unit]\nSourcePath=/etc/torchpar.conf\n\n"
-        "[Socket]\nExecStartPre=\nListenStream=\nListenStream=127.0.0.1:8000\n"
+        "[Socket]\nExecStartPre=\n"
+        "# A child of systemd that clears the stopped service's /tmp still holds the old socket, for milliseconds.\n"
+        "ExecStartPre=/bin/sleep 0.1\nListenStream=\nListenStream=127.0.0.1:8000\n"
     )
     assert len(units.files) == 2 and list(units.links) == ["torchpar.target.wants/torchpar-infer@a.service"]
 
