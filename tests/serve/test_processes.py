@@ -146,11 +146,19 @@ def test_clients_see_one_service_not_its_processes(start: Callable[..., Service]
         pattern = re.compile(r"^nv_inference_request_success{.*} (\d+)", re.MULTILINE)
         return {int(count) for _ in range(8) for count in pattern.findall(get(service, "/metrics"))}
 
+    def answers() -> list[int]:
+        pattern = re.compile(r'^torchpar_http_answers_total{code="200"} (\d+)', re.MULTILINE)
+        return [int(count) for _ in range(8) for count in pattern.findall(get(service, "/metrics"))]
+
     service.wait(lambda: counts() == {20}, 10)
+    service.wait(lambda: min(answers()) >= 20, 10)
     os.kill(service.children()[0], signal.SIGKILL)
     service.wait(lambda: "another takes its place" in service.log(), 10)
     service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
     service.wait(lambda: counts() == {20}, 10)
+    service.wait(lambda: min(answers()) >= 20, 10)
+    told = answers()
+    assert told == sorted(told)
     connection = service.connect()
     connection.request("POST", "/v2/repository/models/m/unload", "{}")
     assert connection.getresponse().status == 200

@@ -34,11 +34,11 @@ class Front:
         self._service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
         application = Application(self._service)
         self._tls = tls
-        self._server = Server(application, Limits(), log)
+        self.server = Server(application, Limits(), log)
         self._addresses = grpc
         self._shared = shared
         self._grpc: list[Any] = []
-        application.serve(self._server)
+        application.serve(self.server)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept. Raises StartError where gRPC cannot be served on its addresses."""
@@ -50,15 +50,15 @@ class Front:
                 why = "Listen= names an address for gRPC, and the service's interpreter has no grpcio"
                 raise StartError(f"{why} (Debian: apt install python3-grpcio): {error}") from None
             for address in self._addresses:
-                server = GrpcServer(self._service, self._server.limits)
+                server = GrpcServer(self._service, self.server.limits)
                 try:
                     await server.start(address, shared=self._shared)
                 except OSError as error:
                     raise StartError(str(error)) from None
                 self._grpc.append(server)
-        await self._server.start(sockets, self._tls)
+        await self.server.start(sockets, self._tls)
 
     async def stop(self, grace: float) -> None:
         """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
-        await asyncio.gather(self._server.stop(grace), *(server.stop(grace) for server in self._grpc))
+        await asyncio.gather(self.server.stop(grace), *(server.stop(grace) for server in self._grpc))
         self._service.threads.shutdown(wait=False, cancel_futures=True)

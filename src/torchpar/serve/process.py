@@ -94,6 +94,7 @@ class _Serving:
         self._channel = channel
         self._sockets = sockets
         self._engine: Any
+        self._front: Any
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[float]
         self._hurry: asyncio.Future[float]
@@ -114,7 +115,7 @@ class _Serving:
         self._loop.add_reader(self._channel, self._hear)
         self._engine = SharedEngine(engine_settings(self._settings, self._rank, os.environ), self._tell_others)
         serve = self._settings.serve
-        front = Front(self._engine, make_tls(os.environ), serve.grpc if serve else (), shared=self._several)
+        self._front = front = Front(self._engine, make_tls(os.environ), serve.grpc if serve else (), shared=self._several)
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         # What is there by now stays: to look through it for garbage would only delay answers.
@@ -141,6 +142,7 @@ class _Serving:
             self._channel.send(alive=True)
         if self._several:
             self._count(to_json(self._engine.counters_here()))
+            self._channel.send(usage=self._front.server.usage())
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _hear(self) -> None:
@@ -154,6 +156,8 @@ class _Serving:
             if "totals" in message:
                 news = from_json(message["totals"])
                 self._engine.totals = merge(self._engine.totals or (), news, message["names"])
+            if "usage" in message:
+                self._front.server.totals = message["usage"]
             if "stop" in message:
                 due = self._hurry if self._stop.done() else self._stop
                 if not due.done():

@@ -24,6 +24,7 @@ from torchpar.runtime.observed import say
 from torchpar.serve import control
 from torchpar.serve.channel import Channel, make_pair
 from torchpar.serve.totals import Sender, add_up, merge, to_json
+from torchpar.serve.usage import add_usage, past_usage
 
 # Beyond the drain timeout, which a serving process keeps by itself.
 STOP_SECONDS = 5.0
@@ -52,6 +53,7 @@ class Process:
         self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
         self.counters: list[list[Any]] = []  # its last, see totals.py
         self.count = Sender(self._send_totals)
+        self.usage: dict[str, float] = {}  # its last, see usage.py
 
     def _send_totals(self, news: list[list[Any]], names: list[list[str]]) -> bool:
         return self.channel is not None and self.channel.send(totals=news, names=names)
@@ -73,6 +75,7 @@ class Processes:
         self._reloads: asyncio.Lock
         self._numbers = itertools.count()
         self._past: list[list[Any]] = []
+        self._past_usage: dict[str, float] = {}
         self._unloaded: set[str] = set()  # by clients: one that is started anew finds them on disk
 
     async def run(self) -> int:
@@ -142,6 +145,8 @@ class Processes:
             self._loop.create_task(self._pass_on(process, message))
         if "counters" in message:
             process.counters = merge(process.counters, message["counters"], message["names"])
+        if "usage" in message:
+            process.usage = message["usage"]
 
     # ---- ends ----
 
@@ -165,6 +170,8 @@ class Processes:
         # What it has counted stays counted.
         self._past = to_json(add_up([self._past, [[n, v, values, 0] for n, v, values, _ in process.counters]]))
         process.counters = []
+        self._past_usage = add_usage([self._past_usage, past_usage(process.usage)])
+        process.usage = {}
         if self._stopping:
             if not any(each.child for each in self._processes):
                 self._finish(ExitStatus.DONE)
@@ -273,9 +280,11 @@ class Processes:
     def _count(self) -> None:
         """Tell every process the counters of all, those of former ones too."""
         totals = to_json(add_up([self._past, *(process.counters for process in self._processes)]))
+        usage = add_usage([self._past_usage, *(process.usage for process in self._processes)])
         for process in self._processes:
-            if process.ready:
+            if process.ready and process.channel:
                 process.count(totals)
+                process.channel.send(usage=usage)
         self._loop.call_later(COUNT_SECONDS, self._count)
 
     # ---- telling ----

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Callable
 
 from torchpar.serve.statistics import Histogram, Statistics
@@ -34,7 +32,7 @@ def render_metrics(engine: Engine, server: Server) -> bytes:
         lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
         for labels, s, _ in models:
             lines += _histogram(name, labels, histogram(s))
-    lines += _server(server)
+    lines += _usage(server.usage_of_all())
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -57,25 +55,20 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[Statistics], Histogram]], ...] = (
 )
 
 
-def _server(server: Server) -> Iterator[str]:
-    answers = [(_labels(code=str(status)), float(count)) for status, count in sorted(server.answers.items())]
+def _usage(usage: Mapping[str, float]) -> Iterator[str]:
+    answers = [(_labels(code=name.split()[1]), count) for name, count in usage.items() if name.startswith("answers ")]
     yield from _family("torchpar_http_answers_total", "counter", "HTTP answers, by status", answers)
-    refused = [("", float(server.refused))]
-    yield from _family(
-        "torchpar_http_refused_total", "counter", "Requests that were too slow, too large or malformed", refused
-    )
-    yield from _family("torchpar_http_connections", "gauge", "Open connections", [("", float(server.connections()))])
-    yield from _family("torchpar_http_held_bytes", "gauge", "Request bodies that arrive", [("", float(server.held))])
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    yield from _family(
-        "process_cpu_seconds_total", "counter", "CPU time of this process", [("", used.ru_utime + used.ru_stime)]
-    )
-    yield from _family("process_resident_memory_bytes", "gauge", "Memory of this process", [("", float(_resident()))])
+    for name, kind, text, what in _USAGE:
+        yield from _family(name, kind, text, [("", usage[what])])
 
 
-def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+_USAGE = (
+    ("torchpar_http_refused_total", "counter", "Requests that were too slow, too large or malformed", "refused"),
+    ("torchpar_http_connections", "gauge", "Open connections", "connections"),
+    ("torchpar_http_held_bytes", "gauge", "Request bodies that arrive", "held_bytes"),
+    ("process_cpu_seconds_total", "counter", "CPU time of the serving processes", "cpu_seconds"),
+    ("process_resident_memory_bytes", "gauge", "Memory of the serving processes", "resident_bytes"),
+)
 
 
 def _family(name: str, kind: str, text: str, samples: Samples) -> Iterator[str]:

@@ -126,7 +126,7 @@ class Page:
                     },
                 }
             )
-        return {"models": models, "connections": self._server.connections()}
+        return {"models": models, "connections": int(self._server.usage_of_all()["connections"])}
 
     def render(self) -> str:
         """The page as HTML."""

@@ -15,6 +15,7 @@ from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Events, Parser, choose_parser
+from torchpar.serve.usage import read_usage
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -28,8 +29,9 @@ class Server:
     """Accepts connections and hands whole requests to `application`, which answers each exchange once, now or later.
 
     Everything happens on the event loop that `start` is called on. `held` counts the bytes of bodies that arrive;
-    `answers` counts answers by status; `refused` counts requests that were not even read to their end. `make_parser`:
-    None takes the fastest that this interpreter has.
+    `answers` counts answers by status; `refused` counts requests that were not even read to their end. `totals` is the
+    `usage()` of all processes of the service where it has several. `make_parser`: None takes the fastest that this
+    interpreter has.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Server:
         self.held = 0
         self.refused = 0
         self.answers: dict[int, int] = {}
+        self.totals: dict[str, float] | None = None
         self._connections: set[Connection] = set()
         self._lines: dict[int, bytes] = {}
         self._lines_second = 0
@@ -143,6 +146,14 @@ class Server:
     def connections(self) -> int:
         """How many there are."""
         return len(self._connections)
+
+    def usage(self) -> dict[str, float]:
+        """What this process has answered and uses."""
+        return read_usage(self.answers, self.refused, len(self._connections), self.held)
+
+    def usage_of_all(self) -> dict[str, float]:
+        """What the processes of the service have answered and use, as it was a second or two ago."""
+        return self.totals or self.usage()
 
     def status_line(self, status: int) -> bytes:
         """The status line and the Date field, made once a second for each status."""
