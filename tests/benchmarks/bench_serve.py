@@ -29,14 +29,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.serve_load import Measured, closed_loop, open_loop, resident_mib
+from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, resident_mib
 from tests.benchmarks.serve_peers import PEERS, Peer, Question
 
 TREE = Path(__file__).parents[2]
 PORT = 18000
 # The shares of its capacity at which each server is asked in an open loop.
 SHARES = (0.5, 0.8)
-OPEN_CONNECTIONS = 32  # the closed loop that says what the capacity is
+OPEN_CONNECTIONS = 32  # with so many, one request each at all times, the open loop's client finds the capacity
 
 
 def main() -> None:
@@ -99,12 +99,10 @@ def measure(
     with running(peer, python, model, workers) as pid:
         check(question, about)
         closed_loop(PORT, question, 8, min(3.0, arguments.seconds), pid)  # warm, and batches learned
-        capacity = 0.0
         for connections in arguments.connections:
             done = closed_loop(PORT, question, connections, arguments.seconds, pid)
             found.setdefault((peer.name, f"c={connections}"), []).append(done)
-            if connections <= OPEN_CONNECTIONS:
-                capacity = max(capacity, done.per_second)
+        capacity = client_capacity(PORT, question, OPEN_CONNECTIONS, min(4.0, arguments.seconds))
         for share in SHARES:
             done = open_loop(PORT, question, share * capacity, arguments.seconds, pid)
             found.setdefault((peer.name, f"open {share:.0%}"), []).append(done)
@@ -196,7 +194,8 @@ def soak(model: Path, workers: int, minutes: float) -> None:
     peer = PEERS["torchpar"]
     question = peer.ask(json.loads(model.with_suffix(".json.row").read_text()))
     with running(peer, sys.executable, model, workers) as pid:
-        capacity = closed_loop(PORT, question, OPEN_CONNECTIONS, 5.0, pid).per_second
+        client_capacity(PORT, question, OPEN_CONNECTIONS, 3.0)  # warm
+        capacity = client_capacity(PORT, question, OPEN_CONNECTIONS, 5.0)
         print(f"{model.stem}: {0.8 * capacity:.0f} requests in a second, 80 % of {capacity:.0f}")
         end = time.monotonic() + 60 * minutes
         while (left := end - time.monotonic()) > 0:

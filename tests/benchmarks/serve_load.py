@@ -11,8 +11,10 @@ import os
 import random
 import re
 import subprocess
+import sys
 import tempfile
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.benchmarks.serve_peers import Question
@@ -70,7 +72,8 @@ class _Client(asyncio.Protocol):
     def __init__(self) -> None:
         self.due: deque[float] = deque()
         self.times: list[float] = []
-        self.errors = 0
+        self.wrong: Counter[str] = Counter()  # statuses that are not 200, and what was asked and never answered
+        self.again: Callable[[_Client], None] | None = None  # called after each answer
         self._buffer = b""
         self.transport: asyncio.Transport
 
@@ -88,11 +91,53 @@ class _Client(asyncio.Protocol):
                 return
             self._buffer = self._buffer[end + 4 + size :]
             self.times.append(asyncio.get_running_loop().time() - self.due.popleft())
-            self.errors += head.split(b" ", 2)[1] != b"200"
+            if (status := head.split(b" ", 2)[1].decode()) != "200":
+                self.wrong[status] += 1
+            if self.again:
+                self.again(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.errors += len(self.due)
+        self.give_up()
+
+    def ask(self, request: bytes, due: float) -> None:
+        """Send a request that should go out at `due`, in seconds of the loop's clock."""
+        self.due.append(due)
+        self.transport.write(request)
+
+    def give_up(self) -> None:
+        """Count what is not answered yet as wrong."""
+        if self.due:
+            self.wrong["unanswered"] += len(self.due)
         self.due.clear()
+
+
+def client_capacity(port: int, question: Question, connections: int, seconds: float) -> float:
+    """Answers in a second that the client of the open loop gets when each connection always waits for one.
+
+    It shares the CPUs with the server and costs more than wrk, so what wrk gets is more than this client can ask for.
+    """
+
+    async def ask() -> int:
+        loop = asyncio.get_running_loop()
+        request = _request(question)
+        end = loop.time() + seconds
+
+        def again(client: _Client) -> None:
+            if loop.time() < end:
+                client.ask(request, loop.time())
+
+        clients = []
+        for _ in range(connections):
+            _, client = await loop.create_connection(_Client, "127.0.0.1", port)
+            clients.append(client)
+            client.again = again
+            again(client)
+        await asyncio.sleep(seconds)
+        answers = sum(len(client.times) for client in clients)
+        await _close(clients)
+        return answers
+
+    return asyncio.run(ask()) / seconds
 
 
 def open_loop(port: int, question: Question, rate: float, seconds: float, pid: int) -> Measured:
@@ -101,7 +146,10 @@ def open_loop(port: int, question: Question, rate: float, seconds: float, pid: i
     clients = asyncio.run(_send(port, question, rate, seconds))
     used = cpu_seconds(pid) - before
     times = sorted(time for client in clients for time in client.times)
-    errors = sum(client.errors for client in clients)
+    wrong: Counter[str] = sum((client.wrong for client in clients), Counter())
+    errors = wrong.total()
+    if errors:
+        print(f"open loop of {rate:.0f}/s over {len(clients)} connections: {dict(wrong)}", file=sys.stderr)
     if not times:
         return Measured(0.0, 0.0, 0.0, errors, 0.0)
     p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
@@ -110,9 +158,7 @@ def open_loop(port: int, question: Question, rate: float, seconds: float, pid: i
 
 async def _send(port: int, question: Question, rate: float, seconds: float) -> list[_Client]:
     loop = asyncio.get_running_loop()
-    fields = {"Host": "127.0.0.1", **question.headers, "Content-Length": str(len(question.body))}
-    head = f"POST {question.path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    request = head.encode() + b"\r\n" + question.body
+    request = _request(question)
     clients: list[_Client] = []
     chance = random.Random(0)
     due = loop.time()
@@ -125,17 +171,26 @@ async def _send(port: int, question: Question, rate: float, seconds: float) -> l
         if client is None:
             _, client = await loop.create_connection(_Client, "127.0.0.1", port)
             clients.append(client)
-        client.due.append(due)
-        client.transport.write(request)
+        client.ask(request, due)
+    await _close(clients)
+    return clients
+
+
+def _request(question: Question) -> bytes:
+    fields = {"Host": "127.0.0.1", **question.headers, "Content-Length": str(len(question.body))}
+    head = f"POST {question.path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return head.encode() + b"\r\n" + question.body
+
+
+async def _close(clients: list[_Client]) -> None:
+    """Wait for the last answers, half a minute at the most."""
     for _ in range(600):
         if not any(client.due for client in clients):
             break
         await asyncio.sleep(0.05)
     for client in clients:
-        client.errors += len(client.due)
-        client.due.clear()
+        client.give_up()
         client.transport.close()
-    return clients
 
 
 def tree(pid: int) -> list[int]:
