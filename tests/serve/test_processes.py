@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -177,6 +178,28 @@ def test_a_process_that_is_started_again_is_told_what_it_missed(start: Callable[
     service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
     time.sleep(0.5)
     assert {status(service, "/v2/models/m/ready") for _ in range(8)} <= {400, 404, 503}
+
+
+def test_settings_are_those_of_the_service(start: Callable[..., Service]) -> None:
+    """Whichever process a client asked to change them, and of one that is started again too."""
+    service = start(processes=2)
+    service.wait_ready()
+    for path, change in (("logging", '{"log_verbose_level": 1}'), ("trace/setting", '{"trace_rate": "7"}')):
+        connection = service.connect()
+        connection.request("POST", f"/v2/{path}", change)
+        assert connection.getresponse().status == 200
+
+    def settings() -> set[int | str]:
+        levels = {json.loads(get(service, "/v2/logging"))["log_verbose_level"] for _ in range(8)}
+        rates = {json.loads(get(service, "/v2/trace/setting"))["trace_rate"] for _ in range(8)}
+        return levels | rates
+
+    service.wait(lambda: settings() == {1, "7"}, 10)
+    for child in service.children():
+        os.kill(child, signal.SIGKILL)
+    service.wait(lambda: service.log().count("another takes its place") == 2, 10)
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    service.wait(lambda: settings() == {1, "7"}, 10)
 
 
 def test_a_reload_meanwhile_is_due_when_the_process_is_ready() -> None:

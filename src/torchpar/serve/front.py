@@ -31,8 +31,8 @@ class Front:
         self, engine: Engine, tls: SSLContext | None = None, grpc: Sequence[str] = (), *, shared: bool = False
     ) -> None:
         log = RequestLog(SLOW_SECONDS)
-        self._service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
-        application = Application(self._service)
+        self.service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
+        application = Application(self.service)
         self._tls = tls
         self.server = Server(application, Limits(), log)
         self._addresses = grpc
@@ -50,7 +50,7 @@ class Front:
                 why = "Listen= names an address for gRPC, and the service's interpreter has no grpcio"
                 raise StartError(f"{why} (Debian: apt install python3-grpcio): {error}") from None
             for address in self._addresses:
-                server = GrpcServer(self._service, self.server.limits)
+                server = GrpcServer(self.service, self.server.limits)
                 try:
                     await server.start(address, shared=self._shared)
                 except OSError as error:
@@ -61,4 +61,4 @@ class Front:
     async def stop(self, grace: float) -> None:
         """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
         await asyncio.gather(self.server.stop(grace), *(server.stop(grace) for server in self._grpc))
-        self._service.threads.shutdown(wait=False, cancel_futures=True)
+        self.service.threads.shutdown(wait=False, cancel_futures=True)

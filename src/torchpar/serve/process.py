@@ -115,7 +115,10 @@ class _Serving:
         self._loop.add_reader(self._channel, self._hear)
         self._engine = SharedEngine(engine_settings(self._settings, self._rank, os.environ), self._tell_others)
         serve = self._settings.serve
-        self._front = front = Front(self._engine, make_tls(os.environ), serve.grpc if serve else (), shared=self._several)
+        grpc = serve.grpc if serve else ()
+        self._front = front = Front(self._engine, make_tls(os.environ), grpc, shared=self._several)
+        if self._several:
+            front.service.tell = lambda change: self._channel.send(setting=change)
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         # What is there by now stays: to look through it for garbage would only delay answers.
@@ -156,6 +159,8 @@ class _Serving:
             if "totals" in message:
                 news = from_json(message["totals"])
                 self._engine.totals = merge(self._engine.totals or (), news, message["names"])
+            if "setting" in message:
+                self._front.service.take(message["setting"])
             if "usage" in message:
                 self._front.server.totals = message["usage"]
             if "stop" in message:

@@ -22,8 +22,9 @@ from torchpar.errors import ExitStatus
 from torchpar.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve import control
-from torchpar.serve.channel import Channel, make_pair
-from torchpar.serve.totals import Sender, add_up, merge, to_json
+from torchpar.serve.channel import make_pair
+from torchpar.serve.member import Process, describe
+from torchpar.serve.totals import add_up, merge, to_json
 from torchpar.serve.usage import add_usage, past_usage
 
 # Beyond the drain timeout, which a serving process keeps by itself.
@@ -36,27 +37,6 @@ RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
 COUNT_SECONDS = 1.0
 # So many failures in a row, with no other process that serves, are left to systemd and its start limit.
 FAILURES = 6
-
-
-class Process:
-    """One serving process, of which there is always one: when it ends, another is started in its place."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.child: subprocess.Popen[bytes] | None = None
-        self.channel: Channel | None = None
-        self.ready = False
-        self.heard = 0.0  # when it last said that it makes progress
-        self.accused = False  # it was told to end as it makes none
-        self.late = False  # models were loaded again while it was being started
-        self.failures = 0
-        self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
-        self.counters: list[list[Any]] = []  # its last, see totals.py
-        self.count = Sender(self._send_totals)
-        self.usage: dict[str, float] = {}  # its last, see usage.py
-
-    def _send_totals(self, news: list[list[Any]], names: list[list[str]]) -> bool:
-        return self.channel is not None and self.channel.send(totals=news, names=names)
 
 
 class Processes:
@@ -76,6 +56,7 @@ class Processes:
         self._numbers = itertools.count()
         self._past: list[list[Any]] = []
         self._past_usage: dict[str, float] = {}
+        self._settings: dict[str, dict[str, Any]] = {}  # what clients changed of the log's and each trace's
         self._unloaded: set[str] = set()  # by clients: one that is started anew finds them on disk
 
     async def run(self) -> int:
@@ -137,6 +118,8 @@ class Processes:
                 self._started = True
                 self._notifier.send(READY="1")
             self._tell()
+            for setting in self._settings.values():
+                process.set(setting)
             if process.late or self._unloaded:
                 self._loop.create_task(self._catch_up(process))
         if "did" in message and message["did"] in process.calls:
@@ -147,6 +130,8 @@ class Processes:
             process.counters = merge(process.counters, message["counters"], message["names"])
         if "usage" in message:
             process.usage = message["usage"]
+        if "setting" in message:
+            self._set(process, message["setting"])
 
     # ---- ends ----
 
@@ -165,7 +150,7 @@ class Processes:
             process.channel.close()
             process.channel = None
         for call in process.calls.values():
-            call.set_result(f"process {process.rank} {_describe(status)}")
+            call.set_result(f"process {process.rank} {describe(status)}")
         process.calls.clear()
         # What it has counted stays counted.
         self._past = to_json(add_up([self._past, [[n, v, values, 0] for n, v, values, _ in process.counters]]))
@@ -182,11 +167,11 @@ class Processes:
             return
         process.failures = 0 if was_ready else process.failures + 1
         if process.failures >= FAILURES and not any(each.ready for each in self._processes):
-            say(f"process {process.rank} {_describe(status)}, {process.failures} times in a row")
+            say(f"process {process.rank} {describe(status)}, {process.failures} times in a row")
             self._fail(ExitStatus.FAILED)
             return
         delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
-        say(f"process {process.rank} {_describe(status)}; another takes its place in {delay:g} s")
+        say(f"process {process.rank} {describe(status)}; another takes its place in {delay:g} s")
         self._loop.call_later(delay, self._start, process)
         self._tell()
 
@@ -277,6 +262,15 @@ class Processes:
         if asking.channel:
             asking.channel.send(asked=message["ask"], wrong=wrong)
 
+    def _set(self, asked: Process, setting: dict[str, Any]) -> None:
+        """A client changed a setting in one process: the others have it too, and those that are started later."""
+        what = "log" if "log" in setting else "trace"
+        known = self._settings.setdefault(f"{what} {setting.get('model') or ''}", {**setting, what: {}})
+        known[what].update(setting[what])
+        for process in self._processes:
+            if process is not asked:
+                process.set(setting)
+
     def _count(self) -> None:
         """Tell every process the counters of all, those of former ones too."""
         totals = to_json(add_up([self._past, *(process.counters for process in self._processes)]))
@@ -310,12 +304,3 @@ class Processes:
         if not stuck:
             self._notifier.send(WATCHDOG="1")
         self._loop.call_later(period / 8, self._watch, period)
-
-
-def _describe(status: int) -> str:
-    if status >= 0:
-        return f"ended with exit status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"

@@ -224,7 +224,7 @@ class GrpcServer:
         changes = {name: value.get("value", []) for name, value in fields.get("settings", {}).items()}
         if changes:
             self._check_control(context)
-            self._service.trace.update(model, changes)
+            self._service.change_trace(model, changes)
         values = self._service.trace.values(model).items()
         return m.TRACE.encode({"settings": {n: {"value": v if isinstance(v, list) else [v]} for n, v in values}})
 
@@ -232,7 +232,7 @@ class GrpcServer:
         changes = {name: next(iter(value.values()), "") for name, value in fields.get("settings", {}).items()}
         if changes:
             self._check_control(context)
-            self._service.log.update(changes)
+            self._service.change_log(changes)
         return m.LOG.encode({"settings": {n: _log_field(v) for n, v in self._service.log.values().items()}})
 
     def _check_control(self, context: Any) -> None:

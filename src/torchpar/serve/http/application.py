@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Callable
 from urllib.parse import unquote
 
@@ -87,7 +88,7 @@ class Application:
         elif match := _REPOSITORY.fullmatch(path):
             self._repository(exchange, unquote(match[1]), match[2])
         elif path == "/v2/logging":
-            self._settings(exchange, self._service.log.values, self._service.log.update)
+            self._settings(exchange, self._service.log.values, self._service.change_log)
         elif path == "/v2/trace/setting":
             self._trace(exchange, None)
         elif match := _MEMORY.fullmatch(path):
@@ -135,8 +136,8 @@ class Application:
     def _trace(self, exchange: Exchange, model: str | None) -> None:
         if model is not None:
             self._service.engine.metadata(model, "")
-        trace = self._service.trace
-        self._settings(exchange, lambda: trace.values(model), lambda changes: trace.update(model, changes))
+        service = self._service
+        self._settings(exchange, lambda: service.trace.values(model), partial(service.change_trace, model))
 
     def _settings(
         self, exchange: Exchange, values: Callable[[], Any], update: Callable[[dict[str, Any]], Any]

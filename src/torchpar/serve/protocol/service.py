@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.errors import ServeError
 from torchpar.serve.metadata import READY
@@ -39,7 +39,8 @@ class Service:
     """An engine, and what of the server can be asked for or set at run time.
 
     `remote_control`: whether clients on other hosts may load and unload models and change settings; those on this host
-    may. `threads` are for work whose size a client chooses.
+    may. `threads` are for work whose size a client chooses. `tell` is given each change of a setting, for the service's
+    other processes, whose `take` it is for.
     """
 
     def __init__(self, engine: Engine, log: LogSettings, trace: TraceSettings, *, remote_control: bool = False) -> None:
@@ -48,6 +49,26 @@ class Service:
         self.trace = trace
         self.remote_control = remote_control
         self.threads: Executor = ThreadPoolExecutor(THREADS, "protocol")
+        self.tell: Callable[[dict[str, Any]], object] = lambda change: None
+
+    def change_log(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """See LogSettings.update."""
+        values = self.log.update(changes)
+        self.tell({"log": changes})
+        return values
+
+    def change_trace(self, model: str | None, changes: dict[str, Any]) -> dict[str, Any]:
+        """See TraceSettings.update."""
+        values = self.trace.update(model, changes)
+        self.tell({"trace": changes, "model": model})
+        return values
+
+    def take(self, change: dict[str, Any]) -> None:
+        """Make a change that another process was asked for."""
+        if "log" in change:
+            self.log.update(change["log"])
+        else:
+            self.trace.update(change["model"], change["trace"])
 
     def submit(self, request: Request, done: Done) -> Ticket:
         """See Engine.submit."""

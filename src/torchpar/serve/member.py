@@ -1,0 +1,48 @@
+"""What the first process of an inference service knows of one that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+from typing import Any
+
+from torchpar.runtime.observed import say
+from torchpar.serve.channel import Channel
+from torchpar.serve.totals import Sender
+
+
+class Process:
+    """One serving process, of which there is always one: when it ends, another is started in its place."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.child: subprocess.Popen[bytes] | None = None
+        self.channel: Channel | None = None
+        self.ready = False
+        self.heard = 0.0  # when it last said that it makes progress
+        self.accused = False  # it was told to end as it makes none
+        self.late = False  # models were loaded again while it was being started
+        self.failures = 0
+        self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
+        self.counters: list[list[Any]] = []  # its last, see totals.py
+        self.count = Sender(self._send_totals)
+        self.usage: dict[str, float] = {}  # its last, see usage.py
+
+    def set(self, setting: dict[str, Any]) -> None:
+        """Have it change a setting of its log or traces."""
+        if self.ready and self.channel and not self.channel.send(setting=setting):
+            say(f"process {self.rank} does not listen, and has other log or trace settings than the others")
+
+    def _send_totals(self, news: list[list[Any]], names: list[list[str]]) -> bool:
+        return self.channel is not None and self.channel.send(totals=news, names=names)
+
+
+def describe(status: int) -> str:
+    """How a process ended, by its `subprocess.Popen.returncode`."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
