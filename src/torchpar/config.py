@@ -10,7 +10,7 @@ import enum
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from torchpar.endpoint import whole_endpoint
@@ -91,7 +91,6 @@ class Config:
     host: HostSettings
     services: tuple[Service, ...]
     warnings: tuple[str, ...] = ()
-    host_origins: Mapping[str, str] = field(default_factory=dict)
 
     def interpreters(self) -> tuple[str, ...]:
         """The interpreters of all services, sorted."""
@@ -187,7 +186,6 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
             for kind, name in sorted(services, key=lambda service: (service[0].value, service[1]))
         ),
         (*problems.unknown, *problems.notes),
-        {value.key: value.origin for value in host},
     )
     problems.errors.extend(_shared_endpoints(config.services))
     errors = problems.errors + (problems.unknown if strict else [])

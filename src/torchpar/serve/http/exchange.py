@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from typing import TYPE_CHECKING, Any, Callable, Union
-from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
     from torchpar.serve.http.connection import Connection
@@ -99,13 +98,6 @@ class Exchange:
         # A Unix socket's: mostly an empty text, for clients rarely bind theirs to a name.
         return isinstance(peer, (str, bytes))
 
-    @property
-    def query(self) -> dict[str, str]:
-        """The query's fields, the last of several with one name."""
-        text = self.target.partition(b"?")[2].replace(b"+", b" ")
-        pairs = (pair.partition(b"=") for pair in text.split(b"&") if pair)
-        return {_unquote(name): _unquote(value) for name, _, value in pairs}
-
     def send(self, status: int, head: bytes, *body: Any) -> None:
         """Answer. `head` holds the header fields, each with its line end, Content-Length among them; the pieces of the
         body are bytes-like."""
@@ -141,7 +133,3 @@ class Exchange:
             # Whole seconds is all that the field can say (RFC 9110, 10.2.3); never 0, which invites a storm.
             fields = (b"Retry-After: %d" % max(1, math.ceil(retry_after)), *fields)
         self.respond_json({"error": message}, status, *fields)
-
-
-def _unquote(text: bytes) -> str:
-    return unquote_to_bytes(text).decode("utf-8", "replace")
