@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Sequence
 from ssl import SSLContext
@@ -56,6 +57,9 @@ class Front:
                 except OSError as error:
                     raise StartError(str(error)) from None
                 self._grpc.append(server)
+        # What is there by now stays: to look through it for garbage delays every answer by a tenth of a second.
+        gc.collect()
+        gc.freeze()
         await self.server.start(sockets, self._tls)
 
     async def stop(self, grace: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import itertools
 import os
 import socket
@@ -121,9 +120,6 @@ class _Serving:
             front.service.tell = lambda change: self._channel.send(setting=change)
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
-        # What is there by now stays: to look through it for garbage would only delay answers.
-        gc.collect()
-        gc.freeze()
         await front.start(self._sockets)
         self._channel.send(ready=True)
         self._beat()
