@@ -85,8 +85,9 @@ class _Client(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].lower()
-            place = head.find(b"content-length:")
-            size = int(head[place + 15 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
+            # With its line end: there is an Inference-Header-Content-Length too.
+            place = head.find(b"\r\ncontent-length:")
+            size = int(head[place + 17 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
             if len(self._buffer) < end + 4 + size:
                 return
             self._buffer = self._buffer[end + 4 + size :]
