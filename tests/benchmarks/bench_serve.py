@@ -34,7 +34,7 @@ from tests.benchmarks.serve_peers import PEERS, Peer, Question
 
 TREE = Path(__file__).parents[2]
 PORT = 18000
-# The shares of its capacity at which each server is asked in an open loop.
+# The shares of what the open loop's client gets at most from a server, at which it then asks.
 SHARES = (0.5, 0.8)
 OPEN_CONNECTIONS = 32  # with so many, one request each at all times, the open loop's client finds the capacity
 

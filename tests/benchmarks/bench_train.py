@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -67,6 +68,10 @@ class Row:
         return statistics.median(self.rates)
 
 
+class DoesNotRun(Exception):
+    """A row's command has ended by itself, with its last line."""
+
+
 class Bench:
     """One booted machine with torchpar, and one PyTorch in it."""
 
@@ -87,13 +92,21 @@ class Bench:
         self.machine.run("torchpar", "apply", timeout=300)
         rows = {name: Row() for name in self.arguments.rows}
         for _ in range(self.arguments.rounds):
-            for name, row in rows.items():
-                self._measure(name, row, kind, copies)
+            for name, row in tuple(rows.items()):
+                try:
+                    self._measure(name, row, kind, copies)
+                except DoesNotRun as error:
+                    if row.rates:
+                        raise
+                    # Debian's own torchrun, for example.
+                    print(f"\n{kind}: {name} is left out, as it does not run: {error}")
+                    del rows[name]
         return rows
 
     def _measure(self, name: str, row: Row, kind: str, copies: int) -> None:
         folders = [f"/var/lib/torchpar/train/bench{i}" if name == "torchpar" else f"{BENCH}/{i}" for i in range(copies)]
-        self.machine.sh('for folder; do mkdir -p "$folder"; rm -f "$folder"/result-*; done', *folders)
+        clear = 'rm -rf "$folder"/result-* "$folder"/output "$folder"/logs'
+        self.machine.sh(f'for folder; do mkdir -p "$folder"; {clear}; done', *folders)
         first = time.monotonic() + self.arguments.warm
         self.machine.write(f"{BENCH}/window", f"{first} {first + self.arguments.seconds}\n")
         started = []
@@ -103,10 +116,10 @@ class Bench:
             for folder, command in zip(folders, self._commands(name, kind, copies), strict=False):
                 started.append(self.machine.start("sh", "-c", f"cd {folder}; exec {command} >output 2>&1"))
         try:
-            results = self._results(folders, copies, name)
+            results = self._results(folders, copies, name, started)
         finally:
             for process in started:
-                process.wait(timeout=60)
+                process.wait(timeout=self.arguments.warm + self.arguments.seconds + 60)
             if name == "torchpar":
                 self.machine.run("systemctl", "stop", *(f"torchpar-train@bench{i}" for i in range(copies)))
         row.rates.append(sum(result["rate"] for result in results))
@@ -132,8 +145,13 @@ class Bench:
             return [f"{self.python} -m torch.distributed.run --standalone --nproc_per_node=1 {JOB} {kind}"] * copies
         return [plain] * copies
 
-    def _results(self, folders: Sequence[str], copies: int, name: str) -> list[dict[str, float]]:
+    def _results(
+        self, folders: Sequence[str], copies: int, name: str, started: Sequence[subprocess.Popen[str]]
+    ) -> list[dict[str, float]]:
         def read() -> list[dict[str, float]] | None:
+            for folder, process in zip(folders, started, strict=False):
+                if process.poll():
+                    raise DoesNotRun(self.machine.read(f"{folder}/output").strip().rpartition("\n")[2])
             script = 'for folder; do cat "$folder"/result-*.json 2>/dev/null || :; done'
             found = self.machine.sh(script, *folders).stdout
             results = [json.loads(f"{{{text}") for text in found.split("{") if text]
@@ -212,6 +230,8 @@ def main() -> None:
             machine.install("libtcmalloc-minimal4", "util-linux", recommends=False)
             machine.push(Path(__file__).with_name("train_job.py"), JOB)
             if stack != "wheel":
+                # What torch alone would have brought; OpenBLAS came instead of it.
+                machine.install("libblas3", recommends=False)
                 bench_matmul(machine, arguments.rounds)
             bench = Bench(machine, PYTHON if stack == "wheel" else "/usr/bin/python3", arguments)
             for kind in arguments.jobs:

@@ -134,7 +134,7 @@ def client_capacity(port: int, question: Question, connections: int, seconds: fl
             client.again = again
             again(client)
         await asyncio.sleep(seconds)
-        answers = sum(len(client.times) for client in clients)
+        answers = sum(len(client.times) - client.wrong.total() for client in clients)
         await _close(clients)
         return answers
 
