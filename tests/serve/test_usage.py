@@ -24,4 +24,5 @@ def test_sums_have_whatever_one_of_them_has() -> None:
 def test_a_process_that_has_ended_has_no_connections_and_no_memory() -> None:
     """What it has counted stays counted."""
     usage = read_usage({200: 3}, 2, 5, 1000)
-    assert past_usage(usage) == {"answers 200": 3, "refused": 2, "cpu_seconds": usage["cpu_seconds"]}
+    gone = {"connections": 0, "held_bytes": 0, "resident_bytes": 0}
+    assert past_usage(usage) == {"answers 200": 3, "refused": 2, "cpu_seconds": usage["cpu_seconds"], **gone}

@@ -116,8 +116,7 @@ class _Serving:
         serve = self._settings.serve
         grpc = serve.grpc if serve else ()
         self._front = front = Front(self._engine, make_tls(os.environ), grpc, shared=self._several)
-        if self._several:
-            front.service.tell = lambda change: self._channel.send(setting=change)
+        front.service.tell = self._tell_setting
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         await front.start(self._sockets)
@@ -140,8 +139,8 @@ class _Serving:
         if self._engine.live():
             self._channel.send(alive=True)
         if self._several:
-            self._count(to_json(self._engine.counters_here()))
             self._channel.send(usage=self._front.server.usage())
+            self._count(to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _hear(self) -> None:
@@ -177,6 +176,10 @@ class _Serving:
             traceback.print_exc()
             wrong = f"{type(error).__name__}: {error}"
         self._channel.send(did=number, wrong=wrong)
+
+    def _tell_setting(self, change: dict[str, Any]) -> None:
+        if not self._channel.send(setting=change):
+            say("the log or trace settings are those of this process alone: the first process does not listen")
 
     async def _tell_others(self, verb: str, model: str) -> str:
         if not self._several:

@@ -120,6 +120,7 @@ class Processes:
             self._tell()
             for setting in self._settings.values():
                 process.set(setting)
+            self._tell_counts(process)
             if process.late or self._unloaded:
                 self._loop.create_task(self._catch_up(process))
         if "did" in message and message["did"] in process.calls:
@@ -131,7 +132,7 @@ class Processes:
         if "usage" in message:
             process.usage = message["usage"]
         if "setting" in message:
-            self._set(process, message["setting"])
+            self._set(message["setting"])
 
     # ---- ends ----
 
@@ -262,24 +263,29 @@ class Processes:
         if asking.channel:
             asking.channel.send(asked=message["ask"], wrong=wrong)
 
-    def _set(self, asked: Process, setting: dict[str, Any]) -> None:
-        """A client changed a setting in one process: the others have it too, and those that are started later."""
+    def _set(self, setting: dict[str, Any]) -> None:
+        """A client changed a setting in one process: all have it, and those that are started later.
+
+        That one too, again: where clients change it in two at once, the order in which it comes here holds for all.
+        """
         what = "log" if "log" in setting else "trace"
         known = self._settings.setdefault(f"{what} {setting.get('model') or ''}", {**setting, what: {}})
         known[what].update(setting[what])
         for process in self._processes:
-            if process is not asked:
-                process.set(setting)
+            process.set(setting)
 
     def _count(self) -> None:
-        """Tell every process the counters of all, those of former ones too."""
-        totals = to_json(add_up([self._past, *(process.counters for process in self._processes)]))
-        usage = add_usage([self._past_usage, *(process.usage for process in self._processes)])
         for process in self._processes:
-            if process.ready and process.channel:
-                process.count(totals)
-                process.channel.send(usage=usage)
+            if process.ready:
+                self._tell_counts(process)
         self._loop.call_later(COUNT_SECONDS, self._count)
+
+    def _tell_counts(self, process: Process) -> None:
+        """Tell a process what all have counted, those that have ended too."""
+        if len(self._processes) > 1 and process.channel:
+            # First, for the models of a large repository can fill the channel.
+            process.channel.send(usage=add_usage([self._past_usage, *(each.usage for each in self._processes)]))
+            process.count(to_json(add_up([self._past, *(each.counters for each in self._processes)])))
 
     # ---- telling ----
 

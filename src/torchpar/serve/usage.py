@@ -36,4 +36,4 @@ def add_usage(processes: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def past_usage(usage: Mapping[str, float]) -> dict[str, float]:
     """What is left to count of a process that has ended."""
-    return {name: value for name, value in usage.items() if name not in _NOW}
+    return {name: 0 if name in _NOW else value for name, value in usage.items()}

@@ -56,7 +56,8 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[Statistics], Histogram]], ...] = (
 
 
 def _usage(usage: Mapping[str, float]) -> Iterator[str]:
-    answers = [(_labels(code=name.split()[1]), count) for name, count in usage.items() if name.startswith("answers ")]
+    names = sorted(name for name in usage if name.startswith("answers "))
+    answers = [(_labels(code=name.split()[1]), usage[name]) for name in names]
     yield from _family("torchpar_http_answers_total", "counter", "HTTP answers, by status", answers)
     for name, kind, text, what in _USAGE:
         yield from _family(name, kind, text, [("", usage[what])])

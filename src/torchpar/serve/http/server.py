@@ -149,10 +149,10 @@ class Server:
 
     def usage(self) -> dict[str, float]:
         """What this process has answered and uses."""
-        return read_usage(self.answers, self.refused, len(self._connections), self.held)
+        return read_usage(self.answers, self.refused, self.connections(), self.held)
 
     def usage_of_all(self) -> dict[str, float]:
-        """What the processes of the service have answered and use, as it was a second or two ago."""
+        """What the processes of the service have answered and use: of several, as it was a second or two ago."""
         return self.totals or self.usage()
 
     def status_line(self, status: int) -> bytes:

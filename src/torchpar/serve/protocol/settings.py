@@ -61,8 +61,9 @@ _TRACE: dict[str, Any] = {
 class TraceSettings:
     """With trace_level TIMESTAMPS, every trace_rate-th request of a model gets a line of JSON with its times.
 
-    A model has the server's settings but for those that it was given itself; null gives them up again. `active` is
-    whether any request at all is traced, to ask first.
+    A model has the server's settings but for those that it was given itself; null gives them up again. Each process of
+    a service counts its own requests, for trace_rate and trace_count. `active` is whether any request at all is traced,
+    to ask first.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -119,7 +120,7 @@ def _trace_value(name: str, value: Any) -> Any:
     if name == "trace_level":
         levels = [value] if isinstance(value, str) else value
         if isinstance(levels, list) and set(map(str, levels)) <= {"OFF", "TIMESTAMPS"}:
-            return [str(level) for level in levels]
+            return sorted({str(level) for level in levels})
         raise ServeError(400, "trace setting 'trace_level' can be OFF and TIMESTAMPS")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
