@@ -7,6 +7,7 @@ policy is right is for others to know.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # linux/mempolicy.h, by systemd's words.
 DEFAULT, PREFERRED, BIND, INTERLEAVE, LOCAL = range(5)
@@ -49,7 +50,7 @@ def _numbers() -> tuple[int, int]:
     return _SYSCALLS.get(os.uname().machine, _GENERIC_SYSCALLS)
 
 
-def _mask(nodes: set[int]):  # type: ignore[no-untyped-def]  # naming the array's type would import ctypes
+def _mask(nodes: set[int]) -> Any:
     import ctypes
 
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)

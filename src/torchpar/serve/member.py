@@ -12,7 +12,7 @@ from torchpar.serve.channel import Channel
 from torchpar.serve.totals import Sender
 
 
-class Process:
+class Member:
     """One serving process, of which there is always one: when it ends, another is started in its place."""
 
     def __init__(self, rank: int) -> None:

@@ -23,7 +23,7 @@ from torchpar.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve import control
 from torchpar.serve.channel import make_pair
-from torchpar.serve.member import Process, describe
+from torchpar.serve.member import Member, describe
 from torchpar.serve.totals import add_up, merge, to_json
 from torchpar.serve.usage import add_usage, past_usage
 
@@ -47,7 +47,7 @@ class Processes:
         self._serve = settings.serve
         self._sockets = sockets
         self._notifier = notifier
-        self._processes = [Process(rank.local_rank) for rank in settings.ranks]
+        self._processes = [Member(rank.local_rank) for rank in settings.ranks]
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
         self._stopping = False
@@ -84,7 +84,7 @@ class Processes:
 
     # ---- starting ----
 
-    def _start(self, process: Process) -> None:
+    def _start(self, process: Member) -> None:
         if self._stopping:
             return
         process.channel, theirs = make_pair()
@@ -104,11 +104,11 @@ class Processes:
             theirs.close()
         self._loop.add_reader(process.channel, self._hear, process)
 
-    def _hear(self, process: Process) -> None:
+    def _hear(self, process: Member) -> None:
         while process.channel and (message := process.channel.receive()):
             self._take(process, message)
 
-    def _take(self, process: Process, message: dict[str, Any]) -> None:
+    def _take(self, process: Member, message: dict[str, Any]) -> None:
         if "alive" in message or "ready" in message:
             # Only these: the rest comes from its event loop, which goes on while its computing is stuck.
             process.heard = time.monotonic()
@@ -142,7 +142,7 @@ class Processes:
                 self._hear(process)
                 self._over(process, process.child.returncode)
 
-    def _over(self, process: Process, status: int) -> None:
+    def _over(self, process: Member, status: int) -> None:
         was_ready = process.ready
         process.child = None
         process.ready = False
@@ -223,7 +223,7 @@ class Processes:
                 say(f"not reloaded: {wrong}")
             return wrong
 
-    async def _call(self, processes: Sequence[Process], verb: str, model: str) -> str:
+    async def _call(self, processes: Sequence[Member], verb: str, model: str) -> str:
         """Have processes do something, and wait for it; returns what went wrong, each reason once."""
         waiting = []
         if verb == "unload":
@@ -239,7 +239,7 @@ class Processes:
                 waiting.append(self._order(process, verb, model))
         return "\n".join(dict.fromkeys(filter(None, await asyncio.gather(*waiting))))
 
-    def _order(self, process: Process, verb: str, model: str) -> asyncio.Future[str]:
+    def _order(self, process: Member, verb: str, model: str) -> asyncio.Future[str]:
         number = next(self._numbers)
         call: asyncio.Future[str] = self._loop.create_future()
         assert process.channel
@@ -248,7 +248,7 @@ class Processes:
             process.calls.pop(number).set_result(f"process {process.rank} does not listen")
         return call
 
-    async def _catch_up(self, process: Process) -> None:
+    async def _catch_up(self, process: Member) -> None:
         """What the others were told while it was being started, or before: it has what is on disk."""
         late, process.late = process.late, False
         verbs = [("reload", "")] * late + [("unload", model) for model in sorted(self._unloaded)]
@@ -256,7 +256,7 @@ class Processes:
             if process.channel and (wrong := await self._order(process, verb, model)):
                 say(f"process {process.rank}, {verb}: {wrong}")
 
-    async def _pass_on(self, asking: Process, message: dict[str, Any]) -> None:
+    async def _pass_on(self, asking: Member, message: dict[str, Any]) -> None:
         """A client had one process load or unload a model: the others do it too."""
         others = [process for process in self._processes if process is not asking]
         wrong = await self._call(others, message["verb"], message["model"])
@@ -280,7 +280,7 @@ class Processes:
                 self._tell_counts(process)
         self._loop.call_later(COUNT_SECONDS, self._count)
 
-    def _tell_counts(self, process: Process) -> None:
+    def _tell_counts(self, process: Member) -> None:
         """Tell a process what all have counted, those that have ended too."""
         if len(self._processes) > 1 and process.channel:
             # First, for the models of a large repository can fill the channel.

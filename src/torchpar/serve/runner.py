@@ -37,10 +37,12 @@ class Runner(ABC):
         Raises ServeError: 500 when the model fails, 503 when what computed has died.
         """
 
-    def mend(self, lane: int) -> None:  # noqa: B027 - a thread does not die
+    @abstractmethod
+    def mend(self, lane: int) -> None:
         """Bring back what died in a lane, if anything did."""
 
-    def close(self) -> None:  # noqa: B027 - threads are the pool's
+    @abstractmethod
+    def close(self) -> None:
         """Nothing will be computed any more."""
 
 
@@ -73,6 +75,12 @@ class ThreadRunner(Runner):
         finally:
             if team > 1:
                 torch.set_num_threads(1)
+
+    def mend(self, lane: int) -> None:
+        """Nothing to do: a thread does not die."""
+
+    def close(self) -> None:
+        """Nothing to do: the threads are the pool's."""
 
 
 def failure(error: Exception) -> ServeError:
