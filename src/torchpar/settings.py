@@ -183,11 +183,15 @@ class ServiceSettings:
         "Allocator",
         v.one_of(v.AllocatorChoice),
         "auto",
-        "auto, jemalloc, tcmalloc, glibc, none",
-        "which malloc is preloaded; auto: jemalloc, tcmalloc or glibc, the first that is installed",
+        "auto, tcmalloc, jemalloc, glibc, none",
+        "which malloc is preloaded; auto: tcmalloc, jemalloc or glibc, the first that is installed",
     )
     allocator_conf: str | None = _setting(
-        "AllocatorConf", v.parse_text, "", "text", "MALLOC_CONF for jemalloc, in place of torchpar's own"
+        "AllocatorConf",
+        v.parse_text,
+        "",
+        "text",
+        "MALLOC_CONF for jemalloc, in place of torchpar's own; Allocator=auto then prefers jemalloc",
     )
     wait_policy: v.WaitPolicy = _setting(
         "WaitPolicy",

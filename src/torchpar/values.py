@@ -75,9 +75,9 @@ class MemoryPolicy(enum.Enum):
 class AllocatorChoice(enum.Enum):
     """Which malloc a service runs with."""
 
-    AUTO = "auto"  # what is installed, jemalloc first
-    JEMALLOC = "jemalloc"
+    AUTO = "auto"  # what is installed, tcmalloc first
     TCMALLOC = "tcmalloc"
+    JEMALLOC = "jemalloc"
     GLIBC = "glibc"  # glibc's own, with thresholds that keep large blocks
     NONE = "none"  # glibc's own, untouched
 

@@ -227,7 +227,7 @@ def main() -> None:
         with Machine(suite, "bench", mounts=mounts) as machine:
             # The wheel brings its own BLAS and needs nothing of Debian's torch.
             machine.install_deb(build_package(suite), recommends=stack != "wheel")
-            machine.install("libtcmalloc-minimal4", "util-linux", recommends=False)
+            machine.install("libjemalloc2", "libtcmalloc-minimal4", "util-linux", recommends=False)
             machine.push(Path(__file__).with_name("train_job.py"), JOB)
             if stack != "wheel":
                 # What torch alone would have brought; OpenBLAS came instead of it.

@@ -57,7 +57,7 @@ _PACKAGES = {
     Kind.BASE: ("ca-certificates", "dbus", "systemd", "systemd-sysv"),
     Kind.BUILD: ("build-essential", "ca-certificates", "lintian"),
     Kind.NUMA: (
-        "dbus", "libjemalloc2", "linux-image-cloud-amd64", "python3", "python3-click", "python3-debian",
+        "dbus", "libtcmalloc-minimal4", "linux-image-cloud-amd64", "python3", "python3-click", "python3-debian",
         "python3-h11", "python3-jinja2", "systemd", "systemd-sysv", "udev", "util-linux",
     ),
 }  # fmt: skip

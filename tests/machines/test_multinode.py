@@ -68,7 +68,7 @@ ExecStart=
 ExecStart=+/srv/multinode/enter {host} {command}
 """
 
-# $1 the host; then the command. setpriv aborts with jemalloc's threads, which become no other user with it.
+# $1 the host; then the command. No preload for setpriv: it aborts with jemalloc's threads, if that is the allocator.
 ENTER = """\
 #!/bin/sh -eu
 exec nsenter --net=/run/netns/$1 unshare --mount sh -euc '

@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 
-from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
+from tests.unit.hosts import JEMALLOC, make_gpu, make_host, make_hybrid_host
 from tests.unit.test_placement import cpus, refused
 from tests.unit.test_plan import plan_of
 from torchpar.cpuset import CpuSet
@@ -73,8 +73,9 @@ def test_ranks_have_their_threads_under_torchrun() -> None:
 
 def test_an_allocator_is_never_preloaded_without_its_settings() -> None:
     """run_cpu sets MALLOC_CONF only when jemalloc is asked for, not when it is found."""
-    environment = plan_of("").environment
-    assert ("LD_PRELOAD" in environment) is ("MALLOC_CONF" in environment) is True
+    for conf in ("", "Allocator=jemalloc"):
+        environment = plan_of(conf, make_host(libraries=(JEMALLOC,))).environment
+        assert ("LD_PRELOAD" in environment) is ("MALLOC_CONF" in environment) is True
 
 
 def test_unequal_ranks_have_unequal_threads() -> None:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.unit.hosts import TCMALLOC, make_gpu, make_host
+from tests.unit.hosts import JEMALLOC, TCMALLOC, make_gpu, make_host
 from torchpar.allocator import JEMALLOC_CONF
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
@@ -175,16 +175,28 @@ def test_a_node_that_is_not_there_is_refused() -> None:
 
 def test_jemalloc_has_the_settings_that_avoid_page_faults() -> None:
     """muzzy_decay_ms:-1 is what matters with 5.3."""
-    environment = plan_of("").environment
+    environment = plan_of("Allocator=jemalloc").environment
     assert environment["LD_PRELOAD"] == "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
     assert environment["MALLOC_CONF"] == JEMALLOC_CONF and "muzzy_decay_ms:-1" in JEMALLOC_CONF
+
+
+def test_tcmalloc_comes_first() -> None:
+    """It is the faster one for a job that allocates much; only a server gives memory back."""
+    plan = plan_of("")
+    assert plan.allocator == "tcmalloc" and plan.environment["TCMALLOC_RELEASE_RATE"] == "0"
+    assert "TCMALLOC_RELEASE_RATE" not in plan_of("", kind="Infer").environment
+    assert plan.environment["LD_PRELOAD"] == "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
+    assert "MALLOC_CONF" not in plan.environment
+    assert plan_of("", make_host(libraries=(JEMALLOC,))).allocator == "jemalloc"
 
 
 def test_without_an_allocator_glibc_gets_larger_thresholds_and_it_is_said() -> None:
     """The job still runs well, and the admin learns what to install."""
     plan = plan_of("", make_host(libraries=()))
     assert plan.allocator == "glibc" and plan.environment["MALLOC_TOP_PAD_"] == "67108864"
-    assert "apt install libjemalloc2" in plan.warnings[0]
+    assert "apt install libtcmalloc-minimal4" in plan.warnings[0]
+    plan = plan_of("Allocator=jemalloc", make_host(libraries=()))
+    assert "no jemalloc is installed" in plan.warnings[0] and "apt install libjemalloc2" in plan.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +216,8 @@ def test_settings_for_jemalloc_without_jemalloc_are_said_to_do_nothing() -> None
     plan = plan_of("Allocator=glibc\nAllocatorConf=narenas:1")
     warning = "/c:7: [Train a] AllocatorConf= has no effect: it is for jemalloc, and this service has glibc"
     assert plan.warnings == (warning,)
-    assert plan_of("AllocatorConf=narenas:1").environment["MALLOC_CONF"] == "narenas:1"
+    plan = plan_of("AllocatorConf=narenas:1")
+    assert plan.allocator == "jemalloc" and plan.environment["MALLOC_CONF"] == "narenas:1"
 
 
 def test_a_library_of_another_architecture_is_not_preloaded() -> None:
@@ -213,8 +226,9 @@ def test_a_library_of_another_architecture_is_not_preloaded() -> None:
     plan = plan_of("", make_host(libraries=(foreign,)))
     assert plan.allocator == "glibc" and "LD_PRELOAD" not in plan.environment
     assert plan.warnings == (
-        "[Train a]: no jemalloc nor tcmalloc is installed for the architecture of /usr/bin/python3, only"
-        " /usr/lib/aarch64-linux-gnu/libjemalloc.so.2; glibc with larger thresholds instead; apt install libjemalloc2",
+        "[Train a]: no tcmalloc nor jemalloc is installed for the architecture of /usr/bin/python3, only"
+        " /usr/lib/aarch64-linux-gnu/libjemalloc.so.2; glibc with larger thresholds instead;"
+        " apt install libtcmalloc-minimal4",
     )
     assert plan_of("", make_host(libraries=(foreign, TCMALLOC))).allocator == "tcmalloc"
 

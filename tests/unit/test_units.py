@@ -35,10 +35,11 @@ NUMAPolicy=bind
 NUMAMask=0
 Environment="A=two words"
 Environment=GOMP_SPINCOUNT=50000
-Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2
-Environment=MALLOC_CONF=oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1
+Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4
 Environment=OMP_NUM_THREADS=3
 Environment=OPENBLAS_NUM_THREADS=3
+Environment=TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD=1099511627776
+Environment=TCMALLOC_RELEASE_RATE=0
 Environment=TORCHINDUCTOR_COMPILE_THREADS=3
 Environment='TORCHPAR_JOB={"checkpoint_grace":60,"cudnn_benchmark":null,"elastic":false,"endpoint":null,\
 "interface":null,"interop_threads":1,"loader":true,"max_restarts":0,"memory_policy":"bind","nodes":"1",\

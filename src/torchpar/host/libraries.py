@@ -11,9 +11,9 @@ from torchpar.topology import Library
 
 # By the sonames of Debian's packages, each allocator's best first.
 _ALLOCATORS = (
-    ("jemalloc", "libjemalloc.so.2"),
     ("tcmalloc", "libtcmalloc_minimal.so.4"),
     ("tcmalloc", "libtcmalloc.so.4"),
+    ("jemalloc", "libjemalloc.so.2"),
 )
 
 # ELF e_machine → what `uname -m` says there, for a root whose kernel is not the running one (elf.h).
