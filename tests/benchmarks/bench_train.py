@@ -91,8 +91,12 @@ class Bench:
         self.machine.write("/etc/torchpar.conf", conf)
         self.machine.run("torchpar", "apply", timeout=300)
         rows = {name: Row() for name in self.arguments.rows}
-        for _ in range(self.arguments.rounds):
-            for name, row in tuple(rows.items()):
+        for turn in range(self.arguments.rounds):
+            # Another one begins each round: what the host does now and then does not meet the same row always.
+            names = tuple(rows)
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                row = rows[name]
                 try:
                     self._measure(name, row, kind, copies)
                 except DoesNotRun as error:
@@ -115,6 +119,8 @@ class Bench:
         else:
             for folder, command in zip(folders, self._commands(name, kind, copies), strict=False):
                 started.append(self.machine.start("sh", "-c", f"cd {folder}; exec {command} >output 2>&1"))
+        # Asking meanwhile would take part of what is measured.
+        time.sleep(max(0.0, first + self.arguments.seconds - time.monotonic()))
         try:
             results = self._results(folders, copies, name, started)
         finally:
