@@ -1,8 +1,9 @@
-"""What torchpar's runtime costs a training loop: counting, watching the loader, and telling torchpard.
+"""What torchpar's runtime costs a job: its start, then counting, watching the loader, and telling torchpard.
 
     python3 -m tests.benchmarks.bench_progress [PYTHON]
 
-PYTHON is an interpreter with torch. The same loop runs as `python x.py` and by run.py with a plan, in processes of
+PYTHON is an interpreter with torch. A script that ends at once, and one that only imports torch, are timed from start
+to end. The same loop runs as `python x.py` and by run.py with a plan, in processes of
 their own, by turns. The cost is too small for a step of 5 ms to show it on a machine that is not quiet, so it is also
 measured with a step that computes nothing, where all that is left is the loop itself.
 """
@@ -15,11 +16,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from torchpar.environment import JobSettings, RankSettings, job_environment
 
 ROUNDS = 9
+STARTS = 25
 STEP_SECONDS = 0.005
 
 # Arguments: batches, matrix products in each. Prints the seconds per step, by the clock and of the process's CPU time.
@@ -78,6 +81,10 @@ def main() -> None:
         launcher.write_bytes((package / "runtime" / "run.py").read_bytes())
         Path(folder, "torchpar").symlink_to(package)
         commands = {"plain": [python, str(loop)], "torchpar": [python, str(launcher), "--", str(loop)]}
+        script = Path(folder, "start.py")
+        for source in ("", "import torch"):
+            script.write_text(source, encoding="utf-8")
+            compare_starts(source, [python, str(script)], [python, str(launcher), "--", str(script)])
 
         empty = turns(commands, 3000, 0)
         products = 100
@@ -95,6 +102,20 @@ def main() -> None:
     ratio = statistics.median(full["torchpar"]) / statistics.median(full["plain"])
     print(f"step of {statistics.median(full['plain']) * 1e3:.1f} ms: plain 1.000, torchpar {ratio:.3f}")
     print(f"  single runs   plain {table(full['plain'])}   torchpar {table(full['torchpar'])} µs of CPU time")
+
+
+def compare_starts(source: str, plain: list[str], ours: list[str]) -> None:
+    """Print how long both commands take from their start to their end, by turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    environment = {**os.environ, **job_environment(JOB)}
+    for i in range(STARTS):
+        for kind in (0, 1) if i % 2 else (1, 0):
+            start = time.perf_counter()
+            subprocess.run((plain, ours)[kind], check=True, env=environment, capture_output=True)
+            times[kind].append(time.perf_counter() - start)
+    added = statistics.median(times[1]) - statistics.median(times[0])
+    print(f"a script of {source or 'nothing'!r}, µs: plain {table(times[0])}, torchpar {table(times[1])}")
+    print(f"  the runtime adds {added * 1e3:.1f} ms (target: at most 30)")
 
 
 def turns(commands: dict[str, list[str]], batches: int, products: int) -> dict[str, list[float]]:
