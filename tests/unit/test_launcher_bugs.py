@@ -117,6 +117,14 @@ def test_more_gpus_than_cores_is_a_message() -> None:
         plan_of("Ranks=gpu", host)
 
 
+def test_no_rank_is_left_without_a_gpu_that_the_others_have() -> None:
+    """It would wait for them by gloo, and they for it by nccl."""
+    host = make_host(packages=2, gpu_nodes=(0,))
+    with pytest.raises(PlacementError, match=r"that is more than its 1 accelerators; GPUs=none trains on CPUs"):
+        plan_of("Ranks=numa", host)
+    assert [rank.gpus for rank in plan_of("Ranks=numa\nGPUs=none", host).ranks] == [(), ()]
+
+
 def test_one_rank_on_a_host_with_four_gpus_has_all_of_the_cores() -> None:
     """torch.numa splits by the GPUs that are visible, not by the ranks that run."""
     host = make_host(cores_per_complex=8, gpu_nodes=(0, 0, 0, 0))

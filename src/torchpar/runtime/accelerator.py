@@ -8,6 +8,23 @@ from typing import Any
 _KINDS = ("cuda", "xpu")
 
 
+def visible(torch: Any) -> int:
+    """How many accelerators this process sees. Asking may start the driver, and then it must not fork any more."""
+    return int(torch.cuda.device_count())
+
+
+def take(torch: Any, device: Any) -> None:
+    """Make a device this process's default of its kind; nothing for the CPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def finish(torch: Any, device: Any) -> None:
+    """Wait until a device has done what it was given; the CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def in_use(torch: Any) -> bool:
     """Whether this process has begun to use an accelerator.
 

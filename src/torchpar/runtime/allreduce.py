@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from torchpar.runtime import network
+from torchpar.runtime import accelerator, network
 
 SMALL, LARGE = 2, 4 * 2**20  # numbers of 4 bytes
 REPEATS = {SMALL: 100, LARGE: 10}
@@ -26,11 +26,10 @@ def main() -> None:
     import torch
     import torch.distributed as dist
 
-    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    on_gpu = accelerator.visible(torch) > 0 and dist.is_nccl_available()
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
+    accelerator.take(torch, device)
     backend = "nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=SECONDS))
     world = dist.get_world_size()
@@ -43,8 +42,7 @@ def main() -> None:
             started = time.perf_counter()
             dist.all_reduce(numbers)
             numbers.fill_(1)
-            if on_gpu:
-                torch.cuda.synchronize()
+            accelerator.finish(torch, device)
             seconds.append(time.perf_counter() - started)
         medians[size] = statistics.median(seconds[3:])
     total = torch.ones(1, device=device)

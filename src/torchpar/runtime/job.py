@@ -6,6 +6,8 @@ import os
 from typing import Any
 
 from torchpar.environment import JobSettings, parse_job_environment
+from torchpar.runtime import accelerator
+from torchpar.runtime.observed import say
 
 
 class Job:
@@ -20,7 +22,7 @@ class Job:
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        numbers = device_numbers(settings, self.local_rank, torch.cuda.device_count())
+        numbers = device_numbers(settings, self.local_rank, accelerator.visible(torch))
         self.devices = tuple(torch.device("cuda", number) for number in numbers) or (torch.device("cpu"),)
         self.device = self.devices[0]
 
@@ -45,13 +47,13 @@ class Job:
 def init(backend: str | None = None) -> Job:
     """Join the process group, unless the process is alone or has joined already, and take this rank's devices.
 
-    The backend is nccl where the rank has accelerators, gloo on CPUs.
+    The backend is nccl where the rank has accelerators, gloo on CPUs. Raises RuntimeError where torch sees some of the
+    planned accelerators and not all: ranks with and without one would wait for each other for ever.
     """
     import torch
 
     job = Job(torch, parse_job_environment(os.environ))
-    if job.device.type == "cuda":
-        torch.cuda.set_device(job.device)
+    accelerator.take(torch, job.device)
     if job.world_size > 1:
         import torch.distributed
 
@@ -63,11 +65,17 @@ def init(backend: str | None = None) -> Job:
 def device_numbers(settings: JobSettings | None, local_rank: int, visible: int) -> range:
     """Which of the accelerators that the service sees are this rank's: the ranks' own follow one another.
 
-    Without a plan one for each rank, as is usual with torchrun. None where fewer are visible than planned, as on CPUs.
+    Without a plan one for each rank, as is usual with torchrun. None where none is visible, as with a torch for CPUs.
+    Raises RuntimeError where some are and some are not.
     """
     counts = [len(rank.gpus) for rank in settings.ranks] if settings else [1] * (local_rank + 1)
     if len(counts) <= local_rank:
         return range(0)
+    planned = sum(counts)
+    if settings and planned and not visible:
+        say(f"{planned} accelerators are planned and torch sees none: the CPU computes")
+    if settings and 0 < visible < planned:
+        raise RuntimeError(f"{planned} accelerators are planned for this job on this host, and torch sees {visible}")
     first = sum(counts[:local_rank])
     last = first + counts[local_rank]
     return range(first, last) if last <= visible else range(0)

@@ -83,7 +83,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, plan: JobSettings, rank: int) -> None
         (settings(1, 1), 1, 2, [1]),
         (settings(2, 2), 1, 4, [2, 3]),
         (settings(0, 0), 1, 0, []),
-        (settings(1, 1), 1, 1, []),  # one of the two has gone
+        (settings(1, 1), 1, 0, []),  # a torch for CPUs
         (settings(1), 3, 1, []),  # no such rank in the plan
         (None, 1, 2, [1]),
         (None, 1, 0, []),
@@ -94,6 +94,16 @@ def test_the_accelerators_of_the_ranks_follow_one_another(
 ) -> None:
     """As the service sees them; without a plan each rank has one."""
     assert list(device_numbers(plan, local_rank, visible)) == numbers
+
+
+def test_ranks_with_and_without_an_accelerator_do_not_wait_for_each_other(capfd: pytest.CaptureFixture[str]) -> None:
+    """Where one of two has gone every rank ends with the reason; where all have, all compute on the CPU and say so."""
+    for local_rank in (0, 1):
+        with pytest.raises(RuntimeError, match="2 accelerators are planned .* torch sees 1"):
+            device_numbers(settings(1, 1), local_rank, 1)
+    assert capfd.readouterr().err == ""
+    assert not device_numbers(settings(1, 1), 0, 0)
+    assert capfd.readouterr().err == "torchpar: 2 accelerators are planned and torch sees none: the CPU computes\n"
 
 
 def test_a_rank_with_an_accelerator_joins_by_nccl_and_takes_it(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
