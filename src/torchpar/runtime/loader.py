@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from torchpar.environment import JobSettings, RankSettings
 from torchpar.runtime import accelerator, workers
+from torchpar.runtime.binding import parse_cpulist
 from torchpar.runtime.observed import say
 from torchpar.runtime.plainness import changes_itself, is_torchs_own
 from torchpar.runtime.sharing import not_shareable
@@ -48,7 +49,7 @@ def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
     Whoever has narrowed the process, by `systemctl edit` or in the script, means its workers too. A process with CPUs
     for its workers alone has narrowed itself to its own, as planned.
     """
-    own, loaders = frozenset(numbers(rank.cpus)), frozenset(numbers(rank.loader_cpus))
+    own, loaders = frozenset(parse_cpulist(rank.cpus)), frozenset(parse_cpulist(rank.loader_cpus))
     if own <= allowed:
         return own | loaders
     # None in common: somebody has moved it elsewhere altogether.
@@ -171,7 +172,7 @@ class Defaults:
         return None
 
     def _warn_if_too_many(self, asked: Any, where: str) -> None:
-        cpus = numbers(self._rank.cpus) + numbers(self._rank.loader_cpus)
+        cpus = parse_cpulist(self._rank.cpus) | parse_cpulist(self._rank.loader_cpus)
         threads = self._torch.get_num_threads()
         if isinstance(asked, int) and asked > 0 and asked + threads > len(cpus):
             self._tell(
@@ -314,12 +315,3 @@ def _caller(loader: Any) -> str:
             return f"{code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return f"{first.f_code.co_filename}:{first.f_lineno}"
-
-
-def numbers(cpulist: str) -> list[int]:
-    """The CPU numbers of a list in the kernel's syntax."""
-    cpus: list[int] = []
-    for span in filter(None, cpulist.split(",")):
-        first, _, last = span.partition("-")
-        cpus += range(int(first), int(last or first) + 1)
-    return cpus

@@ -23,17 +23,24 @@ def changes_itself(dataset: Any) -> str | None:
     """Why an iterable dataset must be iterated in one process: what it remembers would be forgotten with the worker."""
     if hasattr(dataset, "__next__"):
         return "its dataset is an iterator, which would begin anew in a worker"
-    code = getattr(getattr(type(dataset), "__iter__", None), "__code__", None)
-    if code is None:
+    if any(hasattr(type(value), "__next__") for value in getattr(dataset, "__dict__", {}).values()):
+        return "its dataset holds an iterator, which would begin anew in every worker"
+    methods: list[Any] = [getattr(type(dataset), "__iter__", None)]
+    if not hasattr(methods[0], "__code__"):
         return "its dataset has no __iter__ in Python that could be looked at"
-    for inner in _codes(code):
-        if any(step.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL") for step in dis.get_instructions(inner)):
-            return "its dataset remembers something while it is iterated, which would be lost with the worker"
+    for method in methods:  # grows below
+        for code in codes(method.__code__):
+            if any(step.opname in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL") for step in dis.get_instructions(code)):
+                return "its dataset remembers something while it is iterated, which would be lost with the worker"
+            # What the methods do that it calls, it does.
+            called = [getattr(type(dataset), name, None) for name in code.co_names]
+            methods += [other for other in called if isinstance(other, types.FunctionType) and other not in methods]
     return None
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of all functions and comprehensions within."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)

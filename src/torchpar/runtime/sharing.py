@@ -1,12 +1,15 @@
 """What a forked loader worker could not share with the process that it was forked from.
 
-A file's position is one for both processes, a connection's bytes go to either, a thread is in one of them only. Looks
-at what is reachable from a dataset, without reading or pickling it, and not at every element of long lists.
+A file's position is one for both processes, a connection's bytes go to either, a thread is in one of them only, and a
+generator of random numbers would begin every epoch where the process's own stands. Looks at what is reachable from a
+dataset, without reading or pickling it, and not at every element of long lists. Of what its classes hold, and of the
+global names that their methods use, only these values themselves are looked at: behind them may be the whole script.
 """
 
 from __future__ import annotations
 
 import io
+import random
 import socket
 import threading
 import types
@@ -14,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torchpar.runtime import accelerator
+from torchpar.runtime.plainness import codes
 
 # As much as takes a few milliseconds; of a list's elements, which are mostly alike, the first.
 _MOST_VALUES = 5000
@@ -21,6 +25,9 @@ _MOST_ELEMENTS = 64
 
 # Packages whose objects are written in C and hold a file or a connection that does not survive a fork.
 _HANDLES = {"sqlite3", "h5py", "tables", "netCDF4", "lmdb", "psycopg2", "psycopg", "MySQLdb", "pyodbc", "zmq", "grpc"}
+_HANDLES |= {"av", "cv2", "decord"}
+# Their classes hold nothing of a script's.
+_NOT_THE_SCRIPTS = {"builtins", "collections", "numpy", "torch", "typing"}
 _PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), type, types.ModuleType, range)
 
 
@@ -31,13 +38,21 @@ def not_shareable(torch: Any, **roots: Any) -> str | None:
     """
     queue: list[tuple[str, Any]] = list(roots.items())
     seen: set[int] = set()
+    kinds: set[type] = set()
     for name, value in queue:  # grows below
         if isinstance(value, _PLAIN) or id(value) in seen:
             continue
         seen.add(id(value))
-        what = _what(torch, value)
-        if what:
-            return f"{name}, {what}"
+        looked_at = [(name, value)]
+        if isinstance(value, types.FunctionType):
+            looked_at += _known_to([value])
+        elif type(value) not in kinds:
+            kinds.add(type(value))
+            looked_at += _of_class(name, type(value))
+        for owner, held in looked_at:
+            what = _what(torch, held)
+            if what:
+                return f"{owner}, {what}"
         room = _MOST_VALUES - len(queue)
         queue += [part for part, _ in zip(_parts(name, value), range(room))]  # noqa: B905 - strict= is of 3.10
     return None
@@ -54,9 +69,11 @@ def _what(torch: Any, value: Any) -> str | None:
         return "a thread"
     if isinstance(value, (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)):
         return "a generator"
-    package = type(value).__module__.partition(".")[0]
-    if package in _HANDLES:
-        return f"a {type(value).__module__}.{type(value).__qualname__}"
+    kind = type(value)
+    if isinstance(value, (random.Random, torch.Generator)) or kind.__module__.startswith("numpy.random"):
+        return "random numbers of its own"
+    if kind.__module__.partition(".")[0] in _HANDLES:
+        return f"a {kind.__module__}.{kind.__qualname__}"
     return None
 
 
@@ -83,12 +100,46 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, types.MethodType):
         yield name, value.__self__
     else:
+        yield from _slots(name, value)
         try:
             attributes = object.__getattribute__(value, "__dict__")
         except AttributeError:
             return
         if isinstance(attributes, dict):
             yield from ((f"{name}.{key}", part) for key, part in list(attributes.items()))
+
+
+def _slots(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    for base in type(value).__mro__:
+        for key, slot in vars(base).items() if "__slots__" in vars(base) else ():
+            if isinstance(slot, types.MemberDescriptorType):
+                try:
+                    yield f"{name}.{key}", slot.__get__(value)
+                except AttributeError:
+                    continue  # not set yet
+
+
+def _of_class(name: str, kind: type) -> Iterator[tuple[str, Any]]:
+    """What a class and those it is made from hold, and what their methods know."""
+    held = [
+        (f"{name}.{key}", value)
+        for base in kind.__mro__
+        if base.__module__.partition(".")[0] not in _NOT_THE_SCRIPTS
+        for key, value in list(vars(base).items())
+    ]
+    yield from held
+    yield from _known_to([value for _, value in held if isinstance(value, types.FunctionType)])
+
+
+def _known_to(functions: list[types.FunctionType]) -> Iterator[tuple[str, Any]]:
+    """The global values that functions name, and those of the functions of the same module that they call."""
+    for function in functions:  # grows below
+        known = function.__globals__
+        for name in {name for code in codes(function.__code__) for name in code.co_names}:
+            value = known.get(name)
+            yield name, value
+            if isinstance(value, types.FunctionType) and value.__globals__ is known and value not in functions:
+                functions.append(value)
 
 
 def _first(values: Iterable[Any]) -> Iterator[Any]:

@@ -138,11 +138,13 @@ def test_an_iterable_dataset_gets_one_worker(place: Place) -> None:
     ("dataset", "why"),
     [
         ("    def __iter__(self): self.at = 1; yield self.at", "remembers something while it is iterated"),
+        ("    def __iter__(self): yield self.read()\n    def read(self): self.at = 1; return 1", "remembers something"),
+        ("    def __init__(self): self.a = iter('ab')\n    def __iter__(self): yield next(self.a)", "an iterator"),
         ("    def __iter__(self): return self\n    def __next__(self): raise StopIteration", "is an iterator"),
         ("    __iter__ = staticmethod(lambda: (yield 1)).__func__", None),
         ("    __iter__ = type('I', (), {'__call__': lambda self: iter(())})()", "could be looked at"),
     ],
-    ids=["an attribute", "an iterator", "plain", "no code"],
+    ids=["an attribute", "by a method", "holds an iterator", "an iterator", "plain", "no code"],
 )
 def test_an_iterable_dataset_that_remembers_is_read_in_the_process(place: Place, dataset: str, why: str | None) -> None:
     """What it remembers in a worker would be forgotten, and the next epoch be another one."""
@@ -225,6 +227,11 @@ def test_processes_of_the_script_are_left_alone(place: Place) -> None:
         ("threading.Thread()", "dataset.part, a thread"),
         ("__import__('sqlite3').connect(':memory:')", "dataset.part, a sqlite3.Connection"),
         ("(lambda file: lambda: file)(open(__file__))", "file, an open file"),
+        ("__import__('random').Random(1)", "dataset.part, random numbers of its own"),
+        ("torch.Generator()", "dataset.part, random numbers of its own"),
+        ("type('A', (), {'file': open(__file__)})()", "dataset.part.file, an open file"),
+        ("type('S', (), {'__slots__': ('f',)})()\ndata.part.f = open(__file__)", "dataset.part.f, an open file"),
+        ("lambda: inner()\ndef inner(): return FILE\nFILE = open(__file__)", "FILE, an open file"),
         ("sys.stdout", None),
         ("__import__('io').BytesIO(b'x')", None),
         ("list(range(100000))", None),
