@@ -57,7 +57,8 @@ def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
     The unit says OMP_NUM_THREADS once for all ranks, so the number of any rank is the plan's own word.
     """
     stated = os.environ.get("OMP_NUM_THREADS")
-    if stated is not None and stated not in {str(other.threads) for other in settings.ranks}:
+    # A list is for nested regions (OpenMP 5.2, 21.2.2); torch's are the outermost.
+    if stated is not None and stated.partition(",")[0].strip() not in {str(other.threads) for other in settings.ranks}:
         say(f"OMP_NUM_THREADS={stated} is not the plan's ({rank.threads}): it stays, and the plan's is not set")
         return
     # Where the environment has done it already there is nothing to do, and that is better: in builds with XNNPACK the

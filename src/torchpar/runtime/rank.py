@@ -13,7 +13,7 @@ from torchpar.environment import JobSettings, RankSettings, parse_job_environmen
 from torchpar.errors import JobSettingsError
 from torchpar.runtime import binding
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what the unit sets
 
 
 def prepare() -> None:

@@ -74,7 +74,7 @@ class Agreement:
         self.group = torch.distributed.new_group(backend="gloo")
         # One for all exchanges. gloo's thread may be the last to let go of a tensor, and needs the interpreter for it;
         # where that is just ending, as after an agreement, the process aborts (in 1 of 100 ends, torch 1.13 and 2.6).
-        self.numbers = torch.tensor([0, 0])
+        self.numbers = torch.tensor([0, 0], device="cpu")
         self.first = torch.distributed.get_rank() == 0
         self.calls_left = self.calls_between = 1
         self.exchanged_at = time.monotonic()

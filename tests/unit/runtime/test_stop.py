@@ -53,7 +53,8 @@ def distributed(monkeypatch: pytest.MonkeyPatch, rank: int, others: list[tuple[i
     fake = FakeDistributed(rank, others)
     torch = types.ModuleType("torch")
     torch.distributed = fake  # type: ignore[attr-defined]
-    torch.tensor = list  # type: ignore[attr-defined]
+    # gloo's, so on the CPU whatever the script's default device is.
+    torch.tensor = lambda numbers, device: list(numbers) if device == "cpu" else None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch.distributed", fake)
     return fake
