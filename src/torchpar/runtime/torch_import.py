@@ -23,6 +23,7 @@ class TorchImport:
         self.process = os.getpid()
         # What the process may use before any library changes that: systemd's word, or that of `systemctl edit`.
         self.cpus = os.sched_getaffinity(0)
+        self.missed = False
 
     def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
         """None, save for torch: what the other finders find, with a loader that calls `imported` in the end."""
@@ -36,7 +37,17 @@ class TorchImport:
                 if hasattr(spec.loader, "exec_module"):
                     spec.loader.exec_module = self.watched(spec.loader, spec.loader.exec_module)
                 return spec
+        self.missing()
         return None
+
+    def missing(self) -> None:
+        """Say it, once: the traceback that follows names neither the interpreter nor the key that decides it."""
+        if self.missed or os.getpid() != self.process:
+            return
+        self.missed = True
+        from torchpar.runtime.refusal import refusal
+
+        os.write(2, f"torchpar: {refusal(sys.executable, 'this Python has no torch', 'Python=')}\n".encode())
 
     def watched(self, loader: "Any", execute: "Callable[[Any], None]") -> "Callable[[Any], None]":
         """The exec_module of this one loader; it takes itself away before torch's own code runs."""

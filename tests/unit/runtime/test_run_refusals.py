@@ -28,6 +28,20 @@ def test_a_script_that_is_not_there_is_one_line(place: Place) -> None:
     )
 
 
+def test_an_interpreter_without_torch_is_named(place: Place) -> None:
+    """Before the traceback, once; a script that can do without torch goes on."""
+    without = "import os, sys\nsys.path[:] = [path for path in sys.path if not os.path.isdir(path + '/torch')]\n"
+    tries = "for _ in range(2):\n    try: import torch\n    except ImportError: print('no')\nimport torch\n"
+    place.write("x.py", without + tries)
+    outcome = place.launched("x.py", **JOB)
+    line, _, rest = outcome.err.partition("\n")
+    assert line.endswith(
+        "this Python has no torch; set Python= in [Train demo] of torchpar.conf, then: torchpar apply"
+    ) and line.startswith("torchpar: /")
+    assert (outcome.status, outcome.out) == (1, "no\nno\n")
+    assert rest.startswith("Traceback") and rest.endswith("ModuleNotFoundError: No module named 'torch'\n")
+
+
 def test_without_a_plan_the_line_names_no_section(place: Place) -> None:
     """Started by hand, or with a damaged variable, there is no service to name."""
     for environ in ({}, {"TORCHPAR_JOB": "{"}):
