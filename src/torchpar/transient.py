@@ -1,7 +1,7 @@
 """A plan as a transient unit: the command line of systemd-run(1) that starts an ad-hoc job as a drop-in would place it.
 
-Only placement, limits and user are those of a declared service. The sandbox of torchpar-train@.service is not: what is
-started from a shell reads and writes where that shell does.
+Placement, limits, user and the way it is stopped are those of a declared service. The sandbox of
+torchpar-train@.service is not: what is started from a shell reads and writes where that shell does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from torchpar.plan import ServicePlan
-from torchpar.units import placement_settings
+from torchpar.units import AFTER_GRACE, STOP, placement_settings
 
 # As in torchpar-train@.service, and why there.
 _ALWAYS = (
@@ -41,6 +41,8 @@ def make_command(plan: ServicePlan, *, unit: str, user: str, directory: str, env
         f"--uid={user}",
         *([f"--gid={settings.group}"] if settings.group else []),
         f"--working-directory={settings.working_directory or directory}",
+        # Where stop_requested() says that the script asks, and stop looks.
+        f"--property=RuntimeDirectory=torchpar-jobs/{unit.removesuffix('.service')}",
         *(f"--property={key}={value}" for key, value in _properties(plan)),
         f"--property=EnvironmentFile={environment_file}",
         *(f"--setenv={name}={value}" for name, value in plan.environment.items()),
@@ -63,7 +65,8 @@ def _properties(plan: ServicePlan) -> Iterator[tuple[str, str]]:
     yield from ((key, value) for key, value in limits.items() if value is not None)
     train = plan.service.train()
     if train:
-        yield "TimeoutStopSec", f"{train.checkpoint_grace}s"
+        yield "ExecStop", f":{STOP} {train.checkpoint_grace}"
+        yield "TimeoutStopSec", f"{train.checkpoint_grace + AFTER_GRACE}s"
     yield from plan.service.directives
 
 

@@ -34,7 +34,7 @@ _SINCE = {
 
 # What ExecStop= runs. It waits for the grace, sends SIGTERM, and SIGKILL ten seconds later.
 STOP = "/usr/lib/torchpar/stop"
-_AFTER_GRACE = 15
+AFTER_GRACE = 15
 # The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
 CERTIFICATE, KEY = "tls-certificate", "tls-key"
 
@@ -165,7 +165,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
 
 
 def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> int:
-    return train.checkpoint_grace + _AFTER_GRACE if train else infer.drain_timeout + STOP_SECONDS if infer else 0
+    return train.checkpoint_grace + AFTER_GRACE if train else infer.drain_timeout + STOP_SECONDS if infer else 0
 
 
 def _source(plan: ServicePlan) -> str:

@@ -27,6 +27,17 @@ sys.exit(int(sys.argv[2]))
 """
 
 
+SAVES = """\
+import time
+import torchpar.runtime
+asked = torchpar.runtime.stop_requested()
+print("runs", open("/proc/self/cgroup").read().strip().rpartition("/")[2], flush=True)
+while not torchpar.runtime.stop_requested():
+    time.sleep(0.1)
+print("saved", flush=True)
+"""
+
+
 @pytest.fixture
 def host(machine: Machine) -> Iterator[Machine]:
     """The shared machine with a script and no enabled service; afterwards its conf is as it was."""
@@ -88,6 +99,16 @@ def test_a_job_ends_with_its_terminal_and_a_killed_one_says_so(host: Machine) ->
     host.run("systemctl", "kill", "--signal=KILL", words[2])
     status, _, err = finish(process)
     assert status == 137 and "the job was killed by SIGKILL" in err
+
+
+def test_a_stop_lets_the_job_save(host: Machine) -> None:
+    """The same question as a declared job asks, and the same answer; nothing is left of the unit."""
+    host.write("/srv/adhoc/saves.py", SAVES)
+    process, _, (_, unit) = start(host, "saves.py")
+    host.run("systemctl", "stop", unit)
+    assert finish(process) == (0, "saved\n", "")
+    assert host.run("systemctl", "show", "--property=LoadState", "--value", unit).stdout == "not-found\n"
+    assert host.run("ls", "/run/torchpar-jobs").stdout == ""
 
 
 def test_where_no_unit_can_be_had_the_command_becomes_the_job(host: Machine) -> None:
