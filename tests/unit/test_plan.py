@@ -330,6 +330,22 @@ def test_more_gpus_than_cores_are_no_ranks() -> None:
         plan_of("Ranks=gpu", host)
 
 
+def test_a_rank_of_several_gpus_has_those_of_its_own() -> None:
+    """GPUsPerRank=2 on four GPUs of two nodes: two ranks, each with the two that are near to it."""
+    host = make_host(packages=2, cores_per_complex=4, gpu_nodes=(0, 0, 1, 1))
+    ranks = plan_of("Ranks=gpu\nGPUsPerRank=2", host).ranks
+    assert [[gpu.numa_node for gpu in rank.gpus] for rank in ranks] == [[0, 0], [1, 1]]
+    assert [str(rank.cpus) for rank in ranks] == ["0-3", "4-7"]
+
+
+def test_what_the_conf_says_of_torch_reaches_the_job() -> None:
+    """In the one variable that the runtime reads."""
+    plan = plan_of("PrefetchFactor=7\nPinMemory=no\nCudnnBenchmark=no\nInteropThreads=3\nCheckpointGrace=9min")
+    job = parse_job_environment(plan.environment)
+    assert job and (job.prefetch_factor, job.pin_memory, job.cudnn_benchmark) == (7, False, False)
+    assert (job.interop_threads, job.checkpoint_grace) == (3, 540)
+
+
 ALL = "each rank has all of the service's CPUs"
 SHARED = "; ranks 0-3 share CPUs with each other, and each keeps to its own number of threads"
 

@@ -21,6 +21,7 @@ from torchpar.runtime.rendezvous import (
     NotYet,
     choose_place,
     environment_for,
+    find_place,
     flags_for,
     parse_endpoint,
 )
@@ -132,6 +133,18 @@ def test_an_endpoint_of_a_unit_is_taken_apart() -> None:
     assert parse_endpoint("[2001:db8::1]:20500") == Endpoint("2001:db8::1", 20500)
     with pytest.raises(RendezvousError, match=r"Endpoint=: is not HOST:PORT"):
         parse_endpoint(None)
+
+
+def test_an_endpoint_without_an_address_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name server may not be there yet at boot."""
+
+    def unknown(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    settings = JobSettings(service="x", interop_threads=1, cudnn_benchmark=None, ranks=(), nodes="2")
+    with pytest.raises(NotYet, match=r"^Endpoint=a.example:20500: a.example does not resolve: Name or service"):
+        find_place(settings, Endpoint("a.example", 20500))
 
 
 def test_each_reason_to_wait_is_said_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
