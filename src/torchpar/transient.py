@@ -44,7 +44,8 @@ def make_command(plan: ServicePlan, *, unit: str, user: str, directory: str, env
         # Where stop_requested() says that the script asks, and stop looks.
         f"--property=RuntimeDirectory=torchpar-jobs/{unit.removesuffix('.service')}",
         *(f"--property={key}={value}" for key, value in _properties(plan)),
-        f"--property=EnvironmentFile={environment_file}",
+        # It is gone when the job runs, and for ExecStop= it would be read again.
+        f"--property=EnvironmentFile=-{environment_file}",
         *(f"--setenv={name}={value}" for name, value in plan.environment.items()),
         "--",
         # systemd replaces variables in a unit's command line; `$$` is a plain `$` (systemd.service(5)).

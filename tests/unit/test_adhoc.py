@@ -158,7 +158,7 @@ def test_the_unit_is_placed_as_a_drop_in_would_place_it() -> None:
     properties = [word.removeprefix("--property=") for word in argv if word.startswith("--property=")]
     for key, value in placement_settings(job):
         assert not value or f"{key}={value}" in properties
-    assert {"MemoryMax=2G", "EnvironmentFile=/run/e"} <= set(properties)
+    assert {"MemoryMax=2G", "EnvironmentFile=-/run/e"} <= set(properties)
     # It is asked to save as a declared one is.
     asked = {"RuntimeDirectory=torchpar-jobs/torchpar-run-x-1", "ExecStop=:/usr/lib/torchpar/stop 120"}
     assert asked | {"TimeoutStopSec=135s"} <= set(properties)
