@@ -72,8 +72,7 @@ class Agreement:
         self.torch = torch
         self.whole = whole
         self.group = torch.distributed.new_group(backend="gloo")
-        # One for all exchanges. gloo's thread may be the last to let go of a tensor, and needs the interpreter for it;
-        # where that is just ending, as after an agreement, the process aborts (in 1 of 100 ends, torch 1.13 and 2.6).
+        # One for all exchanges, so that gloo's thread is seldom the last to let go of it; see LAST_MOMENT in hook.py.
         self.numbers = torch.tensor([0, 0], device="cpu")
         self.first = torch.distributed.get_rank() == 0
         self.calls_left = self.calls_between = 1

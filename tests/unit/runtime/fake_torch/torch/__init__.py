@@ -9,7 +9,7 @@ import types
 
 __version__ = os.environ.get("FAKE_TORCH", "2.13") + ".0+fake"
 
-_threads = {"intra": int(os.environ.get("OMP_NUM_THREADS", "2")), "interop": 1}
+_threads = {"intra": int(os.environ.get("OMP_NUM_THREADS", "2").partition(",")[0]), "interop": 1}
 _grad = {"enabled": True}
 
 
