@@ -60,8 +60,15 @@ def arguments(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
     For a job of several hosts this waits until the endpoint can be reached, or on its host, listened on. Raises
     RendezvousError when that will not be.
     """
-    if settings.nodes == "1":
-        return _alone(settings)
+    flags, variables = _alone(settings) if settings.nodes == "1" else _among_hosts(settings)
+    if settings.elastic or settings.max_restarts:
+        # The ranks of a later round would find in the agent's store, which torch 2.13 keeps, where those of the one
+        # before listened, and an agent that comes back would wait for an address of an earlier one.
+        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    return flags, variables
+
+
+def _among_hosts(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
     asked = parse_endpoint(settings.endpoint)
     place = _await(lambda: find_place(settings, asked), PATIENCE)
     here = place.endpoint
@@ -73,7 +80,7 @@ def arguments(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
         say(f"the endpoint {asked} ({here}) is there; this host is {place.address} on {place.interface} to the others")
     # torch 1.13 has no --local-addr, and tells the others whatever name this gives; later ones need no name at all.
     socket.getfqdn = lambda name="": place.address
-    return flags_for(settings, place), environment_for(settings, place)
+    return flags_for(settings, place), environment_for(place)
 
 
 def _alone(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
@@ -111,20 +118,16 @@ def flags_for(settings: JobSettings, place: Place) -> list[str]:
     ]
 
 
-def environment_for(settings: JobSettings, place: Place) -> dict[str, str]:
+def environment_for(place: Place) -> dict[str, str]:
     """What gloo, NCCL and tensorpipe read: the interface by its one whole name.
 
-    NCCL takes a bare name for the start of one. An elastic job cannot share the rendezvous' store with its ranks: an
-    agent that comes back would wait for an address that the others found in an earlier round.
+    NCCL takes a bare name for the start of one.
     """
-    variables = {
+    return {
         "GLOO_SOCKET_IFNAME": place.interface,
         "TP_SOCKET_IFNAME": place.interface,
         "NCCL_SOCKET_IFNAME": f"={place.interface}",
     }
-    if settings.elastic:
-        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    return variables
 
 
 def parse_endpoint(text: str | None) -> Endpoint:

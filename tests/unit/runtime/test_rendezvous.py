@@ -19,6 +19,7 @@ from torchpar.runtime.network import Address
 from torchpar.runtime.rendezvous import (
     Endpoint,
     NotYet,
+    arguments,
     choose_place,
     environment_for,
     find_place,
@@ -108,7 +109,7 @@ def test_what_may_come_is_waited_for() -> None:
 
 
 def test_torchrun_is_told_everything_it_would_guess() -> None:
-    """Whether this is the host, by literal addresses; gang restart, or an elastic job's own store."""
+    """Whether this is the host, by literal addresses."""
     place = rendezvous.Place(Endpoint("192.0.2.2", 20500), False, "eth0", "192.0.2.1")
     assert flags_for(settings(), place) == [
         "--nnodes=2",
@@ -118,14 +119,24 @@ def test_torchrun_is_told_everything_it_would_guess() -> None:
         "--rdzv-id=torchpar-train@demo.service",
         "--local-addr=192.0.2.1",
     ]
-    assert environment_for(settings(), place) == {
+    assert environment_for(place) == {
         "GLOO_SOCKET_IFNAME": "eth0",
         "TP_SOCKET_IFNAME": "eth0",
         "NCCL_SOCKET_IFNAME": "=eth0",
     }
     elastic = settings(nodes="1:2", elastic=True)
     assert "last_call_timeout=30" in flags_for(elastic, place)[3]
-    assert environment_for(elastic, place)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "own_store"), [({}, None), ({"max_restarts": 1}, "1"), ({"elastic": True}, "1")], ids=str
+)
+def test_ranks_that_begin_again_do_not_find_what_was_said_before(
+    changes: dict[str, object], own_store: str | None
+) -> None:
+    """Where torchrun may start them again they have a store of their own."""
+    _, variables = arguments(settings(nodes="1", **changes))
+    assert variables.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == own_store
 
 
 def test_an_endpoint_of_a_unit_is_taken_apart() -> None:
