@@ -3,7 +3,7 @@
     make bench-train    or    python3 -m tests.benchmarks.bench_train [--stacks ...] [--jobs ...] [--json FILE] ...
 
 A round runs every row once; what is printed are medians over the rounds, their ratio to plain python, the spread (least
-to most), page faults per step and peak memory. The stack `wheel` is PyTorch's wheel from PyPI on Debian 12.
+to most), page faults per step and peak memory. The stack `wheel` is PyTorch's wheel from PyPI.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from tests.machines.machine import Machine, MachineError
 from tests.machines.package import build_package
 from tests.machines.roots import Suite
-from tests.machines.wheel import MOUNT, PYTHON, wheel_environment
+from tests.machines.wheel import MOUNT, PYTHON, suite_of_this_host, wheel_environment
 
-STACKS = {"wheel": Suite.BOOKWORM, "bookworm": Suite.BOOKWORM, "trixie": Suite.TRIXIE}
+STACKS = ("wheel", *(suite.value for suite in Suite))
 JOBS = ("mlp", "conv", "encoder", "loader")
 ROWS = ("plain", "expert", "hand-made", "run_cpu", "torchrun", "torchpar")
 BENCH = "/srv/bench"
@@ -217,7 +217,7 @@ def bench_matmul(machine: Machine, rounds: int) -> None:
 def main() -> None:
     """Measure what the arguments name."""
     parser = argparse.ArgumentParser(prog="bench_train", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--stacks", nargs="+", choices=STACKS, default=list(STACKS))
+    parser.add_argument("--stacks", nargs="+", choices=STACKS, default=STACKS)
     parser.add_argument("--jobs", nargs="*", choices=JOBS, default=list(JOBS))
     parser.add_argument("--copies", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
@@ -228,7 +228,7 @@ def main() -> None:
     arguments = parser.parse_args()
     figures: dict[str, dict[str, object]] = {}
     for stack in arguments.stacks:
-        suite = STACKS[stack]
+        suite = suite_of_this_host() if stack == "wheel" else Suite(stack)
         mounts = {MOUNT: wheel_environment(suite)} if stack == "wheel" else {}
         with Machine(suite, "bench", mounts=mounts) as machine:
             # The wheel brings its own BLAS and needs nothing of Debian's torch.

@@ -44,9 +44,14 @@ def running(machine: Machine, pattern: str) -> str:
 
 def test_two_ranks_are_bound_and_a_killed_one_brings_both_back_from_the_checkpoint(host: Machine) -> None:
     """Own CPU and own threads for each; first torchrun starts both again, as MaxRestarts= says, then systemd."""
+    kill_ranks(host, "/usr/bin/python3")
+
+
+def kill_ranks(host: Machine, python: str) -> None:
+    """A rank of a job of two is killed twice, and the job stopped in the end, with the torch of an interpreter."""
     apply(
         host,
-        f"[Train test-ddp]\nScript={EXAMPLES}/ddp.py\nArguments=100000\nRanks=2\nMaxRestarts=1\n"
+        f"[Train test-ddp]\nScript={EXAMPLES}/ddp.py\nArguments=100000\nPython={python}\nRanks=2\nMaxRestarts=1\n"
         "Service.RestartSec=1s\n",
     )
     unit = TRAIN.format("test-ddp")
@@ -87,10 +92,16 @@ def test_two_ranks_are_bound_and_a_killed_one_brings_both_back_from_the_checkpoi
 
 def test_the_examples_run(host: Machine) -> None:
     """Each way to train in parallel, from its file to the end."""
+    run_examples(host, "/usr/bin/python3")
+
+
+def run_examples(host: Machine, python: str) -> None:
+    """The examples, with the torch of an interpreter."""
     ranks = {"data_parallel": 1, "model_parallel": 2, "pipeline": 2}
     apply(
         host,
-        "".join(f"[Train test-{name}]\nScript={EXAMPLES}/{name}.py\nRanks={n}\n" for name, n in ranks.items()),
+        "".join(f"[Train test-{name}]\nScript={EXAMPLES}/{name}.py\nPython={python}\nRanks={n}\n"
+            for name, n in ranks.items()),
     )
     for name in ranks:
         host.run("systemctl", "start", "--wait", TRAIN.format(f"test-{name}"), timeout=240)

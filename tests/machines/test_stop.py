@@ -80,8 +80,13 @@ def came_to_its_end(machine: Machine, name: str) -> bool:
 
 def test_a_stop_leaves_a_whole_checkpoint_and_the_next_start_goes_on(host: Machine) -> None:
     """Both ranks stop at the same step, while their loaders are busy, as often as it is done."""
+    stop_and_start(host, "/usr/bin/python3")
+
+
+def stop_and_start(host: Machine, python: str) -> None:
+    """Two ranks are stopped and started STOPS times, with the torch of an interpreter."""
     host.write("/srv/saves.py", SAVES)
-    apply(host, "[Train test-saves]\nScript=/srv/saves.py\nArguments=1\nRanks=2\n")
+    apply(host, f"[Train test-saves]\nScript=/srv/saves.py\nArguments=1\nPython={python}\nRanks=2\n")
     unit, step = TRAIN.format("test-saves"), 0
     for done in range(STOPS):
         host.run("systemctl", "start", unit)

@@ -23,11 +23,17 @@ class WheelError(Exception):
     """There can be no such environment for the release on this host."""
 
 
-def wheel_environment(suite: Suite, report: Report = print) -> Path:
-    """The folder of the environment, to be mounted at MOUNT. Raises WheelError."""
+def suite_of_this_host() -> Suite:
+    """The release whose Python is this host's. Raises WheelError."""
     version = subprocess.run(["/usr/bin/python3", "--version"], capture_output=True, text=True, check=True).stdout
-    if not version.startswith(f"{_PYTHON_OF[suite]}."):
-        raise WheelError(f"/usr/bin/python3 is {version.strip()}; {suite.release} has {_PYTHON_OF[suite]}")
+    for suite, python in _PYTHON_OF.items():
+        if version.startswith(f"{python}."):
+            return suite
+    raise WheelError(f"/usr/bin/python3 is {version.strip()}: no release's that is tested")
+
+
+def wheel_environment(suite: Suite, report: Report = print) -> Path:
+    """The folder of the environment, for a machine of suite_of_this_host(), to be mounted at MOUNT."""
     folder = cache() / f"wheel-{suite.value}-torch-{TORCH}"
     with locked(cache() / "wheel.lock"):
         if not (folder / "complete").exists():
