@@ -24,8 +24,10 @@ _MOST_VALUES = 5000
 _MOST_ELEMENTS = 64
 
 # Packages whose objects are written in C and hold a file or a connection that does not survive a fork.
-_HANDLES = {"sqlite3", "h5py", "tables", "netCDF4", "lmdb", "psycopg2", "psycopg", "MySQLdb", "pyodbc", "zmq", "grpc"}
-_HANDLES |= {"av", "cv2", "decord"}
+_HANDLES = {
+    "sqlite3", "h5py", "tables", "netCDF4", "lmdb", "psycopg2", "psycopg", "MySQLdb", "pyodbc", "zmq", "grpc",
+    "av", "cv2", "decord",
+}  # fmt: skip
 # Their classes hold nothing of a script's.
 _NOT_THE_SCRIPTS = {"builtins", "collections", "numpy", "torch", "typing"}
 _PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), type, types.ModuleType, range)
@@ -38,7 +40,6 @@ def not_shareable(torch: Any, **roots: Any) -> str | None:
     """
     queue: list[tuple[str, Any]] = list(roots.items())
     seen: set[int] = set()
-    kinds: set[type] = set()
     for name, value in queue:  # grows below
         if isinstance(value, _PLAIN) or id(value) in seen:
             continue
@@ -46,8 +47,8 @@ def not_shareable(torch: Any, **roots: Any) -> str | None:
         looked_at = [(name, value)]
         if isinstance(value, types.FunctionType):
             looked_at += _known_to([value])
-        elif type(value) not in kinds:
-            kinds.add(type(value))
+        elif id(type(value)) not in seen:
+            seen.add(id(type(value)))
             looked_at += _of_class(name, type(value))
         for owner, held in looked_at:
             what = _what(torch, held)
@@ -110,8 +111,9 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _slots(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is not in the __dict__ of a value: its __slots__, and what C holds of a functools.partial."""
     for base in type(value).__mro__:
-        for key, slot in vars(base).items() if "__slots__" in vars(base) else ():
+        for key, slot in vars(base).items():
             if isinstance(slot, types.MemberDescriptorType):
                 try:
                     yield f"{name}.{key}", slot.__get__(value)

@@ -232,6 +232,7 @@ def test_processes_of_the_script_are_left_alone(place: Place) -> None:
         ("type('A', (), {'file': open(__file__)})()", "dataset.part.file, an open file"),
         ("type('S', (), {'__slots__': ('f',)})()\ndata.part.f = open(__file__)", "dataset.part.f, an open file"),
         ("lambda: inner()\ndef inner(): return FILE\nFILE = open(__file__)", "FILE, an open file"),
+        ("__import__('functools').partial(print, open(__file__))", "dataset.part.args[...], an open file"),
         ("sys.stdout", None),
         ("__import__('io').BytesIO(b'x')", None),
         ("list(range(100000))", None),
