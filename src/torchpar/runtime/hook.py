@@ -19,8 +19,8 @@ from torchpar.runtime import loader, progress
 from torchpar.runtime.observed import observe, say, tell
 
 # Seconds. gloo's thread lets go of a tensor a moment after its operation is done, and needs the interpreter for that;
-# where the interpreter is ending just then, the process aborts. With torch 2.13, whose script ended after its last
-# step, 2 of 12 runs of two ranks did, 3 of 24 with destroy_process_group() in the end, and none of 24 with this pause.
+# where the interpreter is ending just then, the process aborts. Of jobs of two ranks that ended right after their last
+# step, with torch 2.13, 2 of 12 did, 3 of 24 with destroy_process_group() at the end, and none of 24 with this pause.
 LAST_MOMENT = 0.05
 
 

@@ -46,5 +46,3 @@ def set_threads(settings: JobSettings, rank: RankSettings) -> None:
     for name in THREADS:
         if os.environ.get(name) == largest:
             os.environ[name] = str(rank.threads)
-
-

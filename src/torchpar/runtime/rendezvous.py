@@ -49,6 +49,7 @@ class Place:
 class NotYet(Exception):
     """Something is missing that may come: the network is starting, or an older process is ending."""
 
+
 # Else the agent takes the host's own name, which leads anywhere or nowhere. Ranks are told again, see `rank`: torch
 # 1.13 has no such flag.
 LOOPBACK = "--local-addr=127.0.0.1"

@@ -48,13 +48,18 @@ class FakeDistributed(types.ModuleType):
         numbers[:] = [max(pair) for pair in zip(numbers, next(self.others), strict=True)]
 
 
+def tensor(numbers: list[int], device: str) -> list[int]:
+    """gloo's numbers, so on the CPU whatever the script's default device is."""
+    assert device == "cpu"
+    return list(numbers)
+
+
 def distributed(monkeypatch: pytest.MonkeyPatch, rank: int, others: list[tuple[int, int]]) -> FakeDistributed:
     """Put a torch there that is in use by two ranks."""
     fake = FakeDistributed(rank, others)
     torch = types.ModuleType("torch")
     torch.distributed = fake  # type: ignore[attr-defined]
-    # gloo's, so on the CPU whatever the script's default device is.
-    torch.tensor = lambda numbers, device: list(numbers) if device == "cpu" else None  # type: ignore[attr-defined]
+    torch.__dict__["tensor"] = tensor
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch.distributed", fake)
     return fake
