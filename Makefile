@@ -122,10 +122,10 @@ test-serve: $(SERVE_VENV)/complete
 	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q,$(or $(TESTS),tests/serve))
 .PHONY: test-serve
 
-# With the fake torch of the unit tests two of these are skipped, which need processes that a real one watches.
+# The unit tests run these with a fake torch; a real one compiles, records gradients and spawns workers.
 test-runtime: $(SERVE_VENV)/complete
 	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-runtime' -q,\
-		tests/unit/runtime/test_loader.py tests/unit/runtime/test_progress.py)
+		$(addprefix tests/unit/runtime/,test_loader.py test_no_trace.py test_progress.py test_same_data.py))
 .PHONY: test-runtime
 
 test: check test-runtime test-serve test-machines

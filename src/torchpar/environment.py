@@ -25,8 +25,9 @@ class RankSettings:
     """One process of a training service: its place and its sizes.
 
     cpus and numa_nodes are lists in the kernel's syntax ("0-3,8"); gpus are PCI addresses ("0000:17:00.0"). threads
-    counts compute threads (1 or more), loader_workers the DataLoader's processes (0: load in the process itself), which
-    may run on loader_cpus too: the unit starts on cpus, but its cpuset allows both.
+    counts compute threads (1 or more), loader_workers the DataLoader's processes that the conf asks for (0: it asks for
+    none), which may run on loader_cpus too: the unit starts on cpus, but its cpuset allows both. budget is what threads
+    and loader workers may be together (0: an older unit does not say).
     """
 
     local_rank: int
@@ -36,6 +37,7 @@ class RankSettings:
     loader_workers: int
     gpus: tuple[str, ...]
     loader_cpus: str = ""
+    budget: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,8 @@ class JobSettings:
     service is the unit's name ("torchpar-train@demo.service"); cudnn_benchmark is None where the job's own choice
     stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
     torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
-    how many seconds a stop may take. loader says whether DataLoader calls may be given what they leave out at all,
-    prefetch_factor and pin_memory what the conf says of these; None: torch's own, and with accelerators yes. serve is
-    that of an inference service.
+    how many seconds a stop may take. prefetch_factor and pin_memory are what the conf has for DataLoader calls that
+    leave them out; None: torch's own. serve is that of an inference service.
 
     What has a default here is what older units do not say.
     """
@@ -85,7 +86,6 @@ class JobSettings:
     interface: str | None = None
     elastic: bool = False
     checkpoint_grace: int = 120
-    loader: bool = True
     prefetch_factor: int | None = None
     pin_memory: bool | None = None
     serve: ServeSettings | None = None
@@ -99,8 +99,9 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
     """The variable that carries the settings; the same settings give the same ASCII text."""
     data = asdict(settings)
     for rank in data["ranks"]:
-        if not rank["loader_cpus"]:
-            del rank["loader_cpus"]
+        for name in ("loader_cpus", "budget"):
+            if not rank[name]:
+                del rank[name]
     if settings.serve is None:
         del data["serve"]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
@@ -134,7 +135,6 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         interface=_field(fields, VARIABLE, "interface", (str, type(None)), JobSettings.interface),
         elastic=_field(fields, VARIABLE, "elastic", bool, JobSettings.elastic),
         checkpoint_grace=_number(fields, VARIABLE, "checkpoint_grace", least=0, absent=JobSettings.checkpoint_grace),
-        loader=_field(fields, VARIABLE, "loader", bool, JobSettings.loader),
         prefetch_factor=_prefetch_factor(fields),
         pin_memory=_field(fields, VARIABLE, "pin_memory", (bool, type(None)), JobSettings.pin_memory),
         serve=_parse_serve(fields["serve"], f"{VARIABLE}.serve") if "serve" in fields else None,
@@ -174,6 +174,7 @@ def _parse_rank(data: Any, where: str) -> RankSettings:
         loader_workers=_number(fields, where, "loader_workers", least=0),
         gpus=_texts(fields, where, "gpus"),
         loader_cpus=_field(fields, where, "loader_cpus", str, RankSettings.loader_cpus),
+        budget=_number(fields, where, "budget", least=0, absent=RankSettings.budget),
     )
 
 

@@ -100,6 +100,9 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str,
         **{key: plan[key] for key in ("kind", "name", "enabled", "cpus", "memory_policy", "allocator")},
     }
     row["threads"] = [rank["threads"] for rank in plan["ranks"]]
+    row["loader_workers"] = [rank["loader_workers"] for rank in plan["ranks"]]
+    # Not in plans of older versions.
+    row["budgets"] = [rank.get("budget", 0) for rank in plan["ranks"]]
     try:
         properties = systemd.unit_properties(unit)
     except TorchparError as error:

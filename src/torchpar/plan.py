@@ -211,6 +211,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
                 "threads": rank.threads,
                 "loader_workers": rank.loader_workers,
                 "loader_cpus": str(rank.loader_cpus),
+                "budget": rank.budget,
                 "gpus": [gpu.name for gpu in rank.gpus],
             }
             for rank in plan.ranks

@@ -23,16 +23,13 @@ from torchpar.values import Binding
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.
 GPU_RANK_THREADS = 4
 
-# Loader workers of LoaderWorkers=auto for each of a rank's accelerators. Each is a process with its own batches in
-# memory; a job whose data needs more of them says so, and few do, while a large host has a hundred CPUs for one GPU.
-GPU_LOADER_WORKERS = 8
-
 
 @dataclass(frozen=True)
 class Rank:
     """One process of a service: its CPUs, the NUMA nodes of those, and what runs on them.
 
-    Its loader workers may also use the `loader_cpus`, on which it does not compute.
+    Its loader workers, those that the conf asks for, may also use the `loader_cpus`, on which it does not compute.
+    `budget` is the most that threads and loader workers may be together.
     """
 
     local_rank: int
@@ -41,6 +38,7 @@ class Rank:
     threads: int
     loader_workers: int
     gpus: tuple[PciDevice, ...]
+    budget: int
     loader_cpus: CpuSet = CpuSet()
 
 
@@ -75,9 +73,11 @@ def make_ranks(
         cpus = _bind(cores, share, facts, binding)
         gpus = share.gpus[local_rank * per_rank : (local_rank + 1) * per_rank]
         rank_quota = None if quota is None else max(1, quota // count)
-        threads, workers = _divide(service, train, cores, loader_cores, len(gpus), smt, rank_quota, reasons, warnings)
+        threads, workers, budget = _divide(
+            service, train, cores, loader_cores, len(gpus), smt, rank_quota, reasons, warnings
+        )
         loader_cpus = CpuSet.union(core.cpus for core in loader_cores)
-        ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus, loader_cpus))
+        ranks.append(Rank(local_rank, cpus, facts.node_of(cpus), threads, workers, gpus, budget, loader_cpus))
     if train and count > 1:
         crossing = [rank.local_rank for rank in ranks if len(rank.numa_nodes) > 1]
         how = f"crossing NUMA nodes: rank {CpuSet(crossing)}" if crossing else "none crosses a NUMA node"
@@ -191,8 +191,8 @@ def _divide(
     quota: int | None,
     reasons: list[Reason],
     warnings: list[str],
-) -> tuple[int, int]:
-    """Compute threads and loader workers of one rank."""
+) -> tuple[int, int, int]:
+    """Compute threads and loader workers of one rank, and the most that both may be together."""
     cpu_count = sum(len(core.cpus) for core in cores)
     budget, of_what = (cpu_count, "CPUs") if smt or gpus else (len(cores), "cores")
     if quota is not None and quota < budget:
@@ -200,11 +200,10 @@ def _divide(
     # A quota counts the time on every core.
     slots = len(loader_cores) if quota is None else min(len(loader_cores), max(0, quota - budget))
     stated = _stated_threads(service)
-    threads, workers = stated or service.settings.threads, train.loader_workers if train else 0
-    fixed_workers = 0 if workers == "off" else workers
+    threads, asked = stated or service.settings.threads, train.loader_workers if train else None
+    workers = asked if isinstance(asked, int) else 0
     if threads is None:
-        beside = fixed_workers if not slots else max(0, (fixed_workers or 0) - slots)
-        threads = _auto_threads(budget, gpus > 0, beside)
+        threads = _auto_threads(budget, gpus > 0, max(0, workers - slots))
         why = f"{threads} of the rank's {budget} {of_what}"
     elif stated:
         why = "OMP_NUM_THREADS in Environment= says so, and wins over Threads="
@@ -221,28 +220,25 @@ def _divide(
         )
         threads, why = budget, f"asked for more than the rank's {budget} {of_what}"
     reasons.append(Reason("Threads", str(threads), why))
+    budget = max(budget, threads)
     if train is None:
-        return threads, 0
-    left = max(0, budget - threads)
-    on_slots = f", and there are {slots} efficiency cores for them" if slots else ""
-    if fixed_workers is None:
-        # Loading data costs some CPU in every job; one worker to start with where that takes at most a quarter.
-        fixed_workers = left if gpus else 0 if slots else min(1, left)
-        why = f"its threads leave {left} of its {of_what}" if left else f"its threads take all of its {of_what}"
-        fixed_workers, why = fixed_workers + slots, why + on_slots
-        most = gpus * GPU_LOADER_WORKERS
-        if gpus and fixed_workers > most:
-            fixed_workers, why = most, f"{why}; {GPU_LOADER_WORKERS} for each of its accelerators at the most"
-    elif fixed_workers > left + slots:
+        return threads, 0, budget
+    left = budget - threads
+    if asked is None:
+        why = "the calls in the script decide; what it waits for is measured, see torchpar status"
+    elif asked == "off":
+        why = "DataLoader calls are left alone"
+    elif workers > left + slots:
+        on_slots = f", and there are {slots} efficiency cores for them" if slots else ""
         warnings.append(
-            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={fixed_workers}: reduced to "
+            f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={workers}: reduced to "
             f"{left + slots}: its threads take {threads} of {budget} {of_what}{on_slots}"
         )
-        fixed_workers, why = left + slots, "asked for more than the threads leave" + on_slots
+        workers, why = left + slots, "asked for more than the threads leave" + on_slots
     else:
-        why = "DataLoader calls are left alone" if workers == "off" else "as asked for"
-    reasons.append(Reason("LoaderWorkers", "off" if workers == "off" else str(fixed_workers), why))
-    return threads, fixed_workers
+        why = "as asked for"
+    reasons.append(Reason("LoaderWorkers", str(workers) if isinstance(asked, int) else asked or "auto", why))
+    return threads, workers, budget + slots
 
 
 def _stated_threads(service: Service) -> int | None:
@@ -251,10 +247,8 @@ def _stated_threads(service: Service) -> int | None:
     return (int(text) or None) if text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
-def _auto_threads(budget: int, with_gpus: bool, workers: int | None) -> int:
-    """Compute threads when the conf leaves them open, beside `workers` loader workers (None: open too)."""
+def _auto_threads(budget: int, with_gpus: bool, workers: int) -> int:
+    """Compute threads when the conf leaves them open, beside `workers` loader workers."""
     if with_gpus:
         return max(1, min(GPU_RANK_THREADS, budget // 2))
-    if workers is None:
-        workers = 1 if budget >= 4 else 0
     return max(1, budget - workers)

@@ -205,7 +205,8 @@ class ServiceSettings:
         v.parse_auto_boolean,
         "auto",
         "auto, yes, no",
-        "torch.backends.cudnn.benchmark; auto: yes where it has accelerators",
+        "torch.backends.cudnn.benchmark: yes is faster where sizes stay the same, and chooses other algorithms, so "
+        "that results differ in their last digits; auto: torch's own",
     )
     memory_max: str | None = _setting(
         "MemoryMax", v.parse_memory, "", "a size such as 8G, 50% or infinity", "as in systemd.resource-control(5)"
@@ -261,23 +262,22 @@ class TrainSettings(ServiceSettings):
         v.parse_loader_workers,
         "auto",
         "auto, a number, off",
-        "num_workers for DataLoader calls that do not set it, where workers change nothing; off: leave calls alone; "
-        "auto: what the threads leave, and one on each efficiency core that no service computes on; with accelerators "
-        "8 for each at the most",
+        "num_workers for DataLoader calls that do not set it, as if they did; auto: nothing is changed, and torchpar "
+        "status says what would help; off: the same, and PrefetchFactor= and PinMemory= have no effect",
     )
     prefetch_factor: int | None = _setting(
         "PrefetchFactor",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "prefetch_factor, likewise: batches that each worker loads ahead; auto: PyTorch's own, 2",
+        "prefetch_factor, likewise: batches that each worker loads ahead; auto: torch's own, 2",
     )
     pin_memory: bool | None = _setting(
         "PinMemory",
         v.parse_auto_boolean,
         "auto",
         "auto, yes, no",
-        "pin_memory, likewise, where an accelerator is in use; auto: yes",
+        "pin_memory, likewise; auto: torch's own, no",
     )
     nodes: tuple[int, int] = _setting(
         "Nodes",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from torchpar.claims import Reason
-from torchpar.config import Service
+from torchpar.config import Kind, Service
 from torchpar.endpoint import whole_endpoint
 from torchpar.environment import JobSettings, RankSettings, ServeSettings, job_environment
 from torchpar.listening import addresses
@@ -27,6 +27,11 @@ SPIN_COUNT = "50000"
 # SYCL, by which torch.xpu finds Intel's devices, then shows no GPU at all. Taken from its documentation, and not tried
 # on hardware: an empty ZE_AFFINITY_MASK means the same to Level Zero as none, which is every device.
 NO_INTEL_GPU = {"ONEAPI_DEVICE_SELECTOR": "opencl:cpu"}
+
+CUDNN_BENCHMARK = (
+    "torch's own: no. With yes it tries several algorithms for each new shape and keeps the fastest: quicker where "
+    "sizes stay the same, and results differ in their last digits"
+)
 
 _VISIBLE_DEVICES = {"0x10de": "CUDA_VISIBLE_DEVICES", "0x1002": "ROCR_VISIBLE_DEVICES", "0x8086": "ZE_AFFINITY_MASK"}
 
@@ -61,13 +66,12 @@ def make_environment(
             "as asked for" if settings.interop_threads else "more would multiply the compute threads",
         )
     )
-    cudnn = settings.cudnn_benchmark
-    if cudnn is None and share.gpus:
-        cudnn = True
+    if settings.cudnn_benchmark is None and share.gpus:
+        reasons.append(Reason("CudnnBenchmark", "auto", CUDNN_BENCHMARK))
     job = JobSettings(
         service=service.unit,
         interop_threads=interop,
-        cudnn_benchmark=cudnn,
+        cudnn_benchmark=settings.cudnn_benchmark,
         ranks=tuple(
             RankSettings(
                 local_rank=rank.local_rank,
@@ -76,6 +80,7 @@ def make_environment(
                 threads=rank.threads,
                 loader_workers=rank.loader_workers,
                 loader_cpus=str(rank.loader_cpus),
+                budget=rank.budget if service.kind is Kind.TRAIN else 0,
                 gpus=tuple(gpu.name for gpu in rank.gpus),
             )
             for rank in ranks
@@ -92,9 +97,8 @@ def make_environment(
             interface=train.interface,
             elastic=train.elastic,
             checkpoint_grace=train.checkpoint_grace,
-            loader=train.loader_workers != "off",
-            prefetch_factor=train.prefetch_factor,
-            pin_memory=train.pin_memory,
+            prefetch_factor=None if train.loader_workers == "off" else train.prefetch_factor,
+            pin_memory=None if train.loader_workers == "off" else train.pin_memory,
         )
     infer = service.infer()
     if infer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_a_job_with_slow_data_has_workers_and_shows_it(host: Machine) -> None:
     # What the worker would have had without us: what its parent has.
     main = host.sh('sed -n "s/^Cpus_allowed_list:[[:space:]]*//p" /proc/$1/status', str(seen["main"])).stdout
     assert main.strip() in ("0", "1")
-    assert "gets num_workers=1 as planned" in host.journal(unit)
+    assert "gets num_workers=1, as torchpar.conf asks" in host.journal(unit)
 
     host.run("setpriv", "--reuid=games", "--regid=games", "--clear-groups", "python3", "-c", FORGED)
     host.wait_until(lambda: service(host, "fed")["throughput"], "two reports", PATIENCE)
@@ -107,6 +108,25 @@ def test_a_job_with_slow_data_has_workers_and_shows_it(host: Machine) -> None:
     host.run("systemctl", "restart", DAEMON)
     host.wait_until(lambda: service(host, "fed")["throughput"], "reports to the new torchpard", PATIENCE)
     assert host.show(unit, "NRestarts") == "0"
+
+
+def test_a_job_that_waits_for_its_data_is_told_what_would_help(host: Machine) -> None:
+    """Nothing is changed: it loads in its own process until the conf says otherwise."""
+    host.write("/srv/unfed.py", FED.replace("sleep(0.02)", "sleep(0.01)") + "        time.sleep(0.04)\n")
+    apply(host, "[Train unfed]\nScript=/srv/unfed.py\nThreads=1\n")
+    unit, file = TRAIN.format("unfed"), "/var/lib/torchpar/train/unfed/seen.json"
+    host.run("systemctl", "start", unit)
+    advice = re.compile(
+        r"train@unfed waited for data \d+ % of the time; LoaderWorkers=1 would leave about \d+ % \(random transforms"
+        r" then draw from the workers' streams\)"
+    )
+    host.wait_until(lambda: advice.search(host.run("torchpar", "status").stdout), "the advice", PATIENCE)
+    seen = json.loads(host.read(file))
+    assert (seen["workers"], seen["sample"][0]) == (0, seen["main"])
+    host.run("systemctl", "stop", unit)
+    explained = " ".join(host.run("torchpar", "explain", "unfed").stdout.split())
+    assert re.search(r"Measured in the last run waited for data \d+ % of the time; LoaderWorkers=1 would", explained)
+    assert "LoaderWorkers=auto the calls in the script decide" in explained
 
 
 def test_the_allocator_is_in_force_and_saves_the_page_faults(host: Machine) -> None:

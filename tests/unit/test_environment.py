@@ -23,7 +23,14 @@ SETTINGS = JobSettings(
     cudnn_benchmark=None,
     ranks=(
         RankSettings(
-            local_rank=0, cpus="0-3,8", numa_nodes="0", threads=4, loader_workers=1, gpus=(), loader_cpus="9-10"
+            local_rank=0,
+            cpus="0-3,8",
+            numa_nodes="0",
+            threads=4,
+            loader_workers=1,
+            gpus=(),
+            loader_cpus="9-10",
+            budget=7,
         ),
         RankSettings(local_rank=1, cpus="4-7", numa_nodes="1", threads=3, loader_workers=0, gpus=("0000:17:00.0",)),
     ),
@@ -34,7 +41,6 @@ SETTINGS = JobSettings(
     interface="eth0",
     elastic=True,
     checkpoint_grace=600,
-    loader=False,
     prefetch_factor=4,
     pin_memory=True,
 )
@@ -94,7 +100,7 @@ def test_the_text_is_one_compact_line_of_sorted_ascii() -> None:
     settings = JobSettings(service="torchpar-train@größe.service", interop_threads=2, cudnn_benchmark=True, ranks=())
     assert job_environment(settings) == {
         "TORCHPAR_JOB": '{"checkpoint_grace":120,"cudnn_benchmark":true,"elastic":false,"endpoint":null,'
-        '"interface":null,"interop_threads":2,"loader":true,"max_restarts":0,"memory_policy":"default","nodes":"1",'
+        '"interface":null,"interop_threads":2,"max_restarts":0,"memory_policy":"default","nodes":"1",'
         '"pin_memory":null,"prefetch_factor":null,"ranks":[],'
         '"service":"torchpar-train@gr\\u00f6\\u00dfe.service"}'
     }
@@ -115,14 +121,15 @@ def test_names_of_a_newer_unit_are_passed_over() -> None:
 def test_a_unit_of_an_older_version_is_read() -> None:
     """After an upgrade the unit in force does not say what that version did not know: it means what was then done."""
     old = json.loads(job_environment(SETTINGS)[VARIABLE])
-    ranks = [{key: value for key, value in rank.items() if key != "loader_cpus"} for rank in old["ranks"]]
+    new = ("loader_cpus", "budget")
+    ranks = [{key: value for key, value in rank.items() if key not in new} for rank in old["ranks"]]
     kept = {key: old[key] for key in ("service", "interop_threads", "cudnn_benchmark")}
     settings = parse_job_environment({VARIABLE: json.dumps({**kept, "ranks": ranks})})
     assert settings == JobSettings(
         service=SETTINGS.service,
         interop_threads=1,
         cudnn_benchmark=None,
-        ranks=tuple(dataclasses.replace(rank, loader_cpus="") for rank in SETTINGS.ranks),
+        ranks=tuple(dataclasses.replace(rank, loader_cpus="", budget=0) for rank in SETTINGS.ranks),
     )
 
 
@@ -154,10 +161,10 @@ def test_a_rank_is_found_by_its_number() -> None:
         (changed(endpoint=0), "TORCHPAR_JOB.endpoint: 0 is not"),
         (changed(elastic="no"), "TORCHPAR_JOB.elastic: 'no' is not"),
         (changed(checkpoint_grace=-1), "TORCHPAR_JOB.checkpoint_grace: -1 is not"),
-        (changed(loader=1), "TORCHPAR_JOB.loader: 1 is not"),
         (changed(prefetch_factor=0), "TORCHPAR_JOB.prefetch_factor: 0 is not"),
         (changed(pin_memory="yes"), "TORCHPAR_JOB.pin_memory: 'yes' is not"),
         (changed_rank(loader_cpus=None), "TORCHPAR_JOB.ranks[0].loader_cpus: None is not"),
+        (changed_rank(budget=-1), "TORCHPAR_JOB.ranks[0].budget: -1 is not"),
         (changed_rank(gpus=[0]), "TORCHPAR_JOB.ranks[0].gpus: [0] is not"),
     ],
 )

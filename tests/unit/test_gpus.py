@@ -297,7 +297,7 @@ def test_a_gpu_for_the_display_makes_no_gpu_job_of_a_job_on_cpus(
     facts = display(tmp_path, address, vendor, class_code, driver=driver, beside=beside)
     (rank,) = apply("a", facts)[0].services[0].ranks
     assert [gpu.pci for gpu in rank.gpus] == ([address] if auto else [])
-    assert (rank.threads, rank.loader_workers) == ((2, 2) if auto else (2, 0))
+    assert (rank.threads, rank.loader_workers) == (2, 0)
     if named:
         assert apply(f"a GPUs={address}", facts)[0].services[0].ranks[0].gpus
     else:

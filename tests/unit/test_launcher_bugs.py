@@ -68,7 +68,7 @@ def test_a_module_can_be_run() -> None:
 def test_ranks_have_their_threads_under_torchrun() -> None:
     """torchrun sets OMP_NUM_THREADS=1 unless it is set, and run_cpu under it keeps that."""
     plan = plan_of("Ranks=2", make_host(cores_per_complex=8))
-    assert plan.environment["OMP_NUM_THREADS"] == "3" and plan.command[1] == "/usr/lib/torchpar/launch.py"
+    assert plan.environment["OMP_NUM_THREADS"] == "4" and plan.command[1] == "/usr/lib/torchpar/launch.py"
 
 
 def test_an_allocator_is_never_preloaded_without_its_settings() -> None:

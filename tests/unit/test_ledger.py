@@ -75,6 +75,10 @@ def test_rates_are_of_the_time_between_reports() -> None:
         "samples_per_second": 320.0,
         "loader_wait_share": 0.05,
         "bound": "compute",
+        "loading": {
+            "local_rank": 0, "seconds": 4.0, "waited": pytest.approx(0.2), "fetching": 0.0, "fetched": 0,
+            "iterators": 0, "workers": 0, "pageable": False,
+        },  # fmt: skip
         "ranks": 1,
         "silent_seconds": 1.0,
     }

@@ -24,22 +24,22 @@ def loaders(plan: Plan) -> dict[str, tuple[str, list[int]]]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a", {"a": ("8-11", [4])}),
+        ("a", {"a": ("8-11", [0])}),
         ("a LoaderWorkers=2", {"a": ("8-9", [2])}),
         ("a LoaderWorkers=off", {"a": ("", [0])}),
         ("a LoaderWorkers=9", {"a": ("8-11", [7])}),
-        ("a Ranks=2", {"a": ("8-11", [2, 2])}),
-        ("a\nb", {"a": ("8-9", [2]), "b": ("10-11", [2])}),
-        ("a Weight=300\nb", {"a": ("8-10", [3]), "b": ("11", [1])}),
-        ("a\nb Enabled=no", {"a": ("8-11", [4]), "b": ("", [1])}),
-        ("a LoaderWorkers=0\nb CPUs=1", {"a": ("", [0]), "b": ("8-11", [4])}),
-        ("a\nb CPUs=10-11", {"a": ("8", [1]), "b": ("9", [1])}),
-        ("a\nb CPUs=shared", {"a": ("", [1]), "b": ("", [1])}),
-        ("a Threads=1", {"a": ("8-11", [4])}),
+        ("a Ranks=2 LoaderWorkers=2", {"a": ("8-11", [2, 2])}),
+        ("a\nb", {"a": ("8-9", [0]), "b": ("10-11", [0])}),
+        ("a Weight=300\nb", {"a": ("8-10", [0]), "b": ("11", [0])}),
+        ("a\nb Enabled=no", {"a": ("8-11", [0]), "b": ("", [0])}),
+        ("a LoaderWorkers=0\nb CPUs=1", {"a": ("", [0]), "b": ("8-11", [0])}),
+        ("a\nb CPUs=10-11", {"a": ("8", [0]), "b": ("9", [0])}),
+        ("a\nb CPUs=shared", {"a": ("", [0]), "b": ("", [0])}),
+        ("a Threads=1", {"a": ("8-11", [0])}),
     ],
 )
 def test_efficiency_cores_that_no_service_computes_on_load_data(text: str, expected: dict[str, object]) -> None:
-    """Enabled services share them out by weight; a worker for each, and no more than what is asked for."""
+    """Enabled services share them out by weight, for the workers that the conf or the script asks for."""
     assert loaders(apply(text, HYBRID)[0]) == expected
 
 
@@ -50,14 +50,13 @@ def test_compute_threads_stay_on_performance_cores_and_take_all_of_them() -> Non
     assert {reason.key: reason.why for reason in service.reasons if "efficiency" in reason.why} == {
         "AllowedCPUs": "its own, and for loader workers the efficiency cores 8-11, "
         "on which no enabled service computes",
-        "LoaderWorkers": "its threads take all of its cores, and there are 4 efficiency cores for them",
     }
 
 
-@pytest.mark.parametrize(("quota", "threads", "workers"), [(6.0, 4, 2), (4.0, 3, 1), (2.5, 2, 0)])
+@pytest.mark.parametrize(("quota", "threads", "workers"), [(6.0, 4, 2), (4.0, 2, 2), (2.5, 1, 1)])
 def test_a_cpu_quota_counts_efficiency_cores_too(quota: float, threads: int, workers: int) -> None:
     """Its time is spent wherever a process runs."""
-    service = apply("a", dataclasses.replace(HYBRID, cpu_limit=quota))[0].services[0]
+    service = apply("a LoaderWorkers=2", dataclasses.replace(HYBRID, cpu_limit=quota))[0].services[0]
     assert (service.ranks[0].threads, service.ranks[0].loader_workers) == (threads, workers)
 
 
@@ -77,12 +76,12 @@ def test_they_stay_where_they_are_too() -> None:
     """A new service takes what the other gives up, and no more."""
     _, host = apply("b", HYBRID)
     plan, _ = apply("a CPUs=1\nb", host)
-    assert loaders(plan) == {"a": ("10-11", [2]), "b": ("8-9", [2])}
+    assert loaders(plan) == {"a": ("10-11", [0]), "b": ("8-9", [0])}
 
 
 @pytest.mark.parametrize("host", [make_host(), make_host(smt=2)])
 def test_a_host_with_one_kind_of_cores_has_none(host: HostFacts) -> None:
     """And its units carry no trace of it."""
     plan, _ = apply("a", host)
-    assert loaders(plan) == {"a": ("", [1])}
+    assert loaders(plan) == {"a": ("", [0])}
     assert "loader_cpus" not in plan.services[0].environment["TORCHPAR_JOB"]

@@ -43,10 +43,10 @@ def why(plan: ServicePlan, key: str) -> str:
     ("cores", "settings", "threads", "workers"),
     [
         (2, "", 2, 0),
-        (4, "", 3, 1),
+        (4, "", 4, 0),
         (4, "LoaderWorkers=off", 4, 0),
         (4, "LoaderWorkers=2", 2, 2),
-        (4, "Threads=2", 2, 1),
+        (4, "Threads=2", 2, 0),
         (4, "Threads=9", 4, 0),
         (4, "Threads=3 LoaderWorkers=3", 3, 1),
         (1, "LoaderWorkers=2", 1, 0),
@@ -112,15 +112,16 @@ def test_ranks_of_gpus_get_the_cores_near_their_gpu() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "gpus", "workers"),
-    [("", 1, [8]), ("", 2, [16]), ("Ranks=gpu", 2, [8, 8]), ("LoaderWorkers=40", 1, [40]), ("Threads=60", 1, [4])],
+    [("", 1, [0]), ("Ranks=gpu", 2, [0, 0]), ("LoaderWorkers=40", 1, [40]), ("Threads=60\nLoaderWorkers=9", 1, [4])],
 )
-def test_loader_workers_are_eight_for_a_gpu_at_the_most(settings: str, gpus: int, workers: list[int]) -> None:
-    """Each is a process with memory of its own; who needs more asks for them, and gets them."""
+def test_loader_workers_are_those_that_the_conf_asks_for(settings: str, gpus: int, workers: list[int]) -> None:
+    """Also for a rank with an accelerator, whose CPUs are mostly free."""
     plan = plan_of(settings, make_host(cores_per_complex=64, gpu_nodes=(0,) * gpus))
     assert [rank.loader_workers for rank in plan.ranks] == workers
+    assert all(rank.threads + rank.loader_workers <= rank.budget == 64 // len(plan.ranks) for rank in plan.ranks)
     if not settings:
-        (why,) = (reason.why for reason in plan.reasons if reason.key == "LoaderWorkers")
-        assert why.endswith("of its CPUs; 8 for each of its accelerators at the most")
+        assert why(plan, "LoaderWorkers").startswith("the calls in the script decide")
+        assert why(plan, "CudnnBenchmark").startswith("torch's own")
 
 
 def test_ranks_gpu_without_gpus_is_refused() -> None:
@@ -255,18 +256,18 @@ def test_what_the_admin_sets_wins_and_explain_says_so() -> None:
 @pytest.mark.parametrize(
     ("settings", "threads", "workers"),
     [
-        ("Environment=OMP_NUM_THREADS=1", 1, 1),
-        ("Environment=OMP_NUM_THREADS=2,1\nThreads=3", 2, 1),
+        ("Environment=OMP_NUM_THREADS=1\nLoaderWorkers=9", 1, 3),
+        ("Environment=OMP_NUM_THREADS=2,1\nThreads=3", 2, 0),
         ("Environment=OMP_NUM_THREADS=1 OMP_NUM_THREADS=4", 4, 0),
         ("Environment=OMP_NUM_THREADS=9", 9, 0),
-        ("Environment=OMP_NUM_THREADS=", 3, 1),
+        ("Environment=OMP_NUM_THREADS=", 4, 0),
     ],
 )
 def test_threads_of_the_services_own_environment_are_what_is_planned(settings: str, threads: int, workers: int) -> None:
     """torch computes with them, so loader workers, explain and verify must count on them; more than fit are told."""
     plan = plan_of(settings)
     assert (plan.ranks[0].threads, plan.ranks[0].loader_workers) == (threads, workers)
-    assert ("OMP_NUM_THREADS in Environment= says so" in why(plan, "Threads")) == (threads != 3)
+    assert ("OMP_NUM_THREADS in Environment= says so" in why(plan, "Threads")) == (not settings.endswith("="))
     told = [warning for warning in plan.warnings if "OMP_NUM_THREADS" in warning]
     assert told == (
         ["/c:6: [Train a] OMP_NUM_THREADS=9: more than its 4 cores; what Environment= sets is left alone, and the "
@@ -316,7 +317,7 @@ def test_the_plan_as_json_has_what_the_manual_promises() -> None:
     assert train["command"] == ["/usr/bin/python3", "/usr/lib/torchpar/run.py", "--", "/a.py"]
     assert train["ranks"][0] == {
         "local_rank": 0, "cpus": "1-3", "numa_nodes": "0", "threads": 3, "loader_workers": 0, "loader_cpus": "",
-        "gpus": [],
+        "budget": 3, "gpus": [],
     }  # fmt: skip
     assert data["unassigned_cpus"] == "1-3" and data["host"]["left_out"] == {
         "0": "kept for the system ([Host] ReserveCores=)"

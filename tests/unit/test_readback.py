@@ -54,7 +54,7 @@ def test_a_unit_as_planned_has_no_difference() -> None:
         ({"AllowedCPUs": []}, "AllowedCPUs is empty, planned 0-3"),
         ({"CPUAffinity": [0b1111, 0b1]}, "CPUAffinity is 0-3,8, planned 0-3"),
         ({"NUMAPolicy": 2}, "NUMAPolicy is bind, planned preferred"),
-        ({"Environment": []}, "Environment OMP_NUM_THREADS is empty, planned 3"),
+        ({"Environment": []}, "Environment OMP_NUM_THREADS is empty, planned 4"),
         ({"ExecStart": []}, "ExecStart is empty, planned /usr/bin/python3"),
         ({"DropInPaths": []}, "systemd has not loaded its drop-in"),
     ],

@@ -42,9 +42,9 @@ Environment=TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD=1099511627776
 Environment=TCMALLOC_RELEASE_RATE=0
 Environment=TORCHINDUCTOR_COMPILE_THREADS=3
 Environment='TORCHPAR_JOB={"checkpoint_grace":60,"cudnn_benchmark":null,"elastic":false,"endpoint":null,\
-"interface":null,"interop_threads":1,"loader":true,"max_restarts":0,"memory_policy":"bind","nodes":"1",\
+"interface":null,"interop_threads":1,"max_restarts":0,"memory_policy":"bind","nodes":"1",\
 "pin_memory":null,"prefetch_factor":null,\
-"ranks":[{"cpus":"1-3","gpus":[],"loader_workers":0,"local_rank":0,"numa_nodes":"0","threads":3}],\
+"ranks":[{"budget":3,"cpus":"1-3","gpus":[],"loader_workers":0,"local_rank":0,"numa_nodes":"0","threads":3}],\
 "service":"torchpar-train@resnet.service"}'
 ExecStartPre=
 ExecStart=

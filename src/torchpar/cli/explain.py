@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import input_options, load
+from torchpar.cli.inputs import LIVE, input_options, load
 from torchpar.cli.output import echo_json, warn
 from torchpar.cpuset import CpuSet
+from torchpar.daemon.client import ask_daemon
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 
 
@@ -27,18 +28,30 @@ def explain(name: str, root: Path, facts_file: Path | None, conf_file: Path | No
         explained = [service for service in plan_json(plan)["services"] if service["unit"] in units]
         echo_json(explained[0] if len(explained) == 1 else explained)
         return
+    # What was measured is of this host.
+    measured = _measured() if facts_file is None and root == LIVE else {}
     for unit in units:
-        _echo_service(plan, plan.find(unit))
+        _echo_service(plan, plan.find(unit), measured.get(unit))
     warn(warning for unit in units for warning in plan.find(unit).warnings)
 
 
-def _echo_service(plan: Plan, service: ServicePlan) -> None:
+def _measured() -> dict[str, str]:
+    """What torchpard knows of how jobs load their data, in their last run, by unit."""
+    services = (ask_daemon() or {}).get("services", ())
+    return {service["unit"]: service["loading"] for service in services if service.get("loading")}
+
+
+def _echo_service(plan: Plan, service: ServicePlan, measured: str | None) -> None:
     click.echo(click.style(service.unit, bold=True))
     click.echo(f"  declared at {service.service.origins['']}")
     click.echo()
     for reason in service.reasons:
         click.echo(f"  {reason.key}={reason.value}")
         click.echo(textwrap.fill(reason.why, 100, initial_indent="      ", subsequent_indent="      "))
+    if measured:
+        click.echo()
+        click.echo("  Measured in the last run")
+        click.echo(textwrap.fill(measured, 100, initial_indent="      ", subsequent_indent="      "))
     click.echo()
     click.echo("  Environment")
     for name, value in service.environment.items():

@@ -79,7 +79,9 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
 
 
 def _loaders(workers: list[int], plan: ServicePlan) -> str:
-    text = ",".join(map(str, workers))
+    train = plan.service.train()
+    asked = train.loader_workers if train else None
+    text = ",".join(map(str, workers)) if isinstance(asked, int) else asked or "auto"
     return f"{text} on {shorten(str(plan.loader_cpus))}" if plan.loader_cpus else text
 
 

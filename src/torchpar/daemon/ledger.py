@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from torchpar.advice import LOADER_BOUND, Loading
 
 # Reports of one rank: with one every two seconds and a bit, the rates are those of the last half a minute.
 _KEPT = 16
@@ -20,13 +22,13 @@ _MOST_UNITS = 256
 # Seconds between the reports of two ranks that run together, at the most.
 _TOGETHER = 60.0
 
-# Waiting for data in more than a fifth of the time: more or faster loading would pay.
-LOADER_BOUND = 0.2
-
 
 @dataclass(frozen=True)
 class Report:
-    """The totals of one rank at `time`, its own monotonic clock in seconds. `waited` is in seconds too."""
+    """The totals of one rank at `time`, its own monotonic clock in seconds; see Meter in runtime/progress.py.
+
+    `waited` and `fetching` are in seconds too. What has a default here is what an older runtime does not say.
+    """
 
     local_rank: int
     time: float
@@ -34,25 +36,34 @@ class Report:
     samples: int
     batches: int
     waited: float
+    fetching: float = 0.0
+    fetched: int = 0
+    iterators: int = 0
+    workers: int = 0
+    pageable: int = 0
 
 
 def parse_report(data: bytes) -> Report | None:
     """A message of the runtime; None for anything else."""
     try:
-        fields = json.loads(data)
+        message = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(fields, dict) or fields.get("version") != 1:
+    if not isinstance(message, dict) or message.get("version") != 1:
         return None
-    counts: list[Any] = [fields.get(name) for name in ("local_rank", "steps", "samples", "batches")]
-    times: list[Any] = [fields.get(name) for name in ("time", "waited")]
+    values = {field.name: message.get(field.name, field.default) for field in fields(Report)}
+    times: list[Any] = [values.pop(name) for name in _TIMES]
+    counts: list[Any] = list(values.values())
     # bool is an int for Python. What is in range is finite too: infinity is above, and NaN compares as neither. Nothing
     # else may look at a number before that, as json reads integers of any length, which are no floats.
     if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
         return None
     if not all(type(value) in (int, float) and 0 <= value < 2**53 for value in times):
         return None
-    return Report(**{name: fields[name] for name in Report.__dataclass_fields__})
+    return Report(**values, **dict(zip(_TIMES, times, strict=True)))
+
+
+_TIMES = ("time", "waited", "fetching")
 
 
 class _Rank:
@@ -72,8 +83,20 @@ class _Rank:
         return {
             "steps": (last.steps - first.steps) / seconds,
             "samples": (last.samples - first.samples) / seconds,
-            "waited": min(1.0, (last.waited - first.waited) / seconds),
         }
+
+    def loading(self) -> Loading:
+        """How the time went between the oldest report and the latest."""
+        first, last = self.reports[0], self.reports[-1]
+        return Loading(
+            last.time - first.time,
+            last.waited - first.waited,
+            last.fetching - first.fetching,
+            last.fetched - first.fetched,
+            last.iterators - first.iterators,
+            last.workers,
+            bool(last.pageable),
+        )
 
 
 class Ledger:
@@ -115,13 +138,15 @@ class Ledger:
         rates = [rate for rank in ranks if (rate := rank.rates())]
         if not rates:
             return None
-        share = max(rate["waited"] for rate in rates)
+        slowest = max((rank for rank in ranks if rank.rates()), key=lambda rank: rank.loading().share)
+        loading = slowest.loading()
         return {
             "steps": max(rank.reports[-1].steps for rank in ranks),
             "steps_per_second": round(max(rate["steps"] for rate in rates), 3),
             "samples_per_second": round(sum(rate["samples"] for rate in rates), 3),
-            "loader_wait_share": round(share, 3),
-            "bound": "loader" if share > LOADER_BOUND else "compute",
+            "loader_wait_share": round(loading.share, 3),
+            "bound": "loader" if loading.share > LOADER_BOUND else "compute",
+            "loading": {"local_rank": slowest.reports[-1].local_rank, **asdict(loading)},
             "ranks": len(rates),
             "silent_seconds": round(now - latest, 1),
         }
@@ -129,5 +154,5 @@ class Ledger:
 
 def _follows(report: Report, last: Report) -> bool:
     """Whether totals have grown, as they do in one process."""
-    names = ("time", "steps", "samples", "batches", "waited")
+    names = ("time", "steps", "samples", "batches", "waited", "fetching", "fetched", "iterators")
     return all(getattr(report, name) >= getattr(last, name) for name in names)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torchpar.advice import Loading, advise, sentence
 from torchpar.daemon.ledger import Ledger
 from torchpar.errors import ConfigError
 from torchpar.generations import Store
@@ -71,11 +72,15 @@ class Watch:
     def answer(self) -> bytes:
         """The observation and how far the jobs are, as the line that clients get."""
         now = time.monotonic()
-        services = [
-            {**service, "throughput": self._ledger.throughput(service["unit"], now) if service["main_pid"] else None}
-            for service in self.observation["services"]
-        ]
-        return json.dumps({**self.observation, "services": services}).encode() + b"\n"
+        services, notices = [], list(self.observation["notices"])
+        for service in self.observation["services"]:
+            throughput = self._ledger.throughput(service["unit"], now)
+            loading = describe_loading(service, throughput) if throughput else None
+            running = bool(service["main_pid"])
+            services.append({**service, "throughput": throughput if running else None, "loading": loading})
+            if running and throughput and throughput["bound"] == "loader":
+                notices.append(f"{service['kind']}@{service['name']} {loading}")
+        return json.dumps({**self.observation, "services": services, "notices": notices}).encode() + b"\n"
 
     def _take_stamp(self) -> object:
         """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
@@ -85,6 +90,18 @@ class Watch:
             files = ((str(error), None),)
         self.conf_stamp = files
         return files, _stat(str(self._store.directory / "active")), tuple(read_manifest().values()), service_states()
+
+
+def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) -> str | None:
+    """What a job's rank that waits most waits for, and what would help; None where the plan has no such rank."""
+    loading = dict(throughput["loading"])
+    local_rank = loading.pop("local_rank")
+    if local_rank >= len(service["threads"]):
+        return None
+    asked = service["loader_workers"][local_rank]
+    threads = service["threads"][local_rank]
+    measured = Loading(**loading)
+    return sentence(measured, advise(measured, threads, service["budgets"][local_rank]), asked=asked > 0)
 
 
 def _stat(path: str) -> tuple[int, int, int] | None:

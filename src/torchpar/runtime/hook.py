@@ -15,8 +15,9 @@ from typing import Any
 
 from torchpar.environment import JobSettings, RankSettings, parse_job_environment
 from torchpar.errors import JobSettingsError
-from torchpar.runtime import loader, progress
+from torchpar.runtime import loader, progress, workers
 from torchpar.runtime.observed import observe, say, tell
+from torchpar.runtime.stand_in import StandIn
 
 # Seconds. gloo's thread lets go of a tensor a moment after its operation is done, and needs the interpreter for that;
 # where the interpreter is ending just then, the process aborts. Of jobs of two ranks that ended right after their last
@@ -43,9 +44,9 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
         _set_interop_threads(torch, settings.interop_threads)
         if settings.cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
-        # First what counts: where the loader goes on without workers, it counts what then loads.
-        progress.install(torch, settings, rank)
-        loader.install(torch, settings, rank, cpus)
+        progress.install(torch, rank)
+        loader.install(torch, settings, rank)
+        workers.install(torch, rank, cpus)
         if len(settings.ranks) > 1 or settings.nodes != "1":
             atexit.register(time.sleep, LAST_MOMENT)
     tell(observe(torch, local_rank))
@@ -92,12 +93,14 @@ def _set_interop_threads(torch: Any, threads: int) -> None:
         return
 
     def set_num_interop_threads(wanted: int) -> None:
-        """torchpar has set this as planned; see InteropThreads= in torchpar.conf(5)."""
         if wanted != threads:
-            caller = sys._getframe(1)
+            caller = sys._getframe(2)
             say(
                 f"{caller.f_code.co_filename}:{caller.f_lineno} asks for {wanted} interop threads: the plan's"
                 f" {threads} stays; InteropThreads= in torchpar.conf sets it"
             )
 
-    torch.set_num_interop_threads = set_num_interop_threads
+    # In both places, so that it is found again by its name.
+    torch.set_num_interop_threads = torch._C.set_num_interop_threads = StandIn(
+        torch.set_num_interop_threads, set_num_interop_threads
+    )

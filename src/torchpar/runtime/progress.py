@@ -1,4 +1,4 @@
-"""Counts optimizer steps, samples and the time spent waiting for batches, and tells torchpard now and then.
+"""Counts optimizer steps, samples and the time spent waiting for batches; tells torchpard now and then, and at the end.
 
 In the job's process, between two of its steps: so it never waits, and where nobody listens nothing is lost but the
 message. What it sends are totals; a rate is for the one who hears two of them.
@@ -6,17 +6,22 @@ message. What it sends are totals; a rate is for the one who hears two of them.
 
 from __future__ import annotations
 
-import functools
+import atexit
 import importlib
 import json
 import os
 import socket
 import time
+import weakref
 from collections import deque
 from typing import Any
 
-from torchpar.environment import JOB_SOCKET, JobSettings, RankSettings
+from torchpar.advice import LOADER_BOUND, Loading, advise, sentence
+from torchpar.environment import JOB_SOCKET, RankSettings
+from torchpar.runtime import accelerator
+from torchpar.runtime.loader import caller
 from torchpar.runtime.observed import say
+from torchpar.runtime.stand_in import replace_method
 
 VERSION = 1
 
@@ -28,37 +33,59 @@ _SPREAD = 0.5
 _RETRY = 0.2
 # One for each parameter is not unheard of; a script that makes a new one for every step is bounded.
 _MOST_OPTIMIZERS = 10000
+# Seconds: a run that is shorter is no measure of anything.
+LONG_ENOUGH = 10.0
+# Lines about workers that are too many.
+_MOST_LINES = 10
 
 
-def install(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
+def install(torch: Any, rank: RankSettings) -> None:
     """Count what this process does from now on. A torch without the places to count at is left as it is."""
-    meter = Meter(rank.local_rank)
+    meter = Meter(torch, rank)
     try:
         _count_batches(torch, meter)
         _count_steps(torch, meter)
     except AttributeError as error:
         say(f"steps and samples are not counted: this torch has another inside ({error})")
+    atexit.register(meter.end)
+
+
+class Passed:
+    """One iterator of a loader: how many samples each of the batches has that are still to come, in their order."""
+
+    __slots__ = ("in_process", "sampler", "sizes")
+
+    def __init__(self, *, in_process: bool) -> None:
+        """in_process: it loads a map-style dataset without workers."""
+        self.in_process = in_process
+        self.sampler: object = None
+        self.sizes: deque[int] = deque()
 
 
 class Meter:
     """The totals of this process, and when they are sent next.
 
     Samples and batches count where gradients are recorded: an evaluation is no training. `waited` is the time in
-    seconds that any loader let this process wait.
+    seconds that any loader let this process wait; `fetching`, `fetched` and `iterators` are the seconds, batches and
+    passes of map-style datasets that it loaded by itself; `workers` are those of the last loader that had some.
     """
 
-    def __init__(self, local_rank: int) -> None:
-        self.steps = 0
-        self.samples = 0
-        self.batches = 0
-        self.waited = 0.0
-        self._local_rank = local_rank
+    def __init__(self, torch: Any, rank: RankSettings) -> None:
+        """Nothing is counted or sent yet."""
+        self.steps = self.samples = self.batches = 0
+        self.waited = self.fetching = 0.0
+        self.fetched = self.iterators = self.workers = 0
+        self.pinned = True
+        self._torch, self._rank = torch, rank
+        self._began = 0.0
+        self._passed: weakref.WeakKeyDictionary[Any, Passed] = weakref.WeakKeyDictionary()
         self._round: set[int] = set()
         pid = os.getpid()
         # By multiplication with a large prime neighbours are far from each other; no random numbers of the script's.
         self._period = PERIOD + _SPREAD * (pid * 2654435761 % 1000) / 1000
         self._next = time.monotonic() + self._period
         self._socket: socket.socket | None = None
+        self._told: set[int] = set()
         # A forked worker counts for itself, and for nobody.
         self._off = False
         os.register_at_fork(after_in_child=self._stop)
@@ -77,26 +104,89 @@ class Meter:
         if now >= self._next:
             self._send(now)
 
-    def batch(self, samples: int, waited: float, now: float, *, training: bool) -> None:
-        """A loader has given a batch, after so many seconds."""
+    def asked(self, iterator: Any, index: Any) -> None:
+        """A loader's iterator will fetch the batch of this index."""
         if self._off:
             return
+        passed = self._passed.get(iterator) or self._begin(iterator)
+        sampler = iterator._sampler_iter
+        if passed.sampler is not sampler:
+            # A new epoch of the same iterator; what was left of the one before is no longer wanted.
+            passed.sampler = sampler
+            passed.sizes.clear()
+        # One index, without automatic batches, may be one sample or a batch that was made before: unknown.
+        passed.sizes.append(len(index) if isinstance(index, (list, tuple)) else 0)
+
+    def batch(self, iterator: Any, waited: float, now: float, *, training: bool) -> None:
+        """A loader's iterator has given a batch, after so many seconds."""
+        if self._off:
+            return
+        passed = self._passed.get(iterator)
+        size = passed.sizes.popleft() if passed and passed.sizes else 0
         self.waited += waited
+        if passed and passed.in_process:
+            self.fetching += waited
+            self.fetched += 1
         if training:
-            self.samples += samples
+            self.samples += size
             self.batches += 1
         if now >= self._next:
             self._send(now)
 
+    def end(self) -> None:
+        """Send the last totals, and say what the run waited for, at the end of this process."""
+        if self._off or not self._began:
+            return
+        now = time.monotonic()
+        self._send(now)
+        loading = Loading(
+            now - self._began, self.waited, self.fetching, self.fetched, self.iterators, self.workers, self._pageable()
+        )
+        if loading.seconds >= LONG_ENOUGH and (loading.share >= LOADER_BOUND or loading.pageable):
+            rank = self._rank
+            say(sentence(loading, advise(loading, rank.threads, rank.budget), asked=rank.loader_workers > 0))
+
+    def _begin(self, iterator: Any) -> Passed:
+        """A loader begins to load, by this process or with workers."""
+        state, workers = iterator.__dict__, iterator._num_workers
+        self._began = self._began or time.monotonic()
+        # _DatasetKind.Map is 0, in every version.
+        passed = self._passed[iterator] = Passed(in_process=not workers and not state.get("_dataset_kind"))
+        self.pinned = bool(state.get("_pin_memory"))
+        self.iterators += passed.in_process
+        if workers:
+            self.workers = workers
+            self._warn_if_too_many(workers)
+        return passed
+
+    def _warn_if_too_many(self, workers: int) -> None:
+        threads, budget = self._torch.get_num_threads(), self._rank.budget
+        if workers + threads > budget > 0 and workers not in self._told and len(self._told) < _MOST_LINES:
+            self._told.add(workers)
+            say(
+                f"{caller()}: a DataLoader with {workers} workers beside {threads} compute threads is more than the"
+                f" {budget} that this rank's CPUs can run: they take turns; Threads= in torchpar.conf, or the call,"
+                " makes room"
+            )
+
+    def _pageable(self) -> bool:
+        """Whether batches are copied to an accelerator from memory that is not pinned."""
+        return self.batches > 0 and not self.pinned and accelerator.in_use(self._torch)
+
     def _send(self, now: float) -> None:
         message = {
             "version": VERSION,
-            "local_rank": self._local_rank,
+            "local_rank": self._rank.local_rank,
             "time": now,
             "steps": self.steps,
             "samples": self.samples,
             "batches": self.batches,
             "waited": self.waited,
+            "fetching": self.fetching,
+            "fetched": self.fetched,
+            "iterators": self.iterators,
+            "workers": self.workers,
+            "pageable": int(self._pageable()),
         }
         self._next = now + self._period
         try:
@@ -133,28 +223,33 @@ def _count_steps(torch: Any, meter: Meter) -> None:
 
 def _wrap_steps(optimizer_class: Any, stepped: Any) -> None:
     """The same for a torch without hooks: each class of optimizers has its step wrapped when the first one is made."""
-    initialize = optimizer_class.__init__
+    counting: set[type] = set()
 
-    @functools.wraps(initialize)
-    def __init__(optimizer: Any, *arguments: Any, **named: Any) -> None:
-        initialize(optimizer, *arguments, **named)
-        kind = type(optimizer)
-        step = kind.step
-        if "_torchpar_counted" in step.__dict__:
+    def count(kind: type) -> None:
+        if kind in counting:
             return
+        counting.add(kind)
 
-        @functools.wraps(step)
-        def counted(self: Any, *arguments: Any, **named: Any) -> Any:
-            result = step(self, *arguments, **named)
-            # Not where a class's own step calls that of the class it is made from: once is enough.
-            if type(self).step is counted:
-                stepped(self)
-            return result
+        def make(step: Any) -> Any:
+            def counted(self: Any, *arguments: Any, **named: Any) -> Any:
+                result = step(self, *arguments, **named)
+                # Not where a class's own step calls that of the class it is made from: once is enough.
+                if type(self) is kind:
+                    stepped(self)
+                return result
 
-        counted._torchpar_counted = True  # type: ignore[attr-defined]
-        kind.step = counted
+            return counted
 
-    optimizer_class.__init__ = __init__
+        replace_method(kind, "step", make)
+
+    def make(initialize: Any) -> Any:
+        def __init__(self: Any, *arguments: Any, **named: Any) -> None:
+            initialize(self, *arguments, **named)
+            count(type(self))
+
+        return __init__
+
+    replace_method(optimizer_class, "__init__", make)
 
 
 def _count_batches(torch: Any, meter: Meter) -> None:
@@ -164,29 +259,25 @@ def _count_batches(torch: Any, meter: Meter) -> None:
     """
     from torch.utils.data import dataloader
 
-    iterator_class = dataloader._BaseDataLoaderIter
-    next_index, next_batch = iterator_class._next_index, iterator_class.__next__
     clock, recording = time.monotonic, torch.is_grad_enabled
 
-    @functools.wraps(next_index)
-    def _next_index(iterator: Any) -> Any:
-        index = next_index(iterator)
-        state = iterator.__dict__
-        sampler = state["_sampler_iter"]
-        if state.get("_torchpar_sampler") is not sampler:
-            # A new epoch of the same iterator; what was left of the one before is no longer wanted.
-            state["_torchpar_sampler"], state["_torchpar_sizes"] = sampler, deque()
-        # One index, without automatic batches, may be one sample or a batch that was made before: unknown.
-        state["_torchpar_sizes"].append(len(index) if isinstance(index, (list, tuple)) else 0)
-        return index
+    def make_next_index(next_index: Any) -> Any:
+        def _next_index(self: Any) -> Any:
+            index = next_index(self)
+            meter.asked(self, index)
+            return index
 
-    @functools.wraps(next_batch)
-    def __next__(iterator: Any) -> Any:
-        begin = clock()
-        batch = next_batch(iterator)
-        now = clock()
-        sizes = iterator.__dict__.get("_torchpar_sizes")
-        meter.batch(sizes.popleft() if sizes else 0, now - begin, now, training=recording())
-        return batch
+        return _next_index
 
-    iterator_class._next_index, iterator_class.__next__ = _next_index, __next__
+    def make_next(next_batch: Any) -> Any:
+        def __next__(self: Any) -> Any:
+            begin = clock()
+            batch = next_batch(self)
+            now = clock()
+            meter.batch(self, now - begin, now, training=recording())
+            return batch
+
+        return __next__
+
+    replace_method(dataloader._BaseDataLoaderIter, "_next_index", make_next_index)
+    replace_method(dataloader._BaseDataLoaderIter, "__next__", make_next)

@@ -11,17 +11,20 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
+from torchpar.environment import RankSettings
+from torchpar.runtime.binding import parse_cpulist
 from torchpar.runtime.observed import cpulist, say
+from torchpar.runtime.stand_in import StandIn, replace_method
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # OpenBLAS as Debian, numpy's wheels (64_), and conda have it.
 _SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
 
 
-class WorkerLoop:
+class WorkerLoop(StandIn):
     """torch's function that a worker runs, with `begin` called once torch has set up the worker.
 
     Found again by its class when pickled: in a spawned process torch has its own function in that place.
@@ -30,31 +33,55 @@ class WorkerLoop:
     def __init__(self, cpus: frozenset[int]) -> None:
         from torch.utils.data._utils import worker
 
+        super().__init__(worker._worker_loop, self._begin)
         self._cpus = cpus
-        self._run = worker._worker_loop
-        self._position = list(inspect.signature(self._run).parameters).index("init_fn")
+        self._position = list(inspect.signature(worker._worker_loop).parameters).index("init_fn")
 
     def __reduce__(self) -> tuple[type[WorkerLoop], tuple[frozenset[int]]]:
         return WorkerLoop, (self._cpus,)
 
-    def __call__(self, *arguments: Any) -> None:
+    def _begin(self, *arguments: Any) -> None:
         """Run the worker. The script's own worker_init_fn comes after `begin`, and has the last word."""
         changed = list(arguments)
         changed[self._position] = _then(self._cpus, changed[self._position])
-        self._run(*changed)
+        self._original(*changed)
 
 
-def install(cpus: frozenset[int]) -> None:
-    """Let all workers that this process starts begin so, and the thread that pins their batches be on these CPUs."""
-    from torch.utils.data._utils import pin_memory, worker
+def install(torch: Any, rank: RankSettings, allowed: Set[int]) -> None:
+    """Let all workers that this process starts begin so, and the thread that pins their batches be on these CPUs.
 
-    loop, pin = WorkerLoop(cpus), pin_memory._pin_memory_loop
+    `allowed` are the CPUs of the process before torch was imported.
+    """
+    cpus, widen = worker_cpus(rank, allowed), set_cpus
 
-    def pin_memory_loop(*arguments: Any) -> None:
-        set_cpus(cpus)
-        pin(*arguments)
+    def make(pin: Any) -> Any:
+        def _pin_memory_loop(*arguments: Any) -> None:
+            widen(cpus)
+            pin(*arguments)
 
-    worker._worker_loop, pin_memory._pin_memory_loop = loop, pin_memory_loop
+        return _pin_memory_loop
+
+    try:
+        from torch.utils.data._utils import pin_memory, worker
+
+        loop = WorkerLoop(cpus)
+        replace_method(pin_memory, "_pin_memory_loop", make)
+        worker._worker_loop = loop
+    except (AttributeError, ImportError, ValueError) as error:
+        say(f"loader workers begin as torch has it: this torch has another inside ({error})")
+
+
+def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
+    """The CPUs of a rank's loader workers: those planned for it, and for them, as far as it has not been narrowed.
+
+    Whoever has narrowed the process, by `systemctl edit` or in the script, means its workers too. A process with CPUs
+    for its workers alone has narrowed itself to its own, as planned.
+    """
+    own, loaders = frozenset(parse_cpulist(rank.cpus)), frozenset(parse_cpulist(rank.loader_cpus))
+    if own <= allowed:
+        return own | loaders
+    # None in common: somebody has moved it elsewhere altogether.
+    return own & allowed or frozenset(allowed)
 
 
 def begin(cpus: frozenset[int]) -> None:

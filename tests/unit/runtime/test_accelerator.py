@@ -35,29 +35,18 @@ def test_cudnn_searches_as_planned(place: Place, planned: bool | None, before: b
     assert printed(train(place, script, settings=replace(JOB, cudnn_benchmark=planned))) is after
 
 
-def test_a_dataset_on_an_accelerator_is_read_in_the_process(place: Place) -> None:
-    """A forked process cannot use the accelerator's memory; a tensor in the host's is fine."""
-    if has_torch():
-        pytest.skip("only the fake torch has such a tensor without an accelerator")
-    script = SCRIPT + (
-        "seen = []\n"
-        "for device in ('cpu', 'meta', 'cuda'):\n"
-        "    data = Numbers(); data.part = {'x': torch.Tensor(device)}\n"
-        "    loader = DataLoader(data, batch_size=2)\n"
-        "    seen.append([list(loader), loader.num_workers])\n"
-        "print(json.dumps(seen))\n"
-    )
-    outcome = train(place, script)
-    assert printed(outcome) == [[[[0, 1], [2, 3]], workers] for workers in (1, 1, 0)]
-    assert told(outcome)[-1].endswith("a worker could not share dataset.part['x'], a tensor on cuda")
-
-
-def test_a_script_that_uses_an_accelerator_keeps_its_workers(place: Place) -> None:
-    """Forking is fine as long as the workers leave the accelerator alone: most scripts fork after model.cuda()."""
+@pytest.mark.parametrize(("asked", "said"), [(None, True), (True, False)])
+def test_batches_that_are_not_pinned_are_told_at_the_end(place: Place, asked: bool | None, said: bool) -> None:
+    """Where the script has used an accelerator; what torch has is not changed unless the conf asks."""
     script = SCRIPT + (
         "torch.cuda.is_initialized = lambda: True\n"
         "import warnings; warnings.simplefilter('ignore')\n"
+        "from torchpar.runtime import progress; progress.LONG_ENOUGH = 0\n"
         "loader = DataLoader(Numbers(), batch_size=2)\n"
-        "print(json.dumps([len(list(loader)), loader.num_workers, loader.pin_memory]))\n"
+        "print(json.dumps([len(list(loader)), loader.pin_memory]))\n"
     )
-    assert printed(train(place, script, gpus=("0000:17:00.0",))) == [2, 1, True]
+    outcome = train(place, script, settings=replace(JOB, pin_memory=asked), gpus=("0000:17:00.0",))
+    assert printed(outcome) == [2, bool(asked)]
+    pinned = "its batches are not pinned: PinMemory=yes lets them be copied while the accelerator computes"
+    if not has_torch() or asked is None:  # a real torch pins nothing where there is no accelerator
+        assert any(pinned in line for line in told(outcome)) is said

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.runtime.jobs import Place
-from tests.unit.runtime.training import has_torch, printed, told, train
+from tests.unit.runtime.training import RANK, has_torch, printed, told, train
 from torchpar.daemon.ledger import parse_report
 from torchpar.environment import JOB_SOCKET
 from torchpar.runtime import progress
@@ -79,20 +80,6 @@ def test_optimizers_that_take_turns_make_one_step(place: Place) -> None:
 
 
 @pytest.mark.subprocess
-def test_a_loader_that_goes_on_without_workers_is_counted(place: Place) -> None:
-    """What the failed workers were asked for does not count twice."""
-    script = BEGIN + (
-        "import os\n"
-        "main = os.getpid()\n"
-        "class Picky(Numbers):\n"
-        "    def __getitem__(self, i): return i if os.getpid() == main else {}[0]\n"
-        "for batch in DataLoader(Picky(), 4): pass\n"
-        "print(json.dumps(counts()))\n"
-    )
-    assert printed(train(place, script)) == [0, 10, 3]
-
-
-@pytest.mark.subprocess
 def test_a_forked_process_counts_for_nobody(place: Place) -> None:
     """A pool of the script's own would report other totals under the same rank."""
     script = BEGIN + (
@@ -115,9 +102,40 @@ def test_a_torch_that_is_made_otherwise_is_left_as_it_is(place: Place) -> None:
     assert [line.partition(":")[0] for line in told(outcome)] == [
         "steps and samples are not counted",
         "loader workers begin as torch has it",
-        "DataLoader calls are left alone",
     ]
     assert "torchpar: torch other.0+fake, 2 threads" in outcome.err
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    ("loader", "says"),
+    [
+        (
+            "DataLoader(Slow(), 1)",
+            "waited for data 83 % of the time; LoaderWorkers=5 would leave about 46 % (random transforms then draw from"
+            " the workers' streams)",
+        ),
+        (
+            "DataLoader(Stream(), 1)",
+            "waited for data 83 % of the time, in an IterableDataset: only num_workers= in its own call can help",
+        ),
+        ("DataLoader(Numbers(), 1)", None),
+    ],
+)
+def test_a_run_says_at_its_end_what_it_waited_for(place: Place, loader: str, says: str | None) -> None:
+    """And what would help; nothing of a run that did not wait."""
+    script = "import time\nclock = [1.0]\ntime.monotonic = lambda: clock[0]\n" + BEGIN + (
+        "from torch.utils.data import IterableDataset\n"
+        "progress.LONG_ENOUGH = 0\n"
+        "class Slow(Numbers):\n"
+        "    def __getitem__(self, i): clock[0] += 0.1; return i\n"
+        "class Stream(IterableDataset):\n"
+        "    def __iter__(self):\n"
+        "        for i in range(5): clock[0] += 0.1; yield i\n"
+        f"for batch in {loader}: clock[0] += 0.02\n"
+        "print(1)\n"
+    )
+    assert told(train(place, script, budget=8)) == [says] * (says is not None)
 
 
 @pytest.fixture
@@ -135,6 +153,18 @@ def listening(path: str) -> socket.socket:
     return listener
 
 
+def meter_of(local_rank: int) -> progress.Meter:
+    """The meter of a rank, without a torch."""
+    return progress.Meter(torch=None, rank=replace(RANK, local_rank=local_rank))
+
+
+class Iterator:
+    """One of a loader without workers."""
+
+    def __init__(self) -> None:
+        self._sampler_iter, self._num_workers, self._dataset_kind, self._pin_memory = None, 0, 0, True
+
+
 def due(meter: progress.Meter) -> None:
     """Let the meter's next message be due."""
     meter._next = 0.0
@@ -143,21 +173,24 @@ def due(meter: progress.Meter) -> None:
 def test_what_is_sent_is_what_torchpard_reads(door: str) -> None:
     """Totals, under the rank's number."""
     listener = listening(door)
-    meter = progress.Meter(3)
-    meter.batch(64, 0.25, time.monotonic(), training=True)
+    meter = meter_of(3)
+    iterator = Iterator()
+    meter.asked(iterator, list(range(64)))
+    meter.batch(iterator, 0.25, time.monotonic(), training=True)
     with pytest.raises(BlockingIOError):
         listener.recv(4096)
     due(meter)
     meter.step(meter)
     report = parse_report(listener.recv(4096))
     assert report and (report.local_rank, report.steps, report.samples, report.batches) == (3, 1, 64, 1)
-    assert report.waited == 0.25 and abs(report.time - time.monotonic()) < 60
+    assert (report.waited, report.fetching, report.fetched, report.iterators) == (0.25, 0.25, 1, 1)
+    assert abs(report.time - time.monotonic()) < 60
     assert JOB_SOCKET == "/run/torchpar/job.sock"
 
 
 def test_nobody_needs_to_listen(door: str) -> None:
     """Before torchpard starts, while it is away, and after it has come back."""
-    meter = progress.Meter(0)
+    meter = meter_of(0)
     due(meter)
     meter.step(meter)
     assert meter._next > time.monotonic()
@@ -178,7 +211,7 @@ def test_nobody_needs_to_listen(door: str) -> None:
 def test_a_full_queue_does_not_hold_the_job_up(door: str) -> None:
     """The message is left, and tried again soon."""
     listener = listening(door)
-    meter = progress.Meter(0)
+    meter = meter_of(0)
     for _ in range(2000):
         due(meter)
         meter.step(meter)
@@ -191,7 +224,7 @@ def test_many_ranks_send_at_different_times(door: str, monkeypatch: pytest.Monke
     periods = []
     for pid in range(4000, 4064):
         monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
-        periods.append(progress.Meter(0)._period)
+        periods.append(meter_of(0)._period)
     fullest = max(sum(start <= period < start + 0.05 for period in periods) for start in periods)
     assert fullest <= 10
     assert all(progress.PERIOD <= period <= progress.PERIOD + 0.5 for period in periods)

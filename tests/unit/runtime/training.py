@@ -17,7 +17,7 @@ from torchpar.environment import JobSettings, RankSettings, job_environment
 FAKE_TORCH = Path(__file__).parent / "fake_torch"
 
 RANK = RankSettings(
-    local_rank=0, cpus="0-3", numa_nodes="0", threads=2, loader_workers=1, gpus=(), loader_cpus=""
+    local_rank=0, cpus="0-3", numa_nodes="0", threads=2, loader_workers=0, gpus=(), loader_cpus="", budget=4
 )
 JOB = JobSettings(service="torchpar-train@demo.service", interop_threads=1, cudnn_benchmark=None, ranks=(RANK,))
 

@@ -66,6 +66,7 @@ class Generator:
 default_generator = Generator()
 manual_seed = default_generator.manual_seed
 cuda = types.SimpleNamespace(is_initialized=lambda: False)
+_C = types.SimpleNamespace(set_num_interop_threads=set_num_interop_threads)
 backends = types.SimpleNamespace(cudnn=types.SimpleNamespace(benchmark="FAKE_CUDNN" in os.environ))
 
 from torch import optim, utils  # noqa: E402, F401

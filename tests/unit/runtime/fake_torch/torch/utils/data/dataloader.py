@@ -44,7 +44,8 @@ class _BaseDataLoaderIter:
     def __init__(self, loader):
         self._sampler_iter = iter(loader.batch_sampler or loader.sampler)
         self._base_seed = (loader.generator or default_generator).draw()
-        self._num_yielded = 0
+        self._num_workers, self._pin_memory = loader.num_workers, loader.pin_memory
+        self._dataset_kind = int(isinstance(loader.dataset, IterableDataset))
 
     def __iter__(self):
         return self
@@ -53,9 +54,7 @@ class _BaseDataLoaderIter:
         return next(self._sampler_iter)
 
     def __next__(self):
-        data = self._next_data()
-        self._num_yielded += 1
-        return data
+        return self._next_data()
 
 
 class _SingleProcessDataLoaderIter(_BaseDataLoaderIter):
