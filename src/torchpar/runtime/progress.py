@@ -7,13 +7,13 @@ message. What it sends are totals; a rate is for the one who hears two of them.
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import json
 import os
 import socket
 import time
 import weakref
-from collections import deque
 from typing import Any
 
 from torchpar.advice import LOADER_BOUND, Loading, advise, sentence
@@ -53,13 +53,14 @@ def install(torch: Any, rank: RankSettings) -> None:
 class Passed:
     """One iterator of a loader: how many samples each of the batches has that are still to come, in their order."""
 
-    __slots__ = ("in_process", "sampler", "sizes")
+    __slots__ = ("alive", "in_process", "sampler", "sizes")
 
-    def __init__(self, *, in_process: bool) -> None:
-        """in_process: it loads a map-style dataset without workers."""
+    def __init__(self, alive: weakref.ref[Any], *, in_process: bool) -> None:
+        """in_process: it loads a map-style dataset without workers. `alive` forgets this when the iterator goes."""
+        self.alive = alive
         self.in_process = in_process
         self.sampler: object = None
-        self.sizes: deque[int] = deque()
+        self.sizes: list[int] = []
 
 
 class Meter:
@@ -78,7 +79,8 @@ class Meter:
         self.pinned = True
         self._torch, self._rank = torch, rank
         self._began = 0.0
-        self._passed: weakref.WeakKeyDictionary[Any, Passed] = weakref.WeakKeyDictionary()
+        # By id(), as a class made from torch's may compare as it likes.
+        self._passed: dict[int, Passed] = {}
         self._round: set[int] = set()
         pid = os.getpid()
         # By multiplication with a large prime neighbours are far from each other; no random numbers of the script's.
@@ -108,7 +110,7 @@ class Meter:
         """A loader's iterator will fetch the batch of this index."""
         if self._off:
             return
-        passed = self._passed.get(iterator) or self._begin(iterator)
+        passed = self._passed.get(id(iterator)) or self._begin(iterator)
         sampler = iterator._sampler_iter
         if passed.sampler is not sampler:
             # A new epoch of the same iterator; what was left of the one before is no longer wanted.
@@ -121,8 +123,8 @@ class Meter:
         """A loader's iterator has given a batch, after so many seconds."""
         if self._off:
             return
-        passed = self._passed.get(iterator)
-        size = passed.sizes.popleft() if passed and passed.sizes else 0
+        passed = self._passed.get(id(iterator))
+        size = passed.sizes.pop(0) if passed and passed.sizes else 0
         self.waited += waited
         if passed and passed.in_process:
             self.fetching += waited
@@ -151,7 +153,8 @@ class Meter:
         state, workers = iterator.__dict__, iterator._num_workers
         self._began = self._began or time.monotonic()
         # _DatasetKind.Map is 0, in every version.
-        passed = self._passed[iterator] = Passed(in_process=not workers and not state.get("_dataset_kind"))
+        alive = weakref.ref(iterator, functools.partial(self._passed.pop, id(iterator)))
+        passed = self._passed[id(iterator)] = Passed(alive, in_process=not workers and not state.get("_dataset_kind"))
         self.pinned = bool(state.get("_pin_memory"))
         self.iterators += passed.in_process
         if workers:
