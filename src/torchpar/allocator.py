@@ -4,6 +4,10 @@ The order and the settings are measured. tcmalloc takes about 0.9 of jemalloc's 
 allocates much (a loader in the training process), and has a few per cent of glibc's page faults: once in a while it
 gives a large free span back, which the next step faults in again. jemalloc 5.3 needs `muzzy_decay_ms:-1`: with the
 values that are copied everywhere it gives every freed block of 8 MiB and more back at once.
+
+Of several files that have the name of one library the dynamic loader takes the first for the whole process. Debian's
+tcmalloc and jemalloc are linked to Debian's libstdc++, so preloaded they bring it before an interpreter's own, which is
+newer with conda: what needs that one cannot be loaded ("version `GLIBCXX_3.4.32' not found").
 """
 
 from __future__ import annotations
@@ -66,13 +70,34 @@ def _choose(
     if choice is AllocatorChoice.GLIBC:
         return "glibc", dict(GLIBC_THRESHOLDS), Reason("Allocator", "glibc", "as asked for, with larger thresholds"), ()
     machine = facts.interpreters.get(settings.python) or facts.interpreters.get("/usr/bin/python3")
+    own, *beside = facts.interpreter_libraries.get(settings.python) or (None,)
     order = _wanted(choice, settings.allocator_conf)
-    for wanted in order:
-        for library in facts.libraries:
-            if library.name == wanted and machine in (None, library.elf_machine):
-                why = "the first that is installed" if choice is AllocatorChoice.AUTO else "as asked for"
-                reason = Reason("Allocator", wanted, f"{why}: {library.path}")
-                return wanted, _environment(library, service), reason, ()
+    installed = [
+        library
+        for wanted in order
+        for library in (*beside, *facts.libraries)
+        if library.name == wanted and machine in (None, library.elf_machine)
+    ]
+    fitting = [library for library in installed if not own or library in beside or not library.needs_libstdcxx]
+    if choice is AllocatorChoice.AUTO and own and installed and not fitting:
+        why = (
+            f"{settings.python} has a libstdc++ of its own, {own.path}, and {installed[0].path} would bring Debian's"
+            f" before it; glibc with larger thresholds instead, or an allocator in {own.path.rpartition('/')[0]}"
+        )
+        return "glibc", dict(GLIBC_THRESHOLDS), Reason("Allocator", "glibc", why), ()
+    if installed:
+        library = (fitting or installed)[0]
+        why = "the first that is installed" if choice is AllocatorChoice.AUTO else "as asked for"
+        why += f" and fits {own.path}" if own and fitting else ""
+        reason = Reason("Allocator", library.name, f"{why}: {library.path}")
+        warnings: tuple[str, ...] = ()
+        if own and not fitting:
+            warnings = (
+                f"{service.origin('Allocator')}: {service.section} Allocator={choice.value}: {library.path} brings"
+                f" Debian's libstdc++ before {own.path}, and what needs the newer one cannot be loaded; see"
+                " Allocator=auto",
+            )
+        return library.name, _environment(library, service), reason, warnings
     what = "tcmalloc nor jemalloc" if choice is AllocatorChoice.AUTO else choice.value
     foreign = [library.path for library in facts.libraries if library.name in order]
     for_whom = f" for the architecture of {settings.python}, only {', '.join(foreign)}" if foreign else ""

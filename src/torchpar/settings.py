@@ -184,7 +184,8 @@ class ServiceSettings:
         v.one_of(v.AllocatorChoice),
         "auto",
         "auto, tcmalloc, jemalloc, glibc, none",
-        "which malloc is preloaded; auto: tcmalloc, jemalloc or glibc, the first that is installed",
+        "which malloc is preloaded; auto: tcmalloc, jemalloc or glibc, the first that is installed. An interpreter "
+        "with a libstdc++ of its own, as conda's, gets none that brings Debian's: one of its own lib, or glibc",
     )
     allocator_conf: str | None = _setting(
         "AllocatorConf",

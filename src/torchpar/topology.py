@@ -92,11 +92,16 @@ class PciDevice:
 
 @dataclass(frozen=True)
 class Library:
-    """A shared library that is installed: its absolute path and the ELF machine number (62 is x86-64)."""
+    """A shared library that is installed: its absolute path and the ELF machine number (62 is x86-64).
 
-    name: str  # "jemalloc", "tcmalloc"
+    `needs_libstdcxx` is true where it is linked to libstdc++, as Debian's allocators are: preloaded, it decides which
+    libstdc++ the whole process has.
+    """
+
+    name: str  # "jemalloc", "tcmalloc", "libstdc++"
     path: str
     elf_machine: int
+    needs_libstdcxx: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ class HostFacts:
     libraries: tuple[Library, ...] = ()
     # ELF machine of each interpreter named in the conf; None where the file is missing or no ELF program.
     interpreters: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    # The libstdc++ of its own that an interpreter brings, as conda's does, and the allocators beside it.
+    interpreter_libraries: Mapping[str, tuple[Library, ...]] = dataclasses.field(default_factory=dict)
     # What each unit has in the generation in force: placement moves as few of them as possible.
     in_force: Mapping[str, Held] = dataclasses.field(default_factory=dict)
     # What the kernel shows that makes no sense or contradicts itself, and what was done instead.

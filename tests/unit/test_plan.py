@@ -200,6 +200,58 @@ def test_without_an_allocator_glibc_gets_larger_thresholds_and_it_is_said() -> N
     assert "no jemalloc is installed" in plan.warnings[0] and "apt install libjemalloc2" in plan.warnings[0]
 
 
+CONDA = "/opt/conda/envs/x/bin/python"
+OWN = Library("libstdc++", "/opt/conda/envs/x/lib/libstdc++.so.6", 62)
+
+
+def conda_host(*beside: Library, **changes: object) -> HostFacts:
+    """A host with an interpreter that has a libstdc++ of its own, and these allocators beside it."""
+    return make_host(
+        **{"interpreters": {CONDA: 62}, "interpreter_libraries": {CONDA: (OWN, *beside)}, **changes}  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("kind", ["Train", "Infer"])
+def test_an_interpreter_with_its_own_libstdcxx_gets_no_allocator_that_brings_debians(kind: str) -> None:
+    """The first libstdc++ of a process is that of all its libraries."""
+    plan = plan_of(f"Python={CONDA}", conda_host(), kind=kind)
+    assert plan.allocator == "glibc" and "LD_PRELOAD" not in plan.environment
+    assert plan.environment["MALLOC_TOP_PAD_"] == "67108864" and not plan.warnings
+    assert why(plan, "Allocator").startswith(f"{CONDA} has a libstdc++ of its own, {OWN.path}, and {TCMALLOC.path}")
+    # Whose interpreter is another is not concerned.
+    assert plan_of("", conda_host(), kind=kind).allocator == "tcmalloc"
+    # A plan that is made elsewhere is the same; facts of an older version know nothing of it.
+    exported = facts_json(conda_host())
+    assert plan_of(f"Python={CONDA}", parse_facts(json.loads(json.dumps(exported))), kind=kind).reasons == plan.reasons
+    del exported["interpreter_libraries"]
+    for library in exported["libraries"]:
+        del library["needs_libstdcxx"]
+    assert plan_of(f"Python={CONDA}", parse_facts(exported), kind=kind).allocator == "tcmalloc"
+
+
+def test_an_allocator_beside_the_interpreter_or_without_cxx_fits_it() -> None:
+    """An environment may bring one; not every build of one is linked to libstdc++."""
+    own = Library("jemalloc", "/opt/conda/envs/x/lib/libjemalloc.so.2", 62)
+    plan = plan_of(f"Python={CONDA}", conda_host(own))
+    assert (plan.allocator, plan.environment["LD_PRELOAD"]) == ("jemalloc", own.path) and not plan.warnings
+    foreign = dataclasses.replace(own, elf_machine=183)
+    assert plan_of(f"Python={CONDA}", conda_host(foreign)).allocator == "glibc"
+    plain = dataclasses.replace(JEMALLOC, needs_libstdcxx=False)
+    plan = plan_of(f"Python={CONDA}", conda_host(libraries=(TCMALLOC, plain)))
+    assert plan.environment["LD_PRELOAD"] == plain.path
+    assert why(plan, "Allocator") == f"the first that is installed and fits {OWN.path}: {plain.path}"
+
+
+def test_an_allocator_that_is_asked_for_is_preloaded_with_a_warning_where_it_does_not_fit() -> None:
+    """What the conf names, holds."""
+    plan = plan_of(f"Python={CONDA}\nAllocator=jemalloc", conda_host())
+    assert plan.environment["LD_PRELOAD"] == JEMALLOC.path
+    assert plan.warnings == (
+        f"/c:7: [Train a] Allocator=jemalloc: {JEMALLOC.path} brings Debian's libstdc++ before {OWN.path}, and what"
+        " needs the newer one cannot be loaded; see Allocator=auto",
+    )
+
+
 @pytest.mark.parametrize(
     ("preload", "allocator"),
     [("/opt/libjemalloc.so", "jemalloc"), ("/usr/lib/libx.so:/opt/libtcmalloc.so.4", "tcmalloc"), ("/x.so", "glibc")],

@@ -16,10 +16,11 @@ from torchpar.cpuset import CpuSet
 from torchpar.errors import FactsError, PlacementError
 from torchpar.host.cgroup import read_limits
 from torchpar.host.facts import read_facts
+from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts, topology_json
+from torchpar.topology import HostFacts, Library, topology_json
 
 CPU = "sys/devices/system/cpu"
 
@@ -133,6 +134,38 @@ def test_an_absolute_link_stays_below_the_root(tmp_path: Path) -> None:
     (tmp_path / CPU / "online").unlink()
     (tmp_path / CPU / "online").symlink_to("/elsewhere")
     assert read_facts(tmp_path).online_cpus == CpuSet([0, 1])
+
+
+ELF = b"\x7fELF\x02\x01" + bytes(12) + b"\x3e\x00"
+
+
+def test_what_an_interpreter_brings_is_found_by_way_of_all_links(tmp_path: Path) -> None:
+    """A virtual environment leads to the interpreter that it was made of; Debian's own brings nothing."""
+    conda = "data/conda/envs/x"
+    write(
+        tmp_path,
+        {f"{conda}/{name}": ELF for name in ("bin/python3.12", "lib/libstdc++.so.6.0.33", "lib/libtcmalloc.so.4")}
+        | {f"{conda}/lib/libjemalloc.so.2": ELF + b"\0libstdc++.so.6\0", "usr/bin/python3.11": ELF}
+        | {"usr/lib/libstdc++.so.6": ELF, "plain/bin/python": ELF, "plain/lib/libjemalloc.so.2": ELF},
+    )
+    for path, target in {
+        "opt": "/data",
+        f"{conda}/lib/libstdc++.so.6": "libstdc++.so.6.0.33",
+        f"{conda}/bin/python": "python3.12",
+        "venv/bin/python3": "/opt/conda/envs/x/../x/bin/python",
+        "usr/bin/python3": "python3.11",
+        "circle": "circle",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).symlink_to(target)
+    paths = ("/venv/bin/python3", "/usr/bin/python3", "/plain/bin/python", "/nowhere/python", "/circle/python", "/x")
+    assert read_interpreter_libraries(tmp_path, paths) == {
+        "/venv/bin/python3": (
+            Library("libstdc++", f"/{conda}/lib/libstdc++.so.6", 62),
+            Library("tcmalloc", f"/{conda}/lib/libtcmalloc.so.4", 62, needs_libstdcxx=False),
+            Library("jemalloc", f"/{conda}/lib/libjemalloc.so.2", 62),
+        )
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torchpar.config import Config, parse_config
 from torchpar.errors import FactsError
 from torchpar.host.conf import find_conf_files, read_conf_files
 from torchpar.host.facts import read_facts
-from torchpar.host.libraries import read_interpreters
+from torchpar.host.libraries import read_interpreter_libraries, read_interpreters
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, parse_facts
 
@@ -63,7 +63,11 @@ def load(
     config = parse_config(files, facts, strict=strict)
     if facts_file is not None:
         return Inputs(config, facts, files, ())
-    facts = dataclasses.replace(facts, interpreters=read_interpreters(root, config.interpreters()))
+    facts = dataclasses.replace(
+        facts,
+        interpreters=read_interpreters(root, config.interpreters()),
+        interpreter_libraries=read_interpreter_libraries(root, config.interpreters()),
+    )
     return Inputs(config, facts, files, tuple(_missing_scripts(config, root)))
 
 

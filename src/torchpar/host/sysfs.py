@@ -18,6 +18,8 @@ _LIMIT = 2**20  # no file that is read here is longer, also not the mounts of a 
 
 _PIECE = 2**16
 
+_LINKS = 40  # the kernel's own limit, path_resolution(7)
+
 
 class Tree:
     """The files below one root directory. Paths are relative to it."""
@@ -102,6 +104,34 @@ class Tree:
             return os.readlink(self.path(path)).rstrip("/").rpartition("/")[2]
         except OSError:
             return None
+
+    def real_path(self, path: str) -> str:
+        """The path of a file when all links on the way to it are followed, absolute ones below the root.
+
+        What is not there stands in it as it was asked for; so does a link that leads in a circle.
+        """
+        done: list[str] = []
+        todo = path.split("/")[::-1]
+        links = 0
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                done = done[:-1]
+                continue
+            try:
+                target = os.readlink(self.path("/".join((*done, name)))) if links < _LINKS else ""
+            except OSError:
+                target = ""
+            if not target:
+                done.append(name)
+                continue
+            links += 1
+            todo += target.split("/")[::-1]
+            if target.startswith("/"):
+                done = []
+        return "/".join(done)
 
     def exists(self, path: str) -> bool:
         """Whether there is something, behind links too."""
