@@ -217,6 +217,7 @@ install: man
 		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/version.py'
 	$(call put,644,$(addprefix src/torchpar/,runtime/run.py runtime/launch.py serve/serve.py),/usr/lib/torchpar)
 	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
+	install -D -m 755 systemd/torchpar-stopped '$(DESTDIR)/usr/lib/torchpar/stopped'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
 	$(call put,755,src/scripts/torchpar,/usr/bin)
 	$(call put,755,src/scripts/torchpard,/usr/sbin)

@@ -14,16 +14,11 @@ from __future__ import annotations
 
 from torchpar.claims import Reason
 from torchpar.config import Kind, Service
+from torchpar.preload import GLIBC_THRESHOLDS, VARIABLE
 from torchpar.topology import HostFacts, Library
 from torchpar.values import AllocatorChoice
 
 JEMALLOC_CONF = "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1"
-# mallopt(3): keep blocks below 1 GiB on the heap and do not trim it; no page faults in a steady state.
-GLIBC_THRESHOLDS = {
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "2147483648",
-    "MALLOC_TOP_PAD_": "67108864",
-}
 # tcmalloc reports blocks above 1 GiB on stderr, which are ordinary here.
 TCMALLOC_REPORT_BYTES = str(2**40)
 
@@ -115,6 +110,8 @@ def _wanted(choice: AllocatorChoice, conf: str | None) -> tuple[str, ...]:
 
 def _environment(library: Library, service: Service) -> dict[str, str]:
     environment = {"LD_PRELOAD": library.path}
+    if service.kind is Kind.TRAIN:
+        environment[VARIABLE] = library.path
     if library.name == "jemalloc":
         return environment | {"MALLOC_CONF": service.settings.allocator_conf or JEMALLOC_CONF}
     environment["TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD"] = TCMALLOC_REPORT_BYTES

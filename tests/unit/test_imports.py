@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 # Each layer may import those above it and, within it, its own; runtime and serve stand apart.
 LAYERS = (
     ("errors", "advice", "cpuset", "version", "notify", "mempolicy"),
-    ("values", "syntax", "topology", "settings", "endpoint", "config", "environment"),
+    ("values", "syntax", "topology", "settings", "endpoint", "config", "environment", "preload"),
     (
         "cores",
         "claims",
@@ -36,7 +36,9 @@ LAYERS = (
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")
-ALLOWED_INSIDE_A_JOB = {"advice", "environment", "errors", "mempolicy", "notify", "runtime", "serve", "version"}
+ALLOWED_INSIDE_A_JOB = {
+    "advice", "environment", "errors", "mempolicy", "notify", "preload", "runtime", "serve", "version",
+}  # fmt: skip
 PURE = {name for layer in LAYERS[:4] for name in layer} - {"version", "notify", "mempolicy"}
 
 # The standard library's doors to the machine.

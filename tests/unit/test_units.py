@@ -46,6 +46,7 @@ Environment='TORCHPAR_JOB={"checkpoint_grace":60,"cudnn_benchmark":null,"elastic
 "pin_memory":null,"prefetch_factor":null,\
 "ranks":[{"budget":3,"cpus":"1-3","gpus":[],"loader_workers":0,"local_rank":0,"numa_nodes":"0","threads":3}],\
 "service":"torchpar-train@resnet.service"}'
+Environment=TORCHPAR_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4
 ExecStartPre=
 ExecStart=
 ExecStart=:/srv/venv/bin/python3 /usr/lib/torchpar/run.py -- /srv/100%%/train.py --epochs 90 "$HOME and %%h"

@@ -16,6 +16,11 @@ if __name__ == "__main__":
     if folder not in sys.path:
         sys.path.append(folder)
 
+    from torchpar.runtime.fallback import start_without
+
+    # Its ranks inherit what it has.
+    start_without()
+
     from torchpar.runtime.launcher import main
 
     sys.exit(main(os.path.join(folder, "run.py")))

@@ -14,16 +14,20 @@ def refusal(what: str, why: str, keys: str) -> str:
     >>> refusal("/srv/x.py", "no such file", "Script=")
     '/srv/x.py: no such file; set Script= in [Train demo] of torchpar.conf, then: torchpar apply'
     """
-    return f"{what}: {why}; set {keys} in {_section()} of torchpar.conf, then: torchpar apply"
+    where = section() or "the service's section"
+    return f"{what}: {why}; set {keys} in {where} of torchpar.conf, then: torchpar apply"
 
 
-def _section() -> str:
-    """The section of the conf that declares this process's service: [Train demo] for torchpar-train@demo.service."""
+def section() -> str:
+    """The section of the conf that declares this process's service: [Train demo] for torchpar-train@demo.service.
+
+    "" for a job that no section declares.
+    """
     try:
         settings = parse_job_environment(os.environ)
     except JobSettingsError:
         settings = None
     template, _, instance = (settings.service if settings else "").partition("@")
     if not instance:
-        return "the service's section"
+        return ""
     return f"[{template.partition('-')[2].capitalize()} {instance.rpartition('.')[0]}]"

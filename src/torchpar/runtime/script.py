@@ -23,6 +23,10 @@ def main() -> None:
         sys.stderr.write(USAGE)
         sys.exit(EXIT_USAGE)
     launcher, option, what = sys.argv[:3]
+    if os.path.exists(os.environ.get("CACHE_DIRECTORY", "").partition(":")[0] + "/torchpar-preload"):
+        from torchpar.runtime.fallback import start_without
+
+        start_without()
     try:
         run, parameters = prepare(option, what, sys.argv[3:])
         run(*parameters)
@@ -34,7 +38,8 @@ def main() -> None:
                 refuse(what, str(error.code)[len(f"{sys.executable}: ") :], "Module=")
             refuse(os.path.abspath(what), "a directory or zip file without __main__.py", "Script=")
         raise
-    except BaseException:
+    except BaseException as error:
+        keep_cause(error)
         sys.excepthook = without_frames_of((launcher, __file__), sys.excepthook)
         raise
 
@@ -116,6 +121,18 @@ def refuse(what: str, why: str, keys: str) -> "NoReturn":
 
     sys.stderr.write(f"torchpar: {refusal(what, why, keys)}\n")
     sys.exit(EXIT_CONFIG)
+
+
+def keep_cause(error: BaseException) -> None:
+    """Let it be known where the malloc that torchpar preloads may have ended the script."""
+    if "TORCHPAR_PRELOAD" not in os.environ:
+        return
+    try:
+        from torchpar.runtime import fallback
+
+        fallback.keep_cause(error)
+    except Exception as failure:  # whatever it is, the script's own error is what counts
+        os.write(2, f"torchpar: why the script ended is not kept: {failure!r}\n".encode(errors="backslashreplace"))
 
 
 def without_frames_of(
