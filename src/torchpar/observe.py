@@ -113,9 +113,9 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str,
         return {**row, "placed": None, "items": [], "notices": []}
     items = verify_unit(plan, properties)
     verdict = summary(items)
-    notices = []
-    if verdict is Verdict.DRIFT:
-        what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT)
+    notices = [f"{unit} {item.notice}" for item in items if item.notice]
+    what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
+    if what:
         if properties["ActiveEnterTimestamp"] / 1e6 < in_force_since:
             notices.append(f"{unit} runs with what was in force when it started ({what}): systemctl restart {unit}")
         else:
@@ -131,7 +131,8 @@ def verify_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> tuple
 
 def item_json(item: Item) -> dict[str, str]:
     """An item as JSON data."""
-    return {"what": item.what, "verdict": item.verdict.value, "expected": item.expected, "actual": item.actual}
+    known = {"what": item.what, "verdict": item.verdict.value, "expected": item.expected, "actual": item.actual}
+    return {**known, "notice": item.notice} if item.notice else known
 
 
 def _state(properties: Mapping[str, Any]) -> str:

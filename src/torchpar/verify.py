@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchpar import preload
 from torchpar.cpuset import CpuSet
 
 # The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.
@@ -65,12 +66,13 @@ class RunningUnit:
 
 @dataclass(frozen=True)
 class Item:
-    """One compared value, as texts for people."""
+    """One compared value, as texts for people. `notice` is a sentence for drift that a restart does not mend."""
 
     what: str
     verdict: Verdict
     expected: str
     actual: str
+    notice: str = ""
 
 
 def verify(plan: Mapping[str, Any], running: RunningUnit) -> tuple[Item, ...]:
@@ -177,7 +179,19 @@ def _allocator(plan: Mapping[str, Any], running: RunningUnit) -> Item:
         return _unread("allocator", expected)
     found = dict.fromkeys(str(process.allocator) for process in looked_at)
     same = list(found) == [expected]
-    return Item("allocator", Verdict.OK if same else Verdict.DRIFT, expected, ", ".join(found))
+    why = _without_preload(running)
+    notice = why and (
+        f"runs with glibc's malloc, since its last start with {expected} preloaded failed ({why}); Allocator=glibc in"
+        f" [Train {plan['name']}] makes that permanent, see HOW A PRELOAD IS LEFT OUT in torchpar-runtime(7)"
+    )
+    return Item("allocator", Verdict.OK if same else Verdict.DRIFT, expected, ", ".join(found), "" if same else notice)
+
+
+def _without_preload(running: RunningUnit) -> str:
+    """Why the job runs without the malloc that torchpar preloads; "" where it does not."""
+    main = _main(running)
+    why = (main.environment or {}).get(preload.WITHOUT, "") if main else ""
+    return "".join(letter for letter in why[:200] if letter.isprintable())
 
 
 def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
@@ -189,10 +203,11 @@ def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     if not main.environment:
         # A process that names itself anew (setproctitle) takes the room for it; systemd starts none without variables.
         return Item("environment", Verdict.UNKNOWN, expected, "the process has overwritten what /proc shows of it")
+    without = {"LD_PRELOAD"} if _without_preload(running) else set()
     wrong = [
         f"{name}={main.environment.get(name, '(not set)'):.60} instead of {value:.60}"
         for name, value in planned.items()
-        if main.environment.get(name) != value
+        if main.environment.get(name) != value and name not in without
     ]
     return Item("environment", Verdict.DRIFT if wrong else Verdict.OK, expected, "; ".join(wrong) or "as planned")
 

@@ -119,6 +119,23 @@ def test_another_value_than_planned_is_drift(process: dict[str, Any], item: str)
     assert set(found.values()) == {Verdict.OK}
 
 
+def test_a_job_without_the_preload_that_killed_it_drifts_in_one_item_which_says_why() -> None:
+    """Its environment is as planned but for that; what the process wrote there is not trusted."""
+    planned = {**PLAN["environment"], "LD_PRELOAD": "/l.so", "TORCHPAR_PRELOAD": "/l.so"}
+    plan = {**PLAN, "name": "a", "environment": planned}
+    environment = {**PLAN["environment"], "TORCHPAR_PRELOAD": "/l.so"}
+    notices = {"\x1b[1mSIGABRT after 2 s": "runs with glibc's malloc, since its last start with jemalloc", "": ""}
+    for why, notice in notices.items():
+        told = {**environment, "TORCHPAR_WITHOUT_PRELOAD": why} if why else environment
+        process = dataclasses.replace(PROCESS, allocator="glibc", environment=told)
+        items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
+        assert (items["allocator"].verdict, items["allocator"].actual) == (Verdict.DRIFT, "glibc")
+        assert items["allocator"].notice.startswith(notice) and bool(items["allocator"].notice) == bool(why)
+        assert items["environment"].verdict is (Verdict.OK if why else Verdict.DRIFT)
+        if why:
+            assert "([1mSIGABRT after 2 s); Allocator=glibc in [Train a]" in items["allocator"].notice
+
+
 @pytest.mark.parametrize(
     ("process", "item"),
     [

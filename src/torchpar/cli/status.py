@@ -56,9 +56,15 @@ def _row(service: dict[str, Any]) -> tuple[str, ...]:
         shorten(service["cpus"]),
         ",".join(map(str, service["threads"])),
         f"{policy['policy']} {policy['nodes']}".strip(),
-        service["allocator"],
+        _allocator(service),
         *speed(service.get("throughput")),
     )
+
+
+def _allocator(service: dict[str, Any]) -> str:
+    """The malloc that a service runs with, where that is known not to be the planned one."""
+    found = [item["actual"] for item in service["items"] if item["what"] == "allocator" and item["verdict"] == "drift"]
+    return str(found[0] if found else service["allocator"])
 
 
 def speed(throughput: dict[str, Any] | None) -> tuple[str, str]:

@@ -77,7 +77,10 @@ def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ..
     click.echo(f"{click.style(unit, bold=True)} (process {main_pid}): {_styled(verdict)}")
     for item in items:
         click.echo(f"  {_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}{item.what:<14} {_text(item)}")
-    if verdict is Verdict.DRIFT:
+    for item in items:
+        if item.notice:
+            click.echo(f"  ! it {item.notice}")
+    if any(item.verdict is Verdict.DRIFT and not item.notice for item in items):
         click.echo(f"  to place it as planned: systemctl restart {unit}")
 
 
