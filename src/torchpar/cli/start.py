@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
@@ -13,6 +14,10 @@ from torchpar.cli.output import warn
 from torchpar.host import direct, systemd
 from torchpar.host.transient import private_file, run_transient
 from torchpar.plan import ServicePlan
+from torchpar.preload import preloaded
+
+# What a malloc that does not fit ends a process with. A launcher of several ranks exits with 128 and the number, too.
+FATAL = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 
 def as_unit() -> bool:
@@ -43,6 +48,11 @@ def start(
         status, note = run_transient(unit, argv, runs)
     if note:
         click.echo(f"torchpar: {note}", err=True)
+    library = preloaded(plan.environment)
+    if library and status - 128 in FATAL:
+        click.echo(
+            f"torchpar: {library} was preloaded, which may be why; to run without it: --set Allocator=glibc", err=True
+        )
     return status
 
 
