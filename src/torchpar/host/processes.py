@@ -26,6 +26,8 @@ T = TypeVar("T")
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 _RANKS = Path("/run/torchpar-jobs")
 _LAUNCHERS = "/usr/lib/torchpar/"
+# Of a file below /proc or /sys: more than a process's mappings are, of which the kernel allows 65530 (max_map_count).
+_LIMIT = 2**23
 _ALLOCATORS = re.compile(r"/lib(jemalloc|tcmalloc)[^/]*\.so")
 
 
@@ -174,4 +176,4 @@ def _text(path: str) -> str | None:
 
 def _read(path: str) -> str:
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+        return file.read(_LIMIT)
