@@ -17,6 +17,7 @@ from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
+from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
 
@@ -143,11 +144,11 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
         environment=environment,
         slot_mates=mates,
         reasons=(*share.reasons, *rank_reasons, memory_reason, allocator_reason, *variable_reasons),
-        warnings=(*share.warnings, *rank_warnings, *allocator_warnings, *_warn(service, share, facts)),
+        warnings=(*share.warnings, *rank_warnings, *allocator_warnings, *_warn(service, share, ranks, facts)),
     )
 
 
-def _warn(service: Service, share: Share, facts: HostFacts) -> list[str]:
+def _warn(service: Service, share: Share, ranks: tuple[Rank, ...], facts: HostFacts) -> list[str]:
     warnings = []
     train = service.train()
     python = service.settings.python
@@ -158,7 +159,26 @@ def _warn(service: Service, share: Share, facts: HostFacts) -> list[str]:
             f"{service.section}: one process on NUMA nodes {facts.node_of(share.cpus)}; if the script uses "
             "torch.distributed, Ranks=numa keeps each process near its memory"
         )
+    own = train and train.ranks == 1 and train.threads is None and ranks[0].threads > 1 and _own_ranks(train)
+    if train and own:
+        warnings.append(
+            f"{service.origin('Module')}: {service.section} Module={train.module} starts ranks of its own, each with"
+            f" all {ranks[0].threads} threads: with Ranks={own} in place of it each has its own CPUs, or set Threads="
+        )
     return warnings
+
+
+def _own_ranks(train: TrainSettings) -> str:
+    """How many ranks a job starts that is itself a launcher of PyTorch's ("4", "gpu"); "" where it is none, or one."""
+    if train.module not in ("torch.distributed.run", "torch.distributed.launch"):
+        return ""
+    words = iter(train.arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == "--nproc-per-node":
+            count = value if equals else next(words, "1")
+            return "" if count == "1" else count
+    return ""
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
