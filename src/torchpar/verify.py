@@ -5,6 +5,7 @@ It knows the kernel's words for affinity and memory policy, and reads nothing it
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ _POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleav
 
 # A quota that stops the processes in more of its periods than this slows the job down.
 THROTTLED_SHARE = 0.05
+
+# CPU time of the busiest thread from which on the others' are compared with it.
+SETTLED_SECONDS = 5.0
 
 
 class Verdict(enum.Enum):
@@ -35,7 +39,8 @@ class Process:
     """One process of a unit; None for what could not be read.
 
     `threads` are the allowed CPUs by thread, `policies` counts the mappings by the kernel's policy word, `pages` by
-    node. `environment` is empty where the process has overwritten it.
+    node. `environment` is empty where the process has overwritten it. `cpu_seconds` are the CPU time by thread of a
+    process that has loaded torch; empty for any other.
     """
 
     pid: int
@@ -44,6 +49,7 @@ class Process:
     pages: Mapping[int, int] | None
     allocator: str | None
     environment: Mapping[str, str] | None
+    cpu_seconds: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -213,16 +219,41 @@ def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
 
 
 def _threads(plan: Mapping[str, Any], running: RunningUnit) -> Item:
-    """What torch itself says, once the script has imported it."""
+    """What torch itself says, once the script has imported it, and whether other processes compute too."""
     planned = {rank["local_rank"]: rank["threads"] for rank in plan["ranks"]}
     expected = ", ".join(str(threads) for threads in planned.values())
     pids = {process.pid for process in running.processes}
+    if plan["kind"] == "train" and len(planned) == 1 and (item := _own_ranks(plan, running, expected)):
+        return item
     told = {rank.get("local_rank"): rank.get("threads") for rank in running.ranks if rank.get("pid") in pids}
     if not told:
         return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
     actual = ", ".join(str(told.get(rank, "?")) for rank in planned)
     same = all(planned.get(rank) == threads for rank, threads in told.items())
     return Item("threads", Verdict.OK if same else Verdict.DRIFT, expected, f"torch computes with {actual}")
+
+
+def _own_ranks(plan: Mapping[str, Any], running: RunningUnit, expected: str) -> Item | None:
+    """Processes of a job of one rank that multiply its threads beyond its CPUs: ranks that its script starts, mostly.
+
+    Ranks do the same work, each with several threads that are nearly as busy as the busiest of all. Loader workers and
+    most helpers compute with one thread; a process that waits for its ranks, and the threads of gloo, are less busy.
+    """
+    busiest = max((max(process.cpu_seconds.values(), default=0.0) for process in running.processes), default=0.0)
+    if busiest < SETTLED_SECONDS:
+        return None
+    busy = [sum(2 * seconds >= busiest for seconds in process.cpu_seconds.values()) for process in running.processes]
+    threads = [count for count in busy if count > 1]
+    cpus = len(CpuSet.parse(plan["cpus"]))
+    if len(threads) < 2 or sum(threads) <= cpus:
+        return None
+    actual = f"{len(threads)} processes compute with {sum(threads)} threads on {cpus} CPUs"
+    notice = (
+        f"has {len(threads)} processes that compute with {sum(threads)} threads on {cpus} CPUs:"
+        f" Threads={max(1, cpus // len(threads))} divides the CPUs among them; so does Ranks={len(threads)} where they"
+        " are ranks, which its script then need not start"
+    )
+    return Item("threads", Verdict.DRIFT, expected, actual, notice)
 
 
 def _throttling(running: RunningUnit) -> Item:

@@ -155,6 +155,34 @@ def test_the_allocator_is_in_force_and_saves_the_page_faults(host: Machine) -> N
     host.wait_until(lambda: verified(host, "waits")["allocator"] == in_force, "the allocator is there", PATIENCE)
 
 
+# One process starts two, each with all the threads of the service.
+SPAWNS = """\
+import torch, torch.multiprocessing
+def train(rank):
+    weights = torch.rand(700, 700)
+    while True:
+        weights = torch.tanh(weights @ weights)
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(train, nprocs=2)
+"""
+
+
+def test_a_script_that_starts_its_own_ranks_is_told_of_their_threads(host: Machine) -> None:
+    """In the status and in the journal of torchpard; the plan says it before the start where it can."""
+    host.write("/srv/spawns.py", SPAWNS)
+    apply(host, "[Train spawns]\nScript=/srv/spawns.py\nRestart=no\n")
+    unit = TRAIN.format("spawns")
+    host.run("systemctl", "start", unit)
+    said = "2 processes compute with 4 threads on 2 CPUs"
+    host.wait_until(lambda: verified(host, "spawns")["threads"] == ("drift", said), "they compute", PATIENCE)
+    notice = f"{unit} has 2 processes that compute with 4 threads on 2 CPUs: Threads=1 divides"
+    host.wait_until(lambda: notice in host.run("torchpar", "status").stdout, "the notice", PATIENCE)
+    assert notice in host.journal(DAEMON)
+
+    host.write("/etc/torchpar.conf", "[Train runs]\nModule=torch.distributed.run\nArguments=--nproc-per-node=2 /x.py\n")
+    assert "Module=torch.distributed.run starts ranks of its own" in host.run("torchpar", "plan").stderr
+
+
 def verified(machine: Machine, name: str) -> dict[str, tuple[str, str]]:
     """The verdict of `torchpar verify` on each item of a service, and what is."""
     # The exit status is of all items; some cannot be told in a container.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torchpar.verify import Process, RunningUnit, Verdict, summary, verify
 
 PLAN: dict[str, Any] = {
     "unit": "torchpar-train@a.service",
+    "kind": "train",
     "cpus": "0-1",
     "memory_policy": {"policy": "preferred", "nodes": "0", "allowed_nodes": "0-1"},
     "allocator": "jemalloc",
@@ -99,6 +101,70 @@ def test_a_rank_has_the_nodes_of_the_policy_that_are_near_its_cpus(policy: str, 
     process = dataclasses.replace(PROCESS, policies={found: 9})
     items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
     assert items["memory policy"].verdict is verdict
+
+
+BUSY = {1: 60.0, 2: 55.0, 3: 4.0}  # two that compute, and one of gloo
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"),
+    [
+        (({1: 9.0}, BUSY, BUSY), 2),  # the first waits for both
+        ((BUSY, BUSY), 2),  # the first is one of them
+        (({}, {1: 9.0}, BUSY, BUSY, BUSY), 3),
+        ((BUSY, {1: 60.0}, {1: 60.0}, {1: 60.0}), 0),  # loader workers
+        (({1: 9.0}, {1: 60.0, 2: 20.0}, {1: 60.0, 2: 20.0}), 0),  # ranks with one thread, and those of gloo
+        ((BUSY, {1: 8.0, 2: 8.0}), 0),  # a helper
+        ((BUSY, {}), 0),  # one that has not loaded torch
+        (({1: 4.0, 2: 4.0}, {1: 4.0, 2: 4.0}), 0),  # they have just begun
+        ((), 0),
+    ],
+)
+def test_ranks_that_a_script_starts_are_told_when_their_threads_are_more_than_the_cpus(
+    seconds: tuple[dict[int, float], ...], count: int
+) -> None:
+    """By what has computed, not by what could."""
+    processes = tuple(dataclasses.replace(PROCESS, pid=10 + n, cpu_seconds=s) for n, s in enumerate(seconds))
+    running = dataclasses.replace(RUNNING, processes=processes or (PROCESS,))
+    item = next(item for item in verify(PLAN, running) if item.what == "threads")
+    assert item.verdict is (Verdict.DRIFT if count else Verdict.OK)
+    assert item.notice == (
+        f"has {count} processes that compute with {2 * count} threads on 2 CPUs: Threads=1 divides the CPUs among them;"
+        f" so does Ranks={count} where they are ranks, which its script then need not start"
+        if count
+        else ""
+    )
+    # Room for all, ranks of the plan, and processes of a server.
+    ranks = [{**PLAN["ranks"][0], "local_rank": n} for n in (0, 1)]
+    for other in ({"cpus": "0-15"}, {"ranks": ranks}, {"kind": "infer"}):
+        found = verify({**PLAN, **other}, running)
+        assert not any(item.notice for item in found)
+
+
+@pytest.mark.subprocess
+def test_the_cpu_time_of_a_process_with_torch_is_read_by_thread(tmp_path: Path) -> None:
+    """It is known by the library that it has mapped."""
+    library = tmp_path / "libtorch_cpu.so"
+    library.write_bytes(bytes(4096))
+    code = """
+import mmap, sys, threading, time
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+while time.process_time() < 0.1:
+    pass
+print(flush=True)
+threading.Event().wait()
+"""
+    for arguments in ((), (str(library),)):
+        command = [sys.executable, "-c", code, *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout and process.stdout.readline()
+            (found,) = read_running_unit("torchpar-train@a.service", process.pid, "").processes
+            process.kill()
+        assert len(found.cpu_seconds) == (2 if arguments else 0)
+        assert not arguments or found.cpu_seconds[found.pid] >= 0.05
 
 
 @pytest.mark.parametrize(

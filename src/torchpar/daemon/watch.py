@@ -19,6 +19,8 @@ from torchpar.observe import observe
 
 POLL_SECONDS = 5.0
 VERIFY_SECONDS = 60.0
+# After something has changed: a job that has just started has by then imported torch and begun to compute.
+SETTLING_SECONDS = 20.0
 
 
 class Watch:
@@ -39,10 +41,11 @@ class Watch:
     def poll(self) -> bool:
         """Look again if anything changed, or if the last look is old; returns whether it looked."""
         stamp = self._take_stamp()
-        if stamp == self._stamp and time.monotonic() < self._next_verify:
+        changed = stamp != self._stamp
+        if not changed and time.monotonic() < self._next_verify:
             return False
         self._stamp = stamp
-        self._next_verify = time.monotonic() + VERIFY_SECONDS
+        self._next_verify = time.monotonic() + (SETTLING_SECONDS if changed else VERIFY_SECONDS)
         before = set(self.observation.get("notices", ()))
         self.observation = observe(self._store)
         self._ledger.keep(service["unit"] for service in self.observation["services"])

@@ -104,7 +104,19 @@ def _read_process(pid: int) -> Process | None:
         pages=None if numa is None else _pages(numa),
         allocator=None if maps is None else _allocator(maps),
         environment=None if environment is None else _variables(environment),
+        cpu_seconds=_read_cpu_seconds(pid) if maps is not None and "/libtorch" in maps else {},
     )
+
+
+def _read_cpu_seconds(pid: int) -> dict[int, float]:
+    """The CPU time of each thread, utime and stime of proc(5)."""
+    seconds = {}
+    with contextlib.suppress(OSError):
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            # The name before it may hold anything.
+            fields = _read(f"/proc/{pid}/task/{tid}/stat").rpartition(")")[2].split()
+            seconds[int(tid)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def _read_threads(pid: int) -> dict[int, CpuSet]:
