@@ -219,6 +219,8 @@ install: man
 	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
 	install -D -m 755 systemd/torchpar-stopped '$(DESTDIR)/usr/lib/torchpar/stopped'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
+	mkdir -p '$(DESTDIR)/usr/lib/torchpar/python'
+	ln -sfn ../../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/python/torchpar'
 	$(call put,755,src/scripts/torchpar,/usr/bin)
 	$(call put,755,src/scripts/torchpard,/usr/sbin)
 	$(call put,644,$(UNITS),$(UNITDIR))

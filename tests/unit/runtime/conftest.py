@@ -14,11 +14,13 @@ PACKAGE = Path(__file__).resolve().parents[3] / "src" / "torchpar"
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """run.py as it is installed: in a folder of its own, with launch.py and the link to the package beside it."""
+    """run.py as it is installed: in a folder of its own, with launch.py and the links to the package beside it."""
     folder = tmp_path_factory.mktemp("launcher")
     for name in ("run.py", "launch.py"):
         shutil.copy(PACKAGE / "runtime" / name, folder)
-    (folder / "torchpar").symlink_to(PACKAGE)
+    (folder / "python").mkdir()
+    for link in ("torchpar", "python/torchpar"):
+        (folder / link).symlink_to(PACKAGE)
     return folder / "run.py"
 
 

@@ -162,7 +162,7 @@ def test_the_launchers_folder_is_the_last_to_be_searched(place: Place) -> None:
         """,
     )
     outcome = place.launched("x.py")
-    assert outcome == Outcome(0, 2 * f"('the user', None, {place.launcher.parent.name!r})\n", "")
+    assert outcome == Outcome(0, 2 * "('the user', None, 'python')\n", "")
 
 
 def test_the_script_has_no_name_of_the_launcher(place: Place) -> None:
@@ -170,4 +170,27 @@ def test_the_script_has_no_name_of_the_launcher(place: Place) -> None:
     place.write("x.py", "import sys\nprint(sorted(sys.modules), sys.path, sys.meta_path)\n")
     bare, launched = (place.python(*command, "x.py").out for command in ((), (place.launcher, "--")))
     extra = set(re.findall(r"'([^']+)'", launched)) - set(re.findall(r"'([^']+)'", bare))
-    assert extra == {"torchpar", "torchpar.runtime", "torchpar.runtime.script", str(place.launcher.parent)}
+    assert extra == {"torchpar", "torchpar.runtime", "torchpar.runtime.script", str(place.launcher.parent / "python")}
+
+
+@pytest.mark.parametrize(("paths", "first"), [(None, []), ("", []), ("/srv/own:/srv/more", ["/srv/own", "/srv/more"])])
+def test_pythons_that_the_script_starts_have_the_module_too(
+    place: Place, paths: str | None, first: list[str]
+) -> None:
+    """After what the service's own PYTHONPATH says, and nothing but the package: no module of theirs is hidden."""
+    place.write(
+        "x.py",
+        """
+        import os, subprocess, sys
+        print(os.listdir(os.environ["PYTHONPATH"].split(":")[-1]), flush=True)
+        code = "import sys, torchpar.runtime; print(torchpar.runtime.plan(), sys.path[1:-1])"
+        print(subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True), flush=True)
+        subprocess.run([sys.executable, sys.argv[1], "--", "y.py"])
+        """,
+    )
+    place.write("y.py", "import os; print(os.environ['PYTHONPATH'])")
+    folder = place.launcher.parent / "python"
+    outcome = place.launched("x.py", str(place.launcher), **({} if paths is None else {"PYTHONPATH": paths}))
+    assert outcome.out.splitlines()[0] == "['torchpar']"
+    assert f"None {[*first, str(folder)]}"[:-1] in outcome.out and "returncode=0" in outcome.out
+    assert outcome.out.splitlines()[-1] == ":".join([*first, str(folder)])
