@@ -317,7 +317,7 @@ class TrainSettings(ServiceSettings):
         "torchrun's restarts within one run; auto: 3 with Elastic=yes, else none, as systemd restarts the service",
     )
     checkpoint_grace: int = _setting(
-        "CheckpointGrace", v.parse_seconds, "120s", "a time span such as 120s", "how long a stop may take"
+        "CheckpointGrace", v.parse_seconds, "120s", "a time span such as 120s", "how long a stop lets a job save"
     )
 
 

@@ -14,7 +14,6 @@ from torchpar.units import AFTER_GRACE, STOP, placement_settings
 
 # As in torchpar-train@.service, and why there.
 _ALWAYS = (
-    ("KillMode", "mixed"),
     ("OOMPolicy", "stop"),
     ("LimitMEMLOCK", "infinity"),
     ("LimitNOFILE", "1048576"),

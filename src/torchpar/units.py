@@ -32,7 +32,7 @@ _SINCE = {
 }  # fmt: skip
 
 
-# What ExecStop= runs. It waits for the grace, sends SIGTERM, and SIGKILL ten seconds later.
+# What ExecStop= runs. After the grace it sends SIGTERM, and SIGKILL ten seconds later.
 STOP = "/usr/lib/torchpar/stop"
 AFTER_GRACE = 15
 # The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
@@ -145,7 +145,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
             )
         else:
             directives.append((key, value))
-    if plan.gpus:
+    if infer and plan.gpus:
         # Device groups such as render and video do not exist in a user namespace of the unit's own.
         directives.insert(0, ("PrivateUsers", "no"))
     return _template("service.conf.j2").render(

@@ -1,6 +1,6 @@
 """How jobs stop on a booted Debian: nothing is cut off, and the next start goes on.
 
-STOPS=20 in the environment stops the job that saves so many times; usually it is done twice.
+STOPS=20 in the environment stops each job so many times; usually it is done twice.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import re
 
+import pytest
+
 from tests.machines.machine import Machine
+from tests.machines.stop_scripts import KINDS
 from tests.machines.test_apply import TRAIN, apply
 from tests.machines.test_ranks import host, lines
 
@@ -131,3 +134,70 @@ def test_slow_saves_are_not_cut_off_however_a_job_is_asked(host: Machine) -> Non
     assert all(came_to_its_end(host, f"test-{name}") for name in ready)
     assert re.search(r"saved \d+", host.journal(units[0]))
     assert sorted(lines(host, "test-handles", r"rank \d has saved")) == ["rank 0 has saved", "rank 1 has saved"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_job_wants_to_save_is_saved(host: Machine, kind: str) -> None:
+    """By whichever of its processes, and however it learns of the stop."""
+    save_and_stop(host, kind)
+
+
+def save_and_stop(host: Machine, kind: str, python: str = "/usr/bin/python3") -> None:
+    """A job of this kind is started and stopped STOPS times, with the torch of an interpreter."""
+    job, name = KINDS[kind], f"test-{kind}"
+    unit = TRAIN.format(name)
+    host.write(f"/srv/{kind}.py", job.script)
+    host.sh("[ -e /srv/venv ] || python3 -m venv --without-pip /srv/venv")
+    keys = job.keys if "Python=" in job.keys else f"{job.keys}Python={python}\n"
+    apply(host, f"[Train {name}]\nScript=/srv/{kind}.py\nRestart=no\n{keys}")
+
+    def said() -> tuple[int, int]:
+        words = lines(host, name, r": (ready|saved)\n")
+        return words.count("ready"), words.count("saved")
+
+    for done in range(STOPS):
+        before = said()
+        host.run("systemctl", "start", unit)
+        # What is saved before the stop comes before the last `ready`.
+        host.wait_until(lambda before=before: said()[0] == before[0] + job.ready, "every process", 180)
+        host.run("systemctl", "stop", unit, timeout=180)
+        assert came_to_its_end(host, name)
+        assert said() == (before[0] + job.ready, before[1] + job.saved), f"stop {done + 1}"
+        assert "not ended within" not in host.journal(unit)
+
+
+def test_a_stop_before_the_first_line_ends_the_job(host: Machine) -> None:
+    """At any moment of its start, with one rank and with two."""
+    host.write("/srv/plain.py", PLAIN)
+    apply(host, "[Train test-one]\nScript=/srv/plain.py\n[Train test-two]\nScript=/srv/plain.py\nRanks=2\n")
+    for name in ("test-one", "test-two"):
+        for done in range(STOPS):
+            host.run("systemctl", "start", TRAIN.format(name))
+            host.sh(f"sleep {done * 0.3:.1f}")
+            host.run("systemctl", "stop", TRAIN.format(name), timeout=60)
+            assert came_to_its_end(host, name)
+            assert "not ended within" not in host.journal(TRAIN.format(name))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_from_elsewhere_is_a_failure_and_the_job_starts_again(host: Machine, ranks: int) -> None:
+    """earlyoom sends it, say, to the main process or to a rank; Restart=no is respected."""
+    host.write("/srv/plain.py", PLAIN)
+    host.write("/srv/handles.py", HANDLES.replace("40 * int(rank)", "0"))
+    script, name = {1: "plain", 2: "handles"}[ranks], f"test-killed-{ranks}"
+    unit = TRAIN.format(name)
+    for restart, state in (("on-failure", "activating"), ("no", "failed")):
+        apply(
+            host,
+            f"[Train {name}]\nScript=/srv/{script}.py\nRanks={ranks}\nRestart={restart}\nService.RestartSec=1h\n",
+        )
+        for whom in ("main", "all"):
+            here = len(lines(host, name, "is there")) + ranks
+            host.run("systemctl", "start", unit)
+            host.wait_until(lambda here=here: len(lines(host, name, "is there")) == here, "every rank", 180)
+            host.run("systemctl", "kill", f"--kill-who={whom}", "--signal=TERM", unit)
+            host.wait_until(lambda state=state: host.show(unit, "ActiveState") == state, "its end", 60)
+            assert host.show(unit, "Result") == "exit-code"
+            host.run("systemctl", "stop", unit)
+            host.run("systemctl", "reset-failed", unit, check=False)
+    assert ("the main process was ended by SIGTERM" in host.journal(unit)) is (ranks == 1)

@@ -9,8 +9,9 @@ import pytest
 from tests.machines.container import missing_here
 from tests.machines.machine import Machine
 from tests.machines.package import build_package
+from tests.machines.stop_scripts import KINDS
 from tests.machines.test_ranks import kill_ranks, run_examples
-from tests.machines.test_stop import stop_and_start
+from tests.machines.test_stop import save_and_stop, stop_and_start
 from tests.machines.wheel import MOUNT, PYTHON, suite_of_this_host, wheel_environment
 
 
@@ -38,3 +39,9 @@ def test_the_examples_run_with_it(wheel_machine: Machine) -> None:
 def test_a_stop_leaves_a_whole_checkpoint(wheel_machine: Machine) -> None:
     """The ranks agree on a step."""
     stop_and_start(wheel_machine, PYTHON)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, job in KINDS.items() if job.torch])
+def test_what_a_job_wants_to_save_is_saved(wheel_machine: Machine, kind: str) -> None:
+    """Its loader workers are told apart by their names, and its stores are others."""
+    save_and_stop(wheel_machine, kind, PYTHON)

@@ -165,8 +165,8 @@ def test_certificate_and_key_come_as_credentials() -> None:
 
 def test_a_service_with_accelerators_keeps_the_hosts_groups() -> None:
     """In a user namespace of its own the render and video groups are gone."""
-    text = units_of("[Train a]\nScript=/a.py\n", make_host(gpu_nodes=(0,))).files.popitem()[1]
-    assert "PrivateUsers=no\n" in text
+    units = units_of("[Infer a]\nModel=/a.pt\n", make_host(gpu_nodes=(0,)))
+    assert "PrivateUsers=no\n" in units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
 
 
 @given(st.text(alphabet=st.sampled_from("ab0 =%$\\'\"{};:ä漢/"), min_size=1))

@@ -27,8 +27,8 @@ def plan() -> "JobSettings | None":
 def stop_requested() -> bool:
     """Whether the script is asked to save and end: True in all ranks at the same call, and from then on.
 
-    To be called once a step, equally often in every rank and from the main thread. From the first call on
-    `systemctl stop` asks, and ends the job only when CheckpointGrace= is over.
+    To be called once a step, equally often in every rank. From the first call on `systemctl stop` asks, and ends the
+    job only when CheckpointGrace= is over.
     """
     from torchpar.runtime.stop import request
 

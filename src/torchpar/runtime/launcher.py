@@ -1,6 +1,6 @@
 """What launch.py does: look whether there is something to run, start the ranks, and end as they end.
 
-It is the main process of its unit. A stop comes to it, and `gang` hands it on; `torchrun` knows torch's agent.
+It is the main process of its unit. `torchrun` knows torch's agent, and what that does when the service is stopped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 
 from torchpar.environment import JobSettings, parse_job_environment
 from torchpar.errors import JobSettingsError, RendezvousError
-from torchpar.runtime.gang import Gang
 from torchpar.runtime.observed import say
 from torchpar.runtime.refusal import refusal
 from torchpar.runtime.rendezvous import arguments
@@ -42,8 +41,6 @@ def main(run: str) -> int:
 
 def launch(settings: JobSettings, run: str) -> int:
     """Start the ranks and stay until all have ended; the exit status."""
-    # Before torch: each thread that it starts inherits what this one blocks.
-    gang = Gang(os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0])
     try:
         import torch.distributed
     except ImportError as error:
@@ -54,17 +51,15 @@ def launch(settings: JobSettings, run: str) -> int:
         return EXIT_CONFIG
     from torchpar.runtime import torchrun
 
-    with gang:
-        # Within, as this may wait for another host for long, and a stop must not.
-        try:
-            flags, environment = arguments(settings)
-        except RendezvousError as error:
-            say(str(error))
-            return error.exit_status
-        for name, value in environment.items():
-            os.environ.setdefault(name, value)
-        flags = [*flags, f"--nproc-per-node={len(settings.ranks)}", f"--max-restarts={settings.max_restarts}"]
-        return torchrun.run(flags, [*interpreter(), run, *sys.argv[1:]], gang)
+    try:
+        flags, environment = arguments(settings)
+    except RendezvousError as error:
+        say(str(error))
+        return error.exit_status
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    flags = [*flags, f"--nproc-per-node={len(settings.ranks)}", f"--max-restarts={settings.max_restarts}"]
+    return torchrun.run(flags, [*interpreter(), run, *sys.argv[1:]])
 
 
 def interpreter() -> list[str]:

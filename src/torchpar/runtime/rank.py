@@ -7,7 +7,6 @@ job: what cannot be set is a line in the journal.
 from __future__ import annotations
 
 import os
-import signal
 
 from torchpar.environment import JobSettings, RankSettings, parse_job_environment
 from torchpar.errors import JobSettingsError
@@ -19,9 +18,6 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what the unit sets
 def prepare() -> None:
     """Make this process the rank that LOCAL_RANK says it is; without that variable, the only one."""
     local_rank = os.environ.get("LOCAL_RANK")
-    if local_rank is not None:
-        # launch.py blocks what stops a service, and a process inherits that.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT))
     try:
         settings = parse_job_environment(os.environ)
     except JobSettingsError:

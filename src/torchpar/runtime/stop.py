@@ -1,99 +1,157 @@
-"""A request to stop, and the ranks' agreement on it: all of them see it at the same call, or none does.
+"""A request to stop, and the ranks' agreement on it: all of them see it at the same call.
 
-systemd's stop comes as SIGUSR1, to the ranks only and only to processes that have asked for it here; see
-torchpar-runtime(7). Ranks agree over gloo, whatever the script itself uses: that needs no accelerator.
+The request is a file that ExecStop= makes; see torchpar-runtime(7). No signal is taken for it: a script may use
+each for itself.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from typing import Any
 
-from torchpar.runtime.gang import SAVE, ask
 from torchpar.runtime.observed import say
 
-# Ranks exchange a number at one call in some, which costs them 0.1 to 1 ms each: the calls of about this time, and no
-# more than so many, for the next ones may take far longer than the last.
-SECONDS_BETWEEN = 0.1
-MOST_CALLS_BETWEEN = 10
+REQUEST = "stop"
+ASKS = "stop-{}"  # by which process {} says that it looks at the request
+
+# How long ranks wait for each other where they are not at the same call, in seconds and in calls.
+PATIENCE, CALLS = 5.0, 3
+# Seconds from one look at what the other hosts want to the next.
+PAUSE = 0.5
+CLOSED = -1  # the entry after which the log of the calls counts no more
 
 
 class StopRequest:
-    """Whether this process shall stop; one for a process, as signal handlers are."""
+    """Whether this process shall stop."""
 
     def __init__(self) -> None:
-        """Nothing is asked or set before the first call of `seen_by_all`."""
-        self.asking = False
-        self.wanted = False
+        """Nothing is left behind before the first call of `seen_by_all`."""
+        self.process = 0
+        self.forked = False
         self.agreed = False
         self.agreement: Agreement | None = None
+        self.groups = 0
 
     def seen_by_all(self) -> bool:
-        """Whether a stop has been requested of any rank; the same answer in all ranks at the same call."""
-        if not self.asking:
-            self._ask()
+        """Whether a stop has been requested; the same answer in all ranks at the same call."""
+        if self.process != os.getpid():
+            # The group of a forked process is its parent's.
+            self.forked, self.process = bool(self.process), os.getpid()
+            ask()
         if not self.agreed:
-            group = whole_group()
+            group = None if self.forked else whole_group()
             if group is not None:
-                if self.agreement is None or self.agreement.whole is not group:
-                    self.agreement = Agreement(group)
-                self.agreed = self.agreement.reached(self.wanted)
-            elif os.environ.get("WORLD_SIZE", "1") == "1":
-                self.agreed = self.wanted
+                if self.agreement is None or self.agreement.group is not group:
+                    self.groups += 1
+                    self.agreement = Agreement(group, self.groups)
+                self.agreed = self.agreement.reached(requested())
+            elif self.forked or os.environ.get("WORLD_SIZE", "1") == "1":
+                self.agreed = requested()
             # Else this is a rank that has no process group yet, and would leave the others waiting for it.
         return self.agreed
 
-    def _ask(self) -> None:
-        self.asking = True
-        try:
-            signal.signal(SAVE, self._want)
-        except ValueError:
-            say("stop_requested() was first called outside the main thread: a stop comes as SIGTERM")
-            return
-        # A system call of some library's that does not expect a signal goes on by itself.
-        signal.siginterrupt(SAVE, False)
-        if directory := os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
-            ask(directory)
-
-    def _want(self, number: int, frame: Any) -> None:
-        self.wanted = True
-
 
 class Agreement:
-    """What the ranks of a process group exchange; made in all of them at the same call, as all that follows."""
+    """At which call the ranks of a process group stop; they exchange nothing before a stop is requested.
 
-    def __init__(self, whole: Any) -> None:
-        """`whole` is the group of all ranks."""
-        import torch.distributed
+    From then on each rank, before it returns from a call, adds the call's number to a log that all share. When each is
+    in the log, they stop at the call after the highest number there: no rank can have gone further. Nobody waits, and
+    nobody misses a rank in the middle of a step. One that has left its loop never logs a call; then another closes it.
+    """
 
-        self.torch = torch
-        self.whole = whole
-        self.group = torch.distributed.new_group(backend="gloo")
-        # One for all exchanges, so that gloo's thread is seldom the last to let go of it; see LAST_MOMENT in hook.py.
-        self.numbers = torch.tensor([0, 0], device="cpu")
-        self.first = torch.distributed.get_rank() == 0
-        self.calls_left = self.calls_between = 1
-        self.exchanged_at = time.monotonic()
+    def __init__(self, group: Any, number: int) -> None:
+        """`group` is that of all ranks, and the `number`th of this process, as of each."""
+        from torch import distributed
+        from torch.distributed import distributed_c10d
+
+        self.group = group
+        self.keys = f"torchpar/stop/{number}"
+        self.store = distributed_c10d._get_default_store()
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.other_hosts = self.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        self.looked_at = 0.0
+        self.calls = 0
+        self.read = 0  # how many entries of the log
+        self.calls_of: dict[int, int] = {}  # by rank, in what has been read
+        self.last: int | None = None  # the call at which all stop
+        # Since which time and which call this rank has been waiting for the others, then for its last call.
+        self.since: tuple[float, int] | None = None
 
     def reached(self, wanted: bool) -> bool:
-        """Whether any rank wants to stop."""
-        self.calls_left -= 1
-        if self.calls_left:
-            return False
-        numbers = self.numbers
-        numbers[0], numbers[1] = int(wanted), self._next() if self.first else 0
-        self.torch.distributed.all_reduce(numbers, op=self.torch.distributed.ReduceOp.MAX, group=self.group)
-        self.calls_left = self.calls_between = int(numbers[1])
-        self.exchanged_at = time.monotonic()
-        return bool(numbers[0])
+        """Whether this call is the one at which all stop, or a later one."""
+        self.calls += 1
+        try:
+            if self.since is None:
+                if not wanted and not self._wanted_elsewhere():
+                    return False
+                self.since = time.monotonic(), self.calls
+            if self.last is None:
+                self.last = self._decide(self.since[0])
+                self.since = self.since if self.last is None else (time.monotonic(), self.calls)
+        except RuntimeError as error:
+            self.other_hosts = False
+            if self.since is None and not wanted:
+                return False
+            say("stopping without the other ranks: " + str(error).partition("\n")[0])
+            return True
+        return self.last is not None and (self.calls >= self.last or self._is_far(self.since))
 
-    def _next(self) -> int:
-        """After how many calls the next exchange is: the clock of one rank decides it for all."""
-        seconds = (time.monotonic() - self.exchanged_at) / self.calls_between
-        return max(1, min(MOST_CALLS_BETWEEN, int(SECONDS_BETWEEN / max(seconds, 1e-6))))
+    def _decide(self, since: float) -> int | None:
+        """Log this call, and read what has been logged before it: the same for all that read so far, or further."""
+        entry = self.store.add(f"{self.keys}/entries", 1)
+        late = time.monotonic() > since + PATIENCE
+        self.store.add(f"{self.keys}/{entry}", CLOSED if late else self.calls * self.world_size + self.rank + 1)
+        while self.read < entry:
+            self.read += 1
+            value = self._entry(self.read)
+            if value > 0:
+                call, rank = divmod(value - 1, self.world_size)
+                self.calls_of[rank] = call
+            if value == CLOSED or len(self.calls_of) == self.world_size:
+                return max(self.calls_of.values()) + 1
+        return None
+
+    def _entry(self, number: int) -> int:
+        """An entry of the log; 0 if the rank that had its place has ended before it wrote."""
+        until = time.monotonic() + PATIENCE
+        while not (value := int(self.store.add(f"{self.keys}/{number}", 0))) and time.monotonic() < until:
+            time.sleep(0.001)
+        return value
+
+    def _is_far(self, since: tuple[float, int]) -> bool:
+        """Whether this rank is far behind the others: it does not compute with them, who are a call or two ahead."""
+        return time.monotonic() > since[0] + PATIENCE and self.calls >= since[1] + CALLS
+
+    def _wanted_elsewhere(self) -> bool:
+        """Whether a rank of another host has seen a request; on this one all look at the same file."""
+        if not self.other_hosts or time.monotonic() < self.looked_at + PAUSE:
+            return False
+        self.looked_at = time.monotonic()
+        return bool(self.store.add(f"{self.keys}/entries", 0))
+
+
+def directory() -> str:
+    """The service's RUNTIME_DIRECTORY, "" if it has none. systemd separates several by colons."""
+    return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+
+
+def requested() -> bool:
+    """Whether the service is to stop."""
+    place = directory()
+    return bool(place) and os.path.exists(os.path.join(place, REQUEST))
+
+
+def ask() -> None:
+    """Let this process be known as one that looks at the request."""
+    if place := directory():
+        path = os.path.join(place, ASKS.format(os.getpid()))
+        try:
+            with open(path, "w", encoding="ascii"):
+                pass
+        except OSError as error:
+            say(f"{path}: cannot be written: {error.strerror}; a stop comes as SIGTERM")
 
 
 def whole_group() -> Any:

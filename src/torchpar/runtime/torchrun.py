@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing.api import SignalException, Std
+from torch.distributed.elastic.multiprocessing.api import SignalException, Std, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
-from torchpar.runtime.gang import Gang
 from torchpar.runtime.observed import say
+from torchpar.runtime.stop import requested
 
 # The first version that knows --monitor-interval as a fraction has 5 s, which is long to notice a dead rank.
 COMMON = ("--monitor-interval=0.5", "--no-python")
@@ -34,12 +35,12 @@ class GangStopped(SignalException):  # type: ignore[misc]
     """
 
     def __init__(self, statuses: Mapping[int, int]) -> None:
-        """Take the exit status of each local rank that has one; negative: ended by this signal."""
+        """Take the exit status of each rank of this host; negative: ended by this signal."""
         super().__init__("stopped", signal.SIGTERM)
         self.statuses = statuses
 
 
-def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
+def run(flags: Sequence[str], command: Sequence[str]) -> int:
     """Run `command` as ranks until all have ended; the exit status, which is that of the rank that failed first."""
     parser = torchrun.get_args_parser()
     known, unknown = spelled(parser, [*flags, *COMMON])
@@ -49,7 +50,7 @@ def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
         say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out")
     repair_redirects(Std)
     repair_store(c10d_rendezvous_backend, torch.distributed)
-    watch(LocalElasticAgent, gang)
+    stop_calmly(LocalElasticAgent, SubprocessContext)
     leave(LocalElasticAgent)
     try:
         torchrun.run(parser.parse_args([*known, *command]))
@@ -58,8 +59,11 @@ def run(flags: Sequence[str], command: Sequence[str], gang: Gang) -> int:
         for number, failure in sorted(error.failures.items()):
             say(f"rank {number} (process {failure.pid}) {ended(failure.exitcode)}")
         return failed_status(first.exitcode)
-    except GangStopped as stopped:
-        return stop_status(stopped.statuses)
+    except SignalException as signalled:
+        if requested():
+            return stop_status(getattr(signalled, "statuses", {}))
+        say(f"{signalled.sigval.name} has ended the ranks, and nobody had asked for a stop")
+        return failed_status(-signalled.sigval)
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "torch":
             raise
@@ -126,29 +130,52 @@ def repair_store(*modules: Any) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
-def watch(agent: Any, gang: Gang) -> None:
-    """Let the agent look after its ranks only while nobody is stopping them.
+def stop_calmly(agent: Any, processes: Any) -> None:
+    """Let each rank end by itself while the service is being stopped.
 
-    As soon as one rank ends otherwise than with 0, the agent sends SIGTERM to what is left and SIGKILL 30 seconds
-    later, or starts all of them again. During a stop both would cut off a rank that is still saving.
+    ExecStop= asks and signals the ranks, and this process too. torch's agent would send SIGTERM to all of them, and
+    SIGKILL 30 seconds later, when it has SIGTERM itself and when the first of them has failed; or start them again.
     """
-    start, monitor = agent._start_workers, agent._monitor_workers
+    start, monitor, close = agent._start_workers, agent._monitor_workers, processes.close
 
     def _start_workers(self: Any, *arguments: Any, **named: Any) -> Any:
-        # A stop that comes now waits until there are ranks to tell.
-        with gang.care:
-            processes = start(self, *arguments, **named)
-            gang.started = frozenset(processes.values())
-        return processes
+        if requested():
+            raise GangStopped({})
+        started = start(self, *arguments, **named)
+        terminate = signal.getsignal(signal.SIGTERM)
+
+        def _terminate(number: int, frame: Any) -> None:
+            if not requested():
+                terminate(number, frame)  # type: ignore[operator, misc]
+            elif None not in (statuses := ends(self._pcontext)).values():
+                # Nothing is left to be waited for but the agents of other hosts.
+                raise GangStopped(statuses)
+
+        if callable(terminate):
+            signal.signal(signal.SIGTERM, _terminate)
+        if requested():
+            # They may have come too late to be signalled, and have done nothing yet.
+            for process in started.values():
+                os.kill(process, signal.SIGTERM)
+        return started
 
     def _monitor_workers(self: Any, *arguments: Any, **named: Any) -> Any:
-        with gang.care:
-            result = monitor(self, *arguments, **named)
-        if gang.stopping and result.state.name in ("FAILED", "UNHEALTHY"):
-            raise GangStopped({rank: failure.exitcode for rank, failure in result.failures.items()})
+        result = monitor(self, *arguments, **named)
+        if result.state.name in ("FAILED", "UNHEALTHY") and requested():
+            raise GangStopped(ends(self._pcontext))
         return result
 
-    agent._start_workers, agent._monitor_workers = _start_workers, _monitor_workers
+    def _close(self: Any, *arguments: Any, **named: Any) -> Any:
+        while None in ends(self).values() and requested():
+            time.sleep(0.1)
+        return close(self, *arguments, **named)
+
+    agent._start_workers, agent._monitor_workers, processes.close = _start_workers, _monitor_workers, _close
+
+
+def ends(processes: Any) -> dict[int, Any]:
+    """The exit status of each rank; negative: ended by this signal; None: not ended."""
+    return {rank: handler.proc.poll() for rank, handler in processes.subprocess_handlers.items()}
 
 
 def leave(agent: Any) -> None:
@@ -171,10 +198,10 @@ def stop_status(statuses: Mapping[int, int]) -> int:
 
     A rank that SIGTERM ended, or that says so (143), has done what it was asked to.
     """
-    asked_for = {-signal.SIGTERM, -signal.SIGINT, SIGNALLED + signal.SIGTERM, SIGNALLED + signal.SIGINT}
+    asked_for = {0, -signal.SIGTERM, SIGNALLED + signal.SIGTERM}
     failed = {rank: status for rank, status in sorted(statuses.items()) if status not in asked_for}
     for rank, status in failed.items():
-        say(f"rank {rank} {ended(status)} when it was stopped")
+        say(f"local rank {rank} {ended(status)} when it was stopped")
     return exit_status(next(iter(failed.values()))) if failed else SIGNALLED + signal.SIGTERM
 
 

@@ -230,20 +230,34 @@ def test_a_script_that_is_not_there_is_said_once(place: Place) -> None:
     )
 
 
-def test_ranks_that_know_nothing_of_it_are_ended_by_sigterm(place: Place) -> None:
-    """At once, whether it comes as SIGTERM or as the request to save; the end is what systemd takes for clean."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        with running(place, READY + "put('ready-' + rank); time.sleep(600)\n") as process:
-            await_file(place, "ready-0", "ready-1")
-            process.send_signal(number)
-            assert process.wait(60) == 128 + signal.SIGTERM
-        # The other hosts of an elastic job go on.
-        assert not (place.path / "rendezvous-closed").exists()
-        for rank in "01":
-            (place.path / f"ready-{rank}").unlink()
+def request_stop(place: Place, process: subprocess.Popen[str]) -> None:
+    """What ExecStop= does: the request, then SIGTERM to the ranks and to their launcher."""
+    place.write("stop", "")
+    for number in [process.pid, *(int(file.read_text()) for file in place.path.glob("ready-*"))]:
+        os.kill(number, signal.SIGTERM)
 
 
-def test_every_rank_finishes_its_own_work_on_sigterm(place: Place) -> None:
+def test_ranks_that_know_nothing_of_it_are_ended_by_a_stop(place: Place) -> None:
+    """The end is what systemd takes for clean."""
+    with running(place, READY + "put('ready-' + rank); time.sleep(600)\n") as process:
+        await_file(place, "ready-0", "ready-1")
+        request_stop(place, process)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    # The other hosts of an elastic job go on.
+    assert not (place.path / "rendezvous-closed").exists()
+
+
+def test_sigterm_from_elsewhere_ends_the_ranks_and_is_a_failure(place: Place) -> None:
+    """As with one rank: nobody has asked for a stop, so the unit is to start again."""
+    with running(place, READY + "put('ready-' + rank); time.sleep(600)\n") as process:
+        await_file(place, "ready-0", "ready-1")
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "torchpar: SIGTERM has ended the ranks, and nobody had asked for a stop\n" in errors
+
+
+def test_every_rank_finishes_its_own_work_when_the_service_is_stopped(place: Place) -> None:
     """torchrun would end rank 1 as soon as rank 0 has ended with a status, and start both again."""
     text = READY + """
 def save(number, frame):
@@ -258,7 +272,7 @@ time.sleep(600)
 """
     with running(place, text) as process:
         await_file(place, "ready-0", "ready-1")
-        process.terminate()
+        request_stop(place, process)
         await_file(place, "saved-0", "saving-1")
         time.sleep(1)  # Long enough for an agent that looks fifty times a second to have seen the end of rank 0.
         place.write("go-on", "")
@@ -267,62 +281,57 @@ time.sleep(600)
 
 
 def test_a_rank_that_fails_to_save_makes_the_stop_fail(place: Place) -> None:
-    """The unit is then failed, not inactive: what was to be saved is not."""
-    text = READY + "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5 * int(rank)))\n"
-    with running(place, text + "put('ready-' + rank); time.sleep(600)\n") as process:
+    """The unit is then failed, not inactive: what was to be saved is not. Others have ended before it, and well."""
+    text = READY + """
+def save(number, frame):
+    while rank == "1" and not os.path.exists("go-on"):
+        time.sleep(0.02)
+    put("saved-" + rank)
+    sys.exit(5 if rank == "1" else 143)
+signal.signal(signal.SIGTERM, save)
+put("ready-" + rank)
+time.sleep(600)
+"""
+    with running(place, text) as process:
         await_file(place, "ready-0", "ready-1")
-        process.terminate()
+        request_stop(place, process)
+        await_file(place, "saved-0")
+        place.write("go-on", "")
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 5
-        assert "torchpar: rank 1 ended with status 5 when it was stopped\n" in errors
+        assert "torchpar: local rank 1 ended with status 5 when it was stopped\n" in errors
 
 
-def test_a_stop_signals_the_ranks_and_not_what_they_have_started(place: Place) -> None:
-    """A loader worker that is ended makes its DataLoader raise, in the middle of the last save."""
-    text = READY + """
-import subprocess
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-def save(number, frame):
-    put(f"worker-{worker.poll()}-{rank}")
-    worker.kill()
-    sys.exit(0)
-signal.signal(signal.SIGTERM, save)
-put("ready-" + rank)
-time.sleep(600)
-"""
-    with running(place, text) as process:
-        await_file(place, "ready-0", "ready-1")
-        process.terminate()
-        assert process.wait(60) == 0
-        await_file(place, "worker-None-0", "worker-None-1")
+def test_ranks_keep_their_own_signals(place: Place) -> None:
+    """None is blocked or handled: what a script does with SIGUSR1 is its own."""
+    place.write(
+        "x.py",
+        """
+        import signal
+        import torchpar.runtime
+        torchpar.runtime.stop_requested()
+        numbers = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
+        print(numbers == [signal.SIGINT], signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        """,
+    )
+    assert launched(place, "--", "x.py").out == 2 * "True set()\n"
 
 
-def test_a_rank_that_names_itself_anew_is_asked_to_save_all_the_same(place: Place) -> None:
-    """setproctitle overwrites what /proc shows of the environment."""
-    text = READY + """
-import ctypes
-with open("/proc/self/stat") as file:
-    first, end = map(int, file.read().rpartition(")")[2].split()[47:49])
-ctypes.memset(first, 0, end - first)
-with open("/proc/self/environ", "rb") as file:
-    assert not file.read().strip(b"\\0")
-def save(number, frame):
-    put("saved-" + rank)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, save)
-put("ready-" + rank)
-time.sleep(600)
-"""
-    with running(place, text) as process:
-        await_file(place, "ready-0", "ready-1")
-        process.terminate()
-        assert process.wait(60) == 0
-        await_file(place, "saved-0", "saved-1")
+def test_no_rank_is_started_once_a_stop_is_requested(place: Place) -> None:
+    """Neither at first nor again."""
+    place.write("stop", "")
+    place.write("x.py", "print('here')\n")
+    assert launched(place, "--", "x.py") == Outcome(143, "", "")
+
+    (place.path / "stop").unlink()
+    place.write("x.py", "print('here', flush=True)\nopen('stop', 'w').close()\nraise SystemExit(3)\n")
+    outcome = launched(place, "--", "x.py", max_restarts=3)
+    assert outcome.status == 3 and outcome.out == 2 * "here\n"
 
 
 def test_a_stop_before_there_are_ranks_ends_the_launcher(place: Place) -> None:
     """While it waits for the other hosts there is nothing to be saved."""
     with running(place, "", RENDEZVOUS="yes") as process:
-        await_file(place, f"stop-{process.pid}")
-        process.terminate()
+        await_file(place, "waiting")
+        request_stop(place, process)
         assert process.wait(60) == 143

@@ -1,4 +1,4 @@
-"""stop_requested(): who asks, what the ranks agree on, and what ExecStop= does with it."""
+"""stop_requested(): who asks, and what the ranks agree on."""
 
 from __future__ import annotations
 
@@ -9,186 +9,222 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.runtime.jobs import Place
 from torchpar.runtime import stop
-
-EXEC_STOP = Path(__file__).resolve().parents[3] / "systemd" / "torchpar-stop"
-
-
-class FakeDistributed(types.ModuleType):
-    """A torch.distributed whose other rank says what `others` yields: (wanted, calls to the next exchange)."""
-
-    def __init__(self, rank: int, others: list[tuple[int, int]]) -> None:
-        super().__init__("torch.distributed")
-        self.rank, self.others, self.groups = rank, iter(others), 0
-        self.group = types.SimpleNamespace(WORLD=object())
-        self.ReduceOp = types.SimpleNamespace(MAX="max")
-
-    def is_available(self) -> bool:
-        return True
-
-    is_initialized = is_available
-
-    def get_world_size(self) -> int:
-        return 2
-
-    def get_rank(self) -> int:
-        return self.rank
-
-    def new_group(self, backend: str) -> str:
-        self.groups += 1
-        return backend
-
-    def all_reduce(self, numbers: list[int], op: str, group: str) -> None:
-        assert (op, group) == ("max", "gloo")
-        numbers[:] = [max(pair) for pair in zip(numbers, next(self.others), strict=True)]
-
-
-def tensor(numbers: list[int], device: str) -> list[int]:
-    """gloo's numbers, so on the CPU whatever the script's default device is."""
-    assert device == "cpu"
-    return list(numbers)
-
-
-def distributed(monkeypatch: pytest.MonkeyPatch, rank: int, others: list[tuple[int, int]]) -> FakeDistributed:
-    """Put a torch there that is in use by two ranks."""
-    fake = FakeDistributed(rank, others)
-    torch = types.ModuleType("torch")
-    torch.distributed = fake  # type: ignore[attr-defined]
-    torch.__dict__["tensor"] = tensor
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch.distributed", fake)
-    return fake
 
 
 @pytest.fixture
-def request_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """A process that nothing has been asked of, with a RUNTIME_DIRECTORY."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The RUNTIME_DIRECTORY of a process of which nothing has been asked."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}:/elsewhere")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    before = signal.getsignal(signal.SIGUSR1)
-    yield stop.StopRequest()
-    signal.signal(signal.SIGUSR1, before)
+    return tmp_path
 
 
-def test_a_process_that_is_alone_stops_when_it_is_asked(request_to_stop: stop.StopRequest, tmp_path: Path) -> None:
-    """From the first call on it is known as one that can be asked, and once true it stays true."""
-    assert list(tmp_path.iterdir()) == []
-    assert not request_to_stop.seen_by_all()
-    assert [file.name for file in tmp_path.iterdir()] == [f"stop-{os.getpid()}"]
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert request_to_stop.seen_by_all()
-    assert request_to_stop.seen_by_all()
+def test_a_process_that_is_alone_stops_when_it_is_asked(place: Path) -> None:
+    """From the first call on it is known as one that asks; no signal is touched, and once true it stays true."""
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    request = stop.StopRequest()
+    assert list(place.iterdir()) == []
+    assert not request.seen_by_all()
+    assert [file.name for file in place.iterdir()] == [f"stop-{os.getpid()}"]
+    (place / "stop").touch()
+    assert request.seen_by_all()
+    (place / "stop").unlink()
+    assert request.seen_by_all()
+    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
+
+
+def test_it_can_be_asked_from_any_thread_and_without_a_service(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a service nothing is requested and nothing left."""
+    (place / "stop").touch()
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(stop.StopRequest().seen_by_all()))
+    thread.start()
+    thread.join()
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    assert [*answers, stop.StopRequest().seen_by_all()] == [True, False]
+
+
+@pytest.mark.subprocess
+def test_a_forked_process_asks_for_itself(place: Path) -> None:
+    """It is known by its own number, and the group of ranks that it has a copy of is not its own."""
+    code = """
+import os, sys, types
+from torchpar.runtime import stop
+request = stop.StopRequest()
+assert not request.seen_by_all()
+stop.whole_group = None
+if os.fork() == 0:
+    open(os.path.join(stop.directory(), "stop"), "w").close()
+    assert request.seen_by_all() and os.path.exists(os.path.join(stop.directory(), f"stop-{os.getpid()}"))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environ).returncode == 0
+
+
+class Store:
+    """What all ranks share: add() as torch's stores have it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.lock = threading.Lock()
+        self.broken = False
+
+    def add(self, key: str, amount: int) -> int:
+        if self.broken:
+            raise RuntimeError("Broken pipe\nat a frame of C++")
+        with self.lock:
+            self.values[key] = self.values.get(key, 0) + amount
+            return self.values[key]
+
+
+class Ranks:
+    """Several agreements, as of ranks that share a store; each sees a request when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int, *, hosts: int = 1) -> None:
+        self.store = Store()
+        self.torch = types.ModuleType("torch")
+        self.distributed = types.ModuleType("torch.distributed")
+        c10d = types.ModuleType("torch.distributed.distributed_c10d")
+        self.torch.__dict__.update(distributed=self.distributed)
+        self.distributed.__dict__.update(distributed_c10d=c10d, get_world_size=lambda: count)
+        c10d.__dict__.update(_get_default_store=lambda: self.store)
+        for module in (self.torch, self.distributed, c10d):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(count // hosts))
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.ranks = [self.join(rank) for rank in range(count)]
+
+    def join(self, rank: int, number: int = 1) -> stop.Agreement:
+        self.distributed.__dict__["get_rank"] = lambda: rank
+        return stop.Agreement(object(), number)
+
+    def calls(self, rank: int, wanted: bool, times: int) -> int | None:
+        """The number of the call that was true, None if none was so often."""
+        for _ in range(times):
+            if self.ranks[rank].reached(wanted):
+                return self.ranks[rank].calls
+        return None
+
+
+def test_ranks_exchange_nothing_before_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often they call, and whether the others still do."""
+    ranks = Ranks(monkeypatch, 2)
+    assert ranks.calls(0, False, 1000) is ranks.calls(1, False, 3) is None
+    assert ranks.store.values == {}
+
+
+def test_ranks_stop_at_the_same_call_whoever_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rank waits in a call: between two of them it may owe another rank a step."""
+    for ahead in range(4):
+        ranks = Ranks(monkeypatch, 3)
+        for rank, before in enumerate((10, 10 + ahead, 9)):
+            assert ranks.calls(rank, False, before) is None
+        assert ranks.calls(0, True, 1) is ranks.calls(1, True, 2) is None
+        assert ranks.calls(2, True, 1) is None
+        # Each has logged a call: 11, 12 + ahead and 10.
+        assert [ranks.calls(rank, True, 100) for rank in (2, 0, 1)] == [13 + ahead] * 3
+
+
+def test_ranks_in_any_order_stop_at_the_same_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real threads that are at most a step apart, as ranks that compute together; each may be the first to see it."""
+    for seed in range(20):
+        ranks = Ranks(monkeypatch, 4)
+        together = threading.Barrier(4, timeout=60)
+        stopped: dict[int, int] = {}
+
+        def train(rank: int, seed: int = seed, ranks: Ranks = ranks, together: threading.Barrier = together) -> None:
+            for step in range(1, 200):
+                together.wait()
+                if ranks.ranks[rank].reached(step + (rank * 7 + seed) % 3 > 20):
+                    stopped[rank] = step  # noqa: B023 - the thread ends before the next round
+                    return
+
+        threads = [threading.Thread(target=train, args=(rank,)) for rank in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(stopped) == 4 and len(set(stopped.values())) == 1, stopped
+
+
+def test_a_rank_that_has_left_its_loop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some seconds the others close the log, at the same call again; one that comes after all follows."""
+    ranks = Ranks(monkeypatch, 3)
+    assert ranks.calls(0, True, 50) is ranks.calls(1, True, 49) is None
+    ranks.now += stop.PATIENCE + 1
+    assert ranks.calls(1, True, 1) is None and ranks.calls(0, True, 1) == 51
+    assert ranks.calls(1, True, 5) == 51 and ranks.calls(2, True, 60) == 51
+
+
+def test_a_rank_far_behind_stops_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops that are not coupled: to come to the call of the others would take it for ever."""
+    ranks = Ranks(monkeypatch, 2)
+    assert ranks.calls(0, False, 10000) is ranks.calls(1, False, 5) is None
+    assert ranks.calls(0, True, 1) is ranks.calls(1, True, 3) is None
+    ranks.now += stop.PATIENCE + 1
+    assert ranks.calls(1, True, 1) == 9 and ranks.calls(0, True, 1) == 10002
+
+
+def test_ranks_of_another_host_hear_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is on one host only, so they look at the log from time to time."""
+    ranks = Ranks(monkeypatch, 2, hosts=2)
+    assert ranks.calls(0, False, 20) is ranks.calls(1, False, 20) is None
+    assert ranks.calls(0, True, 1) is None and ranks.calls(1, False, 1) is None
+    ranks.now += stop.PAUSE
+    assert ranks.calls(1, False, 1) is None and ranks.calls(0, True, 9) == ranks.calls(1, False, 9) == 23
+
+
+def test_a_new_group_counts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was logged for the one before does not count."""
+    ranks = Ranks(monkeypatch, 2)
+    assert ranks.calls(0, True, 7) is None
+    ranks.ranks = [ranks.join(rank, number=2) for rank in range(2)]
+    assert ranks.calls(1, True, 1) is ranks.calls(0, True, 1) is None
+    assert ranks.calls(0, True, 1) == ranks.calls(1, True, 1) == 2
+
+
+def test_a_store_that_is_gone_stops_a_rank_only_when_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process that holds it has ended; a run that nobody stops goes on."""
+    ranks = Ranks(monkeypatch, 2, hosts=2)
+    ranks.store.broken = True
+    assert ranks.calls(0, False, 10) is None and ranks.calls(0, True, 1) == 11
+    assert capfd.readouterr().err == "torchpar: stopping without the other ranks: Broken pipe\n"
+
+
+@pytest.fixture
+def in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Lets torch.distributed be in use by two ranks, from a call on."""
+    ranks = Ranks(monkeypatch, 2)
+    ranks.distributed.__dict__.update(
+        is_available=lambda: True,
+        is_initialized=lambda: False,
+        get_rank=lambda: 0,
+        group=types.SimpleNamespace(WORLD=object()),
+    )
+    yield lambda: ranks.distributed.__dict__.update(is_initialized=lambda: True)
 
 
 def test_a_rank_without_a_process_group_does_not_leave_the_others(
-    request_to_stop: stop.StopRequest, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, in_use: Callable[[], None]
 ) -> None:
-    """They would wait for it; it stops as soon as it can tell them."""
+    """They would wait for it; it stops with them as soon as it can tell them. Its count begins with the group."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not request_to_stop.seen_by_all()
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert not request_to_stop.seen_by_all()
-    fake = distributed(monkeypatch, rank=1, others=[(0, 3)])
-    assert request_to_stop.seen_by_all()
-    assert fake.groups == 1
-
-
-def test_a_rank_stops_when_another_is_asked(
-    request_to_stop: stop.StopRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the call at which both exchange; the first rank says when that is."""
-    fake = distributed(monkeypatch, rank=1, others=[(0, 3), (0, 1), (0, 2), (1, 5)])
-    answers = [request_to_stop.seen_by_all() for _ in range(8)]
-    #            exchange, -, -, exchange, exchange, -, exchange
-    assert answers == [False, False, False, False, False, False, True, True]
-    assert list(fake.others) == [] and fake.groups == 1
-
-
-def test_a_request_waits_for_the_exchange(
-    request_to_stop: stop.StopRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The rank that is asked does not stop before the others know."""
-    distributed(monkeypatch, rank=1, others=[(0, 3), (0, 3)])
-    assert not request_to_stop.seen_by_all()
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert [request_to_stop.seen_by_all() for _ in range(3)] == [False, False, True]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "calls"),
-    [(0.0, stop.MOST_CALLS_BETWEEN), (0.001, stop.MOST_CALLS_BETWEEN), (0.03, 3), (0.2, 1), (60.0, 1)],
-)
-def test_the_first_rank_spaces_exchanges_by_the_time_of_a_call(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int
-) -> None:
-    """Rare where calls are quick, each where they are slow."""
-    fake = distributed(monkeypatch, rank=0, others=[(0, 0)] * 2)
-    clock = iter([0.0, seconds, seconds])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    agreement = stop.Agreement(fake.group.WORLD)
-    assert not agreement.reached(False)
-    assert agreement.calls_left == calls
-
-
-def stopped(place: Place, text: str, grace: str) -> tuple[int, str]:
-    """Run a script until it has written a line, then ExecStop= with this grace; its status and what the stop said."""
-    place.write("x.py", "import time, torchpar.runtime\nprint(torchpar.runtime.stop_requested())\n" + text)
-    environ = {"PATH": os.defpath, "RUNTIME_DIRECTORY": str(place.path)}
-    command = [sys.executable, "-u", str(place.launcher), "--", "x.py"]
-    job = subprocess.Popen(command, cwd=place.path, env=environ, stdout=subprocess.PIPE)
-    # A child that has ended stays for kill(2) until somebody waits for it, as systemd does.
-    status: list[int] = []
-    waiting = threading.Thread(target=lambda: status.append(job.wait()))
-    try:
-        assert job.stdout and job.stdout.readline() == b"False\n"
-        waiting.start()
-        environ["MAINPID"] = str(job.pid)
-        done = subprocess.run(["sh", EXEC_STOP, grace], env=environ, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0
-        waiting.join(60)
-        return status[0], done.stderr
-    finally:
-        job.kill()
-        waiting.join()
-        job.stdout and job.stdout.close()
-
-
-@pytest.mark.subprocess
-def test_a_script_that_asks_saves_and_ends_with_its_own_status(place: Place) -> None:
-    """ExecStop= waits for it."""
-    text = """
-while not torchpar.runtime.stop_requested():
-    time.sleep(0.02)
-open("saved", "w").close()
-"""
-    assert stopped(place, text, grace="100") == (0, "")
-    assert (place.path / "saved").exists()
-
-
-@pytest.mark.subprocess
-@pytest.mark.parametrize("grace", ["0", "1"])
-def test_a_script_that_does_not_end_in_time_gets_sigterm(place: Place, grace: str) -> None:
-    """And one line says so."""
-    status, said = stopped(place, "time.sleep(600)\n", grace)
-    assert status == -signal.SIGTERM
-    assert said == f"not ended within the {grace} s of CheckpointGrace=: SIGTERM, and SIGKILL in 10 s\n"
-
-
-@pytest.mark.subprocess
-def test_a_script_that_never_asked_is_left_to_systemd(place: Place) -> None:
-    """ExecStop= returns at once and has sent nothing; so it does when the main process has ended by itself."""
-    process = subprocess.Popen(["sleep", "600"])
-    try:
-        for main in (str(process.pid), ""):
-            environ = {"PATH": os.defpath, "RUNTIME_DIRECTORY": str(place.path), "MAINPID": main}
-            done = subprocess.run(["sh", EXEC_STOP, "60"], env=environ, capture_output=True, text=True, timeout=60)
-            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    request = stop.StopRequest()
+    (place / "stop").touch()
+    assert not request.seen_by_all()
+    in_use()
+    assert not request.seen_by_all()
+    assert request.agreement and request.agreement.calls == 1

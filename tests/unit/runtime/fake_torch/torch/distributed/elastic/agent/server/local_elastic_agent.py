@@ -1,16 +1,12 @@
-"""An agent that treats its ranks as torch's does: each a session of its own; one that fails is the end of all.
-
-What takes torch's half a minute, from SIGTERM to SIGKILL, takes this one no time at all.
-"""
+"""An agent that treats its ranks as torch's does: each a session of its own; one that fails is the end of all."""
 
 import collections
 import os
 import signal
-import subprocess
 import time
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import SignalException, Std
+from torch.distributed.elastic.multiprocessing.api import SignalException, Std, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 State = collections.namedtuple("State", "name")
@@ -27,46 +23,39 @@ class LocalElasticAgent:
         assert Std.from_str("0") is not None
         self.count, self.command, self.restarts = count, command, restarts
         self.starts = 0
-        self.ranks: list[subprocess.Popen[bytes]] = []
+        self._pcontext: SubprocessContext | None = None
 
     def start(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, terminate)
         if os.environ.get("RENDEZVOUS"):
+            with open("waiting", "w", encoding="ascii"):
+                pass
             time.sleep(600)
         self._start_workers(None)
 
     def _start_workers(self, group: Any) -> dict[int, int]:
         environment = {"MASTER_ADDR": "host.invalid", "TORCHELASTIC_RESTART_COUNT": str(self.starts)}
         self.starts += 1
-        self.ranks = [
-            subprocess.Popen(
-                self.command,
-                env={**os.environ, **environment, "LOCAL_RANK": str(rank), "RANK": str(rank)},
-                start_new_session=True,
-            )
-            for rank in range(self.count)
-        ]
-        return {number: rank.pid for number, rank in enumerate(self.ranks)}
+        self._pcontext = SubprocessContext(self.command, environment, self.count)
+        return {number: handler.proc.pid for number, handler in self._pcontext.subprocess_handlers.items()}
 
     def close(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for rank in self.ranks:
-                if rank.poll() is None:
-                    os.killpg(rank.pid, number)
-        for rank in self.ranks:
-            rank.wait()
+        if self._pcontext:
+            self._pcontext.close()
 
     def _exit_barrier(self) -> None:
         raise AssertionError("there is nobody to wait for")
 
     def _monitor_workers(self, group: Any) -> Result:
-        ended = {number: rank.poll() for number, rank in enumerate(self.ranks)}
+        assert self._pcontext
+        ranks = {number: handler.proc for number, handler in self._pcontext.subprocess_handlers.items()}
+        ended = {number: rank.poll() for number, rank in ranks.items()}
         if any(ended.values()):
             self.close()
             failures = {
                 number: Failure(rank.pid, rank.returncode)
-                for number, rank in sorted(enumerate(self.ranks), key=lambda item: not ended[item[0]])
+                for number, rank in sorted(ranks.items(), key=lambda item: not ended[item[0]])
                 if rank.returncode
             }
             return Result(State("FAILED"), failures)
