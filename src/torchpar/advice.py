@@ -21,11 +21,11 @@ _WORTH = 0.1
 
 @dataclass(frozen=True)
 class Loading:
-    """How `seconds` of a process went: `waited` for batches of any loader.
+    """How `seconds` of a process went.
 
-    `fetching` of these it loaded `fetched` batches of map-style datasets by itself, in `iterators` passes. `workers`
-    are those of the loader that has some, 0 if none has. pageable: an accelerator gets its batches from memory that is
-    not pinned.
+    `waited`: seconds until any loader gave a batch. `fetching`: the part of them in which the process itself loaded
+    `fetched` batches of map-style datasets, in `iterators` passes. `workers`: those of the loader that has some, 0 if
+    none has. `pageable`: an accelerator gets the batches from memory that is not pinned.
     """
 
     seconds: float
@@ -44,9 +44,13 @@ class Loading:
 
 @dataclass(frozen=True)
 class Advice:
-    """So many loader workers leave this share of waiting, and the job gets `speedup` times as far."""
+    """So many loader workers, beside so many compute threads, leave this share of waiting.
+
+    The job then gets `speedup` times as far.
+    """
 
     workers: int
+    threads: int
     share: float
     speedup: float
 
@@ -56,7 +60,8 @@ def advise(loading: Loading, threads: int, budget: int) -> Advice | None:
 
     A process that may have `budget` compute threads and workers together gives a thread for each worker that finds no
     room, and is then slower in proportion. Workers load side by side, and while the process computes; they cannot do
-    better than the slower of both. Workers that are waited for are never idle, so their time is known without looking.
+    better than the slower of both. Workers that are there already are taken for busy all the time, as they are waited
+    for: so the advice is the most that could be of use. A budget of 0 is not known.
     """
     if loading.share < LOADER_BOUND or threads < 1:
         return None
@@ -68,32 +73,39 @@ def advise(loading: Loading, threads: int, budget: int) -> Advice | None:
     computing = loading.seconds - loading.waited + batches * RECEIVE
     best: tuple[float, Advice] | None = None
     for workers in range(loading.workers + 1, budget):
-        slower = threads / min(threads, budget - workers)
+        left_threads = min(threads, budget - workers)
+        slower = threads / left_threads
         total = max(computing * slower, (fetching + batches * SEND) / workers) + passes * workers * START
         # Fewer processes, if that is as good.
         if best is None or total < 0.97 * best[0]:
             left = max(0.0, 1 - computing * slower / total)
-            best = total, Advice(workers, round(left, 2), round(loading.seconds / total, 2))
+            best = total, Advice(workers, left_threads, round(left, 2), round(loading.seconds / total, 2))
     return best[1] if best and best[0] < (1 - _WORTH) * loading.seconds else None
 
 
-def sentence(loading: Loading, advice: Advice | None, *, asked: bool) -> str:
+def say_loading(loading: Loading, threads: int, budget: int, *, asked: bool) -> str:
     """The loading and the advice in words; `asked`: LoaderWorkers= in the conf has a number.
 
-    >>> sentence(Loading(100, 63, 63, 500, 1, 2), Advice(4, 0.2, 1.9), asked=True)
-    'waited for data 63 % of the time; LoaderWorkers=4 would leave about 20 %'
+    >>> say_loading(Loading(100, 63, 0, 0, 0, 2), 4, 16, asked=True)
+    'waited for data 63 % of the time; LoaderWorkers=6 would leave about 0 %'
     """
+    advice = advise(loading, threads, budget)
     waited = f"waited for data {100 * loading.share:.0f} % of the time"
     if loading.pageable:
         waited += "; its batches are not pinned: PinMemory=yes lets them be copied while the accelerator computes"
-    if loading.share < LOADER_BOUND:
+    if loading.share < LOADER_BOUND or not budget:
         return waited
     if advice:
-        # Workers that the conf did not ask for are those of the call, which has the last word.
-        of_call = loading.workers and not asked
-        key = f"num_workers={advice.workers} in its DataLoader" if of_call else f"LoaderWorkers={advice.workers}"
-        changes = "" if loading.workers else " (random transforms then draw from the workers' streams)"
-        return f"{waited}; {key} would leave about {100 * advice.share:.0f} %{changes}"
+        # Workers that the conf did not ask for are those of the call, and so are none where it did: the call has the
+        # last word.
+        if bool(loading.workers) is asked:
+            key = f"LoaderWorkers={advice.workers}"
+            key += "" if asked else f" (num_workers={advice.workers} where the call names it)"
+        else:
+            key = f"num_workers={advice.workers} in its DataLoader"
+        beside = f" with Threads={advice.threads}" if advice.threads < threads else ""
+        changes = "" if loading.workers else "; random transforms then draw from the workers' streams"
+        return f"{waited}; {key}{beside} would leave about {100 * advice.share:.0f} %{changes}"
     if loading.fetching < loading.waited / 2 and not loading.workers:
         return f"{waited}, in an IterableDataset: only num_workers= in its own call can help"
     return f"{waited}; more loader workers would not help"

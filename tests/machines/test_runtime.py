@@ -117,15 +117,15 @@ def test_a_job_that_waits_for_its_data_is_told_what_would_help(host: Machine) ->
     unit, file = TRAIN.format("unfed"), "/var/lib/torchpar/train/unfed/seen.json"
     host.run("systemctl", "start", unit)
     advice = re.compile(
-        r"train@unfed waited for data \d+ % of the time; LoaderWorkers=1 would leave about \d+ % \(random transforms"
-        r" then draw from the workers' streams\)"
+        r"train@unfed waited for data \d+ % of the time; LoaderWorkers=1 \(num_workers=1 where the call names it\)"
+        r" would leave about \d+ %; random transforms then draw from the workers' streams"
     )
     host.wait_until(lambda: advice.search(host.run("torchpar", "status").stdout), "the advice", PATIENCE)
     seen = json.loads(host.read(file))
     assert (seen["workers"], seen["sample"][0]) == (0, seen["main"])
     host.run("systemctl", "stop", unit)
     explained = " ".join(host.run("torchpar", "explain", "unfed").stdout.split())
-    assert re.search(r"Measured in the last run waited for data \d+ % of the time; LoaderWorkers=1 would", explained)
+    assert re.search(r"half a minute of its last run waited for data \d+ % of the time; LoaderWorkers=1", explained)
     assert "LoaderWorkers=auto the calls in the script decide" in explained
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchpar.advice import RECEIVE, START, Loading, advise, sentence
+from torchpar.advice import RECEIVE, START, Loading, advise, say_loading
 
 
 def waiting(share: float, *, batches: int = 1000, passes: int = 1, workers: int = 0) -> Loading:
@@ -66,13 +66,22 @@ def test_whatever_a_job_reports_is_put_into_words(
     loading = Loading(seconds, waited, waited * own, batches, passes, workers, pageable)
     advice = advise(loading, threads, budget)
     assert advice is None or (workers < advice.workers < budget and 0 <= advice.share <= 1 and advice.speedup > 1)
-    assert sentence(loading, advice, asked=True).startswith("waited for data ")
+    assert advice is None or 1 <= advice.threads <= threads
+    assert say_loading(loading, threads, budget, asked=True).startswith("waited for data ")
 
 
 def test_the_words_name_the_key_that_decides() -> None:
-    """Workers of the call are the call's; those of the conf are the conf's."""
+    """Workers of the call are the call's, and so are none where the conf asks for some; threads may give way."""
     more = waiting(0.5, workers=2)
-    assert "num_workers=4 in its DataLoader would leave" in sentence(more, advise(more, 4, 16), asked=False)
-    assert "LoaderWorkers=4 would leave" in sentence(more, advise(more, 4, 16), asked=True)
-    assert sentence(waiting(0.63), None, asked=False).endswith("; more loader workers would not help")
+    assert "; num_workers=4 in its DataLoader would leave" in say_loading(more, 4, 16, asked=False)
+    assert "; LoaderWorkers=4 would leave" in say_loading(more, 4, 16, asked=True)
+    none = waiting(0.63)
+    assert "; num_workers=2 in its DataLoader would leave" in say_loading(none, 8, 16, asked=True)
+    assert "; LoaderWorkers=2 (num_workers=2 where the call names it) would" in say_loading(none, 8, 16, asked=False)
+    assert "LoaderWorkers=1 (num_workers=1 where the call names it) with Threads=1 would" in say_loading(
+        none, 2, 2, asked=False
+    )
+    assert say_loading(waiting(0.63), 1, 1, asked=False).endswith("; more loader workers would not help")
+    # A unit or a plan of an older version does not say what there is room for.
+    assert say_loading(none, 2, 0, asked=False) == "waited for data 63 % of the time"
     assert RECEIVE < START

@@ -50,7 +50,7 @@ def _echo_service(plan: Plan, service: ServicePlan, measured: str | None) -> Non
         click.echo(textwrap.fill(reason.why, 100, initial_indent="      ", subsequent_indent="      "))
     if measured:
         click.echo()
-        click.echo("  Measured in the last run")
+        click.echo("  Measured in the last half a minute of its last run")
         click.echo(textwrap.fill(measured, 100, initial_indent="      ", subsequent_indent="      "))
     click.echo()
     click.echo("  Environment")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchpar.advice import Loading, advise, sentence
+from torchpar.advice import Loading, say_loading
 from torchpar.daemon.ledger import Ledger
 from torchpar.errors import ConfigError
 from torchpar.generations import Store
@@ -81,7 +81,7 @@ class Watch:
             loading = describe_loading(service, throughput) if throughput else None
             running = bool(service["main_pid"])
             services.append({**service, "throughput": throughput if running else None, "loading": loading})
-            if running and throughput and throughput["bound"] == "loader":
+            if running and throughput and (throughput["bound"] == "loader" or throughput["loading"]["pageable"]):
                 notices.append(f"{service['kind']}@{service['name']} {loading}")
         return json.dumps({**self.observation, "services": services, "notices": notices}).encode() + b"\n"
 
@@ -102,9 +102,8 @@ def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) 
     if local_rank >= len(service["threads"]):
         return None
     asked = service["loader_workers"][local_rank]
-    threads = service["threads"][local_rank]
-    measured = Loading(**loading)
-    return sentence(measured, advise(measured, threads, service["budgets"][local_rank]), asked=asked > 0)
+    threads, budget = service["threads"][local_rank], service["budgets"][local_rank]
+    return say_loading(Loading(**loading), threads, budget, asked=asked > 0)
 
 
 def _stat(path: str) -> tuple[int, int, int] | None:

@@ -34,11 +34,6 @@ def in_use(torch: Any) -> bool:
     return any(_asked(torch, kind, "is_initialized") for kind in _KINDS)
 
 
-def holds(torch: Any, value: Any) -> bool:
-    """Whether a value is a tensor in an accelerator's memory, which a forked process cannot use."""
-    return isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta")
-
-
 def _asked(torch: Any, kind: str, question: str) -> bool:
     ask = getattr(getattr(torch, kind, None), question, None)
     return bool(ask and ask())

@@ -16,7 +16,7 @@ import time
 import weakref
 from typing import Any
 
-from torchpar.advice import LOADER_BOUND, Loading, advise, sentence
+from torchpar.advice import LOADER_BOUND, Loading, say_loading
 from torchpar.environment import JOB_SOCKET, RankSettings
 from torchpar.runtime import accelerator
 from torchpar.runtime.loader import caller
@@ -53,12 +53,12 @@ def install(torch: Any, rank: RankSettings) -> None:
 class Passed:
     """One iterator of a loader: how many samples each of the batches has that are still to come, in their order."""
 
-    __slots__ = ("alive", "in_process", "sampler", "sizes")
+    __slots__ = ("alive", "in_process", "pinned", "sampler", "sizes")
 
-    def __init__(self, alive: weakref.ref[Any], *, in_process: bool) -> None:
+    def __init__(self, alive: weakref.ref[Any], *, in_process: bool, pinned: bool) -> None:
         """in_process: it loads a map-style dataset without workers. `alive` forgets this when the iterator goes."""
         self.alive = alive
-        self.in_process = in_process
+        self.in_process, self.pinned = in_process, pinned
         self.sampler: object = None
         self.sizes: list[int] = []
 
@@ -132,6 +132,7 @@ class Meter:
         if training:
             self.samples += size
             self.batches += 1
+            self.pinned = not passed or passed.pinned
         if now >= self._next:
             self._send(now)
 
@@ -146,7 +147,7 @@ class Meter:
         )
         if loading.seconds >= LONG_ENOUGH and (loading.share >= LOADER_BOUND or loading.pageable):
             rank = self._rank
-            say(sentence(loading, advise(loading, rank.threads, rank.budget), asked=rank.loader_workers > 0))
+            say(say_loading(loading, rank.threads, rank.budget, asked=rank.loader_workers > 0))
 
     def _begin(self, iterator: Any) -> Passed:
         """A loader begins to load, by this process or with workers."""
@@ -154,8 +155,8 @@ class Meter:
         self._began = self._began or time.monotonic()
         # _DatasetKind.Map is 0, in every version.
         alive = weakref.ref(iterator, functools.partial(self._passed.pop, id(iterator)))
-        passed = self._passed[id(iterator)] = Passed(alive, in_process=not workers and not state.get("_dataset_kind"))
-        self.pinned = bool(state.get("_pin_memory"))
+        in_process, pinned = not workers and not state.get("_dataset_kind"), bool(state.get("_pin_memory"))
+        passed = self._passed[id(iterator)] = Passed(alive, in_process=in_process, pinned=pinned)
         self.iterators += passed.in_process
         if workers:
             self.workers = workers
@@ -212,11 +213,19 @@ def _count_steps(torch: Any, meter: Meter) -> None:
     module = importlib.import_module("torch.optim.optimizer")
     compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)
 
-    def stepped(optimizer: Any, *_: Any) -> None:
-        # Within a step that is compiled, this would be compiled too; then the batches alone tell how far it is.
-        if compiling is None or not compiling():
-            meter.step(optimizer)
+    class Stepped:
+        """What torch's optimizers call. cloudpickle takes it along with an optimizer class of the script's own."""
 
+        def __call__(self, optimizer: Any, *_: Any) -> None:
+            # Within a step that is compiled, this would be compiled too; then the batches alone tell how far it is.
+            if compiling is None or not compiling():
+                meter.step(optimizer)
+
+        def __reduce__(self) -> Any:
+            # Elsewhere it is something of Python's own that takes anything and does nothing.
+            return getattr, ("", "format")
+
+    stepped = Stepped()
     register = getattr(module, "register_optimizer_step_post_hook", None)
     if register is not None:
         register(stepped)

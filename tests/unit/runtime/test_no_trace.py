@@ -78,6 +78,22 @@ for name, loader in {
     owned[name] = [sorted(vars(loader)), sorted(vars(iterator)), [str(batch) for batch in iterator],
                    sorted(vars(copy.copy(loader))), sorted(vars(copy.deepcopy(loader.dataset)))]
     owned[name].append(pickle.dumps(loader).hex())
+class Own(torch.optim.SGD):
+    def step(self, closure=None): return super().step()
+def reached(thing, seen):
+    """What a pickle by value takes along (cloudpickle, for a remote worker): what functions close over and name."""
+    if id(thing) not in seen and not isinstance(thing, (type, types.ModuleType, types.BuiltinFunctionType)):
+        seen[id(thing)] = thing
+        if isinstance(thing, types.FunctionType):
+            for cell in thing.__closure__ or (): yield from reached(cell.cell_contents, seen)
+            for name in thing.__code__.co_names: yield from reached(thing.__globals__.get(name), seen)
+        else:
+            yield thing
+Own(torch.nn.Linear(1, 1).parameters() if hasattr(torch, "nn") else [], lr=0.1)
+taken = list(reached(Own.step, {}))
+owned["by value"] = sorted({attempt(lambda x: b"torchpar" in pickle.dumps(x), value) for value in taken})
+unpickled = [attempt(lambda x: bool(pickle.loads(pickle.dumps(x))), value) for value in taken if callable(value)]
+owned["unpickled"] = unpickled in ([], ["True"])
 if hasattr(torch, "nn"):
     torch.manual_seed(1)
     model = torch.nn.Linear(2, 1)

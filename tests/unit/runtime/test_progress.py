@@ -112,8 +112,8 @@ def test_a_torch_that_is_made_otherwise_is_left_as_it_is(place: Place) -> None:
     [
         (
             "DataLoader(Slow(), 1)",
-            "waited for data 83 % of the time; LoaderWorkers=5 would leave about 46 % (random transforms then draw from"
-            " the workers' streams)",
+            "waited for data 83 % of the time; LoaderWorkers=5 (num_workers=5 where the call names it) would leave"
+            " about 46 %; random transforms then draw from the workers' streams",
         ),
         (
             "DataLoader(Stream(), 1)",
