@@ -163,22 +163,23 @@ def _warn(service: Service, share: Share, ranks: tuple[Rank, ...], facts: HostFa
     if train and own:
         warnings.append(
             f"{service.origin('Module')}: {service.section} Module={train.module} starts ranks of its own, each with"
-            f" all {ranks[0].threads} threads: with Ranks={own} in place of it each has its own CPUs, or set Threads="
+            f" all {ranks[0].threads} threads: with Ranks= in place of it each has its own CPUs, or set Threads="
         )
     return warnings
 
 
-def _own_ranks(train: TrainSettings) -> str:
-    """How many ranks a job starts that is itself a launcher of PyTorch's ("4", "gpu"); "" where it is none, or one."""
+def _own_ranks(train: TrainSettings) -> bool:
+    """Whether a job is itself a launcher of PyTorch's, and starts more than one rank."""
     if train.module not in ("torch.distributed.run", "torch.distributed.launch"):
-        return ""
+        return False
     words = iter(train.arguments)
     for word in words:
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == "--nproc-per-node":
-            count = value if equals else next(words, "1")
-            return "" if count == "1" else count
-    return ""
+            return (value if equals else next(words, "1")) != "1"
+        if word.endswith(".py"):
+            return False  # what follows is the script's own
+    return False
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

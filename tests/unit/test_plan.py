@@ -203,20 +203,21 @@ def test_without_an_allocator_glibc_gets_larger_thresholds_and_it_is_said() -> N
 @pytest.mark.parametrize(
     ("arguments", "more", "ranks"),
     [
-        ("--standalone --nproc-per-node=4 /a.py", "", "4"),
-        ("--nproc_per_node gpu /a.py", "", "gpu"),
-        ("--nproc-per-node=1 /a.py", "", None),
-        ("/a.py", "", None),
-        ("--nproc-per-node=4 /a.py", "Threads=1", None),
-        ("--nproc-per-node=4 /a.py", "CPUs=1", None),
+        ("--standalone --nproc-per-node=4 /a.py", "", True),
+        ("--nproc_per_node auto /a.py", "", True),
+        ("--nproc-per-node=1 /a.py", "", False),
+        ("/a.py", "", False),
+        ("--nnodes 1 /a.py --nproc-per-node=4", "", False),
+        ("--nproc-per-node=4 /a.py", "Threads=1", False),
+        ("--nproc-per-node=4 /a.py", "CPUs=1", False),
     ],
 )
-def test_a_module_that_starts_ranks_is_told_of_their_threads(arguments: str, more: str, ranks: str | None) -> None:
+def test_a_module_that_starts_ranks_is_told_of_their_threads(arguments: str, more: str, ranks: bool) -> None:
     """Each has those of the whole service, unless Threads= says otherwise."""
     for module in ("torch.distributed.run", "torch.distributed.launch"):
         plan = plan_of(f"Script=\nModule={module}\nArguments={arguments}\nLoaderWorkers=off\n{more}")
         warning = (
-            f"/c:7: [Train a] Module={module} starts ranks of its own, each with all 4 threads: with Ranks={ranks} in"
+            f"/c:7: [Train a] Module={module} starts ranks of its own, each with all 4 threads: with Ranks= in"
             " place of it each has its own CPUs, or set Threads="
         )
         assert plan.warnings == ((warning,) if ranks else ())
