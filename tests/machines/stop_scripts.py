@@ -137,6 +137,30 @@ print("saved", flush=True)
 sys.exit(143)
 """
 
+# The same with workers that are started anew each epoch, and take seconds for it: a stop meets some that are starting.
+SPAWNED_LOADER = """\
+import signal, sys, torch
+from torch.utils.data import DataLoader
+
+asked = []
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    print("ready", flush=True)
+    for epoch in range(10**6):
+        loader = DataLoader(list(range(4)), num_workers=1, multiprocessing_context="spawn")
+        assert len(list(loader)) == 4
+        if asked:
+            break
+    print("saved", flush=True)
+    sys.exit(143)
+"""
+
+# A parent that has looked at its data with loader workers, and then starts ranks.
+LOOKS = SPAWN.replace(
+    'if __name__ == "__main__":\n',
+    'if __name__ == "__main__":\n    list(torch.utils.data.DataLoader(list(range(4)), num_workers=1))\n',
+)
+
 # Ranks that are no Python of the script's own, with a shell between; each takes another time, the parent none.
 SHELL = """\
 import subprocess, sys
@@ -253,11 +277,13 @@ print("saved", flush=True)
 KINDS = {
     "spawn": Kind(SPAWN, 2, 2),
     "spawn-faulthandler": Kind(SPAWN, 2, 2, "Environment=PYTHONFAULTHANDLER=1\n"),
+    "spawn-after-a-loader": Kind(LOOKS, 2, 2, "Environment=PYTHONFAULTHANDLER=1\n"),
     "own-ranks": Kind(OWN_RANKS, 2, 2),
     "usr1-before": Kind(USR1.replace("ORDER", f"{HANDLER}\n{ASK}"), 1, 2, torch=False),
     "usr1-after": Kind(USR1.replace("ORDER", f"{ASK}\n{HANDLER}"), 1, 2, torch=False),
     "forked": Kind(FORKED, 1, 2, torch=False),
     "loader": Kind(LOADER),
+    "loader-spawn": Kind(SPAWNED_LOADER),
     "loader-faulthandler": Kind(LOADER, keys="Environment=PYTHONFAULTHANDLER=1\n"),
     "shell": Kind(SHELL, 2, 2, torch=False),
     "pool": Kind(POOL, 2, 2, torch=False),

@@ -10,8 +10,9 @@ from tests.machines.container import missing_here
 from tests.machines.machine import Machine
 from tests.machines.package import build_package
 from tests.machines.stop_scripts import KINDS
-from tests.machines.test_ranks import kill_ranks, run_examples
-from tests.machines.test_stop import save_and_stop, stop_and_start
+from tests.machines.test_apply import TRAIN, apply
+from tests.machines.test_ranks import kill_ranks, lines, run_examples
+from tests.machines.test_stop import HANDLES, came_to_its_end, save_and_stop, stop_and_start
 from tests.machines.wheel import MOUNT, PYTHON, suite_of_this_host, wheel_environment
 
 
@@ -39,6 +40,20 @@ def test_the_examples_run_with_it(wheel_machine: Machine) -> None:
 def test_a_stop_leaves_a_whole_checkpoint(wheel_machine: Machine) -> None:
     """The ranks agree on a step."""
     stop_and_start(wheel_machine, PYTHON)
+
+
+def test_ranks_of_torchs_own_launcher_have_the_time_to_save(wheel_machine: Machine) -> None:
+    """Longer than the half minute after which torchrun kills what is left. Debian's torchrun does not start."""
+    wheel_machine.write("/srv/handles.py", HANDLES)
+    conf = "Module=torch.distributed.run\nArguments=--nproc-per-node=2 /srv/handles.py\nThreads=1\n"
+    apply(wheel_machine, f"[Train test-torchrun]\nPython={PYTHON}\n{conf}")
+    unit = TRAIN.format("test-torchrun")
+    wheel_machine.run("systemctl", "start", unit)
+    wheel_machine.wait_until(lambda: len(lines(wheel_machine, "test-torchrun", "is there")) == 2, "both ranks", 180)
+    wheel_machine.run("systemctl", "stop", unit, timeout=180)
+    assert came_to_its_end(wheel_machine, "test-torchrun")
+    saved = sorted(lines(wheel_machine, "test-torchrun", r"rank \d has saved"))
+    assert saved == ["rank 0 has saved", "rank 1 has saved"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind, job in KINDS.items() if job.torch])

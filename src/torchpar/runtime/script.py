@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 64  # sysexits.h
 EXIT_CONFIG = 78
+LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
 USAGE = "usage: run.py -- SCRIPT [ARGUMENT...]\n       run.py -m MODULE [ARGUMENT...]\n"
 
 
@@ -23,7 +24,9 @@ def main() -> None:
         sys.stderr.write(USAGE)
         sys.exit(EXIT_USAGE)
     launcher, option, what = sys.argv[:3]
-    if os.path.exists(os.environ.get("CACHE_DIRECTORY", "").partition(":")[0] + "/torchpar-preload"):
+    # The name of a note in fallback.py, which is not imported for nothing.
+    cache = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    if cache and os.path.exists(cache + "/torchpar-preload"):
         from torchpar.runtime.fallback import start_without
 
         start_without()
@@ -65,7 +68,8 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
         sys.argv = ["-m", *arguments]
         if not safe_path:
             sys.path.insert(0, os.getcwd())
-        return by_runpy(what, True)
+        module = by_runpy(what, True)
+        return (run_launcher, module) if job is not None and what in LAUNCHERS else module
 
     sys.argv = [what, *arguments]
     path = what if os.path.isabs(what) else os.path.join(os.getcwd(), what)
@@ -94,6 +98,13 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
     code = compile(source, path, "exec", dont_inherit=True)
     loader = type(sys.modules["__main__"].__loader__)("__main__", path)  # type: ignore[call-arg, misc]
     return exec, (code, new_main(__loader__=loader, __file__=path, __cached__=None))
+
+
+def run_launcher(run: "Callable[..., object]", parameters: "tuple[Any, ...]") -> None:
+    """Run PyTorch's own launcher of ranks, which then ends them as launch.py does when the service is stopped."""
+    from torchpar.runtime.calm import run_calmly
+
+    run_calmly(run, parameters)
 
 
 def by_runpy(name: str, search: bool) -> "tuple[Callable[..., object], tuple[Any, ...]]":

@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing.api import SignalException, Std, SubprocessContext
+from torch.distributed.elastic.multiprocessing.api import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
+from torchpar.runtime.calm import SIGNALLED, ended, exit_status, stop_calmly, stop_status
 from torchpar.runtime.observed import say
 from torchpar.runtime.stop import requested
 
 # The first version that knows --monitor-interval as a fraction has 5 s, which is long to notice a dead rank.
 COMMON = ("--monitor-interval=0.5", "--no-python")
-SIGNALLED = 128  # how shells say that a signal ended a process
-
-
-class GangStopped(SignalException):  # type: ignore[misc]
-    """A stop was asked for, and not every rank ended with status 0.
-
-    As torch's own exception for that it leaves the hosts' rendezvous open: after any other torch closes it, for good
-    and for all hosts, and those that are left of an elastic job could not go on.
-    """
-
-    def __init__(self, statuses: Mapping[int, int]) -> None:
-        """Take the exit status of each rank of this host; negative: ended by this signal."""
-        super().__init__("stopped", signal.SIGTERM)
-        self.statuses = statuses
 
 
 def run(flags: Sequence[str], command: Sequence[str]) -> int:
@@ -50,7 +36,7 @@ def run(flags: Sequence[str], command: Sequence[str]) -> int:
         say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out")
     repair_redirects(Std)
     repair_store(c10d_rendezvous_backend, torch.distributed)
-    stop_calmly(LocalElasticAgent, SubprocessContext)
+    stop_calmly()
     leave(LocalElasticAgent)
     try:
         torchrun.run(parser.parse_args([*known, *command]))
@@ -130,54 +116,6 @@ def repair_store(*modules: Any) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
-def stop_calmly(agent: Any, processes: Any) -> None:
-    """Let each rank end by itself while the service is being stopped.
-
-    ExecStop= asks and signals the ranks, and this process too. torch's agent would send SIGTERM to all of them, and
-    SIGKILL 30 seconds later, when it has SIGTERM itself and when the first of them has failed; or start them again.
-    """
-    start, monitor, close = agent._start_workers, agent._monitor_workers, processes.close
-
-    def _start_workers(self: Any, *arguments: Any, **named: Any) -> Any:
-        if requested():
-            raise GangStopped({})
-        started = start(self, *arguments, **named)
-        terminate = signal.getsignal(signal.SIGTERM)
-
-        def _terminate(number: int, frame: Any) -> None:
-            if not requested():
-                terminate(number, frame)  # type: ignore[operator, misc]
-            elif None not in (statuses := ends(self._pcontext)).values():
-                # Nothing is left to be waited for but the agents of other hosts.
-                raise GangStopped(statuses)
-
-        if callable(terminate):
-            signal.signal(signal.SIGTERM, _terminate)
-        if requested():
-            # They may have come too late to be signalled, and have done nothing yet.
-            for process in started.values():
-                os.kill(process, signal.SIGTERM)
-        return started
-
-    def _monitor_workers(self: Any, *arguments: Any, **named: Any) -> Any:
-        result = monitor(self, *arguments, **named)
-        if result.state.name in ("FAILED", "UNHEALTHY") and requested():
-            raise GangStopped(ends(self._pcontext))
-        return result
-
-    def _close(self: Any, *arguments: Any, **named: Any) -> Any:
-        while None in ends(self).values() and requested():
-            time.sleep(0.1)
-        return close(self, *arguments, **named)
-
-    agent._start_workers, agent._monitor_workers, processes.close = _start_workers, _monitor_workers, _close
-
-
-def ends(processes: Any) -> dict[int, Any]:
-    """The exit status of each rank; negative: ended by this signal; None: not ended."""
-    return {rank: handler.proc.poll() for rank, handler in processes.subprocess_handlers.items()}
-
-
 def leave(agent: Any) -> None:
     """Let the agent of a failed host end at once.
 
@@ -193,18 +131,6 @@ def leave(agent: Any) -> None:
     agent._exit_barrier = _exit_barrier
 
 
-def stop_status(statuses: Mapping[int, int]) -> int:
-    """The exit status after a stop: that of a rank which failed, else that of a process which SIGTERM ended.
-
-    A rank that SIGTERM ended, or that says so (143), has done what it was asked to.
-    """
-    asked_for = {0, -signal.SIGTERM, SIGNALLED + signal.SIGTERM}
-    failed = {rank: status for rank, status in sorted(statuses.items()) if status not in asked_for}
-    for rank, status in failed.items():
-        say(f"local rank {rank} {ended(status)} when it was stopped")
-    return exit_status(next(iter(failed.values()))) if failed else SIGNALLED + signal.SIGTERM
-
-
 def failed_status(status: int) -> int:
     """The exit status for a rank that has failed by itself: never that of a stop, as nobody has asked for one.
 
@@ -215,26 +141,3 @@ def failed_status(status: int) -> int:
     """
     number = exit_status(status)
     return 1 if number == SIGNALLED + signal.SIGTERM else number
-
-
-def ended(status: int) -> str:
-    """How a process ended, in words.
-
-    >>> ended(3), ended(-9)
-    ('ended with status 3', 'was ended by SIGKILL')
-    """
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
-def exit_status(status: int) -> int:
-    """The status to exit with, for one that may be a signal.
-
-    >>> exit_status(78), exit_status(-9)
-    (78, 137)
-    """
-    return status if status >= 0 else SIGNALLED - status

@@ -85,8 +85,11 @@ def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
 
 
 def begin(cpus: frozenset[int]) -> None:
-    """Give this process the CPUs, and one thread in each library that computes with several."""
+    """Give this process the CPUs, and one thread in each library that computes with several; and its name."""
     set_cpus(cpus)
+    # As a newer torch does: by it ExecStop= knows what is no rank.
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("pt_data_worker")
     # For what is imported only now, and for programs that the worker starts.
     for name in _VARIABLES:
         os.environ[name] = "1"
