@@ -427,13 +427,72 @@ def test_after_connection_close_nothing_more_is_answered(talk: Any) -> None:
     talk(story)
 
 
-def test_a_request_to_upgrade_is_answered_as_what_it_is(talk: Any) -> None:
-    """curl --http2 asks so; HTTP/1.1 is a right answer."""
+# What the JDK's HTTP client, curl --http2 and others send.
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\nUpgrade: h2c\r\n",
+    "websocket": b"Upgrade: websocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Version: 13\r\n",
+    "two fields": b"upgrade: TLS/1.0\r\nUpgrade: h2c\r\nConnection: keep-alive\r\nconnection: upgrade\r\n",
+    "no option": b"Upgrade: h2c\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("piece", [1, 7, 40, 10_000])
+def test_an_offer_of_another_protocol_is_declined_by_answering_in_http(talk: Any, offer: bytes, piece: int) -> None:
+    """With and without a body, however it is framed and cut; the connection then serves what follows."""
+    plain = b"GET /a HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n"
+    sized = post(b"four", offer[:-2])
+    chunks = b"3\r\nsix\r\n4\r\nteen\r\n0\r\n\r\n"
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\n" + offer + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
 
     async def story(world: World) -> None:
         client = await world.connect()
-        client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-        assert (await client.answer())[2] == b"GET "
+        data = (plain + sized + chunked + GET) * 3
+        for start in range(0, len(data), piece):
+            client.send(data[start : start + piece])
+            if piece < 100:
+                await asyncio.sleep(0)
+        for _ in range(3):
+            bodies = [(await client.answer())[2] for _ in range(4)]
+            assert bodies == [b"GET ", b"POST four", b"POST sixteen", b"GET "]
+
+    talk(story)
+
+
+def test_what_else_a_request_with_an_offer_says_holds(talk: Any) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(post(b"x", b"Connection: close", OFFERS["h2c"][:-2]) + GET)
+        status, fields, body = await client.answer()
+        assert (status, fields["connection"], body) == (200, "close", b"POST x")
+        assert await client.rest() == b""
+        for request, wanted in (
+            (post(b"x" * 101_000, OFFERS["h2c"][:-2]), 413),
+            (post(b"x", b"Transfer-Encoding: chunked", OFFERS["h2c"][:-2]), 400),
+            (b"GET / HTTP/1.1\r\n" + OFFERS["h2c"] + b"\r\n", 400),
+            (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 2048 + b"\r\n" + OFFERS["h2c"] + b"\r\n", 431),
+        ):
+            client = await world.connect()
+            client.send(request)
+            assert (await client.answer())[0] == wanted
+            await client.rest()
+        client = await world.connect()
+        client.send(post(b"", b"Expect: 100-continue", OFFERS["h2c"][:-2]).replace(b"Length: 0", b"Length: 2"))
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        client.send(b"ab")
+        assert (await client.answer())[2] == b"POST ab"
+
+    talk(story, replace(QUICK, connections=10))
+
+
+@pytest.mark.parametrize("offer", [b"", OFFERS["h2c"]])
+def test_nothing_after_connect_is_taken_for_a_request(talk: Any, offer: bytes) -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n" + GET)
+        assert (await client.answer())[2] == b"CONNECT "
+        assert await client.rest() == b""
+        assert world.application.paths == ["x:1"]
 
     talk(story)
 

@@ -122,14 +122,16 @@ class Connection(asyncio.Protocol):
         try:
             while place < size and self._turn < limit and not self._is_full():
                 end = size if whole else self._piece_end(data, place)
-                self._parser.feed_data(data[place:end])
+                try:
+                    self._parser.feed_data(data[place:end])
+                except Upgraded as offer:
+                    end = place + offer.read
+                    self._decline()
                 place = end
                 if self._phase.value >= Phase.ENDING.value:
                     break
         except Malformed as error:
             self._refuse(error.status, str(error))
-        except Upgraded:
-            self._end()
         else:
             self._rest = data[place:]
             # A header without an end: the parser keeps it, and has nothing to say yet.
@@ -139,6 +141,28 @@ class Connection(asyncio.Protocol):
                     self._refuse(431, f"the request's header is larger than {self.server.limits.header} bytes")
         if self._rest or self._is_full():
             self._update_reading()
+
+    def _decline(self) -> None:
+        """Go on with HTTP/1.1 after the header of a request that offers another protocol (RFC 9110, 7.8).
+
+        The parser gave up there and knows nothing of the body: another one reads the header, without the offer.
+        """
+        exchange, parser = self._reading, self._parser
+        if self._phase is not Phase.HEADER or exchange is None:
+            # After CONNECT comes what is not HTTP, whatever the answer.
+            self._end()
+            return
+        fields = exchange.headers
+        del fields[b"upgrade"]
+        fields[b"connection"] = b"keep-alive" if parser.should_keep_alive() else b"close"
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), exchange.target, parser.get_http_version().encode())]
+        lines += [b"%b: %b" % field for field in fields.items()]
+        exchange.target, exchange.headers, self._header_size = b"", {}, 0
+        self._parser = self.server.make_parser(self, self.server.limits.header)
+        try:
+            self._parser.feed_data(b"\r\n".join(lines) + BLANK_LINE)
+        except Upgraded:
+            self._decline()  # a CONNECT, too
 
     def _piece_end(self, data: bytes, place: int) -> int:
         """Where to stop parsing, to see whether more is wanted: at the end of a header, or of a body."""
@@ -219,6 +243,8 @@ class Connection(asyncio.Protocol):
             self._refuse(431, f"the request's header is larger than {limits.header} bytes")
             return
         parser, headers = self._parser, exchange.headers
+        if b"upgrade" in headers and parser.should_upgrade():
+            return  # `_decline` follows
         exchange.method = parser.get_method()
         exchange.version = parser.get_http_version()
         exchange.keep_alive = parser.should_keep_alive()

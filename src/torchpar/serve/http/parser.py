@@ -54,7 +54,14 @@ class Malformed(Exception):
 
 
 class Upgraded(Exception):
-    """The request asked for another protocol; it is answered as what it is, and nothing after it is read."""
+    """The parser takes what follows for another protocol: `read` bytes were HTTP.
+
+    Either the request's header offers one (`should_upgrade`), and a body was not looked for, or it is a CONNECT.
+    """
+
+    def __init__(self, read: int) -> None:
+        super().__init__(read)
+        self.read = read
 
 
 class Events(Protocol):
@@ -94,6 +101,9 @@ class Parser(Protocol):
     def should_keep_alive(self) -> bool:
         """Whether the client allows another request on this connection."""
 
+    def should_upgrade(self) -> bool:
+        """Whether the parser gives up at the end of this header, for it offers another protocol."""
+
 
 class H11Parser:
     """h11 with the face of httptools."""
@@ -124,8 +134,12 @@ class H11Parser:
         """Whether the client allows another request on this connection."""
         return self._keep_alive
 
+    def should_upgrade(self) -> bool:
+        """Never: h11 reads the body of a request that offers another protocol."""
+        return False
+
     def feed_data(self, data: bytes) -> None:
-        """Parse what came; raises Malformed or Upgraded."""
+        """Parse what came; raises Malformed."""
         if self._ended:
             return
         try:
@@ -148,13 +162,10 @@ class H11Parser:
         elif isinstance(event, self._h11.Data):
             self._events.on_body(bytes(event.data))
         elif isinstance(event, self._h11.EndOfMessage):
-            upgrade = self._connection.their_state is self._h11.MIGHT_SWITCH_PROTOCOL
             self._events.on_message_complete()
             # A connection object that was never told of an answer reads no second request: take a new one for it.
             rest = self._connection.trailing_data[0]
             self._connection, self._begun = self._new(), False
-            if upgrade:
-                raise Upgraded
             if not self._keep_alive:
                 self._ended = True
                 return False
@@ -176,6 +187,8 @@ class H11Parser:
             for option in value.split(b",")
         }
         self._keep_alive = b"close" not in options and (self._version != "1.0" or b"keep-alive" in options)
+        if self._method == b"CONNECT":
+            self._keep_alive = False  # what follows is not HTTP, whatever the answer
         self._events.on_url(bytes(request.target))
         for name, value in request.headers:
             self._events.on_header(bytes(name), bytes(value))
@@ -191,13 +204,14 @@ class HttptoolsParser:
         self.get_method = parser.get_method
         self.get_http_version = parser.get_http_version
         self.should_keep_alive = parser.should_keep_alive
+        self.should_upgrade = parser.should_upgrade
 
     def feed_data(self, data: bytes) -> None:
         """Parse what came; raises Malformed or Upgraded."""
         try:
             self._feed(data)
-        except httptools.HttpParserUpgrade:
-            raise Upgraded from None
+        except httptools.HttpParserUpgrade as offer:
+            raise Upgraded(offer.args[0]) from None
         except httptools.HttpParserCallbackError as error:
             # A mistake of ours in a callback, not the client's.
             raise error.__context__ or error from None
