@@ -68,9 +68,8 @@ class Application:
         elif path == "/v2/health/live":
             self._health(exchange, self._service.engine.live(), {"live": True})
         elif path == "/v2/health/ready":
-            ready = self._service.engine.ready() and not self._server.draining
             # The protocol's text says "live" for this one too, its servers say "ready".
-            self._health(exchange, ready, {"ready": True, "live": True})
+            self._health(exchange, self._is_ready(), {"ready": True, "live": True})
         elif path == "/metrics":
             if self._method(exchange, "GET", "HEAD"):
                 exchange.respond(200, TEXT, render_metrics(self._service.engine, self._server))
@@ -78,8 +77,10 @@ class Application:
             if self._method(exchange, "POST"):
                 self._predict(exchange, unquote(path[9:]))
         elif path == "/":
-            if self._method(exchange, "GET", "HEAD"):
+            if self._method(exchange, "GET", "HEAD", well=self._is_ready()):
                 self._page(exchange)
+        elif path == "*" and exchange.method == b"OPTIONS":
+            self._method(exchange, "GET", "HEAD", "POST", well=self._is_ready())
         elif path == "/state":
             self._get(exchange, self._page.state)
         elif path == "/v2/repository/index":
@@ -116,8 +117,11 @@ class Application:
         else:
             self._get(exchange, lambda: service.model(name, version))
 
+    def _is_ready(self) -> bool:
+        return self._service.engine.ready() and not self._server.draining
+
     def _health(self, exchange: Exchange, well: bool, body: dict[str, Any]) -> None:
-        if not self._method(exchange, "GET", "HEAD"):
+        if not self._method(exchange, "GET", "HEAD", well=well):
             return
         if well:
             exchange.respond_json(body)
@@ -160,13 +164,21 @@ class Application:
         if self._method(exchange, "GET", "HEAD"):
             exchange.respond_json(answer())
 
-    def _method(self, exchange: Exchange, *allowed: str) -> bool:
-        """Whether the method is one of those; if not the request is answered."""
+    def _method(self, exchange: Exchange, *allowed: str, well: bool = True) -> bool:
+        """Whether the method is one of those; if not the request is answered.
+
+        OPTIONS is, everywhere: 503 unless `well`, for load balancers ask so whether a server is. No other origin is
+        allowed anything: the web pages of others must not use the models.
+        """
         method = exchange.method.decode("ascii", "replace")
         if method in allowed:
             return True
-        names = ", ".join(allowed)
-        exchange.fail(405, f"{method} is not allowed here, but {names}", None, b"Allow: " + names.encode())
+        names = ", ".join((*allowed, "OPTIONS"))
+        allow = b"Allow: " + names.encode()
+        if method == "OPTIONS":
+            exchange.send(200 if well else 503, allow + b"\r\nContent-Length: 0\r\n")
+        else:
+            exchange.fail(405, f"{method} is not allowed here, but {names}", None, allow)
         return False
 
     def _check_control(self, exchange: Exchange) -> None:
