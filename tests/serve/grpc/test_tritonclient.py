@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -52,6 +54,24 @@ def test_health(client: Any) -> None:
     assert client.is_server_ready() is True
     assert client.is_model_ready("simple", "1") is True
     assert client.is_model_ready("simple", "2") is False
+
+
+def test_pings_never_end_a_connection(world: Running) -> None:
+    """As a client's keepalive sends them; gRPC's own server ends a connection after the third within five minutes."""
+    frame = struct.Struct(">I B I")  # length and type, flags, stream
+    settings, ping, goaway, acknowledged = 4, 6, 7, 1
+    with socket.create_connection(("127.0.0.1", world.grpc_port), timeout=20) as sock:
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame.pack(settings, 0, 0))
+        stream = sock.makefile("rb")
+        for number in range(20):
+            sock.sendall(frame.pack(8 << 8 | ping, 0, 0) + number.to_bytes(8, "big"))
+            while True:
+                word, flags, _ = frame.unpack(stream.read(frame.size))
+                body = stream.read(word >> 8)
+                assert word & 0xFF != goaway, body
+                if (word & 0xFF, flags) == (ping, acknowledged):
+                    break
+            assert body == number.to_bytes(8, "big")
 
 
 def test_metadata_and_config(client: Any) -> None:

@@ -59,6 +59,9 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", self._limits.body + MARGIN),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", self._limits.header),
+                # Pings keep a connection alive in firewalls while a call takes long, and never end it. What is not read
+                # of their answers is bounded by gRPC itself.
+                ("grpc.http2.max_ping_strikes", 0),
                 # Two services on one port would share its clients by chance.
                 ("grpc.so_reuseport", int(shared)),
             ],
