@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -66,6 +67,7 @@ def request(**changes: Any) -> bytes:
         (b'{"inputs":' * 20_000, "nested too deeply"),
         (request(data=[[[[[[1, 2]]]]]]), None),
         (request(shape=[2, 2]), "has 2 elements; its shape needs 4"),
+        (request(shape=[2, 1], data=[[1, 2]]), "nested as [1, 2], its shape is [2, 1]"),
         (request(shape=[-1, 2]), "its shape has -1"),
         (request(shape=[1.0, 2]), "its shape has 1.0"),
         (request(shape=[True, 2]), "its shape has True"),
@@ -322,7 +324,7 @@ def test_values_and_data_are_the_same_thing(datatype: str, data: bytes) -> None:
     if datatype == "BOOL":
         data = bytes(byte & 1 for byte in data)
     values = values_from_data(Tensor("x", datatype, (), memoryview(data)))
-    back = data_from_values("x", datatype, len(values), values)
+    back = data_from_values("x", datatype, [len(values)], values)
     if not any(value != value for value in values):
         assert bytes(back) == data  # type: ignore[arg-type]
 
@@ -335,6 +337,20 @@ def test_any_bytes_are_elements_or_a_400(data: bytes, count: int) -> None:
     except ServeError:
         return
     assert len(elements) == count and sum(map(len, elements)) + 4 * count == len(data)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.lists(st.integers(0, 3), min_size=1, max_size=4))
+def test_nested_values_are_nested_as_their_shape_says(shape: list[int], other: list[int]) -> None:
+    """Or flat; two sizes that changed places leave the count right, and the order wrong."""
+    numbers = list(range(math.prod(shape)))
+    value = nested(numbers, tuple(shape))
+    data = data_from_values("x", "INT64", shape, numbers)
+    assert data_from_values("x", "INT64", shape, value) == data
+    if value in (numbers, nested(list(range(math.prod(other))), tuple(other))):
+        return
+    with pytest.raises(ServeError) as refused:
+        data_from_values("x", "INT64", other, value)
+    assert refused.value.status == 400
 
 
 def test_flat_values_are_nested_by_their_shape() -> None:

@@ -152,7 +152,7 @@ def _tensor(item: dict[str, Any], raw: memoryview | None) -> Tensor:
             raise ServeError(400, f"input '{name}': {datatype} can only come in raw_input_contents")
         values = contents.get(kind, [])
         if datatype != "BYTES":
-            return Tensor(name, datatype, shape, data_from_values(name, datatype, count, list(values)))
+            return Tensor(name, datatype, shape, data_from_values(name, datatype, shape, list(values)))
         if len(values) != count:
             raise ServeError(400, f"input '{name}' has {len(values)} elements; its shape needs {count}")
         return Tensor(name, datatype, shape, [bytes(value) for value in values])

@@ -157,10 +157,10 @@ def _read(spec: TensorSpec, value: Any) -> tuple[Tensor, bool]:
     if not whole:
         shape.insert(0, 1)
     check_shape(spec.name, shape)
-    flat = flatten(spec.name, value) if isinstance(value, list) else [value]
+    flat = flatten(spec.name, shape if whole else shape[1:], value) if isinstance(value, list) else [value]
     if isinstance(inner, dict):
         raise ServeError(400, f"input '{spec.name}' is an object, not an array")
-    data = data_from_values(spec.name, spec.datatype, math.prod(shape), flat)
+    data = data_from_values(spec.name, spec.datatype, shape, flat)
     return Tensor(spec.name, spec.datatype, tuple(shape), data), whole
 
 

@@ -6,9 +6,11 @@ here as all others are.
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 from array import array
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -32,11 +34,12 @@ _CODES = {
 _LENGTH = struct.Struct("<I")
 
 
-def data_from_values(name: str, datatype: str, count: int, values: Any) -> Data:
-    """A tensor's data from JSON's values, flat or nested, which must be `count` elements. Raises ServeError 400."""
+def data_from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> Data:
+    """A tensor's data from JSON's values, flat or nested as the shape says. Raises ServeError 400."""
     if type(values) is not list:
         raise ServeError(400, f"input '{name}': its data is not an array")
-    flat = flatten(name, values)
+    flat = flatten(name, shape, values)
+    count = math.prod(shape)
     if len(flat) != count:
         raise ServeError(400, f"input '{name}' has {len(flat)} elements; its shape needs {count}")
     try:
@@ -45,12 +48,20 @@ def data_from_values(name: str, datatype: str, count: int, values: Any) -> Data:
         raise ServeError(400, f"input '{name}': its data has values that are no {datatype}") from None
 
 
-def flatten(name: str, values: list[Any]) -> list[Any]:
-    """Nested arrays as one; those beside each other must be of one length. Raises ServeError 400."""
+def flatten(name: str, shape: Sequence[int], values: list[Any]) -> list[Any]:
+    """Nested arrays as one. Raises ServeError 400 where they are nested, but not as the shape says.
+
+    The elements would be read in another order than they were meant, with a right answer to another question.
+    """
+    sizes = [len(values)]
     while values and type(values[0]) is list:
         if set(map(type, values)) != {list} or len(set(map(len, values))) != 1:
             raise ServeError(400, f"input '{name}': its arrays are not of one length")
+        sizes.append(len(values[0]))
         values = list(chain.from_iterable(values))
+    # An empty array does not show the sizes within it.
+    if len(sizes) > 1 and sizes != list(shape if values else shape[: len(sizes)]):
+        raise ServeError(400, f"input '{name}': its data is nested as {sizes}, its shape is {list(shape)}")
     return values
 
 

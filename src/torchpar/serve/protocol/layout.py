@@ -72,7 +72,7 @@ class Layout:
         start = 0
         for name, datatype, shape, values, size, count in self.inputs:
             if values is not None:
-                inputs.append(Tensor(name, datatype, shape, data_from_values(name, datatype, count, values)))
+                inputs.append(Tensor(name, datatype, shape, data_from_values(name, datatype, shape, values)))
                 continue
             end = start + size
             if end > len(rest):
