@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ from tests.serve.models import (
     mlp,
     save_script,
 )
+from torchpar.serve.engine import rows_of_a_request
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.requests import Request, Response
-from torchpar.serve.tensors import Tensor
+from torchpar.serve.tensors import Tensor, TensorSpec
 
 ROWS = described(-1, 3)
 several = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -165,10 +167,10 @@ def test_outputs_that_are_not_the_rows_turn_batching_off_while_serving(
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt") as engine:
-            assert engine.config("m")["max_batch_size"] > 0
+            config = engine.config("m")
             for x, answer in zip(inputs, ask(engine, [request(x) for x in inputs]), strict=True):
                 assert torch.equal((await answer.values())[0], x[:1])
-            assert engine.config("m")["max_batch_size"] == 0
+            assert engine.config("m") == config
 
     asyncio.run(run())
     assert "served unbatched from now on" in caplog.text
@@ -459,15 +461,51 @@ def test_outputs_that_cannot_be_cut_are_a_500(tmp_path: Path, monkeypatch: pytes
     asyncio.run(run())
 
 
-def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path) -> None:
+def test_the_configuration_says_what_a_request_may_bring(tmp_path: Path) -> None:
+    """Clients cut their data by it: it does not move with what is learned, and so many rows are answered."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+    (tmp_path / "state").mkdir()
+
+    async def run(**limits: int) -> dict[str, Any]:
+        async with serving(tmp_path / "m.pt", state=str(tmp_path / "state"), **limits) as engine:
+            config = engine.config("m")
+            x = torch.randn(config["max_batch_size"], 3)
+            assert (await Answer(engine, request(x)).values())[0].shape[0] == x.shape[0]
+            assert engine.config("m") == config
+            return config
+
+    config = asyncio.run(run())
+    assert (config["max_batch_size"], config["input"][0]["dims"]) == (1024, [3])
+    (kept,) = (tmp_path / "state").iterdir()
+    kept.write_text(kept.read_text().split('"points"')[0] + '"points": [[1, 0.1], [2, 0.2]]}')
+    assert asyncio.run(run())["max_batch_size"] == 1024
+    assert asyncio.run(run(max_batch=5))["max_batch_size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("specs", "rows"),
+    [
+        ([("x", "FP32", (-1, 3, 224, 224))], 55),
+        ([("x", "FP32", (-1, 1 << 20)), ("y", "FP64", (-1, 1 << 20))], 2),
+        ([("x", "FP32", (-1, 1 << 30))], 1),
+        ([("x", "BYTES", (-1, -1)), ("n", "INT64", ())], 1024),
+    ],
+)
+def test_so_many_rows_fit_the_body_of_a_request(specs: list[Any], rows: int) -> None:
+    assert rows_of_a_request([TensorSpec(*spec) for spec in specs]) == rows
+
+
+def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The next start does not measure again, unless the file is another."""
     save_script(mlp(), tmp_path / "m.pt", ROWS)
     (tmp_path / "state").mkdir()
 
     async def run() -> int:
-        async with serving(tmp_path / "m.pt", state=str(tmp_path / "state")) as engine:
-            return int(engine.config("m")["max_batch_size"])
+        caplog.clear()
+        async with serving(tmp_path / "m.pt", state=str(tmp_path / "state")):
+            return int(re.findall(r"batches of up to (\d+) rows", caplog.text)[0])
 
+    caplog.set_level(logging.INFO)
     asyncio.run(run())
     (kept,) = (tmp_path / "state").iterdir()
     kept.write_text(kept.read_text().split('"points"')[0] + '"points": [[1, 0.1], [2, 0.1], [4, 0.4]]}')

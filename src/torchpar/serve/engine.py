@@ -24,6 +24,7 @@ from torchpar.serve.runner import failure
 from torchpar.serve.served import Batch, Served, expired
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
+from torchpar.serve.tensors import TensorSpec, byte_size
 
 log = logging.getLogger("torchpar.serve")
 
@@ -34,6 +35,10 @@ SWITCH_INTERVAL = 0.0005
 QUEUE_SECONDS, LEAST_QUEUE, LARGEST_QUEUE = 1.0, 64, 8192
 # All that waits, in bytes: bodies are bounded one by one, their number is, and this bounds the product.
 QUEUE_BYTES = 1 << 29
+
+# What a configuration says that one request may bring where nothing else bounds it: clients cut their data by it. So
+# many bytes fit a body; how many rows are computed together is another number, which moves.
+REQUEST_ROWS, REQUEST_BYTES = 1024, 1 << 25
 
 # From one look through all that waits to the next, at the least: where thousands wait it takes a millisecond, and each
 # of them may have its own deadline. Whoever takes a batch leaves out what is too late anyway.
@@ -178,7 +183,7 @@ class Engine:
     def config(self, model: str, version: str = "") -> dict[str, Any]:
         """Triton's model configuration, as its clients read it. Raises ServeError as `metadata` does."""
         served = self._repository.get(model, version)
-        rows = 1 if served.batched else 0  # Triton's dims leave the rows out where it batches
+        rows = 1 if served.rowwise else 0  # Triton's dims leave the rows out where it batches
 
         def tensors(specs: Sequence[Any]) -> list[dict[str, Any]]:
             return [
@@ -195,14 +200,14 @@ class Engine:
             "platform": served.runner.platform,
             "backend": "python" if served.runner.platform == "python" else "pytorch",
             "version_policy": {"all": {}},
-            "max_batch_size": (served.most or served.curve.cap) if served.batched else 0,
+            "max_batch_size": (served.most or rows_of_a_request(served.inputs)) if served.rowwise else 0,
             "input": tensors(served.inputs),
             "output": tensors(served.outputs),
             "instance_group": [
                 {"name": model, "kind": served.runner.kind, "count": self.settings.lanes(), "gpus": []}
             ],
         }
-        if served.batched:
+        if served.rowwise:
             config["dynamic_batching"] = {"max_queue_delay_microseconds": 0, "preferred_batch_size": []}
         return config
 
@@ -418,6 +423,12 @@ class Engine:
     async def _beside(self, function: Any, *arguments: Any) -> Any:
         """Run a function that takes its time in a thread."""
         return await self._loop.run_in_executor(self._loader, function, *arguments)
+
+
+def rows_of_a_request(specs: Sequence[TensorSpec]) -> int:
+    """How many rows one request may bring, by the bytes of their inputs; sizes that a request chooses count as 1."""
+    row = sum(byte_size(spec.datatype, [max(size, 1) for size in spec.shape[1:]]) or 4 for spec in specs)
+    return max(1, min(REQUEST_ROWS, REQUEST_BYTES // max(row, 1)))
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -65,6 +65,7 @@ class Served:
         self.runner = runner
         self.inputs = runner.inputs
         self.outputs = outputs
+        self.rowwise = batched  # as it was found at load; batching may end later, and the configuration stays
         self.batched = batched
         self.curve = curve
         self.team_from = team_from
