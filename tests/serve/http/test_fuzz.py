@@ -353,6 +353,28 @@ def test_nested_values_are_nested_as_their_shape_says(shape: list[int], other: l
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
+def test_an_answer_is_json_that_every_parser_takes(world: Running, datatype: str) -> None:
+    """Python's own, which calls parse_constant for bare words, is more patient than others."""
+
+    def ask_for(values: list[float], *, binary: bool = False) -> tuple[int, Any]:
+        tensor = {"name": "x", "datatype": datatype, "shape": [1, len(values)], "data": values}
+        body = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": binary}}).encode()
+        connection = HTTPConnection("127.0.0.1", world.port, timeout=10)
+        connection.request("POST", f"/v2/models/identity_{datatype.lower()}/infer", body)
+        reply = connection.getresponse()
+        text = reply.read()[: int(reply.headers.get("Inference-Header-Content-Length", 1 << 20))]
+        connection.close()
+        return reply.status, json.loads(text, parse_constant=pytest.fail)
+
+    status, answer = ask_for([1.5, math.nan, -2.0])
+    assert (status, answer["outputs"][0]["data"]) == (200, [1.5, None, -2.0])
+    for infinity in (math.inf, -math.inf):
+        says = "output 'x' has infinities: JSON cannot hold them; ask for binary data"
+        assert ask_for([1.5, infinity, math.nan]) == (400, {"error": says})
+        assert ask_for([1.5, infinity, math.nan], binary=True)[0] == 200
+
+
 def test_flat_values_are_nested_by_their_shape() -> None:
     assert nested([1, 2, 3, 4], (2, 2)) == [[1, 2], [3, 4]]
     assert nested([1], ()) == 1

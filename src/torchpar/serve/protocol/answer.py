@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+from torchpar.serve.errors import ServeError
 from torchpar.serve.protocol.classes import largest
 from torchpar.serve.protocol.elements import pack_bytes, values_from_data
 from torchpar.serve.protocol.layout import Wanted
@@ -35,4 +37,22 @@ def encode(response: Response, wanted: Wanted) -> tuple[bytes, list[Any]]:
     if response.parameters:
         fields["parameters"] = response.parameters
     fields["outputs"] = outputs
-    return json.dumps(fields, separators=(",", ":")).encode(), pieces
+    try:
+        text = _render(fields)
+    except ValueError:
+        for item in outputs:
+            if "data" in item:
+                item["data"] = _worded(item["name"], item["data"])
+        text = _render(fields)
+    return text, pieces
+
+
+def _render(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _worded(name: str, values: list[Any]) -> list[Any]:
+    """Values with null for NaN, as which clients read it; an infinity would be read as NaN, too."""
+    if math.inf in values or -math.inf in values:
+        raise ServeError(400, f"output '{name}' has infinities: JSON cannot hold them; ask for binary data")
+    return [value if value == value else None for value in values]
