@@ -56,10 +56,19 @@ def test_the_form_shows_the_answer_beside_it(page: Browser, tmp_path: Path) -> N
     page.evaluate(f"{PART}.querySelector('textarea').value = '[[1, 2.5]]'; {PART}.querySelector('button').click()")
     until(page, f"{PART}.querySelector('output pre') !== null")
     text = page.evaluate(f"{PART}.querySelector('output pre').textContent")
-    assert text.startswith('{"x":[[1,2.5]]}\n')
+    assert text.startswith('{"outputs": {"x": [[1.0, 2.5]]}}\n')
     page.evaluate(f"{PART}.scrollIntoView()")
     # For people to look at: PICTURES=/some/directory
     page.picture(Path(os.environ.get("PICTURES", tmp_path)) / "page.png")
+
+
+def test_the_form_shows_large_numbers_exactly(page: Browser) -> None:
+    part = PART.replace("identity_fp32", "identity_int64")
+    page.evaluate(f"{part}.querySelector('textarea').value = '[9007199254740993]'")
+    page.evaluate(f"{part}.querySelector('button').click()")
+    until(page, f"{part}.querySelector('output pre') !== null")
+    text = page.evaluate(f"{part}.querySelector('output pre').textContent")
+    assert text.startswith('{"outputs": {"x": [9007199254740993]}}\n')
 
 
 def test_a_mistake_is_shown_beside_the_form(page: Browser) -> None:

@@ -71,9 +71,9 @@ for (const form of document.forms)
     try {
       const reply = await fetch(form.action, {method: "POST", body: form.elements.input.value,
         headers: {"Content-Type": "application/json"}});
-      const value = await reply.json();
+      const text = await reply.text();  // as it is: numbers of JavaScript are exact up to 2 ** 53 only
       const took = (performance.now() - start).toFixed(1);
-      pre.textContent = reply.ok ? JSON.stringify(value.outputs) + "\\n" + took + " ms" : value.error;
+      pre.textContent = reply.ok ? text + "\\n" + took + " ms" : JSON.parse(text).error;
       if (!reply.ok) pre.className = "error";
     } catch (error) { pre.textContent = String(error); pre.className = "error"; }
     place.replaceChildren(pre);
