@@ -27,6 +27,10 @@ from torchpar.serve.protocol.service import INLINE, Service
 from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor, TensorSpec
 
+FLOATS = ("FP16", "BF16", "FP32", "FP64")
+# A larger whole number is a name rather than a measurement: rounded, it is another's.
+EXACT = 1 << 53
+
 # The text of a page's form, None for others; the inputs, and whether they have the rows dimension, or what is wrong.
 Understood = tuple[Optional[bytes], Union[tuple[list[Tensor], bool], ServeError]]
 
@@ -118,7 +122,7 @@ def _understand(body: Body, form: bool, specs: tuple[TensorSpec, ...], limit: in
     if len(text) > limit:
         return shown, ServeError(413, f"the JSON has {len(text)} bytes; the limit is {limit}")
     try:
-        return shown, read_inputs(parse_json(text), specs)
+        return shown, read_inputs(parse_json(text), specs, limit)
     except ServeError as error:
         return shown, error
 
@@ -128,8 +132,13 @@ def _answer(response: Response, whole: bool) -> str:
     return json.dumps({"outputs": outputs}, ensure_ascii=False, allow_nan=False)
 
 
-def read_inputs(value: Any, specs: tuple[TensorSpec, ...]) -> tuple[list[Tensor], bool]:
-    """The tensors in a JSON value, and whether they have the rows dimension themselves. Raises ServeError 400."""
+def read_inputs(
+    value: Any, specs: tuple[TensorSpec, ...], limit: int = Limits.json
+) -> tuple[list[Tensor], bool]:
+    """The tensors in a JSON value, and whether they have the rows dimension themselves. Raises ServeError.
+
+    limit: bytes of a single value when it is repeated.
+    """
     names = [spec.name for spec in specs]
     if not (isinstance(value, dict) and value.keys() <= set(names)):
         if len(specs) != 1:
@@ -138,14 +147,22 @@ def read_inputs(value: Any, specs: tuple[TensorSpec, ...]) -> tuple[list[Tensor]
     missing = [name for name in names if name not in value]
     if missing:
         raise ServeError(400, f"there is no '{missing[0]}' in the JSON")
-    read = [_read(spec, value[spec.name]) for spec in specs]
-    wholes = {whole for _, whole in read}
-    if len(wholes) != 1:
+    read = [(spec, _read(spec, value[spec.name])) for spec in specs]
+    # Rows are what a request chooses the number of; where there are none, a first dimension of 1 may be left out.
+    first = -1 if any(spec.shape[:1] == (-1,) for spec in specs) else 1
+    counted = [(spec, tensor) for spec, tensor in read if spec.shape[:1] == (first,)]
+    arrays = [(spec, tensor) for spec, tensor in counted if tensor.shape]
+    wholes = {len(tensor.shape) != len(spec.shape) - 1 for spec, tensor in arrays}
+    if len(wholes) > 1:
         raise ServeError(400, "some inputs have a dimension for rows and others have not")
-    return [tensor for tensor, _ in read], wholes.pop()
+    rows = arrays[0][1].shape[0] if wholes == {True} else 1
+    for spec, tensor in read:
+        _add_rows(spec, tensor, rows if spec.shape[:1] == (-1,) else 1, limit)
+    return [tensor for _, tensor in read], wholes == {True} or not counted
 
 
-def _read(spec: TensorSpec, value: Any) -> tuple[Tensor, bool]:
+def _read(spec: TensorSpec, value: Any) -> Tensor:
+    """The tensor, of the shape that the value has."""
     shape: list[int] = []
     inner = value
     while isinstance(inner, list):
@@ -153,21 +170,36 @@ def _read(spec: TensorSpec, value: Any) -> tuple[Tensor, bool]:
         if not inner:
             break
         inner = inner[0]
-    whole = not (len(shape) == len(spec.shape) - 1 and spec.shape[0] in (-1, 1))
-    if not whole:
-        shape.insert(0, 1)
-    check_shape(spec.name, shape)
-    flat = flatten(spec.name, shape if whole else shape[1:], value) if isinstance(value, list) else [value]
     if isinstance(inner, dict):
         raise ServeError(400, f"input '{spec.name}' is an object, not an array")
-    data = data_from_values(spec.name, spec.datatype, shape, flat)
-    return Tensor(spec.name, spec.datatype, tuple(shape), data), whole
+    check_shape(spec.name, shape)
+    flat = flatten(spec.name, shape, value) if isinstance(value, list) else [value]
+    tensor = Tensor(spec.name, spec.datatype, tuple(shape), data_from_values(spec.name, spec.datatype, shape, flat))
+    if spec.datatype in FLOATS and max(map(abs, flat), default=0) > EXACT:
+        for given, taken in zip(flat, values_from_data(tensor)):
+            if type(given) is int and abs(given) > EXACT and given != taken:
+                raise ServeError(400, f"input '{spec.name}': {given!r:.40} is an {spec.datatype} only when rounded")
+    return tensor
+
+
+def _add_rows(spec: TensorSpec, tensor: Tensor, rows: int, limit: int) -> None:
+    """Give the tensor of one row its dimension for rows; a single value, for all that a row has, is every row's."""
+    if spec.shape[:1] not in ((-1,), (1,)):
+        return
+    if not tensor.shape and set(spec.shape[1:]) <= {1}:
+        size = len(tensor.data[0]) + 4 if isinstance(tensor.data, list) else len(tensor.data)
+        if size * rows > limit:
+            raise ServeError(413, f"input '{tensor.name}' for {rows} rows is larger than {limit} bytes")
+        tensor.shape = (rows, *spec.shape[1:])
+        tensor.data = tensor.data * rows if isinstance(tensor.data, list) else bytes(tensor.data) * rows
+    elif len(tensor.shape) == len(spec.shape) - 1:
+        tensor.shape = (1, *tensor.shape)
 
 
 def _plain(tensor: Tensor, whole: bool) -> Any:
     """Nested arrays. What JSON has no word for, NaN and the infinities, is null."""
     values = values_from_data(tensor)
-    if tensor.datatype in ("FP16", "BF16", "FP32", "FP64"):
+    if tensor.datatype in FLOATS:
         values = [value if math.isfinite(value) else None for value in values]
     result = nested(values, tensor.shape)
     return result if whole or tensor.shape[:1] != (1,) else result[0]
