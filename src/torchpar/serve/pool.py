@@ -214,9 +214,11 @@ class Pool:
     def _deliver(self) -> None:
         # First the flag: what is appended from now on posts again.
         self._posted = False
-        while self._done:
+        # No more than there are now: workers may make large answers faster than they are written, and nothing else
+        # would have its turn.
+        for _ in range(len(self._done)):
             self._on_finished(self._done.popleft())
-        while self._late:
+        for _ in range(len(self._late)):
             self._on_expired(*self._late.popleft())
 
 
