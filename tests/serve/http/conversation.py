@@ -115,7 +115,7 @@ def converse(
         world = World(server, application, listener.getsockname(), lines)
         await talk(world)
         await server.stop(0.2)
-        assert server.held == 0
+        assert server.held == 0 and server.owed == 0
         assert server.connections() == 0
         assert [e for e in errors if not isinstance(e.get("exception"), KeyError)] == []
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.serve.http.conversation import World, converse, until
+from torchpar.serve.http import server
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.parser import DEBIAN_H11, H11Parser, HttptoolsParser
 
@@ -483,6 +484,72 @@ def test_what_else_a_request_with_an_offer_says_holds(talk: Any) -> None:
         assert (await client.answer())[2] == b"POST ab"
 
     talk(story, replace(QUICK, connections=10))
+
+
+LARGE = GET.replace(b"/", b"/large", 1)  # 10 MB
+
+
+def test_answers_that_nobody_takes_are_bounded_together(talk: Any) -> None:
+    """Small ones are given all the same, and large ones again once the first is taken, or its client has gone."""
+
+    async def story(world: World) -> None:
+        for end in ("read", "go"):
+            slow = await world.connect(receive_buffer=4096)
+            slow.send(LARGE)
+            await until(lambda: world.server.owed > 5_000_000)
+            other = await world.connect()
+            for _ in range(3):
+                other.send(LARGE + GET)
+                status, fields, body = await other.answer()
+                assert (status, fields["retry-after"]) == (503, "1") and b"have not taken" in body
+                assert (await other.answer())[2] == b"GET "
+            if end == "read":
+                assert len(await slow.reader.readexactly(10_000_000)) == 10_000_000
+            else:
+                slow.writer.transport.abort()
+            await until(lambda: world.server.owed == 0)
+            other.send(LARGE)
+            assert len((await other.answer())[2]) == 10_000_000
+
+    talk(story, Limits(owed=14_000_000))
+
+
+def test_memory_of_answers_that_waited_is_given_back(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(server, "_trim", given_back.append)
+    monkeypatch.setattr(server, "TRIM_FROM", 5_000_000)
+
+    async def story(world: World) -> None:
+        client = await world.connect(receive_buffer=4096)
+        client.send(LARGE)
+        await until(lambda: world.server._owed_most > 5_000_000)
+        assert not given_back
+        client.writer.transport.abort()
+        await until(lambda: given_back)
+
+    talk(story)
+    assert given_back == [0]
+
+
+def test_answers_whose_turn_has_not_come_are_bounded_for_each_client(talk: Any) -> None:
+    """One is given, of whatever size."""
+
+    async def story(world: World) -> None:
+        client, other = await world.connect(), await world.connect()
+        client.send(post(b"", path=b"/later") + LARGE * 3 + GET)
+        await until(lambda: len(world.application.paths) == 5)
+        assert 10_000_000 < world.server.owed < 10_010_000
+        other.send(LARGE)
+        assert (await other.answer())[0] == 200
+        world.application.held[0].respond(200, b"text/plain", b"")
+        assert [(await client.answer())[0] for _ in range(5)] == [200, 200, 503, 503, 200]
+        await until(lambda: world.server.owed == 0)
+        client.send(post(b"", path=b"/later") + LARGE)
+        await until(lambda: world.server.owed > 0)
+        client.writer.transport.abort()
+        await until(lambda: world.server.owed == 0)
+
+    talk(story, Limits(owed_each=5_000_000))
 
 
 @pytest.mark.parametrize("offer", [b"", OFFERS["h2c"]])

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 # Joined, small pieces cost one system call and one copy; a large one is written by itself, without the copy.
 JOIN_LIMIT = 64 * 1024
 
+# Answers up to this size are always given: a connection's socket holds as much.
+SMALL = 64 * 1024
+
+# In place of an answer that is written, or that nobody waits for.
+GONE: list[Any] = []
+
 # What comes at once is parsed in pieces, for thousands of requests fit what the kernel hands over: up to the end of a
 # header, or so many bytes where there is none (parsers let other line ends pass).
 BLANK_LINE = b"\r\n\r\n"
@@ -41,7 +47,8 @@ class Connection(asyncio.Protocol):
     """The asyncio protocol, and what the HTTP parser calls (`on_…`).
 
     `peer` is the other end's address as accept(2) gave it: a tuple for IP, text or bytes for a Unix socket. The
-    transport does not know it of a client that reset its connection before it was accepted.
+    transport does not know it of a client that reset its connection before it was accepted. `owed` is how many bytes of
+    answers the client has not taken, where they are many.
     """
 
     __slots__ = (
@@ -51,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_feed_due",
         "_header_size",
         "_held",
+        "_kept",
         "_loop",
         "_paused",
         "_phase",
@@ -64,6 +72,7 @@ class Connection(asyncio.Protocol):
         "_write_due",
         "_write_left",
         "deadline",
+        "owed",
         "peer",
         "server",
     )
@@ -90,6 +99,8 @@ class Connection(asyncio.Protocol):
         self._turn = 0  # requests that were handed on without a pause
         self._write_due: float | None = None
         self._write_left = 0
+        self._kept = 0  # bytes of answers whose turn has not come
+        self.owed = 0
 
     # ---- from asyncio ----
 
@@ -192,6 +203,7 @@ class Connection(asyncio.Protocol):
         self._reading = None
         self._rest = b""
         self._forget_waiting()
+        self._count_owed()
         self.server.closed(self)
         self._parser = None
 
@@ -204,6 +216,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._write_due = None
+        self._count_owed()
         self._update_reading()
 
     # ---- from the parser ----
@@ -338,11 +351,20 @@ class Connection(asyncio.Protocol):
         """An exchange has its answer: write what is due."""
         waiting = self._waiting
         if not waiting or waiting[0] is not exchange:
+            if waiting and exchange.answer is not None:
+                exchange.kept = sum(map(len, exchange.answer))
+                self._kept += exchange.kept
+                self._count_owed()
             return
         while waiting and waiting[0].answer is not None:
             exchange = waiting.popleft()
+            if exchange.kept:
+                self._kept -= exchange.kept
+                self._count_owed()
             self._write(exchange.answer)
             self.server.finished(exchange)
+            # It may be large, and would wait for the garbage collector: `cancel` leads back to the exchange.
+            exchange.answer, exchange.cancel = GONE, None
             if not exchange.keep_alive:
                 self._phase = Phase.ENDING
                 self._forget_waiting()
@@ -350,6 +372,7 @@ class Connection(asyncio.Protocol):
         if self._reading is not None and self._reading.continue_due:
             self._send_continue()
         if self._paused:
+            self._count_owed()
             self._update_reading()
         if not waiting:
             if self._phase is Phase.IDLE:
@@ -376,7 +399,7 @@ class Connection(asyncio.Protocol):
             if small:
                 self._transport.write(b"".join(small))
                 small = []
-            self._transport.write(piece)
+            self._transport.write(memoryview(piece))  # of bytes the transport would copy what the kernel does not take
         if small:
             self._transport.write(b"".join(small))
 
@@ -432,14 +455,18 @@ class Connection(asyncio.Protocol):
         """No answer is due any more: what is not computed yet need not be."""
         # Some are answered by their cancellation, at once.
         forgotten, self._waiting = self._waiting, deque()
+        self._kept = 0
         for exchange in forgotten:
             if exchange.answer is None and exchange.cancel is not None:
                 exchange.cancel()
+            exchange.answer, exchange.cancel = GONE, None
 
     # ---- time and memory ----
 
     def expire(self, now: float) -> None:
         """Called now and then by the server: has the client been too slow?"""
+        if self.owed:
+            self._count_owed()
         if self._write_due is not None and now > self._write_due:
             left = self._transport.get_write_buffer_size()
             if left >= self._write_left:
@@ -488,6 +515,22 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def may_owe(self, size: int) -> bool:
+        """Whether an answer may wait to be taken: of large ones each connection may have one, within what all may."""
+        server, limits = self.server, self.server.limits
+        if size <= SMALL:
+            return True
+        if self.owed and self.owed + size > limits.owed_each:
+            return False
+        return not server.owed or server.owed + size <= limits.owed
+
+    def _count_owed(self) -> None:
+        owed = 0
+        if self._phase is not Phase.CLOSED:
+            owed = self._kept + int(self._transport.get_write_buffer_size())
+        self.server.owed += owed - self.owed
+        self.owed = owed
 
     def _hold(self, size: int) -> None:
         self._held += size

@@ -55,6 +55,7 @@ class Exchange:
         "continue_due",
         "headers",
         "keep_alive",
+        "kept",
         "method",
         "received",
         "status",
@@ -75,6 +76,7 @@ class Exchange:
         self.received = 0.0
         self.status = 0
         self.answer: list[Any] | None = None
+        self.kept = 0
         self.traced: tuple[str, str, float] | None = None
         self.cancel: Callable[[], None] | None = None
 
@@ -103,9 +105,12 @@ class Exchange:
         body are bytes-like."""
         if self.answer is not None:
             return
-        self.status = status
         if self.method == b"HEAD":
             body = ()
+        if self.connection.server.owed and not self.connection.may_owe(sum(map(len, body))):
+            self.fail(503, "clients have not taken as many bytes of their answers as may wait; try again", 1.0)
+            return
+        self.status = status
         self.answer = [self.connection.server.status_line(status), head, self.connection_field(), b"\r\n", *body]
         self.connection.answered(self)
 

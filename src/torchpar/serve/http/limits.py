@@ -20,6 +20,8 @@ class Limits:
     body: int = 64 * MIB  # one request's body, as sent and after decompression
     json: int = 16 * MIB  # JSON in a body: parsed, it takes up to 24 times its size
     held: int = 512 * MIB  # bodies of all connections together, while they arrive
+    owed: int = 512 * MIB  # answers of all connections together that wait to be taken; a large one more is 503 instead
+    owed_each: int = 64 * MIB  # and of one connection, beside a single answer of any size
     pipeline: int = 32  # requests of one connection that wait for their answers; further ones are not read
     header_seconds: float = 10.0  # from the first byte of a request to the end of its header
     body_seconds: float = 10.0  # for the body to begin, and above what `body_rate` allows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 import sys
 import time
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS = 0.5
 
+# glibc keeps what it once had for large blocks: after so many bytes of answers that waited it is told to give it back.
+TRIM_FROM = 64 << 20
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # other C libraries have none
+
 
 class Server:
     """Accepts connections and hands whole requests to `application`, which answers each exchange once, now or later.
 
-    Everything happens on the event loop that `start` is called on. `held` counts the bytes of bodies that arrive;
-    `answers` counts answers by status; `refused` counts requests that were not even read to their end. `totals` is the
-    `usage()` of all processes of the service where it has several. `make_parser`: None takes the fastest that this
-    interpreter has.
+    Everything happens on the event loop that `start` is called on. `held` counts the bytes of bodies that arrive and
+    `owed` those of answers that clients have not taken; `answers` counts answers by status; `refused` counts requests
+    that were not even read to their end. `totals` is the `usage()` of all processes of the service where it has
+    several. `make_parser`: None takes the fastest that this interpreter has.
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class Server:
         self.loop: asyncio.AbstractEventLoop
         self.draining = False
         self.held = 0
+        self.owed = 0
+        self._owed_most = 0
         self.refused = 0
         self.answers: dict[int, int] = {}
         self.totals: dict[str, float] | None = None
@@ -178,4 +185,8 @@ class Server:
         now = self.loop.time()
         for connection in tuple(self._connections):
             connection.expire(now)
+        self._owed_most = max(self._owed_most, self.owed)
+        if self._owed_most >= TRIM_FROM and not self.owed:
+            self._owed_most = 0
+            self.loop.run_in_executor(None, _trim, 0)
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
