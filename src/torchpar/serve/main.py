@@ -12,6 +12,7 @@ from torchpar.serve.engine import Engine
 from torchpar.serve.errors import ModelError, StartError
 from torchpar.serve.front import Front
 from torchpar.serve.http.log import say
+from torchpar.serve.journal import log_to_journal
 from torchpar.serve.settings import EngineSettings
 
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
     """Load, accept, and on SIGTERM finish what was accepted."""
+    log_to_journal()
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,6 +18,7 @@ from torchpar.runtime.binding import bind_cpus, bind_memory
 from torchpar.runtime.observed import observe, say, tell
 from torchpar.serve.channel import Channel
 from torchpar.serve.errors import ModelError, ServeError, StartError
+from torchpar.serve.journal import log_to_journal
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.tls import make_tls
 from torchpar.serve.totals import Sender, from_json, merge, to_json
@@ -75,6 +76,7 @@ def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, soc
     """Serve until told to stop; returns the exit status."""
     # A SIGABRT of the first process, when this one hangs, leaves a traceback of every thread in the journal.
     faulthandler.enable()
+    log_to_journal()
     try:
         return asyncio.run(_Serving(settings, rank, Channel(channel), sockets).run())
     except (ModelError, StartError) as error:
