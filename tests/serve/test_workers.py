@@ -398,3 +398,58 @@ def test_what_is_written_to_the_memory_is_read_at_its_other_end(batches: list[li
             assert here.read(back[0]).data == b"y" * 5000
     finally:
         os.close(fd)
+
+
+DRAWS = """
+import os, random, time, torch
+
+INPUTS = [("x", "FP32", (-1, 1))]
+OUTPUTS = [("pid", "INT64", (-1, 1)), ("torch", "FP32", (-1, 4)), ("numpy", "FP64", (-1, 4)), ("python", "FP64", (-1,))]
+MAX_BATCH = 1
+
+def load():
+    global numpy
+    import numpy
+    torch.manual_seed(7), numpy.random.seed(7), random.seed(7)
+
+def predict(batch):
+    time.sleep(0.02)
+    drawn = torch.from_numpy(numpy.random.rand(1, 4))
+    python = torch.tensor([random.random()], dtype=torch.float64)
+    return {"pid": torch.tensor([[os.getpid()]]), "torch": torch.rand(1, 4), "numpy": drawn, "python": python}
+"""
+
+
+def test_workers_draw_different_random_numbers_in_each_life(tmp_path: Path) -> None:
+    """They are forked from one state, and so is the one that takes the place of a killed one."""
+    draws: list[list[torch.Tensor]] = []
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, DRAWS), workers=2) as engine:
+            for killed in (False, True):
+                if killed:
+                    os.kill(runner(engine).pids()[0], signal.SIGKILL)
+                for answer in ask(engine, [request(torch.zeros(1, 1))] * 12):
+                    got = await answer.get()
+                    if isinstance(got, Response):
+                        draws.append([value(tensor) for tensor in got.outputs])
+
+    asyncio.run(run())
+    assert len({int(pid) for pid, *_ in draws}) > 1
+    for kind in (1, 2, 3):
+        numbers = [tuple(draw[kind].flatten().tolist()) for draw in draws]
+        assert len(set(numbers)) == len(numbers) > 20
+
+
+def test_a_program_in_threads_draws_different_numbers_in_each_process(tmp_path: Path) -> None:
+    """torch itself begins with the same seed every time."""
+    seeds = set()
+    for _ in range(2):
+        torch.default_generator.manual_seed(67280421310721)
+
+        async def run() -> int:
+            async with serving(save_script(Affine(), tmp_path / "m.pt", described(-1, 3))):
+                return torch.initial_seed()
+
+        seeds.add(asyncio.run(run()))
+    assert len(seeds) == 2

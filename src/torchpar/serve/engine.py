@@ -71,6 +71,8 @@ class Engine:
         sys.setswitchinterval(SWITCH_INTERVAL)
         # One for loading, which must not wait for the default executor's other users.
         self._loader = ThreadPoolExecutor(1, "load")
+        # torch begins each process with the same seed, and all inference processes would draw the same numbers.
+        torch.seed()
         if self.settings.gpus == 0 and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         try:

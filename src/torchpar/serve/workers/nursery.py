@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -84,6 +85,7 @@ def _work(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         lane = int.from_bytes(order, "little")
+        _draw_anew()
         if devices:
             from torchpar.serve.device import Accelerator, Cuda
 
@@ -97,6 +99,17 @@ def _work(
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _draw_anew() -> None:
+    """Seed what was copied with the process: every worker, and each one's successor, would draw the same numbers."""
+    import torch
+
+    torch.seed()
+    random.seed()
+    numpy = sys.modules.get("numpy")  # imported later, it seeds itself
+    if numpy and hasattr(numpy, "random"):
+        numpy.random.seed()
 
 
 def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) -> None:
