@@ -206,7 +206,12 @@ class Engine:
             "input": tensors(served.inputs),
             "output": tensors(served.outputs),
             "instance_group": [
-                {"name": model, "kind": served.runner.kind, "count": self.settings.lanes(), "gpus": []}
+                {
+                    "name": model,
+                    "kind": served.runner.kind,
+                    "count": 1 if served.single else self.settings.lanes(),
+                    "gpus": [],
+                }
             ],
         }
         if served.rowwise:

@@ -38,18 +38,27 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         probe = try_model(runner)
         curve = _curve(file, runner, probe, settings)
         team_from = _team_from(runner, probe, curve, settings)
+        writes = runner.writes()
+        single = bool(writes) and settings.backend == "auto"
+        if single:
+            runner.keep_one()
+        runner.renew()
     except BaseException:
         runner.close()
         raise
-    batched = not probe.reason and (settings.max_batch is None or settings.max_batch > 1)
+    reason = f"it writes to itself when it runs ({writes})" if writes else probe.reason
+    if single:
+        reason += ", and by one worker alone, which Backend= overrules"
+    batched = not reason and (settings.max_batch is None or settings.max_batch > 1)
     most = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
-    log.info(
+    log.log(
+        logging.WARNING if writes else logging.INFO,
         "model %s version %s: %s, loaded in %.1f s, %s",
         file.name,
         file.version,
         file.path,
         time.monotonic() - began,
-        f"batches of up to {curve.cap} rows" if batched else f"unbatched: {probe.reason or 'MaxBatch=1'}",
+        f"batches of up to {curve.cap} rows" if batched else f"unbatched: {reason or 'MaxBatch=1'}",
     )
     return Served(
         file.name,
@@ -57,6 +66,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         runner,
         outputs=probe.outputs,
         batched=batched,
+        single=single,
         loose=runner.guessed,
         curve=curve,
         team_from=team_from,
@@ -71,7 +81,7 @@ def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
     threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[settings.backend]
     if devices or not threads:
         return ProcessRunner(file, settings.lanes(), devices)
-    return ThreadRunner(load_program(file))
+    return ThreadRunner(lambda: load_program(file))
 
 
 def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:

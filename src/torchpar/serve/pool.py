@@ -128,8 +128,10 @@ class Pool:
         self._turn = False
         woken = []
         with self._lock:
-            while self._idle and self._ring and not self._stopping:
-                served = self._ring[0]
+            while self._idle and not self._stopping:
+                served = self._whose_turn()
+                if served is None:
+                    break
                 rows = served.queue.rows
                 parts = served.curve.parts(rows, len(self._idle)) if served.batched else 1
                 batch = self._next(len(self._idle) - 1, -(-rows // parts))
@@ -143,12 +145,12 @@ class Pool:
             self._deliver()
 
     def _next(self, others: int, most: int | None = None) -> Batch | None:
-        """The next batch, of the model whose turn it is; None if nothing waits. Needs the lock.
+        """The next batch, of the model whose turn it is; None if none may be computed now. Needs the lock.
 
         others counts the workers that are idle beside the one that asks.
         """
-        while self._ring:
-            served = self._ring.popleft()
+        while served := self._whose_turn():
+            self._ring.popleft()
             queue = served.queue
             cap = served.limit_rows()
             late: list[Waiting] = []
@@ -161,10 +163,22 @@ class Pool:
             else:
                 served.waits = False
             if items:
+                served.computes = served.single
                 batch = Batch(served, items, now)
                 if served.team_from is not None:
                     self._gather_team(batch, others)
                 return batch
+        return None
+
+    def _whose_turn(self) -> Served | None:
+        """The first model in the ring, once those are behind it that compute one batch at a time and do so now.
+
+        The worker that computes for one of those looks here again when it is done.
+        """
+        for _ in range(len(self._ring)):
+            if not self._ring[0].computes:
+                return self._ring[0]
+            self._ring.rotate(-1)
         return None
 
     def _gather_team(self, batch: Batch, others: int) -> None:
@@ -191,6 +205,7 @@ class Pool:
                     _mend(runner, worker.lane)
                 del runner  # an idle thread would keep a model that was unloaded
                 with self._lock:
+                    batch.served.computes = False
                     worker.batch = batch = self._next(len(self._idle))
                     if batch is None:
                         worker.since = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -42,6 +42,18 @@ class Runner(ABC):
         """Bring back what died in a lane, if anything did."""
 
     @abstractmethod
+    def writes(self) -> str:
+        """What the program writes to of its own when it runs, in words; "" if nothing is known."""
+
+    @abstractmethod
+    def keep_one(self) -> None:
+        """Whatever the lane, one copy of the program computes; the caller never computes in two lanes at once."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Put a program that has not run yet in the place of what lane 0 has computed with."""
+
+    @abstractmethod
     def close(self) -> None:
         """Nothing will be computed any more."""
 
@@ -51,13 +63,14 @@ class ThreadRunner(Runner):
     Python's lock.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, load: Callable[[], Program]) -> None:
+        self._load = load
+        self._program = program = load()
         self.platform = program.platform
         self.inputs = program.inputs
         self.outputs = program.outputs
         self.max_batch = program.max_batch
         self.guessed = program.guessed
-        self._program = program
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""
@@ -78,6 +91,19 @@ class ThreadRunner(Runner):
 
     def mend(self, lane: int) -> None:
         """Nothing to do: a thread does not die."""
+
+    def writes(self) -> str:
+        """See Runner."""
+        return self._program.writes()
+
+    def keep_one(self) -> None:
+        """Nothing to do: it is the only one."""
+
+    def renew(self) -> None:
+        """See Runner. What has written nothing is as it was loaded, and warm."""
+        if self._program.writes():
+            del self._program  # before there is another
+            self._program = self._load()
 
     def close(self) -> None:
         """Nothing to do: the threads are the pool's."""

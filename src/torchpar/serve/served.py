@@ -50,6 +50,7 @@ class Served:
         *,
         outputs: tuple[TensorSpec, ...],
         batched: bool,
+        single: bool = False,
         loose: bool,
         curve: Curve,
         team_from: int | None = None,
@@ -57,6 +58,8 @@ class Served:
         statistics: Statistics,
     ) -> None:
         """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others.
+
+        single: never two batches at the same time.
 
         team_from: a request of so many rows that is alone is sooner done by all threads; None: none is.
         """
@@ -67,6 +70,8 @@ class Served:
         self.outputs = outputs
         self.rowwise = batched  # as it was found at load; batching may end later, and the configuration stays
         self.batched = batched
+        self.single = single
+        self.computes = False  # of a single one: a batch is on its way; the pool's
         self.curve = curve
         self.team_from = team_from
         self.most = most

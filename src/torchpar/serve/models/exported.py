@@ -37,14 +37,43 @@ class Exported(Program):
         results = [_spec(str(name), nodes[str(name)].meta.get("val")) for name in signature.user_outputs]
         self.outputs = description.outputs or tuple(spec for spec in results if spec)
         self.max_batch = description.max_batch
+        self._writes = _find_write(program)
         module = program.module()
         self._module = module if device == "cpu" else module.to(device)
+
+    def writes(self) -> str:
+        """What its graph says."""
+        return self._writes
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """One call; the results in the order of the graph's outputs."""
         with torch.inference_mode():
             result = self._module(*inputs)
         return list(flatten(result))
+
+
+def _find_write(program: Any) -> str:
+    """The first parameter, buffer or constant that the graph writes to, also through views; "" if none."""
+    signature = program.graph_signature
+    for name in signature.buffers_to_mutate.values():
+        return f"buffer '{name}'"
+    given = set(signature.user_inputs)
+    kept = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    own: dict[Any, str] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in given or node.op == "get_attr":
+            own[node] = kept.get(node.name, str(node.target))
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        for place, argument in enumerate(schema.arguments):
+            value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+            names = [own[each] for each in (value if isinstance(value, (list, tuple)) else [value]) if each in own]
+            if names and argument.alias_info is not None:
+                if argument.alias_info.is_write:
+                    return f"'{names[0]}' ({schema.name})"
+                own[node] = names[0]
+    return ""
 
 
 def _spec(name: str, value: Any) -> TensorSpec | None:

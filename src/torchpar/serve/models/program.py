@@ -24,6 +24,10 @@ class Program(ABC):
     max_batch: int | None
     guessed = False
 
+    def writes(self) -> str:
+        """What it writes to of its own when it runs, as far as is known by now; "" if nothing."""
+        return ""
+
     @abstractmethod
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Compute. Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order)."""

@@ -11,6 +11,8 @@ import torch
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.description import INSIDE, Description, parse_description
 from torchpar.serve.models.program import Program, describe
+from torchpar.serve.models.values import bytes_of
+from torchpar.serve.models.writes import find_write
 from torchpar.serve.tensors import TensorSpec
 
 
@@ -47,6 +49,13 @@ class TorchScript(Program):
         self.guessed = not description.inputs
         # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
         self._forward = module.forward
+        self._module = module
+        self._writes = find_write(module)
+        self._sums = _sums(module)
+
+    def writes(self) -> str:
+        """What its graph says, and what has changed since it was loaded, whatever the graph says."""
+        return self._writes or ", ".join(name for name, now in _sums(self._module).items() if now != self._sums[name])
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """One forward. A tuple or list of tensors is several outputs; a dictionary too, in the order of its keys."""
@@ -55,6 +64,17 @@ class TorchScript(Program):
         if isinstance(result, dict):
             return list(result.values())
         return result if isinstance(result, (tuple, list)) else (result,)
+
+
+def _sums(module: Any) -> dict[str, tuple[int, int]]:
+    """What tells whether a parameter or a buffer is another: its bytes, added up, and torch's count of writes."""
+    found = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        raw = bytes_of(tensor.detach().contiguous()) if tensor.device.type == "cpu" and not tensor.is_quantized else b""
+        whole = len(raw) // 8 * 8
+        added = int(torch.frombuffer(raw[:whole], dtype=torch.int64).sum()) if whole else 0
+        found[name] = (added + sum(raw[whole:]), tensor._version)
+    return found
 
 
 def _first_input(module: Any) -> Any:

@@ -156,6 +156,7 @@ def _face(program: Program) -> dict[str, Any]:
         "outputs": specs(program.outputs),
         "max_batch": program.max_batch,
         "guessed": program.guessed,
+        "writes": program.writes(),
     }
     example = getattr(program, "example", None)
     if example is not None:

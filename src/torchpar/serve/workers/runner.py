@@ -47,6 +47,7 @@ class ProcessRunner(Runner):
         self.max_batch = face["max_batch"]
         self.guessed = face["guessed"]
         self.example = [unpacked(tensor) for tensor in face["example"]] if "example" in face else None
+        self._writes: str = face["writes"]
         self._names = [spec.name for spec in self.inputs]
         try:
             self._lanes: list[Lane | None] = [self._fork(lane) for lane in range(lanes)]
@@ -56,6 +57,7 @@ class ProcessRunner(Runner):
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner. A worker is one thread: a team would be the nursery's to make, and does not outlive a fork."""
+        lane %= len(self._lanes)
         worker = self._lanes[lane]
         if worker is None:
             raise ServeError(503, "the worker process is being started again")
@@ -71,6 +73,7 @@ class ProcessRunner(Runner):
 
         Where that fails it is tried again with the next batch.
         """
+        lane %= len(self._lanes)
         if self._lanes[lane] is not None or self._closed:
             return
         with self._lock:
@@ -83,6 +86,24 @@ class ProcessRunner(Runner):
                     self._lanes[lane] = self._fork(lane)
             except (OSError, WorkerDied, ModelError) as error:
                 log.error("a worker cannot be started again: %s", str(error) or f"{self._file.path}: it died at once")
+
+    def writes(self) -> str:
+        """See Runner."""
+        return self._writes
+
+    def keep_one(self) -> None:
+        """See Runner."""
+        others, self._lanes = self._lanes[1:], self._lanes[:1]
+        for lane in others:
+            if lane:
+                lane.close()
+
+    def renew(self) -> None:
+        """See Runner. A fork ends, and another is made of what was loaded and never computes."""
+        worker, self._lanes[0] = self._lanes[0], None
+        if worker:
+            worker.close()
+        self.mend(0)
 
     def pids(self) -> list[int | None]:
         """The workers' process numbers, by lane."""

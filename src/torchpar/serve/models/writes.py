@@ -1,0 +1,172 @@
+"""Finding out whether a TorchScript program writes to itself: from its graph, before it has run.
+
+Attributes that are set, and operations in place on what an attribute or a constant holds, also through views and
+containers. A branch that eval() closes is not looked at: every BatchNorm counts its batches in one. In doubt it writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+# A written argument in a schema: Tensor(a!). Tensor(a) is one that is, or may be, part of a result.
+_WRITTEN = re.compile(r"\([^()]*![^()]*\)")
+_CONSTRUCTED = ("prim::ListConstruct", "prim::DictConstruct", "prim::TupleConstruct")
+# They have a schema without marks, and write to the statistics (3 and 4) where the 5th argument says so.
+_NORMS = ("aten::batch_norm", "aten::instance_norm", "aten::native_batch_norm")
+_UNKNOWN = object()
+
+
+def find_write(module: Any) -> str:
+    """What a loaded module writes to when its forward runs, in words; "" if nothing."""
+    return _Graph(module).write()
+
+
+class _Graph:
+    """The graph of forward, with all that it calls in place."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._graph = module.forward.inlined_graph
+        self._self = next(iter(self._graph.inputs())).debugName()
+        self._set = {node.s("name") for node in _all(self._graph) if node.kind() == "prim::SetAttr"}
+
+    def write(self) -> str:
+        for node in self._open(self._graph):
+            kind = node.kind()
+            inputs = list(node.inputs())
+            if kind == "prim::SetAttr":
+                return f"attribute '{node.s('name')}'"
+            if kind in ("prim::CallMethod", "prim::CallFunction"):
+                return "what it calls through an interface"
+            if kind in _NORMS and self._known(inputs[3]) is not None and self._known(inputs[5]) is not False:
+                return "the statistics of a normalisation"
+            for value, written in zip(inputs, _arguments(node.schema())):
+                if _WRITTEN.search(written) and value.node().kind() not in _CONSTRUCTED and self._is_own(value, set()):
+                    return f"{self._name(value)} ({kind})"
+        return ""
+
+    def _open(self, block: Any) -> Iterator[Any]:
+        """The nodes that can run."""
+        for node in block.nodes():
+            yield node
+            blocks = list(node.blocks())
+            if node.kind() == "prim::If":
+                condition = self._known(next(iter(node.inputs())))
+                if condition is not _UNKNOWN:
+                    blocks = [blocks[0 if condition else 1]]
+            elif "Subgraph" in node.attributeNames():
+                blocks = [node.g("Subgraph")]
+            for each in blocks:
+                yield from self._open(each)
+
+    def _known(self, value: Any) -> Any:
+        """A value that is the same at every call."""
+        node = value.node()
+        kind = node.kind()
+        if kind == "prim::Constant":
+            return value.toIValue()
+        if kind == "prim::GetAttr":
+            name, owner = node.s("name"), self._owner(next(iter(node.inputs())))
+            return _UNKNOWN if owner is None or name in self._set else owner.getattr(name)
+        known = [self._known(each) for each in node.inputs()] if kind.startswith("aten::__") else []
+        if kind == "prim::If":
+            condition = self._known(next(iter(node.inputs())))
+            if condition is not _UNKNOWN:
+                block = list(node.blocks())[0 if condition else 1]
+                return self._known(list(block.outputs())[_place(node, value)])
+        elif len(known) == 2 and kind in ("aten::__is__", "aten::__isnot__"):
+            if known[1] is None and (known[0] is not _UNKNOWN):
+                return (known[0] is None) == (kind == "aten::__is__")
+        elif len(known) == 1 and kind == "aten::__not__" and known[0] is not _UNKNOWN:
+            return not known[0]
+        return _UNKNOWN
+
+    def _owner(self, value: Any) -> Any:
+        """The module, or the module within it, that a value is; None if it is none."""
+        if value.debugName() == self._self:
+            return self._module._c
+        node = value.node()
+        if node.kind() != "prim::GetAttr":
+            return None
+        owner = self._owner(next(iter(node.inputs())))
+        return None if owner is None else owner.getattr(node.s("name"))
+
+    def _is_own(self, value: Any, seen: set[str]) -> bool:
+        """Whether a value is, or may be, memory that the program keeps."""
+        if value.debugName() in seen:
+            return False
+        seen.add(value.debugName())
+        node = value.node()
+        kind = node.kind()
+        if kind == "prim::Param":
+            return self._is_own_parameter(value, seen)
+        if kind == "prim::Constant":
+            return str(value.type()) not in ("int", "float", "bool", "str", "NoneType", "Device")
+        sources = list(node.inputs())
+        if kind in ("prim::If", "prim::Loop"):
+            place = _place(node, value)
+            # A loop's blocks return first whether it goes on.
+            outputs = [list(block.outputs())[place + (kind == "prim::Loop")] for block in node.blocks()]
+            sources = outputs if kind == "prim::If" else [*outputs, sources[2 + place]]
+        elif kind == "prim::GetAttr":
+            pass
+        elif kind.startswith("aten::"):
+            if "(" not in node.schema().rpartition("->")[2].strip(" ()"):
+                return False  # fresh memory
+            # Of the arguments only those are in it that the schema marks.
+            sources = [source for source, mark in zip(sources, _arguments(node.schema())) if "(" in mark]
+        return any(self._is_own(source, seen) for source in sources)
+
+    def _is_own_parameter(self, value: Any, seen: set[str]) -> bool:
+        inputs = [each.debugName() for each in self._graph.inputs()]
+        if value.debugName() in inputs:
+            return inputs.index(value.debugName()) == 0
+        # A loop's: what it begins with, and what each round leaves. Those of other blocks are not followed.
+        for node in _all(self._graph):
+            if node.kind() == "prim::Loop":
+                (block,) = node.blocks()
+                names = [each.debugName() for each in block.inputs()]
+                if value.debugName() in names:
+                    place = names.index(value.debugName())
+                    if place == 0:
+                        return False  # the round's number
+                    carried = [list(node.inputs())[1 + place], list(block.outputs())[place]]
+                    return any(self._is_own(each, seen) for each in carried)
+        return True
+
+    def _name(self, value: Any) -> str:
+        while value.node().kind() != "prim::Param":
+            node = value.node()
+            if node.kind() == "prim::GetAttr":
+                return f"attribute '{node.s('name')}'"
+            sources = list(node.inputs())
+            if not sources:
+                break
+            value = sources[0]
+        return "what it keeps"
+
+
+def _all(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _all(inner)
+
+
+def _place(node: Any, value: Any) -> int:
+    return [each.debugName() for each in node.outputs()].index(value.debugName())
+
+
+def _arguments(schema: str) -> list[str]:
+    """The arguments of a schema such as "aten::add_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)"."""
+    inside = schema.partition("(")[2].rpartition(") ->")[0]
+    found, depth = [""], 0
+    for letter in inside:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [argument for argument in found if argument.strip() != "*"]
