@@ -1,12 +1,15 @@
 """Trying a model before it serves: does it run, may its rows be put together, and how long does a batch take.
 
 A model may be batched if the answer to a row does not depend on the rows beside it, and every output has a row for
-every row of the input. Both are tried, with rows that differ. What fails is served one request at a time.
+every row of the input. Both are tried, with rows that differ, also in scale: a decision for a whole batch, as by its
+largest number, is not seen where all rows decide alike. What fails is served one request at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +19,16 @@ import torch
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
+from torchpar.serve.rows import cut, difference, fill, odd_rows, repeat
 from torchpar.serve.runner import Runner
-from torchpar.serve.tensors import SIZES, Tensor, TensorSpec
+from torchpar.serve.tensors import Tensor, TensorSpec
 
 # Sizes that stand for a dimension that requests choose: the first with which the model runs.
 SIZES_TO_TRY = (16, 32, 64, 224, 8, 1)
 # How batches of these rows must agree with the same rows asked for one by one, or in these groups.
 GROUPS = ((1, 1), (2, 3), (1, 4, 2))
-# Of the largest number in an output. Another order of summing changes the last digits; another row changes the first.
-TOLERANCE = {"FP64": 1e-9, "FP32": 1e-4, "FP16": 2e-2, "BF16": 5e-2}
+# Rows of other scales: at the most so many, and as many as can be asked alone, and beside others, in so many seconds.
+MOST_ODD_ROWS, ODD_SECONDS = 60, 5.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,12 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
         return Probe("its description says so (max_batch)", sample, outputs)
     try:
         seen: dict[int, list[Tensor]] = {}
+        reason = _changes(runner, lane, sample)
         for groups in GROUPS:
-            reason = _compare(runner, lane, sample, size, groups, seen)
-            if reason:
-                return Probe(reason, sample, outputs)
+            reason = reason or _compare(runner, lane, sample, size, groups, seen)
+        reason = reason or _beside_odd_rows(runner, lane, sample)
+        if reason:
+            return Probe(reason, sample, outputs)
     except ServeError as error:
         return Probe(f"it failed on several rows: {error.message}", sample, outputs)
     return Probe("", sample, outputs or _specs(seen))
@@ -68,7 +74,7 @@ def batch_of(sample: Sequence[Tensor], rows: int) -> list[Column]:
 
 def _find_sample(runner: Runner, lane: int) -> tuple[tuple[Tensor, ...], int]:
     if runner.example is not None:
-        first = tuple(_rows(tensor, 0, 1) for tensor in runner.example)
+        first = tuple(cut(tensor, 0, 1) for tensor in runner.example)
         runner.compute(lane, batch_of(first, 1))
         return first, 0
     refused: ServeError | None = None
@@ -85,6 +91,86 @@ def _find_sample(runner: Runner, lane: int) -> tuple[tuple[Tensor, ...], int]:
     raise refused
 
 
+def _changes(runner: Runner, lane: int, sample: Sequence[Tensor]) -> str:
+    """Whether the same row has another answer each time: random numbers, or something that is kept."""
+    first, second = (_run(runner, lane, sample).outputs for _ in range(2))
+    found = difference(first, second, lambda: second)
+    return found and "the answer to the same row is another each time"
+
+
+def _beside_odd_rows(runner: Runner, lane: int, sample: tuple[Tensor, ...]) -> str:
+    """Ask for rows of other scales alone, and then beside the sample and beside each other; "" if that is the same."""
+    until = time.monotonic() + ODD_SECONDS
+    rows = [sample]
+    answers = [_run(runner, lane, sample).outputs]
+    for row in itertools.islice(odd_rows(sample, indices=runner.kind == "KIND_CPU"), MOST_ODD_ROWS):
+        if time.monotonic() > until:
+            break
+        try:
+            answer = _run(runner, lane, row, quiet=True).outputs
+        except ServeError as error:
+            # A row that the model cannot stand, which costs only its own request.
+            if error.status == 503:
+                runner.mend(lane)
+            continue
+        for tensor in answer:
+            if tensor.shape[:1] != (1,):
+                return f"output '{tensor.name}' has shape {list(tensor.shape)} for a row of input"
+        rows.append(row)
+        answers.append(answer)
+    most = runner.max_batch or len(rows)
+    everything = list(range(len(rows)))
+    finite = [i for i in everything if not any(_is_special(tensor) for tensor in rows[i])]
+    places = [[0, i, 0][:most] for i in everything[1:]]
+    for whole in (finite, everything):
+        places[:0] = [whole[start : start + most] for start in range(0, len(whole), most)]
+    for batch in places:
+        if time.monotonic() > until + ODD_SECONDS:
+            break
+        reason = _agrees(runner, lane, [rows[i] for i in batch], [answers[i] for i in batch])
+        if reason:
+            return reason
+    return ""
+
+
+def _agrees(
+    runner: Runner, lane: int, rows: Sequence[tuple[Tensor, ...]], answers: Sequence[Sequence[Tensor]]
+) -> str:
+    """Compute rows at once; "" if each has the answer that it has alone."""
+    whole = _run(runner, lane, _joined(rows), quiet=True).outputs
+    for tensor in whole:
+        if tensor.shape[:1] != (len(rows),):
+            return f"output '{tensor.name}' has shape {list(tensor.shape)} for {len(rows)} rows of input"
+    for i, (row, answer) in enumerate(zip(rows, answers)):
+
+        def again(row: tuple[Tensor, ...] = row, i: int = i) -> list[Tensor]:
+            filled = _run(runner, lane, _joined([row] * len(rows))).outputs
+            return [cut(tensor, i, i + 1) for tensor in filled]
+
+        reason = difference(answer, [cut(tensor, i, i + 1) for tensor in whole], again)
+        if reason:
+            return reason
+    return ""
+
+
+def _joined(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    found = []
+    for parts in zip(*rows):
+        first = parts[0]
+        data: Any = [element for part in parts for element in part.data]
+        if first.datatype != "BYTES":
+            data = b"".join(bytes(part.data) for part in parts)
+        found.append(Tensor(first.name, first.datatype, (len(rows), *first.shape[1:]), data))
+    return found
+
+
+def _is_special(tensor: Tensor) -> bool:
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None or not dtype.is_floating_point or not len(tensor.data):
+        return False
+    return not bool(torch.frombuffer(bytearray(tensor.data), dtype=dtype).isfinite().all())  # type: ignore[arg-type]
+
+
 def _compare(
     runner: Runner,
     lane: int,
@@ -96,30 +182,40 @@ def _compare(
     """Compute the groups one by one and all at once; "" if that is the same."""
     rows = sum(groups)
     if runner.example is not None:
-        inputs = [_repeat(tensor, rows) for tensor in runner.example]
+        inputs = [repeat(tensor, rows) for tensor in runner.example]
     else:
         inputs = [_made_up(spec, rows, size, seed=rows) for spec in runner.inputs]
-    whole = _run(runner, lane, inputs, rows).outputs
+    whole = _run(runner, lane, inputs).outputs
     seen[rows] = whole
     for tensor in whole:
         if not tensor.shape or tensor.shape[0] != rows:
             return f"output '{tensor.name}' has shape {list(tensor.shape)} for {rows} rows of input"
     start = 0
     for count in groups:
-        alone = _run(runner, lane, [_rows(t, start, start + count) for t in inputs], count).outputs
+        end = start + count
+        asked = [cut(tensor, start, end) for tensor in inputs]
+        alone = _run(runner, lane, asked).outputs
         seen[count] = alone
-        for one, all_of_it in zip(alone, whole):
-            part = _rows(all_of_it, start, start + count)
-            if one.shape != part.shape or one.datatype != part.datatype:
-                return f"output '{one.name}' has shape {list(one.shape)} for {count} rows, and in a batch another"
-            if not _equal(one, part):
-                return f"output '{one.name}' of a row depends on the rows beside it"
-        start += count
+
+        def again(asked: list[Tensor] = asked, start: int = start, end: int = end) -> list[Tensor]:
+            # At the same place: the rows before it are its own too, and it begins anew there.
+            filled = [fill(tensor, start, rows) for tensor in asked]
+            return [cut(tensor, start, end) for tensor in _run(runner, lane, filled).outputs]
+
+        reason = difference(alone, [cut(tensor, start, end) for tensor in whole], again)
+        if reason:
+            return reason
+        start = end
     return ""
 
 
-def _run(runner: Runner, lane: int, inputs: Sequence[Tensor], rows: int) -> Computed:
-    return runner.compute(lane, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
+def _run(runner: Runner, lane: int, inputs: Sequence[Tensor], quiet: bool = False) -> Computed:
+    """quiet: what a handler raises is no failure that its author should see."""
+    runner.quiet = quiet
+    try:
+        return runner.compute(lane, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
+    finally:
+        runner.quiet = False
 
 
 def _made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
@@ -139,37 +235,6 @@ def _made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
     else:
         value = torch.randint(0, 2, shape, generator=generator).to(dtype)
     return tensor_of(spec.name, value)
-
-
-def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
-    per_row = math.prod(tensor.shape[1:]) * (SIZES[tensor.datatype] or 1)
-    data: Any = tensor.data
-    return Tensor(tensor.name, tensor.datatype, (end - start, *tensor.shape[1:]), data[start * per_row : end * per_row])
-
-
-def _repeat(tensor: Tensor, rows: int) -> Tensor:
-    have, data = tensor.shape[0], tensor.data
-    times = -(-rows // have)
-    whole = data * times if isinstance(data, list) else bytes(data) * times
-    return _rows(Tensor(tensor.name, tensor.datatype, (have * times, *tensor.shape[1:]), whole), 0, rows)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.data == other.data:
-        return True
-    tolerance = TOLERANCE.get(one.datatype)
-    if tolerance is None:
-        return False
-    a, b = (_floats(tensor) for tensor in (one, other))
-    finite = a[a.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
-
-
-def _floats(tensor: Tensor) -> Any:
-    if not len(tensor.data):
-        return torch.empty(0)
-    return torch.frombuffer(bytearray(tensor.data), dtype=DTYPES[tensor.datatype]).double()  # type: ignore[arg-type]
 
 
 def _specs(seen: dict[int, list[Tensor]]) -> tuple[TensorSpec, ...]:

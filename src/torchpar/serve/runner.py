@@ -28,6 +28,7 @@ class Runner(ABC):
     max_batch: int | None
     example: list[Tensor] | None = None
     guessed = False
+    quiet = False  # what a handler raises now is not for the log
     kind = "KIND_CPU"
 
     @abstractmethod

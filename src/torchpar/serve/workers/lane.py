@@ -38,12 +38,12 @@ class Lane:
         self._far.close()
         self.pid = pid
 
-    def compute(self, names: Sequence[str], columns: Sequence[Column]) -> Computed:
+    def compute(self, names: Sequence[str], columns: Sequence[Column], quiet: bool = False) -> Computed:
         """Run a batch there. Raises WorkerDied, and ServeError with what the model raised."""
         places = self._memory.write(list(zip(names, columns)))
         ready = time.monotonic()
         try:
-            self._socket.send(json.dumps({"inputs": places, "end": end_of(places)}).encode())
+            self._socket.send(json.dumps({"inputs": places, "end": end_of(places), "quiet": quiet}).encode())
             packet = self._socket.recv(PACKET)
         except OSError:
             packet = b""

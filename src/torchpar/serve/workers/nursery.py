@@ -136,7 +136,7 @@ def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) ->
             outputs = tensors_of(names, results)
             reply = {"outputs": _lay_out(memory, outputs, wish["end"])}
         except Exception as error:  # the model's own code: whatever it raises is the answer
-            if program.platform == "python":
+            if program.platform == "python" and not wish["quiet"]:
                 traceback.print_exc()  # for the handler's author, who looks into the log
             reply = {"error": failure(error).message}
         channel.send(json.dumps(reply).encode())

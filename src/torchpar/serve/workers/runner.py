@@ -62,7 +62,7 @@ class ProcessRunner(Runner):
         if worker is None:
             raise ServeError(503, "the worker process is being started again")
         try:
-            return worker.compute(self._names, columns)
+            return worker.compute(self._names, columns, self.quiet)
         except WorkerDied:
             worker.close()
             self._lanes[lane] = None
