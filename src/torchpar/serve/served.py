@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import random
 import time
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from torchpar.serve.curve import Curve
 from torchpar.serve.errors import ServeError
 from torchpar.serve.queue import Queue, Waiting
 from torchpar.serve.requests import Request, Response
+from torchpar.serve.rows import cut, difference, fill
 from torchpar.serve.runner import Runner, failure
 from torchpar.serve.statistics import Statistics
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
@@ -20,6 +23,9 @@ log = logging.getLogger("torchpar.serve")
 
 # Shapes that were seen before need not be looked at again; clients that send ever new ones must not fill the memory.
 SHAPES_KEPT = 512
+
+# In so many batches at first every answer, and then in one of so many one answer, is computed alone too.
+WATCHED, WATCHED_LATER = 64, 256
 
 
 class Batch:
@@ -81,6 +87,7 @@ class Served:
         self.limit = 64  # requests that may wait
         self.retired = False
         self.waits = False  # is in the pool's ring
+        self._batches = itertools.count()  # for all threads
         self._loose = loose
         self._names = [spec.name for spec in self.inputs]
         self._output_names = frozenset(spec.name for spec in outputs)
@@ -146,16 +153,63 @@ class Served:
             batch.each = self._one_by_one(lane, items)
             return
         if len(items) > 1:
+            if not self.batched:  # another batch ended this while this one was computed
+                batch.each = self._one_by_one(lane, items)
+                return
             for tensor in batch.computed.outputs:
                 if not tensor.shape or tensor.shape[0] != batch.rows:
+                    self.statistics.differences += 1
                     if self.batched:
-                        log.warning(
+                        log.error(
                             "model %s version %s: output '%s' has shape %s for %d rows: served unbatched from now on",
                             self.name, self.version, tensor.name, list(tensor.shape), batch.rows,
                         )  # fmt: skip
                     self.batched = False
                     batch.each = self._one_by_one(lane, items)
                     return
+            number = next(self._batches)
+            if number < WATCHED or number % WATCHED_LATER == 0:
+                self._watch(lane, batch, number)
+
+    def _watch(self, lane: int, batch: Batch, number: int) -> None:
+        """Compute answers of a batch alone, before anybody has them. A difference ends batching for this model."""
+        items, computed = batch.items, batch.computed
+        assert computed
+        place = random.randrange(len(items))
+        row = 0
+        for i, waiting in enumerate(items):
+            start, row = row, row + waiting.rows
+            if number >= WATCHED and i != place:
+                continue
+            part = [cut(tensor, start, row) for tensor in computed.outputs]
+            try:
+                alone = self._run(lane, [waiting], waiting.rows).outputs
+                reason = difference(alone, part, lambda: self._filled(lane, waiting, start, batch.rows))  # noqa: B023
+            except ServeError as error:
+                reason = f"it fails alone: {error.message}"
+                if error.status == 503:
+                    # That the worker died tells nothing of the model; nor is there more than the batch's own answer.
+                    self.runner.mend(lane)
+                    batch.each = self._one_by_one(lane, items)
+                    return
+            if reason:
+                if self.batched:
+                    log.error(
+                        "model %s version %s: in a batch of %d rows %s: served unbatched from now on",
+                        self.name, self.version, batch.rows, reason,
+                    )  # fmt: skip
+                self.batched = False
+                self.statistics.differences += 1
+                batch.each = self._one_by_one(lane, items)
+                return
+
+    def _filled(self, lane: int, waiting: Waiting, start: int, rows: int) -> list[Tensor]:
+        """The answer to a request at its place in a batch that holds nothing else."""
+        request = waiting.request
+        assert request
+        inputs = [fill(tensor, start, rows) for tensor in request.inputs]
+        computed = self.runner.compute(lane, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
+        return [cut(tensor, start, start + waiting.rows) for tensor in computed.outputs]
 
     def answers(self, batch: Batch) -> list[Response | ServeError]:
         """Cut the outputs of a batch into its requests' answers, in the batch's order."""

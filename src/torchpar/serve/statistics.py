@@ -61,6 +61,7 @@ class Statistics:
         self.input = [0, 0]
         self.infer = [0, 0]
         self.output = [0, 0]
+        self.differences = 0  # batches with an answer that was another alone
         self.failed = dict.fromkeys(REASONS, 0)
         self.failed_ns = 0
         self.last = 0.0

@@ -40,6 +40,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Statistics], float]], ...] = (
     ("nv_inference_request_success", "Requests that were answered", lambda s: s.success[0]),
     ("nv_inference_count", "Rows that were computed", lambda s: s.rows),
     ("nv_inference_exec_count", "Batches that were computed", lambda s: s.batches),
+    ("torchpar_inference_differences_total", "Batches with an answer that was another alone", lambda s: s.differences),
     ("nv_inference_request_duration_us", "Microseconds from arrival to answer, summed", lambda s: s.success[1] // 1000),
     ("nv_inference_queue_duration_us", "Microseconds in the queue, summed", lambda s: s.queue[1] // 1000),
     ("nv_inference_compute_input_duration_us", "Microseconds of preparing inputs", lambda s: s.input[1] // 1000),

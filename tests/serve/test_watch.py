@@ -1,0 +1,209 @@
+"""Batches are watched while they are served, and no generated model gets a wrong answer."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.serve.engines import ask, request, serving
+from tests.serve.models import described, mlp, save_script
+from torchpar.serve import served
+from torchpar.serve.columns import Column, Computed
+from torchpar.serve.engine import Engine
+
+# More, to look further than every run of the tests can.
+EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
+
+
+class Secret(nn.Module):
+    """One number, which no trial can guess, halves all rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5 if bool((x == 1234.5).any()) else x
+
+
+class Failing(nn.Module):
+    """A request that it refuses alone, it answers beside others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not bool((x == 1234.5).all())
+        return x
+
+
+def _rows(*numbers: float) -> list[Tensor]:
+    return [torch.full((1, 3), number) for number in numbers]
+
+
+async def _answers(engine: Engine, inputs: list[Tensor]) -> list[Tensor]:
+    """Of requests that come at the same time."""
+    return [(await answer.values())[0] for answer in ask(engine, [request(x) for x in inputs])]
+
+
+@pytest.mark.parametrize("after", [0, 3], ids=["at once", "later"])
+def test_a_difference_ends_batching_before_anybody_has_the_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, after: int
+) -> None:
+    """All in that batch are answered as if alone; the log has an error, and the metrics count it."""
+    save_script(Secret(), tmp_path / "m.pt", described(-1, 3))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", max_batch=8) as engine:
+            for _ in range(after):
+                assert [float(y[0, 0]) for y in await _answers(engine, _rows(1.0, 2.0, 3.0))] == [1.0, 2.0, 3.0]
+            assert engine.config("m")["max_batch_size"] == 8
+            assert [float(y[0, 0]) for y in await _answers(engine, _rows(1.0, 1234.5, 3.0))] == [1.0, 617.25, 3.0]
+            assert engine.config("m")["max_batch_size"] == 0
+            assert engine.counters()[0][2].differences == 1
+            assert [float(y[0, 0]) for y in await _answers(engine, _rows(1.0, 1234.5, 3.0))] == [1.0, 617.25, 3.0]
+            assert engine.counters()[0][2].differences == 1
+
+    asyncio.run(run())
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "depends on the rows beside it: served unbatched from now on" in record.getMessage()
+
+
+def test_what_fails_alone_fails_beside_others(tmp_path: Path) -> None:
+    """An answer that the model would not give is a difference too."""
+    save_script(Failing(), tmp_path / "m.pt", described(-1, 3))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", max_batch=8) as engine:
+            good, bad = ask(engine, [request(x) for x in _rows(1.0, 1234.5)])
+            assert float((await good.values())[0][0, 0]) == 1.0 and await bad.status() == 500
+            assert engine.config("m")["max_batch_size"] == 0
+
+    asyncio.run(run())
+
+
+def test_all_of_the_first_batches_are_watched_and_later_one_answer_in_256(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed twice in the others."""
+    save_script(mlp(), tmp_path / "m.pt", described(-1, 3))
+    rows: list[int] = []
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", max_batch=8) as engine:
+            runner = engine._repository.get("m").runner
+            compute = runner.compute
+
+            def count(lane: int, columns: list[Column], team: int = 1) -> Computed:
+                rows.append(columns[0].shape[0])
+                return compute(lane, columns, team)
+
+            monkeypatch.setattr(runner, "compute", count)
+            for _ in range(600):
+                await _answers(engine, _rows(1.0, 2.0, 3.0))
+
+    asyncio.run(run())
+    assert (served.WATCHED, served.WATCHED_LATER) == (64, 256)
+    assert rows.count(3) == 600 and rows.count(1) == 64 * 3 + 2
+    assert rows[:8] == [3, 1, 1, 1, 3, 1, 1, 1]
+
+
+# ---- generated models ----
+
+# Lines of a forward: of each row by itself; of all rows; of what is kept. `K` is a number.
+OWN = [
+    "x = x * K", "x = torch.tanh(x)", "x = x @ self.weight", "x = x - x.mean(dim=1, keepdim=True)",
+    "x = torch.softmax(x, dim=1)", "x = torch.where(x > K, x * 0.5, x)", "x = torch.nan_to_num(x)",
+    "x = torch.flip(x, [1])", "x = x / (1.0 + x.abs().amax(dim=1, keepdim=True))", "x += 1.0",
+]  # fmt: skip
+MIXED = [
+    "x = x - x.mean(dim=0, keepdim=True)", "x = torch.softmax(x, dim=0)", "x = torch.flip(x, [0])",
+    "x = torch.sort(x, dim=0)[0]", "x = torch.cumsum(x, dim=0)", "x = x + float(x.size(0))", "x = x[x[:, 0] > K]",
+    "x = x / (1.0 + x.abs().max())", "x = x * 0.5 if bool(x.max() > K) else x",
+    "x = x * 0.5 if bool(x.min() < K) else x", "x = x * 0.5 if bool(x.mean() > K) else x",
+    "x = x * 0.5 if bool(torch.isnan(x).any()) else x", "x = x * 0.5 if bool(torch.isinf(x).any()) else x",
+    "x = x[:1]", "x = x * 0.5 if bool(x[0, 0] > K) else x", "x = x.clone()\nx[0] = x[0] * 2.0",
+]  # fmt: skip
+KEPT = [
+    "self.count += 1\nx = x + float(self.count)", "self.mean = 0.5 * self.mean + x.mean()\nx = x + self.mean",
+    "self.mean.add_(1.0)\nx = x + self.mean", "self.mean[0] = self.mean[0] + x.sum()\nx = x * self.mean",
+    "if self.count == 0:\n    self.mean = x.mean()\n    self.count = 1\nx = x - self.mean",
+]  # fmt: skip
+NUMBERS = [-300.0, -3.0, -0.5, 0.0, 0.5, 1.5, 20.0, 200.0, 5000.0]
+
+
+# What the lines use, in a file, for TorchScript reads a model's source.
+SOURCE = """
+import torch
+from torch import Tensor
+
+class Generated(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[0.5, -1.0, 0.25], [1.0, 0.5, -0.5], [-0.25, 1.0, 0.75]]))
+        self.register_buffer("mean", torch.zeros(1))
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        {}
+        return x
+"""
+
+
+lines = st.tuples(
+    st.lists(st.sampled_from(OWN), min_size=1, max_size=3),
+    st.lists(st.sampled_from(MIXED), max_size=1),
+    st.one_of(st.just([]), st.just([]), st.lists(st.sampled_from(KEPT), min_size=1, max_size=1)),
+).flatmap(lambda parts: st.permutations([line for part in parts for line in part]))
+scales = st.sampled_from([(0.0, 1.0), (0.0, 255.0), (-2.0, 0.0), (-1e4, 1e4), (-1.0, 1.0), (0.0, 0.0)])
+asked = st.lists(st.tuples(st.integers(1, 3), scales, st.sampled_from([None] * 8 + [math.nan, math.inf])), max_size=8)
+
+
+def _generated(program: list[tuple[str, float]], path: Path) -> None:
+    said = [line.replace("K", repr(number)) for line, number in program]
+    source = path.with_suffix(".py")
+    source.write_text(SOURCE.format("\n        ".join("\n".join(said).splitlines())))
+    spec = importlib.util.spec_from_file_location("generated", source)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    save_script(module.Generated(), path, described(-1, 3))
+
+
+def _inputs(asked: list[tuple[int, tuple[float, float], float | None]], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for rows, (low, high), special in asked:
+        x = torch.rand(rows, 3, generator=generator) * (high - low) + low
+        if special is not None:
+            x[0, 1] = special
+        found.append(x)
+    return found
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(lines, st.lists(st.sampled_from(NUMBERS), min_size=5, max_size=5), st.lists(asked, min_size=1, max_size=3))
+def test_no_generated_model_gets_a_wrong_answer(program: list[str], numbers: list[float], turns: list[Any]) -> None:
+    """Each request has the model's answer to it alone; a model that keeps something was asked one after another."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "m.pt")
+        _generated(list(zip(program, numbers, strict=False)), path)
+        fresh = torch.jit.load(str(path)).eval()
+
+        async def run() -> None:
+            async with serving(path, workers=2, max_batch=8) as engine:
+                for seed, turn in enumerate(turns):
+                    inputs = _inputs(turn, seed)
+                    for x, y in zip(inputs, await _answers(engine, inputs), strict=True):
+                        with torch.inference_mode():
+                            wanted = fresh(x.clone())
+                        scale = wanted[wanted.isfinite()].abs().max().item() if wanted.isfinite().any() else 0.0
+                        assert y.shape == wanted.shape
+                        assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-4 * scale, equal_nan=True), (x, y, wanted)
+
+        asyncio.run(run())
