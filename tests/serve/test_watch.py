@@ -62,9 +62,9 @@ def test_a_difference_ends_batching_before_anybody_has_the_answer(
         async with serving(tmp_path / "m.pt", max_batch=8) as engine:
             for _ in range(after):
                 assert [float(y[0, 0]) for y in await _answers(engine, _rows(1.0, 2.0, 3.0))] == [1.0, 2.0, 3.0]
-            assert engine.config("m")["max_batch_size"] == 8
+            assert engine._repository.get("m").batched
             assert [float(y[0, 0]) for y in await _answers(engine, _rows(1.0, 1234.5, 3.0))] == [1.0, 617.25, 3.0]
-            assert engine.config("m")["max_batch_size"] == 0
+            assert not engine._repository.get("m").batched
             assert engine.counters()[0][2].differences == 1
             assert [float(y[0, 0]) for y in await _answers(engine, _rows(1.0, 1234.5, 3.0))] == [1.0, 617.25, 3.0]
             assert engine.counters()[0][2].differences == 1
@@ -82,7 +82,7 @@ def test_what_fails_alone_fails_beside_others(tmp_path: Path) -> None:
         async with serving(tmp_path / "m.pt", max_batch=8) as engine:
             good, bad = ask(engine, [request(x) for x in _rows(1.0, 1234.5)])
             assert float((await good.values())[0][0, 0]) == 1.0 and await bad.status() == 500
-            assert engine.config("m")["max_batch_size"] == 0
+            assert not engine._repository.get("m").batched
 
     asyncio.run(run())
 
