@@ -69,9 +69,9 @@ class Both(Program):
     outputs = (TensorSpec("sum", "FP32", (-1,)), TensorSpec("difference", "FP32", (-1,)))
     max_batch = None
 
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
         a, b = inputs
-        return a + b, a - b
+        return {"sum": a + b, "difference": a - b}
 
 
 def test_a_batch_is_queued_whole_and_waited_for_once() -> None:
@@ -79,11 +79,11 @@ def test_a_batch_is_queued_whole_and_waited_for_once() -> None:
     driver = Recorder()
     device = Accelerator(driver)
     a, b = torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1.0, 2.0, 3.0])
-    total, difference = device.run(Both(), [a, b])
+    total, difference = device.run(Both(), [a, b]).values()
     assert (total.tolist(), difference.tolist()) == ([6.0, 8.0, 10.0], [4.0, 4.0, 4.0])
     assert driver.told == "queue,upload,upload,pin 3,download,pin 3,download,queued,wait".split(",")
     driver.told.clear()
-    total, difference = device.run(Both(), [a[:2], b[:2]])
+    total, difference = device.run(Both(), [a[:2], b[:2]]).values()
     assert (total.tolist(), difference.tolist()) == ([6.0, 8.0], [4.0, 4.0])
     assert driver.told == "queue,upload,upload,download,download,queued,wait".split(",")
 

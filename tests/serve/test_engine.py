@@ -523,7 +523,7 @@ def test_a_big_request_alone_gets_all_threads_and_no_other(tmp_path: Path, monke
             served = engine._repository.get("m")
             assert served.team_from is None, "nothing to gain for a model of microseconds"
             served.team_from = 4
-            tell = lambda inputs: [torch.full((len(inputs[0]),), torch.get_num_threads())]  # noqa: E731
+            tell = lambda inputs: {"y": torch.full((len(inputs[0]),), torch.get_num_threads())}  # noqa: E731
             monkeypatch.setattr(served.runner._program, "run", tell)
 
             async def threads(*rows: int) -> list[int]:

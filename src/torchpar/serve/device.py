@@ -61,7 +61,7 @@ class Accelerator:
 
     def __init__(self, driver: Cuda) -> None:
         self._driver = driver
-        self._pinned: dict[int, Any] = {}  # an output's number → its memory on the host
+        self._pinned: dict[str, Any] = {}  # an output's name → its memory on the host
         self._attached: Any = None
         self._address = 0
 
@@ -79,7 +79,7 @@ class Accelerator:
         address = ctypes.addressof((ctypes.c_char * len(memory.view)).from_buffer(memory.map))
         self._address = address if self._driver.register(address, len(memory.view)) else 0
 
-    def run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, program: Program, inputs: Sequence[Any]) -> dict[str, Any]:
         """Copy the inputs there, compute, copy the outputs back; what is no tensor (BYTES) stays on the host.
 
         The outputs are in memory that the next batch uses again.
@@ -87,16 +87,16 @@ class Accelerator:
         with self._driver.queueing():
             there = [self._driver.upload(value) if _is_tensor(value) else value for value in inputs]
             results = program.run(there)
-            here = [self._fetch(i, value) if _is_tensor(value) else value for i, value in enumerate(results)]
+            here = {name: self._fetch(name, value) if _is_tensor(value) else value for name, value in results.items()}
         self._driver.wait()
         return here
 
-    def _fetch(self, number: int, value: Any) -> Any:
+    def _fetch(self, name: str, value: Any) -> Any:
         """Pinned memory is slow to get: an output's is kept for the next batch."""
         flat = value.detach().contiguous().view(-1)
-        kept = self._pinned.get(number)
+        kept = self._pinned.get(name)
         if kept is None or kept.dtype != flat.dtype or kept.numel() < flat.numel():
-            kept = self._pinned[number] = self._driver.pinned(flat.numel(), flat.dtype)
+            kept = self._pinned[name] = self._driver.pinned(flat.numel(), flat.dtype)
         target = kept[: flat.numel()]
         self._driver.download(flat, target)
         return target.view(value.shape)

@@ -24,3 +24,7 @@ class ModelError(Exception):
 
 class StartError(Exception):
     """The server cannot start, and trying again would not help: the message says what to mend."""
+
+
+class OutputError(TypeError):
+    """What a model returned is not what can be sent, or not what is described: no request would be answered."""

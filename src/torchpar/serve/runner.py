@@ -83,7 +83,9 @@ class ThreadRunner(Runner):
                 torch.set_num_threads(team)
             results = self._program.run(values)
             end = time.monotonic()
-            return Computed(tensors_of([spec.name for spec in self.outputs], results), ready, end)
+            return Computed(tensors_of(results), ready, end)
+        except ServeError:
+            raise
         except Exception as error:  # the model's own code: whatever it raises is the answer
             raise failure(error) from error
         finally:
@@ -112,6 +114,8 @@ class ThreadRunner(Runner):
 
 def failure(error: Exception) -> ServeError:
     """The answer when a model raises: its last line, which in torch's long messages is what went wrong."""
+    if isinstance(error, ServeError):
+        return error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[-1] if lines else ""
     return ServeError(500, f"the model failed: {type(error).__name__}: {said[:500]}")

@@ -146,7 +146,7 @@ class Served:
         try:
             batch.computed = self._run(lane, items, batch.rows, batch.team)
         except ServeError as error:
-            if error.status != 500 or len(items) == 1:
+            if error.status == 503 or len(items) == 1:
                 batch.error = error
                 return
             # One request's values may be what the model cannot stand: the others must not pay for it.
@@ -309,7 +309,7 @@ class Served:
                 if not self._loose:
                     raise ServeError(
                         400,
-                        f"input '{tensor.name}': {spec.datatype} of shape {list(spec.shape)} is expected (-1: any), "
+                        f"input '{tensor.name}': {spec} is expected (-1: any), "
                         f"not {tensor.datatype} of shape {list(tensor.shape)}",
                     )
             size = byte_size(tensor.datatype, tensor.shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 # Bytes of one element; None: every element has its own length.
 SIZES: dict[str, int | None] = {
@@ -51,17 +51,43 @@ Data = Union[bytes, bytearray, memoryview, "list[bytes]"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output that a model declares. shape: -1 is a dimension that a request chooses."""
+    """One input or output that a model declares.
+
+    shape: -1 is a dimension that a request chooses, within limits: the least and the largest size of each dimension,
+    None where nothing bounds it; empty where nothing bounds any.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    limits: tuple[tuple[int, int | None], ...] = ()
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape is one."""
-        return len(shape) == len(self.shape) and all(
-            have == want or want == -1 for have, want in zip(shape, self.shape)
+        return (
+            len(shape) == len(self.shape)
+            and all(have == want or want == -1 for have, want in zip(shape, self.shape))
+            and all(low <= have and (high is None or have <= high) for have, (low, high) in zip(shape, self.limits))
         )
+
+    def __str__(self) -> str:
+        """Datatype and shape, for messages."""
+        bounds = [
+            f"dimension {i} {f'from {low} ' if low else ''}{'on' if high is None else f'to {high}'}"
+            for i, (low, high) in enumerate(self.limits)
+            if self.shape[i] == -1 and (low, high) != (0, None)
+        ]
+        return f"{self.datatype} of shape {list(self.shape)}{' (' + ', '.join(bounds) + ')' if bounds else ''}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For another process."""
+        return {"name": self.name, "datatype": self.datatype, "shape": self.shape, "limits": self.limits}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
+        """What `to_json` made."""
+        limits = tuple((low, high) for low, high in data["limits"])
+        return cls(data["name"], data["datatype"], tuple(data["shape"]), limits)
 
 
 @dataclass

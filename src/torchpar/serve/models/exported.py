@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from torchpar.serve.errors import ModelError
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.description import INSIDE, Description, parse_description
-from torchpar.serve.models.program import Program, describe
+from torchpar.serve.models.program import Program, most_rows
+from torchpar.serve.models.results import Results, flatten
 from torchpar.serve.models.values import DATATYPES
 from torchpar.serve.tensors import TensorSpec
+
+# What a program says when a tensor is not what it was made for: since torch 2.8, and before.
+_REFUSALS = ("Guard failed: ", "Expected input at ")
 
 
 class Exported(Program):
@@ -20,23 +25,32 @@ class Exported(Program):
     platform = "pytorch_export"
 
     def __init__(self, path: str, description: Description, device: str = "cpu") -> None:
-        if not hasattr(torch, "export") or not hasattr(torch.export, "load"):
-            raise ModelError(f"{path}: torch {torch.__version__} has no torch.export; save the model as TorchScript")
-        extra = {INSIDE: ""}
-        try:
-            program = torch.export.load(path, extra_files=extra)
-        except Exception as error:  # whatever an unreadable archive makes torch raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{path}: not a torch.export program that this torch can load: {reason}") from None
-        if extra[INSIDE]:
-            description = description.over(parse_description(extra[INSIDE], f"{path}: {INSIDE}"))
-        nodes = {node.name: node for node in program.graph.nodes}
-        signature = program.graph_signature
-        found = [_spec(name, nodes[name].meta.get("val")) for name in signature.user_inputs if name in nodes]
-        self.inputs = describe(path, [spec for spec in found if spec], description)
-        results = [_spec(str(name), nodes[str(name)].meta.get("val")) for name in signature.user_outputs]
-        self.outputs = description.outputs or tuple(spec for spec in results if spec)
-        self.max_batch = description.max_batch
+        program, text = _load(path)
+        if text:
+            description = description.over(parse_description(text, f"{path}: {INSIDE}"))
+        nodes = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        ranges = program.range_constraints
+        self._in_spec = program.call_spec.in_spec
+        # The leaves of the arguments in order: None for a tensor of a request, else what the program was made with.
+        kinds = [spec.arg for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+        self._leaves = [getattr(arg, "value", None) for arg in kinds]
+        places = [i for i, arg in enumerate(kinds) if not hasattr(arg, "value")]
+        arguments = [_argument(path, kinds[i].name, nodes.get(kinds[i].name), ranges) for i in places]
+        keys = [key or arg.name for key, arg in zip(_keys(self._in_spec, len(kinds)), kinds)]
+        listed = {spec.name for spec in description.inputs}
+        if not listed <= {argument.name for argument in arguments} and listed <= set(keys):
+            # By the keys of dictionaries, which in the graph have their dictionary's name before them.
+            arguments = [Argument(keys[i], True, argument.known) for i, argument in zip(places, arguments)]
+        self.inputs = bind(path, arguments, description.inputs).inputs
+        self._places = places
+        self._plain = self._in_spec == _plain_spec(len(kinds)) and len(places) == len(kinds)
+        values = [getattr(spec.arg, "value", nodes.get(spec.arg.name)) for spec in _user_outputs(program)]
+        own = [spec.arg.name for spec in _user_outputs(program)]
+        names = Results((), own).names(list(flatten(_unflatten(range(len(values)), program.call_spec.out_spec))))
+        found = [_spec(name, value, ranges) for name, value in zip(names, values)]
+        self.outputs = description.outputs or tuple(spec for spec in found if spec)
+        self._results = Results([spec.name for spec in description.outputs], own)
+        self.max_batch = most_rows(self.inputs, description.max_batch)
         self._writes = _find_write(program)
         module = program.module()
         self._module = module if device == "cpu" else module.to(device)
@@ -45,11 +59,35 @@ class Exported(Program):
         """What its graph says."""
         return self._writes
 
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """One call; the results in the order of the graph's outputs."""
-        with torch.inference_mode():
-            result = self._module(*inputs)
-        return list(flatten(result))
+    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """One call. Raises ServeError 400 for what the program was not made for."""
+        try:
+            with torch.inference_mode():
+                if self._plain:
+                    return self._results(self._module(*inputs))
+                leaves = list(self._leaves)
+                for place, value in zip(self._places, inputs):
+                    leaves[place] = value
+                arguments, named = _unflatten(leaves, self._in_spec)
+                return self._results(self._module(*arguments, **named))
+        except (AssertionError, RuntimeError) as error:
+            said = str(error)
+            if said.startswith(_REFUSALS):
+                raise ServeError(400, f"the program was not exported for this: {said.splitlines()[0]}") from error
+            raise
+
+
+def _load(path: str) -> tuple[Any, str]:
+    """The program, and the description in the file."""
+    if not hasattr(torch, "export") or not hasattr(torch.export, "load"):
+        raise ModelError(f"{path}: torch {torch.__version__} has no torch.export; save the model as TorchScript")
+    extra = {INSIDE: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except Exception as error:  # whatever an unreadable archive makes torch raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{path}: not a torch.export program that this torch can load: {reason}") from None
+    return program, extra[INSIDE]
 
 
 def _find_write(program: Any) -> str:
@@ -76,16 +114,70 @@ def _find_write(program: Any) -> str:
     return ""
 
 
-def _spec(name: str, value: Any) -> TensorSpec | None:
+def _unflatten(leaves: Any, spec: Any) -> Any:
+    from torch.utils import _pytree
+
+    return _pytree.tree_unflatten(list(leaves), spec)
+
+
+def _plain_spec(count: int) -> Any:
+    """That of a call with so many arguments, none of which has a name or something within."""
+    from torch.utils import _pytree
+
+    return _pytree.tree_flatten(((0,) * count, {}))[1]
+
+
+def _keys(spec: Any, count: int) -> list[str]:
+    """The last key on the way to each leaf of the arguments, "" where there is none or two have the same."""
+    keys = [""] * count
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, part in value.items():
+                walk(part, str(name))
+        elif isinstance(value, (tuple, list)):
+            for part in value:
+                walk(part, key)
+        elif type(value) is int:
+            keys[value] = key
+
+    walk(_unflatten(range(count), spec), "")
+    return [key if keys.count(key) == 1 else "" for key in keys]
+
+
+def _user_outputs(program: Any) -> list[Any]:
+    return [spec for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+
+
+def _argument(path: str, name: str, value: Any, ranges: Any) -> Argument:
+    known = _spec(name, value, ranges)
+    if known is None or not isinstance(value, torch.Tensor):
+        what = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ModelError(f"{path}: argument '{name}' is a {what}, which no request can carry: write a handler")
+    return Argument(name, True, known)
+
+
+def _spec(name: str, value: Any, ranges: Any) -> TensorSpec | None:
+    """What is known of a tensor, or of a number among the outputs; None for what is not there."""
+    if isinstance(value, (bool, torch.SymBool)):
+        return TensorSpec(name, "BOOL", ())
+    if isinstance(value, (int, torch.SymInt)):
+        return TensorSpec(name, "INT64", ())
+    if isinstance(value, (float, torch.SymFloat)):
+        return TensorSpec(name, "FP32", ())
     if not isinstance(value, torch.Tensor) or value.dtype not in DATATYPES:
         return None
-    return TensorSpec(name, DATATYPES[value.dtype], tuple(size if type(size) is int else -1 for size in value.shape))
+    shape = tuple(size if type(size) is int else -1 for size in value.shape)
+    return TensorSpec(name, DATATYPES[value.dtype], shape, tuple(_limits(size, ranges) for size in value.shape))
 
 
-def flatten(result: Any) -> Sequence[Any]:
-    """The tensors in nested tuples, lists and dictionaries, in order."""
-    if isinstance(result, dict):
-        result = list(result.values())
-    if isinstance(result, (tuple, list)):
-        return [leaf for part in result for leaf in flatten(part)]
-    return [result]
+def _limits(size: Any, ranges: Any) -> tuple[int, int | None]:
+    """The least and the largest size of a dimension, as the program was exported."""
+    if type(size) is int:
+        return size, size
+    from torch.utils._sympy.value_ranges import bound_sympy
+
+    found = bound_sympy(size.node.expr, ranges)
+    low, high = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
+    # Every range begins at 2 where nobody gave one; the program takes 0 and 1 all the same.
+    return (low if low and low > 2 else 0), (high if high is not None and high < 1 << 40 else None)

@@ -33,6 +33,7 @@ import torch
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.description import Description, specs_of
 from torchpar.serve.models.program import Program
+from torchpar.serve.models.results import Results
 from torchpar.serve.tensors import TensorSpec
 
 
@@ -51,6 +52,7 @@ class Handler(Program):
         self._predict = module.predict
         self.inputs = description.inputs or self._specs(module, "INPUTS")
         self.outputs = description.outputs or self._specs(module, "OUTPUTS")
+        self._results = Results([spec.name for spec in self.outputs])
         limit = getattr(module, "MAX_BATCH", None)
         self.max_batch = limit if description.max_batch is None else description.max_batch
         if not self.inputs:
@@ -64,17 +66,17 @@ class Handler(Program):
             with _told(path, "example"):
                 self.example = module.example()
 
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """predict() with the inputs by name; its results in the order of the declared outputs."""
+    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """predict() with the inputs by name; its results are the declared outputs."""
         batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
         with torch.inference_mode():
             result = self._predict(batch)
         if not isinstance(result, dict):
-            return result if isinstance(result, (tuple, list)) and not _is_strings(result) else (result,)
+            return self._results(result)
         missing = [spec.name for spec in self.outputs if spec.name not in result]
         if missing:
             raise KeyError(f"predict() returned no '{missing[0]}', which OUTPUTS names")
-        return [result[spec.name] for spec in self.outputs] if self.outputs else list(result.values())
+        return {spec.name: result[spec.name] for spec in self.outputs} if self.outputs else result
 
     def _specs(self, module: Any, name: str) -> tuple[TensorSpec, ...]:
         entries = getattr(module, name, ())
@@ -111,7 +113,3 @@ def _run_file(path: str) -> Any:
     with _told(path, "import"):
         spec.loader.exec_module(module)
     return module
-
-
-def _is_strings(result: Sequence[Any]) -> bool:
-    return isinstance(result, list) and bool(result) and isinstance(result[0], (str, bytes, list))

@@ -10,8 +10,8 @@ import torch
 
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.description import Description
-from torchpar.serve.models.exported import flatten
 from torchpar.serve.models.program import Program
+from torchpar.serve.models.results import Results
 
 
 class Inductor(Program):
@@ -29,6 +29,7 @@ class Inductor(Program):
             )
         self.inputs = description.inputs
         self.outputs = description.outputs
+        self._results = Results([spec.name for spec in self.outputs])
         self.max_batch = description.max_batch
         if device is None:
             return
@@ -38,10 +39,10 @@ class Inductor(Program):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{path}: not an AOTInductor package that this torch can load: {reason}") from None
 
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
+    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One call."""
         with torch.inference_mode():
-            return list(flatten(self._run(*inputs)))
+            return self._results(self._run(*inputs))
 
 
 def _loader() -> Any:

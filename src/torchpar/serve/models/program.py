@@ -6,16 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from torchpar.serve.errors import ModelError
-from torchpar.serve.models.description import Description
 from torchpar.serve.tensors import TensorSpec
 
 
 class Program(ABC):
     """One loaded version of a model.
 
-    platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs name its results
-    as far as anything does. max_batch is what the description says, guessed that nothing declares the inputs.
+    platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs are those that
+    are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
+    inputs.
     """
 
     platform: str
@@ -29,14 +28,15 @@ class Program(ABC):
         return ""
 
     @abstractmethod
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Compute. Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order)."""
+    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """Compute; the outputs by name.
+
+        Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order).
+        """
 
 
-def describe(path: str, found: Sequence[TensorSpec], described: Description) -> tuple[TensorSpec, ...]:
-    """The inputs of a model: as described, else as found in it. Raises ModelError when the two cannot be one model."""
-    if not described.inputs:
-        return tuple(found)
-    if found and len(described.inputs) > len(found):
-        raise ModelError(f"{path}: it takes {len(found)} inputs, described are {len(described.inputs)}")
-    return described.inputs
+def most_rows(inputs: Sequence[TensorSpec], described: int | None) -> int | None:
+    """The rows of one batch, at the most, as described and as the program was made."""
+    bounds = [spec.limits[0][1] for spec in inputs if spec.limits and spec.shape[0] == -1]
+    found = [bound for bound in (described, *bounds) if bound is not None]
+    return min(found) if found else None

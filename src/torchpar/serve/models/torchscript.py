@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from torchpar.serve.errors import ModelError
+from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.description import INSIDE, Description, parse_description
-from torchpar.serve.models.program import Program, describe
+from torchpar.serve.models.program import Program
+from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import bytes_of
 from torchpar.serve.models.writes import find_write
 from torchpar.serve.tensors import TensorSpec
@@ -40,13 +42,29 @@ class TorchScript(Program):
             within = parse_description(text if isinstance(text, str) else text.decode(), f"{path}: {INSIDE}")
             description = description.over(within)
         module.eval()
-        names = [argument.name for argument in module.forward.schema.arguments[1:]]
-        first = _first_input(module)
-        found = [first(name) if i == 0 else TensorSpec(name, "FP32", (-1,)) for i, name in enumerate(names)]
-        self.inputs = describe(path, found, description)
+        arguments = module.forward.schema.arguments[1:]
+        self._keys: list[str] = []
+        if [argument.type.annotation_str for argument in arguments] == ["Dict[str, Tensor]"]:
+            self._keys = [spec.name for spec in description.inputs]
+            if not self._keys:
+                raise ModelError(f"{path}: it takes a dictionary: describe its keys as the inputs")
+            takes = [Argument(key) for key in self._keys]
+        else:
+            takes = _arguments(path, arguments, None if description.inputs else _first_input(module))
+        bound = bind(path, takes, description.inputs)
+        for spec, place in zip(bound.inputs, bound.places):
+            _check_kind(path, spec, "Tensor" if self._keys else arguments[place].type.annotation_str)
+        self.inputs = bound.inputs
         self.outputs = description.outputs
+        self._results = Results([spec.name for spec in self.outputs])
         self.max_batch = description.max_batch
         self.guessed = not description.inputs
+        # What stands between the arguments that are bound; what is left out behind them the program knows.
+        self._between = {
+            i: argument.default_value
+            for i, argument in enumerate(arguments[: max(bound.places, default=-1) + 1])
+            if i not in bound.places and not self._keys
+        }
         # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
         self._forward = module.forward
         self._module = module
@@ -57,13 +75,48 @@ class TorchScript(Program):
         """What its graph says, and what has changed since it was loaded, whatever the graph says."""
         return self._writes or ", ".join(name for name, now in _sums(self._module).items() if now != self._sums[name])
 
-    def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """One forward. A tuple or list of tensors is several outputs; a dictionary too, in the order of its keys."""
+    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """One forward."""
+        if self._keys:
+            inputs = [dict(zip(self._keys, inputs))]
+        elif self._between:
+            inputs = list(inputs)
+            for place, value in self._between.items():
+                inputs.insert(place, value)
         with torch.inference_mode():
-            result = self._forward(*inputs)
-        if isinstance(result, dict):
-            return list(result.values())
-        return result if isinstance(result, (tuple, list)) else (result,)
+            return self._results(self._forward(*inputs))
+
+
+# TorchScript's names of types → whether it is BYTES.
+_TAKEN = {"Tensor": False, "Optional[Tensor]": False, "List[str]": True, "Optional[List[str]]": True}
+
+
+def _arguments(path: str, arguments: Sequence[Any], first: Any | None) -> list[Argument]:
+    """The arguments that a tensor can be bound to. Raises ModelError where another one has no default.
+
+    first guesses what the first one is, where nothing describes them.
+    """
+    takes = []
+    for i, argument in enumerate(arguments):
+        kind, required = argument.type.annotation_str, not argument.has_default_value()
+        if kind not in _TAKEN and required:
+            raise ModelError(
+                f"{path}: argument '{argument.name}' is of type {kind}, which no request can carry: take a Tensor"
+                " in forward(), or write a handler that calls the model (torchpar-model(5))"
+            )
+        guess = None
+        if first and required:
+            guess = first(argument.name) if i == 0 else TensorSpec(argument.name, "FP32", (-1,))
+            guess = TensorSpec(argument.name, "BYTES", (-1,)) if _TAKEN[kind] else guess
+        takes.append(Argument(argument.name, required, guess))
+    return takes
+
+
+def _check_kind(path: str, spec: TensorSpec, kind: str) -> None:
+    if _TAKEN.get(kind) is not (spec.datatype == "BYTES"):
+        raise ModelError(
+            f"{path}: input '{spec.name}' is described as {spec.datatype}; the program's argument is of type {kind}"
+        )
 
 
 def _sums(module: Any) -> dict[str, tuple[int, int]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from torchpar.serve.columns import Column, elements, lay
+from torchpar.serve.errors import OutputError
 from torchpar.serve.tensors import TORCH_NAMES, Tensor
 
 # Debian 12's torch has no unsigned 16, 32 and 64.
@@ -47,12 +48,12 @@ def value_of(column: Column) -> Any:
 def tensor_of(name: str, value: Any) -> Tensor:
     """A program's output in wire form. The bytes are a copy: a model may return a buffer that it writes to again.
 
-    Raises TypeError for what is neither a dense tensor of a known datatype, bytes, nor a list or nesting of strings.
+    Raises OutputError for what is neither a dense tensor of a known datatype, bytes, nor a list or nesting of strings.
     """
     if isinstance(value, torch.Tensor):
         datatype = DATATYPES.get(value.dtype)
         if datatype is None:
-            raise TypeError(f"output '{name}' is of {value.dtype}, which the protocol does not have")
+            raise OutputError(f"output '{name}' is of {value.dtype}, which the protocol does not have")
         dense = value.detach().cpu().contiguous()
         size = dense.numel() * dense.element_size()
         return Tensor(name, datatype, tuple(dense.shape), ctypes.string_at(dense.data_ptr(), size) if size else b"")
@@ -60,7 +61,7 @@ def tensor_of(name: str, value: Any) -> Tensor:
         return _strings(name, value)
     if isinstance(value, (bool, int, float)):
         return tensor_of(name, torch.tensor(value))
-    raise TypeError(f"output '{name}' is a {type(value).__name__}: a torch.Tensor or a list of strings is expected")
+    raise OutputError(f"output '{name}' is a {type(value).__name__}: a torch.Tensor or a list of strings is expected")
 
 
 def _strings(name: str, value: Any) -> Tensor:
@@ -70,11 +71,11 @@ def _strings(name: str, value: Any) -> Tensor:
         shape.append(len(level[0]))
         level = [element for part in level for element in part]
     if math.prod(shape) != len(level) or not all(isinstance(element, (str, bytes)) for element in level):
-        raise TypeError(f"output '{name}': a torch.Tensor, or a list of strings of even lengths, is expected")
+        raise OutputError(f"output '{name}': a torch.Tensor, or a list of strings of even lengths, is expected")
     data = [element.encode() if isinstance(element, str) else element for element in level]
     return Tensor(name, "BYTES", tuple(shape), data)
 
 
-def tensors_of(names: Sequence[str], values: Sequence[Any]) -> list[Tensor]:
-    """All outputs; those beyond `names` are called as Triton's libtorch backend does."""
-    return [tensor_of(names[i] if i < len(names) else f"OUTPUT__{i}", value) for i, value in enumerate(values)]
+def tensors_of(results: Mapping[str, Any]) -> list[Tensor]:
+    """All outputs."""
+    return [tensor_of(name, value) for name, value in results.items()]

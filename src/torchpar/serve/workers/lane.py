@@ -52,7 +52,7 @@ class Lane:
         end = time.monotonic()
         reply = json.loads(packet)
         if "error" in reply:
-            raise ServeError(500, reply["error"])
+            raise ServeError(reply["status"], reply["error"])
         return Computed([self._memory.read(place) for place in reply["outputs"]], ready, end)
 
     def close(self) -> None:

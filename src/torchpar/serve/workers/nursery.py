@@ -120,7 +120,6 @@ def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) ->
 
     channel = socket.socket(fileno=socket_fd)
     memory = Memory(memory_fd)
-    names = [spec.name for spec in program.outputs]
     while True:
         packet = channel.recv(PACKET)
         if not packet:
@@ -133,12 +132,13 @@ def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) ->
         try:
             values = [value_at(memory, place) for place in wish["inputs"]]
             results = device.run(program, values) if device else program.run(values)
-            outputs = tensors_of(names, results)
+            outputs = tensors_of(results)
             reply = {"outputs": _lay_out(memory, outputs, wish["end"])}
         except Exception as error:  # the model's own code: whatever it raises is the answer
             if program.platform == "python" and not wish["quiet"]:
                 traceback.print_exc()  # for the handler's author, who looks into the log
-            reply = {"error": failure(error).message}
+            told = failure(error)
+            reply = {"error": told.message, "status": told.status}
         channel.send(json.dumps(reply).encode())
 
 
@@ -147,13 +147,10 @@ def _lay_out(memory: Memory, outputs: list[Tensor], start: int) -> list[Place]:
 
 
 def _face(program: Program) -> dict[str, Any]:
-    def specs(listed: Any) -> list[dict[str, Any]]:
-        return [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in listed]
-
     face = {
         "platform": program.platform,
-        "inputs": specs(program.inputs),
-        "outputs": specs(program.outputs),
+        "inputs": [spec.to_json() for spec in program.inputs],
+        "outputs": [spec.to_json() for spec in program.outputs],
         "max_batch": program.max_batch,
         "guessed": program.guessed,
         "writes": program.writes(),

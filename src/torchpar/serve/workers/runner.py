@@ -16,9 +16,9 @@ from typing import Any
 import torchpar
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.models.description import specs_of
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.runner import Runner
+from torchpar.serve.tensors import TensorSpec
 from torchpar.serve.workers.lane import Lane, WorkerDied
 from torchpar.serve.workers.nursery import unpacked
 
@@ -42,8 +42,8 @@ class ProcessRunner(Runner):
             self.kind = "KIND_GPU"
         face = self._start_nursery()
         self.platform = face["platform"]
-        self.inputs = specs_of(face["inputs"], file.path)
-        self.outputs = specs_of(face["outputs"], file.path)
+        self.inputs = tuple(map(TensorSpec.from_json, face["inputs"]))
+        self.outputs = tuple(map(TensorSpec.from_json, face["outputs"]))
         self.max_batch = face["max_batch"]
         self.guessed = face["guessed"]
         self.example = [unpacked(tensor) for tensor in face["example"]] if "example" in face else None
