@@ -355,6 +355,33 @@ def test_a_compiled_package_is_served(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+HUNDREDS = """
+NAMES = [f"feature_{i:04d}" for i in range(900)]
+INPUTS = [(name, "FP32", (-1, 1)) for name in NAMES]
+OUTPUTS = [("twice_" + name, "FP32", (-1, 1)) for name in NAMES]
+
+def load():
+    pass
+
+def predict(batch):
+    return {"twice_" + name: 2 * batch[name] for name in NAMES}
+"""
+
+
+def test_hundreds_of_inputs_and_outputs_are_served(tmp_path: Path) -> None:
+    """Where they lie is more than a packet holds."""
+    (tmp_path / "h.py").write_text(HUNDREDS)
+
+    async def run() -> None:
+        async with serving(tmp_path / "h.py") as engine:
+            names = " ".join(f"feature_{i:04d}" for i in range(900))
+            asked = [request(*[torch.full((1, 1), float(k + i)) for i in range(900)], names=names) for k in range(3)]
+            for k, answer in enumerate(ask(engine, asked)):
+                assert [float(y) for y in await answer.values()] == [2.0 * (k + i) for i in range(900)]
+
+    asyncio.run(run())
+
+
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     """By its name, and by what is in it."""
     for name, says in (("m.onnx", "not a model"), ("m.pt2", "not a .pt2 file"), ("gone.pt", "No such file")):

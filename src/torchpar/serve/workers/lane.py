@@ -7,17 +7,41 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ServeError
 from torchpar.serve.workers.memory import Memory, end_of
 
-# Where a batch's tensors lie, in one packet; a model has a few, and a message of an error is cut.
+# Where a batch's tensors lie, in one packet; of hundreds of tensors it is in the memory, and the packet says where.
 PACKET = 1 << 16
 
 
 class WorkerDied(Exception):
     """The process at the other end is gone."""
+
+
+def send(channel: socket.socket, memory: Memory, message: dict[str, Any], end: int) -> None:
+    """Send a message, whatever its size; `end` is the first free byte of the memory."""
+    text = json.dumps(message).encode()
+    if len(text) > PACKET:
+        memory.reach(end + len(text))
+        memory.view[end : end + len(text)] = text
+        text = json.dumps({"start": end, "size": len(text)}).encode()
+    channel.send(text)
+
+
+def receive(channel: socket.socket, memory: Memory) -> dict[str, Any] | None:
+    """The next message; None at the end."""
+    text = channel.recv(PACKET)
+    if not text:
+        return None
+    message: dict[str, Any] = json.loads(text)
+    if "start" in message:
+        start, end = message["start"], message["start"] + message["size"]
+        memory.reach(end)
+        message = json.loads(bytes(memory.view[start:end]))
+    return message
 
 
 class Lane:
@@ -43,14 +67,14 @@ class Lane:
         places = self._memory.write(list(zip(names, columns)))
         ready = time.monotonic()
         try:
-            self._socket.send(json.dumps({"inputs": places, "end": end_of(places), "quiet": quiet}).encode())
-            packet = self._socket.recv(PACKET)
+            wish = {"inputs": places, "end": end_of(places), "quiet": quiet}
+            send(self._socket, self._memory, wish, end_of(places))
+            reply = receive(self._socket, self._memory)
         except OSError:
-            packet = b""
-        if not packet:
+            reply = None
+        if reply is None:
             raise WorkerDied
         end = time.monotonic()
-        reply = json.loads(packet)
         if "error" in reply:
             raise ServeError(reply["status"], reply["error"])
         return Computed([self._memory.read(place) for place in reply["outputs"]], ready, end)

@@ -23,8 +23,8 @@ from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.loading import load_program
 from torchpar.serve.models.program import Program
 from torchpar.serve.tensors import Tensor
-from torchpar.serve.workers.lane import PACKET
-from torchpar.serve.workers.memory import Memory, Place
+from torchpar.serve.workers.lane import receive, send
+from torchpar.serve.workers.memory import Memory, Place, end_of
 
 
 def main(fd: int, text: str) -> None:
@@ -121,10 +121,9 @@ def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) ->
     channel = socket.socket(fileno=socket_fd)
     memory = Memory(memory_fd)
     while True:
-        packet = channel.recv(PACKET)
-        if not packet:
+        wish = receive(channel, memory)
+        if wish is None:
             return
-        wish = json.loads(packet)
         memory.reach(wish["end"])
         if device:
             device.attach(memory)
@@ -133,13 +132,14 @@ def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) ->
             values = [value_at(memory, place) for place in wish["inputs"]]
             results = device.run(program, values) if device else program.run(values)
             outputs = tensors_of(results)
-            reply = {"outputs": _lay_out(memory, outputs, wish["end"])}
+            places = _lay_out(memory, outputs, wish["end"])
+            reply, end = {"outputs": places}, max(wish["end"], end_of(places))
         except Exception as error:  # the model's own code: whatever it raises is the answer
             if program.platform == "python" and not wish["quiet"]:
                 traceback.print_exc()  # for the handler's author, who looks into the log
             told = failure(error)
-            reply = {"error": told.message, "status": told.status}
-        channel.send(json.dumps(reply).encode())
+            reply, end = {"error": told.message, "status": told.status}, wish["end"]
+        send(channel, memory, reply, end)
 
 
 def _lay_out(memory: Memory, outputs: list[Tensor], start: int) -> list[Place]:
