@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.binding import Argument, bind
+from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import INSIDE, Description, parse_description
 from torchpar.serve.models.program import Program, most_rows
 from torchpar.serve.models.results import Results, flatten
@@ -77,16 +80,35 @@ class Exported(Program):
             raise
 
 
+class _Said(logging.Handler):
+    """torch.export raises that it has failed; why is in its log alone."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        if record.exc_info and record.exc_info[1]:
+            self.text = str(record.exc_info[1])
+
+
 def _load(path: str) -> tuple[Any, str]:
     """The program, and the description in the file."""
     if not hasattr(torch, "export") or not hasattr(torch.export, "load"):
         raise ModelError(f"{path}: torch {torch.__version__} has no torch.export; save the model as TorchScript")
     extra = {INSIDE: ""}
+    said = _Said()
+    log = logging.getLogger("torch.export")
+    log.addHandler(said)
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # whatever an unreadable archive makes torch raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = said.text or str(error).strip() or type(error).__name__
+        # That a library is not there is deep in what it says.
+        missing = re.search(r"failed to resolve torch\.ops\S+", text)
+        reason = f"{missing[0] if missing else text.splitlines()[0][:500].rstrip('.')}{words_for(text)}"
         raise ModelError(f"{path}: not a torch.export program that this torch can load: {reason}") from None
+    finally:
+        log.removeHandler(said)
     return program, extra[INSIDE]
 
 

@@ -7,6 +7,7 @@ Model= is a file, served as version 1 under the service's name, or a directory o
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from dataclasses import dataclass
 
@@ -55,18 +56,68 @@ def check_owner(path: str) -> None:
         real = os.path.realpath(path)
         about = os.stat(real)
         folder = os.stat(os.path.dirname(real))
+    except PermissionError:
+        raise ModelError(f"{path}: {_closed(real)}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
     if not stat.S_ISREG(about.st_mode):
         raise ModelError(f"{path}: not a file")
     if about.st_uid not in (0, os.geteuid()):
         raise ModelError(
-            f"{path}: belongs to user {about.st_uid}; a model is a program: chown it to root or to the service's user"
+            f"{path}: belongs to {_user(about.st_uid)}; a model is a program: chown it to root or to the service's"
+            f" user, {_name(os.geteuid())}, or run the service as its owner with User="
         )
     if about.st_mode & stat.S_IWOTH:
         raise ModelError(f"{path}: everybody may write to it, and so run code in this service: chmod o-w {real}")
     if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
         raise ModelError(f"{path}: everybody may replace it: chmod o-w {os.path.dirname(real)}")
+
+
+def _closed(path: str) -> str:
+    """Which directory on the way the service's user may not enter, and what to do."""
+    way = "/"
+    for part in ["", *path.split("/")[1:-1]]:
+        way = os.path.join(way, part)
+        try:
+            os.stat(os.path.join(way, "."))
+        except OSError:
+            break
+    about = os.stat(way)
+    return (
+        f"{_name(os.geteuid())}, the service's user, may not enter {way}, which has mode {about.st_mode & 0o7777:04o}"
+        f" and belongs to {_user(about.st_uid)}: put the model below /srv, or run the service as that user with User="
+    )
+
+
+def _user(uid: int) -> str:
+    """A file's owner in words; in a user namespace all others look like the one that nobody is."""
+    if uid == _overflow() and not _sees_all_users():
+        return "another user (ls -l shows whose it is; with PrivateUsers=yes this service cannot see that)"
+    return f"user {_name(uid)}"
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return str(uid)
+
+
+def _overflow() -> int:
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as text:
+            return int(text.read())
+    except (OSError, ValueError):
+        return 65534
+
+
+def _sees_all_users() -> bool:
+    """Whether this is no user namespace with users of its own."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as text:
+            return any(line.split()[0] == "0" and int(line.split()[2]) == 0xFFFFFFFF for line in text)
+    except (OSError, ValueError, IndexError):
+        return True
 
 
 def _folders(path: str) -> list[str]:

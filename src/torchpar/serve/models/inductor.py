@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchpar.serve.errors import ModelError
+from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import Description
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.results import Results
@@ -36,7 +37,7 @@ class Inductor(Program):
         try:
             self._run = load(path)
         except Exception as error:  # the compiled code's loader raises what it likes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + words_for(str(error))
             raise ModelError(f"{path}: not an AOTInductor package that this torch can load: {reason}") from None
 
     def run(self, inputs: Sequence[Any]) -> dict[str, Any]:

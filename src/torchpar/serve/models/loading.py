@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchpar.serve.errors import ModelError
+from torchpar.serve.models.contents import refuse_other_kinds
 from torchpar.serve.models.description import Description, parse_description
 from torchpar.serve.models.files import SUFFIXES, ModelFile, check_owner
 from torchpar.serve.models.program import Program
@@ -19,6 +20,7 @@ def load_program(file: ModelFile, device: str | None = "cpu") -> Program:
     device is torch's name of where it computes; None: it does not, and nothing of it may touch an accelerator.
     """
     check_owner(file.path)
+    refuse_other_kinds(file.path)
     description = Description()
     if file.description:
         check_owner(file.description)

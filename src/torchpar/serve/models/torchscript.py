@@ -10,6 +10,7 @@ import torch
 
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.binding import Argument, bind
+from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import INSIDE, Description, parse_description
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.results import Results
@@ -35,7 +36,7 @@ class TorchScript(Program):
                 warnings.simplefilter("ignore", DeprecationWarning)
                 module = torch.jit.load(path, map_location=device, _extra_files=extra)
         except (RuntimeError, ValueError) as error:
-            reason = (str(error).strip() or "unreadable").splitlines()[0]
+            reason = (str(error).strip() or "unreadable").splitlines()[0].rstrip(".") + words_for(str(error))
             raise ModelError(f"{path}: not a TorchScript file that this torch can load: {reason}") from None
         text = extra[INSIDE]
         if text:

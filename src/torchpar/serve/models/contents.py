@@ -1,0 +1,153 @@
+"""What a file is that is no model: said before torch, whose words for it tell of archives and opcodes.
+
+It is only looked at. Nothing in it is loaded or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickletools
+import zipfile
+
+from torchpar.serve.errors import ModelError
+
+# What a file begins with, where that is no model of any kind, and what to do.
+_BEGINS = (
+    (b"version https://git-lfs.github.com", "a Git LFS pointer, not the file that it stands for: git lfs pull"),
+    (b"/annex/objects/", "a git-annex pointer, not the file that it stands for: git annex get"),
+    (b"<!DOCTYPE", "a web page, as of a download that was refused: get the file again"),
+    (b"<!doctype", "a web page, as of a download that was refused: get the file again"),
+    (b"<html", "a web page, as of a download that was refused: get the file again"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it"),
+    (b"GGUF", "a GGUF file, which llama.cpp serves"),
+    (b"\x1f\x8b", "packed by gzip: gunzip it"),
+    (b"\xfd7zXZ", "packed by xz: unxz it"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd: unzstd it"),
+)
+_SCRIPT = "make a TorchScript file of it, torch.jit.script(model.eval()).save(...), or write a handler that loads it"
+_PROGRAM = f"which has numbers and no program: {_SCRIPT} (torchpar-model(5))"
+# Of a pickle only this much is looked at: names of classes are in front of the weights.
+_PICKLE_BYTES = 1 << 22
+# What torch's own pickles of tensors name.
+_TENSORS = tuple(
+    f"{module} "
+    for module in (
+        "torch", "torch._utils", "torch.storage", "torch.serialization", "collections", "_codecs", "builtins",
+        "__builtin__", "numpy", "numpy.core.multiarray", "numpy._core.multiarray",
+    )  # fmt: skip
+)
+
+
+def refuse_other_kinds(path: str) -> None:
+    """Say what it is where it is no model of the kind that its name says. Raises ModelError."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(256)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}: the service's user must be able to read it") from None
+    if not first.strip(b"\0"):
+        size = os.path.getsize(path)
+        raise ModelError(f"{path}: it is {'empty' if not size else 'zeros'}: copy it again")
+    for begin, what in _BEGINS:
+        if first.startswith(begin):
+            raise ModelError(f"{path}: it is {what}")
+    if path.endswith(".py"):
+        _look_at_python(path)
+    elif path.endswith((".pt", ".pt2")):
+        _look_at_archive(path, first)
+
+
+def _look_at_archive(path: str, first: bytes) -> None:
+    if first.startswith(b"\x80"):
+        raise ModelError(f"{path}: {_pickled(_names_in_file(path), 'a pickle, as torch.save wrote before 1.6')}")
+    if first[8:10] == b'{"':
+        raise ModelError(f"{path}: it is a safetensors file, {_PROGRAM}")
+    if not first.startswith(b"PK\x03\x04"):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inner = {name.partition("/")[2]: name for name in archive.namelist()}
+            names: list[str] = []
+            if "data.pkl" in inner:
+                with archive.open(inner["data.pkl"]) as pickle:
+                    names = _names(pickle.read(_PICKLE_BYTES))
+    except zipfile.BadZipFile:
+        size = os.path.getsize(path)
+        raise ModelError(
+            f"{path}: the end of it is missing, it has {size} bytes: it was not copied, or not written, to the end"
+        ) from None
+    except (OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{path}: it cannot be read: {error}") from None
+    if "MANIFEST.json" in inner or any("MAR-INF/" in name for name in inner.values()):
+        raise ModelError(f"{path}: it is a TorchServe archive: unpack it, and serve the model in it, or a handler")
+    script = "constants.pkl" in inner or any(name.startswith("code/") for name in inner)
+    package = any("aotinductor/" in name or name.endswith("exported_program.json") for name in inner.values())
+    package = package or any(name.startswith("models/") and name.endswith(".json") for name in inner)
+    if script and path.endswith(".pt2"):
+        raise ModelError(f"{path}: it is a TorchScript file: call it .pt")
+    if package and path.endswith(".pt"):
+        raise ModelError(f"{path}: it is of torch.export: call it .pt2")
+    if "data.pkl" in inner and not script and not package:
+        raise ModelError(f"{path}: {_pickled(names, 'what torch.save wrote')}")
+    if not script and not package and path.endswith(".pt"):
+        raise ModelError(f"{path}: it is an archive of something else; in it are {', '.join(sorted(inner)[:3])}")
+
+
+def _pickled(names: list[str], what: str) -> str:
+    # What is pickled is named before what is in it.
+    found = next((name.replace(" ", ".") for name in names if not name.startswith(_TENSORS)), None)
+    if found is None:
+        return f"it is {what}, a state_dict or a checkpoint, {_PROGRAM}"
+    return f"it is {what}, a pickle of {found}, whose code is not in it: {_SCRIPT} (torchpar-model(5))"
+
+
+def _names_in_file(path: str) -> list[str]:
+    with open(path, "rb") as file:
+        return _names(file.read(_PICKLE_BYTES))
+
+
+def _names(pickle: bytes) -> list[str]:
+    """The classes and functions that a pickle names, "MODULE NAME" each; as far as it can be read."""
+    found: list[str] = []
+    start = 0
+    # Before 1.6 several pickles follow each other.
+    for _ in range(8):
+        strings: list[str] = []
+        end = start
+        try:
+            for opcode, argument, place in pickletools.genops(pickle[start:]):
+                end = start + (place or 0) + 1
+                if opcode.name == "GLOBAL":
+                    found.append(str(argument))
+                elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
+                    found.append(" ".join(strings[-2:]))
+                elif "UNICODE" in opcode.name:
+                    strings.append(str(argument))
+        except Exception:  # cut off, or no pickle behind the last: what was found so far is what can be told
+            return found
+        start = end
+    return found
+
+
+def _look_at_python(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (SyntaxError, ValueError):
+        return  # Python says where, when it runs it
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "TritonPythonModel":
+            raise ModelError(
+                f"{path}: it is a model for Triton's Python backend: put what its initialize() does into load(), and"
+                " what its execute() does into predict(batch), see torchpar-model(5)"
+            )
+
+
+def words_for(reason: str) -> str:
+    """What to do about the reason for which torch does not load a file, as far as it can be told."""
+    if "Unknown builtin op" in reason or "failed to resolve torch.ops" in reason:
+        return "; the library of that operator is not loaded: write a handler that imports it before it loads the file"
+    if "supported version" in reason or "schema version" in reason:
+        return "; it was made with a newer torch: make it with this one, or give the service a Python= with that one"
+    return ""
