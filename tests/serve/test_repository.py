@@ -209,7 +209,7 @@ def test_what_everybody_may_write_to_is_no_model(tmp_path: Path, what: str) -> N
     [
         ("{", "m.json: not JSON"),
         ("[]", "m.json: an object is expected"),
-        ('{"input": []}', "unknown key 'input'; known: inputs, outputs, max_batch"),
+        ('{"input": []}', "unknown key 'input'; known: inputs, outputs, max_batch, example"),
         ('{"inputs": [{"name": "x", "datatype": "FLOAT", "shape": [-1]}]}', r"inputs\[0\]: datatype 'FLOAT'"),
         ('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}', r"inputs\[0\]: shape: a list of sizes"),
         ('{"inputs": {}}', "inputs: a list is expected"),

@@ -86,7 +86,7 @@ class Accelerator:
         """
         with self._driver.queueing():
             there = [self._driver.upload(value) if _is_tensor(value) else value for value in inputs]
-            results = program.run(there)
+            results = program.compute(there)
             here = {name: self._fetch(name, value) if _is_tensor(value) else value for name, value in results.items()}
         self._driver.wait()
         return here

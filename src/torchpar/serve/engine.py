@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.failures import failure
 from torchpar.serve.loading import load_served, save_curve
 from torchpar.serve.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
 from torchpar.serve.models.files import ModelFile
@@ -20,7 +21,6 @@ from torchpar.serve.pool import Pool
 from torchpar.serve.queue import ENDED, Waiting
 from torchpar.serve.repository import Repository
 from torchpar.serve.requests import Done, Request, Ticket
-from torchpar.serve.runner import failure
 from torchpar.serve.served import Batch, Served, expired
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
+
+class Lasting(Enum):
+    """Why a request failed, where others fail for the same reason."""
+
+    OUTPUT = "output"  # what it returns cannot be sent, or is not what is declared: a complex tensor
+    DEVICE = "device"  # torch has not the device that is in the file: "cuda:0" on a host without one
+    OPERATOR = "operator"  # torch has no code for an operator here: one that is for accelerators only
+    KIND = "kind"  # a rank or datatype that an operator does not take: FP32 for an embedding's indices
+    SIZE = "size"  # a size that the weights do not have: 4 columns for a linear layer of 5
+
 
 class ServeError(Exception):
     """A request that is not answered.
 
     status is HTTP's: 400 tensors that do not fit the model, 404 no such model or version, 413 more rows than the model
     takes, 499 cancelled, 500 the model failed, 503 queue full, unloading, or the worker died, 504 deadline passed.
-    retry_after is in seconds, for 503 alone.
+    retry_after is in seconds, for 503 alone. lasting is known of some that a model itself caused.
     """
+
+    lasting: Lasting | None = None
 
     def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -28,3 +42,7 @@ class StartError(Exception):
 
 class OutputError(TypeError):
     """What a model returned is not what can be sent, or not what is described: no request would be answered."""
+
+
+class CannotAnswer(Exception):
+    """A model that was loaded, and that would answer no request; the message says why."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from torchpar.serve.curve import Curve, measure
-from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.loading import load_program, runs_in_threads
 from torchpar.serve.probe import Probe, batch_of, try_model
@@ -43,6 +43,9 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         if single:
             runner.keep_one()
         runner.renew()
+    except CannotAnswer as error:
+        runner.close()
+        raise ModelError(f"{file.path}: no request would be answered: {error}") from None
     except BaseException:
         runner.close()
         raise
@@ -72,6 +75,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         team_from=team_from,
         most=min(most) if most else None,
         statistics=statistics,
+        untried="" if probe.tried else probe.reason,
     )
 
 

@@ -20,6 +20,7 @@ class Member:
         self.child: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
         self.ready = False
+        self.untried: list[str] = []  # models that answered nothing yet, as nothing could be made up for them
         self.heard = 0.0  # when it last said that it makes progress
         self.accused = False  # it was told to end as it makes none
         self.late = False  # models were loaded again while it was being started

@@ -26,7 +26,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class ModelIndex:
-    """One version in the repository, served or not; reason says why not."""
+    """One version in the repository, served or not; reason says why not, or that it was not tried."""
 
     name: str
     version: str

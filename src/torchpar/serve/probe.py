@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from torchpar.serve.answering import difference_to_declared, is_open, refuse
 from torchpar.serve.columns import Column, Computed
-from torchpar.serve.errors import ServeError
+from torchpar.serve.errors import CannotAnswer, ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
 from torchpar.serve.rows import cut, difference, fill, odd_rows, repeat
 from torchpar.serve.runner import Runner
@@ -35,25 +36,31 @@ MOST_ODD_ROWS, ODD_SECONDS = 60, 5.0
 class Probe:
     """What the trial found. sample: one row of each input, to make batches of; None if the model did not run.
 
-    reason says why it is served unbatched, "" if it may be batched. outputs are as declared, else as seen.
+    reason says why it is served unbatched, "" if it may be batched. outputs are as declared, else as seen. tried: it
+    has answered once.
     """
 
     reason: str
     sample: tuple[Tensor, ...] | None
     outputs: tuple[TensorSpec, ...]
+    tried: bool = True
 
 
 def try_model(runner: Runner, lane: int = 0) -> Probe:
-    """Run it on made-up rows, or on its own example."""
+    """Run it on made-up rows, or on its own example. Raises CannotAnswer where no request would be answered."""
     try:
         sample, size = _find_sample(runner, lane)
     except ServeError as error:
-        return Probe(f"it could not be tried on made-up inputs: {error.message}", None, runner.outputs)
+        refuse(runner, error, lambda: _other_failures(runner, lane))
+        reason = f"not tried, as it fails on made-up inputs: describe an example: {error.message}"
+        return Probe(reason, None, runner.outputs, tried=False)
     outputs = runner.outputs
-    if not runner.inputs or any(not spec.shape or spec.shape[0] != -1 for spec in runner.inputs):
+    if not _has_rows(runner):
         return Probe("its inputs have no open first dimension, which would be the rows", None, outputs)
     if runner.max_batch is not None and runner.max_batch <= 1:
         return Probe("its description says so (max_batch)", sample, outputs)
+    if sample is None:
+        return Probe("it fails on a single row of its example", None, outputs)
     try:
         seen: dict[int, list[Tensor]] = {}
         reason = _changes(runner, lane, sample)
@@ -72,23 +79,73 @@ def batch_of(sample: Sequence[Tensor], rows: int) -> list[Column]:
     return [Column(t.datatype, (rows, *t.shape[1:]), [t.data] * rows) for t in sample]
 
 
-def _find_sample(runner: Runner, lane: int) -> tuple[tuple[Tensor, ...], int]:
+def _find_sample(runner: Runner, lane: int) -> tuple[tuple[Tensor, ...] | None, int]:
+    """One row that it answers. None where only all rows of its example are."""
     if runner.example is not None:
+        _check_outputs(runner, lane, runner.example)
+        if not _has_rows(runner):
+            return tuple(runner.example), 0
         first = tuple(cut(tensor, 0, 1) for tensor in runner.example)
-        runner.compute(lane, batch_of(first, 1))
+        try:
+            _run(runner, lane, first, quiet=True)
+        except ServeError:
+            return None, 0
         return first, 0
     refused: ServeError | None = None
     for size in SIZES_TO_TRY:
         sample = tuple(_made_up(spec, 1, size, seed=0) for spec in runner.inputs)
         try:
-            runner.compute(lane, batch_of(sample, 1))
+            _check_outputs(runner, lane, sample)
             return sample, size
         except ServeError as error:
             refused = refused or error
-            if error.status != 500 or all(-1 not in spec.shape[1:] for spec in runner.inputs):
+            if error.status != 500 or not is_open(runner.inputs):
                 break
     assert refused
     raise refused
+
+
+def _has_rows(runner: Runner) -> bool:
+    return bool(runner.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in runner.inputs)
+
+
+def _check_outputs(runner: Runner, lane: int, inputs: Sequence[Tensor]) -> None:
+    """Ask for these, and for a row more where the outputs are not as declared: those of a single row may be squeezed.
+
+    Raises CannotAnswer where neither are.
+    """
+    found = difference_to_declared(runner, _run(runner, lane, inputs).outputs)
+    if found and _has_rows(runner) and runner.max_batch != 1:
+        more = [repeat(tensor, tensor.shape[0] + 1) for tensor in inputs]
+        try:
+            several = _run(runner, lane, more, quiet=True).outputs
+        except ServeError:
+            return
+        found = found if difference_to_declared(runner, several) else ""
+    if found:
+        raise CannotAnswer(found)
+
+
+def _other_failures(runner: Runner, lane: int) -> Iterator[ServeError | None]:
+    """What comes of other rows, and of other values: nothing, small, large and negative ones. None is an answer."""
+    rows = (1, 2, 3, 5) if _has_rows(runner) and runner.max_batch != 1 else (1,) * 4
+    size = SIZES_TO_TRY[0]
+    for seed, count in enumerate(rows):
+        made = [_made_up(spec, count, size, seed) for spec in runner.inputs]
+        try:
+            _run(runner, lane, [_times(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True)
+            yield None
+        except ServeError as error:
+            yield error
+
+
+def _times(tensor: Tensor, factor: int) -> Tensor:
+    """Its values times a number. What has no sign wraps."""
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None or tensor.datatype == "BOOL" or not len(tensor.data):
+        return tensor
+    value = torch.frombuffer(bytearray(tensor.data), dtype=dtype).view(tensor.shape)  # type: ignore[arg-type]
+    return tensor_of(tensor.name, (value * factor).to(dtype))
 
 
 def _changes(runner: Runner, lane: int, sample: Sequence[Tensor]) -> str:
@@ -221,6 +278,8 @@ def _run(runner: Runner, lane: int, inputs: Sequence[Tensor], quiet: bool = Fals
 def _made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
     """Rows that differ: small numbers, which are indices for most models that want whole ones."""
     shape = [size if n == -1 else n for n in spec.shape]
+    for i, (low, high) in enumerate(spec.limits):
+        shape[i] = max(low, shape[i] if high is None else min(high, shape[i]))
     if spec.shape and spec.shape[0] == -1:
         shape[0] = rows
     if spec.datatype == "BYTES":

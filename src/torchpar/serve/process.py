@@ -19,6 +19,7 @@ from torchpar.runtime.observed import observe, say, tell
 from torchpar.serve.channel import Channel
 from torchpar.serve.errors import ModelError, ServeError, StartError
 from torchpar.serve.journal import log_to_journal
+from torchpar.serve.metadata import READY
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.tls import make_tls
 from torchpar.serve.totals import Sender, from_json, merge, to_json
@@ -122,7 +123,8 @@ class _Serving:
         await self._engine.start()
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         await front.start(self._sockets)
-        self._channel.send(ready=True)
+        untried = sorted({entry.name for entry in self._engine.index() if entry.state == READY and entry.reason})
+        self._channel.send(ready=True, untried=untried)
         self._beat()
         drain = self._loop.create_task(self._drain(front, await self._stop))
         await asyncio.wait((drain, self._hurry), return_when=asyncio.FIRST_COMPLETED)

@@ -114,6 +114,7 @@ class Processes:
             process.heard = time.monotonic()
         if "ready" in message:
             process.ready = True
+            process.untried = message.get("untried", [])
             if not self._started and all(each.ready for each in self._processes):
                 self._started = True
                 self._notifier.send(READY="1")
@@ -293,7 +294,11 @@ class Processes:
         """One line of `systemctl status`."""
         ready, count = sum(process.ready for process in self._processes), len(self._processes)
         what = "serving" if self._started else "loading"
-        self._notifier.send(STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready")
+        untried = sorted({name for process in self._processes if process.ready for name in process.untried})
+        self._notifier.send(
+            STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready"
+            + (f"; not tried: {', '.join(untried)}" if untried else "")
+        )
 
     def _watch(self, period: float) -> None:
         """WATCHDOG=1 while all make progress. Who makes none for half of the period is told to end, with a traceback.

@@ -90,7 +90,7 @@ class Repository:
         old = self._served.setdefault(served.name, {}).pop(served.version, None)
         self._served[served.name][served.version] = served
         self._latest[served.name] = self._served[served.name][self.versions(served.name)[-1]]
-        self._states[served.name, served.version] = (READY, "")
+        self._states[served.name, served.version] = (READY, served.untried)
         return old
 
     def take(self, served: Served, retired: Callable[[Served], None]) -> None:

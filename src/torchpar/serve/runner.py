@@ -10,6 +10,7 @@ import torch
 
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ServeError
+from torchpar.serve.failures import failure
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of, value_of
 from torchpar.serve.tensors import Tensor, TensorSpec
@@ -72,6 +73,7 @@ class ThreadRunner(Runner):
         self.outputs = program.outputs
         self.max_batch = program.max_batch
         self.guessed = program.guessed
+        self.example = program.example
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""
@@ -81,13 +83,13 @@ class ThreadRunner(Runner):
             if team > 1:
                 # OpenMP keeps this number for each thread by itself: the other workers stay at one.
                 torch.set_num_threads(team)
-            results = self._program.run(values)
+            results = self._program.compute(values)
             end = time.monotonic()
             return Computed(tensors_of(results), ready, end)
         except ServeError:
             raise
         except Exception as error:  # the model's own code: whatever it raises is the answer
-            raise failure(error) from error
+            raise failure(error, own_code=self._program.platform == "python") from error
         finally:
             if team > 1:
                 torch.set_num_threads(1)
@@ -110,12 +112,3 @@ class ThreadRunner(Runner):
 
     def close(self) -> None:
         """Nothing to do: the threads are the pool's."""
-
-
-def failure(error: Exception) -> ServeError:
-    """The answer when a model raises: its last line, which in torch's long messages is what went wrong."""
-    if isinstance(error, ServeError):
-        return error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[-1] if lines else ""
-    return ServeError(500, f"the model failed: {type(error).__name__}: {said[:500]}")

@@ -12,10 +12,11 @@ from typing import Any
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.curve import Curve
 from torchpar.serve.errors import ServeError
+from torchpar.serve.failures import failure
 from torchpar.serve.queue import Queue, Waiting
 from torchpar.serve.requests import Request, Response
 from torchpar.serve.rows import cut, difference, fill
-from torchpar.serve.runner import Runner, failure
+from torchpar.serve.runner import Runner
 from torchpar.serve.statistics import Statistics
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
 
@@ -62,12 +63,14 @@ class Served:
         team_from: int | None = None,
         most: int | None,
         statistics: Statistics,
+        untried: str = "",
     ) -> None:
         """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others.
 
         single: never two batches at the same time.
 
         team_from: a request of so many rows that is alone is sooner done by all threads; None: none is.
+        untried: why it was not tried before it serves.
         """
         self.name = name
         self.version = version
@@ -82,6 +85,7 @@ class Served:
         self.team_from = team_from
         self.most = most
         self.statistics = statistics
+        self.untried = untried
         self.queue = Queue()
         self.open = 0
         self.limit = 64  # requests that may wait

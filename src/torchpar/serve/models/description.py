@@ -2,7 +2,8 @@
 
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 784]}],
      "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}],
-     "max_batch": 64}
+     "max_batch": 64,
+     "example": {"x": [[0.5, ...]]}}
 
 For a file `model.pt` it is `model.json` beside it, or an extra file "torchpar.json" within
 (`torch.jit.save(..., _extra_files={"torchpar.json": text})`, `torch.export.save(..., extra_files=...)`). The first
@@ -23,11 +24,15 @@ INSIDE = "torchpar.json"
 
 @dataclass(frozen=True)
 class Description:
-    """What a description says; empty or None where it says nothing. max_batch 0 or 1: never batched."""
+    """What a description says; empty or None where it says nothing. max_batch 0 or 1: never batched.
+
+    example holds the inputs' values as nested lists, by name, as they are in the JSON.
+    """
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     max_batch: int | None = None
+    example: Any = None
 
     def over(self, other: Description) -> Description:
         """This description, and from the other what this one leaves open."""
@@ -35,6 +40,7 @@ class Description:
             inputs=self.inputs or other.inputs,
             outputs=self.outputs or other.outputs,
             max_batch=other.max_batch if self.max_batch is None else self.max_batch,
+            example=other.example if self.example is None else self.example,
         )
 
 
@@ -46,14 +52,17 @@ def parse_description(text: str, where: str) -> Description:
         raise ModelError(f"{where}: not JSON: {error}") from None
     if not isinstance(data, dict):
         raise ModelError(f'{where}: an object is expected, such as {{"inputs": [...], "outputs": [...]}}')
-    unknown = sorted(set(data) - {"inputs", "outputs", "max_batch"})
+    unknown = sorted(set(data) - {"inputs", "outputs", "max_batch", "example"})
     if unknown:
-        raise ModelError(f"{where}: unknown key '{unknown[0]}'; known: inputs, outputs, max_batch")
+        raise ModelError(f"{where}: unknown key '{unknown[0]}'; known: inputs, outputs, max_batch, example")
     limit = data.get("max_batch")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         raise ModelError(f"{where}: max_batch: a number of rows is expected, not {limit!r:.40}")
     return Description(
-        inputs=_parse_specs(data, "inputs", where), outputs=_parse_specs(data, "outputs", where), max_batch=limit
+        inputs=_parse_specs(data, "inputs", where),
+        outputs=_parse_specs(data, "outputs", where),
+        max_batch=limit,
+        example=data.get("example"),
     )
 
 

@@ -13,7 +13,7 @@ from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import INSIDE, Description, parse_description
-from torchpar.serve.models.program import Program, most_rows
+from torchpar.serve.models.program import Program, example_of, most_rows
 from torchpar.serve.models.results import Results, flatten
 from torchpar.serve.models.values import DATATYPES
 from torchpar.serve.tensors import TensorSpec
@@ -51,6 +51,8 @@ class Exported(Program):
         own = [spec.arg.name for spec in _user_outputs(program)]
         names = Results((), own).names(list(flatten(_unflatten(range(len(values)), program.call_spec.out_spec))))
         found = [_spec(name, value, ranges) for name, value in zip(names, values)]
+        if description.example is not None:
+            self.example = example_of(self.inputs, description.example, path)
         self.outputs = description.outputs or tuple(spec for spec in found if spec)
         self._results = Results([spec.name for spec in description.outputs], own)
         self.max_batch = most_rows(self.inputs, description.max_batch)
@@ -65,7 +67,7 @@ class Exported(Program):
     def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One call. Raises ServeError 400 for what the program was not made for."""
         try:
-            with torch.inference_mode():
+            with self.mode():
                 if self._plain:
                     return self._results(self._module(*inputs))
                 leaves = list(self._leaves)

@@ -28,12 +28,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from torchpar.serve.errors import ModelError
+from torchpar.serve.errors import ModelError, OutputError
 from torchpar.serve.models.description import Description, specs_of
-from torchpar.serve.models.program import Program
+from torchpar.serve.models.program import Program, example_of, fitting
 from torchpar.serve.models.results import Results
+from torchpar.serve.models.values import tensor_of
 from torchpar.serve.tensors import TensorSpec
 
 
@@ -57,25 +56,28 @@ class Handler(Program):
         self.max_batch = limit if description.max_batch is None else description.max_batch
         if not self.inputs:
             raise ModelError(f'{path}: INPUTS is missing: INPUTS = [("x", "FP32", (-1, 784))]')
-        self.example: dict[str, Any] | None = None
+        if description.example is not None:
+            self.example = example_of(self.inputs, description.example, path)
         if device is None:
             return
         with _told(path, "load"):
             module.load(device) if inspect.signature(module.load).parameters else module.load()
         if callable(getattr(module, "example", None)):
             with _told(path, "example"):
-                self.example = module.example()
+                example = module.example()
+                tensors = [tensor_of(spec.name, example[spec.name]) for spec in self.inputs]
+            self.example = fitting(self.inputs, tensors, path)
 
     def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """predict() with the inputs by name; its results are the declared outputs."""
         batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
-        with torch.inference_mode():
+        with self.mode():
             result = self._predict(batch)
         if not isinstance(result, dict):
             return self._results(result)
         missing = [spec.name for spec in self.outputs if spec.name not in result]
         if missing:
-            raise KeyError(f"predict() returned no '{missing[0]}', which OUTPUTS names")
+            raise OutputError(f"predict() returned no '{missing[0]}', which OUTPUTS names")
         return {spec.name: result[spec.name] for spec in self.outputs} if self.outputs else result
 
     def _specs(self, module: Any, name: str) -> tuple[TensorSpec, ...]:

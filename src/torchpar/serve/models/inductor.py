@@ -11,7 +11,7 @@ import torch
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import Description
-from torchpar.serve.models.program import Program
+from torchpar.serve.models.program import Program, example_of
 from torchpar.serve.models.results import Results
 
 
@@ -29,6 +29,8 @@ class Inductor(Program):
                 f"{path}: a compiled package does not say what its inputs are: describe them in a .json file beside it"
             )
         self.inputs = description.inputs
+        if description.example is not None:
+            self.example = example_of(self.inputs, description.example, path)
         self.outputs = description.outputs
         self._results = Results([spec.name for spec in self.outputs])
         self.max_batch = description.max_batch
@@ -42,7 +44,7 @@ class Inductor(Program):
 
     def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One call."""
-        with torch.inference_mode():
+        with self.mode():
             return self._results(self._run(*inputs))
 
 

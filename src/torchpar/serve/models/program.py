@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from torchpar.serve.tensors import TensorSpec
+import torch
+
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.protocol.elements import data_from_values
+from torchpar.serve.tensors import Tensor, TensorSpec
+
+# In torch's words.
+_NEEDS_GRADIENTS = re.compile(r"does not require grad|nference tensor|InferenceMode")
 
 
 class Program(ABC):
@@ -14,7 +22,7 @@ class Program(ABC):
 
     platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs are those that
     are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
-    inputs.
+    inputs. example is one request that it answers, None where it names none; mode what torch computes in.
     """
 
     platform: str
@@ -22,6 +30,21 @@ class Program(ABC):
     outputs: tuple[TensorSpec, ...]
     max_batch: int | None
     guessed = False
+    example: list[Tensor] | None = None
+    mode: Any = torch.inference_mode
+
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """`run`, with gradients from then on where the model turns out to need them.
+
+        Such as for forces, which are the derivative of an energy.
+        """
+        try:
+            return self.run(inputs)
+        except RuntimeError as error:
+            if self.mode is torch.enable_grad or not _NEEDS_GRADIENTS.search(str(error)):
+                raise
+            self.mode = torch.enable_grad
+            return self.run(inputs)
 
     def writes(self) -> str:
         """What it writes to of its own when it runs, as far as is known by now; "" if nothing."""
@@ -40,3 +63,32 @@ def most_rows(inputs: Sequence[TensorSpec], described: int | None) -> int | None
     bounds = [spec.limits[0][1] for spec in inputs if spec.limits and spec.shape[0] == -1]
     found = [bound for bound in (described, *bounds) if bound is not None]
     return min(found) if found else None
+
+
+def example_of(inputs: Sequence[TensorSpec], values: Any, where: str) -> list[Tensor]:
+    """The tensors of an example: for each input its values as nested lists. Raises ModelError."""
+    names = [spec.name for spec in inputs]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ModelError(f"{where}: example: an object with the inputs is expected: {', '.join(names)}")
+    tensors = []
+    for spec in inputs:
+        shape, inner = [], values[spec.name]
+        while isinstance(inner, list):
+            shape.append(len(inner))
+            inner = inner[0] if inner else None
+        value = values[spec.name] if shape else [values[spec.name]]
+        try:
+            data = data_from_values(spec.name, spec.datatype, shape, value)
+        except ServeError as error:
+            raise ModelError(f"{where}: example: {error.message}") from None
+        tensors.append(Tensor(spec.name, spec.datatype, tuple(shape), data))
+    return fitting(inputs, tensors, where)
+
+
+def fitting(inputs: Sequence[TensorSpec], example: list[Tensor], where: str) -> list[Tensor]:
+    """The example, if it is what the inputs say. Raises ModelError."""
+    for spec, tensor in zip(inputs, example):
+        if spec.datatype != tensor.datatype or not spec.fits(tensor.shape):
+            real = f"{tensor.datatype} of shape {list(tensor.shape)}"
+            raise ModelError(f"{where}: example: input '{spec.name}' is {real}; {spec} is expected")
+    return example

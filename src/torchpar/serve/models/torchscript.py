@@ -12,7 +12,7 @@ from torchpar.serve.errors import ModelError
 from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import INSIDE, Description, parse_description
-from torchpar.serve.models.program import Program
+from torchpar.serve.models.program import Program, example_of
 from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import bytes_of
 from torchpar.serve.models.writes import find_write
@@ -43,6 +43,8 @@ class TorchScript(Program):
             within = parse_description(text if isinstance(text, str) else text.decode(), f"{path}: {INSIDE}")
             description = description.over(within)
         module.eval()
+        if not hasattr(module, "forward"):
+            raise ModelError(f"{path}: it has no forward(), or several: save a module that calls the one that is meant")
         arguments = module.forward.schema.arguments[1:]
         self._keys: list[str] = []
         if [argument.type.annotation_str for argument in arguments] == ["Dict[str, Tensor]"]:
@@ -56,6 +58,8 @@ class TorchScript(Program):
         for spec, place in zip(bound.inputs, bound.places):
             _check_kind(path, spec, "Tensor" if self._keys else arguments[place].type.annotation_str)
         self.inputs = bound.inputs
+        if description.example is not None:
+            self.example = example_of(self.inputs, description.example, path)
         self.outputs = description.outputs
         self._results = Results([spec.name for spec in self.outputs])
         self.max_batch = description.max_batch
@@ -84,7 +88,7 @@ class TorchScript(Program):
             inputs = list(inputs)
             for place, value in self._between.items():
                 inputs.insert(place, value)
-        with torch.inference_mode():
+        with self.mode():
             return self._results(self._forward(*inputs))
 
 

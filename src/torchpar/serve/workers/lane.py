@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchpar.serve.columns import Column, Computed
-from torchpar.serve.errors import ServeError
+from torchpar.serve.errors import Lasting, ServeError
 from torchpar.serve.workers.memory import Memory, end_of
 
 # Where a batch's tensors lie, in one packet; of hundreds of tensors it is in the memory, and the packet says where.
@@ -76,7 +76,9 @@ class Lane:
             raise WorkerDied
         end = time.monotonic()
         if "error" in reply:
-            raise ServeError(reply["status"], reply["error"])
+            error = ServeError(reply["status"], reply["error"])
+            error.lasting = Lasting(reply["lasting"]) if reply["lasting"] else None
+            raise error
         return Computed([self._memory.read(place) for place in reply["outputs"]], ready, end)
 
     def close(self) -> None:

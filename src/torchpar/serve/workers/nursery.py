@@ -114,8 +114,8 @@ def _draw_anew() -> None:
 
 def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) -> None:
     """Compute what comes, until the socket is closed. device: see device.py; None is the CPU."""
+    from torchpar.serve.failures import failure
     from torchpar.serve.models.values import tensors_of
-    from torchpar.serve.runner import failure
     from torchpar.serve.workers.values import value_at
 
     channel = socket.socket(fileno=socket_fd)
@@ -130,15 +130,16 @@ def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) ->
         reply: dict[str, Any]
         try:
             values = [value_at(memory, place) for place in wish["inputs"]]
-            results = device.run(program, values) if device else program.run(values)
+            results = device.run(program, values) if device else program.compute(values)
             outputs = tensors_of(results)
             places = _lay_out(memory, outputs, wish["end"])
             reply, end = {"outputs": places}, max(wish["end"], end_of(places))
         except Exception as error:  # the model's own code: whatever it raises is the answer
             if program.platform == "python" and not wish["quiet"]:
                 traceback.print_exc()  # for the handler's author, who looks into the log
-            told = failure(error)
-            reply, end = {"error": told.message, "status": told.status}, wish["end"]
+            told = failure(error, own_code=program.platform == "python")
+            reply = {"error": told.message, "status": told.status, "lasting": told.lasting and told.lasting.value}
+            end = wish["end"]
         send(channel, memory, reply, end)
 
 
@@ -155,11 +156,8 @@ def _face(program: Program) -> dict[str, Any]:
         "guessed": program.guessed,
         "writes": program.writes(),
     }
-    example = getattr(program, "example", None)
-    if example is not None:
-        from torchpar.serve.models.values import tensor_of
-
-        face["example"] = [_packed(tensor_of(spec.name, example[spec.name])) for spec in program.inputs]
+    if program.example is not None:
+        face["example"] = [_packed(tensor) for tensor in program.example]
     return face
 
 
