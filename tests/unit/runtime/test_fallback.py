@@ -146,8 +146,13 @@ def ended(place: Place, seconds: float = 2, result: str = "core-dump", **environ
         f"echo ExecMainExitTimestampMonotonic={5000000 + int(seconds * 1e6)}\n",
     )
     systemctl.chmod(0o755)
+    path = "PATH=/usr/bin:/bin\n"
+    text = STOPPED.read_text(encoding="utf-8")
+    assert path in text
+    stopped = place.write("stopped", "")
+    stopped.write_text(text.replace(path, f"PATH={place.path}/bin:{os.defpath}\n"), encoding="utf-8")
     known = {
-        "PATH": f"{place.path}/bin:{os.defpath}",
+        "PATH": "/nonexistent",
         "SERVICE_RESULT": result,
         "EXIT_CODE": "dumped",
         "EXIT_STATUS": "ABRT",
@@ -157,7 +162,7 @@ def ended(place: Place, seconds: float = 2, result: str = "core-dump", **environ
         "RUNTIME_DIRECTORY": str(place.path),
     }
     done = subprocess.run(
-        ["sh", str(STOPPED), "torchpar-train@demo.service"],
+        ["/bin/sh", str(stopped), "torchpar-train@demo.service"],
         env={**known, **environ},
         capture_output=True,
         text=True,
