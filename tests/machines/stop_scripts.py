@@ -19,7 +19,9 @@ class Kind:
     torch: bool = True  # whether it needs one
 
 
-# Ranks that a script makes by itself, and in which SIGTERM asks for a checkpoint. The parent has no handler.
+# Ranks that a script makes by itself, and in which SIGTERM asks for a checkpoint. The parent has no handler. These wait
+# a moment at their end, as gloo's thread may need the interpreter after destroy_process_group() and then aborts it; the
+# runtime does that for ranks that the plan knows.
 SPAWN = """\
 import os, signal, socket, time
 os.environ.setdefault("USE_LIBUV", "0")
@@ -42,6 +44,7 @@ def train(rank, port):
     print("saved", flush=True)
     dist.barrier()
     dist.destroy_process_group()
+    time.sleep(0.5)
 
 if __name__ == "__main__":
     with socket.socket() as probe:
@@ -79,6 +82,7 @@ dist.all_gather(steps, torch.tensor([float(step)]))
 assert steps[0] == steps[1]
 print("saved", flush=True)
 dist.destroy_process_group()
+time.sleep(0.5)
 sys.exit(child.wait() if child else 0)
 """
 
