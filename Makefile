@@ -78,7 +78,8 @@ $(VENV)/complete $(SERVE_VENV)/complete:
 
 UNITS  := $(foreach type,service socket slice target timer path,$(wildcard systemd/*.$(type)))
 SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian systemd tests --exclude='*.py' 2>/dev/null | sort)
-PYTEST := '$(VENV)/bin/python' -B -m pytest -p no:cacheprovider
+# Two at a time wherever there are two CPUs: machine tests wait most of their time.
+PYTEST := '$(VENV)/bin/python' -B -m pytest -p no:cacheprovider --numprocesses=auto
 MAN_PAGES = $(addprefix build/man/,$(notdir $(wildcard debian/man/*.[1-8])) torchpar.conf.5)
 
 check: lint types unit
@@ -119,12 +120,12 @@ twice = run() { $(1) "$$@" $(2); }; \
 # TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
 test-serve: $(SERVE_VENV)/complete
 	$(call packages,chromium g++ openssl prometheus python3-h11)
-	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q,$(or $(TESTS),tests/serve))
+	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q --numprocesses=auto,$(or $(TESTS),tests/serve))
 .PHONY: test-serve
 
 # The unit tests run these with a fake torch; a real one compiles, records gradients and spawns workers.
 test-runtime: $(SERVE_VENV)/complete
-	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-runtime' -q,\
+	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-runtime' -q --numprocesses=auto,\
 		$(addprefix tests/unit/runtime/,test_loader.py test_no_trace.py test_progress.py test_same_data.py))
 .PHONY: test-runtime
 
@@ -133,7 +134,8 @@ test: check test-runtime test-serve test-machines
 
 test-machines: $(VENV)/complete machine-packages
 	$(call twice,$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' \
-		'$(VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest' -v -m machine,tests/machines)
+		'$(VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest' -v -m machine --numprocesses=2 --dist=loadgroup,\
+		tests/machines)
 .PHONY: test-machines
 
 demo: machine-packages

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,25 @@ import pytest
 from tests.machines.container import missing_here
 from tests.machines.machine import CommandError, Machine, MachineError
 from tests.machines.package import build_package
-from tests.machines.roots import Suite
+from tests.machines.roots import Suite, cache, locked
 
 _HERE = Path(__file__).parent
 
 _SUITES = [Suite(os.environ["SUITE"])] if os.environ.get("SUITE") else list(Suite)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder."""
+    """Mark the tests of this folder. Those that share a machine stay in one process, where the releases are tested at
+    the same time (pytest-xdist)."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.machine)
+            item.add_marker(pytest.mark.xdist_group(str(_parameters(item).get("suite", item.path.stem))))
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -51,12 +59,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Prints a line at once, for what takes long."""
+    """Prints a line at once, for what takes long. A process of pytest-xdist has no stdout."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def show(line: str) -> None:
         with capture.global_and_fixture_disabled():
-            print(f"\n{line}", end="", flush=True)
+            print(f"\n{line}", end="", file=sys.stderr, flush=True)
 
     return show
 
@@ -83,6 +91,13 @@ def machine(suite: Suite, deb: Path, progress: Callable[[str], None]) -> Iterato
         progress(f"installing {deb.name} on {suite.release}")
         booted.install_deb(deb)
         yield booted
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[None]:
+    """The ports of this host are the module's alone, as machines share its network."""
+    with locked(cache() / "ports.lock"):
+        yield
 
 
 @pytest.fixture

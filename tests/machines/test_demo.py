@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from tests.machines.machine import Machine
 
 UNIT = "torchpar-train@demo.service"
 STATE = "/var/lib/torchpar/train/demo"
+
+pytestmark = pytest.mark.usefixtures("ports")
 
 
 def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -> None:

@@ -77,7 +77,7 @@ print(json.dumps({"answers": answers, "wrong": wrong}))
 
 
 @pytest.fixture(scope="module")
-def web(machine: Machine) -> Iterator[Machine]:
+def web(machine: Machine, ports: None) -> Iterator[Machine]:
     """The shared machine with a service that serves; afterwards it is as it was."""
     shipped = machine.read(CONF)
     machine.write("/srv/web/make_model.py", MODEL)

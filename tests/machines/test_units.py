@@ -80,7 +80,7 @@ def test_a_reload_that_fails_leaves_the_daemon_alone(reporting: Machine) -> None
         ("torchpar-infer@declared.service", "/srv/no-such-model.pt"),
     ],
 )
-def test_what_cannot_start_fails_at_once_and_once(machine: Machine, unit: str, why: str) -> None:
+def test_what_cannot_start_fails_at_once_and_once(machine: Machine, ports: None, unit: str, why: str) -> None:
     """`systemctl start` itself fails, `systemctl status` and the journal say why, and it is not tried again."""
     shipped = machine.read(CONF)
     apply(machine, "[Infer declared]\nModel=/srv/no-such-model.pt\n")
