@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.machines.container import Container
-from tests.machines.roots import TREE, Report, Suite, build_root, make_root
+from tests.machines.roots import TREE, Report, Suite, build_root, locked, make_root
 
 # As a user, since a build that needs root is a broken one, and without network, since a Debian builder has none.
 _BUILD = """
@@ -48,17 +48,19 @@ def build_package(suite: Suite, report: Report = print, tree: Path = TREE) -> Pa
     root = make_root(build_root(suite, tree), report)
     state = _digest(tree, files, root.name)
     stamp = target / "built-from"
-    if not (stamp.exists() and stamp.read_text() == state):
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        report(f"building the package on {suite.release}")
-        with Container(root, f"{suite.value}-package") as container:
-            for file in files:
-                _copy(tree / file, container.layer / "build" / "torchpar" / file)
-            _run(container, _BUILD, (), target / "build.log")
-            for product in (container.layer / "build").glob("torchpar_*"):
-                shutil.copy(product, target)
-        stamp.write_text(state)
+    target.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_suffix(".lock")):
+        if not (stamp.exists() and stamp.read_text() == state):
+            shutil.rmtree(target)
+            target.mkdir()
+            report(f"building the package on {suite.release}")
+            with Container(root, f"{suite.value}-package") as container:
+                for file in files:
+                    _copy(tree / file, container.layer / "build" / "torchpar" / file)
+                _run(container, _BUILD, (), target / "build.log")
+                for product in (container.layer / "build").glob("torchpar_*"):
+                    shutil.copy(product, target)
+            stamp.write_text(state)
     return next(target.glob("*.deb"))
 
 
