@@ -88,6 +88,8 @@ class Bench:
             # Copies share the host; one alone has all of it.
             conf += f"[Train bench{copy}]\nScript={JOB}\nArguments={kind}\nPython={self.python}\n"
             conf += "Enabled=yes\nRestart=no\n"
+            if kind == "loader":
+                conf += f"LoaderWorkers={self.arguments.loader_workers}\n"
         self.machine.write("/etc/torchpar.conf", conf)
         self.machine.run("torchpar", "apply", timeout=300)
         rows = {name: Row() for name in self.arguments.rows}
@@ -139,6 +141,10 @@ class Bench:
         share = self.cpus // copies
         cpus = [f"{i * share}-{(i + 1) * share - 1}" for i in range(copies)]
         threads = f"OMP_NUM_THREADS={share}"
+        if name in ("expert", "hand-made") and kind == "loader":
+            # Who tunes by hand also asks for workers, and gives them a core where there is one to spare.
+            plain += f" {self.arguments.loader_workers}"
+            threads = f"OMP_NUM_THREADS={max(1, share - self.arguments.loader_workers)}"
         if name == "expert":
             return [f"env {threads} LD_PRELOAD={LIB}/libjemalloc.so.2 MALLOC_CONF={MALLOC_CONF} {plain}"] * copies
         if name == "hand-made":
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=float, default=6, help="seconds to start and to warm up (default: 6)")
     parser.add_argument("--seconds", type=float, default=8, help="seconds that are measured (default: 8)")
+    parser.add_argument("--loader-workers", type=int, default=1, help="of the job `loader` (default: 1)")
     parser.add_argument("--json", type=Path, help="write all figures into this file too")
     arguments = parser.parse_args()
     figures: dict[str, dict[str, object]] = {}

@@ -1,4 +1,5 @@
-"""A training job for the benchmark, plain PyTorch: `train_job.py KIND`, with KIND mlp, conv, encoder or loader.
+"""A training job for the benchmark, plain PyTorch: `train_job.py KIND`, with KIND mlp, conv, encoder or loader, and
+for loader a number of workers, or none.
 
 It trains until the window that /srv/bench/window names ("FIRST LAST", seconds of the monotonic clock) is over, and
 writes steps per second, page faults per step and peak memory of that window into the folder it runs in.
@@ -29,7 +30,7 @@ class Images(Dataset):
         return image, index % 10
 
 
-def make_job(kind):
+def make_job(kind, workers):
     """A model, and an endless iterator over batches of inputs and classes. Sizes are those of the measured facts."""
     torch.manual_seed(1)
     if kind == "mlp":
@@ -46,7 +47,9 @@ def make_job(kind):
         model = nn.Sequential(nn.TransformerEncoder(layer, 4), nn.Flatten(), nn.Linear(64 * 256, 10))
         return model, same(torch.randn(8, 64, 256), torch.randint(10, (8,)))
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16 * 16, 10))
-    return model, iter(DataLoader(Images(), batch_size=32))
+    # Without a wish the call is as most people write it, which an injected number needs.
+    wish = {"num_workers": int(workers[0])} if workers else {}
+    return model, iter(DataLoader(Images(), batch_size=32, **wish))
 
 
 def same(inputs, classes):
@@ -57,7 +60,7 @@ def same(inputs, classes):
 
 def main():
     """Train, and measure the window."""
-    model, batches = make_job(sys.argv[1])
+    model, batches = make_job(sys.argv[1], sys.argv[2:])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     loss_of = nn.CrossEntropyLoss()
     with open("/srv/bench/window", encoding="ascii") as file:
