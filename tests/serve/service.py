@@ -39,7 +39,11 @@ def install(folder: Path) -> Path:
 class Service:
     """Started when entered, killed when left. `state` collects what it told systemd, the last value of each."""
 
-    def __init__(self, folder: Path, model: Path, *, processes: int = 1, watchdog: float = 0.0, **serve: Any) -> None:
+    def __init__(
+        self, folder: Path, model: Path, *, processes: int = 1, watchdog: float = 0.0, path: Path | None = None,
+        **serve: Any,
+    ) -> None:  # fmt: skip
+        """path: where its interpreter looks for packages first."""
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self.address = self.listener.getsockname()
         settings = ServeSettings(
@@ -54,6 +58,7 @@ class Service:
         self.told: list[tuple[float, str, str]] = []
         self.process: subprocess.Popen[bytes]
         self._watchdog = watchdog
+        self._path = path
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(folder / "notify"))
 
@@ -66,6 +71,8 @@ class Service:
         }
         if self._watchdog:
             environment["WATCHDOG_USEC"] = str(int(self._watchdog * 1e6))
+        if self._path:
+            environment["PYTHONPATH"] = str(self._path)
         self.environment = environment
         self.start()
         threading.Thread(target=self._listen, daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ from torchpar.serve.device import Accelerator, Cuda
 from torchpar.serve.models.program import Program
 from torchpar.serve.tensors import TensorSpec
 from torchpar.serve.workers.lane import Lane
+from torchpar.serve.workers.memory import Memory
 from torchpar.serve.workers.nursery import serve_lane
 
 
@@ -92,9 +94,10 @@ def test_a_worker_with_an_accelerator_answers_from_the_shared_memory() -> None:
     """The memory is registered at the first batch, and anew when a larger one made it grow."""
     driver = Recorder()
     lane = Lane()
-    far, memory = (os.dup(fd) for fd in lane.far_ends())
+    far, fd = (os.dup(end) for end in lane.far_ends())
     lane.handed_over(os.getpid())
-    worker = threading.Thread(target=serve_lane, args=(far, memory, Both(), Accelerator(driver)))
+    ends = socket.socket(fileno=far), Memory(fd)
+    worker = threading.Thread(target=serve_lane, args=(*ends, Both(), Accelerator(driver)))
     worker.start()
     for count in (2, 2, 5000):
         a = torch.arange(float(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import signal
 import socket
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--drain", type=float, default=30.0, metavar="SECONDS")
     options = parser.parse_args(arguments)
+    # Until it is ready a signal ends it at once, whatever a model does meanwhile; SIGTERM with where that is.
+    faulthandler.register(signal.SIGTERM, chain=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings = EngineSettings(options.name, options.model, options.handler, workers=options.workers)
     address, _, port = options.listen.rpartition(":")
     listener = socket.create_server((address.strip("[]"), int(port)), backlog=1024)
@@ -41,14 +45,14 @@ def main(arguments: Sequence[str]) -> int:
 async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
     """Load, accept, and on SIGTERM finish what was accepted."""
     log_to_journal()
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
     engine = Engine(settings)
     await engine.start()
     front = Front(engine, grpc=[grpc] if grpc else [])
     await front.start(sockets)
+    ended = asyncio.Event()
+    faulthandler.unregister(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     say(f"listening on {', '.join(str(sock.getsockname()) for sock in sockets)}")
     await ended.wait()
     await front.stop(drain)

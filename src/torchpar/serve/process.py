@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import itertools
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -77,6 +78,8 @@ def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, soc
     """Serve until told to stop; returns the exit status."""
     # A SIGABRT of the first process, when this one hangs, leaves a traceback of every thread in the journal.
     faulthandler.enable()
+    # So does a SIGTERM, which comes to it where the start is over before it is done.
+    faulthandler.register(signal.SIGTERM, chain=True)
     log_to_journal()
     try:
         return asyncio.run(_Serving(settings, rank, Channel(channel), sockets).run())

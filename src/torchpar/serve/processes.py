@@ -31,6 +31,9 @@ from torchpar.serve.usage import add_usage, past_usage
 STOP_SECONDS = 5.0
 # How long a stop may take after a second SIGTERM.
 HURRIED_SECONDS = 1.0
+# What is still loading a model is told to say where it is and to end, and is killed after so long. Its own processes do
+# the same when it is gone, and have as long again.
+LAST_WORDS_SECONDS = 1.0
 # Before a process that ended is started again: doubled for each time that it did not even get ready.
 RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
 # How often each process is told what all have counted.
@@ -161,7 +164,8 @@ class Processes:
         process.usage = {}
         if self._stopping:
             if not any(each.child for each in self._processes):
-                self._finish(ExitStatus.DONE)
+                wait = 0.0 if was_ready else LAST_WORDS_SECONDS
+                self._loop.call_later(wait, self._finish, ExitStatus.DONE)
             return
         if not self._started:
             # What keeps one of them from starting at all keeps systemctl start from succeeding.
@@ -202,7 +206,9 @@ class Processes:
             if process.ready and process.channel:
                 process.channel.send(stop=grace)
             elif process.child:
-                process.child.kill()  # it has accepted nothing
+                say(f"process {process.rank} was still loading its models, and has accepted nothing; it was here:")
+                process.child.terminate()
+                self._loop.call_later(LAST_WORDS_SECONDS, process.child.kill)
         self._loop.call_later(grace + STOP_SECONDS, self._kill)
         if not any(process.child for process in self._processes):
             self._finish(ExitStatus.DONE)

@@ -12,7 +12,8 @@
     def predict(batch):
         return {"y": model(batch["x"])}
 
-`load` runs once, before the worker processes are forked: they share what it made. `predict` gets a dictionary, name to
+`load` runs once, before the worker processes are forked: they share what it made. Where it leaves threads behind, it
+runs in each of them instead. `predict` gets a dictionary, name to
 torch.Tensor (for BYTES: a list of bytes objects), whose rows may be of several requests; it returns a dictionary, a
 tensor, or a list in the order of OUTPUTS. A row's answer must not depend on the rows beside it: that is tried at the
 start, on what `example()` returns (a dictionary of one row or more) where the handler has it. MAX_BATCH = 1 in the file

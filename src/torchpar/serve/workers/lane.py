@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchpar.serve.columns import Column, Computed
-from torchpar.serve.errors import Lasting, ServeError
+from torchpar.serve.errors import Lasting, ModelError, ServeError
 from torchpar.serve.workers.memory import Memory, end_of
 
 # Where a batch's tensors lie, in one packet; of hundreds of tensors it is in the memory, and the packet says where.
@@ -61,6 +61,17 @@ class Lane:
         """The worker has them: only it may hold its end, so that its death is seen."""
         self._far.close()
         self.pid = pid
+
+    def loaded(self) -> None:
+        """Wait until a worker has loaded the model by itself. Raises WorkerDied, and ModelError with what failed."""
+        try:
+            reply = receive(self._socket, self._memory)
+        except OSError:
+            reply = None
+        if reply is None:
+            raise WorkerDied
+        if "error" in reply:
+            raise ModelError(reply["error"])
 
     def compute(self, names: Sequence[str], columns: Sequence[Column], quiet: bool = False) -> Computed:
         """Run a batch there. Raises WorkerDied, and ServeError with what the model raised."""

@@ -3,17 +3,24 @@
 It is started fresh, for the server itself has threads, and a fork of those is not safe. It never computes: a worker
 that dies is forked again from the same clean state, and all share the memory of the weights. A driver of accelerators
 does not survive a fork: with those only the model's face is read here, and each worker loads it on its own device.
+
+Nor does a thread survive it, of a pool, of OpenMP or of any library. Where loading leaves some behind, the server
+throws this process away and starts another one `apart`: that loads nothing, and each worker loads the model by itself.
 """
 
 from __future__ import annotations
 
 import base64
+import faulthandler
+import fcntl
 import json
 import os
 import random
+import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -25,36 +32,50 @@ from torchpar.serve.models.program import Program
 from torchpar.serve.tensors import Tensor
 from torchpar.serve.workers.lane import receive, send
 from torchpar.serve.workers.memory import Memory, Place, end_of
+from torchpar.serve.workers.threads import left_behind
 
+# What is stuck in a model is told to say where it is and to end; what cannot is killed. Seconds for each.
+PATIENCE = 0.5
 
 def main(fd: int, text: str) -> None:
     """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
 
     First a line of JSON goes back: the model's face, or an error. Then each byte that comes with two descriptors (a
-    lane's far ends) is a wish for a worker, answered by a line with its process number.
+    lane's far ends) is a wish for a worker, answered by a line with its process number. Workers that load by themselves
+    say first on their lane that they have, or the error.
     """
     control = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
+    # Before it ends, it says where it is, whatever holds Python's lock. Workers have this from here.
+    faulthandler.register(signal.SIGIO, file=2, chain=True)
     wish = json.loads(text)
-    file = ModelFile(**wish["file"])
-    try:
-        program = load_program(file, None if wish["devices"] else "cpu")
-    except ModelError as error:
-        _tell(control, {"error": str(error)})
-        return
-    _tell(control, _face(program))
+    file, apart = ModelFile(**wish["file"]), wish["apart"]
+    program, face = None, {}
+    if not apart:
+        # While it loads, it does not look at its socket: the kernel sends SIGIO when the server is gone.
+        fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(control, fcntl.F_GETFL)
+        fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)
+        try:
+            program = load_program(file, None if wish["devices"] else "cpu")
+        except ModelError as error:
+            _tell(control, {"error": str(error)})
+            return
+        finally:
+            fcntl.fcntl(control, fcntl.F_SETFL, flags)
+        face = {**_face(program), "threads": left_behind()}
+    _tell(control, face)
+    shared = None if wish["devices"] else program
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     workers: list[int] = []  # descriptors: a process number may be another's by then
     while True:
         order, fds, _, _ = socket.recv_fds(control, 4, 2)
         if len(fds) < 2:
-            # The server is gone, or has done with the model. One that is stuck in it would never look at its socket.
-            for worker in workers:
-                _signal(worker, signal.SIGKILL)
+            _end(workers)
             return
         pid = os.fork()
         if pid == 0:
-            _work(control, order, fds, program, wish["devices"], file)
+            _work(control, order, fds, shared, wish["devices"], file)
         for each in fds:
             os.close(each)
         for worker in [worker for worker in workers if not _signal(worker, 0)]:
@@ -67,6 +88,15 @@ def main(fd: int, text: str) -> None:
         _tell(control, {"pid": pid})
 
 
+def _end(workers: list[int]) -> None:
+    """The server is gone, or has done with the model. A worker that is stuck in it would never look at its socket."""
+    for number in (0, signal.SIGIO, signal.SIGKILL):
+        workers = [worker for worker in workers if _signal(worker, number)]
+        until = time.monotonic() + PATIENCE
+        for worker in workers:
+            select.select([worker], [], [], max(0.0, until - time.monotonic()))
+
+
 def _signal(worker: int, number: int) -> bool:
     """Whether the worker was still there to get it."""
     try:
@@ -77,22 +107,30 @@ def _signal(worker: int, number: int) -> bool:
 
 
 def _work(
-    control: socket.socket, order: bytes, fds: list[int], program: Program, devices: list[str], file: ModelFile
+    control: socket.socket, order: bytes, fds: list[int], program: Program | None, devices: list[str], file: ModelFile
 ) -> None:
-    """The whole life of a worker; never returns."""
+    """The whole life of a worker; never returns. program: None where it loads its own."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         lane = int.from_bytes(order, "little")
+        channel, memory = socket.socket(fileno=fds[0]), Memory(fds[1])
+        device = devices[lane % len(devices)] if devices else None
+        if program is None:
+            try:
+                program = load_program(file, device or "cpu")
+            except ModelError as error:
+                send(channel, memory, {"error": str(error)}, 0)
+                raise
+            send(channel, memory, {}, 0)
         _draw_anew()
-        if devices:
+        if device:
             from torchpar.serve.device import Accelerator, Cuda
 
-            device = devices[lane % len(devices)]
-            serve_lane(fds[0], fds[1], load_program(file, device), Accelerator(Cuda(device)))
+            serve_lane(channel, memory, program, Accelerator(Cuda(device)))
         else:
-            serve_lane(fds[0], fds[1], program, None)
+            serve_lane(channel, memory, program, None)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -112,14 +150,12 @@ def _draw_anew() -> None:
         numpy.random.seed()
 
 
-def serve_lane(socket_fd: int, memory_fd: int, program: Program, device: Any) -> None:
+def serve_lane(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:
     """Compute what comes, until the socket is closed. device: see device.py; None is the CPU."""
     from torchpar.serve.failures import failure
     from torchpar.serve.models.values import tensors_of
     from torchpar.serve.workers.values import value_at
 
-    channel = socket.socket(fileno=socket_fd)
-    memory = Memory(memory_fd)
     while True:
         wish = receive(channel, memory)
         if wish is None:

@@ -40,6 +40,7 @@ class ProcessRunner(Runner):
         self._closed = False
         if devices:
             self.kind = "KIND_GPU"
+        self._apart = False  # each worker loads the model by itself
         face = self._start_nursery()
         self.platform = face["platform"]
         self.inputs = tuple(map(TensorSpec.from_json, face["inputs"]))
@@ -50,10 +51,18 @@ class ProcessRunner(Runner):
         self._writes: str = face["writes"]
         self._names = [spec.name for spec in self.inputs]
         try:
-            self._lanes: list[Lane | None] = [self._fork(lane) for lane in range(lanes)]
+            self._lanes: list[Lane | None] = []
+            for lane in range(lanes):
+                self._lanes.append(self._fork(lane))
+            for worker in self._lanes:
+                self._loaded(worker)
         except (OSError, WorkerDied) as error:
             self.close()
-            raise ModelError(f"{file.path}: its worker processes cannot be started: {error}") from None
+            why = str(error) or "one died; see the log"
+            raise ModelError(f"{file.path}: its worker processes cannot be started: {why}") from None
+        except BaseException:
+            self.close()
+            raise
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner. A worker is one thread: a team would be the nursery's to make, and does not outlive a fork."""
@@ -79,11 +88,16 @@ class ProcessRunner(Runner):
         with self._lock:
             try:
                 try:
-                    self._lanes[lane] = self._fork(lane)
+                    worker = self._fork(lane)
                 except (OSError, WorkerDied):
                     self._stop_nursery()
                     self._start_nursery()
-                    self._lanes[lane] = self._fork(lane)
+                    worker = self._fork(lane)
+                self._loaded(worker)
+                if self._closed:
+                    worker.close()
+                else:
+                    self._lanes[lane] = worker
             except (OSError, WorkerDied, ModelError) as error:
                 log.error("a worker cannot be started again: %s", str(error) or f"{self._file.path}: it died at once")
 
@@ -119,7 +133,7 @@ class ProcessRunner(Runner):
 
     def _start_nursery(self) -> dict[str, Any]:
         near, far = socket.socketpair()
-        wish = json.dumps({"file": asdict(self._file), "devices": self._devices})
+        wish = json.dumps({"file": asdict(self._file), "devices": self._devices, "apart": self._apart})
         folder = os.path.dirname(os.path.dirname(os.path.abspath(torchpar.__file__)))
         # A worker is one compute thread; with OpenMP told before it starts there is no pool that a fork would break.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -138,6 +152,14 @@ class ProcessRunner(Runner):
         if "error" in face:
             self._stop_nursery()
             raise ModelError(face["error"])
+        if face.get("threads"):
+            log.warning(
+                "%s: loading it leaves threads behind (%s), which a fork would lose: every worker process loads it by"
+                " itself, and they share no memory of the weights", self._file.path, face["threads"],
+            )  # fmt: skip
+            self._stop_nursery()
+            self._apart = True
+            self._start_nursery()
         return face
 
     def _stop_nursery(self) -> None:
@@ -167,6 +189,15 @@ class ProcessRunner(Runner):
             raise WorkerDied
         lane.handed_over(reply["pid"])
         return lane
+
+    def _loaded(self, worker: Lane | None) -> None:
+        """Wait for a worker that loads the model by itself."""
+        if worker and (self._apart or self._devices):
+            try:
+                worker.loaded()
+            except BaseException:
+                worker.close()
+                raise
 
     def _hear(self) -> dict[str, Any] | None:
         """One line from the nursery; None when it is gone."""
