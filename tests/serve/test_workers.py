@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import time
@@ -480,3 +481,40 @@ def test_a_program_in_threads_draws_different_numbers_in_each_process(tmp_path: 
 
         seeds.add(asyncio.run(run()))
     assert len(seeds) == 2
+
+
+# As many numbers as the seed says, in mebibytes of FP32.
+GENERATOR = """
+import torch
+
+INPUTS = [("x", "FP32", (-1, 1))]
+OUTPUTS = [("image", "FP32", (-1, -1))]
+MAX_BATCH = 1
+
+def load():
+    pass
+
+def predict(batch):
+    return {"image": batch["x"].expand(1, int(batch["x"][0, 0].item() * (1 << 18))).contiguous()}
+
+def example():
+    return {"x": torch.ones(1, 1)}
+"""
+
+
+def test_the_memory_of_large_answers_comes_back(tmp_path: Path) -> None:
+    """A worker keeps nothing of its last batch, nor does its allocator when there is nothing to do."""
+
+    def held(pid: int) -> int:
+        return int(re.findall(r"RssAnon:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) >> 10
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, GENERATOR)) as engine:
+            before = held(runner(engine).pids()[0])
+            for size in (1, 24, 16, 8, 16, 24, 8):
+                (image,) = await Answer(engine, request(torch.tensor([[float(size)]]))).values()
+                assert image.shape == (1, size << 18) and (image == size).all()
+            while held(runner(engine).pids()[0]) > before + 16:
+                await asyncio.sleep(0.1)
+
+    asyncio.run(asyncio.wait_for(run(), 120))

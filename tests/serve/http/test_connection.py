@@ -516,7 +516,7 @@ def test_answers_that_nobody_takes_are_bounded_together(talk: Any) -> None:
 
 def test_memory_of_answers_that_waited_is_given_back(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[int] = []
-    monkeypatch.setattr(server, "_trim", given_back.append)
+    monkeypatch.setattr(server, "trim", given_back.append)
     monkeypatch.setattr(server, "TRIM_FROM", 5_000_000)
 
     async def story(world: World) -> None:

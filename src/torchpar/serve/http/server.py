@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import socket
 import sys
 import time
@@ -16,6 +15,7 @@ from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Events, Parser, choose_parser
+from torchpar.serve.trim import TRIM_FROM, trim
 from torchpar.serve.usage import read_usage
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from torchpar.serve.http.log import RequestLog
 
 SWEEP_SECONDS = 0.5
-
-# glibc keeps what it once had for large blocks: after so many bytes of answers that waited it is told to give it back.
-TRIM_FROM = 64 << 20
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # other C libraries have none
 
 
 class Server:
@@ -188,5 +184,5 @@ class Server:
         self._owed_most = max(self._owed_most, self.owed)
         if self._owed_most >= TRIM_FROM and not self.owed:
             self._owed_most = 0
-            self.loop.run_in_executor(None, _trim, 0)
+            self.loop.run_in_executor(None, trim, 0)
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)

@@ -13,9 +13,14 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from torchpar.serve.columns import Column, elements, lay
+from torchpar.serve.models.values import bytes_of
 from torchpar.serve.tensors import Tensor
 
+# More than this is copied by torch, which lets go of Python's lock: the event loop wants it meanwhile.
+LARGE = 1 << 20
 # What vector instructions like best.
 ALIGN = 64
 _LENGTH = struct.Struct("<I")
@@ -68,10 +73,12 @@ class Memory:
         start, end = place["start"], place["start"] + place["size"]
         self.reach(end)
         shape = tuple(place["shape"])
-        raw = bytes(self.view[start:end])
-        if place["datatype"] != "BYTES":
-            return Tensor(place["name"], place["datatype"], shape, raw)
-        return Tensor(place["name"], "BYTES", shape, _split(raw, math.prod(shape)))
+        if place["datatype"] == "BYTES":
+            return Tensor(place["name"], "BYTES", shape, _split(bytes(self.view[start:end]), math.prod(shape)))
+        if place["size"] < LARGE:
+            return Tensor(place["name"], place["datatype"], shape, bytes(self.view[start:end]))
+        copy = torch.frombuffer(self.map, dtype=torch.uint8, count=place["size"], offset=start).clone()
+        return Tensor(place["name"], place["datatype"], shape, bytes_of(copy))
 
 
 def end_of(places: Sequence[Place]) -> int:

@@ -26,16 +26,22 @@ from typing import Any
 
 from torchpar.serve.columns import Column
 from torchpar.serve.errors import ModelError
+from torchpar.serve.failures import failure
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.loading import load_program
 from torchpar.serve.models.program import Program
+from torchpar.serve.models.values import tensors_of
 from torchpar.serve.tensors import Tensor
+from torchpar.serve.trim import TRIM_FROM, trim
 from torchpar.serve.workers.lane import receive, send
 from torchpar.serve.workers.memory import Memory, Place, end_of
 from torchpar.serve.workers.threads import left_behind
+from torchpar.serve.workers.values import value_at
 
 # What is stuck in a model is told to say where it is and to end; what cannot is killed. Seconds for each.
 PATIENCE = 0.5
+# A worker that has nothing to do for so long, and had much to do, gives memory back.
+IDLE_SECONDS = 1.0
 
 def main(fd: int, text: str) -> None:
     """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
@@ -152,31 +158,36 @@ def _draw_anew() -> None:
 
 def serve_lane(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:
     """Compute what comes, until the socket is closed. device: see device.py; None is the CPU."""
-    from torchpar.serve.failures import failure
-    from torchpar.serve.models.values import tensors_of
-    from torchpar.serve.workers.values import value_at
-
+    moved = 0  # bytes, since memory was given back
     while True:
+        if moved > TRIM_FROM and not select.select([channel], [], [], IDLE_SECONDS)[0]:
+            trim(0)
+            moved = 0
         wish = receive(channel, memory)
         if wish is None:
             return
         memory.reach(wish["end"])
         if device:
             device.attach(memory)
-        reply: dict[str, Any]
-        try:
-            values = [value_at(memory, place) for place in wish["inputs"]]
-            results = device.run(program, values) if device else program.compute(values)
-            outputs = tensors_of(results)
-            places = _lay_out(memory, outputs, wish["end"])
-            reply, end = {"outputs": places}, max(wish["end"], end_of(places))
-        except Exception as error:  # the model's own code: whatever it raises is the answer
-            if program.platform == "python" and not wish["quiet"]:
-                traceback.print_exc()  # for the handler's author, who looks into the log
-            told = failure(error, own_code=program.platform == "python")
-            reply = {"error": told.message, "status": told.status, "lasting": told.lasting and told.lasting.value}
-            end = wish["end"]
+        reply, end = _answer(wish, memory, program, device)
         send(channel, memory, reply, end)
+        moved += end
+
+
+def _answer(wish: dict[str, Any], memory: Memory, program: Program, device: Any) -> tuple[dict[str, Any], int]:
+    """Compute one batch; returns the reply, and the first free byte of the memory. Nothing of the batch is kept."""
+    try:
+        values = [value_at(memory, place) for place in wish["inputs"]]
+        results = device.run(program, values) if device else program.compute(values)
+        outputs = tensors_of(results)
+        places = _lay_out(memory, outputs, wish["end"])
+        return {"outputs": places}, max(wish["end"], end_of(places))
+    except Exception as error:  # the model's own code: whatever it raises is the answer
+        if program.platform == "python" and not wish["quiet"]:
+            traceback.print_exc()  # for the handler's author, who looks into the log
+        told = failure(error, own_code=program.platform == "python")
+        lasting = told.lasting and told.lasting.value
+        return {"error": told.message, "status": told.status, "lasting": lasting}, wish["end"]
 
 
 def _lay_out(memory: Memory, outputs: list[Tensor], start: int) -> list[Place]:
