@@ -71,6 +71,7 @@ def running(
             await grpc_server.stop(world.grace)
         await server.stop(0.1)
         service.threads.shutdown()
+        service.apart.close()
         if real:
             await world.engine.stop(5)
 

@@ -66,3 +66,4 @@ class Front:
         """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
         await asyncio.gather(self.server.stop(grace), *(server.stop(grace) for server in self._grpc))
         self.service.threads.shutdown(wait=False, cancel_futures=True)
+        self.service.apart.close()

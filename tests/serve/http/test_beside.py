@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import signal
 import struct
 import urllib.parse
 from collections.abc import Iterator
@@ -13,6 +16,11 @@ from typing import Any
 import pytest
 
 from tests.serve.running import Running, running
+from torchpar.serve.errors import ServeError
+from torchpar.serve.protocol.apart import Apart
+from torchpar.serve.protocol.layout import parse_json
+
+pytestmark = pytest.mark.subprocess
 
 COUNT = 40_000
 
@@ -104,3 +112,65 @@ def test_large_json_is_read_beside_and_its_answer_written_beside(world: Running)
     assert world.service.threads.count == 2
     assert ask(world, "/v2/models/nothing/infer", json.dumps(request).encode())[0] == 404
     assert world.service.threads.count == 2
+
+
+LARGE = COUNT * 10
+
+
+def test_much_json_is_read_and_written_by_another_process(world: Running) -> None:
+    """All forms of a request and of an answer; what is wrong with one is told as ever."""
+    values = [float(i) for i in range(LARGE)]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [LARGE, 1], "data": values}
+    path = "/v2/models/identity_fp32/infer"
+    status, answer = ask(world, path, json.dumps({"inputs": [tensor]}).encode())
+    assert status == 200 and json.loads(answer)["outputs"][0]["data"] == values
+    assert len(world.service.apart.pids()) == 1
+    body = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    status, answer = ask(world, path, body)
+    assert status == 200 and answer.endswith(struct.pack(f"<{LARGE}f", *values))
+    status, answer = ask(world, path, json.dumps({"inputs": [tensor]}).encode(), Accept_Encoding="gzip")
+    assert status == 200 and json.loads(gzip.decompress(answer))["outputs"][0]["data"] == values
+    status, answer = ask(world, path, json.dumps({"inputs": [{**tensor, "shape": [LARGE, 2]}]}).encode())
+    assert status == 400 and b"its shape needs 800000" in answer
+    status, answer = ask(world, "/predict/identity_fp32", json.dumps([[value] for value in values]).encode())
+    assert status == 200 and json.loads(answer)["outputs"]["x"] == [[value] for value in values]
+    status, answer = ask(world, "/predict/identity_fp32", json.dumps([values, values[1:]]).encode())
+    assert status == 400 and b"its arrays are not of one length" in answer
+    texts = ["a", "", "zwölf"] * LARGE
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
+    status, answer = ask(world, "/v2/models/text/infer", json.dumps({"inputs": [tensor]}).encode())
+    assert status == 200 and json.loads(answer)["outputs"][0]["data"] == texts
+
+
+def test_a_process_for_json_that_was_killed_costs_one_request(world: Running) -> None:
+    """It holds nothing that others need."""
+    body = json.dumps([[0.5]] * LARGE).encode()
+    assert ask(world, "/predict/identity_fp32", body)[0] == 200
+    for pid in world.service.apart.pids():
+        os.kill(pid, signal.SIGKILL)
+    status, answer = ask(world, "/predict/identity_fp32", body)
+    assert status == 503 and b"try again" in answer
+    assert ask(world, "/predict/identity_fp32", body)[0] == 200
+
+
+def test_another_process_is_small_and_says_what_failed() -> None:
+    """It has no torch; a bug there is one here."""
+    apart = Apart()
+    try:
+        assert apart.call(os.getpid) in apart.pids()
+        assert apart.call(eval, "'torch' in __import__('sys').modules") is False
+        with pytest.raises(ServeError, match="not JSON") as refused:
+            apart.call(parse_json, b"{")
+        assert refused.value.status == 400
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            apart.call(divmod, 1, 0)
+        assert len(apart.pids()) == 1
+    finally:
+        apart.close()
+
+
+def test_what_is_never_large_is_refused_when_it_is(world: Running) -> None:
+    """Settings and orders are read where all requests are."""
+    for path in ("/v2/repository/index", "/v2/logging", "/v2/repository/models/text/load"):
+        status, answer = ask(world, path, b"[" * 200_000)
+        assert status == 413 and b"the limit of this one is 131072" in answer

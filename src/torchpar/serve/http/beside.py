@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, Callable
 
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.protocol.service import INLINE
+from torchpar.serve.protocol.apart import LEAST
+from torchpar.serve.protocol.service import INLINE, Service
 
 log = logging.getLogger("torchpar.serve")
 
@@ -35,6 +37,16 @@ def do_sized(
         _fail(exchange, error, fail)
     else:
         then(result)
+
+
+def do_json(
+    service: Service, exchange: Exchange, size: int, work: partial[Any], then: Then, fail: Fail | None = None
+) -> None:
+    """As `do_sized`, and much of it in another process: to read or write JSON is to hold Python's lock."""
+    if size > LEAST:
+        do_beside(service.threads, exchange, partial(service.apart.call, work.func, *work.args), then, fail)
+    else:
+        do_sized(service.threads, exchange, size, work, then, fail)
 
 
 def do_beside(threads: Executor, exchange: Exchange, work: Work, then: Then, fail: Fail | None = None) -> None:

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.beside import do_beside, do_sized
+from torchpar.serve.http.beside import do_beside, do_json, do_sized
 from torchpar.serve.http.coding import LEAST, compress, decompress, wanted_coding
 from torchpar.serve.http.exchange import BINARY, JSON, Body, Exchange
 from torchpar.serve.http.limits import Limits
+from torchpar.serve.protocol import apart
 from torchpar.serve.protocol.answer import encode
 from torchpar.serve.protocol.layout import Layout, Wanted, parse_layout
 from torchpar.serve.protocol.service import INLINE, Service
@@ -66,9 +67,10 @@ class Inference:
             if layout is None:
                 if size > INLINE:
                     self._service.engine.metadata(model, version)
-                    do_beside(
-                        self._service.threads,
+                    do_json(
+                        self._service,
                         exchange,
+                        size,
                         partial(_understand, text, model, version, memoryview(body)[size:], exchange.received),
                         lambda parsed: self._submit(exchange, *parsed),
                     )
@@ -164,11 +166,16 @@ class Inference:
             text, pieces = encoded
             exchange.send(200, answer_head(text, pieces), text, *pieces)
 
-        do_sized(self._service.threads, exchange, size, partial(encode, response, wanted), send)
+        work = partial(encode, response, wanted)
+        if all(wanted.each.get(output.name, wanted.binary) for output in response.outputs):
+            do_sized(self._service.threads, exchange, size, work, send)  # elements of BYTES, which are put together
+        else:
+            do_json(self._service, exchange, size, work, send)
 
     def _compressed(self, exchange: Exchange, wanted: Wanted, response: Response, coding: str) -> None:
         def make() -> tuple[bytes, bytes]:
-            text, pieces = encode(response, wanted)
+            large = sum(len(output.data) for output in response.outputs) > apart.LEAST
+            text, pieces = self._service.apart.call(encode, response, wanted) if large else encode(response, wanted)
             body = b"".join([text, *pieces])
             if len(body) < LEAST:
                 return answer_head(text, pieces), body

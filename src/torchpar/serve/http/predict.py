@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 from urllib.parse import unquote_to_bytes
 
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.beside import do_sized
+from torchpar.serve.http.beside import do_json
 from torchpar.serve.http.exchange import HTML, JSON, Body, Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.metadata import READY
@@ -60,7 +60,7 @@ class Predict:
             self._fail(exchange, _form_text(body[:INLINE]) if form else None, error)
             return
         work = partial(_understand, body, form, face.inputs, self._limits.json)
-        do_sized(self._service.threads, exchange, len(body), work, partial(self._submit, exchange, model))
+        do_json(self._service, exchange, len(body), work, partial(self._submit, exchange, model))
 
     def _submit(self, exchange: Exchange, model: str, understood: Understood) -> None:
         shown, outcome = understood
@@ -87,14 +87,14 @@ class Predict:
             fail(outcome)
             return
 
-        def send(message: str) -> None:
+        def send(message: bytes) -> None:
             if shown is not None:
-                self._show(exchange, shown, 200, message)
+                self._show(exchange, shown, 200, message.decode())
             else:
-                exchange.respond(200, JSON, message.encode())
+                exchange.respond(200, JSON, message)
 
         size = sum(len(tensor.data) for tensor in outcome.outputs)
-        do_sized(self._service.threads, exchange, size, partial(_answer, outcome, whole), send, fail)
+        do_json(self._service, exchange, size, partial(_answer, outcome, whole), send, fail)
 
     def _fail(self, exchange: Exchange, shown: bytes | None, error: ServeError) -> None:
         if shown is not None:
@@ -127,9 +127,9 @@ def _understand(body: Body, form: bool, specs: tuple[TensorSpec, ...], limit: in
         return shown, error
 
 
-def _answer(response: Response, whole: bool) -> str:
+def _answer(response: Response, whole: bool) -> bytes:
     outputs = {tensor.name: _plain(tensor, whole) for tensor in response.outputs}
-    return json.dumps({"outputs": outputs}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"outputs": outputs}, ensure_ascii=False, allow_nan=False).encode()
 
 
 def read_inputs(

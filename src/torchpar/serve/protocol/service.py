@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.errors import ServeError
 from torchpar.serve.metadata import READY
+from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
 from torchpar.serve.protocol.settings import LogSettings, TraceSettings
 from torchpar.serve.requests import Done, Request, Ticket
@@ -39,8 +40,8 @@ class Service:
     """An engine, and what of the server can be asked for or set at run time.
 
     `remote_control`: whether clients on other hosts may load and unload models and change settings; those on this host
-    may. `threads` are for work whose size a client chooses. `tell` is given each change of a setting, for the service's
-    other processes, whose `take` it is for.
+    may. `threads` are for work whose size a client chooses, `apart` for what of it would hold Python's lock. `tell` is
+    given each change of a setting, for the service's other processes, whose `take` it is for.
     """
 
     def __init__(self, engine: Engine, log: LogSettings, trace: TraceSettings, *, remote_control: bool = False) -> None:
@@ -49,6 +50,7 @@ class Service:
         self.trace = trace
         self.remote_control = remote_control
         self.threads: Executor = ThreadPoolExecutor(THREADS, "protocol")
+        self.apart = Apart()
         self.tell: Callable[[dict[str, Any]], object] = lambda change: None
 
     def change_log(self, changes: dict[str, Any]) -> dict[str, Any]:
@@ -148,9 +150,11 @@ class Service:
 
 
 def body_object(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object of a request's body; an empty body is an empty one. Raises ServeError 400."""
+    """The JSON object of a request's body; an empty body is an empty one. Raises ServeError 400 or 413."""
     if not body:
         return {}
+    if len(body) > INLINE:
+        raise ServeError(413, f"the request has {len(body)} bytes; the limit of this one is {INLINE}")
     fields = parse_json(body)
     if not isinstance(fields, dict):
         raise ServeError(400, "the request is not a JSON object")

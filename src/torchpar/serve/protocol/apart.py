@@ -1,0 +1,162 @@
+"""Processes that read and write large JSON: here it would hold Python's lock for seconds, whichever thread does it.
+
+They are started when they are needed, import no torch, and end with the server.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import math
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from typing import Any, Callable
+
+import torchpar
+from torchpar.serve.errors import ServeError
+from torchpar.serve.protocol.elements import pack_bytes, unpack_bytes
+from torchpar.serve.tensors import Tensor
+from torchpar.serve.trim import trim
+
+# Below so many bytes the way there and back costs more than it is worth.
+LEAST = 256 * 1024
+
+# The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
+_START = "import sys; sys.path.insert(0, {!r}); from torchpar.serve.protocol.apart import main; main({})"
+_SIZE = struct.Struct("<Q")
+
+
+class Apart:
+    """As many of them as are used at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Process] = []
+        self._closed = False
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a module's function returns or raises, from another process. To be called in a thread that may wait.
+
+        ServeError comes back as it is; 503 where the process died.
+        """
+        with self._lock:
+            process = self._idle.pop() if self._idle else None
+        try:
+            process = process or _Process()
+            what, result = process.ask((function, arguments))
+        except (OSError, EOFError):
+            if process:
+                process.close()
+            raise ServeError(503, "the process that reads and writes large JSON has ended; try again", 1.0) from None
+        with self._lock:
+            if not self._closed:
+                self._idle.append(process)
+        if self._closed:
+            process.close()
+        if what == "bug":
+            raise RuntimeError(result)
+        if what == "refused":
+            raise result
+        return result
+
+    def pids(self) -> list[int]:
+        """The process numbers of those that have nothing to do."""
+        return [process.pid for process in self._idle]
+
+    def close(self) -> None:
+        """End them."""
+        self._closed = True
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.close()
+
+
+class _Process:
+    def __init__(self) -> None:
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(torchpar.__file__)))
+        self._socket, far = socket.socketpair()
+        with far:
+            words = [sys.executable, "-c", _START.format(folder, far.fileno())]
+            self._process = subprocess.Popen(words, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL)
+        self.pid = self._process.pid
+
+    def ask(self, message: Any) -> Any:
+        _send(self._socket, message)
+        return _receive(self._socket)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def main(fd: int) -> None:
+    """Do what is asked on a socket until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
+    gc.disable()  # values of JSON have no cycles, and there are millions to look through
+    channel = socket.socket(fileno=fd)
+    while True:
+        try:
+            function, arguments = _receive(channel)
+        except (EOFError, ConnectionError):
+            return
+        answer: tuple[str, Any]
+        try:
+            answer = "done", function(*arguments)
+        except ServeError as error:
+            answer = "refused", error
+        except Exception:  # a bug, or no memory: who asked says so
+            answer = "bug", traceback.format_exc()
+        del arguments
+        _send(channel, answer)
+        del answer
+        trim(0)
+
+
+class _Pickler(pickle.Pickler):
+    """Puts the elements of BYTES together: to make millions of them at once takes Python's lock for long."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, memoryview):
+            return bytes, (bytes(value),)
+        if isinstance(value, Tensor) and isinstance(value.data, list):
+            return _strings, (value.name, value.datatype, value.shape, pack_bytes(value.data))
+        if isinstance(value, ServeError):
+            return ServeError, (value.status, value.message, value.retry_after)
+        return NotImplemented
+
+
+def _strings(name: str, datatype: str, shape: tuple[int, ...], packed: bytes) -> Tensor:
+    return Tensor(name, datatype, shape, unpack_bytes(name, math.prod(shape), memoryview(packed)))
+
+
+def _send(channel: socket.socket, message: Any) -> None:
+    text = io.BytesIO()
+    _Pickler(text, 5).dump(message)
+    view = text.getbuffer()
+    channel.sendall(_SIZE.pack(len(view)))
+    channel.sendall(view)
+
+
+def _receive(channel: socket.socket) -> Any:
+    (size,) = _SIZE.unpack(_read(channel, _SIZE.size))
+    return pickle.loads(_read(channel, size))
+
+
+def _read(channel: socket.socket, size: int) -> bytearray:
+    found = bytearray(size)
+    view, place = memoryview(found), 0
+    while place < size:
+        count = channel.recv_into(view[place:])
+        if not count:
+            raise EOFError
+        place += count
+    return found
