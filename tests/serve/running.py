@@ -25,6 +25,7 @@ class Running:
 
     engine: Any
     service: Any = None
+    server: Any = None
     port: int = 0
     grpc_port: int = 0
     grace: float = 0.1
@@ -55,7 +56,7 @@ def running(
         service = Service(world.engine, LogSettings(log.set_every), TraceSettings(world.lines.append))
         world.service = service
         application = Application(service)
-        server = Server(application, limits or Limits(), log)
+        world.server = server = Server(application, limits or Limits(), log)
         application.serve(server)
         listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         await server.start([listener])
@@ -63,7 +64,7 @@ def running(
         if grpc:
             from torchpar.serve.grpc.server import GrpcServer
 
-            grpc_server = GrpcServer(service, server.limits)
+            grpc_server = GrpcServer(service, server)
             world.grpc_port = await grpc_server.start("127.0.0.1:0")
         started.set()
         await ended[0].wait()

@@ -51,7 +51,7 @@ class Front:
                 why = "Listen= names an address for gRPC, and the service's interpreter has no grpcio"
                 raise StartError(f"{why} (Debian: apt install python3-grpcio): {error}") from None
             for address in self._addresses:
-                server = GrpcServer(self.service, self.server.limits)
+                server = GrpcServer(self.service, self.server)
                 try:
                     await server.start(address, shared=self._shared)
                 except OSError as error:

@@ -12,8 +12,9 @@ import grpc.aio
 from torchpar.serve.errors import ServeError
 from torchpar.serve.grpc import messages as m
 from torchpar.serve.grpc.inference import decode, infer, parameter_field
+from torchpar.serve.grpc.unread import Unread
 from torchpar.serve.grpc.wire import Message
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.server import Server
 from torchpar.serve.protocol.service import Service
 
 NAME = "inference.GRPCInferenceService"
@@ -42,9 +43,11 @@ Answer = Callable[[dict[str, Any], Any], Any]
 class GrpcServer:
     """Serves one `Service` on the running event loop."""
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+    def __init__(self, service: Service, http: Server) -> None:
+        """http: whose limits hold here too, and for both together."""
         self._service = service
-        self._limits = limits
+        self._limits = http.limits
+        self._unread = Unread(http)
         self._draining = False
         self._ends: set[Callable[[], None]] = set()  # what ends the streams where nothing is due
         self._server: Any = None
@@ -145,9 +148,16 @@ class GrpcServer:
         try:
             asked = await decode(self._service, m.INFER_REQUEST, data, self._limits.json)
             fields = await infer(self._service, asked, len(data), context.time_remaining())
+            answer = m.INFER_RESPONSE.encode(fields)
+            counted = self._unread.add(peer := context.peer(), len(answer))
         except ServeError as error:
             await _abort(context, error)
-        return m.INFER_RESPONSE.encode(fields)
+        if counted:
+            # The task of the call, which ends when the answer is taken.
+            task = asyncio.current_task()
+            assert task
+            task.add_done_callback(lambda _: self._unread.remove(peer, counted))
+        return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Every request gets one response, in their order; some are computed at the same time.
@@ -155,10 +165,12 @@ class GrpcServer:
         During a drain the stream ends when it has answered all that it has read.
         """
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._limits.pipeline)
+        peer = context.peer()
+        counts: dict[Any, int] = {}
 
         async def read() -> None:
             async for data in requests:
-                await waiting.put(asyncio.ensure_future(self._stream_one(data)))
+                await waiting.put(asyncio.ensure_future(self._stream_one(data, peer, counts)))
                 if self._draining:
                     break
             await waiting.put(None)
@@ -178,6 +190,7 @@ class GrpcServer:
                 end()
             while not (self._draining and waiting.empty()) and (task := await waiting.get()) is not None:
                 yield await task
+                self._unread.remove(peer, counts.pop(task, 0))
         finally:
             self._ends.discard(end)
             reader.cancel()
@@ -187,18 +200,23 @@ class GrpcServer:
                 left = waiting.get_nowait()
                 if left is not None:
                     left.cancel()
+            self._unread.remove(peer, sum(counts.values()))
 
-    async def _stream_one(self, data: bytes) -> bytes:
+    async def _stream_one(self, data: bytes, peer: str, counts: dict[Any, int]) -> bytes:
+        """The answer; counts: by task, what counts of it until it is taken."""
         head: dict[str, Any] = {}
         try:
             head = await decode(self._service, m.INFER_REQUEST, data, self._limits.json)
             fields = await infer(self._service, head, len(data), None)
+            if head.get("parameters", {}).get(WANTS_FINAL, {}).get("bool_param"):
+                fields.setdefault("parameters", {})[FINAL] = parameter_field(True)
+            answer = m.STREAM_RESPONSE.encode({"infer_response": fields})
+            if counted := self._unread.add(peer, len(answer)):
+                counts[asyncio.current_task()] = counted
+            return answer
         except ServeError as error:
             known = {k: head[k] for k in ("id", "model_name") if k in head}
             return m.STREAM_RESPONSE.encode({"error_message": str(error), "infer_response": known})
-        if head.get("parameters", {}).get(WANTS_FINAL, {}).get("bool_param"):
-            fields.setdefault("parameters", {})[FINAL] = parameter_field(True)
-        return m.STREAM_RESPONSE.encode({"infer_response": fields})
 
     def _health(self, fields: dict[str, Any], _: Any) -> bytes:
         name = fields.get("service", "")

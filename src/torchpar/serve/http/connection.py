@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 # Joined, small pieces cost one system call and one copy; a large one is written by itself, without the copy.
 JOIN_LIMIT = 64 * 1024
 
-# Answers up to this size are always given: a connection's socket holds as much.
-SMALL = 64 * 1024
-
 # In place of an answer that is written, or that nobody waits for.
 GONE: list[Any] = []
 
@@ -517,13 +514,8 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def may_owe(self, size: int) -> bool:
-        """Whether an answer may wait to be taken: of large ones each connection may have one, within what all may."""
-        server, limits = self.server, self.server.limits
-        if size <= SMALL:
-            return True
-        if self.owed and self.owed + size > limits.owed_each:
-            return False
-        return not server.owed or server.owed + size <= limits.owed
+        """Whether an answer may wait to be taken."""
+        return self.server.may_owe(size, self.owed)
 
     def _count_owed(self) -> None:
         owed = 0

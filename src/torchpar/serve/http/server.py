@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS = 0.5
 
+# Answers up to this size are always given: a connection's socket holds as much.
+SMALL = 64 * 1024
+
 
 class Server:
     """Accepts connections and hands whole requests to `application`, which answers each exchange once, now or later.
 
     Everything happens on the event loop that `start` is called on. `held` counts the bytes of bodies that arrive and
-    `owed` those of answers that clients have not taken; `answers` counts answers by status; `refused` counts requests
-    that were not even read to their end. `totals` is the `usage()` of all processes of the service where it has
-    several. `make_parser`: None takes the fastest that this interpreter has.
+    `owed` those of answers that clients have not taken, over gRPC too; `answers` counts answers by status; `refused`
+    counts requests that were not even read to their end. `totals` is the `usage()` of all processes of the service
+    where it has several. `make_parser`: None takes the fastest that this interpreter has.
     """
 
     def __init__(
@@ -137,6 +140,17 @@ class Server:
         self._connections.add(connection)
         # Those above the limit are told so, which takes a moment each; beyond twice the limit there is no time for it.
         return len(self._connections) <= 2 * self.limits.connections
+
+    def may_owe(self, size: int, owed: int) -> bool:
+        """Whether an answer may wait to be taken, where its connection's `owed` bytes do.
+
+        Of large ones each connection may have one, within what all may.
+        """
+        if size <= SMALL:
+            return True
+        if owed and owed + size > self.limits.owed_each:
+            return False
+        return not self.owed or self.owed + size <= self.limits.owed
 
     def is_full(self) -> bool:
         """Whether the connection that has just come is one too many."""

@@ -1,0 +1,130 @@
+"""Answers that nobody takes over gRPC: bounded with those over HTTP, and their clients cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.serve.echo import EchoEngine, EchoTicket
+from tests.serve.running import Running, running
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.requests import Done, Request, Response, Ticket
+from torchpar.serve.tensors import Tensor
+
+SIZE = 5_000_000
+BUSY = "clients have not taken as many bytes of their answers as may wait; try again"
+
+
+class Images(EchoEngine):
+    """Small questions, large answers."""
+
+    def submit(self, request: Request, done: Done) -> Ticket:
+        self.requests.append(request)
+        answer = Response(request.model, "1", request.id, [Tensor("x", "UINT8", (1, SIZE), bytes(SIZE))])
+        asyncio.get_running_loop().call_soon(done, answer)
+        return EchoTicket()
+
+
+def question() -> service_pb2.ModelInferRequest:
+    asked = service_pb2.ModelInferRequest(model_name="image")
+    asked.inputs.add(name="x", datatype="UINT8", shape=[1, 1])
+    asked.raw_input_contents.append(b"a")
+    return asked
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def slow_client(world: Running, calls: int) -> socket.socket:
+    """Asks, and never lets the server send more than HTTP/2 grants from the beginning: 64 KiB."""
+    message = question().SerializeToString()
+    fields = b"\x83\x86"  # POST, http
+    for name, value in (
+        (b":path", b"/inference.GRPCInferenceService/ModelInfer"), (b":authority", b"localhost"),
+        (b"te", b"trailers"), (b"content-type", b"application/grpc"),
+    ):  # fmt: skip
+        fields += b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+    for stream in range(1, 2 * calls, 2):
+        sent += frame(1, 4, stream, fields)
+        sent += frame(0, 1, stream, b"\0" + struct.pack(">I", len(message)) + message)
+    client = socket.create_connection(("127.0.0.1", world.grpc_port))
+    client.sendall(sent)
+    return client
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def infer(stub: Any) -> str:
+    """What is wrong with the answer."""
+    try:
+        return "" if len(stub.ModelInfer(question()).raw_output_contents[0]) == SIZE else "short"
+    except grpc.RpcError as error:
+        return f"{error.code().name}: {error.details()}"
+
+
+def channel(world: Running) -> grpc.Channel:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
+    return grpc.insecure_channel(f"127.0.0.1:{world.grpc_port}", options)
+
+
+def test_answers_that_nobody_takes_are_bounded_and_their_clients_cut_off() -> None:
+    """A call more is UNAVAILABLE; when the slow client is gone all is as before."""
+    limits = Limits(owed=8_000_000, write_seconds=3)
+    with running(Images(), grpc=True, limits=limits) as world, channel(world) as other:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(other)
+        assert infer(stub) == ""
+        until(lambda: world.server.owed == 0)
+        with slow_client(world, calls=3) as slow:
+            until(lambda: len(world.engine.requests) == 4 and world.server.owed)
+            assert SIZE <= world.server.owed < SIZE + 1000
+            assert infer(stub) == f"UNAVAILABLE: {BUSY}"
+            while slow.recv(1 << 20):
+                pass
+        until(lambda: world.server.owed == 0)
+        assert infer(stub) == ""
+        until(lambda: world.server.owed == 0)
+
+
+def test_one_connection_has_its_own_bound_and_may_have_one_answer_of_any_size() -> None:
+    with running(Images(), grpc=True, limits=Limits(owed_each=4_000_000)) as world, channel(world) as other:
+        with slow_client(world, calls=2) as slow:
+            until(lambda: len(world.engine.requests) == 2 and world.server.owed)
+            assert SIZE <= world.server.owed < SIZE + 1000
+            assert infer(service_pb2_grpc.GRPCInferenceServiceStub(other)) == ""
+            slow.close()
+            until(lambda: world.server.owed == 0)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_answers_of_a_stream_wait_in_bounds(read: bool) -> None:
+    """What is too much is refused in its turn, or all forgotten with the stream."""
+    with running(Images(), grpc=True, limits=Limits(owed_each=4_000_000)) as world, channel(world) as client:
+        asked: queue.Queue[Any] = queue.Queue()
+        for _ in range(4):
+            asked.put(question())
+        answers = service_pb2_grpc.GRPCInferenceServiceStub(client).ModelStreamInfer(iter(asked.get, None))
+        until(lambda: len(world.engine.requests) == 4 and world.server.owed)
+        assert SIZE <= world.server.owed < SIZE + 1000
+        if read:
+            asked.put(None)
+            assert [answer.error_message for answer in answers] == ["", BUSY, BUSY, BUSY]
+        else:
+            answers.cancel()
+            asked.put(None)
+        until(lambda: world.server.owed == 0)
