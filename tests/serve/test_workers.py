@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -334,25 +333,6 @@ def test_a_program_with_fixed_rows_is_served_as_it_is(tmp_path: Path) -> None:
             assert engine.config("m")["max_batch_size"] == 0 and engine.metadata("m").inputs[0].shape == (2, 3)
             assert torch.equal((await Answer(engine, request(X, names="input")).values())[0], module(X))
 
-    asyncio.run(run())
-
-
-@pytest.mark.skipif(not hasattr(torch, "export") or not shutil.which("g++"), reason="nothing to compile it with")
-def test_a_compiled_package_is_served(tmp_path: Path) -> None:
-    """It needs a description; without one the message says so."""
-    module = mlp()
-    path = str(tmp_path / "m.pt2")
-    torch._inductor.aoti_compile_and_package(exported(module), package_path=path)
-
-    async def run() -> None:
-        async with serving(tmp_path / "m.pt2") as engine:
-            assert engine.metadata("m").platform == "pytorch_aotinductor"
-            for i, answer in enumerate(ask(engine, [request(X * i) for i in range(5)])):
-                assert torch.allclose((await answer.values())[0], module(X * i), atol=1e-5)
-
-    with pytest.raises(ModelError, match="describe them in a .json file"):
-        asyncio.run(run())
-    (tmp_path / "m.json").write_text('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}')
     asyncio.run(run())
 
 

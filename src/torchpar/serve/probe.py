@@ -59,12 +59,16 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
         return Probe("its inputs have no open first dimension, which would be the rows", None, outputs)
     if runner.max_batch is not None and runner.max_batch <= 1:
         return Probe("its description says so (max_batch)", sample, outputs)
+    if any(spec.limits and spec.limits[0][0] > 1 for spec in runner.inputs):
+        return Probe("it was made for several rows at once, and not for one", None, outputs)
     if sample is None:
         return Probe("it fails on a single row of its example", None, outputs)
     try:
         seen: dict[int, list[Tensor]] = {}
         reason = _changes(runner, lane, sample)
         for groups in GROUPS:
+            if runner.max_batch is not None and sum(groups) > runner.max_batch:
+                continue
             reason = reason or _compare(runner, lane, sample, size, groups, seen)
         reason = reason or _beside_odd_rows(runner, lane, sample)
         if reason:
@@ -278,10 +282,10 @@ def _run(runner: Runner, lane: int, inputs: Sequence[Tensor], quiet: bool = Fals
 def _made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
     """Rows that differ: small numbers, which are indices for most models that want whole ones."""
     shape = [size if n == -1 else n for n in spec.shape]
-    for i, (low, high) in enumerate(spec.limits):
-        shape[i] = max(low, shape[i] if high is None else min(high, shape[i]))
     if spec.shape and spec.shape[0] == -1:
         shape[0] = rows
+    for i, (low, high) in enumerate(spec.limits):
+        shape[i] = max(low, shape[i] if high is None else min(high, shape[i]))
     if spec.datatype == "BYTES":
         count = math.prod(shape)
         return Tensor(spec.name, "BYTES", tuple(shape), [str((seed + i) % 10).encode() for i in range(count)])

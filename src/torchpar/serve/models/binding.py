@@ -46,6 +46,11 @@ def places_of(described: Sequence[str], names: Sequence[str]) -> list[int] | Non
     return [0] if len(described) == len(names) == 1 else None
 
 
+def is_numbered(name: str) -> bool:
+    """Whether it is a name as Triton counts."""
+    return bool(_NUMBERED.fullmatch(name))
+
+
 def bind(path: str, arguments: Sequence[Argument], described: Sequence[TensorSpec]) -> Bound:
     """Bind the described inputs, else those that the program knows. Raises ModelError."""
     names = [argument.name for argument in arguments]

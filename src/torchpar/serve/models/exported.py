@@ -39,17 +39,17 @@ class Exported(Program):
         self._leaves = [getattr(arg, "value", None) for arg in kinds]
         places = [i for i, arg in enumerate(kinds) if not hasattr(arg, "value")]
         arguments = [_argument(path, kinds[i].name, nodes.get(kinds[i].name), ranges) for i in places]
-        keys = [key or arg.name for key, arg in zip(_keys(self._in_spec, len(kinds)), kinds)]
+        keys = [key or arg.name for key, arg in zip(keys_of(self._in_spec, len(kinds)), kinds)]
         listed = {spec.name for spec in description.inputs}
         if not listed <= {argument.name for argument in arguments} and listed <= set(keys):
             # By the keys of dictionaries, which in the graph have their dictionary's name before them.
             arguments = [Argument(keys[i], True, argument.known) for i, argument in zip(places, arguments)]
         self.inputs = bind(path, arguments, description.inputs).inputs
         self._places = places
-        self._plain = self._in_spec == _plain_spec(len(kinds)) and len(places) == len(kinds)
+        self._plain = self._in_spec == plain_spec(len(kinds)) and len(places) == len(kinds)
         values = [getattr(spec.arg, "value", nodes.get(spec.arg.name)) for spec in _user_outputs(program)]
         own = [spec.arg.name for spec in _user_outputs(program)]
-        names = Results((), own).names(list(flatten(_unflatten(range(len(values)), program.call_spec.out_spec))))
+        names = Results((), own).names(list(flatten(unflatten(range(len(values)), program.call_spec.out_spec))))
         found = [_spec(name, value, ranges) for name, value in zip(names, values)]
         if description.example is not None:
             self.example = example_of(self.inputs, description.example, path)
@@ -73,7 +73,7 @@ class Exported(Program):
                 leaves = list(self._leaves)
                 for place, value in zip(self._places, inputs):
                     leaves[place] = value
-                arguments, named = _unflatten(leaves, self._in_spec)
+                arguments, named = unflatten(leaves, self._in_spec)
                 return self._results(self._module(*arguments, **named))
         except (AssertionError, RuntimeError) as error:
             said = str(error)
@@ -138,20 +138,21 @@ def _find_write(program: Any) -> str:
     return ""
 
 
-def _unflatten(leaves: Any, spec: Any) -> Any:
+def unflatten(leaves: Any, spec: Any) -> Any:
+    """Arguments, or what a call returned, from their leaves in order."""
     from torch.utils import _pytree
 
     return _pytree.tree_unflatten(list(leaves), spec)
 
 
-def _plain_spec(count: int) -> Any:
+def plain_spec(count: int) -> Any:
     """That of a call with so many arguments, none of which has a name or something within."""
     from torch.utils import _pytree
 
     return _pytree.tree_flatten(((0,) * count, {}))[1]
 
 
-def _keys(spec: Any, count: int) -> list[str]:
+def keys_of(spec: Any, count: int) -> list[str]:
     """The last key on the way to each leaf of the arguments, "" where there is none or two have the same."""
     keys = [""] * count
 
@@ -165,7 +166,7 @@ def _keys(spec: Any, count: int) -> list[str]:
         elif type(value) is int:
             keys[value] = key
 
-    walk(_unflatten(range(count), spec), "")
+    walk(unflatten(range(count), spec), "")
     return [key if keys.count(key) == 1 else "" for key in keys]
 
 

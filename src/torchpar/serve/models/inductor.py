@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from torchpar.serve.errors import ModelError
+from torchpar.runtime.observed import say
+from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.models.binding import Argument, bind, is_numbered
+from torchpar.serve.models.compiled import Made, read_made
 from torchpar.serve.models.contents import words_for
 from torchpar.serve.models.description import Description
-from torchpar.serve.models.program import Program, example_of
+from torchpar.serve.models.exported import keys_of, plain_spec, unflatten
+from torchpar.serve.models.program import Program, example_of, most_rows
 from torchpar.serve.models.results import Results
+from torchpar.serve.models.values import DTYPES
+from torchpar.serve.tensors import TensorSpec
 
 
 class Inductor(Program):
-    """Nothing in the package names its inputs: the description must."""
+    """Within what its generated code says. Nothing in the package names its inputs: the description must."""
 
     platform = "pytorch_aotinductor"
 
@@ -28,12 +35,23 @@ class Inductor(Program):
             raise ModelError(
                 f"{path}: a compiled package does not say what its inputs are: describe them in a .json file beside it"
             )
-        self.inputs = description.inputs
+        made = read_made(path)
+        self._tree = _tree_of(made)
+        inputs = description.inputs
+        if made is not None:
+            inputs = bind(path, _arguments(made, self._tree, description), inputs).inputs
+        self._equal = made.equal if made else None
+        if self._equal is None:
+            inputs = _all_fixed(path, inputs, description.example)
+            if device is not None:
+                say(f"{path}: it does not tell what it was compiled for, and gets only what is described, unbatched")
+        self.inputs = inputs
         if description.example is not None:
             self.example = example_of(self.inputs, description.example, path)
         self.outputs = description.outputs
         self._results = Results([spec.name for spec in self.outputs])
-        self.max_batch = description.max_batch
+        self.max_batch = most_rows(self.inputs, description.max_batch)
+        self._dtypes = [DTYPES.get(spec.datatype) for spec in self.inputs]
         if device is None:
             return
         try:
@@ -43,9 +61,60 @@ class Inductor(Program):
             raise ModelError(f"{path}: not an AOTInductor package that this torch can load: {reason}") from None
 
     def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """One call."""
+        """One call. Raises ServeError 400 for what it was not compiled for: the code itself does not look."""
+        for spec, dtype, value in zip(self.inputs, self._dtypes, inputs):
+            if value.dtype != dtype or not spec.fits(value.shape):
+                raise ServeError(400, f"input '{spec.name}': the package takes {spec}, not shape {list(value.shape)}")
+        for places in self._equal or ():
+            if len({inputs[i].shape[place] for i, place in places}) > 1:
+                said = ", ".join(f"'{self.inputs[i].name}' {inputs[i].shape[place]} ({place})" for i, place in places)
+                raise ServeError(400, f"the package takes inputs of one size in these dimensions, not {said}")
         with self.mode():
-            return self._results(self._run(*inputs))
+            if self._tree is None:
+                return self._results(self._run(*inputs))
+            # What was left out when it was compiled is in the tree, and is nothing in the call.
+            leaves = [*inputs, *[None] * (self._tree.num_leaves - len(inputs))]
+            arguments, named = unflatten(leaves, self._tree)
+            return self._results(self._run(*arguments, **named))
+
+
+def _tree_of(made: Made | None) -> Any:
+    """How the inputs lie in a call's arguments; None where they are simply one after another."""
+    if made is None or not made.tree:
+        return None
+    from torch.utils import _pytree
+
+    tree = _pytree.treespec_loads(made.tree)
+    return None if tree == plain_spec(len(made.inputs)) else tree
+
+
+def _arguments(made: Made, tree: Any, description: Description) -> list[Argument]:
+    """The inputs, by the keys under which a call has them; those that have none as they are described, in order."""
+    listed = [spec.name for spec in description.inputs]
+    keys = keys_of(tree, tree.num_leaves) if tree is not None else []
+    if len(keys) > len(made.inputs):
+        keys = [key for key in keys if not key or key in listed]
+    if len(keys) != len(made.inputs):
+        keys = [""] * len(made.inputs)
+    rest = iter([name for name in listed if name not in keys and not is_numbered(name)])
+    names = [key or next(rest, f"INPUT__{i}") for i, key in enumerate(keys)]
+    return [Argument(name, True, replace(spec, name=name)) for name, spec in zip(names, made.inputs)]
+
+
+def _all_fixed(path: str, inputs: Sequence[TensorSpec], example: Any) -> tuple[TensorSpec, ...]:
+    """The inputs with sizes that somebody vouches for: as described, else those of the example. Raises ModelError."""
+    if example is not None:
+        shapes = [tensor.shape for tensor in example_of(inputs, example, path)]
+        inputs = [replace(spec, shape=shape) for spec, shape in zip(inputs, shapes)]
+    for spec in inputs:
+        if spec.datatype not in DTYPES:
+            raise ModelError(f"{path}: input '{spec.name}' is described as {spec}, which no compiled package takes")
+        if -1 in spec.shape:
+            raise ModelError(
+                f"{path}: it does not tell what it was compiled for, and input '{spec.name}' is described as {spec}:"
+                " compile it with a newer torch, or describe the sizes with which it was exported"
+            )
+    return tuple(inputs)
 
 
 def _loader() -> Any:

@@ -1,0 +1,130 @@
+"""What an AOTInductor package was made for: the loader does not tell it, the C++ that was compiled does.
+
+It lies beside the machine code, and has a function for each input that checks datatype, sizes and strides. torch calls
+these only where an environment variable says so; without them machine code reads beyond what it is given.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from torchpar.serve.errors import ModelError
+from torchpar.serve.tensors import TORCH_NAMES, TensorSpec
+
+_CHECK = re.compile(r"static void check_input_(\d+)\(.*?\n\}", re.DOTALL)
+_NAME = re.compile(r'inputs_info_\[(\d+)\]\.name = "(\w+)";')
+_DTYPE = re.compile(r"= aoti_torch_dtype_(\w+)\(\);")
+_SIZE = re.compile(r"if \((\d+)L* != \w+_size\[(\d+)\]\)")
+_LOW = re.compile(r"if \(\w+_size\[(\d+)\] < (-?\d+)")
+_HIGH = re.compile(r"if \(\w+_size\[(\d+)\] > (\d+)")
+_STRIDE = re.compile(r"if \((\d+)L* != \w+_stride\[(\d+)\]\)")
+# An open size has a name, which is that of every size that must be the same.
+_SYMBOL = re.compile(r"\b(?:int64_t|auto) (\w+) = (\w+)_size\[(\d+)\];")
+_ALIAS = re.compile(r"\bint64_t (\w+) = (\w+);")
+_SIZES = re.compile(r'assert_size_stride\((\w+), \{([^{}]*)\}, \{[^{}]*\}, "input"\)')
+_TREE = re.compile(r'\bin_spec_ = R"\((.*?)\)";', re.DOTALL)
+
+# What stands for "nothing bounds it".
+_MANY = 1 << 40
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the package takes. tree is torch's JSON of how the inputs lie in a call's arguments, "" if it is not there.
+
+    equal holds places, (input, dimension) each, whose sizes must be the same; None where not all is told of open sizes.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    equal: tuple[tuple[tuple[int, int], ...], ...] | None
+    tree: str
+
+
+def read_made(path: str, model: str = "model") -> Made | None:
+    """Read a package; None where it does not tell its inputs. Raises ModelError for what no request can be."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if f"/aotinductor/{model}/" in name and name.endswith(".cpp"):
+                    text = archive.read(name).decode(errors="replace")
+                    if _NAME.search(text):
+                        return parse_made(path, text)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path}: not a .pt2 file: {error}") from None
+    return None
+
+
+def parse_made(path: str, text: str) -> Made | None:
+    """Parse the C++ of a package; `path` names it in the messages. See `read_made`."""
+    names = [name for _, name in sorted({(int(number), name) for number, name in _NAME.findall(text)})]
+    checks = {int(found[1]): found[0] for found in _CHECK.finditer(text)}
+    if sorted(checks) != list(range(len(names))):
+        return None
+    inputs = tuple(_parse_input(f"{path}: input {number}", checks[number]) for number in sorted(checks))
+    equal = _parse_equal(text, names, inputs)
+    tree = _TREE.search(text)
+    return Made(inputs, equal, tree[1] if tree else "")
+
+
+def _parse_input(where: str, text: str) -> TensorSpec:
+    dtype = _DTYPE.search(text)
+    datatype = next((word for word, name in TORCH_NAMES.items() if dtype and name == dtype[1]), None)
+    if datatype is None:
+        what = dtype[1] if dtype else "thing"
+        raise ModelError(f"{where} is a {what}, which no request can carry: write a handler")
+    sizes = {int(place): int(size) for size, place in _SIZE.findall(text)}
+    lows = {int(place): int(low) for place, low in _LOW.findall(text)}
+    highs = {int(place): int(high) for place, high in _HIGH.findall(text)}
+    strides = {int(place): int(stride) for stride, place in _STRIDE.findall(text)}
+    rank = max((*sizes, *lows, *highs, *strides, -1)) + 1
+    shape = tuple(sizes.get(place, -1) for place in range(rank))
+    for place, stride in strides.items():
+        if shape[place] != 1 and stride != _contiguous(shape[place + 1 :]):
+            raise ModelError(
+                f"{where} was compiled for a tensor that does not lie row by row in memory (stride {stride} in"
+                f" dimension {place}): export the model with contiguous example inputs"
+            )
+    open_limits = (_limit(lows.get(place, 0), highs.get(place)) for place in range(rank))
+    limits = tuple(limit if size == -1 else (size, size) for size, limit in zip(shape, open_limits))
+    return TensorSpec("", datatype, shape, limits)
+
+
+def _limit(low: int, high: int | None) -> tuple[int, int | None]:
+    # Every range begins at 2 where nobody gave one; the code takes 1 all the same.
+    return (1 if low == 2 else low), (None if high is None or high >= _MANY else high)
+
+
+def _contiguous(sizes: Sequence[int]) -> int | None:
+    """The stride of a dimension before these; None where a request chooses it."""
+    stride = 1
+    for size in sizes:
+        if size == -1:
+            return None
+        stride *= max(size, 1)
+    return stride
+
+
+def _parse_equal(
+    text: str, names: Sequence[str], inputs: Sequence[TensorSpec]
+) -> tuple[tuple[tuple[int, int], ...], ...] | None:
+    """The places whose sizes must be the same; None where that is not told of each, or is not all that must hold."""
+    found = [(name, int(place), symbol) for symbol, name, place in _SYMBOL.findall(text)]
+    symbols = {(names.index(name), place): symbol for name, place, symbol in found if name in names}
+    asserted = {names.index(name): sizes for name, sizes in _SIZES.findall(text) if name in names}
+    for number, sizes in asserted.items():
+        words = [word.strip() for word in sizes.split(",") if word.strip()]
+        symbols.update({(number, place): word for place, word in enumerate(words) if inputs[number].shape[place] == -1})
+    others = dict(_ALIAS.findall(text))
+    symbols = {place: others.get(symbol, symbol) for place, symbol in symbols.items()}
+    places = [(i, place) for i, spec in enumerate(inputs) for place, size in enumerate(spec.shape) if size == -1]
+    if not all(place in symbols or (asserted and place[0] not in asserted) for place in places):
+        return None
+    if not all(symbols[place].isidentifier() for place in places if place in symbols):
+        return None
+    named = sorted((symbols[place], place) for place in places if place in symbols)
+    groups = [tuple(place for _, place in group) for _, group in groupby(named, key=lambda pair: pair[0])]
+    return tuple(group for group in groups if len(group) > 1)
