@@ -206,26 +206,88 @@ def test_settings_are_those_of_the_service(start: Callable[..., Service], proces
 def test_a_reload_meanwhile_is_due_when_the_process_is_ready() -> None:
     """It may have read the old files."""
 
-    async def run() -> list[dict[str, Any]]:
+    async def run() -> dict[str, Any]:
         processes = Processes(JOB, [], Notifier())
         processes._loop = asyncio.get_running_loop()
         process = processes._processes[0]
         process.channel, theirs = make_pair()
         told = Channel(theirs)
         assert await processes._call([process], "reload", "") == ""
-        assert await processes._call([process], "unload", "n") == ""
+        processes._take(process, {"loaded": True, "serves": SERVES})
+        assert told.receive() == {"go": True}
         processes._take(process, {"ready": True})
-        orders = []
-        for _ in range(2):
-            await asyncio.sleep(0)
-            while "do" not in (order := told.receive() or {}):
-                assert order  # the counts, for one
-            orders.append(order)
-            processes._take(process, {"did": order["number"], "wrong": ""})
-            await asyncio.sleep(0)
-        return orders
+        await asyncio.sleep(0)
+        while "do" not in (order := told.receive() or {}):
+            assert order  # the counts, for one
+        processes._take(process, {"did": order["number"], "wrong": ""})
+        await asyncio.sleep(0)
+        return order
 
-    assert [(order["do"], order["model"]) for order in asyncio.run(run())] == [("reload", ""), ("unload", "n")]
+    assert asyncio.run(run())["do"] == "reload"
+
+
+SERVES = {"m/1": {"a": "1", "b": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("serves", "goes"),
+    [
+        (SERVES, True), ({"m/1": {"a": "1"}}, True), ({"m/1": {"a": "2", "b": "2"}}, False), ({}, False),
+        ({**SERVES, "m/2": {}}, False), (None, True),
+    ],
+    ids=["same", "fewer files", "another file", "no version", "another version", "too many to tell"],
+)  # fmt: skip
+def test_only_who_serves_the_same_as_the_others_may_answer(serves: object, goes: bool) -> None:
+    """Before it has answered anybody."""
+
+    async def run() -> bool:
+        processes = Processes(JOB, [], Notifier())
+        one, other = processes._processes
+        one.channel, _ = make_pair()
+        other.channel, theirs = make_pair()
+        other.child = subprocess.Popen(["sleep", "100"])
+        processes._take(one, {"loaded": True, "serves": SERVES})
+        processes._take(other, {"loaded": True, "serves": serves})
+        assert one.going and other.going == goes
+        other.child.kill()
+        assert other.child.wait() == -signal.SIGKILL
+        return Channel(theirs).receive() == ({"go": True} if goes else None)
+
+    asyncio.run(run())
+
+
+def test_who_comes_back_serves_what_the_others_do_until_a_reload(tmp_path: Path, start: Callable[..., Service]) -> None:
+    """Else it stays out, also where the new file is half copied; a reload loads it in all."""
+    service = start(processes=2)
+    service.wait_ready()
+    new = save_script(mlp(seed=1), tmp_path / "new.pt", FACE).read_bytes()
+    (tmp_path / "half.pt").write_bytes(new[: len(new) // 2])
+    (tmp_path / "half.pt").rename(tmp_path / "model.pt")
+    os.kill(service.children()[0], signal.SIGKILL)
+    service.wait(lambda: "process 0 stays out until the models are loaded again" in service.log())
+    out = "serving: 1 of 2 processes ready; process 0 out, as model files have changed: reload"
+    service.wait(lambda: service.status() == out)
+    assert all(is_answer(service.infer()) for _ in range(8))
+    (tmp_path / "new.pt").rename(tmp_path / "model.pt")
+    assert reload(service).returncode == 0
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    assert all(is_answer(service.infer(), seed=1) for _ in range(8))
+
+
+def test_where_none_is_left_that_serves_the_former_files_all_change(
+    tmp_path: Path, start: Callable[..., Service]
+) -> None:
+    """It is in the log. A version that came meanwhile is one of them."""
+    service = start(processes=2)
+    service.wait_ready()
+    save_script(mlp(seed=1), tmp_path / "new.pt", FACE).rename(tmp_path / "model.pt")
+    first, second = service.children()
+    os.kill(first, signal.SIGKILL)
+    service.wait(lambda: "process 0 stays out" in service.log())
+    os.kill(second, signal.SIGKILL)
+    service.wait(lambda: service.status() == "serving: 2 of 2 processes ready")
+    assert all(is_answer(service.infer(), seed=1) for _ in range(8))
+    assert "no process is left that serves the former files" in service.log()
 
 
 def test_a_reload_that_fails_says_why_and_the_old_model_goes_on(tmp_path: Path, start: Callable[..., Service]) -> None:

@@ -232,13 +232,13 @@ def test_a_worker_that_cannot_come_back_ends_no_thread(tmp_path: Path, caplog: p
 
     async def run() -> None:
         async with serving(handler(tmp_path, FRAGILE)) as engine:
-            (tmp_path / "m.py").unlink()
+            (tmp_path / "m.py").rename(tmp_path / "away")
             runner(engine)._process.kill()
             bad, deadly = ask(engine, [request(torch.full((1, 3), 100.0)), request(torch.full((1, 3), 200.0))])
             assert (await bad.status(), await deadly.status()) == (500, 503)
             assert await Answer(engine, request(X)).status() == 503
             assert engine.live()
-            handler(tmp_path, FRAGILE)
+            (tmp_path / "away").rename(tmp_path / "m.py")
             while isinstance(await Answer(engine, request(X)).get(), ServeError):
                 await asyncio.sleep(0.05)
 

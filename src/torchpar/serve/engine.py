@@ -6,14 +6,15 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
 from torchpar.serve.failures import failure
+from torchpar.serve.identity import Files, Serves, differs, own_files, shortened
 from torchpar.serve.loading import load_served, save_curve
 from torchpar.serve.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
 from torchpar.serve.models.files import ModelFile
@@ -61,10 +62,12 @@ class Engine:
         self._closing: set[asyncio.Future[None]] = set()
         self._retiring: set[Served] = set()
 
-    async def start(self) -> None:
+    async def start(self, like: Serves | None = None, unloaded: Collection[str] = ()) -> None:
         """Load and try the models; then `ready()` is true.
 
-        Models that cannot be loaded are in the index with the reason. Raises ModelError when there is none to serve.
+        like: what other processes serve, of which no version and no file may be another; None: what is on disk, but for
+        the models that are unloaded. Models that cannot be loaded are in the index with the reason. Raises ModelError
+        when there is none to serve, and OtherFilesError where it cannot serve what others do.
         """
         self._loop = asyncio.get_running_loop()
         self._loading = asyncio.Lock()  # here, for Python 3.9 binds it to the loop that is there
@@ -78,9 +81,13 @@ class Engine:
         try:
             files = await self._beside(self._repository.look)
             self._repository.found(files)
+            files = [file for file in files if file.name not in unloaded]
+            if like is not None:
+                files = _only(files, like)
             problems = [str(problem) for problem in [await self._load(file) for file in files] if problem]
-            if not any(self._repository.all()):
+            if files and not any(self._repository.all()):
                 raise ModelError("\n".join(problems))
+            self._compare(like or {})
         except ModelError:
             self._loader.shutdown(wait=False)
             raise
@@ -89,6 +96,18 @@ class Engine:
         )
         self._pool.start()
         self._accepting = True
+
+    def serves(self) -> Serves:
+        """What it serves, and of which files it was made, for other processes to compare."""
+        return {f"{s.name}/{s.version}": shortened(s.files) for s in self._repository.all()}
+
+    def _compare(self, like: Serves) -> None:
+        own = {f"{served.name}/{served.version}": served.files for served in self._repository.all()}
+        for key, theirs in like.items():
+            if key not in own:
+                raise ModelError(f"{key}, which other processes serve, cannot be loaded")
+            if differs(shortened(own[key]), theirs):
+                raise OtherFilesError(_other(own[key], theirs))
 
     async def stop(self, drain_timeout: float) -> None:
         """Take no more requests, answer those that were accepted, at most drain_timeout seconds; 503 to the rest.
@@ -436,6 +455,23 @@ def rows_of_a_request(specs: Sequence[TensorSpec]) -> int:
     """How many rows one request may bring, by the bytes of their inputs; sizes that a request chooses count as 1."""
     row = sum(byte_size(spec.datatype, [max(size, 1) for size in spec.shape[1:]]) or 4 for spec in specs)
     return max(1, min(REQUEST_ROWS, REQUEST_BYTES // max(row, 1)))
+
+
+def _only(files: Sequence[ModelFile], like: Serves) -> list[ModelFile]:
+    """Those that other processes serve. Raises OtherFilesError, before anything is loaded, where one is another."""
+    found = {f"{file.name}/{file.version}": file for file in files}
+    for key, theirs in like.items():
+        if key not in found:
+            raise OtherFilesError(f"{key}, which is not there any more")
+        own = own_files(found[key].path)
+        if differs(shortened(own), theirs):
+            raise OtherFilesError(_other(own, theirs))
+    return [found[key] for key in like]
+
+
+def _other(own: Files, theirs: Mapping[str, str]) -> str:
+    """The path of the first file that is another."""
+    return next(path for path, look in own.items() if differs(shortened({path: look}), theirs))
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -36,6 +36,10 @@ class ModelError(Exception):
     """A model that cannot be loaded; the message names the file and what to do."""
 
 
+class OtherFilesError(ModelError):
+    """What is on disk is not what the service's other processes serve."""
+
+
 class StartError(Exception):
     """The server cannot start, and trying again would not help: the message says what to mend."""
 

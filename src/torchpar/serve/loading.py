@@ -12,6 +12,7 @@ import torch
 
 from torchpar.serve.curve import Curve, measure
 from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
+from torchpar.serve.identity import changed, own_files
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.loading import load_program, runs_in_threads
 from torchpar.serve.probe import Probe, batch_of, try_model
@@ -33,7 +34,9 @@ UNKNOWN = {1: 0.01}
 def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistics) -> Served:
     """Load a version, warm it up and measure it. Raises ModelError."""
     began = time.monotonic()
+    files = own_files(file.path)
     runner = make_runner(file, settings)
+    files = {**runner.files, **files}
     try:
         probe = try_model(runner)
         curve = _curve(file, runner, probe, settings)
@@ -43,6 +46,9 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         if single:
             runner.keep_one()
         runner.renew()
+        other = changed(files)
+        if other:
+            raise ModelError(f"{file.path}: {other} has changed while it was loaded: load it again")
     except CannotAnswer as error:
         runner.close()
         raise ModelError(f"{file.path}: no request would be answered: {error}") from None
@@ -75,6 +81,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         team_from=team_from,
         most=min(most) if most else None,
         statistics=statistics,
+        files=files,
         untried="" if probe.tried else probe.reason,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torchpar.runtime.observed import say
 from torchpar.serve.channel import Channel
+from torchpar.serve.identity import Serves
 from torchpar.serve.totals import Sender
 
 
@@ -20,6 +21,11 @@ class Member:
         self.child: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
         self.ready = False
+        self.serves: Serves | None = None  # what it answers with, or is about to; None: nothing, or not known
+        self.like: Serves | None = None  # what the others served when it was started
+        self.out = ""  # why it is not started before the models are loaded again
+        self.going = False  # it was told that it may answer
+        self.refused = False  # it was not, as it had loaded something else than the others serve
         self.untried: list[str] = []  # models that answered nothing yet, as nothing could be made up for them
         self.heard = 0.0  # when it last said that it makes progress
         self.accused = False  # it was told to end as it makes none

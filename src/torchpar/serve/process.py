@@ -18,7 +18,7 @@ from torchpar.errors import ExitStatus
 from torchpar.runtime.binding import bind_cpus, bind_memory
 from torchpar.runtime.observed import observe, say, tell
 from torchpar.serve.channel import Channel
-from torchpar.serve.errors import ModelError, ServeError, StartError
+from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
 from torchpar.serve.journal import log_to_journal
 from torchpar.serve.metadata import READY
 from torchpar.serve.settings import EngineSettings
@@ -103,6 +103,7 @@ class _Serving:
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[float]
         self._hurry: asyncio.Future[float]
+        self._go: asyncio.Future[bool]
         self._several = len(settings.ranks) > 1
         self._count = Sender(lambda news, names: channel.send(counters=news, names=names))
         self._asked: dict[int, asyncio.Future[str]] = {}
@@ -117,13 +118,23 @@ class _Serving:
 
         self._loop = asyncio.get_running_loop()
         self._stop, self._hurry = self._loop.create_future(), self._loop.create_future()
+        self._go = self._loop.create_future()
+        # The first message is there before the process is.
+        told = self._channel.receive() or {}
         self._loop.add_reader(self._channel, self._hear)
         self._engine = SharedEngine(engine_settings(self._settings, self._rank, os.environ), self._tell_others)
         serve = self._settings.serve
         grpc = serve.grpc if serve else ()
         self._front = front = Front(self._engine, make_tls(os.environ), grpc, shared=self._several)
         front.service.tell = self._tell_setting
-        await self._engine.start()
+        try:
+            await self._engine.start(told.get("like"), told.get("unloaded", ()))
+        except OtherFilesError as error:
+            self._channel.send(differs=str(error))
+            return ExitStatus.DIFFERS
+        # Nobody is answered before it is certain that the others serve the same.
+        self._send_serves(loaded=True)
+        await self._go
         tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
         await front.start(self._sockets)
         untried = sorted({entry.name for entry in self._engine.index() if entry.state == READY and entry.reason})
@@ -135,6 +146,11 @@ class _Serving:
             await asyncio.wait((drain,), timeout=self._hurry.result())
             drain.cancel()
         return ExitStatus.DONE
+
+    def _send_serves(self, **message: Any) -> None:
+        if not self._channel.send(serves=self._engine.serves(), **message):
+            say("there are too many models to compare them with those of the service's other processes")
+            self._channel.send(serves=None, **message)
 
     async def _drain(self, front: Any, grace: float) -> None:
         end = self._loop.time() + grace
@@ -158,6 +174,8 @@ class _Serving:
                 task.add_done_callback(self._tasks.discard)
             if "asked" in message and message["asked"] in self._asked:
                 self._asked.pop(message["asked"]).set_result(message["wrong"])
+            if "go" in message and not self._go.done():
+                self._go.set_result(True)
             if "totals" in message:
                 news = from_json(message["totals"])
                 self._engine.totals = merge(self._engine.totals or (), news, message["names"])
@@ -182,7 +200,7 @@ class _Serving:
         except Exception as error:  # who asked waits for an answer, whatever happened
             traceback.print_exc()
             wrong = f"{type(error).__name__}: {error}"
-        self._channel.send(did=number, wrong=wrong)
+        self._send_serves(did=number, wrong=wrong)
 
     def _tell_setting(self, change: dict[str, Any]) -> None:
         if not self._channel.send(setting=change):
@@ -193,5 +211,5 @@ class _Serving:
             return ""
         number = next(self._numbers)
         self._asked[number] = self._loop.create_future()
-        self._channel.send(ask=number, verb=verb, model=model)
+        self._send_serves(ask=number, verb=verb, model=model)
         return await self._asked[number]

@@ -23,6 +23,7 @@ from torchpar.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve import control
 from torchpar.serve.channel import make_pair
+from torchpar.serve.identity import Serves, same
 from torchpar.serve.member import Member, describe
 from torchpar.serve.totals import add_up, merge, to_json
 from torchpar.serve.usage import add_usage, past_usage
@@ -60,7 +61,8 @@ class Processes:
         self._past: list[list[Any]] = []
         self._past_usage: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}  # what clients changed of the log's and each trace's
-        self._unloaded: set[str] = set()  # by clients: one that is started anew finds them on disk
+        self._served: Serves | None = None  # of the last that answered
+        self._unloaded: set[str] = set()  # by clients: where all are started anew, they find them on disk
 
     async def run(self) -> int:
         """Serve until SIGTERM, or until there is no use in trying."""
@@ -94,7 +96,11 @@ class Processes:
         files = [theirs.fileno(), *(each.fileno() for each in self._sockets)]
         # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
         words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
-        process.ready = process.accused = process.late = False
+        process.ready = process.accused = process.late = process.going = process.refused = False
+        process.out = ""
+        model = self._model(process)
+        process.serves, process.like = None, model.serves if model else None
+        process.channel.send(like=process.like, unloaded=sorted(self._unloaded))
         try:
             process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
         except OSError as error:
@@ -107,6 +113,38 @@ class Processes:
             theirs.close()
         self._loop.add_reader(process.channel, self._hear, process)
 
+    def _model(self, process: Member | None = None) -> Member | None:
+        """Another that answers, whose files are those of the service; None where there is none."""
+        going = [each for each in self._processes if each.going and each is not process]
+        return next((each for each in going if each.ready), going[0] if going else None)
+
+    def _loaded(self, process: Member) -> None:
+        """It may answer where the others serve the same."""
+        model = self._model(process)
+        if model is None or _alike(model.serves, process.serves):
+            if not _alike(self._served, process.serves):
+                say("no process is left that serves the former files: those that are there now are served")
+            self._served = process.serves
+            process.going = True
+            if process.channel:
+                process.channel.send(go=True)
+        elif process.child:
+            # Where the others serve something else by now than what it was told, it gets another try.
+            process.refused = True
+            if model.serves == process.like:
+                process.out = "files of its models"
+            process.child.kill()
+
+    def _align(self, model: Member) -> None:
+        """Start those again that serve other files than this one: they answer what they have accepted, and return."""
+        for process in self._processes:
+            if process is model or not (process.ready and process.going and process.channel):
+                continue
+            if not _alike(model.serves, process.serves):
+                say(f"process {process.rank} serves other files than process {model.rank}, and is started again")
+                process.going = False
+                process.channel.send(stop=float(self._serve.drain_timeout))
+
     def _hear(self, process: Member) -> None:
         while process.channel and (message := process.channel.receive()):
             self._take(process, message)
@@ -115,18 +153,26 @@ class Processes:
         if "alive" in message or "ready" in message:
             # Only these: the rest comes from its event loop, which goes on while its computing is stuck.
             process.heard = time.monotonic()
+        if "serves" in message:
+            process.serves = message["serves"]
+            if process.going:
+                self._served = process.serves
+        if "loaded" in message:
+            self._loaded(process)
+        if "differs" in message:
+            process.out = message["differs"]
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])
-            if not self._started and all(each.ready for each in self._processes):
-                self._started = True
-                self._notifier.send(READY="1")
+            self._see_started()
             self._tell()
             for setting in self._settings.values():
                 process.set(setting)
             self._tell_counts(process)
-            if process.late or self._unloaded:
+            if process.late and not any(each.ready for each in self._processes if each is not process):
                 self._loop.create_task(self._catch_up(process))
+            elif model := self._model(process):
+                self._align(model)
         if "did" in message and message["did"] in process.calls:
             process.calls.pop(message["did"]).set_result(message["wrong"])
         if "ask" in message:
@@ -138,6 +184,11 @@ class Processes:
         if "setting" in message:
             self._set(message["setting"])
 
+    def _see_started(self) -> None:
+        if not self._started and all(each.ready or each.out for each in self._processes):
+            self._started = True
+            self._notifier.send(READY="1")
+
     # ---- ends ----
 
     def _reap(self) -> None:
@@ -148,8 +199,8 @@ class Processes:
 
     def _over(self, process: Member, status: int) -> None:
         was_ready = process.ready
-        process.child = None
-        process.ready = False
+        process.child = process.serves = None
+        process.ready = process.going = False
         if process.channel:
             self._loop.remove_reader(process.channel)
             process.channel.close()
@@ -167,6 +218,17 @@ class Processes:
                 wait = 0.0 if was_ready else LAST_WORDS_SECONDS
                 self._loop.call_later(wait, self._finish, ExitStatus.DONE)
             return
+        if process.out and self._model(process):
+            say(
+                f"process {process.rank} stays out until the models are loaded again (systemctl reload):"
+                f" the others were loaded before this changed: {process.out}"
+            )
+            self._see_started()
+            self._tell()
+            return
+        if process.refused:
+            self._start(process)
+            return
         if not self._started:
             # What keeps one of them from starting at all keeps systemctl start from succeeding.
             self._fail(ExitStatus.CONFIG if status == ExitStatus.CONFIG else ExitStatus.FAILED)
@@ -179,6 +241,8 @@ class Processes:
         delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
         say(f"process {process.rank} {describe(status)}; another takes its place in {delay:g} s")
         self._loop.call_later(delay, self._start, process)
+        if not self._model():
+            self._start_those_out()
         self._tell()
 
     def _fail(self, status: int) -> None:
@@ -224,15 +288,24 @@ class Processes:
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
             self._notifier.send(RELOADING="1", MONOTONIC_USEC=str(now), STATUS="loading the models again")
             wrong = await self._call(self._processes, "reload", "")
+            self._start_those_out()
             self._notifier.send(READY="1")
             self._tell()
             if wrong:
                 say(f"not reloaded: {wrong}")
             return wrong
 
-    async def _call(self, processes: Sequence[Member], verb: str, model: str) -> str:
-        """Have processes do something, and wait for it; returns what went wrong, each reason once."""
-        waiting = []
+    def _start_those_out(self) -> None:
+        for process in self._processes:
+            if process.out and not process.child:
+                self._start(process)
+
+    async def _call(self, processes: Sequence[Member], verb: str, model: str, like: Member | None = None) -> str:
+        """Have processes do something, and wait for it; returns what went wrong, each reason once.
+
+        Those that then serve other files than `like`, else than the first that could do it, are started again.
+        """
+        asked, waiting = [], []
         if verb == "unload":
             self._unloaded.add(model)
         elif verb == "load":
@@ -243,8 +316,14 @@ class Processes:
             if not process.ready:
                 process.late = process.late or verb != "unload"
             elif process.channel:
+                asked.append(process)
                 waiting.append(self._order(process, verb, model))
-        return "\n".join(dict.fromkeys(filter(None, await asyncio.gather(*waiting))))
+        wrong = await asyncio.gather(*waiting)
+        could = [process for process, what in zip(asked, wrong) if process.going and not what]
+        like = like or (could[0] if could else self._model())
+        if like and like.going:
+            self._align(like)
+        return "\n".join(dict.fromkeys(filter(None, wrong)))
 
     def _order(self, process: Member, verb: str, model: str) -> asyncio.Future[str]:
         number = next(self._numbers)
@@ -256,17 +335,20 @@ class Processes:
         return call
 
     async def _catch_up(self, process: Member) -> None:
-        """What the others were told while it was being started, or before: it has what is on disk."""
-        late, process.late = process.late, False
-        verbs = [("reload", "")] * late + [("unload", model) for model in sorted(self._unloaded)]
-        for verb, model in verbs:
-            if process.channel and (wrong := await self._order(process, verb, model)):
-                say(f"process {process.rank}, {verb}: {wrong}")
+        """Load again what was to be loaded again while it was being started, and no other answered."""
+        process.late = False
+        if not process.channel:
+            return
+        wrong = await self._order(process, "reload", "")
+        if wrong:
+            say(f"process {process.rank}, reload: {wrong}")
+        if process.going:
+            self._align(process)
 
     async def _pass_on(self, asking: Member, message: dict[str, Any]) -> None:
         """A client had one process load or unload a model: the others do it too."""
         others = [process for process in self._processes if process is not asking]
-        wrong = await self._call(others, message["verb"], message["model"])
+        wrong = await self._call(others, message["verb"], message["model"], like=asking)
         if asking.channel:
             asking.channel.send(asked=message["ask"], wrong=wrong)
 
@@ -300,9 +382,11 @@ class Processes:
         """One line of `systemctl status`."""
         ready, count = sum(process.ready for process in self._processes), len(self._processes)
         what = "serving" if self._started else "loading"
+        out = [str(process.rank) for process in self._processes if process.out]
         untried = sorted({name for process in self._processes if process.ready for name in process.untried})
         self._notifier.send(
             STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready"
+            + (f"; process {', '.join(out)} out, as model files have changed: reload" if out else "")
             + (f"; not tried: {', '.join(untried)}" if untried else "")
         )
 
@@ -321,3 +405,8 @@ class Processes:
         if not stuck:
             self._notifier.send(WATCHDOG="1")
         self._loop.call_later(period / 8, self._watch, period)
+
+
+def _alike(one: Serves | None, other: Serves | None) -> bool:
+    """Whether two processes serve the same; what is not known does not differ."""
+    return one is None or other is None or same(one, other)

@@ -11,6 +11,7 @@ import torch
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ServeError
 from torchpar.serve.failures import failure
+from torchpar.serve.identity import Files
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of, value_of
 from torchpar.serve.tensors import Tensor, TensorSpec
@@ -20,7 +21,7 @@ class Runner(ABC):
     """One loaded version of a model, and the means to run it in several lanes at the same time.
 
     example holds one batch that the model itself names as typical, None if it does not. guessed says that nothing
-    declares the inputs' shapes.
+    declares the inputs' shapes. files are those that were read beside the model's own.
     """
 
     platform: str
@@ -29,6 +30,7 @@ class Runner(ABC):
     max_batch: int | None
     example: list[Tensor] | None = None
     guessed = False
+    files: Files = {}
     quiet = False  # what a handler raises now is not for the log
     kind = "KIND_CPU"
 
@@ -74,6 +76,7 @@ class ThreadRunner(Runner):
         self.max_batch = program.max_batch
         self.guessed = program.guessed
         self.example = program.example
+        self.files = program.files
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""

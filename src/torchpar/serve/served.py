@@ -13,6 +13,7 @@ from torchpar.serve.columns import Column, Computed
 from torchpar.serve.curve import Curve
 from torchpar.serve.errors import ServeError
 from torchpar.serve.failures import failure
+from torchpar.serve.identity import Files
 from torchpar.serve.queue import Queue, Waiting
 from torchpar.serve.requests import Request, Response
 from torchpar.serve.rows import cut, difference, fill
@@ -63,6 +64,7 @@ class Served:
         team_from: int | None = None,
         most: int | None,
         statistics: Statistics,
+        files: Files,
         untried: str = "",
     ) -> None:
         """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others.
@@ -70,7 +72,7 @@ class Served:
         single: never two batches at the same time.
 
         team_from: a request of so many rows that is alone is sooner done by all threads; None: none is.
-        untried: why it was not tried before it serves.
+        files: what it was made of. untried: why it was not tried before it serves.
         """
         self.name = name
         self.version = version
@@ -85,6 +87,7 @@ class Served:
         self.team_from = team_from
         self.most = most
         self.statistics = statistics
+        self.files = files
         self.untried = untried
         self.queue = Queue()
         self.open = 0

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchpar.serve.errors import ModelError, OutputError
+from torchpar.serve.identity import Opened
 from torchpar.serve.models.description import Description, specs_of
 from torchpar.serve.models.program import Program, example_of, fitting
 from torchpar.serve.models.results import Results
@@ -43,6 +44,11 @@ class Handler(Program):
     platform = "python"
 
     def __init__(self, path: str, description: Description, device: str | None = "cpu") -> None:
+        with Opened() as opened:
+            self._load(path, description, device)
+        self.files = opened.files
+
+    def _load(self, path: str, description: Description, device: str | None) -> None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
         module = _run_file(path)
         for name in ("load", "predict"):

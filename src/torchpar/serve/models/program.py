@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.identity import Files
 from torchpar.serve.protocol.elements import data_from_values
 from torchpar.serve.tensors import Tensor, TensorSpec
 
@@ -22,7 +23,8 @@ class Program(ABC):
 
     platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs are those that
     are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
-    inputs. example is one request that it answers, None where it names none; mode what torch computes in.
+    inputs. example is one request that it answers, None where it names none; mode what torch computes in. files are
+    those that were read beside its own.
     """
 
     platform: str
@@ -32,6 +34,7 @@ class Program(ABC):
     guessed = False
     example: list[Tensor] | None = None
     mode: Any = torch.inference_mode
+    files: Files = {}
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """`run`, with gradients from then on where the model turns out to need them.

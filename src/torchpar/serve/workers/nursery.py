@@ -202,6 +202,7 @@ def _face(program: Program) -> dict[str, Any]:
         "max_batch": program.max_batch,
         "guessed": program.guessed,
         "writes": program.writes(),
+        "files": list(program.files.items()),
     }
     if program.example is not None:
         face["example"] = [_packed(tensor) for tensor in program.example]

@@ -14,8 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torchpar
+from torchpar.errors import ExitStatus
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.identity import changed, own_files
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.runner import Runner
 from torchpar.serve.tensors import TensorSpec
@@ -41,7 +43,10 @@ class ProcessRunner(Runner):
         if devices:
             self.kind = "KIND_GPU"
         self._apart = False  # each worker loads the model by itself
+        own = own_files(file.path)
         face = self._start_nursery()
+        self.files = {path: look and tuple(look) for path, look in face["files"]}
+        self._all_files = {**self.files, **own}
         self.platform = face["platform"]
         self.inputs = tuple(map(TensorSpec.from_json, face["inputs"]))
         self.outputs = tuple(map(TensorSpec.from_json, face["outputs"]))
@@ -80,7 +85,8 @@ class ProcessRunner(Runner):
     def mend(self, lane: int) -> None:
         """Fork a worker where one died; where the nursery is gone too, load the model again.
 
-        Where that fails it is tried again with the next batch.
+        Where that fails it is tried again with the next batch. Where the files are others by now, this process ends:
+        its workers would serve another model than those of the service's other processes.
         """
         lane %= len(self._lanes)
         if self._lanes[lane] is not None or self._closed:
@@ -88,9 +94,12 @@ class ProcessRunner(Runner):
         with self._lock:
             try:
                 try:
+                    if self._devices or self._apart:
+                        self._end_if_changed()  # such a worker loads the file itself
                     worker = self._fork(lane)
                 except (OSError, WorkerDied):
                     self._stop_nursery()
+                    self._end_if_changed()
                     self._start_nursery()
                     worker = self._fork(lane)
                 self._loaded(worker)
@@ -100,6 +109,12 @@ class ProcessRunner(Runner):
                     self._lanes[lane] = worker
             except (OSError, WorkerDied, ModelError) as error:
                 log.error("a worker cannot be started again: %s", str(error) or f"{self._file.path}: it died at once")
+
+    def _end_if_changed(self) -> None:
+        path = changed(self._all_files)
+        if path and os.path.exists(self._file.path):  # else it cannot be loaded, which costs this model alone
+            log.error("%s is not what was loaded, and a worker has to load it again: this process ends", path)
+            os._exit(ExitStatus.FAILED)
 
     def writes(self) -> str:
         """See Runner."""
