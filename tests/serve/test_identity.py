@@ -17,7 +17,7 @@ from tests.serve.engines import Answer, request
 from tests.serve.models import Affine, described, save_script
 from torchpar.serve.engine import Engine
 from torchpar.serve.errors import ModelError, OtherFilesError
-from torchpar.serve.identity import Opened, Serves, changed, differs, own_files, same, shortened
+from torchpar.serve.identity import Opened, Serves, changed, differs, named_files, own_files, same, shortened
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.workers import runner
 
@@ -110,6 +110,19 @@ def test_what_python_reads_is_of_the_model_but_for_what_it_wrote_or_is_the_inter
     (tmp_path / "later").write_text("x")
     (tmp_path / "later").read_text()
     assert list(opened.files) == [str(tmp_path / "read")]
+
+
+def test_weights_that_a_handler_names_are_of_the_model(tmp_path: Path) -> None:
+    """For libraries that open them unseen: absolute, beside it, in a folder; not logs, nor what is only a word."""
+    for name in ("a.pt", "b.onnx", "log.txt", "far/c.safetensors", "far/log.txt", "other.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    first = f"A, B, C, D = {str(tmp_path / 'a.pt')!r}, 'b.onnx', 'far', 'log.txt'\n"
+    (tmp_path / "m.py").write_text(first + "E = ['', '.', '/', 'none.pt', '\\0']\n")
+    names = [os.path.relpath(path, tmp_path) for path in named_files(str(tmp_path / "m.py"))]
+    assert sorted(names) == ["a.pt", "b.onnx", "far/c.safetensors"]
+    (tmp_path / "m.py").write_text("no python")
+    assert named_files(str(tmp_path / "m.py")) == {} == named_files(str(tmp_path / "none.py"))
 
 
 @pytest.mark.parametrize("what", ["m.py", "beside_{}.py", "elsewhere/weights.json", "m.json"])

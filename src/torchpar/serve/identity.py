@@ -5,6 +5,8 @@ A file is told from another by its device, inode, size and time: what is in it n
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import os
 import site
@@ -19,6 +21,9 @@ Look = Optional[tuple[int, ...]]
 Files = Mapping[str, Look]
 # What processes tell each other: for each "NAME/VERSION" its files, paths and looks shortened.
 Serves = Mapping[str, Mapping[str, str]]
+
+_DEVICES = ("/proc/", "/sys/", "/dev/")
+_WEIGHTS = (".pt", ".pth", ".pt2", ".bin", ".safetensors", ".onnx", ".gguf", ".npz", ".npy", ".ckpt", ".h5", ".model")
 
 # Files of one model version, at the most: those that are opened first are its own.
 MOST = 256
@@ -66,12 +71,12 @@ class Opened:
 
     def __init__(self) -> None:
         self.files: dict[str, Look] = {}
-        self._written: set[str] = set()
+        self.written: set[str] = set()
         self._active = False
         self._modules: set[str] = set()
         installed = (*sysconfig.get_paths().values(), *site.getsitepackages())
         paths = {os.path.realpath(path) for path in installed if path}
-        self._foreign = ("/proc/", "/sys/", "/dev/", *(f"{path}/" for path in paths if path != "/"))
+        self._foreign = (*_DEVICES, *(f"{path}/" for path in paths if path != "/"))
 
     def __enter__(self) -> Opened:
         self._modules = set(sys.modules)
@@ -87,7 +92,7 @@ class Opened:
                 self._add(path)
         self._active = False
         # What it wrote, or put away again, is no part of the model.
-        self.files = {path: look for path, look in self.files.items() if path not in self._written and look_at(path)}
+        self.files = {path: look for path, look in self.files.items() if path not in self.written and look_at(path)}
 
     def _hear(self, event: str, arguments: Any) -> None:
         if event != "open" or not self._active:
@@ -98,7 +103,7 @@ class Opened:
         if not isinstance(path, str):
             return
         if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
-            self._written.add(os.path.abspath(path))
+            self.written.add(os.path.abspath(path))
         else:
             self._add(path)
 
@@ -113,6 +118,28 @@ class Opened:
             return
         if regular and not foreign:
             self.files[path] = look_at(path)
+
+
+def named_files(source: str) -> dict[str, Look]:
+    """Weights that a Python file names, absolute or from its own folder, and those in the folders that it names.
+
+    Libraries that are no Python, such as torch.jit.load, open them unseen.
+    """
+    try:
+        with open(source, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    found: list[str] = []
+    for word in sorted(word for word in words if word.strip("./") and len(word) < 4096 and "\0" not in word):
+        path = os.path.abspath(os.path.join(os.path.dirname(source), word))
+        inside = []
+        if os.path.isdir(path):
+            with contextlib.suppress(OSError):
+                inside = [os.path.join(path, name) for name in sorted(os.listdir(path))]
+        found += [each for each in (path, *inside) if each.endswith(_WEIGHTS) and os.path.isfile(each)]
+    return {path: look_at(path) for path in found[:MOST]}
 
 
 def _short(text: str) -> str:

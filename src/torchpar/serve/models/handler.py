@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchpar.serve.errors import ModelError, OutputError
-from torchpar.serve.identity import Opened
+from torchpar.serve.identity import Opened, named_files
 from torchpar.serve.models.description import Description, specs_of
 from torchpar.serve.models.program import Program, example_of, fitting
 from torchpar.serve.models.results import Results
@@ -44,9 +44,10 @@ class Handler(Program):
     platform = "python"
 
     def __init__(self, path: str, description: Description, device: str | None = "cpu") -> None:
+        named = named_files(path)
         with Opened() as opened:
             self._load(path, description, device)
-        self.files = opened.files
+        self.files = {**{path: look for path, look in named.items() if path not in opened.written}, **opened.files}
 
     def _load(self, path: str, description: Description, device: str | None) -> None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
