@@ -129,5 +129,8 @@ class EchoEngine:
     def counters(self) -> list[tuple[str, str, Statistics, int]]:
         return [(name, "1", statistics, 0) for name, statistics in self._statistics.items()]
 
+    def unbatched(self) -> dict[str, Any]:
+        return {}
+
     def retry_after(self, model: str | None = None) -> float:
         return 2.2

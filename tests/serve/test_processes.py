@@ -256,6 +256,48 @@ def test_only_who_serves_the_same_as_the_others_may_answer(serves: object, goes:
     asyncio.run(run())
 
 
+def test_batching_that_ends_in_one_process_ends_in_all_until_a_reload() -> None:
+    """STATUS= tells it. Whatever a process says while the models are loaded again is of the former ones."""
+    status: list[str] = []
+
+    class Told(Notifier):
+        def send(self, **values: str) -> None:
+            status.append(values.get("STATUS", ""))
+
+    async def run() -> None:
+        processes = Processes(JOB, [], Told())
+        processes._loop = asyncio.get_running_loop()
+        ends = []
+        for process in processes._processes:
+            process.channel, theirs = make_pair()
+            ends.append(Channel(theirs))
+            processes._take(process, {"loaded": True, "serves": SERVES, "unbatched": []})
+            processes._take(process, {"ready": True})
+        one, other = processes._processes
+
+        def told(end: Channel, what: str) -> list[Any]:
+            found = []
+            while message := end.receive():
+                found += [message[what]] if what in message else []
+            return found
+
+        processes._take(one, {"unbatched": ["m/1 x"]})
+        assert told(ends[0], "unbatched") == [] and told(ends[1], "unbatched") == [["m/1 x"]]
+        assert status[-1] == "serving: 2 of 2 processes ready; unbatched after a difference: m"
+        processes._take(other, {"unbatched": ["m/1 x"]})
+        assert told(ends[1], "unbatched") == []
+        reload = asyncio.ensure_future(processes._call([one, other], "reload", ""))
+        await asyncio.sleep(0)
+        for process, end in zip((one, other), ends, strict=True):
+            (number,) = told(end, "number")
+            processes._take(process, {"did": number, "wrong": "", "serves": SERVES, "unbatched": []})
+            processes._take(other, {"unbatched": []})
+        assert await reload == "" and processes._unbatched == set()
+        assert told(ends[0], "unbatched") == told(ends[1], "unbatched") == []
+
+    asyncio.run(run())
+
+
 def test_who_comes_back_serves_what_the_others_do_until_a_reload(tmp_path: Path, start: Callable[..., Service]) -> None:
     """Else it stays out, also where the new file is half copied; a reload loads it in all."""
     service = start(processes=2)

@@ -22,6 +22,7 @@ from tests.serve.models import described, mlp, save_script
 from torchpar.serve import served
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.engine import Engine
+from torchpar.serve.settings import EngineSettings
 
 # More, to look further than every run of the tests can.
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
@@ -72,6 +73,32 @@ def test_a_difference_ends_batching_before_anybody_has_the_answer(
     asyncio.run(run())
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "depends on the rows beside it: served unbatched from now on" in record.getMessage()
+
+
+def test_a_difference_in_another_process_ends_batching_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the same files, until they are loaded again; also in a process that is started after it."""
+    save_script(Secret(), tmp_path / "m.pt", described(-1, 3))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", max_batch=8) as engine:
+            assert not engine.unbatched()
+            await _answers(engine, _rows(1.0, 1234.5, 3.0))
+            (key,) = engine.unbatched()
+        async with serving(tmp_path / "m.pt", max_batch=8) as engine:
+            engine.end_batching(["m/1 of other files"])
+            assert engine._repository.get("m").batched
+            caplog.clear()
+            engine.end_batching([key])
+            assert list(engine.unbatched()) == [key] and not engine._repository.get("m").batched
+            assert "as in another process an answer differed" in caplog.text
+            await engine.reload()
+            assert not engine.unbatched() and engine._repository.get("m").batched
+        later = Engine(EngineSettings("m", model=str(tmp_path / "m.pt"), max_batch=8))
+        await later.start(unbatched=[key])
+        assert list(later.unbatched()) == [key]
+        await later.stop(1)
+
+    asyncio.run(run())
 
 
 def test_what_fails_alone_fails_beside_others(tmp_path: Path) -> None:

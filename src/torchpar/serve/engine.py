@@ -14,7 +14,7 @@ import torch
 
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
 from torchpar.serve.failures import failure
-from torchpar.serve.identity import Files, Serves, differs, own_files, shortened
+from torchpar.serve.identity import Files, Serves, differs, own_files, own_key, shortened
 from torchpar.serve.loading import load_served, save_curve
 from torchpar.serve.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
 from torchpar.serve.models.files import ModelFile
@@ -62,12 +62,15 @@ class Engine:
         self._closing: set[asyncio.Future[None]] = set()
         self._retiring: set[Served] = set()
 
-    async def start(self, like: Serves | None = None, unloaded: Collection[str] = ()) -> None:
+    async def start(
+        self, like: Serves | None = None, unloaded: Collection[str] = (), unbatched: Collection[str] = ()
+    ) -> None:
         """Load and try the models; then `ready()` is true.
 
         like: what other processes serve, of which no version and no file may be another; None: what is on disk, but for
-        the models that are unloaded. Models that cannot be loaded are in the index with the reason. Raises ModelError
-        when there is none to serve, and OtherFilesError where it cannot serve what others do.
+        the models that are unloaded. unbatched: see `end_batching`. Models that cannot be loaded are in the index with
+        the reason. Raises ModelError when there is none to serve, and OtherFilesError where it cannot serve what others
+        do.
         """
         self._loop = asyncio.get_running_loop()
         self._loading = asyncio.Lock()  # here, for Python 3.9 binds it to the loop that is there
@@ -88,6 +91,7 @@ class Engine:
             if files and not any(self._repository.all()):
                 raise ModelError("\n".join(problems))
             self._compare(like or {})
+            self.end_batching(unbatched)
         except ModelError:
             self._loader.shutdown(wait=False)
             raise
@@ -100,6 +104,20 @@ class Engine:
     def serves(self) -> Serves:
         """What it serves, and of which files it was made, for other processes to compare."""
         return {f"{s.name}/{s.version}": shortened(s.files) for s in self._repository.all()}
+
+    def unbatched(self) -> dict[str, Served]:
+        """What is served whose batching has ended at a difference, by a word for the very files."""
+        return {_key(served): served for served in self._repository.all() if served.ended}
+
+    def end_batching(self, keys: Collection[str]) -> None:
+        """What another process has found; where it is of other files than those served here, it means nothing."""
+        for served in self._repository.all() if keys else ():
+            if served.batched and _key(served) in keys:
+                log.error(
+                    "model %s version %s: served unbatched from now on, as in another process an answer differed",
+                    served.name, served.version,
+                )  # fmt: skip
+                served.end_batching()
 
     def _compare(self, like: Serves) -> None:
         own = {f"{served.name}/{served.version}": served.files for served in self._repository.all()}
@@ -467,6 +485,10 @@ def _only(files: Sequence[ModelFile], like: Serves) -> list[ModelFile]:
         if differs(shortened(own), theirs):
             raise OtherFilesError(_other(own, theirs))
     return [found[key] for key in like]
+
+
+def _key(served: Served) -> str:
+    return own_key(served.name, served.version, served.path, served.files)
 
 
 def _other(own: Files, theirs: Mapping[str, str]) -> str:

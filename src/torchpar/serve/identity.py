@@ -53,6 +53,11 @@ def shortened(files: Files) -> dict[str, str]:
     return {_short(path): _short(repr(look)) for path, look in files.items()}
 
 
+def own_key(name: str, version: str, path: str, files: Files) -> str:
+    """A model version with its own file and description, in a word: the same in all processes that serve it."""
+    return f"{name}/{version} {_short(repr([files.get(each) for each in own_files(path)]))}"
+
+
 def same(one: Serves, other: Serves) -> bool:
     """Whether two processes serve the same versions, of the same files as far as both have them."""
     return one.keys() == other.keys() and not any(differs(one[key], other[key]) for key in one)

@@ -81,6 +81,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         team_from=team_from,
         most=min(most) if most else None,
         statistics=statistics,
+        path=file.path,
         files=files,
         untried="" if probe.tried else probe.reason,
     )

@@ -22,6 +22,7 @@ class Member:
         self.channel: Channel | None = None
         self.ready = False
         self.serves: Serves | None = None  # what it answers with, or is about to; None: nothing, or not known
+        self.unbatched: set[str] = set()  # of that what answers one by one, as an answer in a batch was another
         self.like: Serves | None = None  # what the others served when it was started
         self.out = ""  # why it is not started before the models are loaded again
         self.going = False  # it was told that it may answer

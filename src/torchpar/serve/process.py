@@ -128,7 +128,7 @@ class _Serving:
         self._front = front = Front(self._engine, make_tls(os.environ), grpc, shared=self._several)
         front.service.tell = self._tell_setting
         try:
-            await self._engine.start(told.get("like"), told.get("unloaded", ()))
+            await self._engine.start(told.get("like"), told.get("unloaded", ()), told.get("unbatched", ()))
         except OtherFilesError as error:
             self._channel.send(differs=str(error))
             return ExitStatus.DIFFERS
@@ -148,6 +148,7 @@ class _Serving:
         return ExitStatus.DONE
 
     def _send_serves(self, **message: Any) -> None:
+        message["unbatched"] = list(self._engine.unbatched())
         if not self._channel.send(serves=self._engine.serves(), **message):
             say("there are too many models to compare them with those of the service's other processes")
             self._channel.send(serves=None, **message)
@@ -161,6 +162,8 @@ class _Serving:
     def _beat(self) -> None:
         if self._engine.live():
             self._channel.send(alive=True)
+        if unbatched := list(self._engine.unbatched()):
+            self._channel.send(unbatched=unbatched)
         if self._several:
             self._channel.send(usage=self._front.server.usage())
             self._count(to_json(self._engine.counters_here()))
@@ -176,6 +179,8 @@ class _Serving:
                 self._asked.pop(message["asked"]).set_result(message["wrong"])
             if "go" in message and not self._go.done():
                 self._go.set_result(True)
+            if "unbatched" in message and "like" not in message:
+                self._engine.end_batching(message["unbatched"])
             if "totals" in message:
                 news = from_json(message["totals"])
                 self._engine.totals = merge(self._engine.totals or (), news, message["names"])

@@ -62,6 +62,8 @@ class Processes:
         self._past_usage: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}  # what clients changed of the log's and each trace's
         self._served: Serves | None = None  # of the last that answered
+        self._calls = 0  # to load models: what is known of them changes meanwhile
+        self._unbatched: set[str] = set()  # models whose batching has ended in one process, and so in all
         self._unloaded: set[str] = set()  # by clients: where all are started anew, they find them on disk
 
     async def run(self) -> int:
@@ -100,7 +102,8 @@ class Processes:
         process.out = ""
         model = self._model(process)
         process.serves, process.like = None, model.serves if model else None
-        process.channel.send(like=process.like, unloaded=sorted(self._unloaded))
+        process.channel.send(like=process.like, unloaded=sorted(self._unloaded), unbatched=sorted(self._unbatched))
+        process.unbatched = set()
         try:
             process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
         except OSError as error:
@@ -157,6 +160,9 @@ class Processes:
             process.serves = message["serves"]
             if process.going:
                 self._served = process.serves
+        if "unbatched" in message:
+            process.unbatched = set(message["unbatched"])
+            self._tell_unbatched()
         if "loaded" in message:
             self._loaded(process)
         if "differs" in message:
@@ -184,6 +190,20 @@ class Processes:
         if "setting" in message:
             self._set(message["setting"])
 
+    def _tell_unbatched(self) -> None:
+        """What one process found ends batching in all, until the models are loaded again."""
+        if self._calls:
+            return
+        known = len(self._unbatched)
+        for process in self._processes:
+            self._unbatched |= process.unbatched
+        for process in self._processes:
+            missing = self._unbatched - process.unbatched
+            if missing and process.ready and process.channel:
+                process.channel.send(unbatched=sorted(missing))
+        if len(self._unbatched) > known:
+            self._tell()
+
     def _see_started(self) -> None:
         if not self._started and all(each.ready or each.out for each in self._processes):
             self._started = True
@@ -200,6 +220,7 @@ class Processes:
     def _over(self, process: Member, status: int) -> None:
         was_ready = process.ready
         process.child = process.serves = None
+        process.unbatched = set()
         process.ready = process.going = False
         if process.channel:
             self._loop.remove_reader(process.channel)
@@ -318,7 +339,13 @@ class Processes:
             elif process.channel:
                 asked.append(process)
                 waiting.append(self._order(process, verb, model))
-        wrong = await asyncio.gather(*waiting)
+        self._calls += 1
+        try:
+            wrong = await asyncio.gather(*waiting)
+        finally:
+            self._calls -= 1
+        if not self._calls and asked:
+            self._unbatched = {key for process in self._processes for key in process.unbatched}
         could = [process for process, what in zip(asked, wrong) if process.going and not what]
         like = like or (could[0] if could else self._model())
         if like and like.going:
@@ -383,10 +410,12 @@ class Processes:
         ready, count = sum(process.ready for process in self._processes), len(self._processes)
         what = "serving" if self._started else "loading"
         out = [str(process.rank) for process in self._processes if process.out]
+        unbatched = sorted({key.rpartition("/")[0] for key in self._unbatched})
         untried = sorted({name for process in self._processes if process.ready for name in process.untried})
         self._notifier.send(
             STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready"
             + (f"; process {', '.join(out)} out, as model files have changed: reload" if out else "")
+            + (f"; unbatched after a difference: {', '.join(unbatched)}" if unbatched else "")
             + (f"; not tried: {', '.join(untried)}" if untried else "")
         )
 

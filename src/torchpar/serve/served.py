@@ -64,6 +64,7 @@ class Served:
         team_from: int | None = None,
         most: int | None,
         statistics: Statistics,
+        path: str,
         files: Files,
         untried: str = "",
     ) -> None:
@@ -81,12 +82,14 @@ class Served:
         self.outputs = outputs
         self.rowwise = batched  # as it was found at load; batching may end later, and the configuration stays
         self.batched = batched
+        self.ended = False  # batching, at a difference
         self.single = single
         self.computes = False  # of a single one: a batch is on its way; the pool's
         self.curve = curve
         self.team_from = team_from
         self.most = most
         self.statistics = statistics
+        self.path = path
         self.files = files
         self.untried = untried
         self.queue = Queue()
@@ -99,6 +102,11 @@ class Served:
         self._names = [spec.name for spec in self.inputs]
         self._output_names = frozenset(spec.name for spec in outputs)
         self._shapes: dict[Any, tuple[int, Hashable, tuple[int, ...]]] = {}
+
+    def end_batching(self) -> None:
+        """Each request alone from now on: an answer in a batch was another than alone, here or in another process."""
+        self.ended = True
+        self.batched = False
 
     def cap(self) -> int:
         """Rows in one batch, at the most; one request more than that goes alone."""
@@ -171,7 +179,7 @@ class Served:
                             "model %s version %s: output '%s' has shape %s for %d rows: served unbatched from now on",
                             self.name, self.version, tensor.name, list(tensor.shape), batch.rows,
                         )  # fmt: skip
-                    self.batched = False
+                    self.end_batching()
                     batch.each = self._one_by_one(lane, items)
                     return
             number = next(self._batches)
@@ -205,7 +213,7 @@ class Served:
                         "model %s version %s: in a batch of %d rows %s: served unbatched from now on",
                         self.name, self.version, batch.rows, reason,
                     )  # fmt: skip
-                self.batched = False
+                self.end_batching()
                 self.statistics.differences += 1
                 batch.each = self._one_by_one(lane, items)
                 return

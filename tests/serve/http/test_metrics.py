@@ -33,6 +33,7 @@ def test_counters_have_tritons_names_and_grow_with_requests() -> None:
     assert f"nv_inference_pending_request_count{labels} 0" in lines
     assert 'nv_inference_request_failure{model="identity_fp32",version="1",reason="REJECTED"} 0' in lines
     assert 'torchpar_inference_request_seconds_bucket{model="identity_fp32",version="1",le="0.005"} 2' in lines
+    assert f"torchpar_inference_unbatched{labels} 0" in lines
     assert f"torchpar_inference_batch_rows_sum{labels} 2" in lines
     assert 'torchpar_http_answers_total{code="200"} 2' in lines
 

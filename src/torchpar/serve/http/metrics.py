@@ -32,6 +32,12 @@ def render_metrics(engine: Engine, server: Server) -> bytes:
         lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
         for labels, s, _ in models:
             lines += _histogram(name, labels, histogram(s))
+    ended = {(served.name, served.version) for served in engine.unbatched().values()}
+    unbatched = [
+        (_labels(model=name, version=version), float((name, version) in ended))
+        for name, version, _, _ in engine.counters()
+    ]
+    lines += _family("torchpar_inference_unbatched", "gauge", "1: batching ended at a difference", unbatched)
     lines += _usage(server.usage_of_all())
     return ("\n".join(lines) + "\n").encode()
 

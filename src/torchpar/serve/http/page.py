@@ -132,13 +132,18 @@ class Page:
         """The page as HTML."""
         server = self._service.server()
         shown = {model["name"]: model["shown"] for model in self.state()["models"]}
+        ended = {served.name for served in self._service.engine.unbatched().values()}
         sections = []
         seen: set[str] = set()
         for entry in sorted(self._service.engine.index(), key=lambda entry: entry.state != READY):
             if entry.name not in seen:
                 seen.add(entry.name)
                 face = self._service.engine.metadata(entry.name, "") if entry.state == READY else None
-                sections.append(_section(entry.name, entry.state, entry.reason, face, shown.get(entry.name, {})))
+                sections.append(
+                    _section(
+                        entry.name, entry.state, entry.reason, face, shown.get(entry.name, {}), entry.name in ended
+                    )
+                )
         return (
             f"<!doctype html><html lang=en><meta charset=utf-8><title>torchpar</title><style>{STYLE}</style>"
             "<meta name=viewport content='width=device-width'>"
@@ -158,7 +163,7 @@ _VALUES = (
 )
 
 
-def _section(name: str, state: str, reason: str, face: ModelMetadata | None, shown: dict[str, str]) -> str:
+def _section(name: str, state: str, reason: str, face: ModelMetadata | None, shown: dict[str, str], ended: bool) -> str:
     shown_name = html.escape(name)
     parts = [
         f'<section data-model="{shown_name}"><header><h2>{shown_name}</h2>'
@@ -169,6 +174,10 @@ def _section(name: str, state: str, reason: str, face: ModelMetadata | None, sho
         parts.append(
             f"<p class=specs>in {', '.join(map(_spec, face.inputs))}<br>out {', '.join(map(_spec, face.outputs))}</p>"
         )
+        if ended:
+            parts.append(
+                "<p class=state>answers one request at a time, as in a batch an answer was another: see the log"
+            )
         parts.append("<dl>")
         for key, label in _VALUES:
             parts.append(f'<div><dt>{label}<dd data-value="{key}">{html.escape(shown.get(key, "–"))}</div>')
