@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.serve.engines import serving
 from tests.serve.models import Affine, Lookup, described, mlp, save_script
-from torchpar.serve.rows import bytes_of, cut, difference, fill
+from torchpar.serve.rows import bytes_of, cut, difference, only
 from torchpar.serve.tensors import Tensor as Wire
 
 
@@ -56,6 +56,13 @@ class BySize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + float(x.size(0))
+
+
+class BySizeALittle(nn.Module):
+    """The number of rows is in the answer, at the size of what 16 bits lose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-3 * float(x.size(0))
 
 
 class Chosen(nn.Module):
@@ -116,7 +123,7 @@ def largest_batch(path: Path) -> int:
 
 MIXED = [
     (Autoscale(), "FP32"), (Centred(), "FP32"), (Cleaned(), "FP32"), (Clipped(), "FP32"), (OneScale(), "FP32"),
-    (BySize(), "FP32"), (Chosen(), "FP32"), (LongWords(), "INT64"), (Noise(), "FP32"),
+    (BySize(), "FP32"), (BySizeALittle(), "FP32"), (Chosen(), "FP32"), (LongWords(), "INT64"), (Noise(), "FP32"),
 ]  # fmt: skip
 OWN = [
     (Affine(), "FP32"), (mlp(), "FP32"), (mlp(width=2048), "FP32"), (Waves(), "FP32"), (Half(), "FP32"),
@@ -178,40 +185,47 @@ def _wire(*numbers: float, name: str = "y") -> Wire:
 
 
 @pytest.mark.parametrize(
-    ("alone", "part", "again", "differs"),
+    ("alone", "part", "again", "longer", "differs"),
     [
-        ((1.0, 100.0), (1.0, 100.00001), None, False),
-        ((1.0, 100.0), (1.5, 100.0), (1.5, 100.0), False),
-        ((1.0, 100.0), (1.5, 100.0), (1.0, 100.0), True),
-        ((1.0, 100.0), (50.0, 100.0), (50.0, 100.0), True),
-        ((float("nan"), 1.0), (float("nan"), 1.0), None, False),
-        ((float("nan"), 1.0), (0.0, 1.0), None, True),
-        ((float("inf"), 1.0), (float("inf"), 1.0), None, False),
-        ((float("inf"), 1.0), (-float("inf"), 1.0), None, True),
-        ((0.0, 0.0), (0.0, 1e-9), (0.0, 0.0), True),
-        ((0.0, 0.0), (0.0, 1e-9), (0.0, 1e-9), False),
-        ((0.0, 0.0), (0.0, 1e-3), None, True),
+        ((1.0, 100.0), (1.0, 100.00001), None, None, False),
+        ((1.0, 100.0), (1.5, 100.0), (1.5, 100.0), (1.50001, 100.0), False),
+        ((1.0, 100.0), (1.5, 100.0), (1.0, 100.0), None, True),
+        ((1.0, 100.0), (1.5, 100.0), (1.5, 100.0), (2.0, 100.0), True),
+        ((1.0, 100.0), (50.0, 100.0), None, None, True),
+        ((float("nan"), 1.0), (float("nan"), 1.0), None, None, False),
+        ((float("nan"), 1.0), (0.0, 1.0), None, None, True),
+        ((float("inf"), 1.0), (float("inf"), 1.0), None, None, False),
+        ((float("inf"), 1.0), (-float("inf"), 1.0), None, None, True),
+        ((0.0, 0.0), (0.0, 1e-9), (0.0, 0.0), None, True),
+        ((0.0, 0.0), (0.0, 1e-9), (0.0, 1e-9), (0.0, 1e-9), False),
+        ((0.0, 0.0), (0.0, 1e-3), None, None, True),
     ],
     ids=[
-        "digits", "the shape's", "a neighbour's", "too much", "NaN", "no NaN", "infinite", "minus", "nearly zero",
-        "zero alone", "not zero",
+        "digits", "the shape's", "a neighbour's", "their number's", "too much", "NaN", "no NaN", "infinite", "minus",
+        "nearly zero", "zero alone", "not zero",
     ],  # fmt: skip
 )
 def test_two_answers_are_the_same_row_or_not(
-    alone: tuple[float, ...], part: tuple[float, ...], again: tuple[float, ...] | None, differs: bool
+    alone: tuple[float, ...],
+    part: tuple[float, ...],
+    again: tuple[float, ...] | None,
+    longer: tuple[float, ...] | None,
+    differs: bool,
 ) -> None:
-    """The last digits are the kernels'; what is more is asked again in a batch of this shape, and only then."""
+    """The last digits are the kernels'; what is more is asked again in a batch of this shape, and in a longer one."""
 
-    def ask() -> list[Wire]:
-        assert again is not None
-        return [_wire(*again)]
+    def ask(more: int) -> list[Wire]:
+        answer = (again, longer)[more]
+        assert answer is not None
+        return [_wire(*answer)]
 
     assert bool(difference([_wire(*alone)], [_wire(*part)], ask)) == differs
 
 
-def test_a_batch_is_filled_with_a_row_where_it_stands() -> None:
-    """Its rows from some place on, and nothing else around them."""
-    for start in range(5):
-        whole = fill(_wire(1.0, 2.0, 3.0), start, 9)
-        assert bytes_of(cut(whole, start, start + 3)) == bytes_of(_wire(1.0, 2.0, 3.0))
-        assert whole.shape == (9, 1)
+def test_a_batch_is_filled_with_rows_where_they_stand() -> None:
+    """From some place on, and nothing else around them; with a row less they may have to stand earlier."""
+    for start in range(7):
+        for more, most, size in ((0, None, 9), (1, None, 10), (1, 10, 10), (1, 9, 8)):
+            (whole,), place = only([_wire(1.0, 2.0, 3.0)], start, 9, more, most)
+            assert bytes_of(cut(whole, place, place + 3)) == bytes_of(_wire(1.0, 2.0, 3.0))
+            assert whole.shape == (size, 1) and (place == start or (start, size) == (6, 8))

@@ -20,7 +20,7 @@ from torchpar.serve.answering import difference_to_declared, is_open, refuse
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import CannotAnswer, ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
-from torchpar.serve.rows import cut, difference, fill, odd_rows, repeat
+from torchpar.serve.rows import cut, difference, odd_rows, only, repeat
 from torchpar.serve.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
@@ -155,7 +155,7 @@ def _times(tensor: Tensor, factor: int) -> Tensor:
 def _changes(runner: Runner, lane: int, sample: Sequence[Tensor]) -> str:
     """Whether the same row has another answer each time: random numbers, or something that is kept."""
     first, second = (_run(runner, lane, sample).outputs for _ in range(2))
-    found = difference(first, second, lambda: second)
+    found = difference(first, second, lambda _: second)
     return found and "the answer to the same row is another each time"
 
 
@@ -204,9 +204,9 @@ def _agrees(
             return f"output '{tensor.name}' has shape {list(tensor.shape)} for {len(rows)} rows of input"
     for i, (row, answer) in enumerate(zip(rows, answers)):
 
-        def again(row: tuple[Tensor, ...] = row, i: int = i) -> list[Tensor]:
-            filled = _run(runner, lane, _joined([row] * len(rows))).outputs
-            return [cut(tensor, i, i + 1) for tensor in filled]
+        def again(more: int, row: tuple[Tensor, ...] = row, i: int = i) -> list[Tensor]:
+            inputs, place = only(row, i, len(rows), more, runner.max_batch)
+            return [cut(tensor, place, place + 1) for tensor in _run(runner, lane, inputs).outputs]
 
         reason = difference(answer, [cut(tensor, i, i + 1) for tensor in whole], again)
         if reason:
@@ -258,10 +258,10 @@ def _compare(
         alone = _run(runner, lane, asked).outputs
         seen[count] = alone
 
-        def again(asked: list[Tensor] = asked, start: int = start, end: int = end) -> list[Tensor]:
+        def again(more: int, asked: list[Tensor] = asked, start: int = start, count: int = count) -> list[Tensor]:
             # At the same place: the rows before it are its own too, and it begins anew there.
-            filled = [fill(tensor, start, rows) for tensor in asked]
-            return [cut(tensor, start, end) for tensor in _run(runner, lane, filled).outputs]
+            inputs, place = only(asked, start, rows, more, runner.max_batch)
+            return [cut(tensor, place, place + count) for tensor in _run(runner, lane, inputs).outputs]
 
         reason = difference(alone, [cut(tensor, start, end) for tensor in whole], again)
         if reason:

@@ -1,9 +1,10 @@
 """Rows: cut, repeated, made up, and compared as answers to the same question.
 
 Kernels choose their way of summing by the shape, so a row's answer in a batch is not the same to the last digit as
-alone. Another row's influence is told from that in two steps: what is beyond the tolerance is asked once more, in a
-batch of the same shape that holds nothing else. There the kernels do the same, to the bit, and only the neighbours
-are others.
+alone. Another row's influence is told from that in steps: what is beyond the tolerance is asked once more, in a batch
+of the same shape that holds nothing else. There the kernels do the same, to the bit, and only the neighbours are
+others. Then in one with a row more: kernels that are not for a single row do nearly the same, and what counts its rows
+does not.
 """
 
 from __future__ import annotations
@@ -49,17 +50,25 @@ def repeat(tensor: Tensor, rows: int) -> Tensor:
     return cut(Tensor(tensor.name, tensor.datatype, (have * times, *tensor.shape[1:]), whole), 0, rows)
 
 
-def fill(tensor: Tensor, start: int, rows: int) -> Tensor:
-    """A batch of so many rows with those of a tensor from `start` on, and nothing but them before and after."""
-    have = tensor.shape[0]
-    turned = start % have
-    return cut(repeat(tensor, rows + have), have - turned if turned else 0, rows + (have - turned if turned else 0))
+def only(
+    rows: Sequence[Tensor], start: int, size: int, more: int = 0, most: int | None = None
+) -> tuple[list[Tensor], int]:
+    """A batch of `size` rows that has some from `start` on, and nothing but them before and after; and that start.
+
+    more = 1: of a row more, or one less where a batch has `most`; the start may have to be an earlier one then.
+    """
+    have = rows[0].shape[0]
+    size += more if most is None or size + more <= most else -more
+    start = min(start, size - have)
+    skip = -start % have
+    return [cut(repeat(tensor, size + have), skip, skip + size) for tensor in rows], start
 
 
-def difference(alone: Sequence[Tensor], part: Sequence[Tensor], again: Callable[[], Sequence[Tensor]]) -> str:
+def difference(alone: Sequence[Tensor], part: Sequence[Tensor], again: Callable[[int], Sequence[Tensor]]) -> str:
     """What is another in the part of a batch's answer, in words; "" if it is the answer alone.
 
-    again computes the part once more, in a batch of the same shape with no other rows.
+    again computes the part once more, in a batch of no other rows: 0 with as many of them, 1 with one more (or one
+    less, where the model takes no more).
     """
     if [tensor.name for tensor in alone] != [tensor.name for tensor in part]:
         return "the outputs are others"
@@ -72,8 +81,10 @@ def difference(alone: Sequence[Tensor], part: Sequence[Tensor], again: Callable[
             return f"output '{one.name}' of a row depends on the rows beside it"
         if by > tolerance:
             doubtful = one.name
-    if doubtful and any(bytes_of(one) != bytes_of(other) for one, other in zip(again(), part)):
+    if doubtful and any(bytes_of(one) != bytes_of(other) for one, other in zip(again(0), part)):
         return f"output '{doubtful}' of a row depends on the rows beside it"
+    if doubtful and any(_distance(one, other) > TOLERANCE.get(one.datatype, 0.0) for one, other in zip(part, again(1))):
+        return f"output '{doubtful}' of a row depends on how many rows are beside it"
     return ""
 
 

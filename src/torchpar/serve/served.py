@@ -16,7 +16,7 @@ from torchpar.serve.failures import failure
 from torchpar.serve.identity import Files
 from torchpar.serve.queue import Queue, Waiting
 from torchpar.serve.requests import Request, Response
-from torchpar.serve.rows import cut, difference, fill
+from torchpar.serve.rows import cut, difference, only
 from torchpar.serve.runner import Runner
 from torchpar.serve.statistics import Statistics
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
@@ -199,7 +199,7 @@ class Served:
             part = [cut(tensor, start, row) for tensor in computed.outputs]
             try:
                 alone = self._run(lane, [waiting], waiting.rows).outputs
-                reason = difference(alone, part, lambda: self._filled(lane, waiting, start, batch.rows))  # noqa: B023
+                reason = difference(alone, part, lambda more: self._only(lane, waiting, start, batch.rows, more))  # noqa: B023
             except ServeError as error:
                 reason = f"it fails alone: {error.message}"
                 if error.status == 503:
@@ -218,13 +218,13 @@ class Served:
                 batch.each = self._one_by_one(lane, items)
                 return
 
-    def _filled(self, lane: int, waiting: Waiting, start: int, rows: int) -> list[Tensor]:
-        """The answer to a request at its place in a batch that holds nothing else."""
+    def _only(self, lane: int, waiting: Waiting, start: int, rows: int, more: int) -> list[Tensor]:
+        """The answer to a request at its place in a batch that holds nothing else; more: see rows.only."""
         request = waiting.request
         assert request
-        inputs = [fill(tensor, start, rows) for tensor in request.inputs]
+        inputs, place = only(request.inputs, start, rows, more, self.runner.max_batch)
         computed = self.runner.compute(lane, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
-        return [cut(tensor, start, start + waiting.rows) for tensor in computed.outputs]
+        return [cut(tensor, place, place + waiting.rows) for tensor in computed.outputs]
 
     def answers(self, batch: Batch) -> list[Response | ServeError]:
         """Cut the outputs of a batch into its requests' answers, in the batch's order."""
