@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import struct
+import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,7 @@ import pytest
 
 from tests.serve.running import Running, running
 from torchpar.serve.errors import ServeError
+from torchpar.serve.http.limits import Limits
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
 
@@ -174,3 +177,44 @@ def test_what_is_never_large_is_refused_when_it_is(world: Running) -> None:
     for path in ("/v2/repository/index", "/v2/logging", "/v2/repository/models/text/load"):
         status, answer = ask(world, path, b"[" * 200_000)
         assert status == 413 and b"the limit of this one is 131072" in answer
+
+
+class Later(ThreadPoolExecutor):
+    """Does nothing before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.release = threading.Event()
+        super().submit(self.release.wait)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/identity_fp32/infer", "/predict/identity_fp32"])
+def test_answers_that_wait_to_be_written_are_bounded_too(path: str) -> None:
+    """Hundreds can be computed while one is written as JSON."""
+    count, size = 50_000, 200_000
+    with running(limits=Limits(owed=int(size * 1.5))) as world:
+        world.service.threads.shutdown()
+        world.service.threads = later = Later()
+        tensor = {"name": "x", "datatype": "FP32", "shape": [count, 1], "parameters": {"binary_data_size": size}}
+        text = json.dumps({"inputs": [tensor]}).encode()
+        fields = {"Inference_Header_Content_Length": str(len(text))}
+        answers: list[tuple[int, bytes]] = []
+        first = threading.Thread(
+            target=lambda: answers.append(ask(world, "/v2/models/identity_fp32/infer", text + bytes(size), **fields))
+        )
+        first.start()
+        while not world.server.owed:
+            time.sleep(0.01)
+        assert world.server.owed == size
+        if path.startswith("/predict"):
+            text, fields = json.dumps([[0]] * 100).encode(), {}
+            status, answer = ask(world, path, text)
+            assert status == 200 and world.server.owed == size  # a small one is given all the same
+        else:
+            status, answer = ask(world, path, text + bytes(size), **fields)
+            assert status == 503 and b"have not taken" in answer
+        later.release.set()
+        first.join(60)
+        assert answers[0][0] == 200 and json.loads(answers[0][1])["outputs"][0]["data"] == [0.0] * count
+        while world.server.owed:
+            time.sleep(0.01)

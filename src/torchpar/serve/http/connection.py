@@ -349,15 +349,12 @@ class Connection(asyncio.Protocol):
         waiting = self._waiting
         if not waiting or waiting[0] is not exchange:
             if waiting and exchange.answer is not None:
-                exchange.kept = sum(map(len, exchange.answer))
-                self._kept += exchange.kept
-                self._count_owed()
+                self.keep(exchange, sum(map(len, exchange.answer)))
             return
         while waiting and waiting[0].answer is not None:
             exchange = waiting.popleft()
             if exchange.kept:
-                self._kept -= exchange.kept
-                self._count_owed()
+                self.keep(exchange, 0)
             self._write(exchange.answer)
             self.server.finished(exchange)
             # It may be large, and would wait for the garbage collector: `cancel` leads back to the exchange.
@@ -454,6 +451,7 @@ class Connection(asyncio.Protocol):
         forgotten, self._waiting = self._waiting, deque()
         self._kept = 0
         for exchange in forgotten:
+            exchange.kept = 0
             if exchange.answer is None and exchange.cancel is not None:
                 exchange.cancel()
             exchange.answer, exchange.cancel = GONE, None
@@ -512,6 +510,12 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def keep(self, exchange: Exchange, size: int) -> None:
+        """So many bytes wait for this answer's turn, or to be written as JSON."""
+        self._kept += size - exchange.kept
+        exchange.kept = size
+        self._count_owed()
 
     def may_owe(self, size: int) -> bool:
         """Whether an answer may wait to be taken."""

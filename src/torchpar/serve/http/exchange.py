@@ -105,14 +105,29 @@ class Exchange:
         body are bytes-like."""
         if self.answer is not None:
             return
+        if self.kept:
+            self.connection.keep(self, 0)
         if self.method == b"HEAD":
             body = ()
-        if self.connection.server.owed and not self.connection.may_owe(sum(map(len, body))):
-            self.fail(503, "clients have not taken as many bytes of their answers as may wait; try again", 1.0)
+        if not self.may_wait(sum(map(len, body))):
             return
         self.status = status
         self.answer = [self.connection.server.status_line(status), head, self.connection_field(), b"\r\n", *body]
         self.connection.answered(self)
+
+    def expect(self, size: int) -> bool:
+        """Whether an answer of so many bytes may wait until it is written as JSON, or compressed; if not, say so."""
+        if self.answer is not None or not self.may_wait(size):
+            return False
+        self.connection.keep(self, size)
+        return True
+
+    def may_wait(self, size: int) -> bool:
+        """Whether an answer of so many bytes may wait to be taken; if not, say so."""
+        if self.connection.server.owed and not self.connection.may_owe(size):
+            self.fail(503, "clients have not taken as many bytes of their answers as may wait; try again", 1.0)
+            return False
+        return True
 
     def connection_field(self) -> bytes:
         """The Connection field, where it says something."""

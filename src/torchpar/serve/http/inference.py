@@ -162,6 +162,9 @@ class Inference:
             if isinstance(output.data, list) or not wanted.each.get(output.name, wanted.binary)
         )
 
+        if size > INLINE and not exchange.expect(size):
+            return
+
         def send(encoded: tuple[bytes, list[Any]]) -> None:
             text, pieces = encoded
             exchange.send(200, answer_head(text, pieces), text, *pieces)
@@ -173,9 +176,13 @@ class Inference:
             do_json(self._service, exchange, size, work, send)
 
     def _compressed(self, exchange: Exchange, wanted: Wanted, response: Response, coding: str) -> None:
+        size = sum(len(output.data) for output in response.outputs)
+        if not exchange.expect(size):
+            return
+
         def make() -> tuple[bytes, bytes]:
-            large = sum(len(output.data) for output in response.outputs) > apart.LEAST
-            text, pieces = self._service.apart.call(encode, response, wanted) if large else encode(response, wanted)
+            call = self._service.apart.call
+            text, pieces = call(encode, response, wanted) if size > apart.LEAST else encode(response, wanted)
             body = b"".join([text, *pieces])
             if len(body) < LEAST:
                 return answer_head(text, pieces), body

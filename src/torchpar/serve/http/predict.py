@@ -94,6 +94,8 @@ class Predict:
                 exchange.respond(200, JSON, message)
 
         size = sum(len(tensor.data) for tensor in outcome.outputs)
+        if size > INLINE and not exchange.expect(size):
+            return
         do_json(self._service, exchange, size, partial(_answer, outcome, whole), send, fail)
 
     def _fail(self, exchange: Exchange, shown: bytes | None, error: ServeError) -> None:
