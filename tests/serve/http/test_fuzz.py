@@ -151,6 +151,10 @@ def test_a_raw_body_is_the_only_input(world: Running) -> None:
         ("deflate", zlib.compress(request())[2:-4], 200),
         ("identity", request(), 200),
     ],
+    ids=[
+        "gzip bomb", "deflate bomb", "no gzip", "half a gzip", "more than a gzip", "no deflate", "br", "two codings",
+        "gzip", "deflate", "raw deflate", "none",
+    ],  # fmt: skip
 )
 def test_a_compressed_body_is_bounded_and_checked(world: Running, coding: str, body: bytes, status: int) -> None:
     assert ask(world, "POST", INFER, body, Content_Encoding=coding)[0] == status
