@@ -237,8 +237,9 @@ def _parsed(stride: int = 3, dtype: str = "int64", more: str = "") -> Made | Non
         ('    int64_t s7 = s0;\n    assert_size_stride(arg1_1, {s7}, {1L}, "input");', (((0, 0), (1, 0)),)),
         ("", None),
         ('    assert_size_stride(arg1_1, {2L*s0}, {1L}, "input");', None),
+        ("    int64_t arg1_1_size_0 = arg1_1_size[0];\n    int64_t s1 = div(arg1_1_size_0, 8L);", None),
     ],
-    ids=["each its own", "the same", "another name", "not told", "computed"],
+    ids=["each its own", "the same", "another name", "not told", "computed", "a multiple"],
 )
 def test_sizes_that_must_be_the_same_are_told_or_fixed(more: str, equal: object) -> None:
     """Where a size is one that others give, and not which, only fixed sizes are safe."""

@@ -222,6 +222,17 @@ def test_two_answers_are_the_same_row_or_not(
     assert bool(difference([_wire(*alone)], [_wire(*part)], ask)) == differs
 
 
+def test_the_kernels_of_accelerators_are_anew_for_each_number_of_rows() -> None:
+    """So a longer batch tells nothing there, and is not asked for."""
+    asked = []
+
+    def ask(more: int) -> list[Wire]:
+        asked.append(more)
+        return [_wire(1.5, 100.0)]
+
+    assert difference([_wire(1.0, 100.0)], [_wire(1.5, 100.0)], ask, "KIND_GPU") == "" and asked == [0]
+
+
 def test_a_batch_is_filled_with_rows_where_they_stand() -> None:
     """From some place on, and nothing else around them; with a row less they may have to stand earlier."""
     for start in range(7):

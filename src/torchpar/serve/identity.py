@@ -1,6 +1,6 @@
 """Which files a model was made of, so that all processes of a service serve the same. Imports no torch.
 
-A file is told from another by its device, inode, size and time: what is in it need not be read again.
+A file is told from another by its inode, size and time: what is in it need not be read again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import sysconfig
 from collections.abc import Mapping
 from typing import Any, Optional
 
-# Device, inode, size and nanoseconds of the last change; None for a file that is not there.
+# Inode, size and nanoseconds of the last change; None for a file that is not there. Not the device, which a network's
+# file system may have anew with each mount.
 Look = Optional[tuple[int, ...]]
 Files = Mapping[str, Look]
 # What processes tell each other: for each "NAME/VERSION" its files, paths and looks shortened.
@@ -35,7 +36,7 @@ def look_at(path: str) -> Look:
         about = os.stat(path)
     except OSError:
         return None
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def own_files(path: str) -> dict[str, Look]:
@@ -79,8 +80,9 @@ class Opened:
         self.written: set[str] = set()
         self._active = False
         self._modules: set[str] = set()
-        installed = (*sysconfig.get_paths().values(), *site.getsitepackages())
-        paths = {os.path.realpath(path) for path in installed if path}
+        installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+        caches = [os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.environ.get("TRITON_CACHE_DIR")]
+        paths = {os.path.realpath(path) for path in (*installed, *site.getsitepackages(), *caches) if path}
         self._foreign = (*_DEVICES, *(f"{path}/" for path in paths if path != "/"))
 
     def __enter__(self) -> Opened:

@@ -49,6 +49,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         other = changed(files)
         if other:
             raise ModelError(f"{file.path}: {other} has changed while it was loaded: load it again")
+        runner.in_service = True
     except CannotAnswer as error:
         runner.close()
         raise ModelError(f"{file.path}: no request would be answered: {error}") from None

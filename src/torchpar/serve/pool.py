@@ -202,6 +202,7 @@ class Pool:
                 runner = batch.served.runner
                 self._post(batch)
                 if broken:
+                    worker.since = None  # a model may take long to be loaded again
                     _mend(runner, worker.lane)
                 del runner  # an idle thread would keep a model that was unloaded
                 with self._lock:

@@ -208,7 +208,7 @@ def _agrees(
             inputs, place = only(row, i, len(rows), more, runner.max_batch)
             return [cut(tensor, place, place + 1) for tensor in _run(runner, lane, inputs).outputs]
 
-        reason = difference(answer, [cut(tensor, i, i + 1) for tensor in whole], again)
+        reason = difference(answer, [cut(tensor, i, i + 1) for tensor in whole], again, runner.kind)
         if reason:
             return reason
     return ""
@@ -263,7 +263,7 @@ def _compare(
             inputs, place = only(asked, start, rows, more, runner.max_batch)
             return [cut(tensor, place, place + count) for tensor in _run(runner, lane, inputs).outputs]
 
-        reason = difference(alone, [cut(tensor, start, end) for tensor in whole], again)
+        reason = difference(alone, [cut(tensor, start, end) for tensor in whole], again, runner.kind)
         if reason:
             return reason
         start = end

@@ -140,13 +140,18 @@ class Processes:
 
     def _align(self, model: Member) -> None:
         """Start those again that serve other files than this one: they answer what they have accepted, and return."""
+        if self._calls:
+            return  # some have loaded and others not yet; the last call aligns them
+        grace = float(self._serve.drain_timeout)
         for process in self._processes:
             if process is model or not (process.ready and process.going and process.channel):
                 continue
             if not _alike(model.serves, process.serves):
                 say(f"process {process.rank} serves other files than process {model.rank}, and is started again")
                 process.going = False
-                process.channel.send(stop=float(self._serve.drain_timeout))
+                process.channel.send(stop=grace)
+                if process.child:
+                    self._loop.call_later(grace + STOP_SECONDS, process.child.kill)
 
     def _hear(self, process: Member) -> None:
         while process.channel and (message := process.channel.receive()):
@@ -166,7 +171,10 @@ class Processes:
         if "loaded" in message:
             self._loaded(process)
         if "differs" in message:
-            process.out = message["differs"]
+            model = self._model(process)
+            # Where the others serve something else by now than what it was told, it gets another try.
+            process.refused = model is not None and model.serves != process.like
+            process.out = "" if process.refused else message["differs"]
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])
@@ -178,7 +186,7 @@ class Processes:
             if process.late and not any(each.ready for each in self._processes if each is not process):
                 self._loop.create_task(self._catch_up(process))
             elif model := self._model(process):
-                self._align(model)
+                self._align(model)  # itself too
         if "did" in message and message["did"] in process.calls:
             process.calls.pop(message["did"]).set_result(message["wrong"])
         if "ask" in message:
@@ -247,6 +255,7 @@ class Processes:
             self._see_started()
             self._tell()
             return
+        process.out = ""
         if process.refused:
             self._start(process)
             return

@@ -32,6 +32,7 @@ class Runner(ABC):
     guessed = False
     files: Files = {}
     quiet = False  # what a handler raises now is not for the log
+    in_service = False  # requests come; before, it is being loaded
     kind = "KIND_CPU"
 
     @abstractmethod

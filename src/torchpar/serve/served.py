@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 from torchpar.serve.columns import Column, Computed
@@ -199,7 +200,8 @@ class Served:
             part = [cut(tensor, start, row) for tensor in computed.outputs]
             try:
                 alone = self._run(lane, [waiting], waiting.rows).outputs
-                reason = difference(alone, part, lambda more: self._only(lane, waiting, start, batch.rows, more))  # noqa: B023
+                again = partial(self._only, lane, waiting, start, batch.rows)
+                reason = difference(alone, part, again, self.runner.kind)
             except ServeError as error:
                 reason = f"it fails alone: {error.message}"
                 if error.status == 503:

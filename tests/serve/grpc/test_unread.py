@@ -128,3 +128,32 @@ def test_answers_of_a_stream_wait_in_bounds(read: bool) -> None:
             answers.cancel()
             asked.put(None)
         until(lambda: world.server.owed == 0)
+
+
+class FirstLate(Images):
+    """The first question is answered when it is told to be."""
+
+    def submit(self, request: Request, done: Done) -> Ticket:
+        if self.requests:
+            return super().submit(request, done)
+        self.requests.append(request)
+        self.late = done
+        return EchoTicket()
+
+
+def test_an_answer_whose_turn_has_not_come_is_nobodys_delay() -> None:
+    """In a stream it waits for those before it, for as long as they take."""
+    limits = Limits(write_seconds=0.3)
+    with running(FirstLate(), grpc=True, limits=limits) as world, channel(world) as client:
+        asked: queue.Queue[Any] = queue.Queue()
+        answers = service_pb2_grpc.GRPCInferenceServiceStub(client).ModelStreamInfer(iter(asked.get, None))
+        asked.put(question())
+        until(lambda: world.engine.requests)
+        asked.put(question())
+        until(lambda: world.server.owed)
+        time.sleep(1.5)  # several times as long as a client may take nothing
+        answer = Response("image", "1", "", [Tensor("x", "UINT8", (1, 1), b"a")])
+        world.server.loop.call_soon_threadsafe(world.engine.late, answer)
+        asked.put(None)
+        assert [answer.error_message for answer in answers] == ["", ""]
+        until(lambda: world.server.owed == 0)

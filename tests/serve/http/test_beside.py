@@ -145,17 +145,6 @@ def test_much_json_is_read_and_written_by_another_process(world: Running) -> Non
     assert status == 200 and json.loads(answer)["outputs"][0]["data"] == texts
 
 
-def test_a_process_for_json_that_was_killed_costs_one_request(world: Running) -> None:
-    """It holds nothing that others need."""
-    body = json.dumps([[0.5]] * LARGE).encode()
-    assert ask(world, "/predict/identity_fp32", body)[0] == 200
-    for pid in world.service.apart.pids():
-        os.kill(pid, signal.SIGKILL)
-    status, answer = ask(world, "/predict/identity_fp32", body)
-    assert status == 503 and b"try again" in answer
-    assert ask(world, "/predict/identity_fp32", body)[0] == 200
-
-
 def test_another_process_is_small_and_says_what_failed() -> None:
     """It has no torch; a bug there is one here."""
     apart = Apart()
@@ -168,6 +157,12 @@ def test_another_process_is_small_and_says_what_failed() -> None:
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             apart.call(divmod, 1, 0)
         assert len(apart.pids()) == 1
+        (idle,) = apart.pids()
+        os.kill(idle, signal.SIGKILL)
+        assert apart.call(os.getpid) != idle  # what died while it had nothing to do is nobody's failure
+        with pytest.raises(ServeError, match="try again") as died:
+            apart.call(os._exit, 1)
+        assert died.value.status == 503 and apart.pids() == []
     finally:
         apart.close()
 

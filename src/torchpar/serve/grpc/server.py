@@ -40,6 +40,12 @@ _CODES = {
 Answer = Callable[[dict[str, Any], Any], Any]
 
 
+class _Counts(dict[Any, int]):
+    """Of a stream: by task, what counts of an answer before gRPC has it. over: nobody waits for answers any more."""
+
+    over = False
+
+
 class GrpcServer:
     """Serves one `Service` on the running event loop."""
 
@@ -156,7 +162,8 @@ class GrpcServer:
             # The task of the call, which ends when the answer is taken.
             task = asyncio.current_task()
             assert task
-            task.add_done_callback(lambda _: self._unread.remove(peer, counted))
+            self._unread.give(peer, counted)
+            task.add_done_callback(lambda _: self._unread.remove(peer, counted, counted))
         return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -166,11 +173,17 @@ class GrpcServer:
         """
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(self._limits.pipeline)
         peer = context.peer()
-        counts: dict[Any, int] = {}
+        counts = _Counts()
+        given = 0
 
         async def read() -> None:
             async for data in requests:
-                await waiting.put(asyncio.ensure_future(self._stream_one(data, peer, counts)))
+                one = asyncio.ensure_future(self._stream_one(data, peer, counts))
+                try:
+                    await waiting.put(one)
+                except asyncio.CancelledError:
+                    one.cancel()
+                    raise
                 if self._draining:
                     break
             await waiting.put(None)
@@ -189,8 +202,11 @@ class GrpcServer:
             if self._draining:
                 end()
             while not (self._draining and waiting.empty()) and (task := await waiting.get()) is not None:
-                yield await task
-                self._unread.remove(peer, counts.pop(task, 0))
+                answer = await task
+                self._unread.give(peer, given := counts.pop(task, 0))
+                yield answer
+                self._unread.remove(peer, given, given)
+                given = 0
         finally:
             self._ends.discard(end)
             reader.cancel()
@@ -200,9 +216,10 @@ class GrpcServer:
                 left = waiting.get_nowait()
                 if left is not None:
                     left.cancel()
-            self._unread.remove(peer, sum(counts.values()))
+            counts.over = True
+            self._unread.remove(peer, given + sum(counts.values()), given)
 
-    async def _stream_one(self, data: bytes, peer: str, counts: dict[Any, int]) -> bytes:
+    async def _stream_one(self, data: bytes, peer: str, counts: _Counts) -> bytes:
         """The answer; counts: by task, what counts of it until it is taken."""
         head: dict[str, Any] = {}
         try:
@@ -211,7 +228,7 @@ class GrpcServer:
             if head.get("parameters", {}).get(WANTS_FINAL, {}).get("bool_param"):
                 fields.setdefault("parameters", {})[FINAL] = parameter_field(True)
             answer = m.STREAM_RESPONSE.encode({"infer_response": fields})
-            if counted := self._unread.add(peer, len(answer)):
+            if not counts.over and (counted := self._unread.add(peer, len(answer))):
                 counts[asyncio.current_task()] = counted
             return answer
         except ServeError as error:

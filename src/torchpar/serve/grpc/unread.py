@@ -24,8 +24,9 @@ _PEER = re.compile(r"ipv[46]:\[?([^\]]*)\]?:(\d+)")
 
 @dataclass
 class _Client:
-    owed: int
-    since: float  # when it last took something
+    owed: int  # bytes of answers that are computed
+    due: int  # of these, what gRPC has been given: others wait for their turn in a stream
+    since: float  # when it last took something, or had nothing due
     acked: int | None = None
 
 
@@ -46,19 +47,28 @@ class Unread:
             raise ServeError(503, "clients have not taken as many bytes of their answers as may wait; try again", 1.0)
         loop = asyncio.get_running_loop()
         if client is None:
-            client = self._clients[peer] = _Client(0, loop.time())
+            client = self._clients[peer] = _Client(0, 0, loop.time())
         client.owed += size
         self._server.owed += size
         if self._timer is None:
             self._timer = loop.call_later(self._server.limits.write_seconds / 3, self._sweep)
         return size
 
-    def remove(self, peer: str, size: int) -> None:
-        """So many of the bytes that counted are taken, or nobody waits for them any more."""
+    def give(self, peer: str, size: int) -> None:
+        """gRPC gets so many of the bytes that counted: from now on the client is to take them."""
+        if size:
+            client = self._clients[peer]
+            if not client.due:
+                client.since = asyncio.get_running_loop().time()
+            client.due += size
+
+    def remove(self, peer: str, size: int, given: int) -> None:
+        """So many of the bytes that counted, and that were given, are taken, or nobody waits for them any more."""
         if size:
             self._server.owed -= size
             client = self._clients[peer]
             client.owed -= size
+            client.due -= given
             client.since = asyncio.get_running_loop().time()
             if not client.owed:
                 del self._clients[peer]
@@ -73,13 +83,17 @@ class Unread:
         connections = _connections()
         for peer, client in self._clients.items():
             connection = connections.get(_address(peer))
-            if connection is None:
+            if connection is None or not client.due:
                 continue
-            (acked,) = _ACKED.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)
-            if client.acked is None or acked > client.acked + SMALL:  # pings and the like are smaller
-                client.acked, client.since = acked, now if client.acked is not None else client.since
-            elif now - client.since >= patience:
-                connection.shutdown(socket.SHUT_RDWR)
+            try:
+                told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+                (acked,) = _ACKED.unpack_from(told, _ACKED_AT)
+                if client.acked is None or acked > client.acked + SMALL:  # pings and the like are smaller
+                    client.acked, client.since = acked, now if client.acked is not None else client.since
+                elif now - client.since >= patience:
+                    connection.shutdown(socket.SHUT_RDWR)
+            except (OSError, struct.error):
+                continue  # it is gone, or this kernel does not tell
         for connection in connections.values():
             connection.close()
 

@@ -63,7 +63,12 @@ def do_beside(threads: Executor, exchange: Exchange, work: Work, then: Then, fai
         else:
             then(result)
 
-    exchange.connection.server.loop.run_in_executor(threads, work).add_done_callback(ended)
+    def work_if_awaited() -> Any:
+        if exchange.answer is not None:
+            raise ServeError(503, "the client has gone")  # and what is to be worked on need not be kept
+        return work()
+
+    exchange.connection.server.loop.run_in_executor(threads, work_if_awaited).add_done_callback(ended)
 
 
 def _fail(exchange: Exchange, error: ServeError, fail: Fail | None) -> None:

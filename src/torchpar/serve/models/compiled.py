@@ -125,6 +125,9 @@ def _parse_equal(
         return None
     if not all(symbols[place].isidentifier() for place in places if place in symbols):
         return None
+    # A size that others are computed from is read under its own name.
+    if any(symbols.get((i, place)) == f"{names[i]}_size_{place}" for i, place in places):
+        return None
     named = sorted((symbols[place], place) for place in places if place in symbols)
     groups = [tuple(place for _, place in group) for _, group in groupby(named, key=lambda pair: pair[0])]
     return tuple(group for group in groups if len(group) > 1)

@@ -46,15 +46,20 @@ class Apart:
 
         ServeError comes back as it is; 503 where the process died.
         """
-        with self._lock:
-            process = self._idle.pop() if self._idle else None
-        try:
-            process = process or _Process()
-            what, result = process.ask((function, arguments))
-        except (OSError, EOFError):
-            if process:
-                process.close()
-            raise ServeError(503, "the process that reads and writes large JSON has ended; try again", 1.0) from None
+        while True:
+            with self._lock:
+                idle = self._idle.pop() if self._idle else None
+            process = idle
+            try:
+                process = process or _Process()
+                what, result = process.ask((function, arguments))
+                break
+            except (OSError, EOFError):
+                if process:
+                    process.close()
+                if idle is None:
+                    text = "the process that reads and writes large JSON has ended; try again"
+                    raise ServeError(503, text, 1.0) from None
         with self._lock:
             if not self._closed:
                 self._idle.append(process)

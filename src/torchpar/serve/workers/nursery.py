@@ -35,13 +35,14 @@ from torchpar.serve.tensors import Tensor
 from torchpar.serve.trim import TRIM_FROM, trim
 from torchpar.serve.workers.lane import receive, send
 from torchpar.serve.workers.memory import Memory, Place, end_of
-from torchpar.serve.workers.threads import left_behind
+from torchpar.serve.workers.threads import left_behind, others
 from torchpar.serve.workers.values import value_at
 
 # What is stuck in a model is told to say where it is and to end; what cannot is killed. Seconds for each.
 PATIENCE = 0.5
 # A worker that has nothing to do for so long, and had much to do, gives memory back.
 IDLE_SECONDS = 1.0
+
 
 def main(fd: int, text: str) -> None:
     """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
@@ -62,6 +63,9 @@ def main(fd: int, text: str) -> None:
         fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(control, fcntl.F_GETFL)
         fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if select.select([control], [], [], 0)[0]:
+            return  # it was gone before
+        before = others()
         try:
             program = load_program(file, None if wish["devices"] else "cpu")
         except ModelError as error:
@@ -69,7 +73,7 @@ def main(fd: int, text: str) -> None:
             return
         finally:
             fcntl.fcntl(control, fcntl.F_SETFL, flags)
-        face = {**_face(program), "threads": left_behind()}
+        face = {**_face(program), "threads": left_behind(before)}
     _tell(control, face)
     shared = None if wish["devices"] else program
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps

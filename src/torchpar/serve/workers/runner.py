@@ -105,6 +105,7 @@ class ProcessRunner(Runner):
                 self._loaded(worker)
                 if self._closed:
                     worker.close()
+                    self._stop_nursery()
                 else:
                     self._lanes[lane] = worker
             except (OSError, WorkerDied, ModelError) as error:
@@ -112,6 +113,8 @@ class ProcessRunner(Runner):
 
     def _end_if_changed(self) -> None:
         path = changed(self._all_files)
+        if path and not self.in_service:
+            raise ModelError(f"{self._file.path}: {path} has changed while it was loaded: load it again")
         if path and os.path.exists(self._file.path):  # else it cannot be loaded, which costs this model alone
             log.error("%s is not what was loaded, and a worker has to load it again: this process ends", path)
             os._exit(ExitStatus.FAILED)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Container
 
 TASKS = "/proc/self/task"
 # jemalloc's own, which it stops before a fork and starts again after it, on both sides.
@@ -14,17 +15,27 @@ SAFE = "jemalloc_bg_thd"
 ENDING_SECONDS = 0.1
 
 
-def left_behind() -> str:
-    """The threads beside this one, by their names in Python or else in the kernel, "" if there are none."""
+def left_behind(before: Container[int]) -> str:
+    """The threads beside this one, by their names in Python or else in the kernel, "" if there are none.
+
+    before: those that were there before, by their kernel's numbers.
+    """
     until = time.monotonic() + ENDING_SECONDS
-    while (found := _others()) and time.monotonic() < until:
+    while (found := _added(before)) and time.monotonic() < until:
         time.sleep(0.01)
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     counts = Counter(names.get(task, f"{name}, of native code") for task, name in found.items())
     return "; ".join(name if count == 1 else f"{count} {name}" for name, count in sorted(counts.items()))
 
 
-def _others() -> dict[int, str]:
+def _added(before: Container[int]) -> dict[int, str]:
+    # tqdm's looks after bars that stand still; nobody waits for it.
+    idle = {thread.native_id for thread in threading.enumerate() if type(thread).__name__ == "TMonitor"}
+    return {task: name for task, name in others().items() if task not in before and task not in idle}
+
+
+def others() -> dict[int, str]:
+    """The names of all threads beside this one, by their kernel's numbers."""
     found = {}
     for task in map(int, os.listdir(TASKS)):
         try:
