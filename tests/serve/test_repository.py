@@ -15,6 +15,8 @@ import torch
 from tests.serve.engines import Answer, ask, request, serving
 from tests.serve.models import Affine, Slow, described, save_script
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.models.files import ModelFile
+from torchpar.serve.models.loading import load_program
 
 ROWS = described(-1, 3)
 X = torch.tensor([[1.0, 2.0, 3.0]])
@@ -228,3 +230,11 @@ def test_a_description_that_is_wrong_is_told_where(tmp_path: Path, text: str, sa
 async def _start(path: Path) -> None:
     async with serving(path):
         pass
+
+
+def test_torchscript_is_not_fused_for_cpus(tmp_path: Path) -> None:
+    """Whatever this torch does by itself: not every build's code can be trusted."""
+    torch._C._jit_override_can_fuse_on_cpu(True)
+    save_script(Affine(), tmp_path / "m.pt", described(-1, 3))
+    load_program(ModelFile("m", "1", str(tmp_path / "m.pt"), None))
+    assert torch._C._jit_can_fuse_on_cpu() is False

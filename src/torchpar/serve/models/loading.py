@@ -19,8 +19,12 @@ def load_program(file: ModelFile, device: str | None = "cpu") -> Program:
 
     device is torch's name of where it computes; None: it does not, and nothing of it may touch an accelerator.
     """
+    import torch
+
     check_owner(file.path)
     refuse_other_kinds(file.path)
+    # PyPI's torch does not fuse TorchScript on CPUs; Debian 13's does, into code that answers NaN or never ends.
+    torch._C._jit_override_can_fuse_on_cpu(False)
     description = Description()
     if file.description:
         check_owner(file.description)
