@@ -132,11 +132,14 @@ class Processes:
             if process.channel:
                 process.channel.send(go=True)
         elif process.child:
-            # Where the others serve something else by now than what it was told, it gets another try.
-            process.refused = True
-            if model.serves == process.like:
-                process.out = "files of its models"
+            self._refuse(process, "files of its models")
             process.child.kill()
+
+    def _refuse(self, process: Member, what: str) -> None:
+        """It has found other files; where the others serve others too by now than it was told, it gets another try."""
+        model = self._model(process)
+        process.refused = True
+        process.out = what if model and model.serves == process.like else ""
 
     def _align(self, model: Member) -> None:
         """Start those again that serve other files than this one: they answer what they have accepted, and return."""
@@ -171,10 +174,7 @@ class Processes:
         if "loaded" in message:
             self._loaded(process)
         if "differs" in message:
-            model = self._model(process)
-            # Where the others serve something else by now than what it was told, it gets another try.
-            process.refused = model is not None and model.serves != process.like
-            process.out = "" if process.refused else message["differs"]
+            self._refuse(process, message["differs"])
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])

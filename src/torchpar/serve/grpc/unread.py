@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from torchpar.serve.errors import ServeError
+from torchpar.serve.http.limits import NOT_TAKEN
 from torchpar.serve.http.server import SMALL, Server
 
 # tcpi_bytes_acked in the kernel's struct tcp_info.
@@ -44,7 +45,7 @@ class Unread:
             return 0
         client = self._clients.get(peer)
         if not self._server.may_owe(size, client.owed if client else 0):
-            raise ServeError(503, "clients have not taken as many bytes of their answers as may wait; try again", 1.0)
+            raise ServeError(503, NOT_TAKEN, 1.0)
         loop = asyncio.get_running_loop()
         if client is None:
             client = self._clients[peer] = _Client(0, 0, loop.time())

@@ -6,6 +6,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Callable, Union
 
+from torchpar.serve.http.limits import NOT_TAKEN
+
 if TYPE_CHECKING:
     from torchpar.serve.http.connection import Connection
 
@@ -125,7 +127,7 @@ class Exchange:
     def may_wait(self, size: int) -> bool:
         """Whether an answer of so many bytes may wait to be taken; if not, say so."""
         if self.connection.server.owed and not self.connection.may_owe(size):
-            self.fail(503, "clients have not taken as many bytes of their answers as may wait; try again", 1.0)
+            self.fail(503, NOT_TAKEN, 1.0)
             return False
         return True
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * KIB
 
+NOT_TAKEN = "clients have not taken as many bytes of their answers as may wait; try again"
+
 
 @dataclass(frozen=True)
 class Limits:
