@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -120,7 +121,9 @@ def in_process(model: Path, threads: int, seconds: float) -> dict[str, float]:
 
 @contextmanager
 def running(peer: Peer, python: str, model: Path, workers: int) -> Iterator[int]:
-    """A server that is ready; yields its process."""
+    """A server that is ready; yields its process. Raises OSError where its port is taken, RuntimeError if it fails."""
+    # One that an interrupted run left behind would be measured in its place.
+    socket.create_server(("127.0.0.1", PORT)).close()
     with tempfile.TemporaryDirectory(prefix=f"bench-{peer.name}-") as directory:
         folder = Path(directory)
         argv = peer.start(folder, python, model, PORT, workers)
