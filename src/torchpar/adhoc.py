@@ -16,7 +16,7 @@ from torchpar.claims import Reason
 from torchpar.config import Config, Kind, Service
 from torchpar.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.cpuset import CpuSet
-from torchpar.errors import ConfigError
+from torchpar.errors import ConfigError, Problem
 from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.settings import TrainSettings
@@ -73,10 +73,10 @@ def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
     return ConfFile(COMMAND, "\n".join([*lines, *_NEVER, ""]))
 
 
-def own_problems(problems: Iterable[str]) -> tuple[str, ...]:
+def own_problems(found: Iterable[Problem | str]) -> tuple[str, ...]:
     """Those of the conf's problems that are in the job's own settings, without a line number that nobody could find."""
-    own = re.compile(rf"{COMMAND}:\d+: \[Train {re.escape(_SECTION)}\] ")
-    return tuple(own.sub("", problem) for problem in problems if own.match(problem))
+    own = [problem.what for problem in found if isinstance(problem, Problem) and problem.place.file == COMMAND]
+    return tuple(what.removeprefix(f"[Train {_SECTION}] ") for what in own)
 
 
 def take_job(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from torchpar.endpoint import whole_endpoint
-from torchpar.errors import ConfigError, PlacementError
+from torchpar.errors import ConfigError, Place, PlacementError, Problem
 from torchpar.settings import (
     SECTIONS,
     HostSettings,
@@ -45,13 +45,14 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Service:
-    """One declared service. `directives` are its Service.KEY= pairs; `origins` says which file:line set each key."""
+    """One declared service. `directives` are its Service.KEY= pairs; `origins` says where each key was set,
+    and under "" where the service is declared."""
 
     kind: Kind
     name: str
     settings: ServiceSettings
     directives: tuple[tuple[str, str], ...]
-    origins: Mapping[str, str]
+    origins: Mapping[str, Place]
 
     @property
     def unit(self) -> str:
@@ -65,7 +66,15 @@ class Service:
 
     def origin(self, key: str) -> str:
         """Where the key was set, or where the service is declared, as "file:line"."""
+        return str(self.place(key))
+
+    def place(self, key: str) -> Place:
+        """Where the key was set, or where the service is declared."""
         return self.origins.get(key) or self.origins[""]
+
+    def problem(self, key: str, what: str) -> Problem:
+        """What is wrong with a key of it, or with the whole of it (key "")."""
+        return Problem(self.place(key), f"{self.section} {what}")
 
     def refuse(self, key: str, value: object, why: str) -> PlacementError:
         """The error that says that a value does not fit the host."""
@@ -90,7 +99,12 @@ class Config:
 
     host: HostSettings
     services: tuple[Service, ...]
-    warnings: tuple[str, ...] = ()
+    notes: tuple[Problem, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not wrong, but worth a line."""
+        return tuple(map(str, self.notes))
 
     def interpreters(self) -> tuple[str, ...]:
         """The interpreters of all services, sorted."""
@@ -115,7 +129,7 @@ class _Value:
 
     key: str
     text: str
-    origin: str
+    origin: Place
     setting: Setting | None
     value: Any
 
@@ -149,6 +163,9 @@ _RENDERED = {
     "TimeoutStopSec": "CheckpointGrace= or DrainTimeout",
 }
 
+# A file's name has at most 255 bytes, and systemd's folder for PrivateTmp= of the service needs 79 beside its name.
+_LONGEST_NAME = 100
+
 _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
 
 
@@ -162,7 +179,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
     host: list[_Value] = []
     defaults: dict[Kind, list[_Value]] = {kind: [] for kind in Kind}
     services: dict[tuple[Kind, str], list[_Value]] = {}
-    declared: dict[tuple[Kind, str], str] = {}
+    declared: dict[tuple[Kind, str], Place] = {}
     for file in files:
         applies = True
         for section in split_sections(file, problems):
@@ -189,15 +206,11 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
     )
     problems.errors.extend(_shared_endpoints(config.services))
     errors = problems.errors + (problems.unknown if strict else [])
+    order = {file.path: index for index, file in enumerate(files)}
+    errors.sort(key=lambda problem: (order[problem.place.file], problem.place.line or 0))
     if errors:
-        places = {file.path: index for index, file in enumerate(files)}
-        raise ConfigError(sorted(errors, key=lambda problem: _place(problem, places)))
+        raise ConfigError(errors)
     return config
-
-
-def _place(problem: str, places: Mapping[str, int]) -> tuple[int, int]:
-    path, line = problem.split(": ", 1)[0].rsplit(":", 1)
-    return places[path], int(line)
 
 
 def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
@@ -209,25 +222,33 @@ def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
             directive = key.removeprefix("Service.")
             if directive in _RENDERED:
                 problems.errors.append(
-                    f"{origin}: [{section.header}] {key}=: torchpar sets {directive}= itself; "
-                    f"use {_RENDERED[directive]}="
+                    Problem(
+                        origin,
+                        f"[{section.header}] {key}=: torchpar sets {directive}= itself; use {_RENDERED[directive]}=",
+                    )
                 )
             elif not re.fullmatch(r"[A-Z][A-Za-z0-9]+", directive):
-                problems.errors.append(f"{origin}: [{section.header}] {key}=: is not Service.KEY of systemd")
+                problems.errors.append(Problem(origin, f"[{section.header}] {key}=: is not Service.KEY of systemd"))
             else:
                 yield _Value(key, text, origin, None, text)
             continue
         row = rows.get(key)
         if row is None:
-            problems.unknown.append(f"{origin}: [{section.header}] {key}={text:.60}: unknown key{hint(key, rows)}")
+            problems.unknown.append(
+                Problem(origin, f"[{section.header}] {key}={text:.60}: unknown key{hint(key, rows)}")
+            )
             continue
         if row.later and text not in ("", row.default):
-            problems.notes.append(f"{origin}: [{section.header}] {key}={text:.60}: has no effect in this version yet")
+            problems.notes.append(
+                Problem(origin, f"[{section.header}] {key}={text:.60}: has no effect in this version yet")
+            )
         try:
             yield _Value(key, text, origin, row, row.parse(text) if text else None)
         except ValueError as error:
             what = str(error) if str(error).startswith("'") else f"'{text:.40}' {error}"
-            problems.errors.append(f"{origin}: [{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}")
+            problems.errors.append(
+                Problem(origin, f"[{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}")
+            )
 
 
 def _merge(kind: type[T], values: Sequence[_Value]) -> T:
@@ -246,7 +267,7 @@ def _merge(kind: type[T], values: Sequence[_Value]) -> T:
 
 
 def _make_service(
-    kind: Kind, name: str, declared: str, defaults: list[_Value], own: list[_Value], problems: Problems
+    kind: Kind, name: str, declared: Place, defaults: list[_Value], own: list[_Value], problems: Problems
 ) -> Service:
     values = [*defaults, *own]
     directives: list[tuple[str, str]] = []
@@ -268,46 +289,44 @@ def _refuse_own_settings(word: str, values: Sequence[_Value], problems: Problems
     for value in values:
         if value.setting and value.setting.own:
             problems.errors.append(
-                f"{value.origin}: [{word}] {value.key}= belongs to one service; write it in [{word} NAME]"
+                Problem(value.origin, f"[{word}] {value.key}= belongs to one service; write it in [{word} NAME]")
             )
 
 
-def _contradictions(service: Service) -> Iterator[str]:
+def _contradictions(service: Service) -> Iterator[Problem]:
     """What is wrong between the keys of one service."""
-    settings, header = service.settings, service.section
+    settings = service.settings
     if isinstance(settings, TrainSettings):
         if not settings.script and not settings.module:
-            yield f"{service.origin('')}: {header} has nothing to run; set Script=/path/to/train.py or Module=NAME"
+            yield service.problem("", "has nothing to run; set Script=/path/to/train.py or Module=NAME")
         if settings.script and settings.module:
-            yield f"{service.origin('Module')}: {header} has both Script= and Module=; keep one of them"
+            yield service.problem("Module", "has both Script= and Module=; keep one of them")
         least, most = settings.nodes
         if most > 1 and not settings.endpoint:
-            yield f"{service.origin('Nodes')}: {header} has Nodes= but no Endpoint=, where they meet; set Endpoint=HOST"
+            yield service.problem("Nodes", "has Nodes= but no Endpoint=, where they meet; set Endpoint=HOST")
         if least < most and not settings.elastic:
-            yield (
-                f"{service.origin('Nodes')}: {header} Nodes={least}:{most}: would go on with fewer hosts only with "
-                f"Elastic=yes; set that, or Nodes={most}"
+            yield service.problem(
+                "Nodes",
+                f"Nodes={least}:{most}: would go on with fewer hosts only with Elastic=yes; set that, or Nodes={most}",
             )
         if settings.elastic and least == most:
-            yield (
-                f"{service.origin('Elastic')}: {header} Elastic=yes needs Nodes=LEAST:MOST, how few hosts it may go "
-                "on with"
-            )
+            yield service.problem("Elastic", "Elastic=yes needs Nodes=LEAST:MOST, how few hosts it may go on with")
     if isinstance(settings, InferSettings):
         if not settings.model and not settings.handler:
-            yield f"{service.origin('')}: {header} has nothing to serve; set Model=/path/to/model.pt or Handler="
+            yield service.problem("", "has nothing to serve; set Model=/path/to/model.pt or Handler=")
         if bool(settings.tls_certificate) != bool(settings.tls_key):
             have, lack = ("TLSCertificate", "TLSKey") if settings.tls_certificate else ("TLSKey", "TLSCertificate")
-            yield f"{service.origin(have)}: {header} {have}= needs {lack}= beside it"
+            yield service.problem(have, f"{have}= needs {lack}= beside it")
     explicit = ("preferred", "bind", "interleave")
     if settings.numa_mask and settings.numa_policy.value not in (*explicit, "auto"):
-        yield (
-            f"{service.origin('NUMAMask')}: {header} NUMAMask= has no meaning with "
-            f"NUMAPolicy={settings.numa_policy.value}; it goes with {', '.join(explicit)}"
+        yield service.problem(
+            "NUMAMask",
+            f"NUMAMask= has no meaning with "
+            f"NUMAPolicy={settings.numa_policy.value}; it goes with {', '.join(explicit)}",
         )
 
 
-def _shared_endpoints(services: Sequence[Service]) -> Iterator[str]:
+def _shared_endpoints(services: Sequence[Service]) -> Iterator[Problem]:
     """Two jobs that may run at once on one endpoint would meet each other there."""
     seen: dict[str, Service] = {}
     for service in services:
@@ -317,19 +336,18 @@ def _shared_endpoints(services: Sequence[Service]) -> Iterator[str]:
         endpoint = whole_endpoint(train.endpoint, service.name)
         other = seen.setdefault(endpoint, service)
         if other is not service and not (train.slot and train.slot == other.settings.slot):
-            yield (
-                f"{service.origin('Endpoint')}: {service.section} Endpoint={train.endpoint}: {other.section} meets at "
-                f"{endpoint} too; give each job a port of its own"
+            yield service.problem(
+                "Endpoint",
+                f"Endpoint={train.endpoint}: {other.section} meets at {endpoint} too; give each job a port of its own",
             )
 
 
 def _is_name(name: str, section: Section, problems: Problems) -> bool:
     # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote.
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", name) and len(name) <= 100:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", name) and len(name) <= _LONGEST_NAME:
         return True
-    problems.errors.append(
-        f"{section.origin}: [{section.header}]: a service's name is made of letters, digits, '_', '-', '.' and ':'"
-    )
+    rule = f"is made of at most {_LONGEST_NAME} letters, digits, '_', '-', '.' and ':'"
+    problems.errors.append(Problem(section.origin, f"[{section.header:.60}]: a service's name {rule}"))
     return False
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class ExitStatus(enum.IntEnum):
@@ -41,14 +42,46 @@ class TorchparError(Exception):
     exit_status = ExitStatus.FAILED
 
 
+@dataclass(frozen=True)
+class Place:
+    """A line of a file of the conf, or a whole file; its text is "file:line" or "file"."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return printable(self.file) if self.line is None else f"{printable(self.file)}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with the conf, where it is, and what to do; its text is "file:line: what and what to do".
+
+    Whoever wants the place takes it from here: no text is taken apart again, as a file may be called "a: b.conf".
+    """
+
+    place: Place
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+def printable(text: str, most: int = 400) -> str:
+    """A name or path from outside for one line of a message: no line breaks or escape sequences, and not endless."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 class ConfigError(TorchparError):
-    """The configuration is invalid. `problems` are complete lines, each "file:line: what and what to do"."""
+    """The configuration is invalid. `found` are the problems, `problems` their texts, each one line."""
 
     exit_status = ExitStatus.CONFIG
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+    def __init__(self, found: Sequence[Problem | str]) -> None:
+        self.found = tuple(found)
+        self.problems = tuple(map(str, found))
+        super().__init__("\n".join(self.problems))
 
 
 class FactsError(TorchparError):

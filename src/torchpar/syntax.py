@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from torchpar.errors import Place, Problem
+
 KNOWN_SECTIONS = ("Match", "Host", "Train", "Infer")
 
 
@@ -22,11 +24,11 @@ class ConfFile:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Key=Value, and where it stands as "file:line"."""
+    """Key=Value, and where it stands."""
 
     key: str
     text: str
-    origin: str
+    origin: Place
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Section:
     """A section's header without brackets, where it stands, and what is in it."""
 
     header: str
-    origin: str
+    origin: Place
     assignments: list[Assignment]
 
 
@@ -45,9 +47,9 @@ class Problems:
     `notes` are not wrong, but worth a warning.
     """
 
-    errors: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    errors: list[Problem] = field(default_factory=list)
+    unknown: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
 
 
 def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
@@ -56,9 +58,11 @@ def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
     ignoring = False
     first = True
     for number, line in _logical_lines(file.text):
-        origin = f"{file.path}:{number}"
+        origin = Place(file.path, number)
         if any(ord(c) < 32 and c != "\t" or ord(c) == 127 or 0xDC80 <= ord(c) <= 0xDCFF for c in line):
-            problems.errors.append(f"{origin}: the line has a control character or is not UTF-8 text; write plain text")
+            problems.errors.append(
+                Problem(origin, "the line has a control character or is not UTF-8 text; write plain text")
+            )
             continue
         if line.startswith("["):
             header = " ".join(line[1:-1].split()) if line.endswith("]") else ""
@@ -66,24 +70,26 @@ def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
                 yield section
             section, ignoring = None, True
             if not header:
-                problems.errors.append(f"{origin}: '{line}' is not a section header such as [Train resnet]")
+                problems.errors.append(Problem(origin, f"'{line}' is not a section header such as [Train resnet]"))
             elif header == "Match" and not first:
-                problems.errors.append(f"{origin}: [Match] must be the first section of its file; it skips all of it")
+                problems.errors.append(
+                    Problem(origin, "[Match] must be the first section of its file; it skips all of it")
+                )
             elif header in KNOWN_SECTIONS or header.split()[0] in ("Train", "Infer"):
                 section, ignoring = Section(header, origin, []), False
             elif not header.startswith("X-"):
                 known = hint(header.split()[0], KNOWN_SECTIONS)
-                problems.unknown.append(f"{origin}: unknown section [{header}]{known}")
+                problems.unknown.append(Problem(origin, f"unknown section [{header}]{known}"))
             first = False
             continue
         key, equals, value = line.partition("=")
         key = key.strip()
         if not equals or not key:
-            problems.errors.append(f"{origin}: '{line:.60}' is neither [Section] nor Key=Value nor a # comment")
+            problems.errors.append(Problem(origin, f"'{line:.60}' is neither [Section] nor Key=Value nor a # comment"))
         elif section:
             section.assignments.append(Assignment(key, value.strip(), origin))
         elif not ignoring:
-            problems.errors.append(f"{origin}: {key}= stands before the first section header")
+            problems.errors.append(Problem(origin, f"{key}= stands before the first section header"))
     if section:
         yield section
 

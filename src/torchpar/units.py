@@ -170,7 +170,7 @@ def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> i
 
 def _source(plan: ServicePlan) -> str:
     """The file that declares a service."""
-    return plan.service.origins[""].rsplit(":", 1)[0]
+    return plan.service.place("").file
 
 
 def placement_settings(plan: ServicePlan) -> list[tuple[str, str]]:

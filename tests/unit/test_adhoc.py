@@ -134,9 +134,9 @@ def test_a_mistake_on_the_command_line_is_named_without_a_line_number() -> None:
     """There is no file to open."""
     with pytest.raises(ConfigError) as error:
         parse_config([conf_of([("CPUs", "x")])], FOUR)
-    (problem,) = own_problems(error.value.problems)
+    (problem,) = own_problems(error.value.found)
     assert problem.startswith("CPUs=x: 'x' is not a CPU number")
-    assert own_problems(parse_config([conf_of([("Thread", "1")])], FOUR).warnings) == (
+    assert own_problems(parse_config([conf_of([("Thread", "1")])], FOUR).notes) == (
         "Thread=1: unknown key; did you mean Threads?",
     )
     with pytest.raises(ConfigError, match="must be one line"):

@@ -186,3 +186,22 @@ def test_no_text_is_too_strange_to_be_answered(text: str) -> None:
         read("[Train a]\n" + text)
     except ConfigError as error:
         assert all(problem.startswith("/1.conf:") for problem in error.problems)
+
+
+def test_a_file_may_be_called_what_it_likes() -> None:
+    """The place of a problem is a value: nobody looks for it in the text again."""
+    files = [ConfFile(name, "\n[Trian x]\n[Train a]\n") for name in ("/b: c.conf", "/a:1: d.conf", "/a\nb.conf")]
+    with pytest.raises(ConfigError) as error:
+        parse_config(files, HOST, strict=True)
+    assert error.value.problems == (
+        "/b: c.conf:2: unknown section [Trian x]; did you mean Train?",
+        "/b: c.conf:3: [Train a] has nothing to run; set Script=/path/to/train.py or Module=NAME",
+        "/a:1: d.conf:2: unknown section [Trian x]; did you mean Train?",
+        "/a\\nb.conf:2: unknown section [Trian x]; did you mean Train?",
+    )
+
+
+def test_a_name_that_is_too_long_for_a_file_is_refused() -> None:
+    """systemd names folders after a service."""
+    assert read(f"[Train {'a' * 100}]\nScript=/a.py\n").services
+    assert "at most 100 letters" in problems(f"[Train {'a' * 200}]\nScript=/a.py\n")[0]

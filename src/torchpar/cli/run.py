@@ -107,8 +107,8 @@ def _read(own: ConfFile) -> Inputs:
     try:
         inputs = load(files=(*files, own))
     except ConfigError as error:
-        raise ConfigError(adhoc.own_problems(error.problems) or error.problems) from None
-    unknown = adhoc.own_problems(inputs.config.warnings)
+        raise ConfigError(adhoc.own_problems(error.found) or error.found) from None
+    unknown = adhoc.own_problems(inputs.config.notes)
     if unknown:
         raise ConfigError(unknown)
     facts = inputs.facts
@@ -117,7 +117,7 @@ def _read(own: ConfFile) -> Inputs:
         allowed = facts.allowed_cpus & direct.allowed_cpus()
         facts = dataclasses.replace(facts, allowed_cpus=allowed or facts.allowed_cpus)
     # What is odd in the conf concerns its services, and `torchpar plan` says it.
-    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, warnings=()), facts=facts)
+    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, notes=()), facts=facts)
 
 
 def _user(asked: str | None, job: AdHocJob) -> str:
