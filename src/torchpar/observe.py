@@ -14,7 +14,7 @@ from torchpar.config import parse_config
 from torchpar.errors import ConfigError, StoreError, TorchparError
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
-from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import read_running_unit
 from torchpar.verify import Item, Verdict, summary, verify
@@ -35,7 +35,7 @@ _EXIT_CODES = {
 _RUNNING = ("active", "reloading", "deactivating")
 
 
-def observe(store: Store) -> dict[str, Any]:
+def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     """The whole state as JSON data. Whatever cannot be read is said in it, not raised."""
     notices: list[str] = []
     try:
@@ -46,7 +46,7 @@ def observe(store: Store) -> dict[str, Any]:
         notices.append(str(error))
     if active is None and not notices:
         notices.append("nothing has been applied on this host yet; run: torchpar apply")
-    conf = observe_conf(active, content)
+    conf = observe_conf(active, content, reader)
     notices += conf["notices"]
     if content and dict(content.manifest) != read_manifest():
         notices.append(
@@ -70,11 +70,11 @@ def observe(store: Store) -> dict[str, Any]:
     }
 
 
-def observe_conf(active: Generation | None, content: Content | None) -> dict[str, Any]:
+def observe_conf(active: Generation | None, content: Content | None, reader: ConfReader) -> dict[str, Any]:
     """Whether the conf is "in sync" with the active generation, "newer", or "broken", with what to say about it."""
     number = f"generation {active.number}" if active else "what is in force"
     try:
-        files = read_conf_files(find_conf_files(), trusted=True)
+        files = reader.read(trusted=True)
         if content and files == content.conf:
             return {"state": "in sync", "notices": [], "auto_apply": False}
         config = parse_config(files, read_facts())

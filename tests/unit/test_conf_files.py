@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from torchpar.errors import ConfigError
-from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.host.conf import ConfReader
 
 
 def write(root: Path, *paths: str) -> None:
@@ -19,7 +24,7 @@ def write(root: Path, *paths: str) -> None:
 
 def found(root: Path) -> list[str]:
     """The files in force, relative to the root."""
-    return [str(path.relative_to(root)) for path in find_conf_files(root)]
+    return [str(path.relative_to(root)) for path in ConfReader().find(root)]
 
 
 def test_what_the_admin_writes_comes_after_what_packages_ship(tmp_path: Path) -> None:
@@ -65,7 +70,7 @@ def test_an_empty_file_or_a_link_to_dev_null_masks(tmp_path: Path, mask: str) ->
 
 def test_no_file_at_all_is_an_empty_conf(tmp_path: Path) -> None:
     """A host without a conf has nothing to run, which is no error."""
-    assert find_conf_files(tmp_path) == ()
+    assert ConfReader().find(tmp_path) == ()
 
 
 def test_every_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -74,10 +79,11 @@ def test_every_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "etc/torchpar.conf.d").mkdir()
     (tmp_path / "etc/torchpar.conf.d/a.conf").symlink_to("nowhere")
     with pytest.raises(ConfigError) as error:
-        read_conf_files(find_conf_files(tmp_path), trusted=False)
+        ConfReader().read(tmp_path, trusted=False)
     assert error.value.problems == (
-        f"{tmp_path}/etc/torchpar.conf: cannot be read: Is a directory",
-        f"{tmp_path}/etc/torchpar.conf.d/a.conf: cannot be read: No such file or directory",
+        f"{tmp_path}/etc/torchpar.conf: is a folder, and only regular files are read",
+        f"{tmp_path}/etc/torchpar.conf.d/a.conf: cannot be read: No such file or directory; it is a link, and what "
+        "masks is one to /dev/null",
     )
 
 
@@ -86,4 +92,147 @@ def test_a_huge_file_is_no_conf(tmp_path: Path) -> None:
     path = tmp_path / "torchpar.conf"
     path.write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(ConfigError, match="larger than 1024 KiB"):
-        read_conf_files((path,), trusted=False)
+        ConfReader().read_files((path,), trusted=False)
+
+
+def drop_in(root: Path, name: str) -> Path:
+    """A path for a file of the conf."""
+    path = root / "etc/torchpar.conf.d" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def refused(root: Path) -> tuple[str, ...]:
+    """What is said of the conf below a root, without the folder's path."""
+    with pytest.raises(ConfigError) as error:
+        ConfReader().read(root, trusted=False)
+    folder = f"{root}/etc/torchpar.conf.d/"
+    assert all(problem.startswith(folder) for problem in error.value.problems)
+    return tuple(problem.removeprefix(folder) for problem in error.value.problems)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """Nothing waits for the other end of a pipe, and a terminal or /dev/zero is no conf, be it behind links."""
+    os.mkfifo(drop_in(tmp_path, "10-pipe.conf"))
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(str(drop_in(tmp_path, "20-socket.conf")))
+    drop_in(tmp_path, "30-zero.conf").symlink_to("/dev/zero")
+    drop_in(tmp_path, "40-loop.conf").symlink_to("40-loop.conf")
+    drop_in(tmp_path, "50-link.conf").symlink_to("10-pipe.conf")
+    drop_in(tmp_path, "60-good.conf").write_text("[Train good]\nScript=/good.py\n")
+    only = ", and only regular files are read"
+    assert refused(tmp_path) == (
+        f"10-pipe.conf: is a pipe (FIFO){only}",
+        f"20-socket.conf: is a socket{only}",
+        f"30-zero.conf: is a device{only}",
+        "40-loop.conf: cannot be read: Too many levels of symbolic links; it is a link, and what masks is one to "
+        "/dev/null",
+        f"50-link.conf: is a pipe (FIFO){only}",
+    )
+
+
+def test_a_folder_is_no_file_and_masks(tmp_path: Path) -> None:
+    """As with the drop-ins of systemd's units, of both releases."""
+    drop_in(tmp_path, "30-old.conf").mkdir()
+    write(tmp_path, "etc/torchpar.conf.d/30-old.conf/a.conf", "usr/lib/torchpar.conf.d/30-old.conf")
+    write(tmp_path, "etc/torchpar.conf.d/40.conf")
+    drop_in(tmp_path, "50-link.conf").symlink_to("40.conf")
+    assert found(tmp_path) == ["etc/torchpar.conf.d/40.conf", "etc/torchpar.conf.d/50-link.conf"]
+
+
+def test_a_file_whose_name_is_no_line_of_text_is_refused(tmp_path: Path) -> None:
+    """Its name stands in messages and in unit files."""
+    for name in (b"a\nb.conf", b"\xff.conf", b"c\x1b[2J.conf", b"d: e.conf", "ä ö.conf".encode()):
+        path = os.fsencode(drop_in(tmp_path, "x").parent) + b"/" + name
+        with open(path, "w") as file:
+            file.write("# nothing\n")
+    why = "has a name that cannot be printed in one line of text; rename it"
+    assert sorted(refused(tmp_path)) == [f"\\udcff.conf: {why}", f"a\\nb.conf: {why}", f"c\\x1b[2J.conf: {why}"]
+
+
+def test_what_is_named_on_the_command_line_is_read_as_carefully(tmp_path: Path) -> None:
+    """A path may lead anywhere, or be longer than any path."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/tty"), tmp_path, tmp_path / "none", tmp_path / ("n" * 5000)):
+        with pytest.raises(ConfigError) as error:
+            ConfReader().read_files((path,), trusted=False)
+        (problem,) = error.value.problems
+        assert problem.startswith(str(path)[:300]) and len(problem) < 600
+    (nothing,) = ConfReader().read_files((Path("/dev/null"),), trusted=False)
+    assert nothing.text == ""
+
+
+def test_many_files_are_read_and_much_text_is_not(tmp_path: Path) -> None:
+    """What torchpard keeps in memory is bounded, however many files there are."""
+    for number in range(10_000):
+        drop_in(tmp_path, f"{number:05}.conf").write_text("# nothing\n")
+    assert len(ConfReader().read(tmp_path, trusted=False)) == 10_000
+    for number in range(5):
+        drop_in(tmp_path, f"{number:05}.conf").write_text("#" * (2**20 - 8))
+    assert refused(tmp_path) == ("00004.conf: is one too many: all files of the conf may have 4096 KiB together",)
+
+
+def test_a_file_that_grows_while_it_is_read_comes_to_an_end(tmp_path: Path) -> None:
+    """Somebody's log, say."""
+    log, done = tmp_path / "log.conf", threading.Event()
+
+    def grow() -> None:
+        with log.open("ab") as file:
+            while not done.is_set():
+                file.write(b"#" * 2**16)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        with pytest.raises(ConfigError, match="larger than 1024 KiB"):
+            while True:
+                ConfReader().read_files((log,), trusted=False)
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_the_stamp_follows_what_links_lead_to(tmp_path: Path) -> None:
+    """An edit of the file behind a link is an edit of the conf."""
+    real = tmp_path / "real"
+    real.write_text("# 1\n")
+    drop_in(tmp_path, "a.conf").symlink_to(real)
+    reader = ConfReader()
+    before = reader.stamp(tmp_path)
+    assert reader.stamp(tmp_path) == before
+    real.write_text("# 1 2\n")
+    assert reader.stamp(tmp_path) != before
+
+
+@pytest.fixture
+def hung(tmp_path: Path) -> Iterator[Path]:
+    """A mount that nobody answers for, as one of a server that is gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    where = tmp_path / "hung"
+    where.mkdir()
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        pytest.skip("there is no FUSE here")
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    if libc.mount(b"test", os.fsencode(where), b"fuse", 0, options):
+        os.close(server)
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield where
+    finally:
+        # Whatever waits for it gets an error.
+        os.close(server)
+        libc.umount2(os.fsencode(where), 2)
+
+
+def test_a_mount_that_does_not_answer_ends_in_words(tmp_path: Path, hung: Path) -> None:
+    """The kernel holds one thread, and whoever asks again is answered at once."""
+    drop_in(tmp_path, "a.conf").symlink_to(hung / "b.conf")
+    reader = ConfReader(seconds=0.5)
+    threads = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(ConfigError, match=r"a\.conf: has not answered within 0\.5 s") as error:
+            reader.read(tmp_path, trusted=False)
+        assert reader.stamp(tmp_path) == str(error.value)
+    assert threading.active_count() == threads + 1

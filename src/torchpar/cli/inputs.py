@@ -11,16 +11,19 @@ from typing import Any, TypeVar
 import click
 
 from torchpar.config import Config, parse_config
-from torchpar.errors import FactsError
-from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.errors import FactsError, printable
+from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries, read_interpreters
+from torchpar.host.reading import NotReadableError, Reader
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, parse_facts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LIVE = Path("/")
+
+_FACTS_LIMIT = 2**24  # those of a host with thousands of CPUs and devices have some MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,10 @@ def load(
     """
     facts = load_facts(root, facts_file)
     if files is None:
-        paths = (conf_file,) if conf_file else find_conf_files(root)
-        files = read_conf_files(paths, trusted=root == LIVE and conf_file is None)
+        reader = ConfReader()
+        files = (
+            reader.read_files((conf_file,), trusted=False) if conf_file else reader.read(root, trusted=root == LIVE)
+        )
     config = parse_config(files, facts, strict=strict)
     if facts_file is not None:
         return Inputs(config, facts, files, ())
@@ -85,9 +90,15 @@ def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:
     """The facts of the host below `root`, or those that `torchpar facts` exported to a file."""
     if facts_file is None:
         return read_facts(root)
+    reader = Reader()
+    name = printable(str(facts_file))
     try:
-        return parse_facts(json.loads(facts_file.read_text(encoding="utf-8")))
+        data = reader.do(lambda: reader.bytes(facts_file, _FACTS_LIMIT))
+    except NotReadableError as error:
+        raise FactsError(str(error)) from None
     except OSError as error:
-        raise FactsError(f"{facts_file}: {error.strerror}") from None
+        raise FactsError(f"{name}: cannot be read: {error.strerror}") from None
+    try:
+        return parse_facts(json.loads(data))
     except ValueError as error:
-        raise FactsError(f"{facts_file}: is not JSON ({error}); export the facts again: torchpar facts") from None
+        raise FactsError(f"{name}: is not JSON ({error}); export the facts again: torchpar facts") from None

@@ -19,7 +19,7 @@ from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, NotPermittedError
 from torchpar.generations import Store
 from torchpar.host import direct, systemd
-from torchpar.host.conf import find_conf_files, read_conf_files
+from torchpar.host.conf import ConfReader
 from torchpar.host.processes import read_ad_hoc_jobs
 from torchpar.host.turns import in_turn
 from torchpar.plan import RUN, ServicePlan
@@ -103,7 +103,7 @@ def _read(own: ConfFile) -> Inputs:
     Raises ConfigError with what is wrong in the job's settings, unknown keys too.
     """
     active = read_active(Store())
-    files = active[1].conf if active else read_conf_files(find_conf_files(), trusted=True)
+    files = active[1].conf if active else ConfReader().read(trusted=True)
     try:
         inputs = load(files=(*files, own))
     except ConfigError as error:

@@ -11,6 +11,7 @@ from torchpar.daemon.client import ask_daemon
 from torchpar.errors import ConfigError
 from torchpar.generations import Store
 from torchpar.host import systemd
+from torchpar.host.conf import ConfReader
 from torchpar.observe import observe
 
 # Reports come every two seconds or, where that takes longer, with each step.
@@ -25,7 +26,7 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
     systemd.require_systemd()
     answer = ask_daemon()
     if answer is None:
-        answer = observe(Store())
+        answer = observe(Store(), ConfReader())
         answer["notices"].append("torchpard does not answer; this is a look without it: systemctl status torchpard")
     services = [service for service in answer["services"] if not names or _is_named(service, names)]
     if names and not services:

@@ -8,7 +8,7 @@ import click
 
 from torchpar.cli.inputs import LIVE, load
 from torchpar.cli.output import warn
-from torchpar.host.conf import read_conf_files
+from torchpar.host.conf import ConfReader
 from torchpar.plan import make_plan
 
 
@@ -22,7 +22,7 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     All errors of all files, each with file and line; unknown sections and keys are errors here. Exits 78 if there are
     any. Changes nothing.
     """
-    given = read_conf_files(files, trusted=False) if files else None
+    given = ConfReader().read_files(files, trusted=False) if files else None
     inputs = load(root, facts_file, files=given, strict=True)
     plan = make_plan(inputs.config, inputs.facts)
     warn((*inputs.warnings, *plan.warnings))

@@ -10,9 +10,8 @@ from typing import Any
 
 from torchpar.advice import Loading, say_loading
 from torchpar.daemon.ledger import Ledger
-from torchpar.errors import ConfigError
 from torchpar.generations import Store
-from torchpar.host.conf import find_conf_files
+from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_manifest
 from torchpar.host.systemd import service_states
 from torchpar.observe import observe
@@ -34,6 +33,7 @@ class Watch:
         self._store = store
         self._ledger = ledger
         self._tell = tell
+        self._conf = ConfReader()
         self.conf_stamp: object = None
         self._stamp: object = None
         self._next_verify = 0.0
@@ -47,7 +47,7 @@ class Watch:
         self._stamp = stamp
         self._next_verify = time.monotonic() + (SETTLING_SECONDS if changed else VERIFY_SECONDS)
         before = set(self.observation.get("notices", ()))
-        self.observation = observe(self._store)
+        self.observation = observe(self._store, self._conf)
         self._ledger.keep(service["unit"] for service in self.observation["services"])
         now = self.observation["notices"]
         for notice in now:
@@ -87,12 +87,9 @@ class Watch:
 
     def _take_stamp(self) -> object:
         """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
-        try:
-            files = tuple((str(path), _stat(str(path))) for path in find_conf_files())
-        except ConfigError as error:
-            files = ((str(error), None),)
-        self.conf_stamp = files
-        return files, _stat(str(self._store.directory / "active")), tuple(read_manifest().values()), service_states()
+        self.conf_stamp = self._conf.stamp()
+        active = _stat(str(self._store.directory / "active"))
+        return self.conf_stamp, active, tuple(read_manifest().values()), service_states()
 
 
 def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) -> str | None:

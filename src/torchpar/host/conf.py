@@ -7,83 +7,151 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from torchpar.errors import ConfigError
+from torchpar.errors import ConfigError, Place, Problem
+from torchpar.host.reading import NotReadableError, Reader
 from torchpar.syntax import ConfFile
+
+T = TypeVar("T")
 
 # What packages ship is read first, so that whatever the admin writes wins; otherwise as systemd's own files.
 _MAIN = ("etc/torchpar.conf", "run/torchpar.conf", "usr/lib/torchpar.conf")
 _VENDOR = "usr/lib/torchpar.conf.d"
 _DROP_INS = (_VENDOR, "usr/local/lib/torchpar.conf.d", "run/torchpar.conf.d", "etc/torchpar.conf.d")
-_LIMIT = 2**20
+_LIMIT = 2**20  # of one file
+_LIMIT_OF_ALL = 2**22
+
+_NULL = os.makedev(1, 3)  # /dev/null, null(4)
 
 
-def find_conf_files(root: Path = Path("/")) -> tuple[Path, ...]:
-    """The files in force below `root`, in the order in which later ones win.
+class ConfReader:
+    """Reads the conf, and answers within seconds whatever lies in its place."""
 
-    A file name in a higher directory masks the same name in a lower one; an empty file or a link to /dev/null masks
-    without adding anything.
-    """
-    main = next((root / path for path in _MAIN if os.path.lexists(root / path)), None)
-    drop_ins: dict[str, Path] = {}
-    for directory in _DROP_INS:
-        folder = root / directory
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._reader = Reader(seconds)
+
+    def read(self, root: Path = Path("/"), *, trusted: bool) -> tuple[ConfFile, ...]:
+        """Read the files in force below `root`, as read_files() does."""
+        return self._do(lambda: self._read(self._find(root), trusted=trusted))
+
+    def read_files(self, paths: Iterable[Path], *, trusted: bool) -> tuple[ConfFile, ...]:
+        """Read these files. With `trusted` each, and the folders above it, must be root's and writable by root alone.
+
+        Raises ConfigError with every file that cannot be read or trusted, and what to do about it.
+        """
+        return self._do(lambda: self._read(paths, trusted=trusted))
+
+    def find(self, root: Path = Path("/")) -> tuple[Path, ...]:
+        """The files in force below `root`, in the order in which later ones win.
+
+        A file name in a higher folder masks the same name in a lower one; an empty file or a link to /dev/null masks
+        without adding anything, and so does a folder, as with systemd's own drop-ins. Raises ConfigError.
+        """
+        return self._do(lambda: self._find(root))
+
+    def stamp(self, root: Path = Path("/")) -> object:
+        """Changes whenever a file of the conf does, comes or goes."""
         try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise ConfigError([f"{folder}: {error.strerror}"]) from None
-        drop_ins.update({name: folder / name for name in names if name.endswith(".conf")})
-    in_order = [path for _, path in sorted(drop_ins.items())]
-    vendor = [path for path in in_order if path.parent == root / _VENDOR]
-    own = [path for path in in_order if path.parent != root / _VENDOR]
-    return tuple(path for path in (*vendor, main, *own) if path is not None and not _is_mask(path))
+            return self._do(lambda: tuple((str(path), self._stat(path)) for path in self._find(root)))
+        except ConfigError as error:
+            return str(error)
 
-
-def read_conf_files(paths: tuple[Path, ...], *, trusted: bool) -> tuple[ConfFile, ...]:
-    """Read the files. With `trusted` each file and the directories above it must be root's and writable by root alone.
-
-    Raises ConfigError with every file that cannot be read or trusted, and what to do about it.
-    """
-    files, problems = [], []
-    for path in paths:
+    def _do(self, work: Callable[[], T]) -> T:
         try:
-            if trusted:
-                problems += _distrust(path)
-            with open(path, "rb") as file:
-                data = file.read(_LIMIT + 1)
-        except OSError as error:
-            problems.append(f"{path}: cannot be read: {error.strerror}")
-            continue
-        if len(data) > _LIMIT:
-            problems.append(f"{path}: is larger than {_LIMIT // 1024} KiB; this is no torchpar.conf")
-            continue
-        # surrogateescape keeps what is not UTF-8 until the parser can name the line.
-        files.append(ConfFile(str(path), data.decode("utf-8", "surrogateescape")))
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return tuple(files)
+            return self._reader.do(work)
+        except NotReadableError as error:
+            raise ConfigError([Problem(Place(error.path), error.why)]) from None
+
+    def _find(self, root: Path) -> tuple[Path, ...]:
+        main = next((root / path for path in _MAIN if os.path.lexists(self._reader.at(root / path))), None)
+        drop_ins: dict[str, Path] = {}
+        for directory in _DROP_INS:
+            folder = self._reader.at(root / directory)
+            try:
+                names = os.listdir(folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise ConfigError([Problem(Place(str(folder)), str(error.strerror))]) from None
+            drop_ins.update({name: folder / name for name in names if name.endswith(".conf")})
+        in_order = [path for _, path in sorted(drop_ins.items()) if not self._adds_nothing(path, stat.S_ISDIR)]
+        vendor = [path for path in in_order if path.parent == root / _VENDOR]
+        own = [path for path in in_order if path.parent != root / _VENDOR]
+        mains = [main] if main and not self._adds_nothing(main) else []
+        return (*vendor, *mains, *own)
+
+    def _adds_nothing(self, path: Path, also: Callable[[int], bool] = lambda mode: False) -> bool:
+        try:
+            status = os.stat(self._reader.at(path))
+        except OSError:
+            return False
+        return _is_null(status) or (stat.S_ISREG(status.st_mode) and status.st_size == 0) or also(status.st_mode)
+
+    def _read(self, paths: Iterable[Path], *, trusted: bool) -> tuple[ConfFile, ...]:
+        files: list[ConfFile] = []
+        problems: list[Problem] = []
+        left = _LIMIT_OF_ALL
+        for path in paths:
+            try:
+                data = self._data(path)
+                if trusted:
+                    problems += self._distrust(path)
+            except NotReadableError as error:
+                problems.append(Problem(Place(error.path), error.why))
+                continue
+            except OSError as error:
+                problems.append(Problem(Place(str(path)), f"cannot be read: {error.strerror}{_hint(path)}"))
+                continue
+            left -= len(data)
+            if left < 0:
+                what = f"is one too many: all files of the conf may have {_LIMIT_OF_ALL // 1024} KiB together"
+                problems.append(Problem(Place(str(path)), what))
+                break
+            # surrogateescape keeps what is not UTF-8 until the parser can name the line.
+            files.append(ConfFile(str(path), data.decode("utf-8", "surrogateescape")))
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+        return tuple(files)
+
+    def _data(self, path: Path) -> bytes:
+        # It is named in messages and in units, each a line.
+        if not str(path).isprintable():
+            raise NotReadableError(str(path), "has a name that cannot be printed in one line of text; rename it")
+        if _is_null(os.stat(self._reader.at(path))):
+            return b""
+        return self._reader.bytes(path, _LIMIT)
+
+    def _stat(self, path: Path) -> tuple[int, int, int] | None:
+        """Of what a link leads to; of the link where that is not there."""
+        for look in (os.stat, os.lstat):
+            try:
+                status = look(self._reader.at(path))
+            except OSError:
+                continue
+            return status.st_mtime_ns, status.st_size, status.st_ino
+        return None
+
+    def _distrust(self, path: Path) -> Iterator[Problem]:
+        """What is wrong with the owners and modes of a file and of the folders above it."""
+        real = Path(os.path.realpath(path))
+        for place in (real, *real.parents):
+            status = os.stat(self._reader.at(place))
+            sticky = place != real and status.st_mode & stat.S_ISVTX
+            if status.st_uid != 0:
+                what = f"does not belong to root, who alone may decide what runs; chown root {place}"
+                yield Problem(Place(str(place)), what)
+            elif status.st_mode & 0o022 and not sticky:
+                what = f"can be written by others than root; chmod go-w {place}"
+                yield Problem(Place(str(place)), what)
 
 
-def _is_mask(path: Path) -> bool:
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    return stat.S_ISCHR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_size == 0)
+def _is_null(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
 
 
-def _distrust(path: Path) -> list[str]:
-    """What is wrong with the owners and modes of a file and of the directories above it."""
-    problems = []
-    real = Path(os.path.realpath(path))
-    for place in (real, *real.parents):
-        status = place.stat()
-        sticky = place != real and status.st_mode & stat.S_ISVTX
-        if status.st_uid != 0:
-            problems.append(f"{place}: does not belong to root, who alone may decide what runs; chown root {place}")
-        elif status.st_mode & 0o022 and not sticky:
-            problems.append(f"{place}: can be written by others than root; chmod go-w {place}")
-    return problems
+def _hint(path: Path) -> str:
+    """What to do about a link that leads nowhere."""
+    return "; it is a link, and what masks is one to /dev/null" if os.path.islink(path) else ""

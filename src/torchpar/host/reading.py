@@ -1,0 +1,109 @@
+"""Reads what a person names or leaves in a folder: regular files only, never more than agreed, never for ever."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from torchpar.errors import printable
+
+T = TypeVar("T")
+
+_PIECE = 2**16
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class NotReadableError(Exception):
+    """A file that is not read, and why: a clause that follows its path."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{printable(path)}: {why}")
+        self.path = path
+        self.why = why
+
+
+class Reader:
+    """Does its work on a thread of its own: where a disk or a server does not answer, the kernel holds that thread
+    alone, and whoever asked goes on after so many seconds.
+
+    Nothing can end a thread that the kernel holds, so as long as it is there no second one is sent after it.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._at = ""
+        self._held: threading.Thread | None = None
+
+    def at(self, path: Path) -> Path:
+        """Keep what is looked at next, to name it where that does not come back."""
+        self._at = os.fspath(path)
+        return path
+
+    def do(self, work: Callable[[], T]) -> T:
+        """What `work` gives or raises. Raises NotReadableError when that takes too long."""
+        if self._held is None or not self._held.is_alive():
+            job = _Job(work)
+            self._held = threading.Thread(target=job.run, daemon=True)
+            self._held.start()
+            self._held.join(self.seconds)
+            if not self._held.is_alive():
+                return job.outcome()
+        raise NotReadableError(
+            self._at,
+            f"has not answered within {self.seconds:g} s, in which all must be read; "
+            "see whether the disk or server that it is on works",
+        )
+
+    def bytes(self, path: Path, most: int) -> bytes:
+        """All of a regular file that has at most so many bytes. Raises NotReadableError and OSError."""
+        # Before it is opened: that alone makes a tape rewind or a watchdog bark, and waits for the other end of a pipe.
+        self._refuse_special(os.stat(self.at(path)))
+        # It may have become something else meanwhile, which must neither hold this process nor become its terminal.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            self._refuse_special(os.fstat(descriptor))
+            data = bytearray()
+            # Its size is no promise: it may grow, and those of /proc have none.
+            while len(data) <= most and (piece := os.read(descriptor, _PIECE)):
+                data += piece
+        finally:
+            os.close(descriptor)
+        if len(data) > most:
+            raise NotReadableError(self._at, f"is larger than {most // 1024} KiB")
+        return bytes(data)
+
+    def _refuse_special(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise NotReadableError(self._at, f"is {kind}, and only regular files are read")
+
+
+class _Job(Generic[T]):
+    """Work on another thread, and what came of it."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._results.append(self._work())
+        except BaseException as error:  # noqa: BLE001  # it is raised where somebody waits for it
+            self._error = error
+
+    def outcome(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
