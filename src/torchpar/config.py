@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from torchpar.endpoint import whole_endpoint
-from torchpar.errors import ConfigError, Place, PlacementError, Problem
+from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.settings import (
     SECTIONS,
     HostSettings,
@@ -119,7 +119,8 @@ class Config:
         found = tuple(s for s in self.services if wanted in (s.name, f"{s.kind.value}@{s.name}"))
         if not found:
             declared = [service.name for service in self.services]
-            raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{hint(wanted, declared)}"])
+            near, wanted = hint(wanted[: _LONGEST_NAME + 1], declared), printable(wanted, _LONGEST_NAME)
+            raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{near}"])
         return found
 
 

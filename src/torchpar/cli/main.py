@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from torchpar.errors import ExitStatus, TorchparError
+from torchpar.cli.output import warn_of
+from torchpar.cli.streams import OutputError, close_streams, open_streams
+from torchpar.errors import ExitStatus, TorchparError, printable
 from torchpar.version import version
 
 # Command → the module that holds it, so that `torchpar status` does not import what only `torchpar plan` needs.
@@ -57,26 +59,39 @@ def torchpar() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
-    sys.exit(run(arguments))
+    try:
+        open_streams()
+        status = run(arguments)
+    except OutputError as error:
+        status = ExitStatus.FAILED
+        with contextlib.suppress(OutputError, BrokenPipeError):
+            warn_of(error)
+    except BrokenPipeError:
+        # `torchpar plan 2>&1 | head`: the reader has what it wanted.
+        status = ExitStatus.DONE
+    if not close_streams():
+        status = status or ExitStatus.FAILED
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 64 for a usage error, that of the error for a TorchparError."""
+    """Run the command and return its exit status: 64 for a usage error, that of the error for a TorchparError.
+
+    Raises OutputError when what it has to say cannot be written.
+    """
     try:
         result = torchpar.main(arguments, prog_name="torchpar", standalone_mode=False)
         sys.stdout.flush()
+    except OutputError:
+        raise
     except TorchparError as error:
-        for line in str(error).splitlines():
-            click.echo(f"torchpar: {line}", err=True)
+        warn_of(error)
         return error.exit_status
     except click.exceptions.Abort:
         click.echo("torchpar: interrupted", err=True)
         return 130
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         return ExitStatus.USAGE
-    except BrokenPipeError:
-        # `torchpar plan | head`: the reader has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.DONE
     return result if isinstance(result, int) else ExitStatus.DONE

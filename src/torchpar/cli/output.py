@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+from torchpar.errors import TorchparError, printable
+
+_LONGEST = 2000  # of a line on stderr, in letters
+
 
 def echo_json(data: Any) -> None:
     """Print data as JSON."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    # Another encoding would not escape letters as JSON does.
+    readable = getattr(sys.stdout, "encoding", "").lower() == "utf-8"
+    click.echo(json.dumps(data, indent=2, ensure_ascii=not readable))
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -31,4 +39,28 @@ def shorten(cpulist: str) -> str:
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        _say(4, f"warning: {warning}")
+
+
+def warn_of(error: TorchparError) -> None:
+    """Print an error on stderr, each of its lines with the name of the program."""
+    for line in str(error).splitlines():
+        _say(3, f"torchpar: {line}")
+
+
+def _say(level: int, line: str) -> None:
+    """A line for people; where stderr is the journal, with its priority there (sd-daemon(3))."""
+    line = printable(line, _LONGEST)
+    click.echo(f"<{level}>{line}" if _is_journal(2) else line, err=True)
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Whether a stream leads to the journal: systemd tells a process which one does ($JOURNAL_STREAM, systemd.exec(5)).
+
+    It may have been redirected since.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -8,7 +8,7 @@ import click
 
 from torchpar.cli.output import echo_json, echo_table, shorten
 from torchpar.daemon.client import ask_daemon
-from torchpar.errors import ConfigError
+from torchpar.errors import ConfigError, printable
 from torchpar.generations import Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
@@ -30,7 +30,7 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
         answer["notices"].append("torchpard does not answer; this is a look without it: systemctl status torchpard")
     services = [service for service in answer["services"] if not names or _is_named(service, names)]
     if names and not services:
-        raise ConfigError([f"no service {' or '.join(names)} is in force; see: torchpar status"])
+        raise ConfigError([f"no service {printable(' or '.join(names), 100)} is in force; see: torchpar status"])
     if as_json:
         echo_json({**answer, "services": services})
         return

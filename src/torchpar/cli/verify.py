@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from torchpar.cli.output import echo_json
-from torchpar.errors import ConfigError, ExitStatus, StoreError
+from torchpar.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.generations import Store
 from torchpar.host import systemd
 from torchpar.observe import item_json, verify_unit
@@ -68,6 +68,7 @@ def _chosen(names: tuple[str, ...]) -> list[dict[str, Any]]:
         wanted = name.removeprefix("torchpar-").removesuffix(".service")
         found = [s for s in services if wanted in (s["name"], f"{s['kind']}@{s['name']}")]
         if not found:
+            name = printable(name, 100)
             raise ConfigError([f"no service '{name}' in generation {active.number}; see: torchpar status"])
         chosen += found
     return chosen

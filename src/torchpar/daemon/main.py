@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -13,7 +14,7 @@ from torchpar.daemon.receiver import Receiver, read_cgroup_of
 from torchpar.daemon.server import SOCKET, Server
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.environment import JOB_SOCKET
-from torchpar.errors import TorchparError
+from torchpar.errors import TorchparError, printable
 from torchpar.generations import Store
 from torchpar.host.systemd import reload_without_waiting
 from torchpar.notify import Notifier
@@ -75,7 +76,9 @@ def main() -> None:
 
 def tell(level: int, line: str) -> None:
     """A line for the journal, with its level (sd-daemon(3))."""
-    print(f"<{level}>{line}", file=sys.stderr, flush=True)
+    # Without a journal it goes on looking and answering.
+    with contextlib.suppress(OSError):
+        print(f"<{level}>{printable(line, 2000)}", file=sys.stderr, flush=True)
 
 
 def _stop_signals(selector: selectors.BaseSelector) -> object:

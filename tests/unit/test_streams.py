@@ -1,0 +1,85 @@
+"""The standard streams of the commands: full, closed, of a small alphabet; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.subprocess
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+PROGRAM = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from torchpar.cli.main import main; main()"
+
+
+def run(arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run `torchpar ARGUMENTS` as a shell does, redirections and all: exit status, stdout, stderr."""
+    command = f'exec "$0" -B -c "$1" {arguments}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, PROGRAM],
+        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    assert "Traceback" not in errors and "Exception ignored" not in errors, errors
+    return done.returncode, output, errors
+
+
+def test_a_full_disk_is_said_in_a_line() -> None:
+    """The answer has not arrived, so the command has failed."""
+    assert run("--help >/dev/full") == (1, "", "torchpar: stdout cannot be written: No space left on device\n")
+    assert run("validate /nowhere 2>/dev/full") == (1, "", "")
+    assert run("validate /nowhere >/dev/full 2>/dev/full") == (1, "", "")
+
+
+def test_a_closed_stream_harms_nobody() -> None:
+    """Without stdout nothing is done; the others are not needed. No file that is opened becomes one of them."""
+    assert run("--help >&-") == (
+        1, "", "torchpar: stdout is closed, and nothing has been done; to do it unheard: >/dev/null\n"
+    )  # fmt: skip
+    assert run("--help >&- 2>&-")[0] == 1
+    assert run("--help <&-")[0] == 0
+    assert run("--help 2>&-")[0] == 0
+    assert run("validate /nowhere <&- 2>&-") == (78, "", "")
+
+
+def test_a_reader_that_has_enough_is_no_failure() -> None:
+    """As with `| head`."""
+    status, output, errors = run("--help 2>&1 | :; echo $?")
+    assert (status, output, errors) == (0, "0\n", "")
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin1"}])
+def test_any_name_can_be_said_in_any_locale(locale: dict[str, str], tmp_path: Path) -> None:
+    """Letters that the locale does not have, and bytes that are no text."""
+    path = tmp_path / "Übung → x.conf"
+    path.write_text("[Train ä]\n")
+    status, _, errors = run(f"validate '{path}'", **locale)
+    assert status == 78 and "bung" in errors
+    status, _, errors = run("validate \"$(printf '/\\377\\n\\033[2J')\"", **locale)
+    assert status == 78 and "\033" not in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["explain", "validate", "plan --facts", "x"])
+def test_what_is_named_is_one_line_whatever_it_is(command: str) -> None:
+    """A name with line breaks, one of 100 kB, and bytes that are no text."""
+    for word in ("\"$(printf 'a\\nb\\033[2J\\377')\"", '"$(printf %0100000d 1)"'):
+        status, _, errors = run(f"{command} {word} >/dev/null")
+        assert status and len(errors.splitlines()) <= 6 and len(errors) < 3000 and "\033" not in errors, errors[:3000]
+
+
+def test_lines_for_the_journal_have_their_priority(tmp_path: Path) -> None:
+    """Only where stderr is what systemd has told (systemd.exec(5), JOURNAL_STREAM)."""
+    log = tmp_path / "log"
+    log.touch()
+    named = f"{os.stat(log).st_dev}:{os.stat(log).st_ino}"
+    run(f"validate /nowhere 2>>{log}", JOURNAL_STREAM=named)
+    run(f"validate /nowhere 2>>{log}", JOURNAL_STREAM="1:2")
+    (tagged, bare) = log.read_text().splitlines()
+    assert tagged == f"<3>{bare}" and bare.startswith("torchpar: /nowhere: ")
