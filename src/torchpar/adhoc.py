@@ -48,6 +48,11 @@ class AdHocJob(Service):
         """What messages call it."""
         return "this job"
 
+    @property
+    def own_user(self) -> bool:
+        """Whoever it runs as, its home is that user's."""
+        return False
+
     def origin(self, key: str) -> str:
         """What messages name as the place where it asks."""
         return "run"

@@ -30,6 +30,9 @@ from torchpar.topology import HostFacts
 
 T = TypeVar("T")
 
+# Who a service runs as that names no User=.
+OWN_USER = "torchpar"
+
 
 class Kind(enum.Enum):
     """The kinds of services; the value is the middle of the unit's name."""
@@ -79,6 +82,19 @@ class Service:
     def refuse(self, key: str, value: object, why: str) -> PlacementError:
         """The error that says that a value does not fit the host."""
         return PlacementError(f"{self.origin(key)}: {self.section} {key}={value}: {why}", self.unit)
+
+    @property
+    def own_user(self) -> bool:
+        """Whether it runs as torchpar's own user, which has neither a home nor files but its services'."""
+        return self.settings.user in (None, OWN_USER)
+
+    @property
+    def confined(self) -> bool:
+        """Whether it may write only in the folders of its own and in those that the conf names.
+
+        A training job of another user writes wherever that user may.
+        """
+        return self.own_user or self.kind is Kind.INFER
 
     def variable(self, name: str) -> str | None:
         """The value that its Environment= sets; of several the last, as in systemd."""

@@ -17,6 +17,7 @@ from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
+from torchpar.sandbox import explain_writing
 from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
@@ -143,7 +144,14 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
         allocator=allocator,
         environment=environment,
         slot_mates=mates,
-        reasons=(*share.reasons, *rank_reasons, memory_reason, allocator_reason, *variable_reasons),
+        reasons=(
+            *share.reasons,
+            *rank_reasons,
+            memory_reason,
+            allocator_reason,
+            *variable_reasons,
+            explain_writing(service),
+        ),
         warnings=(*share.warnings, *rank_warnings, *allocator_warnings, *_warn(service, share, ranks, facts)),
     )
 

@@ -127,6 +127,14 @@ class ServiceSettings:
     working_directory: str | None = _setting(
         "WorkingDirectory", v.parse_path, "", "an absolute path", "where it starts; else its state directory"
     )
+    read_write_paths: tuple[str, ...] = _setting(
+        "ReadWritePaths",
+        v.parse_paths,
+        "",
+        "absolute paths; - before one that may be missing",
+        "folders and files that it may write besides those that it may anyway, see WHERE SERVICES WRITE",
+        is_list=True,
+    )
     environment: tuple[str, ...] = _setting(
         "Environment",
         v.parse_environment,

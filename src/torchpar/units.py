@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 
 from torchpar.plan import Plan, ServicePlan
+from torchpar.sandbox import sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
 from torchpar.values import MemoryPolicy
 
@@ -154,6 +155,7 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,
         identity=[(key, value) for key, value in identity.items() if value is not None],
+        sandbox=sandbox_settings(service),
         placement=placement_settings(plan),
         environment=list(plan.environment.items()),
         command=plan.command,

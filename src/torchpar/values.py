@@ -277,6 +277,17 @@ def parse_path(text: str) -> str:
     return text
 
 
+def parse_paths(text: str) -> tuple[str, ...]:
+    """Absolute paths separated by blanks; `-` before one says that it may be missing."""
+    words = parse_words(text)
+    for word in words:
+        try:
+            parse_path(word.removeprefix("-"))
+        except ValueError as error:
+            raise ValueError(f"'{word}' {error}") from None
+    return words
+
+
 def parse_module(text: str) -> str:
     """A dotted Python module name."""
     if not all(part.isidentifier() for part in text.split(".")):

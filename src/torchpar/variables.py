@@ -13,6 +13,7 @@ from torchpar.listening import addresses
 from torchpar.memory_policy import PlannedMemory
 from torchpar.placement import Share
 from torchpar.ranks import Rank
+from torchpar.sandbox import caches
 from torchpar.settings import InferSettings, TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import WaitPolicy
@@ -51,6 +52,7 @@ def make_environment(
     threads = max(rank.threads for rank in ranks)
     reasons: list[Reason] = []
     planned = {
+        **caches(service),
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_COMPILE_THREADS": str(min(MAX_COMPILE_THREADS, threads)),

@@ -26,6 +26,7 @@ LAYERS = (
         "placement",
         "places",
         "ranks",
+        "sandbox",
         "memory_policy",
         "allocator",
         "variables",

@@ -34,7 +34,7 @@ def held(**changes: Any) -> dict[str, Any]:
         "AllowedMemoryNodes": [1],
         "NUMAMask": [1],
         "NUMAPolicy": 1,
-        "Environment": [f"{name}={value}" for name, value in service["environment"].items()] + ["HOME=/x"],
+        "Environment": [f"{name}={value}" for name, value in service["environment"].items()] + ["LANG=C"],
         "ExecStart": [["/usr/bin/python3", service["command"], False, 0, 0, 0, 0, 0, 0, 0]],
     }
     return {**properties, **changes}

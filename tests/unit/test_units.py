@@ -24,6 +24,14 @@ Conflicts=torchpar-train@other.service
 [Service]
 User=ml
 WorkingDirectory=/srv/a b
+ProtectSystem=full
+ProtectHome=no
+PrivateTmp=no
+RestrictSUIDSGID=no
+KeyringMode=shared
+UMask=0022
+RemoveIPC=no
+ReadWritePaths="/srv/100%% sure" -/mnt/x
 CPUAffinity=
 CPUAffinity=1-3
 AllowedCPUs=
@@ -65,6 +73,7 @@ Arguments=--epochs 90 '$HOME and %h'
 Python=/srv/venv/bin/python3
 User=ml
 WorkingDirectory=/srv/a b
+ReadWritePaths='/srv/100% sure' -/mnt/x
 Environment="A=two words"
 MemoryMax=8G
 CheckpointGrace=1min

@@ -73,7 +73,7 @@ def load(
         interpreters=read_interpreters(root, config.interpreters()),
         interpreter_libraries=read_interpreter_libraries(root, config.interpreters()),
     )
-    return Inputs(config, facts, files, tuple(_missing_scripts(config, root)))
+    return Inputs(config, facts, files, (*_missing_scripts(config, root), *_missing_places(config, root)))
 
 
 def _missing_scripts(config: Config, root: Path) -> Iterator[str]:
@@ -84,6 +84,19 @@ def _missing_scripts(config: Config, root: Path) -> Iterator[str]:
                 f"{service.origin('Script')}: {service.section} Script={train.script}: no such file on this host; "
                 "the service fails until it is there"
             )
+
+
+def _missing_places(config: Config, root: Path) -> Iterator[str]:
+    for service in config.services:
+        named = [("ReadWritePaths", path) for path in service.settings.read_write_paths]
+        for key, value in service.directives:
+            named += [(f"Service.{key}", path) for path in value.split() if key == "ReadWritePaths"]
+        for key, path in named:
+            if path.startswith("/") and not (root / path.lstrip("/")).exists():
+                yield (
+                    f"{service.origin(key)}: {service.section} {key}={path}: no such file or folder on this host; the "
+                    f"service fails until it is there, or - stands before it: -{path}"
+                )
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:

@@ -1,0 +1,120 @@
+"""Where a service may write, and what its drop-in says so that it is so.
+
+The template units confine torchpar's own user to the service's folders. Another user has a home, files and rights,
+which are the limits of its training jobs: those see and write what a login of that user does, but for the folders of
+the system. An inference service answers the network, so it stays confined whoever it runs as.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from torchpar.claims import Reason
+from torchpar.config import Service
+
+# What ProtectSystem=full makes read-only, see systemd.exec(5).
+SYSTEM_FOLDERS = ("/usr", "/boot", "/efi", "/etc")
+_OF_THE_KERNEL = ("/proc", "/sys", "/dev")
+
+# A login's own: the whole file system with its /tmp, group folders (mode g+s), shared memory, keys and new files' mode.
+LOGIN = (
+    ("ProtectSystem", "full"),
+    ("ProtectHome", "no"),
+    ("PrivateTmp", "no"),
+    ("RestrictSUIDSGID", "no"),
+    ("KeyringMode", "shared"),
+    ("UMask", "0022"),
+)
+
+# Directives that the conf can pass on by Service.KEY= and that change where a service may write.
+_DECIDE = ("ProtectSystem", "ProtectHome", "PrivateTmp", "ReadOnlyPaths", "InaccessiblePaths", "TemporaryFileSystem")
+
+
+def sandbox_settings(service: Service) -> list[tuple[str, tuple[str, ...]]]:
+    """What the drop-in adds to the template unit's sandbox: keys, and the words of their values."""
+    settings: list[tuple[str, tuple[str, ...]]] = []
+    if not service.confined:
+        settings += [(key, (value,)) for key, value in LOGIN]
+    if service.confined and any(_in_tmp(path) for path in needed_files(service)):
+        settings.append(("PrivateTmp", ("no",)))
+    if not service.own_user:
+        # systemd would remove what other programs of that user share, too.
+        settings.append(("RemoveIPC", ("no",)))
+    paths = service.settings.read_write_paths
+    directory = _writable_directory(service)
+    if directory:
+        # Where it is missing, that is what systemd says.
+        paths = (f"-{directory}", *paths)
+    if paths:
+        settings.append(("ReadWritePaths", paths))
+    return settings
+
+
+def needed_files(service: Service) -> tuple[str, ...]:
+    """The files and folders that the conf names and that must be there when the service starts."""
+    settings, train, infer = service.settings, service.train(), service.infer()
+    own: list[str | None] = [train.script] if train else []
+    if infer:
+        own += [infer.model, infer.handler, infer.tls_certificate, infer.tls_key]
+    named = (settings.python, settings.working_directory, *own, *settings.read_write_paths)
+    return tuple(dict.fromkeys(path for path in named if path and not path.startswith("-")))
+
+
+def caches(service: Service) -> dict[str, str]:
+    """The variables of a service that cannot keep its caches in its user's home, or whose user has none."""
+    if not service.confined:
+        return {}
+    folder = _own_folder(service, "/var/cache")
+    variables = {
+        "XDG_CACHE_HOME": folder,
+        "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+        "TRITON_CACHE_DIR": f"{folder}/triton",
+    }
+    return variables | {"HOME": folder} if service.own_user else variables
+
+
+def explain_writing(service: Service) -> Reason:
+    """Where the service may write, and what opens more to it."""
+    named = [path.removeprefix("-") for path in service.settings.read_write_paths]
+    for key, value in service.directives:
+        if key == "ReadWritePaths":
+            named.append(value)
+    by_hand = [f"Service.{key}={value}" for key, value in service.directives if key in _DECIDE]
+    changed = f"; {' '.join(by_hand)} changes that" if by_hand else ""
+    user = service.settings.user
+    if not service.confined:
+        beside = f", except {' '.join(named)}" if named else ""
+        return Reason(
+            "ReadWritePaths",
+            f"wherever {user or 'its user'} may",
+            f"as at a login; but {', '.join(SYSTEM_FOLDERS)} are read-only{beside}{changed}",
+        )
+    folders = [_own_folder(service, "/var/lib"), _own_folder(service, "/var/cache")]
+    directory = _writable_directory(service)
+    who = "the user torchpar" if service.own_user else f"an inference service, also of {user},"
+    tmp = "/tmp" if any(_in_tmp(path) for path in needed_files(service)) else "a /tmp of its own"
+    more = "User= or ReadWritePaths= opens more" if service.train() else "ReadWritePaths= opens more"
+    return Reason(
+        "ReadWritePaths",
+        " ".join(map(shlex.quote, [*folders, *([directory] if directory else []), *named])),
+        f'{who} writes there and in {tmp}; anywhere else it meets "Read-only file system", and {more}'
+        + changed,
+    )
+
+
+def _writable_directory(service: Service) -> str | None:
+    """WorkingDirectory=, where it has to be opened to the service; a folder of the system never is by that alone."""
+    directory = service.settings.working_directory
+    if not service.confined or directory is None:
+        return None
+    path = "/" + "/".join(part for part in directory.split("/") if part not in ("", "."))
+    of_system = path == "/" or any(f"{path}/".startswith(f"{folder}/") for folder in (*SYSTEM_FOLDERS, *_OF_THE_KERNEL))
+    return None if of_system else directory
+
+
+def _in_tmp(path: str) -> bool:
+    return f"{path}/".startswith(("/tmp/", "/var/tmp/"))
+
+
+def _own_folder(service: Service, parent: str) -> str:
+    return f"{parent}/torchpar/{service.kind.value}/{service.name}"
