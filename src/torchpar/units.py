@@ -17,6 +17,7 @@ import jinja2
 from torchpar.plan import Plan, ServicePlan
 from torchpar.sandbox import sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
+from torchpar.topology import HostFacts
 from torchpar.values import MemoryPolicy
 
 # Where the package puts the template files, and where they are in the source tree.
@@ -32,6 +33,10 @@ _SINCE = {
     "PrivatePIDs": 257, "ManagedOOMMemoryPressureDurationSec": 257,
 }  # fmt: skip
 
+
+# RDMA's connection manager. It is one of the kernel's many "misc" devices, so the template unit cannot allow it by its
+# driver; and of a path that is not there systemd 252 warns at every start.
+CONNECTION_MANAGER = "/dev/infiniband/rdma_cm"
 
 # What ExecStop= runs. After the grace it sends SIGTERM, and SIGKILL ten seconds later.
 STOP = "/usr/lib/torchpar/stop"
@@ -60,7 +65,7 @@ def make_units(plan: Plan) -> UnitSet:
     links: dict[str, str] = {}
     warnings: list[str] = []
     for service in plan.services:
-        files[drop_in_path(service.unit)] = _render(service, plan.facts.systemd_version, warnings)
+        files[drop_in_path(service.unit)] = _render(service, plan.facts, warnings)
         if service.listen:
             files[drop_in_path(socket_of(service.unit))] = _template("socket.conf.j2").render(
                 source=_source(service), name=service.service.name, listen=service.listen, conflicts=service.slot_mates
@@ -117,8 +122,8 @@ def quote_path(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str]) -> str:
-    service, settings = plan.service, plan.service.settings
+def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
+    service, settings, systemd_version = plan.service, plan.service.settings, facts.systemd_version
     train, infer = service.train(), service.infer()
     identity = {
         "User": settings.user,
@@ -149,6 +154,8 @@ def _render(plan: ServicePlan, systemd_version: int | None, warnings: list[str])
     if infer and plan.gpus:
         # Device groups such as render and video do not exist in a user namespace of the unit's own.
         directives.insert(0, ("PrivateUsers", "no"))
+    if train and any(nic.infiniband for nic in facts.nics):
+        directives.insert(0, ("DeviceAllow", f"{CONNECTION_MANAGER} rw"))
     return _template("service.conf.j2").render(
         source=_source(plan),
         name=service.name,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.hosts import make_host
+from tests.unit.hosts import make_gpu, make_host
 from torchpar.config import parse_config
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
@@ -126,6 +127,16 @@ def test_several_ranks_start_through_the_launcher_under_the_jobs_interpreter() -
     """It is torchrun's agent of that interpreter's torch that starts them."""
     text = units_of("[Train a]\nModule=pkg.train\nRanks=2\n", make_host()).files.popitem()[1]
     assert "ExecStart=:/usr/bin/python3 /usr/lib/torchpar/launch.py -m pkg.train\n" in text
+
+
+@pytest.mark.parametrize(("devices", "allowed"), [((), False), (("mlx5_0",), True)])
+def test_rdma_devices_are_there_where_network_cards_have_them(devices: tuple[str, ...], allowed: bool) -> None:
+    """The connection manager by its path, as it shares its driver with others; the cards by theirs, everywhere."""
+    nic = dataclasses.replace(make_gpu(0, 0), class_code="0x020000", infiniband=devices)
+    texts = units_of("[Train a]\nScript=/a.py\n[Infer a]\nModel=/m.pt\n", make_host(nics=(nic,))).files
+    line = "DeviceAllow=/dev/infiniband/rdma_cm rw\n"
+    assert (line in texts["torchpar-train@a.service.d/20-torchpar.conf"]) is allowed
+    assert line not in texts["torchpar-infer@a.service.d/20-torchpar.conf"]
 
 
 INFER = "[Infer a]\nModel=/m.pt\n"
