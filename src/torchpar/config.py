@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from torchpar.directives import NEWEST, SINCE
 from torchpar.endpoint import whole_endpoint
 from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.settings import (
@@ -178,6 +179,21 @@ _RENDERED = {
     "CPUWeight": "CPUWeight",
     "Restart": "Restart",
     "TimeoutStopSec": "CheckpointGrace= or DrainTimeout",
+    "TimeoutSec": "CheckpointGrace= or DrainTimeout= for a stop, Service.TimeoutStartSec",
+}
+
+# Directives that would undo what torchpar promises, and how.
+_REFUSED = {
+    "Type": "it decides when a service has started, which systemctl start, torchpar status and the stop rely on",
+    "KillMode": "it would kill processes that still save, or leave some behind on CPUs that others get next",
+    "RemainAfterExit": "a job that has ended would be called running, and would keep others of its Slot= away",
+}
+
+# Directives that are the administrator's choice, with what the choice costs.
+_DOUBTFUL = {
+    "RootDirectory": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
+    "RootImage": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
+    "Slice": "outside torchpar.slice the limits that torchpar plans with may not be the service's",
 }
 
 # A file's name has at most 255 bytes, and systemd's folder for PrivateTmp= of the service needs 79 beside its name.
@@ -201,7 +217,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
         applies = True
         for section in split_sections(file, problems):
             word, _, name = section.header.partition(" ")
-            read = list(_read_values(section, problems))
+            read = list(_read_values(section, facts, problems))
             if section.header == "Match":
                 applies = _matches(_merge(MatchSettings, read), facts)
             elif section.header == "Host":
@@ -230,22 +246,17 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
     return config
 
 
-def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
+def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iterator[_Value]:
     word = section.header.split()[0]
     rows = _SETTINGS[word]
     for assignment in section.assignments:
         key, text, origin = assignment.key, assignment.text, assignment.origin
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
-            directive = key.removeprefix("Service.")
-            if directive in _RENDERED:
-                problems.errors.append(
-                    Problem(
-                        origin,
-                        f"[{section.header}] {key}=: torchpar sets {directive}= itself; use {_RENDERED[directive]}=",
-                    )
-                )
-            elif not re.fullmatch(r"[A-Z][A-Za-z0-9]+", directive):
-                problems.errors.append(Problem(origin, f"[{section.header}] {key}=: is not Service.KEY of systemd"))
+            wrong, note = _judge_directive(key.removeprefix("Service."), text, facts)
+            if note:
+                problems.notes.append(Problem(origin, f"[{section.header}] {key}={text:.60}: {note}"))
+            if wrong:
+                problems.errors.append(Problem(origin, f"[{section.header}] {key}=: {wrong}"))
             else:
                 yield _Value(key, text, origin, None, text)
             continue
@@ -266,6 +277,24 @@ def _read_values(section: Section, problems: Problems) -> Iterator[_Value]:
             problems.errors.append(
                 Problem(origin, f"[{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}")
             )
+
+
+def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None, str | None]:
+    """What is wrong with a directive of Service.KEY=, and what is to be said of it though it is not."""
+    if name in _RENDERED:
+        return f"torchpar sets {name}= itself; use {_RENDERED[name]}=", None
+    if name in _REFUSED and text:
+        return f"{_REFUSED[name]}; leave it to torchpar", None
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
+        return "is not Service.KEY of systemd", None
+    if name not in SINCE:
+        unknown = f"systemd knows no {name}= in [Service]{hint(name, SINCE)}"
+        if (facts.systemd_version or 0) > NEWEST:
+            return None, f"torchpar does not know whether systemd {facts.systemd_version} has it; {unknown} up to {NEWEST}"
+        return unknown, None
+    if name == "Slice" and re.fullmatch(r"torchpar(-.+)?\.slice", text):
+        return None, None
+    return None, _DOUBTFUL.get(name) if text else None
 
 
 def _merge(kind: type[T], values: Sequence[_Value]) -> T:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jinja2
 
+from torchpar.directives import SINCE
 from torchpar.plan import Plan, ServicePlan
 from torchpar.sandbox import sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
@@ -22,17 +23,6 @@ from torchpar.values import MemoryPolicy
 
 # Where the package puts the template files, and where they are in the source tree.
 _TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")
-
-# Directives that systemd 252 (Debian 12) lacks, by the version that brought them; see systemd.directives(7).
-_SINCE = {
-    "MemoryZSwapMax": 253, "OpenFile": 253, "ReloadSignal": 253,
-    "RestartSteps": 254, "RestartMaxDelaySec": 254, "RestartMode": 254, "DelegateSubgroup": 254,
-    "FileDescriptorStorePreserve": 254, "MemoryKSM": 254, "MemoryPressureWatch": 254,
-    "MemoryPressureThresholdSec": 254, "SetLoginEnvironment": 255, "CoredumpReceive": 255,
-    "SurviveFinalKillSignal": 255, "MemoryZSwapWriteback": 256, "PassFileDescriptorsToExec": 256,
-    "PrivatePIDs": 257, "ManagedOOMMemoryPressureDurationSec": 257,
-}  # fmt: skip
-
 
 # RDMA's connection manager. It is one of the kernel's many "misc" devices, so the template unit cannot allow it by its
 # driver; and of a path that is not there systemd 252 warns at every start.
@@ -143,7 +133,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         directives += [("LoadCredential", quote_path(f"{CERTIFICATE}:{infer.tls_certificate}"))]
         directives += [("LoadCredential", quote_path(f"{KEY}:{infer.tls_key}"))]
     for key, value in service.directives:
-        since = _SINCE.get(key, 0)
+        since = SINCE.get(key, 0)
         if systemd_version is not None and since > systemd_version:
             warnings.append(
                 f"{service.origin(f'Service.{key}')}: {service.section} Service.{key}= needs systemd {since}; "

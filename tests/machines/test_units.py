@@ -9,6 +9,7 @@ import pytest
 
 from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply
+from torchpar.directives import SINCE
 
 # Stands in for /usr/bin/torchpar: says with which rights it was called, and fails if it is told to.
 REPORTER = """\
@@ -55,6 +56,14 @@ def test_the_daemon_has_two_capabilities_and_one_kind_of_socket(machine: Machine
     assert re.findall(r"^Cap(?:Eff|Bnd):\t(\w+)$", status, re.M) == [f"{1 << 2 | 1 << 19:016x}"] * 2
     assert "NoNewPrivs:\t1\n" in status
     assert machine.show("torchpard.service", "RestrictAddressFamilies") == "AF_UNIX"
+
+
+def test_the_table_of_directives_is_what_systemd_prints(machine: Machine) -> None:
+    """Every name of [Service] that this systemd knows is one of the table, by its version, and none is missing."""
+    said = machine.run("/lib/systemd/systemd", "--dump-configuration-items").stdout
+    section = said.partition("[Service]\n")[2].partition("\n[")[0]
+    version = int(machine.run("systemctl", "--version").stdout.split()[1])
+    assert set(re.findall(r"^(\w+)=", section, re.M)) == {name for name, since in SINCE.items() if since <= version}
 
 
 def test_the_daemons_reload_has_all_rights_of_the_host(reporting: Machine) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
 from torchpar.config import Config, parse_config
+from torchpar.directives import NEWEST
 from torchpar.errors import ConfigError
 from torchpar.settings import SECTIONS, settings_of
 from torchpar.syntax import ConfFile
@@ -131,6 +132,12 @@ def test_match_must_come_first() -> None:
         ("[Train a]\nScript=/a\nNUMAPolicy=local\nNUMAMask=0\n", "NUMAMask= has no meaning"),
         ("[Train a]\nScript=/a\nService.CPUAffinity=1\n", "use CPUs="),
         ("[Train a]\nScript=/a\nService.=1\n", "is not Service.KEY"),
+        ("[Train a]\nScript=/a\nService.LimitNofile=1\n", "no LimitNofile= in [Service]; did you mean LimitNOFILE?"),
+        ("[Train]\nService.MemoryMx=1G\n", "/1.conf:2: [Train] Service.MemoryMx=: systemd knows no MemoryMx="),
+        ("[Infer a]\nModel=/m\nService.Requires=b.service\n", "no Requires= in [Service]"),
+        ("[Train a]\nScript=/a\nService.Type=oneshot\n", "it decides when a service has started"),
+        ("[Train a]\nScript=/a\nService.KillMode=mixed\n", "it would kill processes that still save"),
+        ("[Train a]\nScript=/a\nService.TimeoutSec=5\n", "use CheckpointGrace="),
         ("[Infer a]\n", "has nothing to serve"),
         ("[Infer a]\nModel=/m\nTLSKey=/k\n", "TLSKey= needs TLSCertificate= beside it"),
         ("[Infer a]\nModel=/m\nListen=db.example:80\n", "has the name 'db.example'; write the address as a number"),
@@ -159,6 +166,22 @@ def test_directives_of_systemd_pass_through_in_order_until_reset() -> None:
     """Service.KEY= is for what torchpar does not decide."""
     config = read("[Train]\nService.Nice=5\n[Train a]\nScript=/a\nService.Nice=\nService.Nice=7\nService.LimitCORE=0\n")
     assert config.services[0].directives == (("Nice", "7"), ("LimitCORE", "0"))
+
+
+def test_a_systemd_that_is_newer_than_the_table_may_know_more() -> None:
+    """An unknown directive is an error up to the newest systemd that torchpar knows, and beyond it a warning."""
+    text = "[Train a]\nScript=/a\nService.PrivatBPF=yes\n"
+    assert problems(text)
+    newer = parse_config([ConfFile("/1.conf", text)], make_host(systemd_version=NEWEST + 1))
+    assert newer.services[0].directives == (("PrivatBPF", "yes"),)
+    assert newer.warnings[0].startswith("/1.conf:3: [Train a] Service.PrivatBPF=yes: torchpar does not know whether")
+
+
+def test_what_takes_a_service_out_of_its_bounds_is_told() -> None:
+    """It is the administrator's choice, so it is in force; but not without a word."""
+    text = "[Train a]\nScript=/a\nService.Slice={}\nService.RootDirectory=/srv/image\n"
+    assert len(read(text.format("user.slice")).warnings) == 2
+    assert len(read(text.format("torchpar-night.slice")).warnings) == 1
 
 
 def test_every_default_is_what_its_own_text_parses_to() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 # Each layer may import those above it and, within it, its own; runtime and serve stand apart.
 LAYERS = (
     ("errors", "advice", "cpuset", "version", "notify", "mempolicy"),
-    ("values", "syntax", "topology", "settings", "endpoint", "config", "environment", "preload"),
+    ("values", "syntax", "directives", "topology", "settings", "endpoint", "config", "environment", "preload"),
     (
         "cores",
         "claims",
