@@ -289,8 +289,9 @@ def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None
         return "is not Service.KEY of systemd", None
     if name not in SINCE:
         unknown = f"systemd knows no {name}= in [Service]{hint(name, SINCE)}"
-        if (facts.systemd_version or 0) > NEWEST:
-            return None, f"torchpar does not know whether systemd {facts.systemd_version} has it; {unknown} up to {NEWEST}"
+        version = facts.systemd_version
+        if version and version > NEWEST:
+            return None, f"torchpar does not know whether systemd {version} has it; {unknown} up to {NEWEST}"
         return unknown, None
     if name == "Slice" and re.fullmatch(r"torchpar(-.+)?\.slice", text):
         return None, None

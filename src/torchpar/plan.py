@@ -159,9 +159,6 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
 def _warn(service: Service, share: Share, ranks: tuple[Rank, ...], facts: HostFacts) -> list[str]:
     warnings = []
     train = service.train()
-    python = service.settings.python
-    if facts.interpreters.get(python, 0) is None:
-        warnings.append(f"{service.origin('Python')}: {service.section} Python={python}: no such program on this host")
     if train and train.ranks == 1 and len(facts.node_of(share.cpus)) > 1 and not share.gpus:
         warnings.append(
             f"{service.section}: one process on NUMA nodes {facts.node_of(share.cpus)}; if the script uses "

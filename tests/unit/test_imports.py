@@ -32,7 +32,7 @@ LAYERS = (
         "variables",
         "plan",
     ),
-    ("units", "changes", "readback", "verify", "picture", "adhoc", "transient"),
+    ("units", "access", "changes", "readback", "verify", "picture", "adhoc", "transient"),
     ("host", "generations", "enforce", "observe"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )

@@ -367,13 +367,6 @@ def test_openmp_threads_are_never_bound_one_by_one() -> None:
     assert not {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(plan_of("").environment)
 
 
-def test_a_missing_interpreter_is_a_warning_with_its_line() -> None:
-    """The unit fails at its start; the plan says it before."""
-    host = make_host(interpreters={"/srv/venv/bin/python": None})
-    plan = plan_of("Python=/srv/venv/bin/python", host)
-    assert "/c:6: [Train a] Python=/srv/venv/bin/python: no such program on this host" in plan.warnings
-
-
 def test_a_plan_is_the_same_from_exported_facts() -> None:
     """A fleet is planned on one laptop."""
     host = dataclasses.replace(TWO_NODES, gpus=(make_gpu(0, None),))

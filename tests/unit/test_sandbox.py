@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.cli.inputs import _missing_places
+from torchpar.access import make_questions, make_warnings
 from torchpar.config import parse_config
 from torchpar.errors import ConfigError
+from torchpar.host.access import ask_below
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.syntax import ConfFile
 from torchpar.units import make_units
@@ -114,9 +115,10 @@ def test_a_place_to_write_that_is_not_there_is_told_with_its_line(tmp_path: Path
     """By either key; one that may be missing is not."""
     (tmp_path / "runs").mkdir()
     text = f"{TRAIN}ReadWritePaths=/runs /rums -/mnt/x\nService.ReadWritePaths=/runs /nowhere\n"
-    told = list(_missing_places(parse_config([ConfFile("c", text)], make_host()), tmp_path))
-    why = "no such file or folder on this host; the service fails until it is there, or - stands before it:"
+    config = parse_config([ConfFile("c", text)], make_host())
+    told = [line for line in make_warnings(config, ask_below(tmp_path, make_questions(config))) if "ReadWrite" in line]
+    why = "no such file or folder on this host; the service fails until it is there, or - stands before it"
     assert told == [
-        f"c:3: [Train a] ReadWritePaths=/rums: {why} -/rums",
-        f"c:4: [Train a] Service.ReadWritePaths=/nowhere: {why} -/nowhere",
+        f"c:3: [Train a] ReadWritePaths=/rums: {why}",
+        f"c:4: [Train a] Service.ReadWritePaths=/nowhere: {why}",
     ]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from torchpar.access import make_questions, make_warnings
 from torchpar.config import Config, parse_config
 from torchpar.errors import FactsError, printable
+from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries, read_interpreters
@@ -28,12 +30,20 @@ _FACTS_LIMIT = 2**24  # those of a host with thousands of CPUs and devices have 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The conf, the facts, the texts the conf was read from, and what this host lacks of what the conf names."""
+    """The conf, the facts, and the texts the conf was read from. `root` is None for a host that is not here."""
 
     config: Config
     facts: HostFacts
     files: tuple[ConfFile, ...]
-    warnings: tuple[str, ...]
+    root: Path | None
+
+    def find_unreachable(self) -> tuple[str, ...]:
+        """What of what the conf names the services cannot use on this host, as warnings."""
+        if self.root is None:
+            return ()
+        questions = make_questions(self.config)
+        found = ask(questions) if self.root == LIVE else ask_below(self.root, questions)
+        return make_warnings(self.config, found)
 
 
 def input_options(command: F) -> F:
@@ -67,36 +77,13 @@ def load(
         )
     config = parse_config(files, facts, strict=strict)
     if facts_file is not None:
-        return Inputs(config, facts, files, ())
+        return Inputs(config, facts, files, None)
     facts = dataclasses.replace(
         facts,
         interpreters=read_interpreters(root, config.interpreters()),
         interpreter_libraries=read_interpreter_libraries(root, config.interpreters()),
     )
-    return Inputs(config, facts, files, (*_missing_scripts(config, root), *_missing_places(config, root)))
-
-
-def _missing_scripts(config: Config, root: Path) -> Iterator[str]:
-    for service in config.services:
-        train = service.train()
-        if train and train.script and not (root / train.script.lstrip("/")).exists():
-            yield (
-                f"{service.origin('Script')}: {service.section} Script={train.script}: no such file on this host; "
-                "the service fails until it is there"
-            )
-
-
-def _missing_places(config: Config, root: Path) -> Iterator[str]:
-    for service in config.services:
-        named = [("ReadWritePaths", path) for path in service.settings.read_write_paths]
-        for key, value in service.directives:
-            named += [(f"Service.{key}", path) for path in value.split() if key == "ReadWritePaths"]
-        for key, path in named:
-            if path.startswith("/") and not (root / path.lstrip("/")).exists():
-                yield (
-                    f"{service.origin(key)}: {service.section} {key}={path}: no such file or folder on this host; the "
-                    f"service fails until it is there, or - stands before it: -{path}"
-                )
+    return Inputs(config, facts, files, root)
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:

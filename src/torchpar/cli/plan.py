@@ -39,7 +39,7 @@ def plan(
     _echo_plan(made)
     for move in find_moves(inputs.facts.in_force, made):
         click.echo(move)
-    warn((*inputs.warnings, *made.warnings))
+    warn((*inputs.find_unreachable(), *made.warnings))
 
 
 def _echo_plan(plan: Plan) -> None:

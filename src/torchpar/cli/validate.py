@@ -25,6 +25,6 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     given = ConfReader().read_files(files, trusted=False) if files else None
     inputs = load(root, facts_file, files=given, strict=True)
     plan = make_plan(inputs.config, inputs.facts)
-    warn((*inputs.warnings, *plan.warnings))
+    warn((*inputs.find_unreachable(), *plan.warnings))
     count = len(inputs.config.services)
     click.echo(f"{', '.join(file.path for file in inputs.files) or 'no file'}: valid, {count} services")

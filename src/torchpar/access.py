@@ -1,0 +1,294 @@
+"""Whether a service's user can reach what the conf names: the questions to a host, and what its answers mean.
+
+Pure; host/access.py gets the answers.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torchpar.config import Config, Service
+from torchpar.sandbox import sandbox_settings
+
+# The user of the shipped units, and where they have compilers put what they make.
+USER = "torchpar"
+CACHE = "/var/cache/torchpar"
+
+
+class Need(enum.Enum):
+    """What is to be done with a path."""
+
+    READ = "read"  # Script=: opened and read
+    RUN = "run"  # Python=: executed, and code beside it mapped
+    ENTER = "enter"  # WorkingDirectory=: made the current folder
+    WRITE = "write"  # WorkingDirectory=, ReadWritePaths=: files are made in it, or it is a file that is written
+    MAP = "map"  # the cache of torch.compile: code is loaded from there; it need not be there yet
+
+
+class Verdict(enum.Enum):
+    """The answer to a question."""
+
+    ALLOWED = "allowed"
+    MISSING = "missing"  # there is nothing at `place`
+    CLOSED = "closed"  # the folder `place` on the way cannot be entered
+    REFUSED = "refused"  # `place` is there, and its mode or ACL does not allow it
+    NOEXEC = "noexec"  # `place` is on a mount with noexec
+    READ_ONLY = "read-only"  # `place` is on a mount that is read-only
+    BROKEN = "broken"  # for another reason, which `why` has
+    SILENT = "silent"  # the file system has not answered in time
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who asks: a user with its groups as systemd gives them; user None stands for root, as systemd itself reads."""
+
+    user: str | None
+    group: str | None = None
+    groups: tuple[str, ...] = ()  # SupplementaryGroups=
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whether a path can be used so."""
+
+    path: str
+    need: Need
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A verdict and the place that decided it, with its mode and owner where these matter.
+
+    `way` are the links that were followed and where they ended. `home` is the owner whose home the place is in.
+    `shim` is a program in front of interpreters, as pyenv's; `interpreter` is one of those behind it.
+    """
+
+    verdict: Verdict
+    place: str = ""
+    mode: int | None = None
+    owner: str | None = None
+    group: str | None = None
+    home: str | None = None
+    way: tuple[str, ...] = ()
+    why: str = ""
+    shim: bool = False
+    interpreter: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a host answers for one identity: the names that it does not know, and an answer to each question."""
+
+    unknown_user: bool = False
+    unknown_groups: tuple[str, ...] = ()
+    answers: Mapping[Question, Answer] = field(default_factory=dict)
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON data, on its way from the process that asked the kernel."""
+    return {**asdict(answer), "verdict": answer.verdict.value}
+
+
+def parse_answer(data: dict[str, Any]) -> Answer:
+    """The reverse of answer_json."""
+    return Answer(**{**data, "verdict": Verdict(data["verdict"]), "way": tuple(data["way"])})
+
+
+# With one of these a unit sees other files than the host has.
+_OTHER_FILES = {
+    "RootDirectory", "RootImage", "BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem", "MountImages",
+    "ExtensionImages", "ExtensionDirectories",
+}  # fmt: skip
+# With one of these it has rights that its user alone has not.
+_OTHER_RIGHTS = {"AmbientCapabilities", "CapabilityBoundingSet", "PermissionsStartOnly", "PAMName"}
+
+_YES = {"yes", "true", "on", "1", "y", "t"}
+
+
+def make_questions(config: Config) -> dict[Identity, tuple[Question, ...]]:
+    """Everything to be asked of the host, each question once."""
+    questions: dict[Identity, dict[Question, None]] = {}
+    for service in config.services:
+        for _, identity, question in _questions(service):
+            of_identity = questions.setdefault(identity, {})
+            if question:
+                of_identity[question] = None
+    return {identity: tuple(asked) for identity, asked in questions.items()}
+
+
+def make_warnings(config: Config, found: Mapping[Identity, Found]) -> tuple[str, ...]:
+    """What keeps services from their files, each with file and line and what to do."""
+    warnings: list[str] = []
+    for service in config.services:
+        warnings += _unknown_names(service, found)
+        for key, identity, question in _questions(service):
+            answer = found[identity].answers.get(question) if question and identity in found else None
+            if answer and question:
+                what = _word(service, key, identity, question, answer)
+                warnings += [what] if what else []
+    return tuple(dict.fromkeys(warnings))
+
+
+def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | None]]:
+    """What is asked for a service: the key, who asks, and the question; None asks for the names alone."""
+    settings, train, infer = service.settings, service.train(), service.infer()
+    directives = dict(service.directives)
+    system, user = Identity(None), _identity(service)
+    yield "", user, None
+    if directives.keys() & _OTHER_FILES:
+        return
+    # What others are allowed is not known; but not even they can open what is not there.
+    who = system if directives.keys() & _OTHER_RIGHTS else user
+    paths = [("Python", settings.python, Need.RUN)]
+    paths += [("Script", train.script, Need.READ)] if train and train.script else []
+    if infer:
+        paths += [(k, p, Need.READ) for k, p in (("Model", infer.model), ("Handler", infer.handler)) if p]
+    if settings.working_directory:
+        paths += [("WorkingDirectory", settings.working_directory, need) for need in (Need.ENTER, Need.WRITE)]
+    paths += [("ReadWritePaths", path, Need.WRITE) for path in settings.read_write_paths]
+    for key, value in service.directives:
+        if key == "ReadWritePaths":
+            paths += [("Service.ReadWritePaths", path, Need.WRITE) for path in value.split()]
+    for key, path, need in paths:
+        if path.startswith("/"):  # "-" before it: it need not be there
+            yield key, who, Question(path, need)
+    if infer:
+        for key, file in (("TLSCertificate", infer.tls_certificate), ("TLSKey", infer.tls_key)):
+            if file:
+                yield key, system, Question(file, Need.READ)
+    yield "", system, Question(service.variable("TORCHINDUCTOR_CACHE_DIR") or CACHE, Need.MAP)
+
+
+def _identity(service: Service) -> Identity:
+    """Who the service is; root where systemd makes up a user for it that is not there yet."""
+    if dict(service.directives).get("DynamicUser", "").lower() in _YES:
+        return Identity(None)
+    groups = [words for key, words in service.directives if key == "SupplementaryGroups"]
+    return Identity(service.settings.user or USER, service.settings.group, tuple(" ".join(groups).split()))
+
+
+def _unknown_names(service: Service, found: Mapping[Identity, Found]) -> Iterator[str]:
+    identity, user = _identity(service), service.settings.user
+    names = found.get(identity, Found())
+    if user and names.unknown_user:
+        yield (
+            f"{service.origin('User')}: {service.section} User={user}: there is no such user on this host; the service "
+            "fails until there is"
+        )
+    for group in names.unknown_groups:
+        key = "Group" if group == service.settings.group else "Service.SupplementaryGroups"
+        yield (
+            f"{service.origin(key)}: {service.section} {key}={group}: there is no such group on this host; the service "
+            "fails until there is"
+        )
+
+
+def _word(service: Service, key: str, identity: Identity, question: Question, answer: Answer) -> str | None:
+    """The warning that an answer is worth, if any."""
+    if question.need is Need.MAP:
+        return _word_cache(service, question, answer)
+    subject = f"{service.origin(key)}: {service.section} {key}={question.path:.200}"
+    own = key in ("TLSCertificate", "TLSKey")  # systemd itself reads them
+    hidden = None if own else _hidden(service, (question.path, answer.place, *answer.way))
+    if hidden and answer.verdict is not Verdict.MISSING:
+        return None if question.need is Need.WRITE else f"{subject}: {hidden}"
+    if question.need is Need.WRITE:
+        what = _word_write(identity, key, answer)
+    elif answer.verdict is Verdict.ALLOWED:
+        what = _word_shim(answer) if answer.shim else None
+    else:
+        what = _word_refusal(service, identity, question, answer)
+    return f"{subject}: {what}" if what else None
+
+
+def _word_refusal(service: Service, identity: Identity, question: Question, answer: Answer) -> str:
+    place, until = answer.place, "the service fails until"
+    linked = "" if _is_below(question.path, place) else ", to which links lead"
+    who = f"user {identity.user}" if identity.user else "root"
+    if answer.verdict is Verdict.MISSING:
+        what = {Need.RUN: "program", Need.ENTER: "folder"}.get(question.need, "file")
+        links = f": its links lead to {place}" if linked else ""
+        return f"no such {what} on this host{links}; {until} it is there"
+    if answer.verdict is Verdict.NOEXEC:
+        return f"{place} is on a mount with noexec, from which nothing runs; put it elsewhere"
+    if answer.verdict is Verdict.SILENT:
+        return "its file system does not answer, so it is not checked; a service would wait for it too"
+    if answer.verdict is Verdict.BROKEN:
+        return f"{'' if place == question.path else f'{place}: '}{answer.why}; {until} it is mended"
+    verb = {Need.RUN: "execute", Need.ENTER: "enter"}.get(question.need, "read")
+    if answer.verdict is Verdict.CLOSED:
+        verb = "enter"
+    mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
+    return f"{who} cannot {verb} {place}{mode}{linked}; {_remedy(service, identity, verb, answer)}"
+
+
+def _remedy(service: Service, identity: Identity, verb: str, answer: Answer) -> str:
+    """What lets a user in: to be another user, to put it elsewhere, or an ACL."""
+    right = {"enter": "x", "execute": "rx"}.get(verb, "rX")
+    acl = f"setfacl -m u:{identity.user}:{right} {answer.place}"
+    if answer.home and answer.home != identity.user:
+        return f"set User={answer.home}, whose home that is; or put it elsewhere, or allow it: {acl}"
+    if answer.owner and answer.owner not in ("root", identity.user) and not answer.owner.isdigit():
+        return f"set User={answer.owner}, to whom that belongs; or allow it: {acl}"
+    return f"put it elsewhere, or allow it: {acl}"
+
+
+def _word_write(identity: Identity, key: str, answer: Answer) -> str | None:
+    """A working directory that is not there or cannot be entered is told by the other question."""
+    named = key != "WorkingDirectory"
+    cannot = "a write there fails" if named else "what the script writes by a relative path, a checkpoint, fails"
+    if answer.verdict is Verdict.MISSING and named:
+        return "no such file or folder on this host; the service fails until it is there, or - stands before it"
+    if answer.verdict is Verdict.READ_ONLY:
+        return f"it is on a mount that is read-only; {cannot}"
+    if answer.verdict is Verdict.REFUSED or answer.verdict is Verdict.CLOSED and named:
+        enter = answer.verdict is Verdict.CLOSED
+        where = f"enter {answer.place}" if enter else "write there"
+        mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
+        acl = f"setfacl -m u:{identity.user}:{'x' if enter else 'rwx'} {answer.place}"
+        return f"user {identity.user} cannot {where}{mode}; {cannot} until you allow it: {acl}"
+    return None
+
+
+def _word_shim(answer: Answer) -> str:
+    name = answer.interpreter or "its path ends in bin/python3"
+    return (
+        "is not an interpreter but chooses one, by files in the home and the working folder of whoever starts it, "
+        f"and a service is not who installed it; name the interpreter itself: {name}"
+    )
+
+
+def _word_cache(service: Service, question: Question, answer: Answer) -> str | None:
+    if answer.verdict is not Verdict.NOEXEC:
+        return None
+    return (
+        f"{question.path:.200} is on a mount with noexec ({answer.place}): a job that uses torch.compile or Triton "
+        "fails when it loads what it compiled there; mount it with exec, or set TORCHINDUCTOR_CACHE_DIR= and "
+        "TRITON_CACHE_DIR= in Environment="
+    )
+
+
+def _hidden(service: Service, paths: tuple[str, ...]) -> str | None:
+    """What in the unit hides one of the paths from the service."""
+    directives = dict(service.directives)
+    home = directives.get("ProtectHome", "no").lower()
+    rules = []
+    if home in _YES or home == "tmpfs":
+        rules += [(folder, f"Service.ProtectHome={home} hides {folder}") for folder in ("/home", "/root", "/run/user")]
+    # The shipped units say yes.
+    private = dict(sandbox_settings(service)).get("PrivateTmp", ("yes",))[0]
+    if directives.get("PrivateTmp", private).lower() in _YES | {"disconnected"}:
+        own = "the service has {} of its own; put it elsewhere, or set Service.PrivateTmp=no"
+        rules += [(folder, own.format(folder)) for folder in ("/tmp", "/var/tmp")]
+    for key, value in service.directives:
+        if key in ("InaccessiblePaths", "InaccessibleDirectories"):
+            rules += [(path.lstrip("-+"), f"Service.{key}= hides {path.lstrip('-+')}") for path in value.split()]
+    return next((why for folder, why in rules for path in paths if _is_below(path, folder)), None)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

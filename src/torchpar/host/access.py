@@ -1,0 +1,333 @@
+"""Asks the kernel what users can do with files, as those users: modes, ACLs, groups and mounts count as it says.
+
+A child process for each user takes that user's place and tries. All of them together have a few seconds: one that a
+dead file system holds is left behind with what it has answered so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import grp
+import json
+import os
+import pwd
+import re
+import select
+import signal
+import stat
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
+from torchpar.host.sysfs import Tree
+
+# For all users together. What does not answer within it hangs.
+SECONDS = 5.0
+
+_LINKS = 40  # the kernel's own limit, path_resolution(7)
+
+Questions = Mapping[Identity, Sequence[Question]]
+
+
+def ask(questions: Questions, seconds: float = SECONDS) -> dict[Identity, Found]:
+    """The answers of this host. Who is not root is told what is missing, and of its own rights."""
+    deadline = time.monotonic() + seconds
+    children = {identity: _Child.start(identity, asked) for identity, asked in questions.items()}
+    waiting = {child.pipe: child for child in children.values()}
+    poll = select.poll()
+    for pipe in waiting:
+        poll.register(pipe, select.POLLIN)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for pipe, _ in poll.poll(left * 1000):
+            if not waiting[pipe].read():
+                poll.unregister(pipe)
+                del waiting[pipe]
+    return {identity: child.end() for identity, child in children.items()}
+
+
+def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
+    """The answers of a host below a root, whose users are not those of this machine: only what is missing is known."""
+    tree = Tree(root)
+
+    def answer(question: Question) -> Answer:
+        there = question.need is Need.MAP or tree.exists(question.path.lstrip("/"))
+        return Answer(Verdict.ALLOWED if there else Verdict.MISSING, question.path)
+
+    return {
+        identity: Found(answers={question: answer(question) for question in asked})
+        for identity, asked in questions.items()
+    }
+
+
+class _Child:
+    """A process that answers for one identity: a line of JSON for the names, and one for each question in order."""
+
+    def __init__(self, pid: int, pipe: int, questions: Sequence[Question]) -> None:
+        self._pid = pid
+        self.pipe = pipe
+        self._questions = questions
+        self._data = b""
+        self._ended = False
+
+    @classmethod
+    def start(cls, identity: Identity, questions: Sequence[Question]) -> _Child:
+        """Start it. Nothing but `_answer` runs in it, and no buffer of this process is written twice."""
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for line in _answer(identity, questions):
+                    os.write(theirs, json.dumps(line).encode() + b"\n")
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.close(theirs)
+        return cls(pid, ours, questions)
+
+    def read(self) -> bool:
+        """Take what it has written; whether there may be more."""
+        piece = os.read(self.pipe, 65536)
+        self._data += piece
+        self._ended = not piece
+        return bool(piece)
+
+    def end(self) -> Found:
+        """Everything it has answered. A question without an answer that is due is the one it hangs in."""
+        os.close(self.pipe)
+        if not self._ended:
+            os.kill(self._pid, signal.SIGKILL)
+        # One that the kernel holds cannot be killed, and must not be waited for.
+        os.waitpid(self._pid, 0 if self._ended else os.WNOHANG)
+        lines = [json.loads(line) for line in self._data.split(b"\n")[:-1]]
+        names: dict[str, Any] = lines[0] if lines else {"unknown_user": False, "unknown_groups": ()}
+        answers = dict(zip(self._questions, map(parse_answer, lines[1:]), strict=False))
+        if not self._ended and len(answers) < len(self._questions):
+            answers[self._questions[len(answers)]] = Answer(Verdict.SILENT)
+        return Found(names["unknown_user"], tuple(names["unknown_groups"]), answers)
+
+
+# ---- in the child ----
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """A user's numbers; `name` is None where the number has no name, and so no groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+    ids, unknown_user, unknown_groups = _find(identity)
+    yield {"unknown_user": unknown_user, "unknown_groups": unknown_groups}
+    # Whoever asks as another learns what is not there, and nothing of rights.
+    same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
+    for question in questions:
+        answer = look(question)
+        if not same and answer.verdict in (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY):
+            answer = Answer(Verdict.ALLOWED)
+        yield answer_json(answer)
+
+
+def _find(identity: Identity) -> tuple[_Ids | None, bool, tuple[str, ...]]:
+    """The numbers, whether the user is unknown, and which groups are: by NSS, and by number as systemd takes them."""
+    if identity.user is None:
+        return None, False, ()
+    try:
+        user = pwd.getpwuid(int(identity.user)) if identity.user.isdigit() else pwd.getpwnam(identity.user)
+    except (KeyError, OverflowError):
+        user = None
+    found, unknown = {}, []
+    for name in (*([identity.group] if identity.group else []), *identity.groups):
+        try:
+            found[name] = (grp.getgrgid(int(name)) if name.isdigit() else grp.getgrnam(name)).gr_gid
+        except (KeyError, OverflowError):
+            unknown.append(name)
+    if user is None or unknown:
+        return None, user is None, tuple(unknown)
+    gid = found.get(identity.group or "", user.pw_gid)
+    groups = {*os.getgrouplist(user.pw_name, gid), *(found[name] for name in identity.groups)}
+    return _Ids(user.pw_uid, gid, tuple(sorted(groups))), False, ()
+
+
+def _become(ids: _Ids) -> bool:
+    """Take a user's place for good, without any capability, also for root, as a service has none."""
+    if os.geteuid() != 0:
+        return os.geteuid() == ids.uid
+    try:
+        os.setgroups(ids.groups)
+        os.setresgid(ids.gid, ids.gid, ids.gid)
+        os.setresuid(ids.uid, ids.uid, ids.uid)
+    except OSError:
+        return False
+    return ids.uid != 0 or _drop_capabilities()
+
+
+def _drop_capabilities() -> bool:
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    return bool(ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) == 0)
+
+
+def look(question: Question) -> Answer:
+    """The answer to a question for the user that this process is."""
+    walk = _walk(question.path)
+    if question.need is Need.MAP:
+        folder = walk.place if walk.verdict is Verdict.ALLOWED else os.path.dirname(walk.place)
+        return Answer(Verdict.NOEXEC if _flags(folder) & os.ST_NOEXEC else Verdict.ALLOWED, folder)
+    if walk.verdict is Verdict.ALLOWED:
+        walk = _look_at_program(question.path, walk) if question.need is Need.RUN else _look_at(walk, question.need)
+    return _describe(walk) if walk.verdict in (Verdict.CLOSED, Verdict.REFUSED) else walk
+
+
+def _walk(path: str) -> Answer:
+    """Go to a path as the kernel does, link by link and folder by folder, to where it ends or stops."""
+    at, links = "/", 0
+    way: list[str] = []
+    todo = path.split("/")[::-1]
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if not os.access(at, os.X_OK):
+            return Answer(Verdict.CLOSED, at, way=tuple(way))
+        if name == "..":
+            at = os.path.dirname(at)
+            continue
+        here = os.path.join(at, name)
+        try:
+            status = os.lstat(here)
+            target = os.readlink(here) if stat.S_ISLNK(status.st_mode) else None
+        except (FileNotFoundError, NotADirectoryError):
+            return Answer(Verdict.MISSING, here, way=tuple(way))
+        except (OSError, ValueError) as error:
+            return Answer(Verdict.BROKEN, here[:200], way=tuple(way), why=getattr(error, "strerror", str(error)))
+        if target is None:
+            at = here
+            if todo and not stat.S_ISDIR(status.st_mode):
+                return Answer(Verdict.MISSING, here, way=tuple(way), why=os.strerror(errno.ENOTDIR))
+            continue
+        way.append(here)
+        links += 1
+        if links > _LINKS:
+            return Answer(Verdict.BROKEN, path, way=tuple(way), why=os.strerror(errno.ELOOP))
+        todo += target.split("/")[::-1]
+        at = "/" if target.startswith("/") else at
+    return Answer(Verdict.ALLOWED, at, way=(*way, at))
+
+
+def _look_at(walk: Answer, need: Need) -> Answer:
+    """Whether the file or folder that was found can be used as it is to be."""
+    place = walk.place
+    folder = os.path.isdir(place)
+    if need is Need.ENTER and not folder:
+        return replace(walk, verdict=Verdict.BROKEN, why="is not a folder")
+    right = {Need.ENTER: 0, Need.WRITE: os.W_OK}.get(need, os.R_OK)
+    rights = right | (os.X_OK if folder else 0)
+    if os.access(place, rights):
+        return walk
+    read_only = need is Need.WRITE and _flags(place) & os.ST_RDONLY
+    return replace(walk, verdict=Verdict.READ_ONLY if read_only else Verdict.REFUSED)
+
+
+def _look_at_program(path: str, walk: Answer) -> Answer:
+    """Whether the interpreter can run, and is one."""
+    bin, place = os.path.dirname(path), walk.place
+    # That of a virtual environment is a link; what it loads is where the link is.
+    libraries = bin if os.path.exists(os.path.join(os.path.dirname(bin), "pyvenv.cfg")) else place
+    for loaded in (place, libraries):
+        if _flags(loaded) & os.ST_NOEXEC:
+            return replace(walk, verdict=Verdict.NOEXEC, place=loaded)
+    if not os.path.isfile(place):
+        return replace(walk, verdict=Verdict.BROKEN, why="is not a program")
+    if not os.access(place, os.X_OK):
+        return replace(walk, verdict=Verdict.REFUSED)
+    head = _head(place)
+    if head is not None and head[:2] != b"#!" and head != b"\x7fELF":
+        return replace(walk, verdict=Verdict.BROKEN, why="is neither a program nor a script that begins with #!")
+    for way in (path, *walk.way):
+        folder, name = os.path.split(way)
+        if os.path.basename(folder) == "shims" and not _is_python(place, head):
+            return replace(walk, shim=True, interpreter=_behind(os.path.dirname(folder), name))
+    return walk
+
+
+def _head(path: str) -> bytes | None:
+    """The first four bytes of a file; None where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4)
+    except OSError:
+        return None
+
+
+def _flags(folder: str) -> int:
+    """How the file system of a folder, or of the nearest that is there, is mounted."""
+    while True:
+        try:
+            return os.statvfs(folder or "/").f_flag
+        except OSError:
+            if folder in ("", "/"):
+                return 0
+            folder = os.path.dirname(folder)
+
+
+def _describe(answer: Answer) -> Answer:
+    """The mode and the owner of the place, and whether it is in the owner's home."""
+    try:
+        status = os.stat(answer.place)
+    except OSError:
+        return answer
+    try:
+        user = pwd.getpwuid(status.st_uid)
+        owner, home = user.pw_name, user.pw_dir
+    except KeyError:
+        owner, home = str(status.st_uid), ""
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    inside = len(home) > 1 and status.st_uid != 0 and f"{answer.place}/".startswith(f"{home.rstrip('/')}/")
+    mode = stat.S_IMODE(status.st_mode)
+    return replace(answer, mode=mode, owner=owner, group=group, home=owner if inside else None)
+
+
+# ---- programs that stand before interpreters ----
+
+# Where they keep those that they choose from, beside their folder of shims: pyenv, asdf and mise, rye.
+_INSTALLED = ("versions", "installs/python", "py")
+
+
+def _is_python(path: str, head: bytes | None) -> bool:
+    """Whether a program is an interpreter by its name and is no script."""
+    return (head or b"")[:2] != b"#!" and re.match(r"python|pypy|graalpy", os.path.basename(path)) is not None
+
+
+def _behind(base: str, name: str) -> str | None:
+    """The interpreter of the version that pyenv has as its default, or else the newest that is there."""
+    wanted = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+        wanted = (Path(base, "version").read_text(encoding="utf-8").split() or [""])[0]
+    for folder in _INSTALLED:
+        try:
+            versions = sorted(os.listdir(os.path.join(base, folder)), key=_version)
+        except OSError:
+            continue
+        for version in (wanted, *reversed(versions)):
+            for program in (name, "python3", "python"):
+                path = os.path.join(base, folder, version, "bin", program)
+                if version and os.access(path, os.X_OK):
+                    return path
+    return None
+
+
+def _version(name: str) -> tuple[tuple[int, str], ...]:
+    """A key by which 3.10 comes after 3.9."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))

@@ -1,0 +1,131 @@
+"""What keeps a service's user from its files, as a person is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, make_questions, make_warnings
+from torchpar.config import Config, parse_config
+from torchpar.syntax import ConfFile
+
+ML = Identity("ml")
+TORCHPAR = Identity("torchpar")
+HOME = Answer(Verdict.CLOSED, "/home/ml", 0o750, "ml", "ml", "ml")
+
+def read(text: str) -> Config:
+    """The conf /c of these lines."""
+    return parse_config([ConfFile("/c", text)], make_host(), strict=True)
+
+
+def told(text: str, found: Mapping[Identity, Found]) -> tuple[str, ...]:
+    """The warnings for one training job with these further lines."""
+    return make_warnings(read(f"[Train a]\nScript=/s.py\n{text}\n"), found)
+
+
+def answers(identity: Identity, **by_need: tuple[str, Answer]) -> dict[Identity, Found]:
+    """The host's answers for one identity: need=(path, answer)."""
+    asked = {Question(path, Need[need]): answer for need, (path, answer) in by_need.items()}
+    return {identity: Found(answers=asked)}
+
+
+def test_a_private_home_is_told_with_the_folder_and_the_user_that_helps() -> None:
+    """The folder that cannot be entered, who cannot, and each way out."""
+    assert told("Python=/home/ml/venv/bin/python3", answers(TORCHPAR, RUN=("/home/ml/venv/bin/python3", HOME))) == (
+        "/c:3: [Train a] Python=/home/ml/venv/bin/python3: user torchpar cannot enter /home/ml (mode 0750, ml:ml); "
+        "set User=ml, whose home that is; or put it elsewhere, or allow it: setfacl -m u:torchpar:x /home/ml",
+    )
+
+
+def test_a_link_that_leads_into_a_private_home_is_told_too() -> None:
+    """A virtual environment outside, whose interpreter is in the home of whoever made it."""
+    (warning,) = told("Python=/srv/venv/bin/python3", answers(TORCHPAR, RUN=("/srv/venv/bin/python3", HOME)))
+    assert "cannot enter /home/ml (mode 0750, ml:ml), to which links lead; set User=ml" in warning
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(Verdict.MISSING, "/p"), "no such program on this host; the service fails until it is there"),
+        (Answer(Verdict.MISSING, "/opt/x"), "no such program on this host: its links lead to /opt/x; the service"),
+        (Answer(Verdict.REFUSED, "/p", 0o700, "root", "root"), "torchpar cannot execute /p (mode 0700, root:root)"),
+        (Answer(Verdict.NOEXEC, "/p"), "/p is on a mount with noexec, from which nothing runs"),
+        (Answer(Verdict.BROKEN, "/p", why="is not a program"), "Python=/p: is not a program; the service fails until"),
+        (Answer(Verdict.SILENT), "its file system does not answer"),
+        (Answer(Verdict.ALLOWED, "/p", shim=True, interpreter="/v/bin/python3"), "interpreter itself: /v/bin/python3"),
+    ],
+)
+def test_each_answer_about_an_interpreter_has_its_words(answer: Answer, words: str) -> None:
+    """One sentence that says what, where and what to do."""
+    (warning,) = told("Python=/p", answers(TORCHPAR, RUN=("/p", answer)))
+    assert warning.startswith("/c:3: [Train a] Python=/p: ") and words in warning
+
+
+def test_a_working_folder_that_cannot_be_written_is_told_before_the_first_checkpoint() -> None:
+    """One warning, also where it cannot be entered at all."""
+    where = "User=ml\nWorkingDirectory=/data"
+    refused = Answer(Verdict.REFUSED, "/data", 0o755, "root", "root")
+    (warning,) = told(where, answers(ML, ENTER=("/data", Answer(Verdict.ALLOWED, "/data")), WRITE=("/data", refused)))
+    assert "user ml cannot write there (mode 0755, root:root)" in warning and "setfacl -m u:ml:rwx /data" in warning
+    closed = Answer(Verdict.CLOSED, "/data", 0o700, "root", "root")
+    (warning,) = told(where, answers(ML, ENTER=("/data", closed), WRITE=("/data", closed)))
+    assert "user ml cannot enter /data" in warning
+
+
+def test_a_user_and_groups_that_are_not_there_are_told_where_they_stand() -> None:
+    """Group= and SupplementaryGroups= as well."""
+    identity = Identity("nosuch", "none", ("gone",))
+    text = "User=nosuch\nGroup=none\nService.SupplementaryGroups=gone"
+    assert [warning.partition(":")[2][:2] for warning in told(text, {identity: Found(True, ("none", "gone"))})] == [
+        "3:",
+        "4:",
+        "5:",
+    ]
+    assert not told("", {TORCHPAR: Found(unknown_user=True)}), "the package's own user is not the conf's affair"
+    assert not told("User=x\nService.DynamicUser=yes", {Identity("x"): Found(unknown_user=True)})
+
+
+@pytest.mark.parametrize(
+    ("directive", "path", "words"),
+    [
+        ("ProtectHome=yes", "/home/ml/s.py", "Service.ProtectHome=yes hides /home"),
+        ("ProtectHome=tmpfs", "/root/s.py", "Service.ProtectHome=tmpfs hides /root"),
+        ("ProtectHome=read-only", "/home/ml/s.py", ""),
+        ("PrivateTmp=no", "/tmp/s.py", ""),
+        ("Nice=1", "/tmp/s.py", ""),
+        ("PrivateTmp=yes", "/tmp/s.py", "the service has /tmp of its own; put it elsewhere, or set Service.PrivateTmp"),
+        ("PrivateTmp=yes", "/var/tmp/s.py", "the service has /var/tmp of its own"),
+        ("InaccessiblePaths=-/data /mnt", "/mnt/s.py", "Service.InaccessiblePaths= hides /mnt"),
+        ("InaccessiblePaths=-/data /mnt", "/mnt2/s.py", ""),
+    ],
+)
+def test_what_the_unit_hides_is_told_though_the_user_could_reach_it(directive: str, path: str, words: str) -> None:
+    """The sandbox decides as much as modes do."""
+    config = read(f"[Train a]\nScript={path}\nService.{directive}\n")
+    warnings = make_warnings(config, answers(TORCHPAR, READ=(path, Answer(Verdict.ALLOWED, path, way=(path,)))))
+    assert [words in warning for warning in warnings] == [True] * bool(words)
+
+
+def test_a_unit_with_other_files_or_rights_is_not_judged_by_those_of_the_host() -> None:
+    """RootDirectory= has other files; a capability may open what a mode does not."""
+    closed = answers(TORCHPAR, READ=("/s.py", HOME))
+    assert told("", closed)
+    for directive in ("RootDirectory=/srv/image", "BindPaths=/a:/b", "AmbientCapabilities=CAP_DAC_READ_SEARCH"):
+        assert not told(f"Service.{directive}", closed)
+
+
+def test_the_compilers_cache_on_a_mount_with_noexec_is_told_once() -> None:
+    """What torch.compile makes is loaded from there."""
+    found = answers(Identity(None), MAP=("/var/cache/torchpar", Answer(Verdict.NOEXEC, "/var")))
+    (warning,) = make_warnings(read("[Train a]\nScript=/a\n[Train b]\nScript=/b\n"), found)
+    assert warning.startswith("/var/cache/torchpar is on a mount with noexec (/var): a job that uses torch.compile")
+    assert not told("Environment=TORCHINDUCTOR_CACHE_DIR=/data/x", found)
+
+
+def test_certificates_are_read_by_systemd_and_not_by_the_user() -> None:
+    """A key that is root's alone is as it should be."""
+    questions = make_questions(read("[Infer a]\nModel=/m\nTLSCertificate=/c\nTLSKey=/k\n"))
+    assert Question("/k", Need.READ) in questions[Identity(None)]
+    assert [question.path for question in questions[TORCHPAR]] == ["/usr/bin/python3", "/m"]

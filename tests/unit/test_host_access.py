@@ -1,0 +1,170 @@
+"""What the kernel says that a user can do with a file: modes, links, mounts, names."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torchpar.access import Answer, Identity, Need, Question, Verdict
+from torchpar.host import access
+from torchpar.host.access import ask, ask_below
+
+# Each identity is a process of its own.
+pytestmark = pytest.mark.subprocess
+
+TORCHPAR = Identity("torchpar")
+
+# Someone without root's rights: who runs the tests, or nobody.
+SOMEONE = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+AS_SOMEONE = Identity(SOMEONE)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that all users can enter, unlike pytest's own."""
+    path = Path(tempfile.mkdtemp(prefix="torchpar-access-"))
+    path.chmod(0o755)
+    yield path
+    for place, _, _ in os.walk(path):
+        os.chmod(place, 0o700)
+    shutil.rmtree(path)
+
+
+def make(path: Path, text: str = "", mode: int = 0o644) -> str:
+    """A file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+    return str(path)
+
+
+def asked(path: object, need: Need, identity: Identity = AS_SOMEONE) -> Answer:
+    """The kernel's answer to one question."""
+    question = Question(str(path), need)
+    return ask({identity: (question,)})[identity].answers[question]
+
+
+def test_a_closed_folder_stops_at_whichever_link_leads_through_it(folder: Path) -> None:
+    """A link to a link to a program below a folder that only its owner can enter."""
+    program = make(folder / "home/share/bin/python3", "#!/bin/sh\n", 0o755)
+    (folder / "home/python3").symlink_to(program)
+    (folder / "venv").mkdir()
+    (folder / "venv/python3").symlink_to("../home/python3")
+    assert asked(folder / "venv/python3", Need.RUN).verdict is Verdict.ALLOWED
+    (folder / "home/share").chmod(0)
+    answer = asked(folder / "venv/python3", Need.RUN)
+    assert (answer.verdict, answer.place, answer.mode) == (Verdict.CLOSED, str(folder / "home/share"), 0)
+    assert answer.owner == pwd.getpwuid(os.geteuid()).pw_name
+
+
+@pytest.mark.parametrize(
+    ("need", "mode", "verdict"),
+    [
+        (Need.READ, 0o644, Verdict.ALLOWED),
+        (Need.READ, 0, Verdict.REFUSED),
+        (Need.RUN, 0o755, Verdict.ALLOWED),
+        (Need.RUN, 0o644, Verdict.REFUSED),
+        (Need.ENTER, 0o644, Verdict.BROKEN),
+    ],
+)
+def test_a_files_mode_is_judged_by_what_is_to_be_done_with_it(
+    folder: Path, need: Need, mode: int, verdict: Verdict
+) -> None:
+    """To read a script, to run an interpreter; a file is no working folder."""
+    assert asked(make(folder / "file", "#!/bin/sh\n", mode), need).verdict is verdict
+
+
+@pytest.mark.parametrize(("mode", "writable"), [(0o777, Verdict.ALLOWED), (0o555, Verdict.REFUSED)])
+def test_a_working_folder_is_entered_and_written_apart(folder: Path, mode: int, writable: Verdict) -> None:
+    """What is only read is no failure of the start."""
+    (folder / "work").mkdir()
+    (folder / "work").chmod(mode)
+    assert asked(folder / "work", Need.ENTER).verdict is Verdict.ALLOWED
+    assert asked(folder / "work", Need.WRITE).verdict is writable
+
+
+def test_what_leads_nowhere_is_named_where_it_ends(folder: Path) -> None:
+    """A file that is not there, a link that dangles, a circle, a file in the place of a folder."""
+    (folder / "dangling").symlink_to("none/python3")
+    (folder / "circle").symlink_to("circle")
+    make(folder / "file")
+    assert asked(folder / "absent", Need.READ).verdict is Verdict.MISSING
+    assert asked(folder / "dangling", Need.RUN) == Answer(
+        Verdict.MISSING, str(folder / "none"), way=(str(folder / "dangling"),)
+    )
+    assert asked(folder / "circle", Need.READ).why == "Too many levels of symbolic links"
+    assert asked(folder / "file/x", Need.READ).verdict is Verdict.MISSING
+    assert asked(folder / ("x" * 300), Need.READ).why == "File name too long"
+    assert asked(make(folder / "text", "hello", 0o755), Need.RUN).why.startswith("is neither a program nor")
+
+
+@pytest.mark.parametrize(
+    ("shim", "installed"),
+    [("shims", "versions/3.10.2"), ("shims", "installs/python/3.12"), ("shims", "py/cpython@3.12.1")],
+)
+def test_a_shim_is_seen_through(folder: Path, shim: str, installed: str) -> None:
+    """pyenv's, asdf's and rye's, with the newest of the interpreters behind it, or the one that is the default."""
+    path = make(folder / shim / "python3", "#!/bin/sh\n", 0o755)
+    assert asked(path, Need.RUN).shim and asked(path, Need.RUN).interpreter is None
+    older = make((folder / installed).with_name("3.9.1") / "bin/python3", "#!", 0o755)
+    newer = make(folder / installed / "bin/python3", "#!", 0o755)
+    assert asked(path, Need.RUN).interpreter == newer
+    make(folder / "version", "3.9.1\n")
+    assert asked(path, Need.RUN).interpreter == older
+
+
+def test_names_that_the_host_does_not_know_are_found() -> None:
+    """By name and by number; a number that cannot be one is as unknown."""
+    for user in ("no-such-user", "4199999", "99999999999999999999"):
+        assert ask({Identity(user): ()})[Identity(user)].unknown_user
+    identity = Identity(SOMEONE, "no-such-group", ("nor-this",))
+    assert ask({identity: ()})[identity].unknown_groups == ("no-such-group", "nor-this")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can take anybody's place")
+def test_who_is_not_root_is_told_only_what_is_not_there(folder: Path) -> None:
+    """The rights of others cannot be known; that a file is missing can."""
+    root = Identity("root")
+    secret = make(folder / "secret", mode=0)
+    assert asked(secret, Need.READ, root).verdict is Verdict.ALLOWED
+    assert asked(folder / "absent", Need.READ, root).verdict is Verdict.MISSING
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take root's place without its rights")
+def test_a_service_of_root_has_no_rights_beyond_its_modes(folder: Path) -> None:
+    """Its unit leaves it no capability."""
+    path = make(folder / "home/file")
+    os.chown(folder / "home", 65534, 65534)
+    (folder / "home").chmod(0o700)
+    assert asked(path, Need.READ, Identity("root")).verdict is Verdict.CLOSED
+    assert asked(path, Need.READ, Identity(None)).verdict is Verdict.ALLOWED
+
+
+def test_a_file_system_that_does_not_answer_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was answered before it counts; it is named; what comes after is not known."""
+    reader, writer = os.pipe()
+    look = access.look
+    monkeypatch.setattr(access, "look", lambda asked: os.read(reader, 1) if asked.path == "/dead" else look(asked))
+    questions = tuple(Question(path, Need.READ) for path in ("/no/such", "/dead", "/etc/passwd"))
+    found = ask({AS_SOMEONE: questions}, seconds=2.0)[AS_SOMEONE].answers
+    os.close(writer)
+    os.close(reader)
+    assert {question.path: answer.verdict for question, answer in found.items()} == {
+        "/no/such": Verdict.MISSING,
+        "/dead": Verdict.SILENT,
+    }
+
+
+def test_below_a_root_only_what_is_missing_is_known(folder: Path) -> None:
+    """Its users are not those of this machine."""
+    make(folder / "srv/there.py", mode=0)
+    questions = {TORCHPAR: (Question("/srv/there.py", Need.READ), Question("/srv/not.py", Need.READ))}
+    found = ask_below(folder, questions)[TORCHPAR]
+    assert [answer.verdict for answer in found.answers.values()] == [Verdict.ALLOWED, Verdict.MISSING]
+    assert not found.unknown_user
