@@ -31,8 +31,9 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="torchpar-access-"))
     path.chmod(0o755)
     yield path
-    for place, _, _ in os.walk(path):
-        os.chmod(place, 0o700)
+    for place, folders, _ in os.walk(path):
+        for name in folders:
+            os.chmod(os.path.join(place, name), 0o700)
     shutil.rmtree(path)
 
 
