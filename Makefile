@@ -220,6 +220,7 @@ install: man
 	$(call put,644,$(addprefix src/torchpar/,runtime/run.py runtime/launch.py serve/serve.py),/usr/lib/torchpar)
 	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
 	install -D -m 755 systemd/torchpar-stopped '$(DESTDIR)/usr/lib/torchpar/stopped'
+	install -D -m 755 src/scripts/retry '$(DESTDIR)/usr/lib/torchpar/retry'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
 	mkdir -p '$(DESTDIR)/usr/lib/torchpar/python'
 	ln -sfn ../../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/python/torchpar'

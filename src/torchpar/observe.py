@@ -30,6 +30,7 @@ _EXIT_CODES = {
     228: "its system call filter cannot be set",
     238: "its state directory cannot be made",
     242: "its memory policy cannot be set (NUMA policy)",
+    243: "its TLS certificate or key cannot be read (credentials)",
 }
 
 _RUNNING = ("active", "reloading", "deactivating")

@@ -17,7 +17,7 @@ from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
-from torchpar.sandbox import explain_writing
+from torchpar.sandbox import explain_writing, needed_files
 from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
@@ -244,6 +244,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
         ],
         "listen": list(plan.listen),
         "environment": dict(plan.environment),
+        "needed_files": list(needed_files(plan.service)),
         "command": list(plan.command),
         "reasons": [{"key": r.key, "value": r.value, "why": r.why} for r in plan.reasons],
     }

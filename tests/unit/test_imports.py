@@ -33,7 +33,7 @@ LAYERS = (
         "plan",
     ),
     ("units", "access", "changes", "readback", "verify", "picture", "adhoc", "transient"),
-    ("host", "generations", "enforce", "observe"),
+    ("host", "generations", "enforce", "observe", "retry"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

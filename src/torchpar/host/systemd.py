@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,28 @@ def open_sockets() -> tuple[str, ...]:
 def restart(units: Iterable[str]) -> None:
     """Restart units and wait for it. Raises SystemdError."""
     _systemctl("restart", *units)
+
+
+def start(unit: str) -> None:
+    """Start a unit and wait for it. Raises SystemdError."""
+    _systemctl("start", unit)
+
+
+def is_active(unit: str) -> bool:
+    """Whether a unit runs or, of a mount, is there."""
+    return run(["systemctl", "is-active", "--quiet", unit]).returncode == 0
+
+
+def active_since(mount_point: str) -> int:
+    """When a mount came, in microseconds of the monotonic clock; 0 where systemd does not know."""
+    done = run(["systemctl", "show", "--property=ActiveEnterTimestampMonotonic", "--value", "--", mount_point])
+    return int(done.stdout.strip() or 0) if done.returncode == 0 else 0
+
+
+def seconds_since_boot() -> float:
+    """How long this systemd runs; in a container that is less than the kernel does. Raises SystemdError."""
+    since = int(_systemctl("show", "--property=UserspaceTimestampMonotonic", "--value").strip() or 0)
+    return time.monotonic() - since / 1e6
 
 
 def reload_without_waiting(unit: str) -> None:
