@@ -30,6 +30,10 @@ def main() -> None:
         from torchpar.runtime.fallback import start_without
 
         start_without()
+    if cache and not os.access(os.path.expanduser("~"), os.W_OK):
+        # A daemon's account may have no home, and a home on the network may be for reading only.
+        os.environ.setdefault("XDG_CACHE_HOME", cache)
+        os.environ.setdefault("TRITON_CACHE_DIR", cache + "/triton")
     try:
         run, parameters = prepare(option, what, sys.argv[3:])
         run(*parameters)

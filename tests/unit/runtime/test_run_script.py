@@ -194,3 +194,23 @@ def test_pythons_that_the_script_starts_have_the_module_too(
     assert outcome.out.splitlines()[0] == "['torchpar']"
     assert f"None {[*first, str(folder)]}"[:-1] in outcome.out and "returncode=0" in outcome.out
     assert outcome.out.splitlines()[-1] == ":".join([*first, str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("environ", "caches"),
+    [
+        ({"HOME": "/nonexistent"}, ["{0}", "{0}/triton"]),
+        ({"HOME": "/nonexistent", "XDG_CACHE_HOME": "/x"}, ["/x", "{0}/triton"]),
+        ({"HOME": "/nonexistent", "CACHE_DIRECTORY": ""}, [None, None]),
+        ({"HOME": "{0}"}, [None, None]),
+    ],
+    ids=["no home", "the conf's own", "no unit", "a home"],
+)
+def test_caches_are_in_the_home_or_where_there_is_none_in_the_services_folder(
+    place: Place, environ: dict[str, str], caches: list[str | None]
+) -> None:
+    """As at a login, unless that could not write them."""
+    place.write("x.py", "import os; print([os.environ.get(name) for name in ('XDG_CACHE_HOME', 'TRITON_CACHE_DIR')])")
+    folder = str(place.path)
+    given = {name: value.format(folder) for name, value in {"CACHE_DIRECTORY": folder, **environ}.items()}
+    assert place.launched("x.py", **given).out == f"{[text and text.format(folder) for text in caches]}\n"
