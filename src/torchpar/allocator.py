@@ -64,6 +64,11 @@ def _choose(
         return "none", {}, Reason("Allocator", "none", "as asked for: glibc's malloc, untouched"), ()
     if choice is AllocatorChoice.GLIBC:
         return "glibc", dict(GLIBC_THRESHOLDS), Reason("Allocator", "glibc", "as asked for, with larger thresholds"), ()
+    if choice is AllocatorChoice.AUTO and facts.interpreters.get(settings.python, 0) is None:
+        # A script, as pyenv's and asdf's shims are, starts another interpreter, which may be conda's.
+        why = f"{settings.python} is a script or not there, so what will run may bring a libstdc++ of its own"
+        why += "; glibc with larger thresholds, as no allocator of Debian's is sure to fit"
+        return "glibc", dict(GLIBC_THRESHOLDS), Reason("Allocator", "glibc", why), ()
     machine = facts.interpreters.get(settings.python) or facts.interpreters.get("/usr/bin/python3")
     own, *beside = facts.interpreter_libraries.get(settings.python) or (None,)
     order = _wanted(choice, settings.allocator_conf)

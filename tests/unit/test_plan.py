@@ -253,6 +253,17 @@ def test_an_interpreter_with_its_own_libstdcxx_gets_no_allocator_that_brings_deb
     assert plan_of(f"Python={CONDA}", parse_facts(exported), kind=kind).allocator == "tcmalloc"
 
 
+@pytest.mark.parametrize("kind", ["Train", "Infer"])
+def test_a_shim_may_start_any_interpreter_so_it_gets_no_allocator_of_debians(kind: str) -> None:
+    """A script at Python= looks for the interpreter by itself, and conda's may be what it finds."""
+    shim = "/home/ml/.pyenv/shims/python"
+    host = make_host(interpreters={shim: None})
+    plan = plan_of(f"Python={shim}", host, kind=kind)
+    assert plan.allocator == "glibc" and "LD_PRELOAD" not in plan.environment
+    assert why(plan, "Allocator").startswith(f"{shim} is a script or not there")
+    assert plan_of(f"Python={shim}\nAllocator=tcmalloc", host, kind=kind).allocator == "tcmalloc"
+
+
 def test_an_allocator_beside_the_interpreter_or_without_cxx_fits_it() -> None:
     """An environment may bring one; not every build of one is linked to libstdc++."""
     own = Library("jemalloc", "/opt/conda/envs/x/lib/libjemalloc.so.2", 62)
