@@ -6,7 +6,6 @@ The only module that changes what systemd has. Callers hold the store's lock.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable
 
 from torchpar.errors import StoreError, SystemdError, TorchparError
@@ -48,10 +47,10 @@ def put_in_force(store: Store, generation: Generation) -> tuple[str, ...]:
 
 def check_in_force(generation: Generation) -> tuple[str, ...]:
     """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
-    plan = json.loads(generation.read().plan)
-    compared = [compare_unit(service, systemd.unit_properties(service["unit"])) for service in plan["services"]]
-    for service in plan["services"]:
-        if service.get("listen"):
+    services = generation.read().services()
+    compared = [compare_unit(service, systemd.unit_properties(service["unit"])) for service in services]
+    for service in services:
+        if service["listen"]:
             compared.append(compare_socket(service, systemd.unit_properties(socket_of(service["unit"]))))
     wrong = _all(compared, "wrong")
     if wrong:

@@ -8,6 +8,7 @@ read by themselves, nor where the values come from.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         return None
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobSettingsError(f"{VARIABLE}: not JSON: {error}; render the unit again: torchpar apply") from None
     fields = _object(data, VARIABLE)
     ranks = _field(fields, VARIABLE, "ranks", list)
@@ -186,6 +187,8 @@ def _object(data: Any, where: str) -> dict[str, Any]:
 
 _REQUIRED = object()
 
+_MOST = 2**53  # of a number: what any JSON reader keeps
+
 
 def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any, absent: Any = _REQUIRED) -> Any:
     """A field of the right kind, or what an older unit means that does not have it."""
@@ -193,25 +196,36 @@ def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any, absent: 
         return absent
     if name not in fields:
         raise JobSettingsError(f"{where}: '{name}' is missing; render the unit again: torchpar apply")
-    if not isinstance(fields[name], kind):
-        raise _unexpected(f"{where}.{name}", fields[name])
-    return fields[name]
+    value = fields[name]
+    # JSON's true is an int for Python.
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise _unexpected(f"{where}.{name}", value)
+    if (isinstance(value, str) and not _is_text(value)) or (type(value) is int and not 0 <= value <= _MOST):
+        raise _unexpected(f"{where}.{name}", value)
+    return value
 
 
 def _texts(fields: Mapping[str, Any], where: str, name: str) -> tuple[str, ...]:
     texts = _field(fields, where, name, list)
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) and _is_text(text) for text in texts):
         raise _unexpected(f"{where}.{name}", texts)
     return tuple(texts)
 
 
 def _number(fields: Mapping[str, Any], where: str, name: str, *, least: int, absent: Any = _REQUIRED) -> int:
     value: Any = _field(fields, where, name, int, absent)
-    # JSON's true is an int for Python.
-    if isinstance(value, bool) or value < least:
+    if value < least:
         raise _unexpected(f"{where}.{name}", value)
     return int(value)
 
 
+def _is_text(text: str) -> bool:
+    """Whether it can be a path or a variable: no half of a letter, and no end of a C string."""
+    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text)
+
+
 def _unexpected(where: str, value: Any) -> JobSettingsError:
-    return JobSettingsError(f"{where}: {value!r:.60} is not what belongs there; render the unit again: torchpar apply")
+    # The whole text of a list may be endless, or nested too deep to be made.
+    what = reprlib.repr(value)
+    return JobSettingsError(f"{where}: {what} is not what belongs there; render the unit again: torchpar apply")

@@ -17,13 +17,19 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torchpar.errors import BusyError, StoreError
+from torchpar.errors import BusyError, StoreError, printable
 from torchpar.host.files import replace_link, sync_directory, write_new
+from torchpar.host.reading import NotReadableError, Reader
+from torchpar.record import parse_plan
+from torchpar.shape import ShapeError
 from torchpar.syntax import ConfFile
 
 STORE = Path("/var/lib/torchpar")
 KEPT = 10
+
+_LIMIT = 2**26  # of a file; the plan of a hundred services has less than 1 MiB
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,13 @@ class Content:
     plan: str
     conf: tuple[ConfFile, ...]
     manifest: Mapping[str, str]
+
+    def services(self) -> tuple[dict[str, Any], ...]:
+        """The services of the plan, as plan_json() has them. Raises StoreError when it is no plan."""
+        try:
+            return parse_plan(self.plan)
+        except ShapeError as error:
+            raise StoreError(f"the plan of a generation is damaged ({error}); make a new one: torchpar apply") from None
 
     def tree(self) -> dict[str, str]:
         """Every file of the generation but the checksums, by its path in it."""
@@ -66,7 +79,7 @@ class Generation:
         for path, expected in sums.items():
             text = self._text(path)
             if hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() != expected:
-                raise self._damaged(f"{path} has changed")
+                raise self._damaged(f"{printable(path)} has changed")
             tree[path] = text
         missing = {"plan.json", "manifest", "links"} - set(tree)
         if missing:
@@ -75,12 +88,15 @@ class Generation:
         for path in sorted(path for path in tree if path.startswith("conf/")):
             name, _, text = tree[path].partition("\n")
             conf.append(ConfFile(name, text))
+        manifest = dict(_pairs(tree["manifest"]))
+        if not {"cpus_online", "nodes_online"} <= set(manifest):
+            raise self._damaged("manifest is not what torchpar wrote")
         return Content(
             {path.removeprefix("units/"): text for path, text in tree.items() if path.startswith("units/")},
             dict(_pairs(tree["links"])),
             tree["plan.json"],
             tuple(conf),
-            dict(_pairs(tree["manifest"])),
+            manifest,
         )
 
     def written_at(self) -> float:
@@ -89,16 +105,17 @@ class Generation:
 
     def _sums(self) -> dict[str, str]:
         sums = {path: digest for digest, path in _pairs(self._text("sha256sums"), separator="  ")}
-        if not sums or any(path.startswith("/") or ".." in path.split("/") for path in sums):
+        if not sums or any(path.startswith("/") or ".." in path.split("/") or "\0" in path for path in sums):
             raise self._damaged("sha256sums is not what torchpar wrote")
         return sums
 
     def _text(self, path: str) -> str:
         try:
-            with open(self.path / path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                return file.read()
+            return Reader().bytes(self.path / path, _LIMIT).decode("utf-8", "surrogateescape")
         except OSError as error:
-            raise self._damaged(f"{path}: {error.strerror}") from None
+            raise self._damaged(f"{printable(path)}: {error.strerror}") from None
+        except NotReadableError as error:
+            raise self._damaged(f"{printable(path)} {error.why}") from None
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(

@@ -9,7 +9,6 @@ and not tried again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ from torchpar.enforce import read_active
 from torchpar.errors import SystemdError
 from torchpar.generations import Store
 from torchpar.host import systemd
+from torchpar.record import parse_plan
 
 # How long a boot may take to bring all files.
 BOOT_SECONDS = 15 * 60.0
@@ -38,10 +38,10 @@ def main() -> None:
     unit = sys.argv[1]
     left = BOOT_SECONDS - systemd.seconds_since_boot()
     active = read_active(Store())
-    services = json.loads(active[1].plan)["services"] if active else ()
+    services = parse_plan(active[1].plan) if active else ()
     for service in services:
         if service["unit"] == unit and service["enabled"] and left > 0:
-            retry(unit, service.get("needed_files", ()), left)
+            retry(unit, service["needed_files"], left)
 
 
 def retry(unit: str, files: Iterable[str], left: float) -> None:

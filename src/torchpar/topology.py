@@ -7,13 +7,13 @@ are the kernel's. Unknown is None; a list is empty where the machine is known to
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.cpuset import CpuSet
+from torchpar.cpuset import MAX_NUMBER, CpuSet
 from torchpar.errors import FactsError
+from torchpar.shape import ShapeError, shape
 
 
 @dataclass(frozen=True)
@@ -258,45 +258,55 @@ def facts_json(value: Any) -> Any:
 
 
 def parse_facts(data: Any) -> HostFacts:
-    """The reverse of facts_json. Raises FactsError naming the field that is missing or of the wrong type."""
-    value = _parse(data, HostFacts, "facts")
-    assert isinstance(value, HostFacts)
-    return value
+    """The reverse of facts_json. Raises FactsError naming the field that is missing, of another type or impossible."""
+    try:
+        facts = shape(data, HostFacts)
+        _check(facts)
+    except ShapeError as error:
+        raise FactsError(f"{error}; export the facts again: torchpar facts") from None
+    return facts
 
 
-def _parse(data: Any, kind: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if type(None) in arguments:
-        if data is None:
-            return None
-        return _parse(data, next(a for a in arguments if a is not type(None)), where)
-    if kind is CpuSet:
-        if isinstance(data, list) and all(type(n) is int and n >= 0 for n in data):
-            return CpuSet(data)
-    elif dataclasses.is_dataclass(kind):
-        if isinstance(data, dict):
-            hints = typing.get_type_hints(kind)
-            fields = {field.name: field for field in dataclasses.fields(kind)}
-            missing = [
-                name
-                for name, field in fields.items()
-                if name not in data
-                and field.default is dataclasses.MISSING
-                and field.default_factory is dataclasses.MISSING
-            ]
-            if missing:
-                raise FactsError(f"{where}: field '{missing[0]}' is missing; export the facts again: torchpar facts")
-            present = {name: _parse(data[name], hints[name], f"{where}.{name}") for name in fields if name in data}
-            return typing.cast(Any, kind)(**present)
-    elif origin is tuple:
-        if isinstance(data, list):
-            return tuple(_parse(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
-    elif origin is not None and issubclass(origin, Mapping):
-        if isinstance(data, dict):
-            return {str(key): _parse(item, arguments[1], f"{where}.{key}") for key, item in data.items()}
-    elif kind is float:
-        if type(data) in (int, float):
-            return float(data)
-    elif type(data) is kind:
-        return data
-    raise FactsError(f"{where}: {data!r:.60} is not what is expected there; export the facts again: torchpar facts")
+def _check(facts: HostFacts) -> None:
+    """Raise ShapeError unless the parts of the facts are those of one machine."""
+    online = facts.online_cpus
+    _refuse(not online, "online_cpus", "is empty")
+    _refuse(not facts.allowed_cpus, "allowed_cpus", "is empty")
+    groups = {
+        "cores": facts.cores,
+        "numa_nodes": tuple(node.cpus for node in facts.numa_nodes),
+        "packages": tuple(package.cpus for package in facts.packages or ()),
+        "dies": facts.dies,
+        "l3_groups": facts.l3_groups or (),
+        "cpu_kinds": tuple(kind.cpus for kind in facts.cpu_kinds),
+    }
+    for name, parts in groups.items():
+        taken: set[int] = set()
+        for number, cpus in enumerate(parts):
+            _refuse(not cpus <= online, f"{name}[{number}]", "has CPUs that are not online")
+            _refuse(not taken.isdisjoint(cpus), f"{name}[{number}]", "has CPUs that another one has too")
+            taken.update(cpus)
+    _refuse(CpuSet.union(facts.cores) != online, "cores", "are not those of the online CPUs")
+    _refuse(not all(facts.cores), "cores", "has one without CPUs")
+    _check_numbers(facts)
+
+
+def _check_numbers(facts: HostFacts) -> None:
+    ids = [node.id for node in facts.numa_nodes]
+    _refuse(len(set(ids)) != len(ids), "numa_nodes", "has a node twice")
+    _refuse(not all(0 <= number <= MAX_NUMBER for number in ids), "numa_nodes", f"has ids beyond 0 to {MAX_NUMBER}")
+    amounts = {
+        "cpu_limit": facts.cpu_limit,
+        "memory_bytes": facts.memory_bytes,
+        **{f"numa_nodes[{number}].mem_bytes": node.mem_bytes for number, node in enumerate(facts.numa_nodes)},
+    }
+    for name, amount in amounts.items():
+        _refuse(amount is not None and amount < 0, name, "is negative")
+    if facts.distances:
+        rows, size = facts.distances.matrix, len(facts.distances.nodes)
+        _refuse(len(rows) != size or any(len(row) != size for row in rows), "distances.matrix", "is not square")
+
+
+def _refuse(wrong: bool, where: str, what: str) -> None:
+    if wrong:
+        raise ShapeError(f"{where}: {what}")

@@ -181,3 +181,24 @@ def test_a_long_value_does_not_fill_the_journal() -> None:
     with pytest.raises(JobSettingsError) as raised:
         parse_job_environment(changed(service=["x" * 5000]))
     assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "9" * 100_000, '{"ranks":' * 50_000, "[[" * 400 + "]]" * 400, "\x00", "\ud800", '{"ranks": NaN}'],
+)
+def test_no_text_at_all_ends_in_a_traceback(text: str) -> None:
+    """Any user can start a process with such a variable, which `torchpar run` then reads of it."""
+    with pytest.raises(JobSettingsError) as raised:
+        parse_job_environment({"TORCHPAR_JOB": text})
+    assert len(str(raised.value)) < 300
+
+
+def test_halves_of_letters_and_numbers_without_end_do_not_belong_there() -> None:
+    """They are valid JSON, and no path, name or count."""
+    for change in ({"service": "\ud800"}, {"endpoint": "a\0b"}, {"interop_threads": 10**400}, {"max_restarts": 2**60}):
+        with pytest.raises(JobSettingsError, match="is not what belongs there"):
+            parse_job_environment(changed(**change))
+    for gpus in (["\udfff"], [["x"] * 1000] * 100):
+        with pytest.raises(JobSettingsError, match="gpus: "):
+            parse_job_environment(changed_rank(gpus=gpus))

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 
 # Each layer may import those above it and, within it, its own; runtime and serve stand apart.
 LAYERS = (
-    ("errors", "advice", "cpuset", "version", "notify", "mempolicy"),
+    ("errors", "advice", "cpuset", "shape", "version", "notify", "mempolicy"),
     ("values", "syntax", "directives", "topology", "settings", "endpoint", "config", "environment", "preload"),
     (
         "cores",
@@ -32,7 +32,7 @@ LAYERS = (
         "variables",
         "plan",
     ),
-    ("units", "access", "changes", "readback", "verify", "picture", "adhoc", "transient"),
+    ("units", "access", "record", "changes", "readback", "verify", "picture", "adhoc", "transient"),
     ("host", "generations", "enforce", "observe", "retry"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )

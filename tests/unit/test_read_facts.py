@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts, Library, topology_json
+from torchpar.topology import HostFacts, Library, facts_json, parse_facts, topology_json
 
 CPU = "sys/devices/system/cpu"
 
@@ -88,6 +89,7 @@ def test_any_damage_gives_a_message_or_facts_that_hold_together(spoilt: dict[str
         assert group <= facts.online_cpus
     assert facts.cpu_limit is None or facts.cpu_limit > 0
     topology_json(facts)
+    assert parse_facts(json.loads(json.dumps(facts_json(facts)))) == facts
     try:
         assert find_usable_cores(facts, host_cpus=None, reserve=None).cpus <= facts.allowed_cpus
     except PlacementError as error:
@@ -302,6 +304,8 @@ def test_level_3_groups_are_read_from_lists_or_maps(
          "/sys/devices/system/node/node0/distance: not a number for each of the nodes; distances are not used"),
         ({f"{CPU}/cpu0/cache/index3/shared_cpu_map": "3"},
          f"/{CPU}: a CPU is in several groups that share a level-3 cache; which share one is not used"),
+        ({f"{CPU}/cpu0/topology/die_cpus_list": "0-1", f"{CPU}/cpu1/topology/die_cpus_list": "1-2"},
+         f"/{CPU}: a CPU is on several dies; dies are not used"),
         ({f"{CPU}/online": "3-0"},
          f"/{CPU}/online: '3-0' is reversed: the first number must not be above the last; not used"),
         ({f"{CPU}/online": "0-99999"},

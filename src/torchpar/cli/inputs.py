@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +14,9 @@ from torchpar.config import Config, parse_config
 from torchpar.errors import FactsError, printable
 from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
-from torchpar.host.facts import read_facts
-from torchpar.host.libraries import read_interpreter_libraries, read_interpreters
+from torchpar.host.facts import add_interpreters, read_facts
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.shape import ShapeError, parse_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, parse_facts
 
@@ -78,12 +77,7 @@ def load(
     config = parse_config(files, facts, strict=strict)
     if facts_file is not None:
         return Inputs(config, facts, files, None)
-    facts = dataclasses.replace(
-        facts,
-        interpreters=read_interpreters(root, config.interpreters()),
-        interpreter_libraries=read_interpreter_libraries(root, config.interpreters()),
-    )
-    return Inputs(config, facts, files, root)
+    return Inputs(config, add_interpreters(facts, config, root), files, root)
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:
@@ -99,6 +93,6 @@ def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:
     except OSError as error:
         raise FactsError(f"{name}: cannot be read: {error.strerror}") from None
     try:
-        return parse_facts(json.loads(data))
-    except ValueError as error:
-        raise FactsError(f"{name}: is not JSON ({error}); export the facts again: torchpar facts") from None
+        return parse_facts(parse_json(data))
+    except (ShapeError, FactsError) as error:
+        raise FactsError(f"{name}: {error}") from None

@@ -24,7 +24,7 @@ def echo_json(data: Any) -> None:
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows in columns as wide as their longest cell; the header is bold on a terminal."""
-    table = [[cell or "-" for cell in row] for row in rows]
+    table = [[printable(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
     for number, row in enumerate([list(header), *table]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -60,9 +59,9 @@ def _chosen(names: tuple[str, ...]) -> list[dict[str, Any]]:
     active = Store().active()
     if active is None:
         raise StoreError("nothing has been applied on this host yet; run: torchpar apply")
-    services: list[dict[str, Any]] = json.loads(active.read().plan)["services"]
+    services = active.read().services()
     if not names:
-        return services
+        return list(services)
     chosen = []
     for name in names:
         wanted = name.removeprefix("torchpar-").removesuffix(".service")

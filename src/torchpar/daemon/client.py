@@ -2,25 +2,90 @@
 
 from __future__ import annotations
 
-import json
 import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torchpar.daemon.server import SOCKET
+from torchpar.shape import ShapeError, Text, parse_json, shape
 
-_TIMEOUT = 5.0
+_SECONDS = 15.0  # a look that it takes first may have to wait for a disk that does not answer
+_LIMIT = 2**26
+
+
+@dataclass(frozen=True)
+class _Item:
+    what: str
+    verdict: str
+    actual: Text
+
+
+@dataclass(frozen=True)
+class _Policy:
+    policy: str
+    nodes: str
+
+
+@dataclass(frozen=True)
+class _Throughput:
+    loader_wait_share: float
+    silent_seconds: float
+    samples_per_second: float
+    steps_per_second: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class _Service:
+    """What commands print of a service."""
+
+    unit: str
+    kind: str
+    name: str
+    state: str
+    in_force: bool
+    placed: str | None
+    cpus: str
+    threads: tuple[int, ...]
+    memory_policy: _Policy
+    allocator: str
+    items: tuple[_Item, ...]
+    loading: Text | None
+    throughput: _Throughput | None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    version: int
+    generation: int | None
+    conf: str
+    services: tuple[_Service, ...]
+    notices: tuple[Text, ...]
 
 
 def ask_daemon() -> dict[str, Any] | None:
-    """What torchpard knows, as JSON data; None when it is not there, or not for this user."""
-    chunks = []
+    """What torchpard knows, as JSON data; None when it is not there, not for this user, or of another version."""
+    until = time.monotonic() + _SECONDS
+    data = b""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-            door.settimeout(_TIMEOUT)
+            door.settimeout(_SECONDS)
             door.connect(SOCKET)
-            while chunk := door.recv(65536):
-                chunks.append(chunk)
-        answer = json.loads(b"".join(chunks))
-    except (OSError, ValueError):
+            while len(data) <= _LIMIT and time.monotonic() < until and (chunk := door.recv(65536)):
+                data += chunk
+    except OSError:
         return None
-    return answer if isinstance(answer, dict) else None
+    return parse_answer(data)
+
+
+def parse_answer(data: bytes) -> dict[str, Any] | None:
+    """The answer as JSON data; None where it is not what this torchpar understands."""
+    try:
+        answer = parse_json(data)
+        shape(answer, _Answer)
+    except ShapeError:
+        return None
+    assert isinstance(answer, Mapping)  # by its shape
+    return dict(answer) if answer["version"] == 1 else None

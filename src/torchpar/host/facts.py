@@ -6,10 +6,17 @@ import dataclasses
 import os
 from pathlib import Path
 
+from torchpar.config import Config
 from torchpar.cpuset import CpuSet
 from torchpar.host.cgroup import read_limits
 from torchpar.host.in_force import read_in_force
-from torchpar.host.libraries import read_arch, read_libraries, read_systemd_version
+from torchpar.host.libraries import (
+    read_arch,
+    read_interpreter_libraries,
+    read_interpreters,
+    read_libraries,
+    read_systemd_version,
+)
 from torchpar.host.pci import read_pci_devices
 from torchpar.host.sysfs import Tree
 from torchpar.host.topology import (
@@ -40,6 +47,16 @@ def read_manifest() -> dict[str, str]:
     }
 
 
+def add_interpreters(facts: HostFacts, config: Config, root: Path = Path("/")) -> HostFacts:
+    """The facts with what a host has of the interpreters that the conf names."""
+    programs = config.interpreters()
+    return dataclasses.replace(
+        facts,
+        interpreters=read_interpreters(root, programs),
+        interpreter_libraries=read_interpreter_libraries(root, programs),
+    )
+
+
 def read_facts(root: Path = Path("/")) -> HostFacts:
     """Everything but the interpreters, which the conf names. Raises FactsError when the root shows no machine."""
     tree = Tree(root)
@@ -54,7 +71,7 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
     cores = read_cores(tree, online)
     compare_places(tree, cores, packages, nodes)
     facts = HostFacts(
-        hostname=tree.text("proc/sys/kernel/hostname") or tree.text("etc/hostname") or "unknown",
+        hostname=tree.word("proc/sys/kernel/hostname") or tree.word("etc/hostname") or "unknown",
         arch=os.uname().machine if root == Path("/") else read_arch(tree),
         online_cpus=online,
         offline_cpus=offline,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from torchpar.errors import printable
 from torchpar.host.nvidia import read_nvidia_gpu
 from torchpar.host.sysfs import Tree
 from torchpar.topology import PciDevice
@@ -24,7 +25,7 @@ def read_pci_devices(tree: Tree) -> tuple[tuple[PciDevice, ...], tuple[PciDevice
     # Every machine has a device with a driver, if only a bridge; a capture may have left out all of these links.
     driver_stated = any(tree.link_name(f"{_DEVICES}/{address}/driver") for address in addresses)
     for address in addresses:
-        class_code = tree.text(f"{_DEVICES}/{address}/class") or ""
+        class_code = tree.word(f"{_DEVICES}/{address}/class") or ""
         if class_code.startswith(_GPU_CLASSES):
             gpu = _read_device(tree, address, class_code)
             gpus.append(dataclasses.replace(gpu, driver_stated=driver_stated, integrated=_is_integrated(tree, gpu)))
@@ -53,17 +54,22 @@ def _read_device(tree: Tree, address: str, class_code: str) -> PciDevice:
     nvidia = read_nvidia_gpu(tree, address)
     return PciDevice(
         pci=address,
-        vendor=tree.text(f"{path}/vendor"),
-        device=tree.text(f"{path}/device"),
+        vendor=tree.word(f"{path}/vendor"),
+        device=tree.word(f"{path}/device"),
         class_code=class_code,
         numa_node=tree.number(f"{path}/numa_node"),
         numa_node_stated=tree.text(f"{path}/numa_node") is not None,
         local_cpus=tree.cpulist(f"{path}/local_cpulist") or tree.cpumask(f"{path}/local_cpus"),
         driver=tree.link_name(f"{path}/driver"),
-        drm=tree.names(f"{path}/drm"),
-        netdevs=tree.names(f"{path}/net"),
-        infiniband=tree.names(f"{path}/infiniband"),
+        drm=_names(tree, f"{path}/drm"),
+        netdevs=_names(tree, f"{path}/net"),
+        infiniband=_names(tree, f"{path}/infiniband"),
         uuid=nvidia.uuid,
         mig_instances=nvidia.mig,
         excluded=nvidia.excluded,
     )
+
+
+def _names(tree: Tree, path: str) -> tuple[str, ...]:
+    """A network card may be called anything without a slash or a blank."""
+    return tuple(printable(name) for name in tree.names(path))

@@ -6,7 +6,8 @@ A process that ends meanwhile is left out; what only root may read is None. Sour
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
+import itertools
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from typing import TypeVar
 from torchpar.cpuset import CpuSet
 from torchpar.environment import parse_job_environment
 from torchpar.errors import JobSettingsError
+from torchpar.shape import ShapeError, parse_json, shape
 from torchpar.verify import Process, RunningUnit
 
 T = TypeVar("T")
@@ -28,6 +30,7 @@ _RANKS = Path("/run/torchpar-jobs")
 _LAUNCHERS = "/usr/lib/torchpar/"
 # Of a file below /proc or /sys: more than a process's mappings are, of which the kernel allows 65530 (max_map_count).
 _LIMIT = 2**23
+_MOST_RANKS = 1024  # of one unit
 _ALLOCATORS = re.compile(r"/lib(jemalloc|tcmalloc)[^/]*\.so")
 
 
@@ -151,14 +154,20 @@ def _variables(environ: str) -> dict[str, str]:
 
 def _read_ranks(unit: str) -> Iterator[dict[str, int]]:
     """What the ranks say of themselves. Whatever runs as the service's user can write there, so nothing is trusted."""
-    for path in sorted((_RANKS / unit.removesuffix(".service")).glob("rank-*.json")):
+    found = (_RANKS / unit.removesuffix(".service")).glob("rank-*.json")
+    for path in sorted(itertools.islice(found, _MOST_RANKS)):
         try:
-            told = json.loads(_read_foreign(path))
-        except (OSError, ValueError, RecursionError):
+            rank = shape(parse_json(_read_foreign(path)), _Rank)
+        except (OSError, ShapeError):
             continue
-        names = ("pid", "local_rank", "threads")
-        if isinstance(told, dict) and all(type(told.get(name)) is int for name in names):
-            yield {name: told[name] for name in names}
+        yield dataclasses.asdict(rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rank:
+    pid: int
+    local_rank: int
+    threads: int
 
 
 def _read_foreign(path: Path) -> bytes:

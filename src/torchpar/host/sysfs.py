@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torchpar.cpuset import MAX_NUMBER, CpuSet
+from torchpar.errors import printable
 
 _DOUBTS = 8  # enough to see what is wrong with a machine
 
@@ -32,7 +33,7 @@ class Tree:
 
     def doubt(self, what: str) -> None:
         """Keep that something the kernel shows makes no sense, and what is done instead."""
-        self._doubts[what] = None
+        self._doubts[printable(what)] = None
 
     def doubts(self) -> tuple[str, ...]:
         """What makes no sense, in the order of reading; of a long list the beginning."""
@@ -47,6 +48,11 @@ class Tree:
         """A file's text without white space around it."""
         data = self.data(path, _LIMIT)
         return None if data is None else data.decode("ascii", "replace").strip("\0 \t\r\n")
+
+    def word(self, path: str) -> str | None:
+        """A file's text that is shown as it is: a name or a number in the kernel's writing."""
+        text = self.text(path)
+        return None if text is None else printable(text, 100)
 
     def data(self, path: str, size: int) -> bytes | None:
         """The first `size` bytes of a regular file.

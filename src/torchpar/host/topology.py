@@ -112,13 +112,16 @@ def read_packages(tree: Tree, online: CpuSet) -> tuple[Package, ...] | None:
 
 
 def read_dies(tree: Tree, online: CpuSet, packages: Iterable[Package]) -> tuple[CpuSet, ...]:
-    """The CPUs of each die; none where every package is one die."""
+    """The CPUs of each die; none where every package is one die, or where they contradict each other."""
     dies = set()
     for cpu in online:
         topology = f"{_CPU}/cpu{cpu}/topology"
         die = tree.cpulist(f"{topology}/die_cpus_list") or tree.cpumask(f"{topology}/die_cpus")
         if die:
             dies.add(die & online | CpuSet([cpu]))
+    if sum(map(len, dies)) > len(CpuSet.union(dies)):
+        tree.doubt(f"/{_CPU}: a CPU is on several dies; dies are not used")
+        return ()
     return () if dies <= {package.cpus for package in packages} else _ordered(dies)
 
 
