@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError, StoreError, TorchparError
+from torchpar.cpuset import CpuSet
+from torchpar.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
-from torchpar.host.facts import read_facts, read_manifest
+from torchpar.host.facts import add_interpreters, read_facts, read_manifest
 from torchpar.host.processes import read_running_unit
+from torchpar.plan import make_plan
 from torchpar.verify import Item, Verdict, summary, verify
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
@@ -57,40 +59,100 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     services = []
     if content:
         since = os.lstat(store.directory / "active").st_mtime
-        for service in json.loads(content.plan)["services"]:
+        for service in _planned(content, notices):
             services.append(observe_service(service, since))
     for service in services:
         notices += service.pop("notices")
+    strays, more = observe_out_of_force({service["unit"] for service in services})
+    services += strays
+    notices += more
     return {
         "version": 1,
         "generation": active.number if active else None,
         "conf": conf["state"],
+        "conf_problem": conf["problem"],
         "auto_apply": conf["auto_apply"],
         "services": services,
         "notices": notices,
     }
 
 
+def _planned(content: Content, notices: list[str]) -> tuple[dict[str, Any], ...]:
+    try:
+        return content.services()
+    except StoreError as error:
+        notices.append(str(error))
+        return ()
+
+
 def observe_conf(active: Generation | None, content: Content | None, reader: ConfReader) -> dict[str, Any]:
-    """Whether the conf is "in sync" with the active generation, "newer", or "broken", with what to say about it."""
+    """Whether the conf is "in sync" with the active generation, "newer", or "broken", with what to say about it.
+
+    One that does not fit this host is broken too: `torchpar apply` would refuse it.
+    """
     number = f"generation {active.number}" if active else "what is in force"
     try:
         files = reader.read(trusted=True)
         if content and files == content.conf:
-            return {"state": "in sync", "notices": [], "auto_apply": False}
-        config = parse_config(files, read_facts())
+            return {"state": "in sync", "problem": None, "notices": [], "auto_apply": False}
+        facts = read_facts()
+        config = parse_config(files, facts)
+        make_plan(config, add_interpreters(facts, config))
     except ConfigError as error:
-        first, *others = error.problems
-        more = f" (and {len(others)} more; see: torchpar validate)" if others else ""
-        return {
-            "state": "broken",
-            "notices": [f"the conf is broken: {first}{more}; {number} stays in force"],
-            "auto_apply": False,
-        }
+        at = "at " if isinstance(error.found[0], Problem) else ""
+        return _broken(f"{at}{error.problems[0]}", len(error.problems) - 1, number)
+    except PlacementError as error:
+        return _broken(f"at {error}" if error.unit else str(error), 0, number)
     except TorchparError as error:
-        return {"state": "unknown", "notices": [str(error)], "auto_apply": False}
+        return {"state": "unknown", "problem": str(error), "notices": [str(error)], "auto_apply": False}
     notice = f"the conf is newer than {number}; see: torchpar diff, then: systemctl reload torchpard"
-    return {"state": "newer", "notices": [notice], "auto_apply": config.host.auto_apply}
+    return {"state": "newer", "problem": None, "notices": [notice], "auto_apply": config.host.auto_apply}
+
+
+def _broken(problem: str, others: int, number: str) -> dict[str, Any]:
+    more = f" (and {others} more; see: torchpar validate)" if others else ""
+    notices = [f"the conf is broken {problem}{more}; {number} stays in force"]
+    return {"state": "broken", "problem": problem, "notices": notices, "auto_apply": False}
+
+
+def observe_out_of_force(in_force: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The services that run and are in no generation in force, and what to say of them and of sockets like them.
+
+    Such a service has left the conf since it started. It goes on, without the limits of its drop-in once systemd has
+    loaded the new ones, and ends or fails without being started as it was.
+    """
+    rows, notices = [], []
+    try:
+        for unit in systemd.running_services():
+            if unit not in in_force and (match := _UNIT.fullmatch(unit)):
+                rows.append(_out_of_force(unit, match["kind"], match["name"]))
+        sockets = [unit for unit in systemd.open_sockets() if unit.replace(".socket", ".service") not in in_force]
+    except TorchparError as error:
+        return rows, [str(error)]
+    for row in rows:
+        unit, section = row["unit"], f"[{row['kind'].capitalize()} {row['name']}]"
+        notices.append(
+            f"{unit} is out of force and still runs, on CPUs {row['cpus'] or 'unknown'}: to end it, systemctl stop"
+            f" {unit}; to keep it, write {section} into the conf again and apply it"
+        )
+    notices += [f"{unit} is out of force and still listens; to end that: systemctl stop {unit}" for unit in sockets]
+    return rows, notices
+
+
+_UNIT = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
+
+
+def _out_of_force(unit: str, kind: str, name: str) -> dict[str, Any]:
+    properties = systemd.unit_properties(unit)
+    running = read_running_unit(unit, properties["MainPID"], properties.get("ControlGroup", ""))
+    cpus = CpuSet.union(cpus for process in running.processes for cpus in (process.threads or {}).values())
+    state = _state(properties)
+    return {
+        "unit": unit, "kind": kind, "name": name, "enabled": False, "in_force": False, "cpus": str(cpus),
+        "memory_policy": {"policy": "", "nodes": ""}, "allocator": "", "threads": [], "loader_workers": [],
+        "budgets": [], "main_pid": properties["MainPID"], "placed": None, "items": [],
+        "state": "out of force, still running" if state == "running" else f"out of force, {state}",
+    }  # fmt: skip
 
 
 def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str, Any]:
@@ -100,6 +162,7 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str,
         "unit": unit,
         **{key: plan[key] for key in ("kind", "name", "enabled", "cpus", "memory_policy", "allocator")},
     }
+    row["in_force"] = True
     row["threads"] = [rank["threads"] for rank in plan["ranks"]]
     row["loader_workers"] = [rank["loader_workers"] for rank in plan["ranks"]]
     # Not in plans of older versions.

@@ -58,8 +58,18 @@ def test_it_notices_a_newer_and_a_broken_conf(host: Machine) -> None:
     answer = status(host)
     assert answer["conf"] == "broken"
     assert any("/etc/torchpar.conf:4: [Train a] Threads=some" in notice for notice in answer["notices"])
-    assert "conf broken" in host.show(DAEMON, "StatusText")
+    assert "conf is broken at /etc/torchpar.conf:4: [Train a] Threads=some" in host.show(DAEMON, "StatusText")
     assert host.journal(DAEMON).count("Threads=some") == 1
+    # It can be read, and asks for more than there is.
+    before = generation(host)
+    host.write(CONF, "[Host]\nAutoApply=yes\n" + JOB.replace("CPUs=1", "CPUs=4000"))
+    answer = status(host)
+    assert answer["conf"] == "broken"
+    assert any("the conf is broken at /etc/torchpar.conf:5: " in notice for notice in answer["notices"])
+    assert "conf is broken at /etc/torchpar.conf:5: " in host.show(DAEMON, "StatusText")
+    assert host.run("torchpar", "check", check=False).returncode == 78
+    assert host.run("systemctl", "reload", DAEMON, check=False).returncode == 1
+    assert generation(host) == before
     host.write(CONF, JOB)
     assert status(host)["conf"] == "in sync"
 
@@ -85,6 +95,59 @@ def test_it_applies_an_edit_by_itself_only_where_the_conf_says_so(host: Machine)
     host.write(CONF, "[Host]\nAutoApply=yes\n" + JOB + "WaitPolicy=passive\n")
     host.wait_until(lambda: generation(host) != before, "the edit is in force")
     host.wait_until(lambda: status(host)["conf"] == "in sync", "the conf is in sync")
+
+
+def test_a_service_that_leaves_the_conf_while_it_runs_is_seen_until_it_ends(host: Machine) -> None:
+    """With what to do, in the status and its exit status; what the reload warned of is a warning in the journal."""
+    left = TRAIN.format("a")
+    host.run("systemctl", "start", left)
+    host.write(CONF, "[Train other]\nScript=/srv/job.py\nCPUs=1\nTune=online\n")
+    host.run("systemctl", "reload", DAEMON)
+    seen = host.run("torchpar", "status", "--json", check=False)
+    answer = json.loads(seen.stdout)
+    row = next(service for service in answer["services"] if service["unit"] == left)
+    assert (seen.returncode, row["state"], row["in_force"]) == (1, "out of force, still running", False)
+    assert any(f"{left} is out of force and still runs" in notice for notice in answer["notices"])
+    assert "1 out of force and still running" in host.show(DAEMON, "StatusText")
+    assert "out of force, still running" in host.run("torchpar", "status", "a", check=False).stdout
+    warnings = host.run("journalctl", "--boot", "--unit", DAEMON, "--priority", "warning").stdout
+    assert f"{left} is out of force" in warnings and "Tune=online: has no effect" in warnings
+    host.write(CONF, "[Train other]\nThreads=x\n")
+    host.run("systemctl", "reload", DAEMON, check=False)
+    assert "[Train other] Threads=x" in host.run("journalctl", "--unit", DAEMON, "--priority", "err").stdout
+    host.run("systemctl", "stop", left)
+    seen = host.run("torchpar", "status", "--json", check=False)
+    assert seen.returncode == 0 and left not in seen.stdout
+
+
+def test_nothing_waits_for_what_is_no_file(host: Machine) -> None:
+    """Pipes, devices, folders and links among the files of the conf, also while the machine boots."""
+    host.sh(
+        "mkdir -p /usr/lib/torchpar.conf.d /etc/torchpar.conf.d/30-old.conf; cd /etc/torchpar.conf.d;"
+        "job() { printf '[Train %s]\\nScript=/srv/job.py\\n' \"$1\"; };"
+        "job old >/usr/lib/torchpar.conf.d/10-vendor.conf; job old >30-old.conf/a.conf; ln -s /dev/null 10-vendor.conf;"
+        "mkfifo 40-pipe.conf; ln -s /dev/zero 50-zero.conf; ln -s /nowhere 60-none.conf;"
+        "job linked >../linked; ln -s ../linked 70-link.conf; ln -s 70-link.conf 71-link.conf;"
+        ": >90-empty.conf; job last >95-last.conf; chmod 600 95-last.conf"
+    )
+    try:
+        said = host.run("torchpar", "validate", check=False, timeout=20)
+        named = [line.split(":")[1].rpartition("/")[2] for line in said.stderr.splitlines()]
+        assert (said.returncode, named) == (78, ["40-pipe.conf", "50-zero.conf", "60-none.conf"])
+        assert host.run("systemctl", "reload", DAEMON, check=False, timeout=20).returncode == 1
+        assert status(host)["conf"] == "broken" and host.show(DAEMON, "NRestarts") == "0"
+        host.reboot()
+        assert status(host)["conf"] == "broken"
+        assert host.run("systemctl", "is-failed", DAEMON, check=False).stdout == "active\n"
+        host.sh("cd /etc/torchpar.conf.d; rm 40-pipe.conf 50-zero.conf 60-none.conf")
+        assert status(host)["conf"] == "newer"
+        host.run("systemctl", "reload", DAEMON)
+        assert {service["name"] for service in status(host)["services"]} >= {"a", "linked", "last"}
+        assert not {service["name"] for service in status(host)["services"]} & {"old"}
+        host.write("/etc/linked", "[Train linked]\nScript=/srv/job.py\nThreads=1\n")
+        assert status(host)["conf"] == "newer"
+    finally:
+        host.sh("cd /etc/torchpar.conf.d; rm -rf ./*.conf ../linked /usr/lib/torchpar.conf.d/10-vendor.conf")
 
 
 def test_only_root_and_the_group_are_answered(host: Machine) -> None:

@@ -8,7 +8,7 @@ import click
 
 from torchpar.cli.output import echo_json, echo_table, shorten
 from torchpar.daemon.client import ask_daemon
-from torchpar.errors import ConfigError, printable
+from torchpar.errors import ConfigError, ExitStatus, printable
 from torchpar.generations import Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
@@ -21,8 +21,11 @@ SILENT_SECONDS = 60
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(names: tuple[str, ...], as_json: bool) -> None:
-    """Show every service, or NAMES: state, CPUs, whether it runs as planned; and what needs attention."""
+def status(names: tuple[str, ...], as_json: bool) -> int:
+    """Show every service, or NAMES: state, CPUs, whether it runs as planned; and what needs attention.
+
+    Exits 1 if a service runs that is out of force: it has left the conf since it started.
+    """
     systemd.require_systemd()
     answer = ask_daemon()
     if answer is None:
@@ -33,13 +36,18 @@ def status(names: tuple[str, ...], as_json: bool) -> None:
         raise ConfigError([f"no service {printable(' or '.join(names), 100)} is in force; see: torchpar status"])
     if as_json:
         echo_json({**answer, "services": services})
-        return
+        return _exit_status(services)
     header = ("SERVICE", "STATE", "PLACED", "CPUS", "THREADS", "MEMORY", "MALLOC", "SPEED", "BOUND")
     echo_table(header, [_row(service) for service in services])
     click.echo()
     click.echo(f"generation {answer['generation'] or 'none'}, conf {answer['conf']}")
     for notice in answer["notices"]:
-        click.echo(f"! {notice}")
+        click.echo(f"! {printable(notice, 2000)}")
+    return _exit_status(services)
+
+
+def _exit_status(services: list[dict[str, Any]]) -> ExitStatus:
+    return ExitStatus.DONE if all(service["in_force"] for service in services) else ExitStatus.FAILED
 
 
 def _is_named(service: dict[str, Any], names: tuple[str, ...]) -> bool:

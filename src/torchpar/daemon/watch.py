@@ -62,10 +62,16 @@ class Watch:
         services = self.observation["services"]
         running = sum(1 for service in services if service["state"] == "running")
         drifted = sum(1 for service in services if service["placed"] == "drift")
-        parts = [f"generation {self.observation['generation']}, conf {self.observation['conf']}"]
+        strays = sum(1 for service in services if not service["in_force"])
+        generation, conf = self.observation["generation"], self.observation["conf"]
+        parts = [f"generation {generation}, conf {conf}"]
+        if conf == "broken":
+            parts = [f"generation {generation}, conf is broken {self.observation['conf_problem']:.300}"]
         parts.append(f"{running} of {len(services)} services running")
         if drifted:
             parts.append(f"{drifted} not as planned")
+        if strays:
+            parts.append(f"{strays} out of force and still running")
         return "; ".join(parts)
 
     def wants_apply(self) -> bool:
