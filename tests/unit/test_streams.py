@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from torchpar.cli.main import COMMANDS, torchpar
 
 pytestmark = pytest.mark.subprocess
 
@@ -83,3 +86,12 @@ def test_lines_for_the_journal_have_their_priority(tmp_path: Path) -> None:
     run(f"validate /nowhere 2>>{log}", JOURNAL_STREAM="1:2")
     (tagged, bare) = log.read_text().splitlines()
     assert tagged == f"<3>{bare}" and bare.startswith("torchpar: /nowhere: ")
+
+
+def test_no_path_is_looked_at_before_the_command_does() -> None:
+    """click's own does, and waits for a disk that does not answer."""
+    for name in COMMANDS:
+        command = torchpar.get_command(click.Context(torchpar), name)
+        assert command is not None
+        looking = [param.name for param in command.params if type(param.type) is click.Path]
+        assert looking == (["what"] if name == "run" else [])

@@ -9,12 +9,13 @@ import click
 from torchpar.changes import unified
 from torchpar.cli.difference import find_changes
 from torchpar.cli.output import echo_json
+from torchpar.cli.paths import FilePath
 from torchpar.enforce import running_among
 from torchpar.errors import ExitStatus, TorchparError
 
 
 @click.command()
-@click.option("--config", "conf_file", type=click.Path(path_type=Path), help="Read FILE as the only conf.")
+@click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diff(conf_file: Path | None, as_json: bool) -> int:
     """Show what differs between the conf and what is in force; exit 2 if anything does."""

@@ -10,6 +10,7 @@ import click
 
 from torchpar.cli.inputs import LIVE
 from torchpar.cli.output import echo_json
+from torchpar.cli.paths import FilePath
 from torchpar.doctor import CHECKS, Severity
 from torchpar.errors import ExitStatus
 
@@ -20,7 +21,7 @@ _COLOURS = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "red",
 
 
 @click.command()
-@click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Look at the host below DIR.")
+@click.option("--root", type=FilePath(), default=LIVE, help="Look at the host below DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(root: Path, as_json: bool) -> int:
     """Look for what costs speed or breaks jobs on this host, and say how to mend it.

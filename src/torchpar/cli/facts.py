@@ -8,12 +8,13 @@ import click
 
 from torchpar.cli.inputs import LIVE, load, load_facts
 from torchpar.cli.output import echo_json
+from torchpar.cli.paths import FilePath
 from torchpar.errors import ConfigError
 from torchpar.topology import facts_json
 
 
 @click.command()
-@click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Read the host below DIR.")
+@click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, which it does anyway.")
 def facts(root: Path, as_json: bool) -> None:
     """Print this host's facts as JSON.

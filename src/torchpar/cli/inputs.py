@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from torchpar.access import make_questions, make_warnings
+from torchpar.cli.paths import FilePath
 from torchpar.config import Config, parse_config
 from torchpar.errors import FactsError, printable
 from torchpar.host.access import ask, ask_below
@@ -48,9 +49,9 @@ class Inputs:
 def input_options(command: F) -> F:
     """The options --root, --config and --facts, gathered by `load`."""
     for option in (
-        click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Read the host below DIR."),
-        click.option("--facts", "facts_file", type=click.Path(path_type=Path), help="Plan for the host of FILE."),
-        click.option("--config", "conf_file", type=click.Path(path_type=Path), help="Read FILE as the only conf."),
+        click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR."),
+        click.option("--facts", "facts_file", type=FilePath(), help="Plan for the host of FILE."),
+        click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf."),
     ):
         command = option(command)
     return command

@@ -9,6 +9,7 @@ import click
 from torchpar.changes import find_moves
 from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import echo_json, echo_table, shorten, warn
+from torchpar.cli.paths import FilePath
 from torchpar.errors import TorchparError
 from torchpar.picture import draw_plan
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
@@ -17,7 +18,7 @@ from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 @click.command()
 @input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
-@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the host with its services.")
+@click.option("--svg", type=FilePath(), metavar="FILE", help="Draw the host with its services.")
 @click.option("--afresh", is_flag=True, help="Place all services anew, wherever they are now.")
 def plan(
     root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool, svg: Path | None, afresh: bool

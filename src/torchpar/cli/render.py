@@ -8,6 +8,7 @@ import click
 
 from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import warn
+from torchpar.cli.paths import FilePath
 from torchpar.errors import TorchparError
 from torchpar.plan import make_plan
 from torchpar.units import make_units, unit_of
@@ -16,7 +17,7 @@ from torchpar.units import make_units, unit_of
 @click.command()
 @click.argument("names", nargs=-1)
 @input_options
-@click.option("--output", type=click.Path(path_type=Path), help="Write the files below DIR, which must not exist.")
+@click.option("--output", type=FilePath(), help="Write the files below DIR, which must not exist.")
 def render(
     names: tuple[str, ...], root: Path, facts_file: Path | None, conf_file: Path | None, output: Path | None
 ) -> None:

@@ -8,14 +8,15 @@ import click
 
 from torchpar.cli.inputs import LIVE, load_facts
 from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.cli.paths import FilePath
 from torchpar.cores import find_usable_cores
 from torchpar.cpuset import CpuSet
 from torchpar.topology import HostFacts, topology_json
 
 
 @click.command()
-@click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Read the host below DIR.")
-@click.option("--facts", "facts_file", type=click.Path(path_type=Path), help="Show the host of FILE.")
+@click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
+@click.option("--facts", "facts_file", type=FilePath(), help="Show the host of FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def topology(root: Path, facts_file: Path | None, as_json: bool) -> None:
     """Show this host's CPUs, NUMA nodes, caches and devices, without the conf."""

@@ -8,14 +8,15 @@ import click
 
 from torchpar.cli.inputs import LIVE, load
 from torchpar.cli.output import warn
+from torchpar.cli.paths import FilePath
 from torchpar.host.conf import ConfReader
 from torchpar.plan import make_plan
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--root", type=click.Path(path_type=Path), default=LIVE, help="Read the host below DIR.")
-@click.option("--facts", "facts_file", type=click.Path(path_type=Path), help="Check for the host of FILE.")
+@click.argument("files", nargs=-1, type=FilePath())
+@click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
+@click.option("--facts", "facts_file", type=FilePath(), help="Check for the host of FILE.")
 def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> None:
     """Say everything that is wrong with the conf, or with FILES in its place.
 
