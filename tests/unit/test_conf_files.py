@@ -140,6 +140,13 @@ def test_a_folder_is_no_file_and_masks(tmp_path: Path) -> None:
     assert found(tmp_path) == ["etc/torchpar.conf.d/40.conf", "etc/torchpar.conf.d/50-link.conf"]
 
 
+def test_what_editors_leave_is_not_read(tmp_path: Path) -> None:
+    """Emacs makes a link that leads nowhere beside a file that is being edited; systemd passes over it."""
+    drop_in(tmp_path, ".#a.conf").symlink_to("me@host.1234:56")
+    write(tmp_path, "etc/torchpar.conf.d/a.conf", "etc/torchpar.conf.d/.a.conf", "etc/torchpar.conf.d/a.conf~")
+    assert found(tmp_path) == ["etc/torchpar.conf.d/a.conf"]
+
+
 def test_a_file_whose_name_is_no_line_of_text_is_refused(tmp_path: Path) -> None:
     """Its name stands in messages and in unit files."""
     for name in (b"a\nb.conf", b"\xff.conf", b"c\x1b[2J.conf", b"d: e.conf", "ä ö.conf".encode()):

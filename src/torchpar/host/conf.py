@@ -76,7 +76,9 @@ class ConfReader:
                 continue
             except OSError as error:
                 raise ConfigError([Problem(Place(str(folder)), str(error.strerror))]) from None
-            drop_ins.update({name: folder / name for name in names if name.endswith(".conf")})
+            # Hidden ones are no drop-ins of systemd's either, such as the link that Emacs makes beside a file.
+            chosen = (name for name in names if name.endswith(".conf") and not name.startswith("."))
+            drop_ins.update({name: folder / name for name in chosen})
         in_order = [path for _, path in sorted(drop_ins.items()) if not self._adds_nothing(path, stat.S_ISDIR)]
         vendor = [path for path in in_order if path.parent == root / _VENDOR]
         own = [path for path in in_order if path.parent != root / _VENDOR]
