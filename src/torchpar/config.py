@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from torchpar.directives import NEWEST, SINCE
 from torchpar.endpoint import whole_endpoint
 from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
+from torchpar.exec_limits import check_strings
 from torchpar.settings import (
     SECTIONS,
     HostSettings,
@@ -271,12 +272,20 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
                 Problem(origin, f"[{section.header}] {key}={text:.60}: has no effect in this version yet")
             )
         try:
-            yield _Value(key, text, origin, row, row.parse(text) if text else None)
+            value = row.parse(text) if text else None
+            for what in check_strings(_strings(value), facts.page_size):
+                problems.errors.append(Problem(origin, f"[{section.header}] {key}=: {what}"))
+            yield _Value(key, text, origin, row, value)
         except ValueError as error:
             what = str(error) if str(error).startswith("'") else f"'{text:.40}' {error}"
             problems.errors.append(
                 Problem(origin, f"[{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}")
             )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings of a setting's value, each of which may become one string of the command or of its environment."""
+    yield from (text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str))
 
 
 def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None, str | None]:

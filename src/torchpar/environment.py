@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,13 +99,37 @@ class JobSettings:
 def job_environment(settings: JobSettings) -> dict[str, str]:
     """The variable that carries the settings; the same settings give the same ASCII text."""
     data = asdict(settings)
-    for rank in data["ranks"]:
-        for name in ("loader_cpus", "budget"):
-            if not rank[name]:
-                del rank[name]
+    data["ranks"] = list(_shorten(data["ranks"]))
     if settings.serve is None:
         del data["serve"]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
+
+
+def _shorten(ranks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each rank whose number follows that of the one before, by what else differs from it alone.
+
+    The kernel takes one variable of 128 KiB, and hundreds of ranks may each be bound to the same long list of CPUs.
+    """
+    before: dict[str, Any] = {}
+    for rank in ranks:
+        if before and rank["local_rank"] == before["local_rank"] + 1:
+            yield {key: value for key, value in rank.items() if key != "local_rank" and value != before[key]}
+        else:
+            yield {key: value for key, value in rank.items() if value or key not in ("loader_cpus", "budget")}
+        before = rank
+
+
+def _lengthen(ranks: Iterable[Any]) -> Iterator[RankSettings]:
+    """The reverse; an entry with a number is whole, as all are in older units."""
+    before: RankSettings | None = None
+    for place, data in enumerate(ranks):
+        where = f"{VARIABLE}.ranks[{place}]"
+        fields = _object(data, where)
+        if before and "local_rank" not in fields:
+            same = {**asdict(before), "gpus": list(before.gpus), "local_rank": before.local_rank + 1}
+            fields = {**same, **fields}
+        before = _parse_rank(fields, where)
+        yield before
 
 
 def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
@@ -128,7 +152,7 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         service=_field(fields, VARIABLE, "service", str),
         interop_threads=_number(fields, VARIABLE, "interop_threads", least=1),
         cudnn_benchmark=_field(fields, VARIABLE, "cudnn_benchmark", (bool, type(None))),
-        ranks=tuple(_parse_rank(rank, f"{VARIABLE}.ranks[{i}]") for i, rank in enumerate(ranks)),
+        ranks=tuple(_lengthen(ranks)),
         memory_policy=_field(fields, VARIABLE, "memory_policy", str, JobSettings.memory_policy),
         max_restarts=_number(fields, VARIABLE, "max_restarts", least=0, absent=JobSettings.max_restarts),
         nodes=_field(fields, VARIABLE, "nodes", str, JobSettings.nodes),
@@ -165,8 +189,7 @@ def _prefetch_factor(fields: Mapping[str, Any]) -> int | None:
     return _number(fields, VARIABLE, "prefetch_factor", least=1)
 
 
-def _parse_rank(data: Any, where: str) -> RankSettings:
-    fields = _object(data, where)
+def _parse_rank(fields: Mapping[str, Any], where: str) -> RankSettings:
     return RankSettings(
         local_rank=_number(fields, where, "local_rank", least=0),
         cpus=_field(fields, where, "cpus", str),

@@ -13,6 +13,8 @@ from torchpar.allocator import choose_allocator
 from torchpar.claims import Reason
 from torchpar.config import Config, Service
 from torchpar.cpuset import CpuSet
+from torchpar.environment import VARIABLE
+from torchpar.exec_limits import check_command, check_strings, size
 from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy
 from torchpar.placement import Placement, Share, place
@@ -132,7 +134,7 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
         for other in config.services
         if other is not service and other.settings.slot and other.settings.slot == service.settings.slot
     )
-    return ServicePlan(
+    plan = ServicePlan(
         service=service,
         cpus=share.cpus,
         loader_cpus=share.loader_cpus,
@@ -154,6 +156,20 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
         ),
         warnings=(*share.warnings, *rank_warnings, *allocator_warnings, *_warn(service, share, ranks, facts)),
     )
+    _refuse_what_no_kernel_starts(plan, facts)
+    return plan
+
+
+def _refuse_what_no_kernel_starts(plan: ServicePlan, facts: HostFacts) -> None:
+    """Raise PlacementError where the command line and the variables are more than execve(2) takes."""
+    service = plan.service
+    for what in check_strings([f"{VARIABLE}={plan.environment.get(VARIABLE, '')}"], facts.page_size):
+        raise service.refuse("Ranks", len(plan.ranks), f"what its processes are told of their places: {what}")
+    more_stack = any(key == "LimitSTACK" for key, _ in service.directives)
+    wrong = check_command(plan.command, plan.environment, more_stack=more_stack)
+    if wrong:
+        words = sum(map(size, plan.command)) >= sum(map(size, plan.environment.values()))
+        raise service.refuse("Arguments" if words else "Environment", "", wrong)
 
 
 def _warn(service: Service, share: Share, ranks: tuple[Rank, ...], facts: HostFacts) -> list[str]:

@@ -137,6 +137,7 @@ class HostFacts:
     cpu_limit: float | None  # CPU quota in CPUs, the least of all ancestors' cgroups
     memory_bytes: int | None = None
     systemd_version: int | None = None
+    page_size: int | None = None  # of the running kernel, which limits how long an argument may be
     libraries: tuple[Library, ...] = ()
     # ELF machine of each interpreter named in the conf; None where the file is missing or no ELF program.
     interpreters: Mapping[str, int | None] = dataclasses.field(default_factory=dict)

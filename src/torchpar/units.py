@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 
 from torchpar.directives import SINCE
+from torchpar.exec_limits import LINE, size
 from torchpar.plan import Plan, ServicePlan
 from torchpar.sandbox import needed_files, sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
@@ -146,7 +147,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         directives.insert(0, ("PrivateUsers", "no"))
     if train and any(nic.infiniband for nic in facts.nics):
         directives.insert(0, ("DeviceAllow", f"{CONNECTION_MANAGER} rw"))
-    return _template("service.conf.j2").render(
+    text = _template("service.conf.j2").render(
         source=_source(plan),
         name=service.name,
         # What Debian's own packages bring is there before any service.
@@ -164,6 +165,13 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         limits=[(key, value) for key, value in limits.items() if value is not None],
         directives=directives,
     )
+    for line in text.split("\n"):
+        if size(line) >= LINE:
+            directive = line.partition("=")[0]
+            key = {"ExecStart": "Arguments", "Environment": "Environment"}.get(directive, f"Service.{directive}")
+            why = f"the line of the unit has {size(line):,} bytes, and systemd takes {LINE - 1:,}; use a file instead"
+            raise service.refuse(key, "", why)
+    return text
 
 
 def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> int:

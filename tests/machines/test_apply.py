@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from collections.abc import Iterator
@@ -174,6 +175,27 @@ def test_a_missing_script_or_interpreter_is_said_before_and_at_the_start(host: M
     assert "/srv/venv/bin/python3" in host.journal(TRAIN.format("b"))
     for name in ("a", "b"):
         assert host.show(TRAIN.format(name), "NRestarts") == "0"
+
+
+def test_four_thousand_words_arrive_and_are_not_printed_on_the_terminal(host: Machine) -> None:
+    """260 KiB in one line of the conf and in many; what no kernel takes is refused with its line."""
+    words = [f"/data/shards/part-{number:06d}-of-004000.tar.zst.parquet.of.the.year" for number in range(4000)]
+    digest = hashlib.sha256("\0".join(words).encode()).hexdigest()
+    script = "import hashlib, sys\nprint(hashlib.sha256('\\0'.join(sys.argv[1:]).encode()).hexdigest(), flush=True)\n"
+    host.write("/srv/words.py", script)
+    head = "Script=/srv/words.py\nArguments="
+    host.write(CONF, f"[Train a]\n{head}{' '.join(words)}\n[Train b]\n{head}" + " \\\n ".join(words) + "\n")
+    assert all(len(text) < 20_000 for text in (torchpar(host, "diff")[1], torchpar(host, "explain", "a")[1]))
+    assert torchpar(host, "apply")[0] == 0
+    for name in ("a", "b"):
+        host.run("systemctl", "start", TRAIN.format(name))
+        host.wait_until(lambda name=name: digest in host.journal(TRAIN.format(name)), "all words arrive")
+    assert len(torchpar(host, "status")[1]) < 20_000
+    active = generation(host)
+    host.write(CONF, f"[Train a]\nScript=/srv/words.py\nEnvironment=CONFIG={'x' * 131_072}\n")
+    status, _, errors = torchpar(host, "apply")
+    assert status == 78 and "/etc/torchpar.conf:3: [Train a] Environment=: 'CONFIG=x" in errors and len(errors) < 500
+    assert generation(host) == active
 
 
 def test_a_full_disk_changes_nothing_and_leaves_nothing_behind(host: Machine) -> None:

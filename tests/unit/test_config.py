@@ -162,6 +162,18 @@ def test_a_single_number_of_cpus_counts_cores(text: str, request_: CpuRequest) -
     assert read(f"[Train a]\nScript=/a\nCPUs={text}\n").services[0].settings.cpus == request_
 
 
+def test_a_string_that_no_kernel_takes_is_an_error_with_its_line() -> None:
+    """An argument, and a variable with its name."""
+    value = "x" * 131_072
+    one = f"[Train a]\nScript=/a\nArguments=y {value}\nEnvironment=A={value[:-3]}\nEnvironment=B={value[:-2]}\n"
+    found = problems(one)
+    assert [problem[:40] for problem in found] == [
+        "/1.conf:3: [Train a] Arguments=: 'xxxxxx",
+        "/1.conf:5: [Train a] Environment=: 'B=xx",
+    ]
+    assert all("the kernel takes 131,071 in one string" in problem and len(problem) < 250 for problem in found)
+
+
 def test_directives_of_systemd_pass_through_in_order_until_reset() -> None:
     """Service.KEY= is for what torchpar does not decide."""
     config = read("[Train]\nService.Nice=5\n[Train a]\nScript=/a\nService.Nice=\nService.Nice=7\nService.LimitCORE=0\n")

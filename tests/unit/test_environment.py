@@ -122,7 +122,9 @@ def test_a_unit_of_an_older_version_is_read() -> None:
     """After an upgrade the unit in force does not say what that version did not know: it means what was then done."""
     old = json.loads(job_environment(SETTINGS)[VARIABLE])
     new = ("loader_cpus", "budget")
-    ranks = [{key: value for key, value in rank.items() if key not in new} for rank in old["ranks"]]
+    # Each rank was written whole.
+    ranks = [{**dataclasses.asdict(rank), "gpus": list(rank.gpus)} for rank in SETTINGS.ranks]
+    ranks = [{key: value for key, value in rank.items() if key not in new} for rank in ranks]
     kept = {key: old[key] for key in ("service", "interop_threads", "cudnn_benchmark")}
     settings = parse_job_environment({VARIABLE: json.dumps({**kept, "ranks": ranks})})
     assert settings == JobSettings(
@@ -131,6 +133,26 @@ def test_a_unit_of_an_older_version_is_read() -> None:
         cudnn_benchmark=None,
         ranks=tuple(dataclasses.replace(rank, loader_cpus="", budget=0) for rank in SETTINGS.ranks),
     )
+
+
+def test_hundreds_of_ranks_fit_in_the_one_variable_that_the_kernel_takes() -> None:
+    """Each says only what differs from the one before, as a long list of CPUs may be that of them all."""
+    scattered = ",".join(str(cpu) for cpu in range(0, 2048, 2))
+    rank = RankSettings(0, scattered, "0-7", 1, 0, (), loader_cpus=scattered, budget=1)
+    same = tuple(dataclasses.replace(rank, local_rank=number) for number in range(1000))
+    own = tuple(dataclasses.replace(r, cpus=f"{r.local_rank},{r.local_rank + 1024}", loader_cpus="") for r in same)
+    for ranks in (same, own):
+        settings = dataclasses.replace(SETTINGS, ranks=ranks)
+        environment = job_environment(settings)
+        assert len(environment[VARIABLE]) < 32 * 1024
+        assert parse_job_environment(environment) == settings
+
+
+def test_ranks_come_back_whatever_their_numbers() -> None:
+    """Also where they do not follow each other."""
+    ranks = tuple(dataclasses.replace(SETTINGS.ranks[number % 2], local_rank=number) for number in (3, 4, 5, 9, 1, 2))
+    settings = dataclasses.replace(SETTINGS, ranks=ranks)
+    assert parse_job_environment(job_environment(settings)) == settings
 
 
 def test_a_rank_is_found_by_its_number() -> None:

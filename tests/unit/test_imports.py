@@ -14,7 +14,18 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 # Each layer may import those above it and, within it, its own; runtime and serve stand apart.
 LAYERS = (
     ("errors", "advice", "cpuset", "shape", "version", "notify", "mempolicy"),
-    ("values", "syntax", "directives", "topology", "settings", "endpoint", "config", "environment", "preload"),
+    (
+        "values",
+        "syntax",
+        "directives",
+        "exec_limits",
+        "topology",
+        "settings",
+        "endpoint",
+        "config",
+        "environment",
+        "preload",
+    ),
     (
         "cores",
         "claims",

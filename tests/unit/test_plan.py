@@ -378,6 +378,22 @@ def test_openmp_threads_are_never_bound_one_by_one() -> None:
     assert not {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(plan_of("").environment)
 
 
+def test_what_no_kernel_starts_is_refused_before_it_is_a_unit() -> None:
+    """Not with 203/EXEC at night; the message has the line and what to do."""
+    with pytest.raises(PlacementError) as error:
+        plan_of("Arguments=" + "1 " * 25_000)
+    assert str(error.value) == (
+        "/c:6: [Train a] Arguments=: it has 25,004 words, and systemd is too slow with more than 20,000; write it to a "
+        "file and pass the file's name"
+    )
+
+
+def test_four_thousand_words_are_planned() -> None:
+    """A job may be given its files by name."""
+    words = [f"/data/shards/part-{number:06d}-of-004000.tar.zst.parquet.of.the.year" for number in range(4000)]
+    assert plan_of(f"Arguments={' '.join(words)}").command[-4000:] == tuple(words)
+
+
 def test_a_plan_is_the_same_from_exported_facts() -> None:
     """A fleet is planned on one laptop."""
     host = dataclasses.replace(TWO_NODES, gpus=(make_gpu(0, None),))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_gpu, make_host
 from torchpar.config import parse_config
+from torchpar.errors import PlacementError
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts
@@ -123,6 +124,16 @@ def test_a_directive_that_this_systemd_lacks_is_left_out_and_named() -> None:
     assert any("RestartSteps=5" in text for text in new.files.values()) and not new.warnings
     assert not any("RestartSteps" in text for text in old.files.values())
     assert old.warnings[0].startswith("/etc/torchpar.conf:3: [Train a] Service.RestartSteps= needs systemd 254")
+
+
+def test_a_line_that_systemd_does_not_read_is_refused() -> None:
+    """A unit with a line of 1 MiB is not loaded at all."""
+    with pytest.raises(PlacementError) as error:
+        units_of(f"[Train a]\nScript=/a.py\nService.SetCredential=a:{'x' * 2**20}\n", make_host())
+    assert str(error.value) == (
+        "/etc/torchpar.conf:3: [Train a] Service.SetCredential=: the line of the unit has 1,048,592 bytes, and systemd "
+        "takes 1,048,575; use a file instead"
+    )
 
 
 def test_several_ranks_start_through_the_launcher_under_the_jobs_interpreter() -> None:

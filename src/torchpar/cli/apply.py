@@ -12,7 +12,7 @@ import click
 from torchpar.changes import Change, compare, compare_links, unified
 from torchpar.cli.idle import is_idle
 from torchpar.cli.inputs import Inputs, load
-from torchpar.cli.output import echo_json, warn
+from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.enforce import check_in_force, put_in_force, read_active, running_among
 from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparError
@@ -63,7 +63,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         changes = compare(before.files, compiled.content.files) + compare_links(before.links, compiled.content.links)
         if dry_run:
             for line in unified(changes):
-                click.echo(line)
+                click.echo(brief(line))
             return ExitStatus.DIFFERS if changes else ExitStatus.DONE
         if active and before == compiled.content:
             generation, notes = active[0], _hold(store, active[0])

@@ -8,7 +8,7 @@ import click
 
 from torchpar.changes import unified
 from torchpar.cli.difference import find_changes
-from torchpar.cli.output import echo_json
+from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.enforce import running_among
 from torchpar.errors import ExitStatus, TorchparError
@@ -37,7 +37,7 @@ def diff(conf_file: Path | None, as_json: bool) -> int:
         echo_json({"changed": bool(changes), "units": rows})
     else:
         for line in unified(changes):
-            click.echo(click.style(line, fg={"+": "green", "-": "red"}.get(line[:1])))
+            click.echo(click.style(brief(line), fg={"+": "green", "-": "red"}.get(line[:1])))
         for unit in outdated:
             click.echo(f"{unit} is running; it gets this when it restarts")
     return ExitStatus.DIFFERS if changes else ExitStatus.DONE

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from torchpar.cli.inputs import LIVE, input_options, load
-from torchpar.cli.output import echo_json, warn
+from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cpuset import CpuSet
 from torchpar.daemon.client import ask_daemon
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
@@ -46,8 +46,8 @@ def _echo_service(plan: Plan, service: ServicePlan, measured: str | None) -> Non
     click.echo(f"  declared at {service.service.origins['']}")
     click.echo()
     for reason in service.reasons:
-        click.echo(f"  {reason.key}={reason.value}")
-        click.echo(textwrap.fill(reason.why, 100, initial_indent="      ", subsequent_indent="      "))
+        click.echo(brief(f"  {reason.key}={reason.value}"))
+        click.echo(textwrap.fill(brief(reason.why), 100, initial_indent="      ", subsequent_indent="      "))
     if measured:
         click.echo()
         click.echo("  Measured in the last half a minute of its last run")
@@ -56,7 +56,7 @@ def _echo_service(plan: Plan, service: ServicePlan, measured: str | None) -> Non
     click.echo("  Environment")
     for name, value in service.environment.items():
         if name != "TORCHPAR_JOB":
-            click.echo(f"      {name}={value}")
+            click.echo(brief(f"      {name}={value}"))
     if plan.left_out:
         click.echo()
         click.echo("  CPUs that placement leaves out")

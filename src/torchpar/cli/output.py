@@ -12,7 +12,7 @@ import click
 
 from torchpar.errors import TorchparError, printable
 
-_LONGEST = 2000  # of a line on stderr, in letters
+_LONGEST = 1000  # of a line for people, in letters
 
 
 def echo_json(data: Any) -> None:
@@ -36,6 +36,12 @@ def shorten(cpulist: str) -> str:
     return cpulist if len(cpulist) <= 32 else cpulist[:30].rpartition(",")[0] + ",..."
 
 
+def brief(text: str) -> str:
+    """A line that a terminal can show; `--json` and `torchpar render` have all of it."""
+    line = printable(text[:_LONGEST], _LONGEST)
+    return line if len(text) <= _LONGEST else f"{line}... ({len(text):,} characters)"
+
+
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:
@@ -50,7 +56,7 @@ def warn_of(error: TorchparError) -> None:
 
 def _say(level: int, line: str) -> None:
     """A line for people; where stderr is the journal, with its priority there (sd-daemon(3))."""
-    line = printable(line, _LONGEST)
+    line = brief(line)
     click.echo(f"<{level}>{line}" if _is_journal(2) else line, err=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from torchpar.cli.output import echo_json, echo_table, shorten
+from torchpar.cli.output import brief, echo_json, echo_table, shorten
 from torchpar.daemon.client import ask_daemon
 from torchpar.errors import ConfigError, ExitStatus, printable
 from torchpar.generations import Store
@@ -42,7 +42,7 @@ def status(names: tuple[str, ...], as_json: bool) -> int:
     click.echo()
     click.echo(f"generation {answer['generation'] or 'none'}, conf {answer['conf']}")
     for notice in answer["notices"]:
-        click.echo(f"! {printable(notice, 2000)}")
+        click.echo(brief(f"! {notice}"))
     return _exit_status(services)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from torchpar.cli.output import echo_json
+from torchpar.cli.output import brief, echo_json
 from torchpar.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.generations import Store
 from torchpar.host import systemd
@@ -76,7 +76,8 @@ def _chosen(names: tuple[str, ...]) -> list[dict[str, Any]]:
 def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ...]) -> None:
     click.echo(f"{click.style(unit, bold=True)} (process {main_pid}): {_styled(verdict)}")
     for item in items:
-        click.echo(f"  {_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}{item.what:<14} {_text(item)}")
+        verdict_column = f"{_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}"
+        click.echo(f"  {verdict_column}{item.what:<14} {brief(_text(item))}")
     for item in items:
         if item.notice:
             click.echo(f"  ! it {item.notice}")

@@ -91,6 +91,7 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
         cpu_limit=limits.cpu_limit,
         memory_bytes=memory_bytes,
         systemd_version=read_systemd_version(tree),
+        page_size=os.sysconf("SC_PAGE_SIZE") if root == Path("/") else None,
         libraries=read_libraries(tree),
         in_force=read_in_force(tree),
     )

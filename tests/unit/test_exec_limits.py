@@ -1,0 +1,34 @@
+"""What execve(2) and systemd take of arguments and variables."""
+
+from __future__ import annotations
+
+from torchpar.exec_limits import check_command, check_strings
+
+
+def test_a_string_has_32_pages_with_the_zero_at_its_end() -> None:
+    """All bytes of UTF-8 count, and those that are none."""
+    for page_size in (None, 4096, 65536):
+        most = 32 * (page_size or 4096) - 1
+        assert not list(check_strings(["x" * most, "é" * (most // 2)], page_size))
+        for text in ("x" * (most + 1), "é" * (most // 2 + 1), "\udcff" * (most + 1)):
+            (problem,) = check_strings(["", text], page_size)
+            assert f"the kernel takes {most:,} in one string" in problem and len(problem) < 200
+
+
+def test_all_strings_together_have_a_quarter_of_the_stack() -> None:
+    """2 MiB where nobody asks for more stack, 6 MiB at the most; each string costs its pointer too."""
+    words = ["x" * 100_000] * 20
+    assert check_command(words, {}, more_stack=False) is None
+    too_much = check_command(words, {"A": "y" * 100_000}, more_stack=False)
+    assert too_much and "the kernel takes 2,097,152" in too_much and "Service.LimitSTACK=infinity" in too_much
+    assert check_command(words * 3, {}, more_stack=True) is None
+    too_much = check_command(words * 4, {}, more_stack=True)
+    assert too_much and "the kernel takes 6,291,456" in too_much and "LimitSTACK" not in too_much
+    assert check_command(["x" * 250] * 8000, {}, more_stack=False) is None
+    assert check_command(["x" * 255] * 8000, {}, more_stack=False)
+
+
+def test_systemd_is_spared_what_it_takes_minutes_for() -> None:
+    """Its time grows with the square of the words."""
+    assert check_command(["1"] * 20_000, {}, more_stack=False) is None
+    assert "20,001 words" in (check_command(["1"] * 20_001, {}, more_stack=False) or "")
