@@ -336,6 +336,8 @@ def _make_service(
                 directives = [pair for pair in directives if pair[0] != directive]
     settings: ServiceSettings = _merge(SECTIONS[kind.section], values)
     origins = {"": declared, **{value.key: value.origin for value in values}}
+    # A directive may be there several times, each with its own line.
+    origins |= {f"{value.key}={value.text}": value.origin for value in values if value.setting is None}
     service = Service(kind, name, settings, tuple(directives), origins)
     problems.errors.extend(_contradictions(service))
     return service

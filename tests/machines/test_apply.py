@@ -118,17 +118,27 @@ def test_a_broken_conf_changes_nothing_and_a_reboot_starts_what_was_applied(host
         ("[Train a]\nScript=/srv/job.py\nRanks=3\n", "Ranks=3: it has 2 cores (0-1)"),
         ("[Train a]\nScript=/srv/job.py\nNUMAMask=5\n", "NUMAMask=5: node 5 is not there"),
         ("[Train a]\nScript=/srv/job.py\nGPUs=1\n", "GPUs=1: of the 0 accelerators of this host 0 are free"),
-        ("[Train a]\nScript=/srv/job.py\nService.LimitNOFILE=lots\n", "lots"),
+        (
+            "[Train a]\nScript=/srv/job.py\nService.LimitNOFILE=lots\n",
+            "/etc/torchpar.conf:3: [Train a] Service.LimitNOFILE=lots: systemd says: ",
+        ),
+        ("[Train a]\nScript=/srv/job.py\nService.Nice=77\n", ":3: [Train a] Service.Nice=77: systemd says: "),
+        (
+            "[Train]\nService.RestrictAddressFamilies=AF_NONE\n[Train a]\nScript=/srv/job.py\n",
+            "/etc/torchpar.conf:2: [Train a] Service.RestrictAddressFamilies=AF_NONE: systemd says: ",
+        ),
         ("[Train]\nx\n", "/etc/torchpar.conf:2: 'x' is neither"),
     ],
 )
 def test_a_conf_that_cannot_be_is_refused_and_changes_nothing(host: Machine, conf: str, message: str) -> None:
-    """One message that names the key and the fact, exit status 78 or 1, the generation as it was."""
+    """One message that names the key and the fact, exit status 78, the generation as it was; validate says the same."""
     apply(host, TWO)
     active = generation(host)
     host.write(CONF, conf)
     status, _, errors = torchpar(host, "apply")
-    assert status in (1, 78) and message in errors and "Traceback" not in errors
+    assert status == 78 and message in errors and "Traceback" not in errors
+    status, _, errors = torchpar(host, "validate")
+    assert status == 78 and message in errors and "nothing has changed" not in errors
     assert generation(host) == active
     assert "CPUAffinity=0\n" in host.run("systemctl", "cat", TRAIN.format("a")).stdout
 

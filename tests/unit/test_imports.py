@@ -44,7 +44,7 @@ LAYERS = (
         "plan",
     ),
     ("units", "access", "record", "changes", "readback", "verify", "picture", "adhoc", "transient"),
-    ("host", "generations", "enforce", "observe", "retry"),
+    ("host", "generations", "enforce", "observe", "retry", "unit_check"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

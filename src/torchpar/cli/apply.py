@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
-from pathlib import Path
 
 import click
 
@@ -19,7 +17,8 @@ from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparEr
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
-from torchpar.plan import make_plan, plan_json
+from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.unit_check import check_units
 from torchpar.units import make_refusal, make_units
 
 ROLLBACK_TIMER = "torchpar-rollback"
@@ -27,6 +26,7 @@ ROLLBACK_TIMER = "torchpar-rollback"
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
+    plan: Plan
     content: Content
     warnings: tuple[str, ...]
 
@@ -91,7 +91,7 @@ def _compile(inputs: Inputs) -> _Compiled:
     content = Content(
         units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
     )
-    return _Compiled(content, (*inputs.find_unreachable(), *plan.warnings, *units.warnings))
+    return _Compiled(plan, content, (*inputs.find_unreachable(), *plan.warnings, *units.warnings))
 
 
 def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
@@ -115,13 +115,13 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
             refusals = {path: text for unit, why in left_out.items() for path, text in make_refusal(unit, why).items()}
             content = dataclasses.replace(compiled.content, files={**compiled.content.files, **refusals})
             warnings = [f"{why}; it cannot start until this is mended" for why in left_out.values()]
-            return _Compiled(content, (*warnings, *compiled.warnings))
+            return _Compiled(compiled.plan, content, (*warnings, *compiled.warnings))
 
 
 def _write(
     store: Store, compiled: _Compiled, previous: Generation | None, confirm_within: int | None
 ) -> tuple[Generation, tuple[str, ...]]:
-    _verify(compiled.content)
+    check_units(compiled.plan, compiled.content.files)
     if confirm_within and previous is None:
         raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
     if systemd.has_timer(ROLLBACK_TIMER):
@@ -148,28 +148,6 @@ def _hold(store: Store, generation: Generation) -> tuple[str, ...]:
         return check_in_force(generation)
     except SystemdError:
         return put_in_force(store, generation)
-
-
-def _verify(content: Content) -> None:
-    """Let systemd's own parser read the units first. Raises SystemdError with whatever it says."""
-    # /run, which only root can write and which is there before any other disk.
-    with tempfile.TemporaryDirectory(prefix="torchpar-verify-", dir="/run") as directory:
-        try:
-            for path, text in content.files.items():
-                file = Path(directory, path)
-                file.parent.mkdir()
-                file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise TorchparError(f"{error.filename or directory}: {error.strerror}; nothing has changed") from None
-        names = sorted(path.partition(".d/")[0] for path in content.files)
-        said = [
-            line.removeprefix(f"{directory}/")
-            for line in systemd.verify_units(Path(directory), names)
-            # A program that is not there yet has been warned of, and keeps nothing else from being put in force.
-            if "is not executable" not in line
-        ]
-    if said:
-        raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *said)))
 
 
 def _restart(outdated: tuple[str, ...], policy: str) -> tuple[str, ...]:

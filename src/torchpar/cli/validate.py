@@ -11,6 +11,8 @@ from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
 from torchpar.host.conf import ConfReader
 from torchpar.plan import make_plan
+from torchpar.unit_check import can_check, check_units
+from torchpar.units import make_units
 
 
 @click.command()
@@ -26,6 +28,9 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     given = ConfReader().read_files(files, trusted=False) if files else None
     inputs = load(root, facts_file, files=given, strict=True)
     plan = make_plan(inputs.config, inputs.facts)
-    warn((*inputs.find_unreachable(), *plan.warnings))
+    units = make_units(plan)
+    warn((*inputs.find_unreachable(), *plan.warnings, *units.warnings))
+    if inputs.root == LIVE and can_check():
+        check_units(plan, units.files)
     count = len(inputs.config.services)
     click.echo(f"{', '.join(file.path for file in inputs.files) or 'no file'}: valid, {count} services")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchpar.errors import SystemdAbsentError, SystemdError
+from torchpar.errors import SystemdAbsentError, SystemdError, TorchparError
 from torchpar.host.program import run
 
 _BUS_NAME = "org.freedesktop.systemd1"
@@ -102,15 +103,29 @@ def reload_without_waiting(unit: str) -> None:
     _systemctl("reload", "--no-block", unit)
 
 
-def verify_units(directory: Path, units: Sequence[str]) -> tuple[str, ...]:
-    """What `systemd-analyze verify` says of units whose drop-ins are below `directory`: nothing if all is well.
+def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
+    """What `systemd-analyze verify` says of units with these drop-ins, as path and text: nothing if all is well.
 
-    Its exit status is 0 even for values that it cannot parse, so every line counts.
+    Its exit status is 0 even for values that it cannot parse, so every line counts. Raises TorchparError when the
+    drop-ins cannot be written for it.
     """
-    if not units:
+    if not files:
         return ()
-    done = run(["systemd-analyze", "verify", "--man=no", *units], environment={"SYSTEMD_UNIT_PATH": f"{directory}:"})
-    return tuple(line for line in (done.stderr + done.stdout).splitlines() if line.strip())
+    # /run, which only root can write and which is there before any other disk.
+    with tempfile.TemporaryDirectory(prefix="torchpar-verify-", dir="/run" if os.geteuid() == 0 else None) as directory:
+        try:
+            for path, text in files.items():
+                file = Path(directory, path)
+                file.parent.mkdir()
+                file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise TorchparError(f"{error.filename or directory}: {error.strerror}; nothing has changed") from None
+        units = sorted(path.partition(".d/")[0] for path in files)
+        done = run(
+            ["systemd-analyze", "verify", "--man=no", *units], environment={"SYSTEMD_UNIT_PATH": f"{directory}:"}
+        )
+    said = (line.removeprefix(f"{directory}/") for line in (done.stderr + done.stdout).splitlines())
+    return tuple(line for line in said if line.strip())
 
 
 def start_timer(name: str, seconds: int, argv: Sequence[str]) -> None:

@@ -1,0 +1,65 @@
+"""Lets systemd's own parser read units before they are in force, and names the conf's line that it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torchpar.errors import ConfigError, SystemdError
+from torchpar.host import systemd
+from torchpar.plan import Plan, ServicePlan
+from torchpar.units import socket_of, unit_of
+
+# The package's template units, without which a drop-in belongs to nothing.
+_TEMPLATE = Path("/usr/lib/systemd/system/torchpar-train@.service")
+
+# The key of the conf behind a directive that torchpar renders, where it has another name.
+_KEYS = {
+    "ExecStart": "Script",
+    "ExecReload": "Python",
+    "TimeoutStopSec": "CheckpointGrace",
+    "LoadCredential": "TLSKey",
+    "ListenStream": "Listen",
+}
+
+
+def can_check() -> bool:
+    """Whether this host has what reads units: systemd, and the package's own."""
+    return systemd.is_running() and _TEMPLATE.exists()
+
+
+def check_units(plan: Plan, files: Mapping[str, str]) -> None:
+    """Have the drop-ins read, whose paths are those of a UnitSet.
+
+    Raises ConfigError where all that systemd says is of values of the conf, and else SystemdError with what it says.
+    """
+    # A program that is not there yet has been warned of, and keeps nothing else from being put in force.
+    said = [line for line in systemd.verify_units(files) if "is not executable" not in line]
+    if not said:
+        return
+    told = [in_conf(line, plan, files) for line in said]
+    problems = [problem for problem in told if problem]
+    if len(problems) == len(told):
+        raise ConfigError(tuple(dict.fromkeys(problems)))
+    lines = dict.fromkeys(problem or line for problem, line in zip(told, said, strict=True))
+    raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *lines)))
+
+
+def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> str | None:
+    """What systemd says of a line of a drop-in, said of the conf's line that it was made from; None of any other."""
+    match = re.match(r"([^:]+):(\d+): (.*)", said, re.DOTALL)
+    lines = files.get(match[1], "").split("\n") if match else []
+    service = _service(match[1], plan.services) if match else None
+    if not match or not service or int(match[2]) > len(lines):
+        return None
+    directive, _, value = lines[int(match[2]) - 1].partition("=")
+    passed = (directive, value) in service.service.directives
+    key = f"Service.{directive}" if passed else _KEYS.get(directive, directive)
+    origin = service.service.origins.get(f"{key}={value}") or service.service.origin(key)
+    return f"{origin}: {service.service.section} {key}={value:.60}: systemd says: {match[3]:.300}"
+
+
+def _service(path: str, services: Iterable[ServicePlan]) -> ServicePlan | None:
+    unit = unit_of(path)
+    return next((service for service in services if unit in (service.unit, socket_of(service.unit))), None)

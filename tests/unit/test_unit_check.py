@@ -1,0 +1,63 @@
+"""What systemd says of a rendered unit, said of the conf's line that it was made from."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.config import parse_config
+from torchpar.plan import make_plan
+from torchpar.syntax import ConfFile
+from torchpar.unit_check import in_conf
+from torchpar.units import drop_in_path, make_units
+
+CONF = """\
+[Train]
+Service.DeviceAllow=/dev/a rw
+[Train a]
+Script=/a.py
+MemoryMax=8G
+Service.DeviceAllow=/dev/b rwz
+Service.Nice=77
+[Infer b]
+Model=/m.pt
+Listen=127.0.0.1:9000
+"""
+
+PLAN = make_plan(parse_config([ConfFile("/c", CONF)], make_host(), strict=True), make_host())
+FILES = make_units(PLAN).files
+TRAIN = drop_in_path("torchpar-train@a.service")
+SOCKET = drop_in_path("torchpar-infer@b.socket")
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "where"),
+    [
+        (TRAIN, "Nice=77", "/c:7: [Train a] Service.Nice=77: "),
+        (TRAIN, "DeviceAllow=/dev/b rwz", "/c:6: [Train a] Service.DeviceAllow=/dev/b rwz: "),
+        (TRAIN, "DeviceAllow=/dev/a rw", "/c:2: [Train a] Service.DeviceAllow=/dev/a rw: "),
+        (TRAIN, "MemoryMax=8G", "/c:5: [Train a] MemoryMax=8G: "),
+        (TRAIN, "ExecStart=:/usr/bin/python3 /usr/lib/torchpar/run.py -- /a.py", "/c:4: [Train a] Script=:/usr/bin"),
+        (SOCKET, "ListenStream=127.0.0.1:9000", "/c:10: [Infer b] Listen=127.0.0.1:9000"),
+    ],
+)
+def test_a_line_of_a_drop_in_is_found_in_the_conf(path: str, line: str, where: str) -> None:
+    """Each of several lines of one key, a default of all jobs, and keys that have another name in the unit."""
+    number = FILES[path].split("\n").index(line) + 1
+    told = in_conf(f"{path}:{number}: Failed to parse it, ignoring: x", PLAN, FILES)
+    assert told and told.startswith(where) and told.endswith(": systemd says: Failed to parse it, ignoring: x")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "torchpar-train@a.service: Unit configuration has fatal error",
+        "Accepting user/group name 'x y', which does not match strict user/group name rules.",
+        "/etc/systemd/system/torchpar-train@a.service.d/override.conf:3: Failed to parse it",
+        f"{TRAIN}:9999: Failed to parse it",
+        "",
+    ],
+)
+def test_what_is_said_of_anything_else_stays_as_it_is(said: str) -> None:
+    """An administrator's own drop-in is not the conf's."""
+    assert in_conf(said, PLAN, FILES) is None
