@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torchpar.claims import Reason
@@ -10,6 +11,9 @@ from torchpar.cpuset import CpuSet
 from torchpar.placement import Share
 from torchpar.topology import HostFacts
 from torchpar.values import MemoryPolicy, memory_bytes
+
+# What a process holds that has imported torch 2.13 for CPUs, 237 MB, and room to breathe.
+LEAST = 256 * 2**20
 
 # A node is never all free: the rule against binding a service to a node that it fills.
 FITS = 0.8
@@ -69,6 +73,29 @@ def _choose(service: Service, own: CpuSet, ordinary: CpuSet, facts: HostFacts) -
     if service.kind is Kind.INFER and limit and limit > largest > 0:
         return MemoryPolicy.INTERLEAVE, f"its CPUs are on {len(own)} nodes and its memory is larger than one of them"
     return MemoryPolicy.LOCAL, f"its CPUs are on {len(own)} nodes; each thread's memory is near where it runs"
+
+
+def doubt_limits(service: Service, facts: HostFacts) -> Iterator[str]:
+    """What MemoryMax= and MemoryHigh= do that hardly anybody wants, as warnings."""
+    settings, total = service.settings, facts.memory_bytes
+    limits = {
+        key: (text, memory_bytes(text, total))
+        for key, text in (("MemoryHigh", settings.memory_high), ("MemoryMax", settings.memory_max))
+        if text is not None
+    }
+    for key, (text, limit) in limits.items():
+        where = f"{service.origin(key)}: {service.section} {key}={text}"
+        if limit is not None and total and limit > total:
+            yield f"{where}: is above the {_gib(total)} that this host has, and so limits nothing"
+        if limit is not None and limit < LEAST:
+            does = "is killed" if key == "MemoryMax" else "is slowed down without end"
+            yield f"{where}: to import torch alone takes about {LEAST >> 20} MiB; the service {does} before it computes"
+    high, most = (limits.get(key, ("", None))[1] for key in ("MemoryHigh", "MemoryMax"))
+    if high is not None and most is not None and high > most:
+        yield (
+            f"{service.origin('MemoryHigh')}: {service.section} MemoryHigh={settings.memory_high}: is above "
+            f"MemoryMax={settings.memory_max}, so the service is killed before it is slowed down; set it below"
+        )
 
 
 def _gib(size: int) -> str:

@@ -16,7 +16,7 @@ from torchpar.cpuset import CpuSet
 from torchpar.environment import VARIABLE
 from torchpar.exec_limits import check_command, check_strings, size
 from torchpar.listening import addresses, find_collisions
-from torchpar.memory_policy import PlannedMemory, choose_memory_policy
+from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
 from torchpar.sandbox import explain_writing, needed_files
@@ -173,7 +173,7 @@ def _refuse_what_no_kernel_starts(plan: ServicePlan, facts: HostFacts) -> None:
 
 
 def _warn(service: Service, share: Share, ranks: tuple[Rank, ...], facts: HostFacts) -> list[str]:
-    warnings = []
+    warnings = list(doubt_limits(service, facts))
     train = service.train()
     if train and train.ranks == 1 and len(facts.node_of(share.cpus)) > 1 and not share.gpus:
         warnings.append(

@@ -378,6 +378,25 @@ def test_openmp_threads_are_never_bound_one_by_one() -> None:
     assert not {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(plan_of("").environment)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("MemoryMax=8G", []),
+        ("MemoryMax=100%\nMemoryHigh=90%", []),
+        ("MemoryMax=infinity\nMemoryHigh=infinity", []),
+        ("MemoryMax=64G", ["/c:6: [Train a] MemoryMax=64G: is above the 16.0 GiB that this host has"]),
+        ("MemoryHigh=17G", ["/c:6: [Train a] MemoryHigh=17G: is above the 16.0 GiB that this host has"]),
+        ("MemoryMax=2G\nMemoryHigh=3G", ["/c:7: [Train a] MemoryHigh=3G: is above MemoryMax=2G"]),
+        ("MemoryMax=200M", ["MemoryMax=200M: to import torch alone takes about 256 MiB; the service is killed before"]),
+        ("MemoryHigh=0", ["MemoryHigh=0: to import torch alone takes about 256 MiB; the service is slowed down"]),
+    ],
+)
+def test_a_memory_limit_that_does_not_do_what_it_seems_to_is_told(settings: str, words: list[str]) -> None:
+    """More than there is, the two the wrong way round, and less than torch needs."""
+    told = [w for w in plan_of(settings, make_host(memory_bytes=16 * 2**30)).warnings if "Memory" in w]
+    assert len(told) == len(words) and all(word in warning for word, warning in zip(words, told, strict=True))
+
+
 def test_what_no_kernel_starts_is_refused_before_it_is_a_unit() -> None:
     """Not with 203/EXEC at night; the message has the line and what to do."""
     with pytest.raises(PlacementError) as error:
