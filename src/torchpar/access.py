@@ -6,7 +6,7 @@ Pure; host/access.py gets the answers.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -117,6 +117,19 @@ def make_questions(config: Config) -> dict[Identity, tuple[Question, ...]]:
             if question:
                 of_identity[question] = None
     return {identity: tuple(asked) for identity, asked in questions.items()}
+
+
+def silent_paths(
+    questions: Mapping[Identity, Iterable[Question]], found: Mapping[Identity, Found]
+) -> frozenset[str]:
+    """The paths that nobody has an answer for: those on a file system that is dead, and those asked after them."""
+    answered = {
+        question.path
+        for identity in found.values()
+        for question, answer in identity.answers.items()
+        if answer.verdict is not Verdict.SILENT
+    }
+    return frozenset(question.path for asked in questions.values() for question in asked) - answered
 
 
 def make_warnings(config: Config, found: Mapping[Identity, Found]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torchpar.errors import ConfigError, PlacementError, Problem, StoreError, To
 from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
-from torchpar.host.facts import add_interpreters, read_facts, read_manifest
+from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import read_running_unit
 from torchpar.plan import make_plan
 from torchpar.verify import Item, Verdict, summary, verify
@@ -97,7 +97,8 @@ def observe_conf(active: Generation | None, content: Content | None, reader: Con
             return {"state": "in sync", "problem": None, "notices": [], "auto_apply": False}
         facts = read_facts()
         config = parse_config(files, facts)
-        make_plan(config, add_interpreters(facts, config))
+        # Interpreters decide nothing about whether it fits, and may be on a file system that does not answer.
+        make_plan(config, facts)
     except ConfigError as error:
         at = "at " if isinstance(error.found[0], Problem) else ""
         return _broken(f"{at}{error.problems[0]}", len(error.problems) - 1, number)

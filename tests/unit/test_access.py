@@ -7,7 +7,17 @@ from collections.abc import Mapping
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, make_questions, make_warnings
+from torchpar.access import (
+    Answer,
+    Found,
+    Identity,
+    Need,
+    Question,
+    Verdict,
+    make_questions,
+    make_warnings,
+    silent_paths,
+)
 from torchpar.config import Config, parse_config
 from torchpar.syntax import ConfFile
 
@@ -122,6 +132,15 @@ def test_the_compilers_cache_on_a_mount_with_noexec_is_told_once() -> None:
     (warning,) = make_warnings(read("[Train a]\nScript=/a\n[Train b]\nScript=/b\n"), found)
     assert warning.startswith("/var/cache/torchpar is on a mount with noexec (/var): a job that uses torch.compile")
     assert not told("Environment=TORCHINDUCTOR_CACHE_DIR=/data/x", found)
+
+
+def test_what_has_no_answer_is_not_opened_by_anybody_else() -> None:
+    """Neither the path that hangs nor those that come after it, unless another user has the answer."""
+    dead, after, known = (Question(path, Need.RUN) for path in ("/nfs/python3", "/usr/bin/python3", "/bin/python3"))
+    silent = Found(answers={dead: Answer(Verdict.SILENT)})
+    assert silent_paths({ML: (dead, after)}, {ML: silent}) == {"/nfs/python3", "/usr/bin/python3"}
+    found = {ML: silent, TORCHPAR: Found(answers={known: Answer(Verdict.ALLOWED)})}
+    assert silent_paths({ML: (dead, known), TORCHPAR: (known,)}, found) == {"/nfs/python3"}
 
 
 def test_certificates_are_read_by_systemd_and_not_by_the_user() -> None:

@@ -91,7 +91,7 @@ def _compile(inputs: Inputs) -> _Compiled:
     content = Content(
         units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
     )
-    return _Compiled(plan, content, (*inputs.find_unreachable(), *plan.warnings, *units.warnings))
+    return _Compiled(plan, content, (*inputs.unreachable(), *plan.warnings, *units.warnings))
 
 
 def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from torchpar.access import make_questions, make_warnings
+from torchpar.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.cli.paths import FilePath
 from torchpar.config import Config, parse_config
 from torchpar.errors import FactsError, printable
@@ -30,20 +30,16 @@ _FACTS_LIMIT = 2**24  # those of a host with thousands of CPUs and devices have 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The conf, the facts, and the texts the conf was read from. `root` is None for a host that is not here."""
+    """The conf, the facts, the texts the conf was read from, and what the host answers about the paths in it."""
 
     config: Config
     facts: HostFacts
     files: tuple[ConfFile, ...]
-    root: Path | None
+    found: Mapping[Identity, Found]
 
-    def find_unreachable(self) -> tuple[str, ...]:
+    def unreachable(self) -> tuple[str, ...]:
         """What of what the conf names the services cannot use on this host, as warnings."""
-        if self.root is None:
-            return ()
-        questions = make_questions(self.config)
-        found = ask(questions) if self.root == LIVE else ask_below(self.root, questions)
-        return make_warnings(self.config, found)
+        return make_warnings(self.config, self.found)
 
 
 def input_options(command: F) -> F:
@@ -77,8 +73,10 @@ def load(
         )
     config = parse_config(files, facts, strict=strict)
     if facts_file is not None:
-        return Inputs(config, facts, files, None)
-    return Inputs(config, add_interpreters(facts, config, root), files, root)
+        return Inputs(config, facts, files, {})
+    questions = make_questions(config)
+    found = ask(questions) if root == LIVE else ask_below(root, questions)
+    return Inputs(config, add_interpreters(facts, config, root, silent_paths(questions, found)), files, found)
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:

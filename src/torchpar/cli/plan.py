@@ -40,7 +40,7 @@ def plan(
     _echo_plan(made)
     for move in find_moves(inputs.facts.in_force, made):
         click.echo(move)
-    warn((*inputs.find_unreachable(), *made.warnings))
+    warn((*inputs.unreachable(), *made.warnings))
 
 
 def _echo_plan(plan: Plan) -> None:

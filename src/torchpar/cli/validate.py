@@ -29,8 +29,8 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     inputs = load(root, facts_file, files=given, strict=True)
     plan = make_plan(inputs.config, inputs.facts)
     units = make_units(plan)
-    warn((*inputs.find_unreachable(), *plan.warnings, *units.warnings))
-    if inputs.root == LIVE and can_check():
+    warn((*inputs.unreachable(), *plan.warnings, *units.warnings))
+    if root == LIVE and not facts_file and can_check():
         check_units(plan, units.files)
     count = len(inputs.config.services)
     click.echo(f"{', '.join(file.path for file in inputs.files) or 'no file'}: valid, {count} services")

@@ -47,12 +47,14 @@ def read_manifest() -> dict[str, str]:
     }
 
 
-def add_interpreters(facts: HostFacts, config: Config, root: Path = Path("/")) -> HostFacts:
-    """The facts with what a host has of the interpreters that the conf names."""
-    programs = config.interpreters()
+def add_interpreters(
+    facts: HostFacts, config: Config, root: Path = Path("/"), silent: frozenset[str] = frozenset()
+) -> HostFacts:
+    """The facts with what a host has of the interpreters that the conf names, but for those that do not answer."""
+    programs = [path for path in config.interpreters() if path not in silent]
     return dataclasses.replace(
         facts,
-        interpreters=read_interpreters(root, programs),
+        interpreters={**dict.fromkeys(config.interpreters()), **read_interpreters(root, programs)},
         interpreter_libraries=read_interpreter_libraries(root, programs),
     )
 
