@@ -252,7 +252,8 @@ def _remedy(service: Service, identity: Identity, verb: str, answer: Answer) -> 
 def _word_write(identity: Identity, key: str, answer: Answer) -> str | None:
     """A working directory that is not there or cannot be entered is told by the other question."""
     named = key != "WorkingDirectory"
-    cannot = "a write there fails" if named else "what the script writes by a relative path, a checkpoint, fails"
+    what = "a write there" if named else "what the script writes by a relative path, a checkpoint for example,"
+    cannot = f"{what} fails; name another folder"
     if answer.verdict is Verdict.MISSING and named:
         return "no such file or folder on this host; the service fails until it is there, or - stands before it"
     if answer.verdict is Verdict.READ_ONLY:
@@ -262,7 +263,7 @@ def _word_write(identity: Identity, key: str, answer: Answer) -> str | None:
         where = f"enter {answer.place}" if enter else "write there"
         mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
         acl = f"setfacl -m u:{identity.user}:{'x' if enter else 'rwx'} {answer.place}"
-        return f"user {identity.user} cannot {where}{mode}; {cannot} until you allow it: {acl}"
+        return f"user {identity.user} cannot {where}{mode}; {cannot}, or allow it: {acl}"
     return None
 
 

@@ -29,15 +29,18 @@ def can_check() -> bool:
     return systemd.is_running() and _TEMPLATE.exists()
 
 
-def check_units(plan: Plan, files: Mapping[str, str]) -> None:
-    """Have the drop-ins read, whose paths are those of a UnitSet.
+def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
+    """Have the drop-ins read, whose paths are those of a UnitSet; returns warnings.
 
     Raises ConfigError where all that systemd says is of values of the conf, and else SystemdError with what it says.
     """
-    # A program that is not there yet has been warned of, and keeps nothing else from being put in force.
-    said = [line for line in systemd.verify_units(files) if "is not executable" not in line]
+    # A program that is not there yet keeps nothing else from being put in force.
+    programs: list[str] = []
+    said: list[str] = []
+    for line in systemd.verify_units(files):
+        (programs if "is not executable" in line else said).append(line)
     if not said:
-        return
+        return tuple(warning for line in programs if (warning := missing_program(line, plan)))
     told = [in_conf(line, plan, files) for line in said]
     problems = [problem for problem in told if problem]
     if len(problems) == len(told):
@@ -58,6 +61,22 @@ def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> str | None:
     key = f"Service.{directive}" if passed else _KEYS.get(directive, directive)
     origin = service.service.origins.get(f"{key}={value}") or service.service.origin(key)
     return f"{origin}: {service.service.section} {key}={value:.60}: systemd says: {match[3]:.300}"
+
+
+def missing_program(said: str, plan: Plan) -> str | None:
+    """What systemd says of a program that it cannot run, said of the Service.Exec...= that names it.
+
+    None of any other: an interpreter is found by access, and the package's own programs are there.
+    """
+    match = re.match(r"([^:]+): Command (.+) is not executable: (.*)", said)
+    service = next((service for service in plan.services if match and service.unit == match[1]), None)
+    if not match or not service:
+        return None
+    for directive, value in service.service.directives:
+        if directive.startswith("Exec") and value.lstrip("@-:+!|").split()[:1] == [match[2]]:
+            where = service.service.origins.get(f"Service.{directive}={value}") or service.service.origin("")
+            return f"{where}: {service.service.section} Service.{directive}={value:.60}: {match[2]}: {match[3]}"
+    return None
 
 
 def _service(path: str, services: Iterable[ServicePlan]) -> ServicePlan | None:

@@ -103,6 +103,8 @@ def test_what_leads_nowhere_is_named_where_it_ends(folder: Path) -> None:
     assert asked(folder / "file/x", Need.READ).verdict is Verdict.MISSING
     assert asked(folder / ("x" * 300), Need.READ).why == "File name too long"
     assert asked(make(folder / "text", "hello", 0o755), Need.RUN).why.startswith("is neither a program nor")
+    moved = make(folder / "moved", "#! /no/such/python3 -I\n", 0o755)
+    assert asked(moved, Need.RUN).why == "begins with #!/no/such/python3, which is not there"
 
 
 @pytest.mark.parametrize(

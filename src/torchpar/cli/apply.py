@@ -121,7 +121,7 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
 def _write(
     store: Store, compiled: _Compiled, previous: Generation | None, confirm_within: int | None
 ) -> tuple[Generation, tuple[str, ...]]:
-    check_units(compiled.plan, compiled.content.files)
+    warn(check_units(compiled.plan, compiled.content.files))
     if confirm_within and previous is None:
         raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
     if systemd.has_timer(ROLLBACK_TIMER):

@@ -31,6 +31,6 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     units = make_units(plan)
     warn((*inputs.unreachable(), *plan.warnings, *units.warnings))
     if root == LIVE and not facts_file and can_check():
-        check_units(plan, units.files)
+        warn(check_units(plan, units.files))
     count = len(inputs.config.services)
     click.echo(f"{', '.join(file.path for file in inputs.files) or 'no file'}: valid, {count} services")

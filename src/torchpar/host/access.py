@@ -250,8 +250,11 @@ def _look_at_program(path: str, walk: Answer) -> Answer:
     if not os.access(place, os.X_OK):
         return replace(walk, verdict=Verdict.REFUSED)
     head = _head(place)
-    if head is not None and head[:2] != b"#!" and head != b"\x7fELF":
+    if head is not None and head[:2] != b"#!" and head[:4] != b"\x7fELF":
         return replace(walk, verdict=Verdict.BROKEN, why="is neither a program nor a script that begins with #!")
+    words = head[2:].split(b"\n")[0].split() if head and head[:2] == b"#!" else []
+    if words and _walk(os.fsdecode(words[0])).verdict is Verdict.MISSING:
+        return replace(walk, verdict=Verdict.BROKEN, why=f"begins with #!{os.fsdecode(words[0])}, which is not there")
     for way in (path, *walk.way):
         folder, name = os.path.split(way)
         if os.path.basename(folder) == "shims" and not _is_python(place, head):
@@ -260,10 +263,10 @@ def _look_at_program(path: str, walk: Answer) -> Answer:
 
 
 def _head(path: str) -> bytes | None:
-    """The first four bytes of a file; None where it cannot be read."""
+    """The first bytes of a file, as far as the kernel looks for what to do with it; None where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(4)
+            return file.read(256)  # BINPRM_BUF_SIZE in linux/binfmts.h
     except OSError:
         return None
 
