@@ -203,11 +203,10 @@ _LONGEST_NAME = 100
 _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
 
 
-def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = False) -> Config:
+def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
     """Merge the files, in the order in which later ones win, for the host that `facts` describe.
 
-    Unknown sections and keys are warnings, or errors if `strict`. Raises ConfigError with every problem of every file,
-    also of the files whose [Match] skips them here.
+    Raises ConfigError with every problem of every file, also of the files whose [Match] skips them here.
     """
     problems = Problems()
     host: list[_Value] = []
@@ -236,14 +235,13 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts, *, strict: bool = 
             _make_service(kind, name, declared[kind, name], defaults[kind], services[kind, name], problems)
             for kind, name in sorted(services, key=lambda service: (service[0].value, service[1]))
         ),
-        (*problems.unknown, *problems.notes),
+        tuple(problems.notes),
     )
     problems.errors.extend(_shared_endpoints(config.services))
-    errors = problems.errors + (problems.unknown if strict else [])
-    order = {file.path: index for index, file in enumerate(files)}
-    errors.sort(key=lambda problem: (order[problem.place.file], problem.place.line or 0))
-    if errors:
-        raise ConfigError(errors)
+    if problems.errors:
+        order = {file.path: index for index, file in enumerate(files)}
+        problems.errors.sort(key=lambda problem: (order[problem.place.file], problem.place.line or 0))
+        raise ConfigError(problems.errors)
     return config
 
 
@@ -263,9 +261,8 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
             continue
         row = rows.get(key)
         if row is None:
-            problems.unknown.append(
-                Problem(origin, f"[{section.header}] {key}={text:.60}: unknown key{hint(key, rows)}")
-            )
+            what = f"unknown key{_where_it_belongs(key, rows)}"
+            problems.errors.append(Problem(origin, f"[{section.header}] {key}={text:.60}: {what}"))
             continue
         if row.later and text not in ("", row.default):
             problems.notes.append(
@@ -286,6 +283,15 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
 def _strings(value: Any) -> Iterator[str]:
     """The strings of a setting's value, each of which may become one string of the command or of its environment."""
     yield from (text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str))
+
+
+def _where_it_belongs(key: str, rows: Mapping[str, Setting]) -> str:
+    """The end of a message on a key that its section does not have."""
+    sections = [word for word in SECTIONS if key in _SETTINGS[word]]
+    if sections:
+        headers = [f"[{word}]" if word in ("Match", "Host") else f"[{word} NAME]" for word in sections]
+        return f" here; it belongs in {' or '.join(headers)}"
+    return f"; use {_RENDERED[key]}=" if key in _RENDERED else hint(key, rows)
 
 
 def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None, str | None]:

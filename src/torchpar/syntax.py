@@ -13,6 +13,9 @@ from torchpar.errors import Place, Problem
 
 KNOWN_SECTIONS = ("Match", "Host", "Train", "Infer")
 
+# How the names of sections and keys begin that are another program's, see systemd.syntax(7).
+FOREIGN = "X-"
+
 
 @dataclass(frozen=True)
 class ConfFile:
@@ -42,13 +45,9 @@ class Section:
 
 @dataclass
 class Problems:
-    """What is wrong in the files: errors, and unknown names, which an older torchpar must be able to skip.
-
-    `notes` are not wrong, but worth a warning.
-    """
+    """What is wrong in the files, and `notes` on what is not wrong but worth a warning."""
 
     errors: list[Problem] = field(default_factory=list)
-    unknown: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
 
 
@@ -77,15 +76,17 @@ def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
                 )
             elif header in KNOWN_SECTIONS or header.split()[0] in ("Train", "Infer"):
                 section, ignoring = Section(header, origin, []), False
-            elif not header.startswith("X-"):
+            elif not header.startswith(FOREIGN):
                 known = hint(header.split()[0], KNOWN_SECTIONS)
-                problems.unknown.append(Problem(origin, f"unknown section [{header}]{known}"))
+                problems.errors.append(Problem(origin, f"unknown section [{header}]{known}"))
             first = False
             continue
         key, equals, value = line.partition("=")
         key = key.strip()
         if not equals or not key:
             problems.errors.append(Problem(origin, f"'{line:.60}' is neither [Section] nor Key=Value nor a # comment"))
+        elif key.startswith((FOREIGN, f"Service.{FOREIGN}")):
+            continue
         elif section:
             section.assignments.append(Assignment(key, value.strip(), origin))
         elif not ignoring:

@@ -97,10 +97,11 @@ def test_a_broken_conf_changes_nothing_and_a_reboot_starts_what_was_applied(host
     apply(host, TWO)
     host.run("systemctl", "start", TRAIN.format("a"))
     pid, active = host.show(TRAIN.format("a"), "MainPID"), generation(host)
-    host.write(CONF, TWO + "[Train c]\nThreads=many\nScript=c.py\n")
+    host.write(CONF, TWO.replace("[Train a]", "[Trian a]") + "[Train c]\nThreads=many\nScript=c.py\n")
     done = host.run("systemctl", "reload", "torchpard", check=False)
     journal = host.journal("torchpard.service")
     assert done.returncode != 0
+    assert "unknown section [Trian a]; did you mean Train?" in journal
     assert "/etc/torchpar.conf:8: [Train c] Threads=many" in journal and "/etc/torchpar.conf:9" in journal
     assert host.show("torchpard.service", "ActiveState") == "active"
     assert (host.show(TRAIN.format("a"), "MainPID"), generation(host)) == (pid, active)

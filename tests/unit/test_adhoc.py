@@ -32,7 +32,7 @@ def planned(
     """The plan of an ad-hoc job beside a conf."""
     files = [ConfFile("/c", f"[Host]\nReserveCores=0\n{conf}"), conf_of(settings)]
     config, job = take_job(
-        parse_config(files, facts, strict=True), "x-1", script="x.py", module=None, arguments=arguments
+        parse_config(files, facts), "x-1", script="x.py", module=None, arguments=arguments
     )
     return plan_job(config, job, facts, running=running, used=CpuSet.parse(used), used_gpus=used_gpus)
 
@@ -136,9 +136,9 @@ def test_a_mistake_on_the_command_line_is_named_without_a_line_number() -> None:
         parse_config([conf_of([("CPUs", "x")])], FOUR)
     (problem,) = own_problems(error.value.found)
     assert problem.startswith("CPUs=x: 'x' is not a CPU number")
-    assert own_problems(parse_config([conf_of([("Thread", "1")])], FOUR).notes) == (
-        "Thread=1: unknown key; did you mean Threads?",
-    )
+    with pytest.raises(ConfigError) as error:
+        parse_config([conf_of([("Thread", "1")])], FOUR)
+    assert own_problems(error.value.found) == ("Thread=1: unknown key; did you mean Threads?",)
     with pytest.raises(ConfigError, match="must be one line"):
         conf_of([("Threads", "1\n[Host]")])
 

@@ -17,13 +17,13 @@ from torchpar.values import CpuRequest, CpuRequestKind
 HOST = make_host(packages=2, gpu_nodes=(0,))
 
 
-def read(*texts: str, strict: bool = True) -> Config:
+def read(*texts: str) -> Config:
     """Parse files named /1.conf, /2.conf, ... for HOST."""
-    return parse_config([ConfFile(f"/{i}.conf", text) for i, text in enumerate(texts, 1)], HOST, strict=strict)
+    return parse_config([ConfFile(f"/{i}.conf", text) for i, text in enumerate(texts, 1)], HOST)
 
 
 def problems(*texts: str) -> list[str]:
-    """The lines that a strict reading complains with."""
+    """The lines that a reading complains with."""
     with pytest.raises(ConfigError) as error:
         read(*texts)
     return list(error.value.problems)
@@ -46,14 +46,28 @@ def test_all_errors_of_all_files_come_at_once_in_their_order() -> None:
     ]
 
 
-def test_unknown_names_are_only_warnings_unless_strict() -> None:
-    """An older torchpar must be able to read a newer conf."""
-    config = read("[Train a]\nScript=/a.py\nHereafter=1\n[Hereafter]\nx=1\n", strict=False)
-    assert [service.name for service in config.services] == ["a"]
-    assert config.warnings == (
-        "/1.conf:3: [Train a] Hereafter=1: unknown key",
-        "/1.conf:4: unknown section [Hereafter]",
-    )
+def test_what_begins_with_x_is_another_programs_as_for_systemd() -> None:
+    """Nothing is said of it, and nothing done with it."""
+    text = "[Train a]\nX-Owner=it's\nScript=/a.py\nService.X-Ours=1\n[X-Site]\nThreads=x\n[Train]\nThreads=2\n"
+    config = read(text)
+    assert (config.warnings, config.services[0].settings.threads) == ((), 2)
+    assert not config.services[0].directives
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[Train a]\nScript=/a\nListen=:80\n", "Listen=:80: unknown key here; it belongs in [Infer NAME]"),
+        ("[Host]\nThreads=2\n", "unknown key here; it belongs in [Train NAME] or [Infer NAME]"),
+        ("[Infer a]\nModel=/m\nReserveCores=1\n", "unknown key here; it belongs in [Host]"),
+        ("[Train a]\nExecStart=/a.py\n", "unknown key; use Script="),
+        ("[Host all]\nSMT=yes\n", "unknown section [Host all]; did you mean Host?"),
+        ("[train a]\nScript=/a\n", "unknown section [train a]; did you mean Train?"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_told_its_own(text: str, message: str) -> None:
+    """It is a mistake, and would change what runs without a word."""
+    assert any(message in problem for problem in problems(text))
 
 
 def test_a_key_without_effect_yet_is_said_to_have_none() -> None:
@@ -227,7 +241,7 @@ def test_a_file_may_be_called_what_it_likes() -> None:
     """The place of a problem is a value: nobody looks for it in the text again."""
     files = [ConfFile(name, "\n[Trian x]\n[Train a]\n") for name in ("/b: c.conf", "/a:1: d.conf", "/a\nb.conf")]
     with pytest.raises(ConfigError) as error:
-        parse_config(files, HOST, strict=True)
+        parse_config(files, HOST)
     assert error.value.problems == (
         "/b: c.conf:2: unknown section [Trian x]; did you mean Train?",
         "/b: c.conf:3: [Train a] has nothing to run; set Script=/path/to/train.py or Module=NAME",

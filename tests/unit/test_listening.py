@@ -13,7 +13,7 @@ from torchpar.syntax import ConfFile
 
 def plan_of(text: str) -> Plan:
     host = make_host()
-    return make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host)
+    return make_plan(parse_config([ConfFile("/c", text)], host), host)
 
 
 def infer(name: str, *lines: str) -> str:

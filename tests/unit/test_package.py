@@ -52,7 +52,7 @@ def read(path: str) -> str:
 
 
 def parse(text: str) -> Config:
-    return parse_config([ConfFile("torchpar.conf", text)], FACTS, strict=True)
+    return parse_config([ConfFile("torchpar.conf", text)], FACTS)
 
 
 def conf_page_maker() -> ModuleType:

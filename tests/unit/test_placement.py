@@ -24,7 +24,7 @@ def place_text(text: str, facts: HostFacts) -> Placement:
             lines += ["[Host]", *settings]
         else:
             lines += [f"[Train {name}]", f"Script=/{name}.py", *settings]
-    return place(parse_config([ConfFile("/c", "\n".join(lines))], facts, strict=True), facts)
+    return place(parse_config([ConfFile("/c", "\n".join(lines))], facts), facts)
 
 
 def cpus(text: str, facts: HostFacts) -> dict[str, str]:

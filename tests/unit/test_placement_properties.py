@@ -98,7 +98,7 @@ def conf_of(services: list[dict[str, str]], order: list[int] | None = None) -> s
 def plan_or_refusal(text: str, host: HostFacts) -> Plan | str:
     """The plan, or the message why there is none."""
     try:
-        return make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host)
+        return make_plan(parse_config([ConfFile("/c", text)], host), host)
     except PlacementError as error:
         return str(error)
 

@@ -13,7 +13,7 @@ from torchpar.topology import HostFacts
 
 def plan_of(host: HostFacts, *lines: str) -> ServicePlan:
     text = "\n".join(("[Host]", "ReserveCores=0", "[Infer a]", "Model=/m.pt", *lines, ""))
-    return make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host).services[0]
+    return make_plan(parse_config([ConfFile("/c", text)], host), host).services[0]
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_a_training_job_is_not_split_by_itself() -> None:
     """A plain script must never be started twice."""
     host = make_host(packages=2)
     text = "[Train a]\nScript=/a.py\n"
-    assert len(make_plan(parse_config([ConfFile("/c", text)], host, strict=True), host).services[0].ranks) == 1
+    assert len(make_plan(parse_config([ConfFile("/c", text)], host), host).services[0].ranks) == 1

@@ -320,7 +320,7 @@ def test_what_makes_no_sense_is_said_with_what_is_done_instead(
     """The file, what is wrong with it, and the fallback; a plan is made all the same, and warns of it."""
     facts, doubted = doubts(tmp_path, files)
     assert doubted == (doubt,)
-    plan = make_plan(parse_config([ConfFile("/c", "[Train a]\nScript=/a.py\n")], facts, strict=True), facts)
+    plan = make_plan(parse_config([ConfFile("/c", "[Train a]\nScript=/a.py\n")], facts), facts)
     assert plan.warnings[0] == doubt and plan.services[0].cpus <= facts.online_cpus
 
 

@@ -34,7 +34,7 @@ def apply(text: str, host: HostFacts) -> tuple[Plan, HostFacts]:
     for line in text.splitlines():
         name, *settings = line.split()
         lines += [f"[Train {name}]", f"Script=/{name}.py", "Enabled=yes", *settings]
-    plan = make_plan(parse_config([ConfFile("/c", "\n".join(lines))], host, strict=True), host)
+    plan = make_plan(parse_config([ConfFile("/c", "\n".join(lines))], host), host)
     return plan, dataclasses.replace(host, in_force=in_force(plan))
 
 

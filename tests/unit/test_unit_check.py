@@ -25,7 +25,7 @@ Model=/m.pt
 Listen=127.0.0.1:9000
 """
 
-PLAN = make_plan(parse_config([ConfFile("/c", CONF)], make_host(), strict=True), make_host())
+PLAN = make_plan(parse_config([ConfFile("/c", CONF)], make_host()), make_host())
 FILES = make_units(PLAN).files
 TRAIN = drop_in_path("torchpar-train@a.service")
 SOCKET = drop_in_path("torchpar-infer@b.socket")

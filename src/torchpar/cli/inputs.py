@@ -59,7 +59,6 @@ def load(
     conf_file: Path | None = None,
     *,
     files: tuple[ConfFile, ...] | None = None,
-    strict: bool = False,
 ) -> Inputs:
     """Read the conf and the facts. `files` replaces what would be read of the conf.
 
@@ -71,7 +70,7 @@ def load(
         files = (
             reader.read_files((conf_file,), trusted=False) if conf_file else reader.read(root, trusted=root == LIVE)
         )
-    config = parse_config(files, facts, strict=strict)
+    config = parse_config(files, facts)
     if facts_file is not None:
         return Inputs(config, facts, files, {})
     questions = make_questions(config)

@@ -100,7 +100,7 @@ def _interpreter(python: str | None) -> str | None:
 def _read(own: ConfFile) -> Inputs:
     """The conf that is in force (that on the disk where nothing has been applied), with the job's settings at its end.
 
-    Raises ConfigError with what is wrong in the job's settings, unknown keys too.
+    Raises ConfigError with what is wrong in the job's settings.
     """
     active = read_active(Store())
     files = active[1].conf if active else ConfReader().read(trusted=True)
@@ -108,9 +108,7 @@ def _read(own: ConfFile) -> Inputs:
         inputs = load(files=(*files, own))
     except ConfigError as error:
         raise ConfigError(adhoc.own_problems(error.found) or error.found) from None
-    unknown = adhoc.own_problems(inputs.config.notes)
-    if unknown:
-        raise ConfigError(unknown)
+    warn(adhoc.own_problems(inputs.config.notes))
     facts = inputs.facts
     if not as_unit():
         # Whoever runs this by taskset, or in a container with a set of CPUs, means the job.
