@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+from torchpar import values as v
+from torchpar.characters import INVISIBLE, name_of
 from torchpar.directives import NEWEST, SINCE
 from torchpar.endpoint import whole_endpoint
 from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
@@ -27,8 +29,9 @@ from torchpar.settings import (
     TrainSettings,
     settings_of,
 )
-from torchpar.syntax import ConfFile, Problems, Section, hint, split_sections
+from torchpar.syntax import MOST_PROBLEMS, Assignment, ConfFile, Problems, Section, hint, split_sections
 from torchpar.topology import HostFacts
+from torchpar.words import MisreadError, notes_on, notes_on_text
 
 T = TypeVar("T")
 
@@ -83,7 +86,8 @@ class Service:
 
     def refuse(self, key: str, value: object, why: str) -> PlacementError:
         """The error that says that a value does not fit the host."""
-        return PlacementError(f"{self.origin(key)}: {self.section} {key}={value}: {why}", self.unit)
+        what = f"{self.section} {key}={printable(str(value), 80)}: {printable(why, 800)}"
+        return PlacementError(f"{self.origin(key)}: {what}", self.unit)
 
     @property
     def own_user(self) -> bool:
@@ -142,8 +146,7 @@ class Config:
         return found
 
 
-@dataclass(frozen=True)
-class _Value:
+class _Value(NamedTuple):
     """One assignment, read: `setting` is None for a Service.KEY= directive; an empty `text` resets."""
 
     key: str
@@ -203,6 +206,23 @@ _LONGEST_NAME = 100
 _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
 
 
+# Values that are split into words, and whether they are those of a command line; values that may be any text.
+_WORDS: Mapping[Callable[[str], Any], bool] = {
+    v.parse_words: False,
+    v.parse_globs: False,
+    v.parse_paths: False,
+    v.parse_environment: False,
+    v.parse_arguments: True,
+}
+_TEXT = (v.parse_path, v.parse_text)
+
+# A list of all the CPUs that Linux can have, one by one, is shorter; so is every other value that is not of words.
+_LONGEST_VALUE = 2**16
+
+# What is planned for all takes longer with each; a host that declares more is none.
+_MOST_SERVICES = 1000
+
+
 def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
     """Merge the files, in the order in which later ones win, for the host that `facts` describe.
 
@@ -229,31 +249,46 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
                 service = (Kind(word.lower()), name)
                 declared.setdefault(service, section.origin)
                 services.setdefault(service, []).extend(read)
+                if len(services) > _MOST_SERVICES:
+                    raise ConfigError([Problem(section.origin, f"a host has {_MOST_SERVICES} services at the most")])
+    if problems.are_too_many():
+        raise _error(problems, files)
+    merged = {kind: _Defaults.of(values) for kind, values in defaults.items()}
     config = Config(
         _merge(HostSettings, host),
         tuple(
-            _make_service(kind, name, declared[kind, name], defaults[kind], services[kind, name], problems)
+            _make_service(kind, name, declared[kind, name], merged[kind], services[kind, name], problems)
             for kind, name in sorted(services, key=lambda service: (service[0].value, service[1]))
         ),
         tuple(problems.notes),
     )
     problems.errors.extend(_shared_endpoints(config.services))
     if problems.errors:
-        order = {file.path: index for index, file in enumerate(files)}
-        problems.errors.sort(key=lambda problem: (order[problem.place.file], problem.place.line or 0))
-        raise ConfigError(problems.errors)
+        raise _error(problems, files)
     return config
+
+
+def _error(problems: Problems, files: Sequence[ConfFile]) -> ConfigError:
+    """All problems in the order of the files, as far as anybody mends so many at once."""
+    order = {file.path: index for index, file in enumerate(files)}
+    errors = sorted(problems.errors, key=lambda problem: (order[problem.place.file], problem.place.line or 0))
+    if problems.are_too_many():
+        errors = errors[:MOST_PROBLEMS]
+        errors.append(Problem(errors[-1].place, f"there may be more errors; mend these {MOST_PROBLEMS} first"))
+    return ConfigError(errors)
 
 
 def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iterator[_Value]:
     word = section.header.split()[0]
     rows = _SETTINGS[word]
     for assignment in section.assignments:
+        if problems.are_too_many():
+            return
         key, text, origin = assignment.key, assignment.text, assignment.origin
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
             wrong, note = _judge_directive(key.removeprefix("Service."), text, facts)
             if note:
-                problems.notes.append(Problem(origin, f"[{section.header}] {key}={text:.60}: {note}"))
+                problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
             if wrong:
                 problems.errors.append(Problem(origin, f"[{section.header}] {key}=: {wrong}"))
             else:
@@ -262,22 +297,51 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
         row = rows.get(key)
         if row is None:
             what = f"unknown key{_where_it_belongs(key, rows)}"
-            problems.errors.append(Problem(origin, f"[{section.header}] {key}={text:.60}: {what}"))
+            problems.add(origin, f"[{section.header}] {key}={printable(text, 60)}: {what}")
             continue
         if row.later and text not in ("", row.default):
-            problems.notes.append(
-                Problem(origin, f"[{section.header}] {key}={text:.60}: has no effect in this version yet")
-            )
+            problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: has no effect in this version yet")
         try:
-            value = row.parse(text) if text else None
-            for what in check_strings(_strings(value), facts.page_size):
-                problems.errors.append(Problem(origin, f"[{section.header}] {key}=: {what}"))
-            yield _Value(key, text, origin, row, value)
+            value = _parse_value(row, text) if text else None
+        except MisreadError as error:
+            place, character = assignment.place(error.at)
+            problems.add(place, f"[{section.header}] {key}={printable(text, 80)}: character {character}: {error}")
         except ValueError as error:
-            what = str(error) if str(error).startswith("'") else f"'{text:.40}' {error}"
-            problems.errors.append(
-                Problem(origin, f"[{section.header}] {key}={text:.80}: {what}; allowed: {row.allowed}")
-            )
+            what = str(error) if str(error).startswith("'") else f"'{printable(text, 40)}' {error}"
+            problems.add(origin, f"[{section.header}] {key}={printable(text, 80)}: {what}; allowed: {row.allowed}")
+        else:
+            for what in check_strings(_strings(value), facts.page_size):
+                problems.add(origin, f"[{section.header}] {key}=: {what}")
+            if text and len(problems.notes) <= MOST_PROBLEMS:
+                _note(section, assignment, row, value, problems)
+            yield _Value(key, text, origin, row, value)
+
+
+def _parse_value(row: Setting, text: str) -> Any:
+    """The value of a setting. Raises ValueError with what is wrong with it."""
+    if row.parse not in _WORDS:
+        if len(text) > _LONGEST_VALUE:
+            raise ValueError(f"is longer than {_LONGEST_VALUE} characters")
+        for found in INVISIBLE.finditer(text):
+            # In a path or a text it may be meant, but for a blank that nobody sees at either end.
+            if row.parse not in _TEXT or found.start() in (0, len(text) - 1):
+                raise MisreadError(f"{name_of(found[0])} looks like a blank or like nothing", found.start())
+    try:
+        return row.parse(text)
+    except MisreadError:
+        raise
+    except ValueError as error:
+        odd = re.search(r"[^\t -~]", text)
+        raise (MisreadError(f"{error}; this is {name_of(odd[0])}", odd.start()) if odd else error) from None
+
+
+def _note(section: Section, assignment: Assignment, row: Setting, value: Any, problems: Problems) -> None:
+    """Say what is plain text in a value and would not be in a unit, and what may be mistaken for something else."""
+    text = assignment.text
+    relaxed = _WORDS.get(row.parse)
+    for at, what in notes_on_text(text) if relaxed is None else notes_on(text, value, relaxed=relaxed):
+        place, character = assignment.place(at)
+        problems.note(place, f"[{section.header}] {assignment.key}=: character {character}: {what}")
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -313,38 +377,70 @@ def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None
     return None, _DOUBTFUL.get(name) if text else None
 
 
-def _merge(kind: type[T], values: Sequence[_Value]) -> T:
-    fields: dict[str, Any] = {}
+@dataclass(frozen=True)
+class _Defaults:
+    """What [Train] or [Infer] say for all their services, merged once."""
+
+    fields: Mapping[str, Any]
+    directives: tuple[tuple[str, str], ...]
+    origins: Mapping[str, Place]
+
+    @classmethod
+    def of(cls, values: Sequence[_Value]) -> _Defaults:
+        """Merges the values of these sections."""
+        return cls(_merge_fields(values), _merge_directives((), values), _origins(values))
+
+
+def _origins(values: Sequence[_Value]) -> dict[str, Place]:
+    """Where each key was set. A directive may be there several times, each with its own line."""
+    lines = {f"{value.key}={value.text}": value.origin for value in values if value.setting is None}
+    return {value.key: value.origin for value in values} | lines
+
+
+def _merge(kind: type[T], values: Sequence[_Value], defaults: Mapping[str, Any] | None = None) -> T:
+    fields = _merge_fields(values, defaults)
+    return cast(Any, kind)(**fields)  # type: ignore[no-any-return]  # the dataclass that `kind` is
+
+
+def _merge_fields(values: Sequence[_Value], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(defaults or {})
+    lists: dict[str, list[Any]] = {}
     for value in values:
         if value.setting is None:
             continue
         name = value.setting.field
         if not value.text:
             fields.pop(name, None)
+            lists.pop(name, None)
         elif value.setting.is_list:
-            fields[name] = fields.get(name, ()) + value.value
+            if name not in lists:
+                lists[name] = list(fields.get(name, ()))
+            lists[name].extend(value.value)
         else:
             fields[name] = value.value
-    return cast(Any, kind)(**fields)  # type: ignore[no-any-return]  # the dataclass that `kind` is
+    return {**fields, **{name: tuple(items) for name, items in lists.items()}}
+
+
+def _merge_directives(defaults: tuple[tuple[str, str], ...], values: Sequence[_Value]) -> tuple[tuple[str, str], ...]:
+    """The Service.KEY= pairs in their order, without those before an empty one of the same key."""
+    kept: list[tuple[str, str]] = []
+    reset: set[str] = set()
+    own = [(value.key.removeprefix("Service."), value.text) for value in values if value.setting is None]
+    for directive, text in reversed([*defaults, *own]):
+        if not text:
+            reset.add(directive)
+        elif directive not in reset:
+            kept.append((directive, text))
+    return tuple(reversed(kept))
 
 
 def _make_service(
-    kind: Kind, name: str, declared: Place, defaults: list[_Value], own: list[_Value], problems: Problems
+    kind: Kind, name: str, declared: Place, defaults: _Defaults, own: list[_Value], problems: Problems
 ) -> Service:
-    values = [*defaults, *own]
-    directives: list[tuple[str, str]] = []
-    for value in values:
-        if value.setting is None:
-            directive = value.key.removeprefix("Service.")
-            if value.text:
-                directives.append((directive, value.text))
-            else:
-                directives = [pair for pair in directives if pair[0] != directive]
-    settings: ServiceSettings = _merge(SECTIONS[kind.section], values)
-    origins = {"": declared, **{value.key: value.origin for value in values}}
-    # A directive may be there several times, each with its own line.
-    origins |= {f"{value.key}={value.text}": value.origin for value in values if value.setting is None}
-    service = Service(kind, name, settings, tuple(directives), origins)
+    settings: ServiceSettings = _merge(SECTIONS[kind.section], own, defaults.fields)
+    directives = _merge_directives(defaults.directives, own)
+    origins = {"": declared, **defaults.origins, **_origins(own)}
+    service = Service(kind, name, settings, directives, origins)
     problems.errors.extend(_contradictions(service))
     return service
 
@@ -419,9 +515,13 @@ def _matches(match: MatchSettings, facts: HostFacts) -> bool:
     names = {facts.arch} | _ARCHITECTURES.get(facts.arch or "", set())
     short = facts.hostname.partition(".")[0]
     return (
-        (not match.host or any(fnmatch.fnmatchcase(n, glob) for glob in match.host for n in (facts.hostname, short)))
+        (not match.host or any(_is_called(glob, (facts.hostname, short)) for glob in match.host))
         and (not match.architecture or bool(names & set(match.architecture)))
         and all(comparison.holds(len(facts.discrete_accelerators())) for comparison in match.gpus)
         and all(comparison.holds(len(facts.online_cpus)) for comparison in match.cpus)
         and all(comparison.holds(sum(1 for n in facts.numa_nodes if n.cpus)) for comparison in match.memory_nodes)
     )
+
+
+def _is_called(glob: str, names: Sequence[str]) -> bool:
+    return glob in names or (v.is_glob(glob) and any(fnmatch.fnmatchcase(name, glob) for name in names))

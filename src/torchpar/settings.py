@@ -59,7 +59,7 @@ class MatchSettings:
     """[Match], which may begin a file: where it does not hold, the whole file is skipped."""
 
     host: tuple[str, ...] = _setting(
-        "Host", v.parse_words, "", "host names, * and ? allowed", "the host's name is one of these", is_list=True
+        "Host", v.parse_globs, "", "host names, * and ? allowed", "the host's name is one of these", is_list=True
     )
     architecture: tuple[str, ...] = _setting(
         "Architecture", v.parse_words, "", "x86-64, arm64, ...", "the host's architecture is one of these", is_list=True
@@ -249,7 +249,7 @@ class TrainSettings(ServiceSettings):
     script: str | None = _setting("Script", v.parse_path, "", "an absolute path", "the script to run", own=True)
     module: str | None = _setting("Module", v.parse_module, "", "a module", "or the module, as python -m", own=True)
     arguments: tuple[str, ...] = _setting(
-        "Arguments", v.parse_words, "", "words, quotes allowed", "the script's arguments", is_list=True, own=True
+        "Arguments", v.parse_arguments, "", "words, quotes allowed", "the script's arguments", is_list=True, own=True
     )
     ranks: int | Literal["gpu", "numa"] = _setting(
         "Ranks",

@@ -93,13 +93,21 @@ def unit_of(path: str) -> str:
 def quote_word(text: str) -> str:
     """One word of a systemd command line or Environment=: `%` doubled, quoted where it must be.
 
-    Raises ValueError for control characters, which no quoting makes safe. See "Quoting" in systemd.syntax(7).
+    A control character, a newline too, is a C escape. What has none, a path for one, is read the same where systemd
+    knows no such escapes. See "Quoting" in systemd.syntax(7).
     """
-    plain = quote_path(text)
+    plain = text.replace("%", "%%")
     if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", plain):
         return plain
     quote = "'" if '"' in plain and "'" not in plain else '"'
-    return quote + plain.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
+    return quote + re.sub(rf"[\\{quote}\x01-\x08\x0a-\x1f\x7f]", _escape, plain) + quote
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in "\\\"'":
+        return "\\" + character
+    return {"\n": "\\n", "\r": "\\r"}.get(character) or f"\\x{ord(character):02x}"
 
 
 def quote_path(text: str) -> str:

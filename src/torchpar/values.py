@@ -8,12 +8,14 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from torchpar.characters import BLANKS, NOT_PLAIN
 from torchpar.cpuset import CpuSet
+from torchpar.errors import printable
+from torchpar.words import MisreadError, split_words
 
 E = TypeVar("E", bound=enum.Enum)
 
@@ -210,7 +212,7 @@ def parse_cpus(text: str) -> CpuRequest:
     kind, colon, numbers = text.partition(":")
     if colon and kind in ("node", "package"):
         return CpuRequest(CpuRequestKind(kind), numbers=parse_cpulist(numbers))
-    if text.isdecimal():
+    if _is_number(text):
         return CpuRequest(CpuRequestKind.COUNT, count=parse_positive(text))
     return CpuRequest(CpuRequestKind.LIST, numbers=parse_cpulist(text))
 
@@ -221,16 +223,18 @@ def parse_gpus(text: str) -> GpuRequest:
         return GpuRequest()
     if text == "none":
         return GpuRequest(count=0)
-    if text.isdecimal():
+    if _is_number(text):
         return GpuRequest(count=parse_count(text))
     names = tuple(text.replace(",", " ").split())
+    if not names:
+        raise ValueError("names no accelerator")
     for name in names:
         if not re.fullmatch(
             r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|(GPU|MIG)-[0-9a-fA-F-]+|MIG-GPU-[0-9a-fA-F-]+/\d{1,3}/\d{1,3}",
             name,
         ):
             raise ValueError(
-                f"has '{name}', which is neither a PCI address such as 0000:17:00.0, nor a UUID, "
+                f"has '{printable(name, 60)}', which is neither a PCI address such as 0000:17:00.0, nor a UUID, "
                 "nor a MIG instance such as MIG-GPU-8a2f1c04-.../1/0"
             )
     return GpuRequest(count=len(names), names=names)
@@ -254,7 +258,7 @@ def parse_hosts(text: str) -> tuple[int, int]:
 
 def parse_endpoint(text: str) -> str:
     """HOST or HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
-    if re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text):
+    if len(text) <= _LONGEST_HOST and re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text):
         return text
     if text.startswith("*"):
         raise ValueError("is no host that others can reach")
@@ -274,6 +278,10 @@ def parse_path(text: str) -> str:
         raise ValueError("is not an absolute path")
     if ".." in text.split("/"):
         raise ValueError("has '..' in it; write the path itself")
+    if len(text.encode()) > _LONGEST_PATH:
+        raise ValueError(f"is longer than the {_LONGEST_PATH} bytes that a path can have")
+    if NOT_PLAIN.search(text):
+        raise ValueError("has a control character")
     return text
 
 
@@ -284,7 +292,7 @@ def parse_paths(text: str) -> tuple[str, ...]:
         try:
             parse_path(word.removeprefix("-"))
         except ValueError as error:
-            raise ValueError(f"'{word}' {error}") from None
+            raise ValueError(f"has '{printable(word, 60)}', which {error}") from None
     return words
 
 
@@ -299,23 +307,45 @@ def parse_identifier(text: str) -> str:
     """A name of letters, digits, '-', '_' and '.'."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
         raise ValueError("has other characters than letters, digits, '-', '_' and '.'")
+    if len(text) > _LONGEST_NAME:
+        raise ValueError(f"is longer than {_LONGEST_NAME} characters")
     return text
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Words separated by blanks; quotes hold words with blanks together."""
-    try:
-        return tuple(shlex.split(text, posix=True))
-    except ValueError as error:
-        raise ValueError(f"has an open quote or escape ({error})".replace("No ", "no ")) from None
+    """Words separated by blanks, with quotes and escapes as in Environment= of systemd.exec(5)."""
+    return split_words(text)
+
+
+def parse_arguments(text: str) -> tuple[str, ...]:
+    """Words of a command line, as ExecStart= in systemd.service(5) takes them, without specifiers and variables."""
+    return split_words(text, relaxed=True)
+
+
+def parse_globs(text: str) -> tuple[str, ...]:
+    """Names in which * and ? stand for others."""
+    globs = split_words(text)
+    if is_glob(text) and sum(map(is_glob, globs)) > _MOST_GLOBS:
+        raise ValueError(f"has more than {_MOST_GLOBS} patterns")
+    if any(len(glob) > _LONGEST_HOST for glob in globs):
+        raise ValueError(f"has a name of more than the {_LONGEST_HOST} characters that a host's can have")
+    return globs
+
+
+def is_glob(text: str) -> bool:
+    """Whether it stands for other names than itself."""
+    return any(sign in text for sign in "*?[")
 
 
 def parse_environment(text: str) -> tuple[str, ...]:
     """Assignments NAME=VALUE, as Environment= in systemd.exec(5)."""
-    words = parse_words(text)
+    words = split_words(text)
     for word in words:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*=.*", word, re.DOTALL):
-            raise ValueError(f"has '{word}', which is not NAME=VALUE")
+        name, equals, _ = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            at = text.find(word)
+            what = f"has '{printable(word, 60)}', which is not NAME=VALUE"
+            raise MisreadError(what, at) if at >= 0 else ValueError(what)
     return words
 
 
@@ -330,19 +360,25 @@ _TIME_UNITS = {
     "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600,
     "d": 86400, "day": 86400, "days": 86400,
 }  # fmt: skip
+_SPAN = re.compile(rf"([0-9]+)[{BLANKS}]*([a-z]+)[{BLANKS}]*")
 
 
 def parse_seconds(text: str) -> int:
     """A time span of systemd.time(7), such as "120", "90s" or "1h 30min", in whole seconds."""
-    if text.isdecimal():
-        return int(text)
-    parts = re.findall(r"(\d+)\s*([a-z]+)\s*", text)
-    if not parts or "".join(re.split(r"\s+", text)) != "".join(n + unit for n, unit in parts):
-        raise ValueError("is not a time span such as 120s or 1h 30min")
-    unknown = [unit for _, unit in parts if unit not in _TIME_UNITS]
-    if unknown:
-        raise ValueError(f"has the unit '{unknown[0]}'; use s, min, h or d")
-    return sum(int(number) * _TIME_UNITS[unit] for number, unit in parts)
+    if _is_number(text):
+        return _whole_number(text, least=0)
+    seconds, at = 0, 0
+    while at < len(text):
+        part = _SPAN.match(text, at)
+        if part is None:
+            raise ValueError("is not a time span such as 120s or 1h 30min")
+        if part[2] not in _TIME_UNITS:
+            raise ValueError(f"has the unit '{printable(part[2], 60)}'; use s, min, h or d")
+        seconds += _whole_number(part[1], least=0) * _TIME_UNITS[part[2]]
+        at = part.end()
+    if seconds > _MOST:
+        raise ValueError(f"is longer than {_MOST} seconds")
+    return seconds
 
 
 _SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
@@ -350,10 +386,12 @@ _SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50
 
 def parse_memory(text: str) -> str:
     """A size such as "8G", a percentage or "infinity", kept as written (systemd.resource-control(5))."""
-    if text == "infinity" or re.fullmatch(r"(100|[1-9]?[0-9])(\.[0-9]{1,2})?%", text):
+    if text == "infinity":
         return text
-    if not re.fullmatch(r"\d+(\.\d+)?[KMGTP]?", text):
+    if not re.fullmatch(r"(100(\.00?)?|[1-9]?[0-9](\.[0-9]{1,2})?)%|[0-9]{1,19}(\.[0-9]{1,9})?[KMGTP]?", text):
         raise ValueError("is not a size such as 8G, 50% or infinity")
+    if not 0 < (memory_bytes(text, 10**6) or 0) < 2**63:
+        raise ValueError("is no amount of memory that a host has")
     return text
 
 
@@ -376,8 +414,8 @@ def parse_metrics(text: str) -> str:
 
 def parse_address(text: str) -> str:
     """ADDRESS:PORT, the address a name, an IPv4 address or an IPv6 address in brackets."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):(\d{1,5})", text)
-    if not match or not 0 < int(match[2]) < 65536:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):([0-9]{1,5})", text)
+    if not match or len(match[1]) > _LONGEST_HOST or not 0 < int(match[2]) < 65536:
         raise ValueError("is not ADDRESS:PORT")
     return text
 
@@ -397,7 +435,7 @@ def parse_listen(text: str) -> str:
         try:
             number = ipaddress.ip_address(address.strip("[]"))
         except ValueError:
-            why = f"has the name '{address}'; write the address as a number, localhost, or * for all"
+            why = f"has the name '{printable(address, 60)}'; write the address as a number, localhost, or * for all"
             raise ValueError(why) from None
         named = f"[{number}]" if number.version == 6 else str(number)
     return f"{protocol}{named}:{int(port)}"
@@ -405,15 +443,33 @@ def parse_listen(text: str) -> str:
 
 def parse_comparisons(text: str) -> tuple[Comparison, ...]:
     """Conditions such as ">= 8 < 64"; a bare number means equality."""
-    parts = re.findall(r"(!=|<=|>=|=|<|>|)\s*(\d+)\s*", text)
-    if not parts or re.sub(r"\s", "", text) != "".join(a + b for a, b in parts):
+    found, at = [], 0
+    while at < len(text):
+        part = _COMPARISON.match(text, at)
+        if part is None:
+            raise ValueError("is not a comparison such as >= 8")
+        found.append(Comparison(part[1] or "=", _whole_number(part[2], least=0)))  # type: ignore[arg-type]
+        at = part.end()
+    if not found:
         raise ValueError("is not a comparison such as >= 8")
-    return tuple(Comparison(operator or "=", int(number)) for operator, number in parts)
+    return tuple(found)
+
+
+_COMPARISON = re.compile(rf"(!=|<=|>=|=|<|>|)[{BLANKS}]*([0-9]+)[{BLANKS}]*")
+
+# PATH_MAX without the byte that ends it; a DNS name with brackets; a name of anything else.
+_LONGEST_PATH, _LONGEST_HOST, _LONGEST_NAME, _MOST_GLOBS = 4095, 255, 255, 1000
+_MOST = 999999999
+
+
+def _is_number(text: str) -> bool:
+    """Whether these are digits, and ASCII's: others are numbers to Python only."""
+    return text.isascii() and text.isdigit()
 
 
 def _whole_number(text: str, *, least: int) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not _is_number(text):
         raise ValueError("is not a whole number")
-    if len(text) > 9 or int(text) < least:
-        raise ValueError(f"is not from {least} to 999999999")
+    if len(text) > len(str(_MOST)) or int(text) < least:
+        raise ValueError(f"is not from {least} to {_MOST}")
     return int(text)

@@ -228,6 +228,54 @@ def test_services_are_sorted_whatever_their_order_in_the_files() -> None:
     ]
 
 
+KINDS = {"Match": "[Match]\n", "Host": "[Host]\n", "Train": "[Train a]\nScript=/a\n", "Infer": "[Infer a]\nModel=/m\n"}
+# One key for each parser.
+KEYS = {setting.parse: (kind, setting.key) for kind, section in SECTIONS.items() for setting in settings_of(section)}
+
+
+@pytest.mark.parametrize("part", ["9", "\\", "a ", '"', "0-8191:1/2,", "1s ", ">= 1 ", "–", "%h"])
+def test_a_value_of_any_size_is_answered_in_a_line(part: str) -> None:
+    """In time that grows with it and no faster: a quadratic parser takes hours for these."""
+    for kind, key in KEYS.values():
+        for value in (part * (200_000 // len(part)), f"{part * 400}%", f"{part * 400}G"):
+            try:
+                lines = read(f"{KINDS[kind]}{key}={value}\n").warnings
+            except ConfigError as error:
+                lines = error.problems
+            assert all(len(line) < 1000 for line in lines), (key, value[:20])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"[Train a{n}]\n" for n in range(30_000)),
+        "".join(f"[Trian a{n}]\n" for n in range(30_000)),
+        "[Train a]\n" + "".join(f"Thread{n}=1\n" for n in range(30_000)),
+        "[Train a]\nScript=/a\nArguments=" + "x \\\n" * 100_000,
+        "[Train a]\nScript=/a\n" + "Environment=A=1\n" * 20_000,
+        "[Train a]\nScript=/a\n" + "Service.Nice=1\n" * 15_000 + "Service.LimitCORE=\n" * 20_000,
+        "[Train a]\nScript=/a\n" + "Arguments=%h\n" * 20_000,
+        "[Train]\n" + "Environment=A=1\n" * 20_000 + "".join(f"[Train a{n}]\nScript=/a\n" for n in range(900)),
+        "[Match]\n" + "Host=a* b*\n" * 20_000,
+        "[Train a]\n" + "A" * 900_000 + "=1\n",
+        "[" * 900_000,
+        "[Train " + "a" * 900_000 + "]\nThreads=x\n",
+        "\ufeff" * 300_000,
+        "\0" * 900_000,
+        "\n" * 900_000,
+        "\\\n" * 450_000,
+    ],
+    ids=lambda text: repr(text[-20:]),
+)
+def test_a_file_of_the_largest_size_is_answered(text: str) -> None:
+    """With no more lines than anybody reads, and none that is longer."""
+    try:
+        lines = read(text).warnings
+    except ConfigError as error:
+        lines = error.problems
+    assert len(lines) <= 101 and all(len(line) < 1000 for line in lines)
+
+
 @given(st.text(max_size=200))
 def test_no_text_is_too_strange_to_be_answered(text: str) -> None:
     """Whatever a file holds gives a Config or problems with places, never another error."""

@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 LAYERS = (
     ("errors", "advice", "cpuset", "shape", "version", "notify", "mempolicy"),
     (
+        "characters",
+        "words",
         "values",
         "syntax",
         "directives",
