@@ -44,7 +44,8 @@ def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
     told = [in_conf(line, plan, files) for line in said]
     problems = [problem for problem in told if problem]
     if len(problems) == len(told):
-        raise ConfigError(tuple(dict.fromkeys(problems)))
+        # A default of all services is wrong in each of them, and is one line.
+        raise ConfigError(list({_place_and_words(problem): problem for problem in reversed(problems)}.values())[::-1])
     lines = dict.fromkeys(problem or line for problem, line in zip(told, said, strict=True))
     raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *lines)))
 
@@ -61,6 +62,10 @@ def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> str | None:
     key = f"Service.{directive}" if passed else _KEYS.get(directive, directive)
     origin = service.service.origins.get(f"{key}={value}") or service.service.origin(key)
     return f"{origin}: {service.service.section} {key}={value:.60}: systemd says: {match[3]:.300}"
+
+
+def _place_and_words(problem: str) -> tuple[str, str]:
+    return problem.partition(": ")[0], problem.partition(": systemd says: ")[2]
 
 
 def missing_program(said: str, plan: Plan) -> str | None:

@@ -6,9 +6,10 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
+from torchpar.errors import ConfigError, SystemdError
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
-from torchpar.unit_check import in_conf, missing_program
+from torchpar.unit_check import check_units, in_conf, missing_program
 from torchpar.units import drop_in_path, make_units
 
 CONF = """\
@@ -62,6 +63,21 @@ def test_a_line_of_a_drop_in_is_found_in_the_conf(path: str, line: str, where: s
 def test_what_is_said_of_anything_else_stays_as_it_is(said: str) -> None:
     """An administrator's own drop-in is not the conf's."""
     assert in_conf(said, PLAN, FILES) is None
+
+
+def test_a_default_of_all_services_is_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one line of the conf, whatever uses it; what else systemd says is shown as it is."""
+    text = "[Train]\nService.Nice=77\n[Train a]\nScript=/a.py\n[Train b]\nScript=/b.py\n"
+    plan = make_plan(parse_config([ConfFile("/c", text)], make_host(), strict=True), make_host())
+    files = make_units(plan).files
+    said = [f"{path}:{text.split(chr(10)).index('Nice=77') + 1}: out of range" for path, text in files.items()]
+    monkeypatch.setattr("torchpar.host.systemd.verify_units", lambda files: tuple(said))
+    with pytest.raises(ConfigError) as error:
+        check_units(plan, files)
+    assert error.value.problems == ("/c:2: [Train a] Service.Nice=77: systemd says: out of range",)
+    said.append("b.service: fatal")
+    with pytest.raises(SystemdError, match="nothing has changed:\n/c:2: .*\n/c:2: .*\nb.service: fatal$"):
+        check_units(plan, files)
 
 
 def test_a_program_that_the_conf_runs_beside_the_job_is_named_where_it_is_missing() -> None:
