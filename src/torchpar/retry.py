@@ -1,6 +1,6 @@
 """Starts an enabled service again whose start at boot found a file or a mount missing that comes later.
 
-The drop-in of an enabled service names this as its OnFailure= (torchpar-retry@.service). RequiresMountsFor= waits for a
+The template units name this as their OnFailure= (torchpar-retry@.service). RequiresMountsFor= waits for a
 mount that systemd knows; but a mount may fail at first, because the host that has the files boots too, be made by hand
 or by a script, or be reached by a symbolic link. Once the boot is over a missing file is a mistake, which is told once
 and not tried again.
@@ -20,7 +20,6 @@ from torchpar.enforce import read_active
 from torchpar.errors import SystemdError
 from torchpar.generations import Store
 from torchpar.host import systemd
-from torchpar.record import parse_plan
 
 # How long a boot may take to bring all files.
 BOOT_SECONDS = 15 * 60.0
@@ -37,10 +36,10 @@ def main() -> None:
     """Retry the unit that the command line names."""
     unit = sys.argv[1]
     left = BOOT_SECONDS - systemd.seconds_since_boot()
-    active = read_active(Store())
-    services = parse_plan(active[1].plan) if active else ()
+    active = read_active(Store()) if left > 0 else None
+    services = active[1].services() if active else ()
     for service in services:
-        if service["unit"] == unit and service["enabled"] and left > 0:
+        if service["unit"] == unit and (service["enabled"] or systemd.is_enabled(unit)):
             retry(unit, service["needed_files"], left)
 
 
@@ -57,7 +56,7 @@ def retry(unit: str, files: Iterable[str], left: float) -> None:
         return
     if missing:
         until = f"up to {BOOT_SECONDS / 60:g} minutes after the boot"
-        _say(4, f"{missing[0]} is not there yet: {unit} starts when it is, {until}")
+        systemd.say_of(unit, f"{missing[0]} is not there yet: the service starts when it is, {until}")
     now = time.monotonic()
     end, pause = now + left, FIRST_PAUSE
     again = now + pause
@@ -77,7 +76,7 @@ def retry(unit: str, files: Iterable[str], left: float) -> None:
             again = time.monotonic() + pause
         time.sleep(POLL_SECONDS)
         now = time.monotonic()
-    _say(4, f"{missing[0]} has not come: {unit} is not tried any more; when it is there: systemctl start {unit}")
+    systemd.say_of(unit, f"{missing[0]} has not come, and the service is not tried any more: systemctl start {unit}")
 
 
 def is_dependency(properties: Mapping[str, Any]) -> bool:
@@ -127,7 +126,3 @@ def _is_missing(path: str) -> bool:
 
 def _state(properties: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(properties[name] for name in ("ActiveState", "InvocationID", "StateChangeTimestampMonotonic"))
-
-
-def _say(priority: int, text: str) -> None:
-    print(f"<{priority}>{text}", flush=True)

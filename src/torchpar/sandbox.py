@@ -60,6 +60,13 @@ def needed_files(service: Service) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in named if path and not path.startswith("-")))
 
 
+def needed_mounts(service: Service) -> tuple[str, ...]:
+    """The paths whose mounts the service waits for; also of a path that may be missing, which would stay read-only."""
+    optional = [path[1:] for path in service.settings.read_write_paths if path.startswith("-")]
+    # What Debian's own packages bring is there before any service.
+    return tuple(path for path in (*needed_files(service), *optional) if not path.startswith("/usr/bin/"))
+
+
 def caches(service: Service) -> dict[str, str]:
     """The variables of a service that cannot keep its caches in its user's home, or whose user has none."""
     if not service.confined:

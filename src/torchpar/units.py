@@ -17,7 +17,7 @@ import jinja2
 from torchpar.directives import SINCE
 from torchpar.exec_limits import LINE, size
 from torchpar.plan import Plan, ServicePlan
-from torchpar.sandbox import needed_files, sandbox_settings
+from torchpar.sandbox import needed_mounts, sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
 from torchpar.topology import HostFacts
 from torchpar.values import MemoryPolicy
@@ -158,9 +158,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
     text = _template("service.conf.j2").render(
         source=_source(plan),
         name=service.name,
-        # What Debian's own packages bring is there before any service.
-        mounts=[path for path in needed_files(service) if not path.startswith("/usr/bin/")],
-        enabled=settings.enabled,
+        mounts=needed_mounts(service),
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,
         identity=[(key, value) for key, value in identity.items() if value is not None],

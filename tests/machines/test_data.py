@@ -185,7 +185,8 @@ def test_a_job_starts_once_a_late_mount_is_there_and_a_missing_file_is_told_once
         # What may still come is waited for, until somebody means that it should not be.
         retry = "torchpar-retry@torchpar-train@gone"
         assert host.show(retry, "ActiveState") == "active"
-        assert "/srv/real/gone.py is not there yet" in host.journal("torchpar-train@gone")
+        told = "/srv/real/gone.py is not there yet: the service starts when it is"
+        host.wait_until(lambda: told in host.journal("torchpar-train@gone"), "that it is waited for is in the journal")
         host.run("systemctl", "stop", "torchpar-train@gone")
         assert host.show(retry, "ActiveState") == "inactive"
     finally:

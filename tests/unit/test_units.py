@@ -23,8 +23,7 @@ WHOLE = """\
 # Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet
 [Unit]
 SourcePath=/etc/torchpar.conf
-RequiresMountsFor=/srv/venv/bin/python3 "/srv/a b" /srv/100%%/train.py "/srv/100%% sure"
-OnFailure=torchpar-retry@%N.service
+RequiresMountsFor=/srv/venv/bin/python3 "/srv/a b" /srv/100%%/train.py "/srv/100%% sure" /mnt/x
 Conflicts=torchpar-train@other.service
 
 [Service]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,6 +85,18 @@ def start(unit: str) -> None:
 def is_active(unit: str) -> bool:
     """Whether a unit runs or, of a mount, is there."""
     return run(["systemctl", "is-active", "--quiet", unit]).returncode == 0
+
+
+def is_enabled(unit: str) -> bool:
+    """Whether `systemctl enable` has made a unit start at boot."""
+    return run(["systemctl", "is-enabled", "--quiet", unit]).returncode == 0
+
+
+def say_of(unit: str, text: str) -> None:
+    """Write a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        message = f"MESSAGE={text}\nPRIORITY=4\nSYSLOG_IDENTIFIER=torchpar\nOBJECT_SYSTEMD_UNIT={unit}\n"
+        journal.sendto(message.encode(errors="backslashreplace"), "/run/systemd/journal/socket")
 
 
 def active_since(mount_point: str) -> int:
