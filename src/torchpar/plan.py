@@ -11,7 +11,7 @@ from typing import Any
 
 from torchpar.allocator import choose_allocator
 from torchpar.claims import Reason
-from torchpar.config import Config, Service
+from torchpar.config import OWN_USER, Config, Service
 from torchpar.cpuset import CpuSet
 from torchpar.environment import VARIABLE
 from torchpar.exec_limits import check_command, check_strings, size
@@ -19,7 +19,7 @@ from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
-from torchpar.sandbox import explain_writing, needed_files
+from torchpar.sandbox import explain_writing, needed_files, write_paths
 from torchpar.settings import TrainSettings
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
@@ -260,6 +260,8 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
         ],
         "listen": list(plan.listen),
         "environment": dict(plan.environment),
+        "user": plan.service.settings.user or OWN_USER,
+        "read_write_paths": list(write_paths(plan.service)),
         "needed_files": list(needed_files(plan.service)),
         "command": list(plan.command),
         "reasons": [{"key": r.key, "value": r.value, "why": r.why} for r in plan.reasons],

@@ -11,6 +11,7 @@ import shlex
 
 from torchpar.claims import Reason
 from torchpar.config import Service
+from torchpar.values import simple_path
 
 # What ProtectSystem=full makes read-only, see systemd.exec(5).
 SYSTEM_FOLDERS = ("/usr", "/boot", "/efi", "/etc")
@@ -40,14 +41,17 @@ def sandbox_settings(service: Service) -> list[tuple[str, tuple[str, ...]]]:
     if not service.own_user:
         # systemd would remove what other programs of that user share, too.
         settings.append(("RemoveIPC", ("no",)))
-    paths = service.settings.read_write_paths
-    directory = _writable_directory(service)
-    if directory:
-        # Where it is missing, that is what systemd says.
-        paths = (f"-{directory}", *paths)
+    paths = write_paths(service)
     if paths:
         settings.append(("ReadWritePaths", paths))
     return settings
+
+
+def write_paths(service: Service) -> tuple[str, ...]:
+    """What ReadWritePaths= of the unit opens: the conf's, and the working directory of a confined service."""
+    directory = _writable_directory(service)
+    # Where it is missing, that is what systemd says.
+    return (*([f"-{directory}"] if directory else []), *service.settings.read_write_paths)
 
 
 def needed_files(service: Service) -> tuple[str, ...]:
@@ -114,9 +118,9 @@ def _writable_directory(service: Service) -> str | None:
     directory = service.settings.working_directory
     if not service.confined or directory is None:
         return None
-    path = "/" + "/".join(part for part in directory.split("/") if part not in ("", "."))
+    path = simple_path(directory)
     of_system = path == "/" or any(f"{path}/".startswith(f"{folder}/") for folder in (*SYSTEM_FOLDERS, *_OF_THE_KERNEL))
-    return None if of_system else directory
+    return None if of_system else path
 
 
 def _in_tmp(path: str) -> bool:

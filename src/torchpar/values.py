@@ -293,7 +293,12 @@ def parse_paths(text: str) -> tuple[str, ...]:
             parse_path(word.removeprefix("-"))
         except ValueError as error:
             raise ValueError(f"has '{printable(word, 60)}', which {error}") from None
-    return words
+    return tuple("-" * word.startswith("-") + simple_path(word.removeprefix("-")) for word in words)
+
+
+def simple_path(path: str) -> str:
+    """An absolute path as systemd writes it: without `//`, `/./` and a slash at the end."""
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def parse_module(text: str) -> str:

@@ -16,10 +16,13 @@ OURS = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
 OVERRIDE = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"
 
 
+LINES = "Script=/a.py\nEnabled=yes\nReadWritePaths=/data\nService.ReadWritePaths=/by/hand\n"
+
+
 def make_service() -> dict[str, Any]:
     """The plan of [Train a] on a host of four cores and one node."""
     host = make_host()
-    config = parse_config([ConfFile("/c", "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\n")], host)
+    config = parse_config([ConfFile("/c", f"[Host]\nReserveCores=0\n[Train a]\n{LINES}")], host)
     service: dict[str, Any] = plan_json(make_plan(config, host))["services"][0]
     return service
 
@@ -34,6 +37,8 @@ def held(**changes: Any) -> dict[str, Any]:
         "AllowedMemoryNodes": [1],
         "NUMAMask": [1],
         "NUMAPolicy": 1,
+        "User": "torchpar",
+        "ReadWritePaths": ["/data", "/by/hand"],
         "Environment": [f"{name}={value}" for name, value in service["environment"].items()] + ["LANG=C"],
         "ExecStart": [["/usr/bin/python3", service["command"], False, 0, 0, 0, 0, 0, 0, 0]],
     }
@@ -55,6 +60,8 @@ def test_a_unit_as_planned_has_no_difference() -> None:
         ({"CPUAffinity": [0b1111, 0b1]}, "CPUAffinity is 0-3,8, planned 0-3"),
         ({"NUMAPolicy": 2}, "NUMAPolicy is bind, planned preferred"),
         ({"Environment": []}, "Environment OMP_NUM_THREADS is empty, planned 4"),
+        ({"User": "ml"}, "User is ml, planned torchpar"),
+        ({"ReadWritePaths": ["/by/hand"]}, "ReadWritePaths is /by/hand, planned /data"),
         ({"ExecStart": []}, "ExecStart is empty, planned /usr/bin/python3"),
         ({"DropInPaths": []}, "systemd has not loaded its drop-in"),
     ],
