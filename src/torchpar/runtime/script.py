@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 64  # sysexits.h
 EXIT_CONFIG = 78
+EROFS = 30  # errno(3)
 LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
 USAGE = "usage: run.py -- SCRIPT [ARGUMENT...]\n       run.py -m MODULE [ARGUMENT...]\n"
 
@@ -47,6 +48,7 @@ def main() -> None:
         raise
     except BaseException as error:
         keep_cause(error)
+        say_read_only(error)
         sys.excepthook = without_frames_of((launcher, __file__), sys.excepthook)
         raise
 
@@ -148,6 +150,18 @@ def keep_cause(error: BaseException) -> None:
         fallback.keep_cause(error)
     except Exception as failure:  # whatever it is, the script's own error is what counts
         os.write(2, f"torchpar: why the script ended is not kept: {failure!r}\n".encode(errors="backslashreplace"))
+
+
+def say_read_only(error: BaseException) -> None:
+    """Say which keys open a folder that the sandbox of the service keeps read-only (EROFS)."""
+    if not isinstance(error, OSError) or error.errno != EROFS or "TORCHPAR_JOB" not in os.environ:
+        return
+    from torchpar.runtime.refusal import section
+
+    if where := section():
+        what = f"{error.filename!r:.300} cannot be written by this service"
+        text = f"torchpar: {what}; ReadWritePaths= or User= in {where} of torchpar.conf opens it\n"
+        os.write(2, text.encode(errors="backslashreplace"))
 
 
 def without_frames_of(

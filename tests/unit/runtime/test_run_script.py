@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 
@@ -214,3 +215,14 @@ def test_caches_are_in_the_home_or_where_there_is_none_in_the_services_folder(
     folder = str(place.path)
     given = {name: value.format(folder) for name, value in {"CACHE_DIRECTORY": folder, **environ}.items()}
     assert place.launched("x.py", **given).out == f"{[text and text.format(folder) for text in caches]}\n"
+
+
+@pytest.mark.parametrize("service", ["torchpar-train@demo.service", "torchpar-run-x-1.service", None])
+def test_a_script_that_meets_the_sandbox_is_told_which_keys_open_it(place: Place, service: str | None) -> None:
+    """Above its own traceback. A job that no section declares has no sandbox."""
+    place.write("x.py", "raise OSError(30, 'Read-only file system', '/data/ü')\n")
+    settings = {"service": service, "interop_threads": 1, "cudnn_benchmark": None, "ranks": []}
+    told = place.launched("x.py", **({"TORCHPAR_JOB": json.dumps(settings)} if service else {})).err
+    line = "torchpar: '/data/ü' cannot be written by this service; ReadWritePaths= or User= in [Train demo] of"
+    assert told.startswith(f"{line} torchpar.conf opens it\nTraceback") is (service == "torchpar-train@demo.service")
+    assert told.endswith("OSError: [Errno 30] Read-only file system: '/data/ü'\n")
