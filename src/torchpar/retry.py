@@ -16,9 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torchpar.enforce import read_active
 from torchpar.errors import SystemdError
-from torchpar.generations import Store
 from torchpar.host import systemd
 
 # How long a boot may take to bring all files.
@@ -33,7 +31,16 @@ LACKING = (78, 200, 203, 226, 243)
 
 
 def main() -> None:
-    """Retry the unit that the command line names."""
+    """Retry the unit that the command line names, if what systemd says of its end is that it may have lacked something.
+
+    systemd 257 comes here at every failure, also where Restart= has the service start again.
+    """
+    told = os.environ.get("MONITOR_SERVICE_RESULT"), os.environ.get("MONITOR_EXIT_STATUS")
+    if told[0] != "success" and told not in [("exit-code", str(status)) for status in LACKING]:
+        return
+    from torchpar.enforce import read_active
+    from torchpar.generations import Store
+
     unit = sys.argv[1]
     left = BOOT_SECONDS - systemd.seconds_since_boot()
     active = read_active(Store()) if left > 0 else None

@@ -9,8 +9,9 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
+from torchpar.host import systemd
 from torchpar.plan import make_plan, plan_json
-from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, mount_points
+from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points
 from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 
@@ -33,6 +34,17 @@ def test_a_start_that_found_a_file_missing_may_be_tried_again(status: int) -> No
 def test_any_other_failure_is_none_of_its_business(other: dict[str, Any]) -> None:
     """A script that fails is Restart='s; a service that runs, or is about to, is well."""
     assert not is_lacking(other)
+
+
+@pytest.mark.parametrize("told", [{}, {"MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "1"}])
+def test_what_cannot_lack_a_file_is_not_even_looked_at(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With systemd 257 each failure of a script comes here; with neither variable it is a restart by hand."""
+    for name in ("MONITOR_SERVICE_RESULT", "MONITOR_EXIT_STATUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(systemd, "seconds_since_boot", lambda: pytest.fail("it looks"))
+    main()
 
 
 def test_a_mount_that_failed_has_not_even_let_the_service_start() -> None:
