@@ -17,12 +17,14 @@ from torchpar.values import simple_path
 SYSTEM_FOLDERS = ("/usr", "/boot", "/efi", "/etc")
 _OF_THE_KERNEL = ("/proc", "/sys", "/dev")
 
-# A login's own: the whole file system with its /tmp, group folders (mode g+s), shared memory, keys and new files' mode.
+# A login's own: the whole file system with its /tmp, group folders (mode g+s, and chgrp to one's own groups, which the
+# template unit refuses as privileged), keys, and new files' mode.
 LOGIN = (
     ("ProtectSystem", "full"),
     ("ProtectHome", "no"),
     ("PrivateTmp", "no"),
     ("RestrictSUIDSGID", "no"),
+    ("SystemCallFilter", "@chown"),
     ("KeyringMode", "shared"),
     ("UMask", "0022"),
 )

@@ -12,7 +12,7 @@ import pytest
 from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply
 
-# Tries each of its arguments: a file to write, a folder's mode to set as `cp -a` does, a module to import.
+# Tries each of its arguments: a file to write, a folder whose mode or group to set as rsync does, a module to import.
 WRITES = """\
 import importlib, os, sys
 for place in sys.argv[1:]:
@@ -22,6 +22,8 @@ for place in sys.argv[1:]:
             importlib.import_module(path)
         elif kind == "chmod":
             os.chmod(path, 0o2775)
+        elif kind == "chgrp":
+            os.chown(path, -1, os.stat("/data/lab").st_gid)
         else:
             with open(os.path.expanduser(path), "w") as file:
                 file.write("saved")
@@ -34,7 +36,8 @@ print("home", os.environ["HOME"], os.path.expanduser("~"), "cwd", os.getcwd(), "
 PEOPLE = """
 id ml >/dev/null 2>&1 || useradd --create-home --shell /bin/bash ml
 groupadd --force lab; usermod --append --groups lab ml
-install -d -o ml /data /data/runs; install -d -g lab -m 2775 /data/lab; install -d -o torchpar /data/own /data/work
+install -d -o ml /data /data/runs; install -d -g lab -m 2775 /data/lab
+install -d -o torchpar /data/own /data/work '/data/100% "sure"'
 install -d -o ml -m 2775 /data/group
 su ml -c 'site=$(python3 -c "import site; print(site.getusersitepackages())"); mkdir -p "$site"; touch "$site/of_ml.py"'
 """
@@ -71,7 +74,8 @@ def host(machine: Machine) -> Iterator[Machine]:
     apply(machine, shipped)
 
 
-PLACES = "/data/runs/a /data/group/b ~/c /tmp/of-{0} /usr/local/d /etc/e e.txt chmod:/data/group import:of_ml"
+PLACES = "/data/runs/a /data/group/b ~/c /tmp/of-{0} /usr/local/d /etc/e e.txt"
+PLACES += " chmod:/data/group chgrp:/data/group import:of_ml"
 
 WRITING = f"""
 [Host]
@@ -85,7 +89,7 @@ Arguments={PLACES.format("login")} /home/ml/beside /data/lab/f
 [Train own]
 Script=/srv/job/writes.py
 WorkingDirectory=/data/work
-ReadWritePaths=/data/own
+ReadWritePaths=/data/own '/data/100% "sure"' -/data/maybe
 Arguments={PLACES.format("own")} /data/own/g /srv/job/beside
 """
 

@@ -33,6 +33,7 @@ ProtectSystem=full
 ProtectHome=no
 PrivateTmp=no
 RestrictSUIDSGID=no
+SystemCallFilter=@chown
 KeyringMode=shared
 UMask=0022
 RemoveIPC=no
