@@ -145,18 +145,19 @@ Enabled=yes
 CPUs=shared
 [Train slow]
 Script=/srv/slow/train.py
-[Train python]
-Module=this_is_a_job
-Python=/srv/slow/python3
-Environment=PYTHONPATH=/srv/real
-[Train folder]
-Script=/srv/job/train.py
-WorkingDirectory=/srv/hand
 [Train flaky]
 Script=/srv/flaky/train.py
-[Train hand]
+[Train link]
 Script=/srv/link/train.py
-ReadWritePaths=/srv/hand
+[Train python]
+Script=/srv/job/train.py
+Python=/srv/hand/python3
+[Train folder]
+Script=/srv/job/train.py
+WorkingDirectory=/srv/hand/work
+[Train writes]
+Script=/srv/job/train.py
+ReadWritePaths=/srv/hand/work
 [Train gone]
 Script=/srv/real/gone.py
 """
@@ -164,8 +165,8 @@ Script=/srv/real/gone.py
 
 def test_a_job_starts_once_a_late_mount_is_there_and_a_missing_file_is_told_once(host: Machine) -> None:
     """Whether systemd knows the mount, whether it fails at first, and whichever key is on it; after a real boot."""
-    host.sh("mkdir -p /srv/real /srv/slow /srv/flaky /srv/hand; ln -sfn hand /srv/link")
-    for path in ("/srv/real/train.py", "/srv/job/train.py", "/srv/real/this_is_a_job.py"):
+    host.sh("mkdir -p /srv/real/work /srv/slow /srv/flaky /srv/hand; ln -sfn hand /srv/link")
+    for path in ("/srv/real/train.py", "/srv/job/train.py"):
         host.write(path, "import time\nprint('runs', flush=True)\ntime.sleep(3600)\n")
     host.sh("cp --dereference /usr/bin/python3 /srv/real/python3; touch /etc/fstab; cp /etc/fstab /etc/fstab.kept")
     host.sh('printf %s "$1" >>/etc/fstab', FSTAB)
@@ -177,7 +178,7 @@ def test_a_job_starts_once_a_late_mount_is_there_and_a_missing_file_is_told_once
     apply(host, LATE)
     host.reboot()
     try:
-        names = ("slow", "python", "folder", "flaky", "hand")
+        names = ("slow", "flaky", "link", "python", "folder", "writes")
         for name in names:
             host.wait_until(lambda name=name: "runs" in journal(host, name), f"{name} runs", timeout=120)
         assert [host.show(f"torchpar-train@{name}", "ActiveState") for name in (*names, "gone")] == [
@@ -192,6 +193,6 @@ def test_a_job_starts_once_a_late_mount_is_there_and_a_missing_file_is_told_once
         told = "/srv/real/gone.py is not there yet: the service starts when it is"
         host.wait_until(lambda: told in host.journal("torchpar-train@gone"), "that it is waited for is in the journal")
         host.run("systemctl", "stop", "torchpar-train@gone")
-        assert host.show(retry, "ActiveState") == "inactive"
+        host.wait_until(lambda: host.show(retry, "ActiveState") == "inactive", "the waiting ends")
     finally:
         host.sh(TIDY)
