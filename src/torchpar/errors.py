@@ -42,7 +42,7 @@ class TorchparError(Exception):
     exit_status = ExitStatus.FAILED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A line of a file of the conf, or a whole file; its text is "file:line" or "file"."""
 

@@ -30,7 +30,7 @@ _LONGEST_NAME = 255
 _SHOWN = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ConfFile:
     """One file of the configuration: the path that messages name, and its text."""
 
@@ -79,7 +79,7 @@ class Assignment(NamedTuple):
         return self.line.place(self.start + at)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """A section's header without brackets, where it stands, and what is in it."""
 

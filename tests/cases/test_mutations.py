@@ -64,12 +64,12 @@ def changed(data: Any, chance: random.Random) -> Any:
             return chance.choice(ODD)
         action = chance.random()
         if action < 0.55:
-            parent[key] = chance.choice(ODD)
+            parent[key] = copy.deepcopy(chance.choice(ODD))
         elif action < 0.7:
             del parent[key]
         elif action < 0.85:
             other, place = _pick(data, chance)
-            parent[key] = copy.deepcopy(other[place]) if other is not None else chance.choice(ODD)
+            parent[key] = copy.deepcopy(other[place]) if other is not None else copy.deepcopy(chance.choice(ODD))
         elif isinstance(parent, list):
             parent[key:key] = [copy.deepcopy(parent[key])] * chance.choice((1, 2, 50))
         elif isinstance(parent[key], int) and not isinstance(parent[key], bool):

@@ -302,3 +302,9 @@ def test_a_name_that_is_too_long_for_a_file_is_refused() -> None:
     """systemd names folders after a service."""
     assert read(f"[Train {'a' * 100}]\nScript=/a.py\n").services
     assert "at most 100 letters" in problems(f"[Train {'a' * 200}]\nScript=/a.py\n")[0]
+
+
+def test_a_list_of_thousands_is_read_in_time() -> None:
+    """Each line of it adds to what is there."""
+    (service,) = read("[Train a]\nScript=/a.py\n" + "Environment=A=1\n" * 10_000).services
+    assert len(service.settings.environment) == 10_000

@@ -36,6 +36,8 @@ class _Daemon:
 
     def look(self) -> None:
         """Look at everything that may have changed."""
+        # Each look has the watchdog's whole time: an answer that was asked for before it may have taken some.
+        self.notifier.send(WATCHDOG="1")
         try:
             if not self._watch.poll():
                 return

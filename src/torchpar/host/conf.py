@@ -22,7 +22,7 @@ _MAIN = ("etc/torchpar.conf", "run/torchpar.conf", "usr/lib/torchpar.conf")
 _VENDOR = "usr/lib/torchpar.conf.d"
 _DROP_INS = (_VENDOR, "usr/local/lib/torchpar.conf.d", "run/torchpar.conf.d", "etc/torchpar.conf.d")
 _LIMIT = 2**20  # of one file
-_LIMIT_OF_ALL = 2**22
+_LIMIT_OF_ALL = 2**21
 
 _NULL = os.makedev(1, 3)  # /dev/null, null(4)
 
