@@ -395,7 +395,7 @@ def parse_memory(text: str) -> str:
         return text
     if not re.fullmatch(r"(100(\.00?)?|[1-9]?[0-9](\.[0-9]{1,2})?)%|[0-9]{1,19}(\.[0-9]{1,9})?[KMGTP]?", text):
         raise ValueError("is not a size such as 8G, 50% or infinity")
-    if not 0 < (memory_bytes(text, 10**6) or 0) < 2**63:
+    if (memory_bytes(text, 10**6) or 0) >= 2**63:
         raise ValueError("is no amount of memory that a host has")
     return text
 

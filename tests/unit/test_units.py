@@ -204,7 +204,7 @@ def test_a_service_with_accelerators_keeps_the_hosts_groups() -> None:
     assert "PrivateUsers=no\n" in units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
 
 
-@given(st.text(min_size=1, alphabet=st.characters(codec="utf-8", exclude_characters="\0")))
+@given(st.text(min_size=1).map(lambda text: text.replace("\0", "0")))
 def test_a_quoted_word_reads_back_as_itself(text: str) -> None:
     """systemd splits as the conf is split, and then halves each %."""
     quoted = quote_word(text)
