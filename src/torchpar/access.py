@@ -6,6 +6,7 @@ Pure; host/access.py gets the answers.
 from __future__ import annotations
 
 import enum
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ class Need(enum.Enum):
     """What is to be done with a path."""
 
     READ = "read"  # Script=: opened and read
+    LOAD = "load"  # Model=, Handler=: read and run, so the server takes none that another user has written
     RUN = "run"  # Python=: executed, and code beside it mapped
     ENTER = "enter"  # WorkingDirectory=: made the current folder
     WRITE = "write"  # WorkingDirectory=, ReadWritePaths=: files are made in it, or it is a file that is written
@@ -35,6 +37,7 @@ class Verdict(enum.Enum):
     MISSING = "missing"  # there is nothing at `place`
     CLOSED = "closed"  # the folder `place` on the way cannot be entered
     REFUSED = "refused"  # `place` is there, and its mode or ACL does not allow it
+    FOREIGN = "foreign"  # `place` is another user's, or everybody may write to it
     NOEXEC = "noexec"  # `place` is on a mount with noexec
     READ_ONLY = "read-only"  # `place` is on a mount that is read-only
     BROKEN = "broken"  # for another reason, which `why` has
@@ -158,7 +161,7 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
     paths = [("Python", settings.python, Need.RUN)]
     paths += [("Script", train.script, Need.READ)] if train and train.script else []
     if infer:
-        paths += [(k, p, Need.READ) for k, p in (("Model", infer.model), ("Handler", infer.handler)) if p]
+        paths += [(k, p, Need.LOAD) for k, p in (("Model", infer.model), ("Handler", infer.handler)) if p]
     if settings.working_directory:
         paths += [("WorkingDirectory", settings.working_directory, need) for need in (Need.ENTER, Need.WRITE)]
     paths += [("ReadWritePaths", path, Need.WRITE) for path in settings.read_write_paths]
@@ -225,6 +228,8 @@ def _word_refusal(service: Service, identity: Identity, question: Question, answ
         what = {Need.RUN: "program", Need.ENTER: "folder"}.get(question.need, "file")
         links = f": its links lead to {place}" if linked else ""
         return f"no such {what} on this host{links}; {until} it is there"
+    if answer.verdict is Verdict.FOREIGN:
+        return _word_foreign(identity, answer)
     if answer.verdict is Verdict.NOEXEC:
         return f"{place} is on a mount with noexec, from which nothing runs; put it elsewhere"
     if answer.verdict is Verdict.SILENT:
@@ -236,6 +241,15 @@ def _word_refusal(service: Service, identity: Identity, question: Question, answ
         verb = "enter"
     mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
     return f"{who} cannot {verb} {place}{mode}{linked}; {_remedy(service, identity, verb, answer)}"
+
+
+def _word_foreign(identity: Identity, answer: Answer) -> str:
+    """The server refuses what another user can make it run; see torchpar-model(5)."""
+    refused = "a model is a program, and the service refuses one that somebody else can change"
+    if answer.mode is not None and answer.mode & stat.S_IWOTH:
+        return f"everybody may write to {answer.place} (mode {answer.mode:04o}); {refused}: chmod o-w {answer.place}"
+    theirs = f"set User={answer.owner}, or " if answer.owner and not answer.owner.isdigit() else ""
+    return f"{answer.place} belongs to {answer.owner}; {refused}: {theirs}chown it to root or to {identity.user}"
 
 
 def _remedy(service: Service, identity: Identity, verb: str, answer: Answer) -> str:

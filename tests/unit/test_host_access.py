@@ -72,6 +72,8 @@ def test_a_closed_folder_stops_at_whichever_link_leads_through_it(folder: Path) 
         (Need.RUN, 0o755, Verdict.ALLOWED),
         (Need.RUN, 0o644, Verdict.REFUSED),
         (Need.ENTER, 0o644, Verdict.BROKEN),
+        (Need.LOAD, 0o644, Verdict.ALLOWED),
+        (Need.LOAD, 0o646, Verdict.FOREIGN),
     ],
 )
 def test_a_files_mode_is_judged_by_what_is_to_be_done_with_it(

@@ -132,7 +132,7 @@ def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[
     same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
     for question in questions:
         answer = look(question)
-        if not same and answer.verdict in (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY):
+        if not same and answer.verdict in (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY, Verdict.FOREIGN):
             answer = Answer(Verdict.ALLOWED)
         yield answer_json(answer)
 
@@ -184,7 +184,9 @@ def look(question: Question) -> Answer:
         return Answer(Verdict.NOEXEC if _flags(folder) & os.ST_NOEXEC else Verdict.ALLOWED, folder)
     if walk.verdict is Verdict.ALLOWED:
         walk = _look_at_program(question.path, walk) if question.need is Need.RUN else _look_at(walk, question.need)
-    return _describe(walk) if walk.verdict in (Verdict.CLOSED, Verdict.REFUSED) else walk
+    if walk.verdict is Verdict.ALLOWED and question.need is Need.LOAD and _is_foreign(walk.place):
+        walk = replace(walk, verdict=Verdict.FOREIGN)
+    return _describe(walk) if walk.verdict in (Verdict.CLOSED, Verdict.REFUSED, Verdict.FOREIGN) else walk
 
 
 def _walk(path: str) -> Answer:
@@ -235,6 +237,13 @@ def _look_at(walk: Answer, need: Need) -> Answer:
         return walk
     read_only = need is Need.WRITE and _flags(place) & os.ST_RDONLY
     return replace(walk, verdict=Verdict.READ_ONLY if read_only else Verdict.REFUSED)
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a file can be changed by another user than root and the one that this process is."""
+    status = os.stat(path)
+    changeable = status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & stat.S_IWOTH)
+    return stat.S_ISREG(status.st_mode) and changeable
 
 
 def _look_at_program(path: str, walk: Answer) -> Answer:
