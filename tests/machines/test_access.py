@@ -11,6 +11,7 @@ from tests.machines.test_apply import CONF, TRAIN, apply, torchpar
 
 # A home as Debian makes it, with a virtual environment whose interpreter is a link to another folder of that home.
 HOME = """
+id ml >/dev/null 2>&1 && userdel --force --remove ml
 useradd --create-home ml
 install -d -o ml -g ml /home/ml/share/bin /home/ml/venv/bin /home/ml/results
 ln -s /usr/bin/python3 /home/ml/share/bin/python3

@@ -157,7 +157,7 @@ def test_a_conf_that_others_can_write_or_nobody_can_read_is_refused(host: Machin
     host.sh("chown root $1; rm $1; mkdir $1", CONF)
     status, _, errors = torchpar(host, "apply")
     host.sh("rmdir $1; : >$1", CONF)
-    assert status == 78 and "/etc/torchpar.conf: cannot be read: Is a directory" in errors
+    assert status == 78 and "/etc/torchpar.conf: is a folder" in errors
     assert generation(host) == active
 
 
