@@ -38,6 +38,7 @@ def scores_after(text):
     return model(torch.tensor([known or [number["\n"]]]))[0, -1]
 
 
+@torch.inference_mode()
 def predict(batch):
     text = batch["text"][0].decode(errors="ignore")
     likely = scores_after(text).softmax(0).topk(CHOICES)

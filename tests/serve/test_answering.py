@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tests.serve.engines import Answer, request, serving
-from tests.serve.models import Affine, Lookup, described, save_script
+from tests.serve.models import Affine, Lookup, described, mlp, save_script
 from torchpar.serve.errors import ModelError
+from torchpar.serve.models.description import Description
+from torchpar.serve.models.torchscript import TorchScript
 
 
 class Complex(torch.nn.Module):
@@ -102,6 +104,91 @@ def test_a_model_that_needs_gradients_has_them(tmp_path: Path) -> None:
             for k in range(3):
                 x = torch.full((2, 3), float(k))
                 assert torch.equal((await Answer(engine, request(x)).values())[0], -2 * x)
+
+    asyncio.run(run())
+
+
+class Asks(torch.nn.Module):
+    """It goes another way where nothing is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for _ in range(2):
+            if self.linear(x).requires_grad:
+                y = y + x
+        return y
+
+
+def test_a_program_that_asks_for_gradients_is_answered_as_in_python(tmp_path: Path) -> None:
+    """Not what the other branch says."""
+    path = save_script(Asks(), tmp_path / "m.pt", described(-1, 3))
+    x = torch.ones(2, 3)
+
+    async def run() -> None:
+        async with serving(path) as engine:
+            assert torch.equal((await Answer(engine, request(x)).values())[0], 3 * x)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("module", "mode"), [
+    (mlp(), torch.inference_mode), (Affine(), torch.inference_mode), (Force(), torch.enable_grad),
+    (torch.nn.TransformerEncoderLayer(4, 2, batch_first=True), torch.inference_mode),
+])  # fmt: skip
+def test_only_programs_that_ask_for_gradients_are_recorded(tmp_path: Path, module: torch.nn.Module, mode: Any) -> None:
+    """Recording costs time; torch's transformers are made for both."""
+    program = TorchScript(str(save_script(module, tmp_path / "m.pt")), Description())
+    assert program._mode is mode
+
+
+DERIVATIVES = """
+import torch
+
+INPUTS = [("x", "FP32", (-1, 3))]
+weights = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+made = []
+
+def cube(x):
+    return (weights * x**3).sum()
+
+def load(): pass
+
+def predict(batch):
+    x = batch["x"]
+    asked = x.clone().requires_grad_(True)
+    value = cube(asked)
+    if not made:
+        made.append(torch.nn.Linear(3, 1, bias=False))  # in the first request, and recorded in later ones
+    later = x.clone().requires_grad_(True)
+    slope, = torch.autograd.grad(made[0](later).sum(), later)
+    return {
+        "jacobian": torch.autograd.functional.jacobian(cube, x),
+        "vjp": torch.autograd.functional.vjp(cube, x)[1],
+        "func": torch.func.grad(cube)(x),
+        "asks": torch.autograd.grad(value, asked)[0] if value.requires_grad else torch.zeros_like(x),
+        "later": 3 * weights * x**2 + 0 * slope,
+    }
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="this torch has no torch.func")
+def test_a_handler_has_the_derivatives_that_it_has_in_python(tmp_path: Path) -> None:
+    """By whichever door of torch; what requires gradients can be sent."""
+    (tmp_path / "h.py").write_text(DERIVATIVES)
+
+    async def run() -> None:
+        async with serving(tmp_path / "h.py") as engine:
+            for k in (1.0, 2.0, 3.0):
+                x = torch.full((2, 3), k)
+                values = await Answer(engine, request(x)).values()
+                assert len(values) == 5
+                for value in values:
+                    assert torch.equal(value, 3 * torch.tensor([1.0, 2.0, 3.0]) * x**2)
 
     asyncio.run(run())
 

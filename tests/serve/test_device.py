@@ -71,7 +71,7 @@ class Both(Program):
     outputs = (TensorSpec("sum", "FP32", (-1,)), TensorSpec("difference", "FP32", (-1,)))
     max_batch = None
 
-    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         a, b = inputs
         return {"sum": a + b, "difference": a - b}
 

@@ -64,10 +64,10 @@ class Exported(Program):
         """What its graph says."""
         return self._writes
 
-    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One call. Raises ServeError 400 for what the program was not made for."""
         try:
-            with self.mode():
+            with torch.inference_mode():
                 if self._plain:
                     return self._results(self._module(*inputs))
                 leaves = list(self._leaves)

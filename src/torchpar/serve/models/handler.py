@@ -10,10 +10,12 @@
         model = torch.load("/srv/digits.pt", weights_only=False).eval()
 
     def predict(batch):
-        return {"y": model(batch["x"])}
+        with torch.inference_mode():
+            return {"y": model(batch["x"])}
 
 `load` runs once, before the worker processes are forked: they share what it made. Where it leaves threads behind, it
-runs in each of them instead. `predict` gets a dictionary, name to
+runs in each of them instead. Both run as they do in plain Python: torch records for gradients, unless they say
+`torch.inference_mode()` or `torch.no_grad()`. `predict` gets a dictionary, name to
 torch.Tensor (for BYTES: a list of bytes objects), whose rows may be of several requests; it returns a dictionary, a
 tensor, or a list in the order of OUTPUTS. A row's answer must not depend on the rows beside it: that is tried at the
 start, on what `example()` returns (a dictionary of one row or more) where the handler has it. MAX_BATCH = 1 in the file
@@ -76,11 +78,10 @@ class Handler(Program):
                 tensors = [tensor_of(spec.name, example[spec.name]) for spec in self.inputs]
             self.example = fitting(self.inputs, tensors, path)
 
-    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """predict() with the inputs by name; its results are the declared outputs."""
         batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
-        with self.mode():
-            result = self._predict(batch)
+        result = self._predict(batch)
         if not isinstance(result, dict):
             return self._results(result)
         missing = [spec.name for spec in self.outputs if spec.name not in result]

@@ -60,7 +60,7 @@ class Inductor(Program):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + words_for(str(error))
             raise ModelError(f"{path}: not an AOTInductor package that this torch can load: {reason}") from None
 
-    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One call. Raises ServeError 400 for what it was not compiled for: the code itself does not look."""
         for spec, dtype, value in zip(self.inputs, self._dtypes, inputs):
             if value.dtype != dtype or not spec.fits(value.shape):
@@ -69,7 +69,7 @@ class Inductor(Program):
             if len({inputs[i].shape[place] for i, place in places}) > 1:
                 said = ", ".join(f"'{self.inputs[i].name}' {inputs[i].shape[place]} ({place})" for i, place in places)
                 raise ServeError(400, f"the package takes inputs of one size in these dimensions, not {said}")
-        with self.mode():
+        with torch.inference_mode():
             if self._tree is None:
                 return self._results(self._run(*inputs))
             # What was left out when it was compiled is in the tree, and is nothing in the call.

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.identity import Files
 from torchpar.serve.protocol.elements import data_from_values
 from torchpar.serve.tensors import Tensor, TensorSpec
 
-# In torch's words.
-_NEEDS_GRADIENTS = re.compile(r"does not require grad|nference tensor|InferenceMode")
-
-
 class Program(ABC):
     """One loaded version of a model.
 
     platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs are those that
     are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
-    inputs. example is one request that it answers, None where it names none; mode what torch computes in. files are
-    those that were read beside its own.
+    inputs. example is one request that it answers, None where it names none. files are those that were read beside its
+    own.
     """
 
     platform: str
@@ -33,29 +26,15 @@ class Program(ABC):
     max_batch: int | None
     guessed = False
     example: list[Tensor] | None = None
-    mode: Any = torch.inference_mode
     files: Files = {}
-
-    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """`run`, with gradients from then on where the model turns out to need them.
-
-        Such as for forces, which are the derivative of an energy.
-        """
-        try:
-            return self.run(inputs)
-        except RuntimeError as error:
-            if self.mode is torch.enable_grad or not _NEEDS_GRADIENTS.search(str(error)):
-                raise
-            self.mode = torch.enable_grad
-            return self.run(inputs)
 
     def writes(self) -> str:
         """What it writes to of its own when it runs, as far as is known by now; "" if nothing."""
         return ""
 
     @abstractmethod
-    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """Compute; the outputs by name.
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The outputs by name.
 
         Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order).
         """

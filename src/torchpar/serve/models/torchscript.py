@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,7 @@ class TorchScript(Program):
         # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
         self._forward = module.forward
         self._module = module
+        self._mode = torch.enable_grad if _asks_for_gradients(module) else torch.inference_mode
         self._writes = find_write(module)
         self._sums = _sums(module)
 
@@ -80,7 +81,7 @@ class TorchScript(Program):
         """What its graph says, and what has changed since it was loaded, whatever the graph says."""
         return self._writes or ", ".join(name for name, now in _sums(self._module).items() if now != self._sums[name])
 
-    def run(self, inputs: Sequence[Any]) -> dict[str, Any]:
+    def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One forward."""
         if self._keys:
             inputs = [dict(zip(self._keys, inputs))]
@@ -88,8 +89,37 @@ class TorchScript(Program):
             inputs = list(inputs)
             for place, value in self._between.items():
                 inputs.insert(place, value)
-        with self.mode():
+        with self._mode():
             return self._results(self._forward(*inputs))
+
+
+# What computes derivatives, or goes another way where torch does not record for them.
+_GRADIENTS = (
+    "aten::grad", "aten::backward", "aten::requires_grad_", "aten::is_leaf", "aten::retain_grad", "aten::retains_grad",
+    "aten::_version", "aten::is_inference", "aten::_make_dual", "prim::requires_grad", "prim::CallMethod",
+)  # fmt: skip
+
+
+def _asks_for_gradients(module: Any) -> bool:
+    """Whether its answer may be another, or none, where torch does not record: forces are the derivative of an energy.
+
+    What asks whether torch records is made for both: torch's transformers choose faster code then.
+    """
+    kinds = {node.kind() for node in _nodes(module.forward.inlined_graph)}
+    if "aten::is_grad_enabled" in kinds:
+        kinds.discard("prim::requires_grad")
+    return not kinds.isdisjoint(_GRADIENTS)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """All nodes, however deep their blocks are."""
+    blocks = [graph]
+    while blocks:
+        for node in blocks.pop().nodes():
+            yield node
+            blocks += node.blocks()
+            if "Subgraph" in node.attributeNames():
+                blocks.append(node.g("Subgraph"))
 
 
 # TorchScript's names of types → whether it is BYTES.
