@@ -58,6 +58,21 @@ class Images(torch.nn.Module):
         return images[0]
 
 
+class Defaults(torch.nn.Module):
+    def forward(
+        self,
+        ids: Optional[torch.Tensor] = None,  # noqa: UP045
+        mask: Optional[torch.Tensor] = None,  # noqa: UP045
+    ) -> torch.Tensor:
+        assert ids is not None
+        return ids
+
+
+class Nothing(torch.nn.Module):
+    def forward(self) -> torch.Tensor:
+        return torch.ones(1)
+
+
 class Number(torch.nn.Module):
     def forward(self, x: torch.Tensor, k: int) -> torch.Tensor:
         return x * k
@@ -135,6 +150,58 @@ def test_the_inputs_of_a_dictionary_are_its_keys(tmp_path: Path) -> None:
         assert got == {"sum": [[2.0, 3.0, 4.0]], "difference": [[0.0, 1.0, 2.0]]}
 
 
+class SomeKeys(torch.nn.Module):
+    """One key must be there, one may be, and one it makes itself."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        batch["twice"] = 2 * batch["image"]
+        y = batch["twice"]
+        if "mask" in batch:
+            y = y * batch["mask"]
+        return y
+
+
+class AllKeys(torch.nn.Module):
+    """Whatever is there is added up; one key must be."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        y = batch["image"]
+        for key in batch.keys():
+            y = y + batch[key]
+        return y
+
+
+class OtherKeys(torch.nn.Module):
+    """It goes on with one of two dictionaries."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        other = {"image": batch["image"]} if int(batch["image"].size(0)) > 1000 else batch
+        return other["image"] + other["depth"]
+
+
+@pytest.mark.parametrize("names", ["pixels mask", "INPUT__0 INPUT__1", "mask", "image masks", "image mask depth"])
+def test_keys_that_a_program_does_not_look_up_are_refused_with_both_lists(tmp_path: Path, names: str) -> None:
+    """No number stands for a key."""
+    says = refused(save_script(SomeKeys(), tmp_path / "m.pt", described(-1, 3, names=names)))
+    assert f"described are the inputs {names.replace(' ', ', ')}; the program takes image, mask" in says
+    assert "by number" not in says
+
+
+def test_keys_that_need_not_be_there_may_be_left_out(tmp_path: Path) -> None:
+    """And where a program walks through the dictionary, others may be there."""
+    for module, names, values, y in (
+        (SomeKeys(), "image", [X], 2 * X),
+        (SomeKeys(), "mask image", [ONES * 3, X], 6 * X),
+        (Keys(), "b a", [ONES, ONES], None),
+        (AllKeys(), "depth image", [ONES, X], 2 * X + 1),
+        (OtherKeys(), "depth image", [ONES, X], X + 1),
+    ):
+        path = save_script(module, tmp_path / "m.pt", described(-1, 3, names=names))
+        got = answers(path, request(*values, names=names))
+        assert y is None or got == {"OUTPUT__0": y.tolist()}
+    assert "and image must be there" in refused(save_script(AllKeys(), path, described(-1, 3, names="depth other")))
+
+
 def test_tuples_in_tuples_are_outputs_one_after_another(tmp_path: Path) -> None:
     """None is left out, and a number counts it all the same."""
     path = save_script(Nested(), tmp_path / "m.pt", described(-1, 3))
@@ -150,7 +217,9 @@ def test_tuples_in_tuples_are_outputs_one_after_another(tmp_path: Path) -> None:
     [
         (Images(), "images", r"argument 'images' is of type List\[Tensor\], which no request can carry.*handler"),
         (Number(), "x", "argument 'k' is of type int, which no request can carry"),
-        (Keys(), "", "it takes a dictionary: describe its keys"),
+        (Defaults(), "", r"has a default for each of its arguments.*: describe the inputs, of ids, mask"),
+        (Nothing(), "", "it takes no input"),
+        (Keys(), "", "it takes a dictionary with the keys a, b: describe its keys"),
     ],
 )
 def test_arguments_that_no_request_can_carry_are_told(

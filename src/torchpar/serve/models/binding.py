@@ -33,15 +33,15 @@ class Bound:
     places: tuple[int, ...]
 
 
-def places_of(described: Sequence[str], names: Sequence[str]) -> list[int] | None:
+def places_of(described: Sequence[str], names: Sequence[str], counted: bool = True) -> list[int] | None:
     """The place among `names` of each that is described; None where they are not the same things.
 
-    One and one fit, whatever they are called.
+    One and one fit, whatever they are called. counted: the names have an order, so that a number stands for one.
     """
     if set(described) <= set(names):
         return [names.index(name) for name in described]
-    numbers = [int(found[1]) for found in map(_NUMBERED.fullmatch, described) if found]
-    if len(set(numbers)) == len(described) and max(numbers) < len(names):
+    numbers = [int(found[1]) for found in map(_NUMBERED.fullmatch, described) if found and counted]
+    if numbers and len(set(numbers)) == len(described) and max(numbers) < len(names):
         return numbers
     return [0] if len(described) == len(names) == 1 else None
 
@@ -51,20 +51,26 @@ def is_numbered(name: str) -> bool:
     return bool(_NUMBERED.fullmatch(name))
 
 
-def bind(path: str, arguments: Sequence[Argument], described: Sequence[TensorSpec]) -> Bound:
-    """Bind the described inputs, else those that the program knows. Raises ModelError."""
+def bind(
+    path: str, arguments: Sequence[Argument], described: Sequence[TensorSpec], counted: bool = True
+) -> Bound:
+    """Bind the described inputs, else those that the program knows. Raises ModelError.
+
+    counted: see places_of.
+    """
     names = [argument.name for argument in arguments]
     if not described:
         needed = [(i, argument) for i, argument in enumerate(arguments) if argument.known]
         return Bound(tuple(a.known for _, a in needed if a.known), tuple(i for i, _ in needed))
     listed = [spec.name for spec in described]
-    places = places_of(listed, names)
+    places = places_of(listed, names, counted)
     missing = [a.name for i, a in enumerate(arguments) if a.required and i not in (places or ())]
     if places is None or missing:
         raise ModelError(
             f"{path}: described are the inputs {', '.join(listed)}; the program takes {', '.join(names) or 'none'}"
             + (f", and {', '.join(missing)} must be there" if places is not None else "")
-            + ": call them as the program does, or by number: INPUT__0, INPUT__1, ..."
+            + ": call them as the program does"
+            + (", or by number: INPUT__0, INPUT__1, ..." if counted else "")
         )
     pairs = sorted(zip(places, described), key=lambda pair: pair[0])
     inputs = tuple(_narrow(path, spec, arguments[place].known) for place, spec in pairs)

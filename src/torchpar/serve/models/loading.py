@@ -19,6 +19,13 @@ def load_program(file: ModelFile, device: str | None = "cpu") -> Program:
 
     device is torch's name of where it computes; None: it does not, and nothing of it may touch an accelerator.
     """
+    program = _load(file, device)
+    if not program.inputs:
+        raise ModelError(f"{file.path}: it takes no input, and a request is one: no request would be answered")
+    return program
+
+
+def _load(file: ModelFile, device: str | None) -> Program:
     import torch
 
     check_owner(file.path)

@@ -46,17 +46,15 @@ class TorchScript(Program):
         if not hasattr(module, "forward"):
             raise ModelError(f"{path}: it has no forward(), or several: save a module that calls the one that is meant")
         arguments = module.forward.schema.arguments[1:]
-        self._keys: list[str] = []
-        if [argument.type.annotation_str for argument in arguments] == ["Dict[str, Tensor]"]:
-            self._keys = [spec.name for spec in description.inputs]
-            if not self._keys:
-                raise ModelError(f"{path}: it takes a dictionary: describe its keys as the inputs")
-            takes = [Argument(key) for key in self._keys]
+        by_key = [argument.type.annotation_str for argument in arguments] == ["Dict[str, Tensor]"]
+        if by_key:
+            takes = _keys(path, module.forward.inlined_graph, description.inputs)
         else:
             takes = _arguments(path, arguments, None if description.inputs else _first_input(module))
-        bound = bind(path, takes, description.inputs)
+        bound = bind(path, takes, description.inputs, counted=not by_key)
         for spec, place in zip(bound.inputs, bound.places):
-            _check_kind(path, spec, "Tensor" if self._keys else arguments[place].type.annotation_str)
+            _check_kind(path, spec, "Tensor" if by_key else arguments[place].type.annotation_str)
+        self._keys = [takes[place].name for place in bound.places] if by_key else []
         self.inputs = bound.inputs
         if description.example is not None:
             self.example = example_of(self.inputs, description.example, path)
@@ -112,7 +110,7 @@ def _asks_for_gradients(module: Any) -> bool:
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes, however deep their blocks are."""
+    """All nodes, however deep their blocks are; the graph's own first."""
     blocks = [graph]
     while blocks:
         for node in blocks.pop().nodes():
@@ -124,6 +122,45 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 # TorchScript's names of types → whether it is BYTES.
 _TAKEN = {"Tensor": False, "Optional[Tensor]": False, "List[str]": True, "Optional[List[str]]": True}
+
+
+def _keys(path: str, graph: Any, described: Sequence[TensorSpec]) -> list[Argument]:
+    """The keys that a program looks up in the dictionary that it takes. Raises ModelError where nothing describes them.
+
+    Those that it looks up in any case must be there. Where it does more with the dictionary, as walk through it, any
+    others may be there too.
+    """
+    taken = list(graph.inputs())[1].debugName()
+    found: dict[str, bool] = {}  # key → whether it must be there
+    own: set[str] = set()  # that the program itself puts in
+    maybe: set[str] = set()  # that it puts in at times
+    is_open = False
+    count = sum(1 for _ in graph.nodes())
+    for i, node in enumerate(_nodes(graph)):
+        in_any_case = i < count
+        values = list(node.inputs())
+        names = [value.debugName() for value in values]
+        # What comes out of a branch may be the dictionary, by another name.
+        is_open = is_open or any(taken == out.debugName() for block in node.blocks() for out in block.outputs())
+        if taken not in names:
+            continue
+        key = values[1].toIValue() if len(values) > 1 and names.index(taken) == 0 else None
+        if not isinstance(key, str) or node.kind() not in _LOOKS_UP:
+            is_open = True
+        elif node.kind() == "aten::_set_item":
+            (own if in_any_case else maybe).add(key)
+        elif key not in own:
+            always = node.kind() == "aten::__getitem__" and in_any_case and key not in maybe
+            found[key] = found.get(key, always) or always
+    is_open = is_open or taken in [value.debugName() for value in graph.outputs()]
+    if not described:
+        keys = f" with the keys {', '.join(found)}" if found else ""
+        raise ModelError(f"{path}: it takes a dictionary{keys}: describe its keys as the inputs")
+    others = [spec.name for spec in described if is_open and spec.name not in found]
+    return [Argument(key, required) for key, required in found.items()] + [Argument(key, False) for key in others]
+
+
+_LOOKS_UP = ("aten::__getitem__", "aten::get", "aten::__contains__", "aten::_set_item")
 
 
 def _arguments(path: str, arguments: Sequence[Any], first: Any | None) -> list[Argument]:
@@ -144,6 +181,12 @@ def _arguments(path: str, arguments: Sequence[Any], first: Any | None) -> list[A
             guess = first(argument.name) if i == 0 else TensorSpec(argument.name, "FP32", (-1,))
             guess = TensorSpec(argument.name, "BYTES", (-1,)) if _TAKEN[kind] else guess
         takes.append(Argument(argument.name, required, guess))
+    if first and takes and not any(take.required for take in takes):
+        names = ", ".join(take.name for take, each in zip(takes, arguments) if each.type.annotation_str in _TAKEN)
+        raise ModelError(
+            f"{path}: forward() has a default for each of its arguments, so nothing says which of them requests bring:"
+            f" describe the inputs, of {names or 'which none is a tensor'} (torchpar-model(5))"
+        )
     return takes
 
 
