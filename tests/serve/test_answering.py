@@ -95,6 +95,33 @@ def test_a_model_that_would_answer_nothing_is_not_served(
     assert re.search(says, str(error.value)), error.value
 
 
+class Never(torch.nn.Module):
+    """It has nothing to say."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+
+class Seldom(torch.nn.Module):
+    """It has something to say of large numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | None:
+        large: torch.Tensor | None = None
+        if bool((x > 20.0).any()):
+            large = x
+        return large
+
+
+@pytest.mark.parametrize("more", [{}, {"outputs": outputs(Y)}])
+def test_outputs_that_never_come_are_no_answer(tmp_path: Path, more: dict[str, Any]) -> None:
+    """One that comes for other numbers is."""
+    with pytest.raises(ModelError, match="it returns (none of the outputs .* y|nothing that can be sent).* was tried"):
+        start(save_script(Never(), tmp_path / "m.pt", described(-1, 3, **more)))
+    start(save_script(Seldom(), tmp_path / "m.pt", described(-1, 3, **more)))
+    with pytest.raises(ModelError, match="on its own example"):
+        start(save_script(Seldom(), tmp_path / "m.pt", described(-1, 3, **more, example={"x": [[1, 2, 3]]})))
+
+
 def test_a_model_that_needs_gradients_has_them(tmp_path: Path) -> None:
     """Also when requests are computed together."""
     path = save_script(Force(), tmp_path / "m.pt", described(-1, 3))
@@ -349,6 +376,11 @@ def test_an_example_that_is_none_is_refused(tmp_path: Path, example: Any, says: 
         ('{"y": {"a": 1}}', "output 'y' is a dict"),
         ('{"y": batch["x"].double()}', "output 'y' is declared as FP32 .* it is FP64"),
         ('{"y": None}', "output 'y' is a NoneType"),
+        ("None", r"predict\(\) returned nothing"),
+        ('{"y": batch["image"]}', "does not take what is described, 'x' .*asks for 'image'; INPUTS has x"),
+        ("[batch[name] for name in ('x', 'mask')][1]", "asks for 'mask'; INPUTS has x"),
+        ("__import__('sys').exit('no GPU')", "the worker process died"),
+        ("batch['x'] if len(batch['x']) < 2 else __import__('os')._exit(3)", "the worker process died"),
     ],
 )
 def test_a_handler_is_held_to_what_it_declares(tmp_path: Path, returns: str, says: str) -> None:
@@ -357,3 +389,61 @@ def test_a_handler_is_held_to_what_it_declares(tmp_path: Path, returns: str, say
     (tmp_path / "h.py").write_text(f"{declared}def load(): pass\ndef predict(batch): return {returns}\n")
     with pytest.raises(ModelError, match=says):
         start(tmp_path / "h.py")
+
+
+ARGUMENTS = 'INPUTS = [("x", "FP32", (-1, 3))]\n'
+MINIMUM = "def load(): pass\ndef predict(batch): return batch['x']\n"
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def load(): pass\ndef predict(x, y): return x", r"predict\(x, y\): it is called with the batch: missing"),
+        ("def load(): pass\ndef predict(): pass", r"predict\(\): it is called with the batch: too many"),
+        ("def load(a, b): pass\ndef predict(batch): return batch", r"load\(a, b\): it is called with nothing, or"),
+        (MINIMUM + "def example(x): return x", r"example\(x\): it is called with nothing"),
+        (MINIMUM + "def example(): return [1]", r"a dictionary with the inputs is expected, x; it is list"),
+        (MINIMUM + "def example(): return {'y': 1}", r"with the inputs is expected, x; it is the keys y"),
+        (MINIMUM + "def example(): return {'x': {}}", r"example\(\): input 'x' is a dict: a torch.Tensor"),
+        (MINIMUM + "MAX_BATCH = '8'", "MAX_BATCH: a number of rows is expected, not '8'"),
+        (MINIMUM + "MAX_BATCH = 8.0", "MAX_BATCH: a number of rows is expected, not 8.0"),
+        (MINIMUM + "MAX_BATCH = -1", "MAX_BATCH: a number of rows is expected, not -1"),
+        (MINIMUM + "MAX_BATCH = True", "MAX_BATCH: a number of rows is expected, not True"),
+    ],
+)
+def test_what_a_handler_says_of_itself_is_looked_at(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    """Before anything is computed, and in words alone."""
+    (tmp_path / "h.py").write_text(ARGUMENTS + text + "\n")
+    with pytest.raises(ModelError, match=says):
+        start(tmp_path / "h.py")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.subprocess
+def test_another_table_without_a_key_says_nothing_of_the_inputs(tmp_path: Path) -> None:
+    """Other numbers may be in it."""
+    predict = "def predict(batch):\n    return batch['x'] * NUMBERS['ten' if batch['x'].min() >= 10 else 'less']\n"
+    (tmp_path / "h.py").write_text(ARGUMENTS + "NUMBERS = {'ten': 10}\ndef load(): pass\n" + predict)
+
+    async def run() -> None:
+        async with serving(tmp_path / "h.py") as engine:
+            x = torch.full((1, 3), 11.0)
+            assert torch.equal((await Answer(engine, request(x)).values())[0], 10 * x)
+            assert engine.index()[0].reason.startswith("not tried")
+
+    asyncio.run(run())
+
+
+def test_a_handler_that_asks_for_the_end_in_a_thread_is_not_served(tmp_path: Path) -> None:
+    """It would end no process there."""
+    (tmp_path / "h.py").write_text(ARGUMENTS + "import sys\ndef load(): pass\ndef predict(batch): sys.exit()\n")
+
+    async def run() -> None:
+        async with serving(tmp_path / "h.py", backend="thread"):
+            pass
+
+    with pytest.raises(ModelError, match="the worker process died"):
+        asyncio.run(run())

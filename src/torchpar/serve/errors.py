@@ -12,6 +12,7 @@ class Lasting(Enum):
     DEVICE = "device"  # torch has not the device that is in the file: "cuda:0" on a host without one
     OPERATOR = "operator"  # torch has no code for an operator here: one that is for accelerators only
     KIND = "kind"  # a rank or datatype that an operator does not take: FP32 for an embedding's indices
+    NAME = "name"  # an input that is not described: a handler looks it up in its batch
     SIZE = "size"  # a size that the weights do not have: 4 columns for a linear layer of 5
 
 
@@ -46,6 +47,13 @@ class StartError(Exception):
 
 class OutputError(TypeError):
     """What a model returned is not what can be sent, or not what is described: no request would be answered."""
+
+
+class NoInputError(KeyError):
+    """A handler looks for an input that its batch does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CannotAnswer(Exception):

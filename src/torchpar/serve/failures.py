@@ -11,7 +11,7 @@ import re
 
 import torch
 
-from torchpar.serve.errors import Lasting, OutputError, ServeError
+from torchpar.serve.errors import Lasting, NoInputError, OutputError, ServeError
 
 
 def _begins(*begins: str) -> re.Pattern[str]:
@@ -74,6 +74,8 @@ def failure(error: Exception, own_code: bool = True) -> ServeError:
 def _lasting(error: Exception, own_code: bool) -> Lasting | None:
     if isinstance(error, OutputError):
         return Lasting.OUTPUT
+    if isinstance(error, NoInputError):
+        return Lasting.NAME
     # What the code in a TorchScript file raises or asserts is a torch.jit.Error, whatever it was in Python.
     if own_code or isinstance(error, torch.jit.Error):
         return None

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from torchpar.serve.answering import difference_to_declared, is_open, refuse
+from torchpar.serve.answering import ENDED, difference_to_declared, is_open, refuse, refuse_nothing
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import CannotAnswer, ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
@@ -51,7 +51,7 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
     try:
         sample, size = _find_sample(runner, lane)
     except ServeError as error:
-        refuse(runner, error, lambda: _other_failures(runner, lane))
+        refuse(runner, error, lambda: _others(runner, lane))
         reason = f"not tried, as it fails on made-up inputs: describe an example: {error.message}"
         return Probe(reason, None, runner.outputs, tried=False)
     outputs = runner.outputs
@@ -74,6 +74,8 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
         if reason:
             return Probe(reason, sample, outputs)
     except ServeError as error:
+        if error.status == 503:
+            raise CannotAnswer(ENDED) from None
         return Probe(f"it failed on several rows: {error.message}", sample, outputs)
     return Probe("", sample, outputs or _specs(seen))
 
@@ -118,7 +120,10 @@ def _check_outputs(runner: Runner, lane: int, inputs: Sequence[Tensor]) -> None:
 
     Raises CannotAnswer where neither are.
     """
-    found = difference_to_declared(runner, _run(runner, lane, inputs).outputs)
+    outputs = _run(runner, lane, inputs).outputs
+    if not outputs:
+        refuse_nothing(runner, lambda: _others(runner, lane))
+    found = difference_to_declared(runner, outputs)
     if found and _has_rows(runner) and runner.max_batch != 1:
         more = [repeat(tensor, tensor.shape[0] + 1) for tensor in inputs]
         try:
@@ -130,15 +135,14 @@ def _check_outputs(runner: Runner, lane: int, inputs: Sequence[Tensor]) -> None:
         raise CannotAnswer(found)
 
 
-def _other_failures(runner: Runner, lane: int) -> Iterator[ServeError | None]:
-    """What comes of other rows, and of other values: nothing, small, large and negative ones. None is an answer."""
+def _others(runner: Runner, lane: int) -> Iterator[ServeError | Sequence[Tensor]]:
+    """What comes of other rows, and of other values: nothing, small, large and negative ones."""
     rows = (1, 2, 3, 5) if _has_rows(runner) and runner.max_batch != 1 else (1,) * 4
     size = SIZES_TO_TRY[0]
     for seed, count in enumerate(rows):
         made = [_made_up(spec, count, size, seed) for spec in runner.inputs]
         try:
-            _run(runner, lane, [_times(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True)
-            yield None
+            yield _run(runner, lane, [_times(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True).outputs
         except ServeError as error:
             yield error
 

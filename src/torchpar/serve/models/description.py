@@ -55,15 +55,19 @@ def parse_description(text: str, where: str) -> Description:
     unknown = sorted(set(data) - {"inputs", "outputs", "max_batch", "example"})
     if unknown:
         raise ModelError(f"{where}: unknown key '{unknown[0]}'; known: inputs, outputs, max_batch, example")
-    limit = data.get("max_batch")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise ModelError(f"{where}: max_batch: a number of rows is expected, not {limit!r:.40}")
     return Description(
         inputs=_parse_specs(data, "inputs", where),
         outputs=_parse_specs(data, "outputs", where),
-        max_batch=limit,
+        max_batch=limit_of(data.get("max_batch"), f"{where}: max_batch"),
         example=data.get("example"),
     )
+
+
+def limit_of(value: Any, where: str) -> int | None:
+    """The rows of one batch, at the most; 0 or 1: never batched. Raises ModelError for what is no such number."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise ModelError(f"{where}: a number of rows is expected, not {value!r:.40}")
+    return value
 
 
 def _parse_specs(data: dict[str, Any], key: str, where: str) -> tuple[TensorSpec, ...]:

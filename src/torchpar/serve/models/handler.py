@@ -24,6 +24,7 @@ switches batching off. With accelerators `load` runs in each process, and `load(
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import os
@@ -31,13 +32,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from torchpar.serve.errors import ModelError, OutputError
+from torchpar.serve.errors import ModelError, NoInputError, OutputError
 from torchpar.serve.identity import Opened, named_files
-from torchpar.serve.models.description import Description, specs_of
+from torchpar.serve.models.description import Description, limit_of, specs_of
 from torchpar.serve.models.program import Program, example_of, fitting
 from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import tensor_of
-from torchpar.serve.tensors import TensorSpec
+from torchpar.serve.tensors import Tensor, TensorSpec
 
 
 class Handler(Program):
@@ -59,10 +60,11 @@ class Handler(Program):
                 raise ModelError(f"{path}: a handler has the functions load() and predict(batch); {name} is missing")
         self._where = path
         self._predict = module.predict
+        _check_arguments(path, "predict", module.predict, 1, "the batch")
         self.inputs = description.inputs or self._specs(module, "INPUTS")
         self.outputs = description.outputs or self._specs(module, "OUTPUTS")
         self._results = Results([spec.name for spec in self.outputs])
-        limit = getattr(module, "MAX_BATCH", None)
+        limit = limit_of(getattr(module, "MAX_BATCH", None), f"{path}: MAX_BATCH")
         self.max_batch = limit if description.max_batch is None else description.max_batch
         if not self.inputs:
             raise ModelError(f'{path}: INPUTS is missing: INPUTS = [("x", "FP32", (-1, 784))]')
@@ -70,24 +72,47 @@ class Handler(Program):
             self.example = example_of(self.inputs, description.example, path)
         if device is None:
             return
+        takes_device = bool(inspect.signature(module.load).parameters)
+        _check_arguments(path, "load", module.load, int(takes_device), "nothing, or the device")
         with _told(path, "load"):
-            module.load(device) if inspect.signature(module.load).parameters else module.load()
+            module.load(device) if takes_device else module.load()
         if callable(getattr(module, "example", None)):
+            _check_arguments(path, "example", module.example, 0, "nothing")
             with _told(path, "example"):
                 example = module.example()
-                tensors = [tensor_of(spec.name, example[spec.name]) for spec in self.inputs]
-            self.example = fitting(self.inputs, tensors, path)
+            self.example = self._example(example)
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """predict() with the inputs by name; its results are the declared outputs."""
         batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
-        result = self._predict(batch)
+        try:
+            result = self._predict(batch)
+        except KeyError as error:
+            if _asked_for(error, batch):
+                raise NoInputError(f"predict() asks for {error}; INPUTS has {', '.join(batch)}") from error
+            raise
+        if result is None:
+            raise OutputError("predict() returned nothing: a dictionary, a tensor or a list is expected")
         if not isinstance(result, dict):
             return self._results(result)
         missing = [spec.name for spec in self.outputs if spec.name not in result]
         if missing:
             raise OutputError(f"predict() returned no '{missing[0]}', which OUTPUTS names")
         return {spec.name: result[spec.name] for spec in self.outputs} if self.outputs else result
+
+    def _example(self, values: Any) -> list[Tensor]:
+        names = [spec.name for spec in self.inputs]
+        if not isinstance(values, dict) or set(values) != set(names):
+            real = f"the keys {', '.join(map(str, values))}" if isinstance(values, dict) else type(values).__name__
+            raise ModelError(
+                f"{self._where}: example(): a dictionary with the inputs is expected, {', '.join(names)}; it is {real}"
+            )
+        try:
+            tensors = [tensor_of(name, values[name]) for name in names]
+        except OutputError as error:
+            said = str(error).replace("output", "input", 1)
+            raise ModelError(f"{self._where}: example(): {said}") from None
+        return fitting(self.inputs, tensors, self._where)
 
     def _specs(self, module: Any, name: str) -> tuple[TensorSpec, ...]:
         entries = getattr(module, name, ())
@@ -113,6 +138,44 @@ class _told:
                 trace = trace.tb_next
             place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
             raise ModelError(f"{self._name} failed at {place}: {type(error).__name__}: {error}") from error
+
+
+def _check_arguments(path: str, name: str, function: Any, count: int, expected: str) -> None:
+    """Raise ModelError where it cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # of native code
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        raise ModelError(f"{path}: {name}{signature}: it is called with {expected}: {error}") from None
+
+
+def _asked_for(error: KeyError, batch: dict[str, Any]) -> bool:
+    """Whether what was not found is a key of the batch, as the line that looked it up says, and of no other table."""
+    trace = error.__traceback__
+    if not trace or len(error.args) != 1 or not isinstance(error.args[0], str) or error.args[0] in batch:
+        return False
+    while trace.tb_next:
+        trace = trace.tb_next
+    frame, line = trace.tb_frame, trace.tb_lineno
+    known = {**frame.f_globals, **frame.f_locals}
+    try:
+        with open(frame.f_code.co_filename, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    looked_up = [
+        node.slice
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.lineno <= line <= (node.end_lineno or 0)
+        and known.get(node.value.id) is batch
+    ]
+    keys = [key.value if isinstance(key, ast.Constant) else known.get(getattr(key, "id", "")) for key in looked_up]
+    return error.args[0] in keys
 
 
 def _run_file(path: str) -> Any:

@@ -66,13 +66,17 @@ def main(fd: int, text: str) -> None:
         if select.select([control], [], [], 0)[0]:
             return  # it was gone before
         before = others()
+        wrong = ""
         try:
             program = load_program(file, None if wish["devices"] else "cpu")
         except ModelError as error:
-            _tell(control, {"error": str(error)})
-            return
+            wrong = str(error)
         finally:
             fcntl.fcntl(control, fcntl.F_SETFL, flags)
+        if program is None:
+            # Only now: the server closes its end when it has read this.
+            _tell(control, {"error": wrong})
+            return
         face = {**_face(program), "threads": left_behind(before)}
     _tell(control, face)
     shared = None if wish["devices"] else program
