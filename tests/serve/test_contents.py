@@ -55,6 +55,15 @@ def test_weights_without_a_program_are_told_from_pickled_modules(tmp_path: Path,
         ("m.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "Git LFS pointer.*git lfs pull"),
         ("m.pt2", b"/annex/objects/SHA256E-s3--12.pt\n", "git-annex pointer"),
         ("m.pt", b"<!DOCTYPE html><title>Sign in</title>", "a web page, as of a download"),
+        ("m.pt", b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\r\noid sha256:12\r\n", "Git LFS pointer"),
+        ("m.pt", b"\n <html>", "a web page"),
+        ("m.pt", b"\x08\x07\x12\x07pytorch\x1a\x052.0.0:" + bytes(100), "an ONNX file: write a handler"),
+        ("m.onnx", b"\x08\x0a\x3a\x07pytorch" + bytes(100), "an ONNX file: write a handler"),
+        ("m.pt", b"m.pt".ljust(257, b"\0") + b"ustar  \0" + bytes(300), "packed by tar"),
+        ("m.pt", b"Not Found", "no archive, as torch writes them, but text, which begins with 'Not Found'"),
+        ("m.pt2", b'{"detail": "Not authenticated"}', "but text, which begins with '{\"detail\""),
+        ("m.pt", b"\x01\x02\xff\xfe" * 20, "begins with the bytes 01 02 ff fe"),
+        ("m.txt", b"hello", "not a model: .pt, .pt2, .py are"),
         ("m.pt", b"", "it is empty"),
         ("m.pt2", bytes(5000), "it is zeros"),
         ("m.pt", b"\x1f\x8b\x08\0", "gunzip"),
@@ -78,6 +87,42 @@ def test_half_a_file_is_told(tmp_path: Path) -> None:
     for size in (40, len(whole) // 2, len(whole) - 30):
         (tmp_path / "m.pt").write_bytes(whole[:size])
         assert f"the end of it is missing, it has {size} bytes" in refusal(tmp_path / "m.pt")
+
+
+def test_a_file_that_was_half_overwritten_is_told(tmp_path: Path) -> None:
+    """Its parts are in the same places, and torch would load half of each."""
+    old, new = (save_script(mlp(seed, 64), tmp_path / f"{seed}/m.pt").read_bytes() for seed in (1, 2))
+    assert len(old) == len(new)
+    half = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b) + 100
+    (tmp_path / "m.pt").write_bytes(new[:half] + old[half:])
+    says = refusal(tmp_path / "m.pt")
+    assert re.search(r"it is damaged \(Bad CRC-32 for file '.*'\): it was not copied to the end, or over", says)
+    (tmp_path / "m.pt").write_bytes(bytes(64) + old[64:])
+    assert "its beginning is damaged" in refusal(tmp_path / "m.pt")
+    middle = old.index(b"PK\x01\x02")
+    (tmp_path / "m.pt").write_bytes(old[:middle] + bytes(4) + old[middle + 4 :])
+    assert "it is damaged (Bad magic number" in refusal(tmp_path / "m.pt")
+
+
+def test_a_model_by_another_name_is_told_the_right_one(tmp_path: Path) -> None:
+    """As others call them."""
+    script = save_script(mlp(), tmp_path / "m.pt")
+    for name in ("m.pth", "m.bin", "m.torchscript", "m"):
+        assert "it is a TorchScript file: call it .pt" in refusal(Path(shutil.copy(script, tmp_path / name)))
+    with zipfile.ZipFile(tmp_path / "in.pt", "w") as archive:
+        archive.write(script, "m.pt")
+    assert "an archive of something else; in it are m.pt" in refusal(tmp_path / "in.pt")
+
+
+@pytest.mark.parametrize("text", ['{"inputs": [{"name": "gr\u00f6\u00dfe"}]}'.encode("latin-1"), "{}".encode("utf-16")])
+def test_a_description_in_another_code_is_told(tmp_path: Path, text: bytes) -> None:
+    """A mark in front of UTF-8 is none."""
+    path = save_script(mlp(), tmp_path / "m.pt")
+    (tmp_path / "m.json").write_bytes(text)
+    with pytest.raises(ModelError, match="m.json: it is not UTF-8: save it as that"):
+        load_program(ModelFile("m", "1", str(path), str(tmp_path / "m.json")))
+    (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf{}")
+    load_program(ModelFile("m", "1", str(path), str(tmp_path / "m.json")))
 
 
 def test_a_newer_archive_and_a_missing_library_are_told(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "c/1").mkdir(parents=True)
     (tmp_path / "c/1/model.pt").write_bytes(b"no model")
     (tmp_path / "notes").mkdir()
+    (tmp_path / "a/config.pbtxt").write_text('platform: "pytorch_libtorch"')
 
     async def run() -> None:
         async with serving(tmp_path) as engine:
@@ -41,7 +42,7 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
             assert [(i.name, i.version, i.state) for i in engine.index()] == [
                 ("a", "2", "READY"), ("a", "10", "READY"), ("b", "1", "READY"), ("c", "1", "UNAVAILABLE"),
             ]  # fmt: skip
-            assert "c/1/model.pt: not a TorchScript file" in engine.index()[3].reason
+            assert "c/1/model.pt: it is no archive" in engine.index()[3].reason
             assert (engine.ready("a"), engine.ready("a", "3"), engine.ready("c")) == (True, False, False)
             assert [(s["name"], s["version"]) for s in engine.statistics()] == [("a", "2"), ("a", "10"), ("b", "1")]
             for model, version, status in (("a", "3", 404), ("d", "", 404), ("c", "", 503)):
@@ -52,6 +53,7 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
     asyncio.run(run())
     assert "b/2: no model.pt, model.pt2 or model.py in it" in caplog.text
     assert "notes: no version in it, such as notes/1/model.pt" in caplog.text
+    assert "a/config.pbtxt: it is Triton's, and is not read here: " in caplog.text
 
 
 def test_what_was_unloaded_leaves_the_memory(tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ def test_hundreds_of_inputs_and_outputs_are_served(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     """By its name, and by what is in it."""
-    for name, says in (("m.onnx", "not a model"), ("m.pt2", "not a .pt2 file"), ("gone.pt", "No such file")):
+    for name, says in (("m.onnx", "not a model"), ("m.pt2", "it is no archive"), ("gone.pt", "No such file")):
         if name != "gone.pt":
             (tmp_path / name).write_bytes(b"nothing")
 

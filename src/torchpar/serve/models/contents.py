@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import os
 import pickletools
+import re
 import zipfile
+import zlib
 
 from torchpar.serve.errors import ModelError
 
@@ -19,12 +21,19 @@ _BEGINS = (
     (b"<!DOCTYPE", "a web page, as of a download that was refused: get the file again"),
     (b"<!doctype", "a web page, as of a download that was refused: get the file again"),
     (b"<html", "a web page, as of a download that was refused: get the file again"),
+    (b"<?xml", "XML, as of a download that was refused, or of OpenVINO: get the file again, or write a handler"),
     (b"\x89HDF", "an HDF5 file, as Keras writes it"),
     (b"GGUF", "a GGUF file, which llama.cpp serves"),
     (b"\x1f\x8b", "packed by gzip: gunzip it"),
     (b"\xfd7zXZ", "packed by xz: unxz it"),
     (b"\x28\xb5\x2f\xfd", "packed by zstd: unzstd it"),
+    (b"BZh", "packed by bzip2: bunzip2 it"),
+    (b"7z\xbc\xaf", "packed by 7-Zip: unpack it"),
 )
+# Of an ONNX file: its version, and then who made it, or what is in it.
+_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x3a\x42]")
+_TAR = slice(257, 262), b"ustar"
+_AGAIN = "it was not copied to the end, or over another file: copy it again"
 _SCRIPT = "make a TorchScript file of it, torch.jit.script(model.eval()).save(...), or write a handler that loads it"
 _PROGRAM = f"which has numbers and no program: {_SCRIPT} (torchpar-model(5))"
 # Of a pickle only this much is looked at: names of classes are in front of the weights.
@@ -43,19 +52,38 @@ def refuse_other_kinds(path: str) -> None:
     """Say what it is where it is no model of the kind that its name says. Raises ModelError."""
     try:
         with open(path, "rb") as file:
-            first = file.read(256)
+            first = file.read(512)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}: the service's user must be able to read it") from None
     if not first.strip(b"\0"):
         size = os.path.getsize(path)
         raise ModelError(f"{path}: it is {'empty' if not size else 'zeros'}: copy it again")
+    # An editor of Windows leaves a mark in front.
+    text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
     for begin, what in _BEGINS:
-        if first.startswith(begin):
+        if first.startswith(begin) or text.startswith(begin):
             raise ModelError(f"{path}: it is {what}")
+    place, mark = _TAR
+    if first[place] == mark:
+        raise ModelError(f"{path}: it is packed by tar: unpack it")
     if path.endswith(".py"):
         _look_at_python(path)
-    elif path.endswith((".pt", ".pt2")):
-        _look_at_archive(path, first)
+        return
+    if _ONNX.match(first):
+        raise ModelError(f"{path}: it is an ONNX file: write a handler that loads it (torchpar-model(5))")
+    _look_at_archive(path, first)
+    if path.endswith((".pt", ".pt2")) and not first.startswith(b"PK\x03\x04"):
+        raise ModelError(f"{path}: it is no archive, as torch writes them, {_beginning(first)}: copy it again")
+
+
+def _beginning(first: bytes) -> str:
+    try:
+        line = first[:400].decode().strip().splitlines()[0]
+    except (UnicodeDecodeError, IndexError):
+        line = ""
+    if line.isprintable() and len(line) > 3:
+        return f"but text, which begins with {line[:60]!r}"
+    return f"but something that begins with the bytes {first[:8].hex(' ')}"
 
 
 def _look_at_archive(path: str, first: bytes) -> None:
@@ -64,34 +92,62 @@ def _look_at_archive(path: str, first: bytes) -> None:
     if first[8:10] == b'{"':
         raise ModelError(f"{path}: it is a safetensors file, {_PROGRAM}")
     if not first.startswith(b"PK\x03\x04"):
+        if zipfile.is_zipfile(path):
+            raise ModelError(f"{path}: its beginning is damaged: {_AGAIN}")
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            inner = {name.partition("/")[2]: name for name in archive.namelist()}
+            every = archive.namelist()
+            inner = {name.partition("/")[2]: name for name in every}
             names: list[str] = []
             if "data.pkl" in inner:
                 with archive.open(inner["data.pkl"]) as pickle:
                     names = _names(pickle.read(_PICKLE_BYTES))
-    except zipfile.BadZipFile:
+    except zipfile.BadZipFile as error:
+        if zipfile.is_zipfile(path):
+            raise ModelError(f"{path}: it is damaged ({str(error).rstrip('.')}): {_AGAIN}") from None
         size = os.path.getsize(path)
         raise ModelError(
             f"{path}: the end of it is missing, it has {size} bytes: it was not copied, or not written, to the end"
         ) from None
-    except (OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise ModelError(f"{path}: it cannot be read: {error}") from None
     if "MANIFEST.json" in inner or any("MAR-INF/" in name for name in inner.values()):
         raise ModelError(f"{path}: it is a TorchServe archive: unpack it, and serve the model in it, or a handler")
     script = "constants.pkl" in inner or any(name.startswith("code/") for name in inner)
     package = any("aotinductor/" in name or name.endswith("exported_program.json") for name in inner.values())
     package = package or any(name.startswith("models/") and name.endswith(".json") for name in inner)
-    if script and path.endswith(".pt2"):
+    if script and not path.endswith(".pt"):
         raise ModelError(f"{path}: it is a TorchScript file: call it .pt")
-    if package and path.endswith(".pt"):
+    if package and not script and not path.endswith(".pt2"):
         raise ModelError(f"{path}: it is of torch.export: call it .pt2")
+    if any(name.startswith(".data/") and name.endswith("extern_modules") for name in inner):
+        raise ModelError(f"{path}: it is of torch.package: write a handler that loads it (torchpar-model(5))")
     if "data.pkl" in inner and not script and not package:
         raise ModelError(f"{path}: {_pickled(names, 'what torch.save wrote')}")
     if not script and not package and path.endswith(".pt"):
-        raise ModelError(f"{path}: it is an archive of something else; in it are {', '.join(sorted(inner)[:3])}")
+        raise ModelError(f"{path}: it is an archive of something else; in it are {', '.join(sorted(every)[:3])}")
+    if script or package:
+        _check_sums(path)
+
+
+def _check_sums(path: str) -> None:
+    """Raise ModelError where a part is not what it was when it was written: torch does not look.
+
+    As of a copy over an older file of the same size that was broken off.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if not part.CRC:
+                continue  # written without
+            try:
+                with archive.open(part) as content:
+                    while content.read(_PICKLE_BYTES):
+                        pass
+            except NotImplementedError:
+                continue  # packed in a way that Python does not know
+            except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+                raise ModelError(f"{path}: it is damaged ({error}): {_AGAIN}") from None
 
 
 def _pickled(names: list[str], what: str) -> str:

@@ -48,6 +48,8 @@ def parse_description(text: str, where: str) -> Description:
     """Parse the text; `where` names it in the messages. Raises ModelError."""
     try:
         data = json.loads(text)
+    except RecursionError:
+        raise ModelError(f"{where}: not a description: it is nested too deep") from None
     except ValueError as error:
         raise ModelError(f"{where}: not JSON: {error}") from None
     if not isinstance(data, dict):

@@ -37,6 +37,12 @@ def find_models(name: str, path: str) -> tuple[list[ModelFile], list[str]]:
     problems: list[str] = []
     for model in _folders(path):
         versions = [entry for entry in _folders(os.path.join(path, model)) if entry.isdecimal()]
+        triton = os.path.join(path, model, "config.pbtxt")
+        if os.path.exists(triton):
+            problems.append(
+                f"{triton}: it is Triton's, and is not read here: say what it says of inputs, outputs and batches in"
+                f" {model}/VERSION/model.json (torchpar-model(5))"
+            )
         if not versions:
             problems.append(f"{os.path.join(path, model)}: no version in it, such as {model}/1/model.pt")
         for version in sorted(versions, key=int):

@@ -35,8 +35,7 @@ def _load(file: ModelFile, device: str | None) -> Program:
     description = Description()
     if file.description:
         check_owner(file.description)
-        with open(file.description, encoding="utf-8") as text:
-            description = parse_description(text.read(), file.description)
+        description = parse_description(_read(file.description), file.description)
     if file.path.endswith(".pt"):
         from torchpar.serve.models.torchscript import TorchScript
 
@@ -54,3 +53,14 @@ def _load(file: ModelFile, device: str | None) -> Program:
 
         return Exported(file.path, description, device or "cpu")
     raise ModelError(f"{file.path}: not a model: {', '.join(SUFFIXES)} are")
+
+
+def _read(path: str) -> str:
+    """A description's text."""
+    try:
+        with open(path, encoding="utf-8-sig") as text:
+            return text.read()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: it is not UTF-8: save it as that") from None

@@ -11,6 +11,7 @@ from torchpar.serve.identity import Files
 from torchpar.serve.protocol.elements import data_from_values
 from torchpar.serve.tensors import Tensor, TensorSpec
 
+
 class Program(ABC):
     """One loaded version of a model.
 
