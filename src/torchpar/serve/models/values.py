@@ -54,7 +54,12 @@ def tensor_of(name: str, value: Any) -> Tensor:
         datatype = DATATYPES.get(value.dtype)
         if datatype is None:
             raise OutputError(f"output '{name}' is of {value.dtype}, which the protocol does not have")
-        dense = value.detach().cpu().contiguous()
+        if value.layout is not torch.strided or value.is_nested or value.is_meta:
+            kind = "nested" if value.is_nested else "on no device" if value.is_meta else f"laid out as {value.layout}"
+            raise OutputError(f"output '{name}' is {kind}: a dense tensor is expected, as to_dense() makes of most")
+        # Signs that torch has only noted, as of a conjugate's imaginary part, and zeros that it keeps no memory for.
+        dense = value.detach().clone() if value._is_zerotensor() else value.detach().resolve_neg()
+        dense = dense.cpu().contiguous()
         size = dense.numel() * dense.element_size()
         return Tensor(name, datatype, tuple(dense.shape), ctypes.string_at(dense.data_ptr(), size) if size else b"")
     if isinstance(value, list):
