@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
 from torchpar.serve.identity import changed, own_files
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.loading import load_program, runs_in_threads
-from torchpar.serve.probe import Probe, batch_of, try_model
+from torchpar.serve.probe import Probe, batch_of, beside_many, try_model
 from torchpar.serve.runner import Runner, ThreadRunner
 from torchpar.serve.served import Served
 from torchpar.serve.settings import EngineSettings
@@ -40,6 +41,10 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     try:
         probe = try_model(runner)
         curve = _curve(file, runner, probe, settings)
+        if not probe.reason and probe.sample:
+            # Every size that was measured, by this start or an earlier one, may be a batch's from the first request on.
+            sizes = {rows for rows in (*curve.points(), curve.cap) if 1 < rows <= (_most(runner, settings) or rows)}
+            probe = replace(probe, reason=beside_many(runner, probe.sample, sorted(sizes)))
         team_from = _team_from(runner, probe, curve, settings)
         writes = runner.writes()
         single = bool(writes) and settings.backend == "auto"
@@ -60,7 +65,6 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     if single:
         reason += ", and by one worker alone, which Backend= overrules"
     batched = not reason and (settings.max_batch is None or settings.max_batch > 1)
-    most = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
     log.log(
         logging.WARNING if writes else logging.INFO,
         "model %s version %s: %s, loaded in %.1f s, %s",
@@ -80,7 +84,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         loose=runner.guessed,
         curve=curve,
         team_from=team_from,
-        most=min(most) if most else None,
+        most=_most(runner, settings),
         statistics=statistics,
         path=file.path,
         files=files,
@@ -111,9 +115,14 @@ def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> Non
         log.warning("%s: not written: %s", path, error.strerror)
 
 
-def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettings) -> Curve:
+def _most(runner: Runner, settings: EngineSettings) -> int | None:
+    """Rows of one batch, at the most."""
     limits = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
-    most = min(limits) if limits else None
+    return min(limits) if limits else None
+
+
+def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettings) -> Curve:
+    most = _most(runner, settings)
     known = _saved_points(file, settings)
     if known:
         return Curve(known, most)

@@ -20,7 +20,7 @@ from torchpar.serve.answering import ENDED, difference_to_declared, is_open, ref
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import CannotAnswer, ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
-from torchpar.serve.rows import cut, difference, odd_rows, only, repeat
+from torchpar.serve.rows import Part, cut, difference, odd_rows, only, repeat
 from torchpar.serve.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
@@ -30,6 +30,8 @@ SIZES_TO_TRY = (16, 32, 64, 224, 8, 1)
 GROUPS = ((1, 1), (2, 3), (1, 4, 2))
 # Rows of other scales: at the most so many, and as many as can be asked alone, and beside others, in so many seconds.
 MOST_ODD_ROWS, ODD_SECONDS = 60, 5.0
+# Batches as large as they will be have so many rows that differ: a number that no size of a batch is a multiple of.
+DIFFERENT_ROWS = 7
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def _times(tensor: Tensor, factor: int) -> Tensor:
 
 def _changes(runner: Runner, lane: int, sample: Sequence[Tensor]) -> str:
     """Whether the same row has another answer each time: random numbers, or something that is kept."""
-    first, second = (_run(runner, lane, sample).outputs for _ in range(2))
-    found = difference(first, second, lambda _: second)
+    first, second, third = (_run(runner, lane, sample).outputs for _ in range(3))
+    found = difference([Part(first, second, lambda _: third)])
     return found and "the answer to the same row is another each time"
 
 
@@ -198,6 +200,36 @@ def _beside_odd_rows(runner: Runner, lane: int, sample: tuple[Tensor, ...]) -> s
     return ""
 
 
+def beside_many(runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], lane: int = 0) -> str:
+    """Ask for batches of so many rows, a few that differ again and again; "" if each row has its answer alone."""
+    until = time.monotonic() + ODD_SECONDS
+    rows, answers = [sample], [_run(runner, lane, sample).outputs]
+    for row in itertools.islice(odd_rows(sample, indices=runner.kind == "KIND_CPU"), MOST_ODD_ROWS):
+        if len(rows) == DIFFERENT_ROWS or time.monotonic() > until:
+            break
+        if any(_is_special(tensor) for tensor in row):
+            continue
+        try:
+            answers.append(_run(runner, lane, row, quiet=True).outputs)
+            rows.append(row)
+        except ServeError as error:
+            if error.status == 503:
+                runner.mend(lane)
+    for size in sorted(sizes):
+        if time.monotonic() > until + ODD_SECONDS:
+            break
+        order = [i % len(rows) for i in range(size)]
+        try:
+            reason = _agrees(runner, lane, [rows[i] for i in order], [answers[i] for i in order])
+        except ServeError as error:
+            reason = error.message
+            if error.status == 503:
+                runner.mend(lane)
+        if reason:
+            return f"in a batch of {size} rows {reason}"
+    return ""
+
+
 def _agrees(
     runner: Runner, lane: int, rows: Sequence[tuple[Tensor, ...]], answers: Sequence[Sequence[Tensor]]
 ) -> str:
@@ -206,16 +238,15 @@ def _agrees(
     for tensor in whole:
         if tensor.shape[:1] != (len(rows),):
             return f"output '{tensor.name}' has shape {list(tensor.shape)} for {len(rows)} rows of input"
+    parts = []
     for i, (row, answer) in enumerate(zip(rows, answers)):
 
         def again(more: int, row: tuple[Tensor, ...] = row, i: int = i) -> list[Tensor]:
             inputs, place = only(row, i, len(rows), more, runner.max_batch)
             return [cut(tensor, place, place + 1) for tensor in _run(runner, lane, inputs).outputs]
 
-        reason = difference(answer, [cut(tensor, i, i + 1) for tensor in whole], again, runner.kind)
-        if reason:
-            return reason
-    return ""
+        parts.append(Part(answer, [cut(tensor, i, i + 1) for tensor in whole], again))
+    return difference(parts, whole, runner.kind)
 
 
 def _joined(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
@@ -255,7 +286,7 @@ def _compare(
     for tensor in whole:
         if not tensor.shape or tensor.shape[0] != rows:
             return f"output '{tensor.name}' has shape {list(tensor.shape)} for {rows} rows of input"
-    start = 0
+    start, parts = 0, []
     for count in groups:
         end = start + count
         asked = [cut(tensor, start, end) for tensor in inputs]
@@ -267,11 +298,9 @@ def _compare(
             inputs, place = only(asked, start, rows, more, runner.max_batch)
             return [cut(tensor, place, place + count) for tensor in _run(runner, lane, inputs).outputs]
 
-        reason = difference(alone, [cut(tensor, start, end) for tensor in whole], again, runner.kind)
-        if reason:
-            return reason
+        parts.append(Part(alone, [cut(tensor, start, end) for tensor in whole], again))
         start = end
-    return ""
+    return difference(parts, whole, runner.kind)
 
 
 def _run(runner: Runner, lane: int, inputs: Sequence[Tensor], quiet: bool = False) -> Computed:

@@ -17,7 +17,7 @@ from torchpar.serve.failures import failure
 from torchpar.serve.identity import Files
 from torchpar.serve.queue import Queue, Waiting
 from torchpar.serve.requests import Request, Response
-from torchpar.serve.rows import cut, difference, only
+from torchpar.serve.rows import Part, cut, difference, only
 from torchpar.serve.runner import Runner
 from torchpar.serve.statistics import Statistics
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
@@ -25,10 +25,14 @@ from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
 log = logging.getLogger("torchpar.serve")
 
 # Shapes that were seen before need not be looked at again; clients that send ever new ones must not fill the memory.
-SHAPES_KEPT = 512
+SHAPES_KEPT, KINDS_KEPT = 512, 4096
 
 # In so many batches at first every answer, and then in one of so many one answer, is computed alone too.
 WATCHED, WATCHED_LATER = 64, 256
+# What is new is watched again: so many batches of each shape with each power of two of rows, and those that have more
+# rows than any before. After so many of these in all only one in so many may be, and one answer: clients that send ever
+# new shapes must not cost more than others.
+WATCHED_NEW, WATCHED_NEWS, NEWS_LATER = 4, 256, 1024
 
 
 class Batch:
@@ -99,6 +103,8 @@ class Served:
         self.retired = False
         self.waits = False  # is in the pool's ring
         self._batches = itertools.count()  # for all threads
+        self._kinds: dict[Any, tuple[int, int]] = {}  # shapes and sizes: times watched, most rows of these
+        self._news = 0  # batches that were watched for what is new in them
         self._loose = loose
         self._names = [spec.name for spec in self.inputs]
         self._output_names = frozenset(spec.name for spec in outputs)
@@ -183,42 +189,57 @@ class Served:
                     self.end_batching()
                     batch.each = self._one_by_one(lane, items)
                     return
-            number = next(self._batches)
-            if number < WATCHED or number % WATCHED_LATER == 0:
-                self._watch(lane, batch, number)
+            watched = self._watched(batch)
+            if watched:
+                self._watch(lane, batch, watched)
 
-    def _watch(self, lane: int, batch: Batch, number: int) -> None:
+    def _watched(self, batch: Batch) -> int:
+        """How many answers of a batch are computed alone too."""
+        number, every = next(self._batches), len(batch.items)
+        kind = (batch.items[0].key, (batch.rows - 1).bit_length())
+        times, largest = self._kinds.get(kind, (0, 0))
+        new = times < WATCHED_NEW or batch.rows > largest
+        if number >= WATCHED:
+            allowed = self._news < WATCHED_NEWS + number // NEWS_LATER
+            if not new or not allowed:
+                return 0 if number % WATCHED_LATER else 1
+            every = every if self._news < WATCHED_NEWS else 1
+            self._news += 1
+        if len(self._kinds) >= KINDS_KEPT:
+            self._kinds.clear()
+        self._kinds[kind] = times + 1, max(largest, batch.rows)
+        return every
+
+    def _watch(self, lane: int, batch: Batch, watched: int) -> None:
         """Compute answers of a batch alone, before anybody has them. A difference ends batching for this model."""
         items, computed = batch.items, batch.computed
         assert computed
-        place = random.randrange(len(items))
-        row = 0
-        for i, waiting in enumerate(items):
-            start, row = row, row + waiting.rows
-            if number >= WATCHED and i != place:
-                continue
-            part = [cut(tensor, start, row) for tensor in computed.outputs]
-            try:
-                alone = self._run(lane, [waiting], waiting.rows).outputs
-                again = partial(self._only, lane, waiting, start, batch.rows)
-                reason = difference(alone, part, again, self.runner.kind)
-            except ServeError as error:
-                reason = f"it fails alone: {error.message}"
-                if error.status == 503:
-                    # That the worker died tells nothing of the model; nor is there more than the batch's own answer.
-                    self.runner.mend(lane)
-                    batch.each = self._one_by_one(lane, items)
-                    return
-            if reason:
-                if self.batched:
-                    log.error(
-                        "model %s version %s: in a batch of %d rows %s: served unbatched from now on",
-                        self.name, self.version, batch.rows, reason,
-                    )  # fmt: skip
-                self.end_batching()
-                self.statistics.differences += 1
+        places = set(random.sample(range(len(items)), watched))
+        row, parts = 0, []
+        try:
+            for i, waiting in enumerate(items):
+                start, row = row, row + waiting.rows
+                if i in places:
+                    alone = self._run(lane, [waiting], waiting.rows).outputs
+                    answer = [cut(tensor, start, row) for tensor in computed.outputs]
+                    parts.append(Part(alone, answer, partial(self._only, lane, waiting, start, batch.rows)))
+            reason = difference(parts, computed.outputs, self.runner.kind)
+        except ServeError as error:
+            reason = f"it fails alone: {error.message}"
+            if error.status == 503:
+                # That the worker died tells nothing of the model; nor is there more than the batch's own answer.
+                self.runner.mend(lane)
                 batch.each = self._one_by_one(lane, items)
                 return
+        if reason:
+            if self.batched:
+                log.error(
+                    "model %s version %s: in a batch of %d rows %s: served unbatched from now on",
+                    self.name, self.version, batch.rows, reason,
+                )  # fmt: skip
+            self.end_batching()
+            self.statistics.differences += 1
+            batch.each = self._one_by_one(lane, items)
 
     def _only(self, lane: int, waiting: Waiting, start: int, rows: int, more: int) -> list[Tensor]:
         """The answer to a request at its place in a batch that holds nothing else; more: see rows.only."""
