@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from tests.serve.engines import Answer, ask, request, serving
 from tests.serve.models import Affine, described, mlp, save_script
+from torchpar.serve.models.torchscript import _sums
 from torchpar.serve.models.writes import find_write
+from torchpar.serve.workers.runner import ProcessRunner
 
 X = torch.full((1, 1), 20.0)
 
@@ -134,6 +137,61 @@ class Statistics(Kept):
         return nn.functional.batch_norm(x, self.mean, self.mean, training=True)
 
 
+class Gradients(nn.Module):
+    """They add up in what is asked for them, call by call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        (x * self.weight).sum().backward()
+        return x
+
+
+class Adjacent(nn.Module):
+    """A graph of nodes, most of which are not connected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("compressed", torch.eye(4).to_sparse_csr())
+        self.register_buffer("adjacent", torch.eye(4).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.adjacent, x.t()).t()
+
+
+class Deep(nn.Module):
+    """A long chain of operations in place on what a call makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        for _ in range(1500):
+            y.mul_(1.0).add_(0.001)
+        return y
+
+
+class DeepAndKept(Kept):
+    """The chain ends in what is kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.table[:4]
+        for _ in range(1500):
+            y = y.view(4)
+        y.mul_(2.0)
+        return x + y
+
+
+class Seeded(nn.Module):
+    """Random numbers, but the same for the same question: as long as nobody else draws from them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        for _ in range(50):
+            x = x + torch.randn(x.size(0), x.size(1))
+        return x
+
+
 class OfItsOwn(nn.Module):
     """It writes, to what it makes and to what it is given."""
 
@@ -163,10 +221,10 @@ def _loaded(module: nn.Module, path: Path) -> torch.jit.ScriptModule:
 
 WRITE = [
     Streaming(), Positions(), InPlace(), ThroughViews(), OneElement(), Maybe(), Out(), InADictionary(), InAList(),
-    Within(), Statistics(),
+    Within(), Statistics(), Gradients(),
 ]  # fmt: skip
 READ = [
-    OfItsOwn(), mlp(), Affine(), nn.BatchNorm1d(3), nn.Embedding(3, 3), nn.EmbeddingBag(4, 3),
+    Adjacent(), OfItsOwn(), mlp(), Affine(), nn.BatchNorm1d(3), nn.Embedding(3, 3), nn.EmbeddingBag(4, 3),
     nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, batch_first=True)),
 ]  # fmt: skip
 
@@ -181,6 +239,43 @@ def test_a_write_to_what_is_kept_is_found_in_the_graph(tmp_path: Path, module: n
 def test_what_a_call_makes_for_itself_is_no_state(tmp_path: Path, module: nn.Module) -> None:
     """Nor are branches for training."""
     assert find_write(_loaded(module, tmp_path / "m.pt")) == ""
+
+
+def test_thousands_of_operations_in_a_row_are_followed(tmp_path: Path) -> None:
+    """As tracing leaves of a loop."""
+    for module, found in ((Deep(), ""), (DeepAndKept(), "what it keeps (aten::mul_)")):
+        torch.jit.trace(module, torch.ones(1, 4), check_trace=False).save(tmp_path / "m.pt")
+        assert find_write(torch.jit.load(tmp_path / "m.pt")) == found
+
+
+@pytest.mark.parametrize("of", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc])
+def test_sparse_and_quantised_buffers_are_looked_at_too(of: Callable[[Tensor], Tensor]) -> None:
+    """What has changed is found, and what has not is not."""
+    model = nn.Module()
+    model.register_buffer("adjacent", of(torch.eye(4)))
+    model.register_buffer("rounded", torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8))
+    model.register_buffer("turned", torch.complex(torch.eye(4), torch.eye(4)).conj())
+    before = _sums(model)
+    assert _sums(model) == before
+    model.adjacent.values().mul_(2.0) if model.adjacent.layout is not torch.sparse_coo else model.adjacent.mul_(2.0)
+    assert [name for name, now in _sums(model).items() if now != before[name]] == ["adjacent"]
+
+
+@pytest.mark.subprocess
+def test_a_program_that_seeds_shares_random_numbers_with_nobody(tmp_path: Path) -> None:
+    """Neither with its own other workers nor with another model."""
+    for name in ("a", "b"):
+        save_script(Seeded(), tmp_path / "models" / name / "1" / "model.pt", described(-1, 64))
+
+    async def run() -> None:
+        async with serving(tmp_path / "models", workers=2) as engine:
+            assert all(isinstance(engine._repository.get(name).runner, ProcessRunner) for name in ("a", "b"))
+            inputs = [torch.rand(1, 64) for _ in range(40)]
+            answers = ask(engine, [request(x, model="ab"[i % 2]) for i, x in enumerate(inputs)])
+            for x, answer in zip(inputs, answers, strict=True):
+                assert torch.allclose((await answer.values())[0], Seeded()(x), atol=1e-4)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("backend", ["auto", "process"])

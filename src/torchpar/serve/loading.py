@@ -98,7 +98,15 @@ def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
     threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[settings.backend]
     if devices or not threads:
         return ProcessRunner(file, settings.lanes(), devices)
-    return ThreadRunner(lambda: load_program(file))
+    runner = ThreadRunner(lambda: load_program(file))
+    if not runner.seeds or settings.backend != "auto":
+        return runner
+    # Every thread, and every other model, draws from the same.
+    seeds = runner.seeds
+    runner.close()
+    del runner
+    log.info("%s: processes compute it, for it seeds torch's random numbers when it runs (%s)", file.path, seeds)
+    return ProcessRunner(file, settings.lanes())
 
 
 def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:

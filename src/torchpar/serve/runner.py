@@ -31,6 +31,7 @@ class Runner(ABC):
     example: list[Tensor] | None = None
     guessed = False
     files: Files = {}
+    seeds = ""  # what in the program seeds the random numbers of its whole process
     quiet = False  # what a handler raises now is not for the log
     in_service = False  # requests come; before, it is being loaded
     kind = "KIND_CPU"
@@ -78,6 +79,7 @@ class ThreadRunner(Runner):
         self.guessed = program.guessed
         self.example = program.example
         self.files = program.files
+        self.seeds = getattr(program, "seeds", "")
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""

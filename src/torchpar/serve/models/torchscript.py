@@ -15,7 +15,7 @@ from torchpar.serve.models.description import INSIDE, Description, parse_descrip
 from torchpar.serve.models.program import Program, example_of
 from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import bytes_of
-from torchpar.serve.models.writes import find_write
+from torchpar.serve.models.writes import find_seed, find_write
 from torchpar.serve.tensors import TensorSpec
 
 
@@ -73,6 +73,7 @@ class TorchScript(Program):
         self._module = module
         self._mode = torch.enable_grad if _asks_for_gradients(module) else torch.inference_mode
         self._writes = find_write(module)
+        self.seeds = find_seed(module)
         self._sums = _sums(module)
 
     def writes(self) -> str:
@@ -201,11 +202,31 @@ def _sums(module: Any) -> dict[str, tuple[int, int]]:
     """What tells whether a parameter or a buffer is another: its bytes, added up, and torch's count of writes."""
     found = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        raw = bytes_of(tensor.detach().contiguous()) if tensor.device.type == "cpu" and not tensor.is_quantized else b""
-        whole = len(raw) // 8 * 8
-        added = int(torch.frombuffer(raw[:whole], dtype=torch.int64).sum()) if whole else 0
-        found[name] = (added + sum(raw[whole:]), tensor._version)
+        added = 0
+        for part in _parts(tensor.detach()) if tensor.device.type == "cpu" else ():
+            raw = bytes_of(part.contiguous())
+            whole = len(raw) // 8 * 8
+            added += int(torch.frombuffer(raw[:whole], dtype=torch.int64).sum()) if whole else 0
+            added += sum(raw[whole:])
+        found[name] = (added, tensor._version)
     return found
+
+
+def _parts(tensor: Any) -> list[Any]:
+    """The dense tensors that one consists of; none where torch does not show them."""
+    if tensor.is_nested:
+        return []
+    if tensor.is_quantized:
+        return [tensor.int_repr()]
+    if tensor.layout is torch.strided:
+        return [tensor.resolve_conj().resolve_neg()]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor.to_dense()] if tensor.is_mkldnn else []
 
 
 def _first_input(module: Any) -> Any:

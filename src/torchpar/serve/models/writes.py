@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 # A written argument in a schema: Tensor(a!). Tensor(a) is one that is, or may be, part of a result.
@@ -18,9 +19,22 @@ _NORMS = ("aten::batch_norm", "aten::instance_norm", "aten::native_batch_norm")
 _UNKNOWN = object()
 
 
+# They leave something in the parameters without saying so in their schema: gradients.
+_BACKWARD = ("aten::backward", "aten::_backward")
+
+
 def find_write(module: Any) -> str:
     """What a loaded module writes to when its forward runs, in words; "" if nothing."""
-    return _Graph(module).write()
+    try:
+        return _Graph(module).write()
+    except RecursionError:
+        return "what is too deep within its branches to be found out"
+
+
+def find_seed(module: Any) -> str:
+    """What in a loaded module's forward seeds the random numbers of all that run in its process; "" if nothing."""
+    kinds = {node.kind() for node in _all(module.forward.inlined_graph)}
+    return ", ".join(sorted(kinds & {"aten::manual_seed", "aten::seed"}))
 
 
 class _Graph:
@@ -31,6 +45,9 @@ class _Graph:
         self._graph = module.forward.inlined_graph
         self._self = next(iter(self._graph.inputs())).debugName()
         self._set = {node.s("name") for node in _all(self._graph) if node.kind() == "prim::SetAttr"}
+        self._seen: set[str] = set()  # values that were followed, none of which is the program's own
+        self._inputs = [each.debugName() for each in self._graph.inputs()]
+        self._carried = dict(_carried(self._graph))
 
     def write(self) -> str:
         for node in self._open(self._graph):
@@ -40,10 +57,12 @@ class _Graph:
                 return f"attribute '{node.s('name')}'"
             if kind in ("prim::CallMethod", "prim::CallFunction"):
                 return "what it calls through an interface"
+            if kind in _BACKWARD:
+                return f"gradients ({kind})"
             if kind in _NORMS and self._known(inputs[3]) is not None and self._known(inputs[5]) is not False:
                 return "the statistics of a normalisation"
             for value, written in zip(inputs, _arguments(node.schema())):
-                if _WRITTEN.search(written) and value.node().kind() not in _CONSTRUCTED and self._is_own(value, set()):
+                if _WRITTEN.search(written) and value.node().kind() not in _CONSTRUCTED and self._is_own(value):
                     return f"{self._name(value)} ({kind})"
         return ""
 
@@ -70,16 +89,17 @@ class _Graph:
         if kind == "prim::GetAttr":
             name, owner = node.s("name"), self._owner(next(iter(node.inputs())))
             return _UNKNOWN if owner is None or name in self._set else owner.getattr(name)
-        known = [self._known(each) for each in node.inputs()] if kind.startswith("aten::__") else []
+        asks = ("aten::__is__", "aten::__isnot__", "aten::__not__")
+        known = [self._known(each) for each in node.inputs()] if kind in asks else []
         if kind == "prim::If":
             condition = self._known(next(iter(node.inputs())))
             if condition is not _UNKNOWN:
                 block = list(node.blocks())[0 if condition else 1]
                 return self._known(list(block.outputs())[_place(node, value)])
-        elif len(known) == 2 and kind in ("aten::__is__", "aten::__isnot__"):
+        elif len(known) == 2:
             if known[1] is None and (known[0] is not _UNKNOWN):
                 return (known[0] is None) == (kind == "aten::__is__")
-        elif len(known) == 1 and kind == "aten::__not__" and known[0] is not _UNKNOWN:
+        elif len(known) == 1 and known[0] is not _UNKNOWN:
             return not known[0]
         return _UNKNOWN
 
@@ -93,48 +113,44 @@ class _Graph:
         owner = self._owner(next(iter(node.inputs())))
         return None if owner is None else owner.getattr(node.s("name"))
 
-    def _is_own(self, value: Any, seen: set[str]) -> bool:
-        """Whether a value is, or may be, memory that the program keeps."""
-        if value.debugName() in seen:
-            return False
-        seen.add(value.debugName())
+    def _is_own(self, value: Any) -> bool:
+        """Whether a value is, or may be, memory that the program keeps.
+
+        The first that is one ends the search, so nothing is followed twice, however many writes there are.
+        """
+        following = [value]
+        while following:
+            value = following.pop()
+            if value.debugName() not in self._seen:
+                self._seen.add(value.debugName())
+                sources = self._sources(value)
+                if sources is None:
+                    return True
+                following += sources
+        return False
+
+    def _sources(self, value: Any) -> list[Any] | None:
+        """The values whose memory a value may be; None where it is the program's own."""
         node = value.node()
         kind = node.kind()
         if kind == "prim::Param":
-            return self._is_own_parameter(value, seen)
+            if value.debugName() in self._inputs:
+                return None if value.debugName() == self._inputs[0] else []
+            return self._carried.get(value.debugName())  # parameters of other blocks than loops are not followed
         if kind == "prim::Constant":
-            return str(value.type()) not in ("int", "float", "bool", "str", "NoneType", "Device")
+            return [] if str(value.type()) in ("int", "float", "bool", "str", "NoneType", "Device") else None
         sources = list(node.inputs())
         if kind in ("prim::If", "prim::Loop"):
             place = _place(node, value)
             # A loop's blocks return first whether it goes on.
             outputs = [list(block.outputs())[place + (kind == "prim::Loop")] for block in node.blocks()]
-            sources = outputs if kind == "prim::If" else [*outputs, sources[2 + place]]
-        elif kind == "prim::GetAttr":
-            pass
-        elif kind.startswith("aten::"):
+            return outputs if kind == "prim::If" else [*outputs, sources[2 + place]]
+        if kind.startswith("aten::"):
             if "(" not in node.schema().rpartition("->")[2].strip(" ()"):
-                return False  # fresh memory
+                return []  # fresh memory
             # Of the arguments only those are in it that the schema marks.
-            sources = [source for source, mark in zip(sources, _arguments(node.schema())) if "(" in mark]
-        return any(self._is_own(source, seen) for source in sources)
-
-    def _is_own_parameter(self, value: Any, seen: set[str]) -> bool:
-        inputs = [each.debugName() for each in self._graph.inputs()]
-        if value.debugName() in inputs:
-            return inputs.index(value.debugName()) == 0
-        # A loop's: what it begins with, and what each round leaves. Those of other blocks are not followed.
-        for node in _all(self._graph):
-            if node.kind() == "prim::Loop":
-                (block,) = node.blocks()
-                names = [each.debugName() for each in block.inputs()]
-                if value.debugName() in names:
-                    place = names.index(value.debugName())
-                    if place == 0:
-                        return False  # the round's number
-                    carried = [list(node.inputs())[1 + place], list(block.outputs())[place]]
-                    return any(self._is_own(each, seen) for each in carried)
-        return True
+            return [source for source, mark in zip(sources, _arguments(node.schema())) if "(" in mark]
+        return sources
 
     def _name(self, value: Any) -> str:
         while value.node().kind() != "prim::Param":
@@ -155,10 +171,22 @@ def _all(block: Any) -> Iterator[Any]:
             yield from _all(inner)
 
 
+def _carried(graph: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The parameters of loops, by name: what each begins with, and what every round leaves."""
+    for node in _all(graph):
+        if node.kind() == "prim::Loop":
+            (block,) = node.blocks()
+            begins, leaves = list(node.inputs()), list(block.outputs())
+            for place, each in enumerate(block.inputs()):
+                # The first is the round's number.
+                yield each.debugName(), [begins[1 + place], leaves[place]] if place else []
+
+
 def _place(node: Any, value: Any) -> int:
     return [each.debugName() for each in node.outputs()].index(value.debugName())
 
 
+@lru_cache(maxsize=1024)
 def _arguments(schema: str) -> list[str]:
     """The arguments of a schema such as "aten::add_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)"."""
     inside = schema.partition("(")[2].rpartition(") ->")[0]
