@@ -243,3 +243,11 @@ def test_a_mount_that_does_not_answer_ends_in_words(tmp_path: Path, hung: Path) 
             reader.read(tmp_path, trusted=False)
         assert reader.stamp(tmp_path) == str(error.value)
     assert threading.active_count() == threads + 1
+
+
+def test_a_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd takes no other SourcePath=."""
+    (tmp_path / "my.conf").write_text("[Train a]\n")
+    monkeypatch.chdir(tmp_path)
+    (file,) = ConfReader().read_files((Path("my.conf"),), trusted=False)
+    assert file.path == f"{tmp_path}/my.conf"

@@ -96,7 +96,8 @@ class ConfReader:
         files: list[ConfFile] = []
         problems: list[Problem] = []
         left = _LIMIT_OF_ALL
-        for path in paths:
+        # As they are in a unit's SourcePath=, from wherever they were named.
+        for path in map(Path, map(os.path.abspath, paths)):
             try:
                 data = self._data(path)
                 if trusted:
