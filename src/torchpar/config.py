@@ -156,16 +156,6 @@ class _Value(NamedTuple):
     value: Any
 
 
-# What a host's architecture may be called: uname -m, systemd.unit(5) ConditionArchitecture=, dpkg.
-_ARCHITECTURES = {
-    "x86_64": {"x86_64", "x86-64", "amd64"},
-    "aarch64": {"aarch64", "arm64"},
-    "ppc64le": {"ppc64le", "ppc64-le", "ppc64el"},
-    "riscv64": {"riscv64"},
-    "s390x": {"s390x"},
-    "armv7l": {"armv7l", "arm", "armhf"},
-}
-
 # Directives that torchpar renders itself, and the key that decides them.
 _RENDERED = {
     "CPUAffinity": "CPUs",
@@ -203,6 +193,10 @@ _DOUBTFUL = {
 # A file's name has at most 255 bytes, and systemd's folder for PrivateTmp= of the service needs 79 beside its name.
 _LONGEST_NAME = 100
 
+_UNIT_TYPES = (
+    "service", "socket", "target", "timer", "slice", "scope", "mount", "automount", "path", "swap", "device",
+)  # fmt: skip
+
 _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, section in SECTIONS.items()}
 
 
@@ -210,6 +204,7 @@ _SETTINGS = {name: {row.key: row for row in settings_of(section)} for name, sect
 _WORDS: Mapping[Callable[[str], Any], bool] = {
     v.parse_words: False,
     v.parse_globs: False,
+    v.parse_architectures: False,
     v.parse_paths: False,
     v.parse_environment: False,
     v.parse_arguments: True,
@@ -503,16 +498,20 @@ def _shared_endpoints(services: Sequence[Service]) -> Iterator[Problem]:
 
 
 def _is_name(name: str, section: Section, problems: Problems) -> bool:
-    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote.
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", name) and len(name) <= _LONGEST_NAME:
-        return True
-    rule = f"is made of at most {_LONGEST_NAME} letters, digits, '_', '-', '.' and ':'"
-    problems.errors.append(Problem(section.origin, f"[{section.header:.60}]: a service's name {rule}"))
-    return False
+    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote; but
+    # for the colon, which is a separator to systemd-analyze.
+    what = ""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST_NAME:
+        what = f"a service's name is made of at most {_LONGEST_NAME} letters, digits, '_', '-' and '.'"
+    elif re.search(rf"\.(?:{'|'.join(_UNIT_TYPES)})$", name):
+        what = "write the name alone, without the type of a unit"
+    if what:
+        problems.errors.append(Problem(section.origin, f"[{section.header:.60}]: {what}"))
+    return not what
 
 
 def _matches(match: MatchSettings, facts: HostFacts) -> bool:
-    names = {facts.arch} | _ARCHITECTURES.get(facts.arch or "", set())
+    names = {facts.arch} | v.ARCHITECTURES.get(facts.arch or "", set())
     short = facts.hostname.partition(".")[0]
     return (
         (not match.host or any(_is_called(glob, (facts.hostname, short)) for glob in match.host))

@@ -62,7 +62,12 @@ class MatchSettings:
         "Host", v.parse_globs, "", "host names, * and ? allowed", "the host's name is one of these", is_list=True
     )
     architecture: tuple[str, ...] = _setting(
-        "Architecture", v.parse_words, "", "x86-64, arm64, ...", "the host's architecture is one of these", is_list=True
+        "Architecture",
+        v.parse_architectures,
+        "",
+        "x86-64, arm64, ...",
+        "the host's architecture is one of these",
+        is_list=True,
     )
     gpus: tuple[v.Comparison, ...] = _setting(
         "GPUs",

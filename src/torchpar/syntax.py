@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from torchpar.characters import BLANKS, NOT_PLAIN, ODD, name_of
@@ -25,6 +26,9 @@ MOST_PROBLEMS = 100
 
 # Of a key, or of what is between brackets.
 _LONGEST_NAME = 255
+
+# A line that is hardly meant to go on from the one before.
+_BEGINNING = re.compile(r"\[(?:Match|Host|Train|Infer)\b[^\]]*\]|(?:Service\.)?[A-Z][A-Za-z]*[a-z][A-Za-z]*=")
 
 # How much of it a message quotes.
 _SHOWN = 60
@@ -114,7 +118,7 @@ class Problems:
 def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
     """The sections of a file with their assignments, in order; what is not syntax goes to `problems`."""
     if file.text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
-        problems.add(Place(file.path, 1), "the file is UTF-16; save it as UTF-8")
+        problems.add(Place(file.path, 1), "the file is UTF-16 or UTF-32; save it as UTF-8")
         return
     section: Section | None = None
     ignoring = False
@@ -122,6 +126,7 @@ def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
     for line in _logical_lines(file):
         if problems.are_too_many():
             break
+        _note_swallowed(line, problems)
         if line.text.startswith("["):
             if section:
                 yield section
@@ -135,6 +140,19 @@ def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
                 problems.add(line.origin, f"{assignment.key}= stands before the first section header")
     if section:
         yield section
+    end = file.text.rstrip("\r\n")
+    last = end.rpartition("\n")[2].strip(BLANKS)
+    if last.endswith("\\") and _ends_in_one(last) and not last.startswith(("#", ";")):
+        place = Place(file.path, end.count("\n") + 1)
+        problems.note(place, "the last line ends in a \\, and there is none to go on in")
+
+
+def _note_swallowed(line: Line, problems: Problems) -> None:
+    """Note a line that looks like a section or a key and that the one before it goes on in, as with systemd."""
+    for (index, number), (end, _) in pairwise([*line.parts, (len(line.text), 0)]):
+        if index > 0 and (found := _BEGINNING.match(line.text, index, end)):
+            what = f"'{printable(found[0], _SHOWN)}' is part of the value of the line before, which ends in a \\"
+            problems.note(Place(line.path, number), what)
 
 
 def _read_header(line: Line, problems: Problems, *, first: bool) -> str | None:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from torchpar.characters import BLANKS, NOT_PLAIN
 from torchpar.cpuset import CpuSet
+from torchpar.environment import VARIABLE
 from torchpar.errors import printable
 from torchpar.words import MisreadError, split_words
 
@@ -327,14 +328,45 @@ def parse_arguments(text: str) -> tuple[str, ...]:
     return split_words(text, relaxed=True)
 
 
+# A host's name, hostname(7), with the signs of fnmatch(3).
+_GLOB = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\])+")
+
+
 def parse_globs(text: str) -> tuple[str, ...]:
     """Names in which * and ? stand for others."""
     globs = split_words(text)
+    for glob in globs:
+        if not _GLOB.fullmatch(glob):
+            shown = printable(glob, 60)
+            raise ValueError(f"has '{shown}', which no host can be called; between names stand blanks, ! only after [")
     if is_glob(text) and sum(map(is_glob, globs)) > _MOST_GLOBS:
         raise ValueError(f"has more than {_MOST_GLOBS} patterns")
     if any(len(glob) > _LONGEST_HOST for glob in globs):
         raise ValueError(f"has a name of more than the {_LONGEST_HOST} characters that a host's can have")
     return globs
+
+
+# What a host's architecture may be called: uname -m, systemd.unit(5) ConditionArchitecture=, dpkg.
+ARCHITECTURES = {
+    "x86_64": {"x86_64", "x86-64", "amd64"},
+    "aarch64": {"aarch64", "arm64"},
+    "ppc64le": {"ppc64le", "ppc64-le", "ppc64el"},
+    "ppc64": {"ppc64"},
+    "riscv64": {"riscv64"},
+    "s390x": {"s390x"},
+    "loongarch64": {"loongarch64", "loong64"},
+    "armv7l": {"armv7l", "arm", "armhf"},
+    "i686": {"i686", "x86", "i386"},
+}
+
+
+def parse_architectures(text: str) -> tuple[str, ...]:
+    """Names of architectures."""
+    words = split_words(text)
+    for word in words:
+        if not any(word in names for names in ARCHITECTURES.values()):
+            raise ValueError(f"has '{printable(word, 60)}', which is no architecture that torchpar knows")
+    return words
 
 
 def is_glob(text: str) -> bool:
@@ -351,6 +383,8 @@ def parse_environment(text: str) -> tuple[str, ...]:
             at = text.find(word)
             what = f"has '{printable(word, 60)}', which is not NAME=VALUE"
             raise MisreadError(what, at) if at >= 0 else ValueError(what)
+        if name == VARIABLE:
+            raise ValueError(f"sets {name}, in which torchpar tells the job its place")
     return words
 
 

@@ -25,6 +25,8 @@ _SPECIFIER = re.compile(r"%[A-Za-z0-9%]")
 # What a command line of a unit replaces: a word that is a variable, ${NAME} anywhere, and $$.
 _VARIABLE = re.compile(r"\A\$|\$[{$]")
 
+_HASH = re.compile(r"\A#")
+
 
 class MisreadError(ValueError):
     """A value that is wrong at one of its characters; `at` is the index."""
@@ -59,6 +61,8 @@ def notes_on(text: str, words: Iterable[str], *, relaxed: bool) -> Iterator[tupl
     for pattern, what in patterns:
         if any(map(pattern.search, words)):
             yield from _first(text, relaxed, pattern, f"is plain text here; in a unit it would be a {what}")
+    if relaxed and any(word.startswith("#") for word in words):
+        yield from _first(text, relaxed, _HASH, "is an argument here; a comment stands on a line of its own")
     if relaxed and any("\\" in word for word in words):
         yield from _unknown_escape(text)
     if ODD.search(text):

@@ -308,3 +308,47 @@ def test_a_list_of_thousands_is_read_in_time() -> None:
     """Each line of it adds to what is there."""
     (service,) = read("[Train a]\nScript=/a.py\n" + "Environment=A=1\n" * 10_000).services
     assert len(service.settings.environment) == 10_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Host=!other", "Host=debian,other", "Host=gpu[0-9]+", "Host=gpu{1,2}", "Architecture=x86_46", "Architecture=!x86"],
+)
+def test_a_match_that_can_never_hold_is_an_error(line: str) -> None:
+    """It would switch its file off, and take what runs out of force."""
+    (problem,) = problems(f"[Match]\n{line}\n[Train a]\nScript=/a.py\n")
+    assert f"[Match] {line}: " in problem and ("which no host can be called" in problem or "no architecture" in problem)
+
+
+@pytest.mark.parametrize("line", ["Host=gpu* node[0-9].example.org web-?[!ab]", "Architecture=amd64 arm64 loong64"])
+def test_a_match_names_hosts_and_architectures(line: str) -> None:
+    """With the signs of the shell."""
+    assert read(f"[Match]\n{line}\n")
+
+
+@pytest.mark.parametrize("name", ["a.service", "x.socket", "1:2", "a.timer"])
+def test_a_name_that_systemd_would_take_apart_is_an_error(name: str) -> None:
+    """systemctl start torchpar-train@a.service means the service a."""
+    assert f"[Train {name}]: " in problems(f"[Train {name}]\nScript=/a.py\n")[0]
+
+
+def test_what_a_backslash_at_the_end_of_a_line_swallows_is_noted() -> None:
+    """As in a unit, the next line is part of the value, whatever it looks like."""
+    config = read("[Train a]\nScript=/a.py\nArguments=--x \\\nUser=ml\nEnvironment=A=1 \\\n  B=2\nModule=\\\n")
+    assert config.warnings == (
+        "/1.conf:4: 'User=' is part of the value of the line before, which ends in a \\",
+        "/1.conf:7: the last line ends in a \\, and there is none to go on in",
+    )
+    (service,) = config.services
+    assert service.settings.user is None and service.settings.environment == ("A=1", "B=2")
+
+
+def test_a_comment_behind_arguments_is_noted() -> None:
+    """The script would get it."""
+    config = read("[Train a]\nScript=/a.py\nArguments=--a 1 # mine\n")
+    assert "character 17: '#' is an argument here; a comment stands on a line of its own" in config.warnings[0]
+
+
+def test_the_variable_of_torchpar_itself_is_not_the_confs() -> None:
+    """The job would not find its place."""
+    assert "sets TORCHPAR_JOB" in problems("[Train a]\nScript=/a.py\nEnvironment=TORCHPAR_JOB=x\n")[0]
