@@ -50,6 +50,8 @@ class _Service:
     needed_files: tuple[Text, ...] = ()
     loader_cpus: CpuSet = CpuSet()
     allowed_cpus: CpuSet | None = None
+    user: str | None = None
+    read_write_paths: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.plan import make_plan, plan_json
 from torchpar.readback import compare_socket, compare_unit
+from torchpar.record import parse_plan
 from torchpar.syntax import ConfFile
 
 OURS = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
@@ -23,8 +25,8 @@ def make_service() -> dict[str, Any]:
     """The plan of [Train a] on a host of four cores and one node."""
     host = make_host()
     config = parse_config([ConfFile("/c", f"[Host]\nReserveCores=0\n[Train a]\n{LINES}")], host)
-    service: dict[str, Any] = plan_json(make_plan(config, host))["services"][0]
-    return service
+    # As a generation keeps it, since that is what a unit is compared with.
+    return parse_plan(json.dumps(plan_json(make_plan(config, host))))[0]
 
 
 def held(**changes: Any) -> dict[str, Any]:
@@ -70,6 +72,13 @@ def test_a_difference_is_wrong_and_named(changes: dict[str, Any], message: str) 
     """systemd did not get what was meant, and the message says what it has."""
     read = compare_unit(make_service(), held(**changes))
     assert any(message in line for line in read.wrong) and not read.notes
+
+
+def test_a_plan_of_an_older_version_says_nothing_of_user_and_paths() -> None:
+    """So neither is compared: what systemd holds of them is the older version's."""
+    older = [{k: v for k, v in make_service().items() if k not in ("user", "read_write_paths")}]
+    (service,) = parse_plan(json.dumps({"services": older}))
+    assert not compare_unit(service, held(User="x", ReadWritePaths=["/x"])).wrong
 
 
 def test_a_difference_behind_an_override_is_the_administrators() -> None:
