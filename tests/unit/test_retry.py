@@ -52,6 +52,12 @@ def test_a_mount_that_failed_has_not_even_let_the_service_start() -> None:
     assert is_dependency(state("inactive", "success", 0)) and is_lacking(state("inactive", "success", 0))
 
 
+def test_its_unit_may_start_as_often_as_a_service_fails() -> None:
+    """systemd 257 starts it at each failure; by the limit of five in ten seconds it would itself fail, for nothing."""
+    unit = (Path(__file__).parents[2] / "systemd" / "torchpar-retry@.service").read_text().splitlines()
+    assert "StartLimitIntervalSec=0" in unit[: unit.index("[Service]")]
+
+
 def test_what_is_missing_is_found_by_its_path(tmp_path: Path) -> None:
     """A link into a mount that is not there is missing, and so is what is below a file."""
     (tmp_path / "here").touch()
