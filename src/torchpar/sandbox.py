@@ -15,7 +15,8 @@ from torchpar.values import simple_path
 
 # What ProtectSystem=full makes read-only, see systemd.exec(5).
 SYSTEM_FOLDERS = ("/usr", "/boot", "/efi", "/etc")
-_OF_THE_KERNEL = ("/proc", "/sys", "/dev")
+# No work of a service: those, what Debian has links to in /usr for, and what the kernel shows.
+_NO_WORK = (*SYSTEM_FOLDERS, "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/proc", "/sys", "/dev")
 
 # A login's own: the whole file system with its /tmp, group folders (mode g+s, and chgrp to one's own groups, which the
 # template unit refuses as privileged), keys, and new files' mode.
@@ -38,7 +39,7 @@ def sandbox_settings(service: Service) -> list[tuple[str, tuple[str, ...]]]:
     settings: list[tuple[str, tuple[str, ...]]] = []
     if not service.confined:
         settings += [(key, (value,)) for key, value in LOGIN]
-    if service.confined and any(_in_tmp(path) for path in needed_files(service)):
+    if service.confined and _names_tmp(service):
         settings.append(("PrivateTmp", ("no",)))
     if not service.own_user:
         # systemd would remove what other programs of that user share, too.
@@ -67,10 +68,15 @@ def needed_files(service: Service) -> tuple[str, ...]:
 
 
 def needed_mounts(service: Service) -> tuple[str, ...]:
-    """The paths whose mounts the service waits for; also of a path that may be missing, which would stay read-only."""
-    optional = [path[1:] for path in service.settings.read_write_paths if path.startswith("-")]
+    """The paths whose mounts the service waits for."""
     # What Debian's own packages bring is there before any service.
-    return tuple(path for path in (*needed_files(service), *optional) if not path.startswith("/usr/bin/"))
+    return tuple(path for path in _named_paths(service) if not path.startswith("/usr/bin/"))
+
+
+def _named_paths(service: Service) -> tuple[str, ...]:
+    """All paths that the conf names; also one that may be missing, which without its mount would stay read-only."""
+    optional = [path[1:] for path in service.settings.read_write_paths if path.startswith("-")]
+    return (*needed_files(service), *optional)
 
 
 def caches(service: Service) -> dict[str, str]:
@@ -105,7 +111,7 @@ def explain_writing(service: Service) -> Reason:
     folders = [_own_folder(service, "/var/lib"), _own_folder(service, "/var/cache")]
     directory = _writable_directory(service)
     who = "the user torchpar" if service.own_user else f"an inference service, also of {user},"
-    tmp = "/tmp" if any(_in_tmp(path) for path in needed_files(service)) else "a /tmp of its own"
+    tmp = "/tmp" if _names_tmp(service) else "a /tmp of its own"
     more = "User= or ReadWritePaths= opens more" if service.train() else "ReadWritePaths= opens more"
     return Reason(
         "ReadWritePaths",
@@ -121,12 +127,13 @@ def _writable_directory(service: Service) -> str | None:
     if not service.confined or directory is None:
         return None
     path = simple_path(directory)
-    of_system = path == "/" or any(f"{path}/".startswith(f"{folder}/") for folder in (*SYSTEM_FOLDERS, *_OF_THE_KERNEL))
+    of_system = path == "/" or any(f"{path}/".startswith(f"{folder}/") for folder in _NO_WORK)
     return None if of_system else path
 
 
-def _in_tmp(path: str) -> bool:
-    return f"{path}/".startswith(("/tmp/", "/var/tmp/"))
+def _names_tmp(service: Service) -> bool:
+    """Whether the conf names anything below /tmp or /var/tmp, which the service then has in common with the host."""
+    return any(f"{simple_path(path)}/".startswith(("/tmp/", "/var/tmp/")) for path in _named_paths(service))
 
 
 def _own_folder(service: Service, parent: str) -> str:

@@ -61,7 +61,9 @@ def test_what_torchpars_own_user_works_in_and_what_the_conf_names_is_writable() 
     assert written(service)[0].endswith("/train/a '/data/a b' /runs /mnt/x /more")
 
 
-@pytest.mark.parametrize("folder", ["/", "/.", "//", "/etc", "/usr/local/job", "/boot/.", "/proc/1"])
+@pytest.mark.parametrize(
+    "folder", ["/", "/.", "//", "/etc", "/usr/local/job", "/boot/.", "/proc/1", "/lib/job", "//lib64", "/bin", "/sbin"]
+)
 def test_a_folder_of_the_system_is_not_writable_because_a_service_starts_in_it(folder: str) -> None:
     """WorkingDirectory=/ means nowhere in particular. ReadWritePaths= of the same folder is a wish."""
     assert not any(line.startswith("ReadWritePaths") for line in planned(f"{TRAIN}WorkingDirectory={folder}\n")[1])
@@ -103,12 +105,21 @@ def test_what_the_conf_says_itself_wins_and_is_told() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["Script=/tmp/b.py", "WorkingDirectory=/var/tmp", "Python=/tmp/venv/bin/python3", "ReadWritePaths=/tmp/runs"],
+    [
+        "Script=/tmp/b.py",
+        "Script=//tmp/./b.py",
+        "WorkingDirectory=/var/tmp",
+        "Python=/var//tmp/venv/bin/python3",
+        "ReadWritePaths=/tmp/runs",
+        "ReadWritePaths=/x -/tmp/runs",
+    ],
 )
 def test_what_the_conf_names_below_tmp_is_there(line: str) -> None:
-    """In a /tmp of its own nothing of it would be."""
-    assert "PrivateTmp=no" in planned(f"{TRAIN}{line}\n")[1]
-    assert "PrivateTmp=no" not in planned(f"{TRAIN}ReadWritePaths=/tmpfiles -/tmp/maybe\n")[1]
+    """In a /tmp of its own nothing of it would be, and what is written there would go with the service."""
+    service, lines = planned(f"{TRAIN}{line}\n")
+    assert "PrivateTmp=no" in lines and "and in /tmp;" in written(service)[1]
+    service, lines = planned(f"{TRAIN}ReadWritePaths=/tmpfiles -/var/tmpfiles -/x/tmp\n")
+    assert "PrivateTmp=no" not in lines and "a /tmp of its own" in written(service)[1]
 
 
 @pytest.mark.parametrize("value", ["data", "/a ../b", "/a/../b", "+/a", "- /a", "--/a"])
