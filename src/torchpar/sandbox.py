@@ -133,7 +133,9 @@ def _writable_directory(service: Service) -> str | None:
 
 def _names_tmp(service: Service) -> bool:
     """Whether the conf names anything below /tmp or /var/tmp, which the service then has in common with the host."""
-    return any(f"{simple_path(path)}/".startswith(("/tmp/", "/var/tmp/")) for path in _named_paths(service))
+    passed = [word for key, value in service.directives if key == "ReadWritePaths" for word in value.split()]
+    paths = (*_named_paths(service), *(word.lstrip("-+") for word in passed))
+    return any(f"{simple_path(path)}/".startswith(("/tmp/", "/var/tmp/")) for path in paths)
 
 
 def _own_folder(service: Service, parent: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torchpar import preload
 from torchpar.cpuset import CpuSet
+from torchpar.errors import printable
 
 # The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.
 _POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleave", "local": "local"}
@@ -197,7 +198,7 @@ def _without_preload(running: RunningUnit) -> str:
     """Why the job runs without the malloc that torchpar preloads; "" where it does not."""
     main = _main(running)
     why = (main.environment or {}).get(preload.WITHOUT, "") if main else ""
-    return "".join(letter for letter in why[:200] if letter.isprintable())
+    return printable(why, 200)
 
 
 def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
@@ -211,7 +212,7 @@ def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
         return Item("environment", Verdict.UNKNOWN, expected, "the process has overwritten what /proc shows of it")
     without = {"LD_PRELOAD"} if _without_preload(running) else set()
     wrong = [
-        f"{name}={main.environment.get(name, '(not set)'):.60} instead of {value:.60}"
+        f"{name}={printable(main.environment.get(name, '(not set)'), 60)} instead of {printable(value, 60)}"
         for name, value in planned.items()
         if main.environment.get(name) != value and name not in without
     ]

@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from torchpar.cli.status import speed
+from torchpar.daemon.client import _Throughput
 from torchpar.daemon.ledger import Ledger, Report, parse_report
+from torchpar.shape import parse_json, shape
 
 UNIT = "torchpar-train@a.service"
 FIRST = Report(local_rank=0, time=100.0, steps=10, samples=640, batches=10, waited=0.5)
@@ -106,6 +108,18 @@ def test_ranks_step_together_and_wait_for_the_slowest_loader() -> None:
     answer = ledger.throughput(UNIT, 1002.0)
     assert answer and (answer["steps_per_second"], answer["samples_per_second"]) == (2.0, 128.0)
     assert (answer["loader_wait_share"], answer["bound"], answer["ranks"]) == (0.5, "loader", 2)
+
+
+def test_a_rate_is_a_number_that_the_commands_take() -> None:
+    """Whatever a job says: else the whole answer would be none to them, with all the other jobs in it."""
+    ledger = Ledger()
+    for rank in range(256):
+        first = replace(FIRST, local_rank=rank, time=0.0)
+        ledger.record(UNIT, rank, first, 1000.0)
+        ledger.record(UNIT, rank, later(first, 1e-300, 2**52, 2**52, 2.0**52), 1000.0)
+    answer = ledger.throughput(UNIT, 1000.0)
+    taken = shape(parse_json(json.dumps(answer)), _Throughput)
+    assert taken.samples_per_second == taken.steps_per_second == 2.0**53 and taken.loader_wait_share == 1.0
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_what_the_conf_says_itself_wins_and_is_told() -> None:
         "Python=/var//tmp/venv/bin/python3",
         "ReadWritePaths=/tmp/runs",
         "ReadWritePaths=/x -/tmp/runs",
+        "Service.ReadWritePaths=/x -/tmp/runs",
     ],
 )
 def test_what_the_conf_names_below_tmp_is_there(line: str) -> None:

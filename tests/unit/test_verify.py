@@ -12,6 +12,7 @@ import pytest
 
 from torchpar.cpuset import CpuSet
 from torchpar.host.processes import read_running_unit
+from torchpar.observe import item_json
 from torchpar.verify import Process, RunningUnit, Verdict, summary, verify
 
 PLAN: dict[str, Any] = {
@@ -199,7 +200,18 @@ def test_a_job_without_the_preload_that_killed_it_drifts_in_one_item_which_says_
         assert items["allocator"].notice.startswith(notice) and bool(items["allocator"].notice) == bool(why)
         assert items["environment"].verdict is (Verdict.OK if why else Verdict.DRIFT)
         if why:
-            assert "([1mSIGABRT after 2 s); Allocator=glibc in [Train a]" in items["allocator"].notice
+            assert "(\\x1b[1mSIGABRT after 2 s); Allocator=glibc in [Train a]" in items["allocator"].notice
+
+
+@pytest.mark.parametrize("value", ["\udcff\ud800", "\x1b[2J\n", "x" * 100_000])
+def test_what_a_process_makes_of_its_variables_is_a_line_of_text(value: str) -> None:
+    """Else no command would take torchpard's answer, with all the other services in it."""
+    environment = {"OMP_NUM_THREADS": value, "TORCHPAR_WITHOUT_PRELOAD": value}
+    process = dataclasses.replace(PROCESS, allocator="glibc", environment=environment)
+    running = dataclasses.replace(RUNNING, processes=(process,))
+    for item in verify({**PLAN, "name": "a"}, running):
+        for text in item_json(item).values():
+            assert text.isprintable() and len(text) < 1000, text
 
 
 @pytest.mark.parametrize(

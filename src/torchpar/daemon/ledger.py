@@ -19,6 +19,9 @@ _KEPT = 16
 _MOST_RANKS = 256  # of one unit
 _MOST_UNITS = 256
 
+# Of any number. Of rates too, which two reports within a nanosecond make of any size.
+_MOST = 2.0**53
+
 # Seconds between the reports of two ranks that run together, at the most.
 _TOGETHER = 60.0
 
@@ -56,9 +59,9 @@ def parse_report(data: bytes) -> Report | None:
     counts: list[Any] = list(values.values())
     # bool is an int for Python. What is in range is finite too: infinity is above, and NaN compares as neither. Nothing
     # else may look at a number before that, as json reads integers of any length, which are no floats.
-    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts):
         return None
-    if not all(type(value) in (int, float) and 0 <= value < 2**53 for value in times):
+    if not all(type(value) in (int, float) and 0 <= value < _MOST for value in times):
         return None
     return Report(**values, **dict(zip(_TIMES, times, strict=True)))
 
@@ -142,8 +145,8 @@ class Ledger:
         loading = slowest.loading()
         return {
             "steps": max(rank.reports[-1].steps for rank in ranks),
-            "steps_per_second": round(max(rate["steps"] for rate in rates), 3),
-            "samples_per_second": round(sum(rate["samples"] for rate in rates), 3),
+            "steps_per_second": round(min(_MOST, max(rate["steps"] for rate in rates)), 3),
+            "samples_per_second": round(min(_MOST, sum(rate["samples"] for rate in rates)), 3),
             "loader_wait_share": round(loading.share, 3),
             "bound": "loader" if loading.share > LOADER_BOUND else "compute",
             "loading": {"local_rank": slowest.reports[-1].local_rank, **asdict(loading)},
