@@ -41,13 +41,16 @@ _RUNNING = ("active", "reloading", "deactivating")
 def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     """The whole state as JSON data. Whatever cannot be read is said in it, not raised."""
     notices: list[str] = []
+    # None where that cannot be known.
+    planned: tuple[dict[str, Any], ...] | None = None
     try:
         active = store.active()
         content = active.read() if active else None
+        planned = _planned(content, notices) if content else ()
     except StoreError as error:
         active = content = None
         notices.append(str(error))
-    if active is None and not notices:
+    if active is None and planned is not None:
         notices.append("nothing has been applied on this host yet; run: torchpar apply")
     conf = observe_conf(active, content, reader)
     notices += conf["notices"]
@@ -57,15 +60,15 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
             f"host has {read_manifest()['cpus_online']} now; make a new one: torchpar apply"
         )
     services = []
-    if content:
+    if planned:
         since = os.lstat(store.directory / "active").st_mtime
-        for service in _planned(content, notices):
-            services.append(observe_service(service, since))
+        services = [observe_service(service, since) for service in planned]
     for service in services:
         notices += service.pop("notices")
-    strays, more = observe_out_of_force({service["unit"] for service in services})
-    services += strays
-    notices += more
+    if planned is not None:
+        strays, more = observe_out_of_force({service["unit"] for service in services})
+        services += strays
+        notices += more
     return {
         "version": 1,
         "generation": active.number if active else None,
@@ -77,12 +80,12 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     }
 
 
-def _planned(content: Content, notices: list[str]) -> tuple[dict[str, Any], ...]:
+def _planned(content: Content, notices: list[str]) -> tuple[dict[str, Any], ...] | None:
     try:
         return content.services()
     except StoreError as error:
         notices.append(str(error))
-        return ()
+        return None
 
 
 def observe_conf(active: Generation | None, content: Content | None, reader: ConfReader) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def observe_out_of_force(in_force: Collection[str]) -> tuple[list[dict[str, Any]
         for unit in systemd.running_services():
             if unit not in in_force and (match := _UNIT.fullmatch(unit)):
                 rows.append(_out_of_force(unit, match["kind"], match["name"]))
-        sockets = [unit for unit in systemd.open_sockets() if unit.replace(".socket", ".service") not in in_force]
+        sockets = [unit for unit in systemd.open_sockets() if f"{unit.removesuffix('.socket')}.service" not in in_force]
     except TorchparError as error:
         return rows, [str(error)]
     for row in rows:

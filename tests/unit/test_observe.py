@@ -1,0 +1,68 @@
+"""What `torchpar status` sees, on a host whose systemd and store are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from torchpar import observe
+from torchpar.generations import Content, Store
+from torchpar.host import systemd
+from torchpar.host.conf import ConfReader
+
+RUNNING = "torchpar-train@x.service"
+PROPERTIES = {"MainPID": 0, "ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": 0}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store on a host where one service runs."""
+    monkeypatch.setattr(systemd, "running_services", lambda: (RUNNING,))
+    monkeypatch.setattr(systemd, "open_sockets", lambda: ())
+    monkeypatch.setattr(systemd, "unit_properties", lambda unit: PROPERTIES)
+    conf = {"state": "in sync", "problem": None, "notices": [], "auto_apply": False}
+    monkeypatch.setattr(observe, "observe_conf", lambda *_: conf)
+    return Store(tmp_path)
+
+
+def in_force(store: Store) -> list[bool]:
+    """Of each service that is shown, whether it is in force."""
+    return [service["in_force"] for service in observe.observe(store, ConfReader())["services"]]
+
+
+def write(store: Store, plan: str) -> Path:
+    """Make a generation of such a plan active."""
+    manifest = {"cpus_online": "0", "nodes_online": "0"}
+    generation = store.write(Content({}, {}, plan, (), manifest))
+    store.activate(generation)
+    return generation.path
+
+
+def test_what_runs_and_is_in_no_generation_is_out_of_force(store: Store) -> None:
+    """Also on a host on which nothing has been applied."""
+    assert in_force(store) == [False]
+    write(store, '{"services": []}')
+    assert in_force(store) == [False]
+
+
+@pytest.mark.parametrize("damage", ["a link that leads nowhere", "another text", "a plan that is none"])
+def test_a_damaged_store_does_not_say_that_services_are_out_of_force(store: Store, damage: str) -> None:
+    """It does not say that they are in force either: it is unknown, and the damage is told."""
+    path = write(store, "{" if damage == "a plan that is none" else '{"services": []}')
+    if damage == "another text":
+        (path / "plan.json").write_text("x")
+    if damage == "a link that leads nowhere":
+        path.rename(path.with_name("x"))
+    assert in_force(store) == []
+    notices = observe.observe(store, ConfReader())["notices"]
+    assert sum("damaged" in notice or "is not there" in notice for notice in notices) == 1
+
+
+def test_a_service_may_be_called_like_a_socket(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket of what is in force is in force."""
+    monkeypatch.setattr(systemd, "running_services", lambda: ())
+    sockets = ("torchpar-infer@a.socket.socket", "torchpar-infer@b.socket")
+    monkeypatch.setattr(systemd, "open_sockets", lambda: sockets)
+    _, notices = observe.observe_out_of_force({"torchpar-infer@a.socket.service"})
+    assert [notice.partition(" ")[0] for notice in notices] == ["torchpar-infer@b.socket"]
