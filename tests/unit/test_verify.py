@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from torchpar.cpuset import CpuSet
+from torchpar.host import processes
 from torchpar.host.processes import read_running_unit
 from torchpar.observe import item_json
 from torchpar.verify import Process, RunningUnit, Verdict, summary, verify
@@ -234,6 +241,27 @@ def test_a_process_that_has_overwritten_its_environment_is_unknown_and_no_drift(
     item = next(item for item in verify(PLAN, running) if item.what == "environment")
     assert item.verdict is Verdict.UNKNOWN
     assert "overwritten" in item.actual
+
+
+def test_a_folder_of_a_million_files_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service's user may make them where the ranks say who they are."""
+    folder = tmp_path / "torchpar-train@a"
+    monkeypatch.setattr(processes, "_RANKS", tmp_path)
+    assert list(processes._read_ranks("torchpar-train@a.service")) == []
+    folder.mkdir()
+    rank = {"pid": 10, "local_rank": 0, "threads": 2}
+    for name in ("rank-0.json", "rank-0.json.new", "rank-x.json"):
+        (folder / name).write_text(json.dumps(rank))
+    assert list(processes._read_ranks("torchpar-train@a.service")) == [rank]
+    seen: list[object] = []
+
+    @contextlib.contextmanager
+    def endless(path: object) -> Iterator[Iterator[SimpleNamespace]]:
+        yield (seen.append(path) or SimpleNamespace(name=f"{number}") for number in itertools.count())
+
+    monkeypatch.setattr(os, "scandir", endless)
+    assert list(processes._read_ranks("torchpar-train@a.service")) == []
+    assert len(seen) < 100_000
 
 
 @pytest.mark.subprocess

@@ -31,6 +31,7 @@ _LAUNCHERS = "/usr/lib/torchpar/"
 # Of a file below /proc or /sys: more than a process's mappings are, of which the kernel allows 65530 (max_map_count).
 _LIMIT = 2**23
 _MOST_RANKS = 1024  # of one unit
+_MOST_FILES = 2**14  # in the folder of its ranks, in which it may make any
 _ALLOCATORS = re.compile(r"/lib(jemalloc|tcmalloc)[^/]*\.so")
 
 
@@ -154,10 +155,16 @@ def _variables(environ: str) -> dict[str, str]:
 
 def _read_ranks(unit: str) -> Iterator[dict[str, int]]:
     """What the ranks say of themselves. Whatever runs as the service's user can write there, so nothing is trusted."""
-    found = (_RANKS / unit.removesuffix(".service")).glob("rank-*.json")
-    for path in sorted(itertools.islice(found, _MOST_RANKS)):
+    folder = _RANKS / unit.removesuffix(".service")
+    try:
+        # Not by a glob, which lists the whole folder before it gives the first.
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _MOST_FILES)]
+    except OSError:
+        return
+    for name in sorted(name for name in names if re.fullmatch(r"rank-\d+\.json", name))[:_MOST_RANKS]:
         try:
-            rank = shape(parse_json(_read_foreign(path)), _Rank)
+            rank = shape(parse_json(_read_foreign(folder / name)), _Rank)
         except (OSError, ShapeError):
             continue
         yield dataclasses.asdict(rank)
