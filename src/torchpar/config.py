@@ -176,11 +176,16 @@ _RENDERED = {
     "TimeoutSec": "CheckpointGrace= or DrainTimeout= for a stop, Service.TimeoutStartSec",
 }
 
-# Directives that would undo what torchpar promises, and how.
+# Directives that would undo what torchpar promises, and how, unless they say what the template units do.
 _REFUSED = {
     "Type": "it decides when a service has started, which systemctl start, torchpar status and the stop rely on",
     "KillMode": "it would kill processes that still save, or leave some behind on CPUs that others get next",
     "RemainAfterExit": "a job that has ended would be called running, and would keep others of its Slot= away",
+}
+
+_OF_THE_TEMPLATE = {
+    "Train": {"Type": "exec", "KillMode": "control-group", "RemainAfterExit": "no"},
+    "Infer": {"Type": "notify", "KillMode": "mixed", "RemainAfterExit": "no"},
 }
 
 # Directives that are the administrator's choice, with what the choice costs.
@@ -281,7 +286,7 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
             return
         key, text, origin = assignment.key, assignment.text, assignment.origin
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
-            wrong, note = _judge_directive(key.removeprefix("Service."), text, facts)
+            wrong, note = _judge_directive(word, key.removeprefix("Service."), text, facts)
             if note:
                 problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
             if wrong:
@@ -353,12 +358,13 @@ def _where_it_belongs(key: str, rows: Mapping[str, Setting]) -> str:
     return f"; use {_RENDERED[key]}=" if key in _RENDERED else hint(key, rows)
 
 
-def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None, str | None]:
+def _judge_directive(word: str, name: str, text: str, facts: HostFacts) -> tuple[str | None, str | None]:
     """What is wrong with a directive of Service.KEY=, and what is to be said of it though it is not."""
     if name in _RENDERED:
         return f"torchpar sets {name}= itself; use {_RENDERED[name]}=", None
     if name in _REFUSED and text:
-        return f"{_REFUSED[name]}; leave it to torchpar", None
+        same = text == _OF_THE_TEMPLATE[word][name] or (name == "RemainAfterExit" and _is_no(text))
+        return None if same else f"{_REFUSED[name]}; leave it to torchpar", None
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
         return "is not Service.KEY of systemd", None
     if name not in SINCE:
@@ -370,6 +376,13 @@ def _judge_directive(name: str, text: str, facts: HostFacts) -> tuple[str | None
     if name == "Slice" and re.fullmatch(r"torchpar(-.+)?\.slice", text):
         return None, None
     return None, _DOUBTFUL.get(name) if text else None
+
+
+def _is_no(text: str) -> bool:
+    try:
+        return not v.parse_boolean(text)
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
-from torchpar.config import Config, parse_config
+from torchpar.config import _OF_THE_TEMPLATE, Config, Kind, parse_config
 from torchpar.directives import NEWEST
 from torchpar.errors import ConfigError
 from torchpar.settings import SECTIONS, settings_of
@@ -192,6 +194,23 @@ def test_directives_of_systemd_pass_through_in_order_until_reset() -> None:
     """Service.KEY= is for what torchpar does not decide."""
     config = read("[Train]\nService.Nice=5\n[Train a]\nScript=/a\nService.Nice=\nService.Nice=7\nService.LimitCORE=0\n")
     assert config.services[0].directives == (("Nice", "7"), ("LimitCORE", "0"))
+
+
+def test_what_the_template_units_say_anyway_may_be_said() -> None:
+    """Of what else is refused; in the other kind of service it is another value, and refused."""
+    train = "Service.KillMode=control-group\nService.Type=exec\n"
+    infer = "Service.KillMode=mixed\nService.Type=notify\n"
+    for no in ("no", "false", "0", "Off"):
+        both = f"Service.RemainAfterExit={no}\n"
+        read(f"[Train a]\nScript=/a\n{train}{both}[Infer]\n{infer}{both}[Infer b]\nModel=/m\n")
+    wrong = problems(f"[Train a]\nScript=/a\n{infer}Service.RemainAfterExit=maybe\n[Infer b]\nModel=/m\n{train}")
+    assert len(wrong) == 5 and all("leave it to torchpar" in problem for problem in wrong)
+    for kind in Kind:
+        template = Path(__file__).parents[2] / "systemd" / f"torchpar-{kind.value}@.service"
+        lines = dict(line.partition("=")[::2] for line in template.read_text().splitlines())
+        # Where it says nothing, systemd's own default holds.
+        default = {"KillMode": "control-group", "RemainAfterExit": "no"}
+        assert _OF_THE_TEMPLATE[kind.section].items() <= {**default, **lines}.items()
 
 
 def test_a_systemd_that_is_newer_than_the_table_may_know_more() -> None:
