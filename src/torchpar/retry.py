@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torchpar.errors import SystemdError
+from torchpar.errors import SystemdError, TorchparError, printable
 from torchpar.host import systemd
 
 # How long a boot may take to bring all files.
@@ -31,9 +31,18 @@ LACKING = (78, 200, 203, 226, 243)
 
 
 def main() -> None:
-    """Retry the unit that the command line names, if what systemd says of its end is that it may have lacked something.
+    """Retry the unit that the command line names; what keeps it from that is a line in the journal, and a failure."""
+    try:
+        retry_named(sys.argv[1])
+    except (TorchparError, OSError) as error:
+        sys.exit(f"torchpar: {printable(' '.join(str(error).splitlines()))}")
 
-    systemd 257 comes here at every failure, also where Restart= has the service start again.
+
+def retry_named(unit: str) -> None:
+    """Retry a unit if what systemd says of its end is that it may have lacked something.
+
+    systemd 257 comes here at every failure, also where Restart= has the service start again. Raises TorchparError and
+    OSError.
     """
     told = os.environ.get("MONITOR_SERVICE_RESULT"), os.environ.get("MONITOR_EXIT_STATUS")
     if told[0] != "success" and told not in [("exit-code", str(status)) for status in LACKING]:
@@ -41,7 +50,6 @@ def main() -> None:
     from torchpar.enforce import read_active
     from torchpar.generations import Store
 
-    unit = sys.argv[1]
     left = BOOT_SECONDS - systemd.seconds_since_boot()
     active = read_active(Store()) if left > 0 else None
     services = active[1].services() if active else ()

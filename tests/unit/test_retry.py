@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
+from torchpar.errors import StoreError, SystemdError
 from torchpar.host import systemd
 from torchpar.plan import make_plan, plan_json
-from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points
+from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points, retry_named
 from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 
@@ -44,7 +46,25 @@ def test_what_cannot_lack_a_file_is_not_even_looked_at(told: dict[str, str], mon
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(systemd, "seconds_since_boot", lambda: pytest.fail("it looks"))
-    main()
+    retry_named("torchpar-train@a.service")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemdError("systemctl says:\nConnection refused"), StoreError("the plan is damaged"), OSError("journal")],
+)
+def test_what_keeps_it_from_looking_is_told_in_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs at boot, where systemd, the store and the journal may each not be there."""
+
+    def fail() -> float:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["retry", "torchpar-train@a.service"])
+    monkeypatch.setenv("MONITOR_SERVICE_RESULT", "success")
+    monkeypatch.setattr(systemd, "seconds_since_boot", fail)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == f"torchpar: {str(error)}".replace("\n", " ")
 
 
 def test_a_mount_that_failed_has_not_even_let_the_service_start() -> None:
