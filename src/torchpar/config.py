@@ -226,7 +226,9 @@ _MOST_SERVICES = 1000
 def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
     """Merge the files, in the order in which later ones win, for the host that `facts` describe.
 
-    Raises ConfigError with every problem of every file, also of the files whose [Match] skips them here.
+    What a generation has is read as far as it is understood: an upgrade that knows other names, or refuses a directive
+    that was let through, keeps no service from a placement for the host as it is now. Raises ConfigError with every
+    problem of every file, also of the files whose [Match] skips them here.
     """
     problems = Problems()
     host: list[_Value] = []
@@ -235,6 +237,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
     declared: dict[tuple[Kind, str], Place] = {}
     for file in files:
         applies = True
+        problems.applied = file.applied
         for section in split_sections(file, problems):
             word, _, name = section.header.partition(" ")
             read = list(_read_values(section, facts, problems))
@@ -286,18 +289,19 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
             return
         key, text, origin = assignment.key, assignment.text, assignment.origin
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
-            wrong, note = _judge_directive(word, key.removeprefix("Service."), text, facts)
+            name = key.removeprefix("Service.")
+            wrong, note = _judge_directive(word, name, text, facts)
             if note:
                 problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
-            if wrong:
-                problems.errors.append(Problem(origin, f"[{section.header}] {key}=: {wrong}"))
+            if wrong and not (problems.applied and name in SINCE):
+                problems.unknown(origin, f"[{section.header}] {key}=: {wrong}")
             else:
                 yield _Value(key, text, origin, None, text)
             continue
         row = rows.get(key)
         if row is None:
             what = f"unknown key{_where_it_belongs(key, rows)}"
-            problems.add(origin, f"[{section.header}] {key}={printable(text, 60)}: {what}")
+            problems.unknown(origin, f"[{section.header}] {key}={printable(text, 60)}: {what}")
             continue
         if row.later and text not in ("", row.default):
             problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: has no effect in this version yet")

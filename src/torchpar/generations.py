@@ -87,7 +87,7 @@ class Generation:
         conf = []
         for path in sorted(path for path in tree if path.startswith("conf/")):
             name, _, text = tree[path].partition("\n")
-            conf.append(ConfFile(name, text))
+            conf.append(ConfFile(name, text, applied=True))
         manifest = dict(_pairs(tree["manifest"]))
         if not {"cpus_online", "nodes_online"} <= set(manifest):
             raise self._damaged("manifest is not what torchpar wrote")

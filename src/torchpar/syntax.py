@@ -36,10 +36,14 @@ _SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class ConfFile:
-    """One file of the configuration: the path that messages name, and its text."""
+    """One file of the configuration: the path that messages name, and its text.
+
+    `applied`: it is that of a generation, so a torchpar has put it in force, which may have known other names.
+    """
 
     path: str
     text: str
+    applied: bool = field(default=False, compare=False)
 
 
 class Line(NamedTuple):
@@ -94,14 +98,25 @@ class Section:
 
 @dataclass
 class Problems:
-    """What is wrong in the files, and `notes` on what is not wrong but worth a warning; of very many the first."""
+    """What is wrong in the files, and `notes` on what is not wrong but worth a warning; of very many the first.
+
+    `applied` is that of the file that is being read.
+    """
 
     errors: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
+    applied: bool = False
 
     def add(self, place: Place, what: str) -> None:
         """Keep an error."""
         self.errors.append(Problem(place, what))
+
+    def unknown(self, place: Place, what: str) -> None:
+        """Keep an error on a name; in what has been applied it is passed over, and keeps nothing from going on."""
+        if self.applied:
+            self.note(place, f"{what}; it is passed over, as this was in force before")
+        else:
+            self.add(place, what)
 
     def note(self, place: Place, what: str) -> None:
         """Keep a note."""
@@ -168,7 +183,8 @@ def _read_header(line: Line, problems: Problems, *, first: bool) -> str | None:
     elif header == "Match" and not first:
         what = "[Match] must be the first section of its file; it skips all of it"
     elif header not in KNOWN_SECTIONS and word not in ("Train", "Infer"):
-        what = f"unknown section [{shown}]{hint(word, KNOWN_SECTIONS)}{line.odd_one()}"
+        problems.unknown(line.origin, f"unknown section [{shown}]{hint(word, KNOWN_SECTIONS)}{line.odd_one()}")
+        return None
     elif not header.isascii() or NOT_PLAIN.search(header):
         what = f"[{shown}]: a name is plain ASCII text{line.odd_one()}"
     else:

@@ -213,6 +213,26 @@ def test_what_the_template_units_say_anyway_may_be_said() -> None:
         assert _OF_THE_TEMPLATE[kind.section].items() <= {**default, **lines}.items()
 
 
+def test_what_is_in_force_is_read_as_far_as_it_is_understood() -> None:
+    """An upgrade may know fewer names; a host that has lost a CPU still gets its placement, with the rest of the conf.
+
+    What this file brings besides, as `torchpar run` does, is judged as ever.
+    """
+    text = "[Train a]\nScript=/a\nThread=1\nThreads=2\nService.Foo=1\nService.KillMode=none\nService.x=1\n[Tran b]\n"
+    assert [line.partition(": ")[0] for line in problems(text)] == [f"/1.conf:{number}" for number in (3, 5, 6, 7, 8)]
+    config = parse_config([ConfFile("/1.conf", text, applied=True)], HOST)
+    assert [str(note).partition(": ")[0] for note in config.notes] == [f"/1.conf:{number}" for number in (3, 5, 7, 8)]
+    assert all("passed over" in note for note in config.warnings)
+    (service,) = config.services
+    assert service.settings.threads == 2 and service.directives == (("KillMode", "none"),)
+    own = ConfFile("/2.conf", "[Train c]\nScript=/\nCPU=1\n")
+    with pytest.raises(ConfigError) as error:
+        parse_config([ConfFile("/1.conf", text, applied=True), own], HOST)
+    assert [line.partition(": ")[0] for line in error.value.problems] == ["/2.conf:3"]
+    with pytest.raises(ConfigError):
+        parse_config([ConfFile("/1.conf", "[Train a]\nScript=/a\nThreads=x\n", applied=True)], HOST)
+
+
 def test_a_systemd_that_is_newer_than_the_table_may_know_more() -> None:
     """An unknown directive is an error up to the newest systemd that torchpar knows, and beyond it a warning."""
     text = "[Train a]\nScript=/a\nService.PrivatBPF=yes\n"

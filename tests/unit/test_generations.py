@@ -41,6 +41,7 @@ def test_what_is_written_reads_back_the_same(store: Store) -> None:
     store.activate(generation)
     active = store.active()
     assert active == generation and active.read() == content("one")
+    assert [file.applied for file in active.read().conf] == [True]
     wants = generation.path / "units/torchpar.target.wants/torchpar-train@a.service"
     assert os.readlink(wants) == "/usr/lib/systemd/system/torchpar-train@.service"
 
