@@ -164,6 +164,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         identity=[(key, value) for key, value in identity.items() if value is not None],
         sandbox=sandbox_settings(service),
         placement=placement_settings(plan),
+        has_home=not service.own_user,
         environment=list(plan.environment.items()),
         command=plan.command,
         stop_command=(STOP, str(train.checkpoint_grace)) if train else (),

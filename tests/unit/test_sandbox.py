@@ -12,6 +12,7 @@ from torchpar.config import parse_config
 from torchpar.errors import ConfigError
 from torchpar.host.access import ask_below
 from torchpar.plan import ServicePlan, make_plan
+from torchpar.sandbox import caches
 from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 from torchpar.values import simple_path
@@ -92,6 +93,26 @@ def test_an_inference_service_of_another_user_stays_confined_with_that_users_hom
     assert "an inference service, also of ml," in written(service)[1] and "User=" not in written(service)[1]
     service, lines = planned(INFER)
     assert service.environment["HOME"] == "/var/cache/torchpar/infer/a" and "RemoveIPC=no" not in lines
+
+
+@pytest.mark.parametrize("text", [TRAIN, INFER])
+def test_a_service_without_user_has_its_caches_from_the_template_unit_too(text: str) -> None:
+    """A generation of before an upgrade may not say them, and stays in force where the new one is refused.
+
+    With User= none of the template's variables is left but one, which the drop-in says again.
+    """
+    service, lines = planned(text)
+    assert "Environment=" not in lines
+    template = Path(__file__).parents[2] / "systemd" / f"torchpar-{service.service.kind.value}@.service"
+    said = [line for line in template.read_text().splitlines() if line.startswith("Environment=")]
+    own = caches(service.service)
+    expected = [f"Environment={name}={value[:-1]}%i" for name, value in own.items() if value.endswith("/a")]
+    expected += [f"Environment={name}={value.replace('/a/', '/%i/')}" for name, value in own.items() if "/a/" in value]
+    assert sorted(said) == sorted([*expected, "Environment=PYTHONUNBUFFERED=1"]) and len(own) == 4
+    lines = planned(f"{text}User=ml\n")[1]
+    first = lines.index("Environment=")
+    assert lines[first + 1] == "Environment=PYTHONUNBUFFERED=1"
+    assert not any(line.startswith("Environment=") for line in lines[:first])
 
 
 def test_what_the_conf_says_itself_wins_and_is_told() -> None:

@@ -47,6 +47,9 @@ AllowedMemoryNodes=0
 NUMAMask=
 NUMAPolicy=bind
 NUMAMask=0
+# Without the template unit's, which are of a user without a home.
+Environment=
+Environment=PYTHONUNBUFFERED=1
 Environment="A=two words"
 Environment=GOMP_SPINCOUNT=50000
 Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4
