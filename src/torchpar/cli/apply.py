@@ -68,6 +68,9 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         if active and before == compiled.content:
             generation, notes = active[0], _hold(store, active[0])
         else:
+            if not boot:
+                # What was in force may have lines that systemd passes over, and did when it was applied.
+                warn(check_units(compiled.plan, compiled.content.files))
             generation, notes = _write(store, compiled, active[0] if active else None, confirm_within)
         warn(notes)
         outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
@@ -121,7 +124,6 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
 def _write(
     store: Store, compiled: _Compiled, previous: Generation | None, confirm_within: int | None
 ) -> tuple[Generation, tuple[str, ...]]:
-    warn(check_units(compiled.plan, compiled.content.files))
     if confirm_within and previous is None:
         raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
     if systemd.has_timer(ROLLBACK_TIMER):
