@@ -9,7 +9,7 @@ import click
 
 from torchpar.cli.inputs import load
 from torchpar.cli.start import start
-from torchpar.config import Service
+from torchpar.config import OWN_USER, Service
 from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, TorchparError
 from torchpar.generations import Store
@@ -18,7 +18,6 @@ from torchpar.plan import make_plan
 from torchpar.settings import TrainSettings
 
 MODULE = "torchpar.runtime.allreduce"
-DEFAULT_USER = "torchpar"
 
 
 @click.command()
@@ -36,7 +35,7 @@ def nettest(name: str) -> int:
     plan = make_plan(inputs.config, inputs.facts).find(service.unit)
     settings = dataclasses.replace(train, script=None, module=MODULE, arguments=(), working_directory="/")
     plan = dataclasses.replace(plan, service=dataclasses.replace(service, settings=settings))
-    user = service.settings.user or DEFAULT_USER
+    user = service.settings.user or OWN_USER
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     return start(plan, unit=f"torchpar-nettest-{service.name}.service", user=user, environment=environment)
 
