@@ -10,6 +10,7 @@ from torchpar import observe
 from torchpar.generations import Content, Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
+from torchpar.retry import LACKING
 
 RUNNING = "torchpar-train@x.service"
 PROPERTIES = {"MainPID": 0, "ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": 0}
@@ -66,3 +67,11 @@ def test_a_service_may_be_called_like_a_socket(store: Store, monkeypatch: pytest
     monkeypatch.setattr(systemd, "open_sockets", lambda: sockets)
     _, notices = observe.observe_out_of_force({"torchpar-infer@a.socket.service"})
     assert [notice.partition(" ")[0] for notice in notices] == ["torchpar-infer@b.socket"]
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_an_exit_status_of_a_start_that_lacks_a_file_is_known_everywhere(kind: str) -> None:
+    """The status says it in words, and systemd does not try again what only waiting for the file mends."""
+    unit = Path(__file__).parents[2] / "systemd" / f"torchpar-{kind}@.service"
+    (line,) = (line for line in unit.read_text().splitlines() if line.startswith("RestartPreventExitStatus="))
+    assert {*LACKING} <= observe._EXIT_CODES.keys() & {*map(int, line.partition("=")[2].split())}
