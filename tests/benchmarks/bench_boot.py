@@ -91,8 +91,10 @@ def bench_reload(machine: Machine) -> None:
 def bench_start(machine: Machine) -> None:
     """From `systemctl start` to the script's first line: through torchpar, and the same unit with bare python."""
     machine.write("/srv/first.py", FIRST_LINE)
-    # So that systemd keeps the time stamps of a unit that has come to its end.
-    settings = "Script=/srv/first.py\nRestart=no\nService.RemainAfterExit=yes\n"
+    # So that systemd keeps the time stamps of a unit that has come to its end; the conf itself may not say it.
+    stays = "/etc/systemd/system/torchpar-train@.service.d/50-stays.conf"
+    machine.write(stays, "[Service]\nRemainAfterExit=yes\n")
+    settings = "Script=/srv/first.py\nRestart=no\n"
     machine.write("/etc/torchpar.conf", f"[Train ours]\n{settings}[Train bare]\n{settings}")
     override = "[Service]\nExecStart=\nExecStart=/usr/bin/python3 /srv/first.py\n"
     machine.write("/etc/systemd/system/torchpar-train@bare.service.d/50-bare.conf", override)
