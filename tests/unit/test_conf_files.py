@@ -182,6 +182,7 @@ def test_many_files_are_read_and_much_text_is_not(tmp_path: Path) -> None:
 def test_a_file_that_grows_while_it_is_read_comes_to_an_end(tmp_path: Path) -> None:
     """Somebody's log, say."""
     log, done = tmp_path / "log.conf", threading.Event()
+    log.touch()
 
     def grow() -> None:
         with log.open("ab") as file:

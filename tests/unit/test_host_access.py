@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import select
 import shutil
+import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from torchpar.access import Answer, Identity, Need, Question, Verdict
+from torchpar.access import Answer, Found, Identity, Need, Question, Verdict
+from torchpar.generations import Store
 from torchpar.host import access
 from torchpar.host.access import ask, ask_below
 
@@ -122,6 +127,9 @@ def test_a_shim_is_seen_through(folder: Path, shim: str, installed: str) -> None
     assert asked(path, Need.RUN).interpreter == newer
     make(folder / "version", "3.9.1\n")
     assert asked(path, Need.RUN).interpreter == older
+    (folder / "version").unlink()
+    (folder / "version").symlink_to("/dev/zero")
+    assert asked(path, Need.RUN).interpreter == newer, "only a regular file is read, and little of it"
 
 
 def test_names_that_the_host_does_not_know_are_found() -> None:
@@ -151,19 +159,115 @@ def test_a_service_of_root_has_no_rights_beyond_its_modes(folder: Path) -> None:
     assert asked(path, Need.READ, Identity(None)).verdict is Verdict.ALLOWED
 
 
+def hang_at(monkeypatch: pytest.MonkeyPatch, *dead: str) -> None:
+    """Let these paths be on a file system that does not answer."""
+    look = access.look
+    monkeypatch.setattr(access, "look", lambda asked: time.sleep(600) if asked.path in dead else look(asked))
+
+
 def test_a_file_system_that_does_not_answer_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was answered before it counts; it is named; what comes after is not known."""
-    reader, writer = os.pipe()
-    look = access.look
-    monkeypatch.setattr(access, "look", lambda asked: os.read(reader, 1) if asked.path == "/dead" else look(asked))
+    hang_at(monkeypatch, "/dead")
     questions = tuple(Question(path, Need.READ) for path in ("/no/such", "/dead", "/etc/passwd"))
     found = ask({AS_SOMEONE: questions}, seconds=2.0)[AS_SOMEONE].answers
-    os.close(writer)
-    os.close(reader)
     assert {question.path: answer.verdict for question, answer in found.items()} == {
         "/no/such": Verdict.MISSING,
         "/dead": Verdict.SILENT,
     }
+
+
+def test_a_process_that_the_kernel_holds_holds_no_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor a pipe whose end somebody waits for: it outlives the command, and the next one has its turn."""
+    hang_at(monkeypatch, "/dead")
+    held: list[int] = []
+    monkeypatch.setattr(access.os, "kill", lambda pid, signal: held.append(pid))
+    kill = signal.pidfd_send_signal
+    reader, writer = os.pipe()
+    store = Store(tmp_path / "store")
+    with store.locked():
+        ask({AS_SOMEONE: (Question("/dead", Need.READ),)}, seconds=2.0)
+    os.close(writer)
+    process = os.pidfd_open(held[0])
+    try:
+        assert not select.select([process], [], [], 0)[0], "it is still there"
+        with store.locked():
+            assert select.select([reader], [], [], 0)[0] and os.read(reader, 1) == b""
+    finally:
+        kill(process, signal.SIGKILL)
+        os.waitpid(held[0], 0)
+        os.close(process)
+        os.close(reader)
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many processes there are after each start and each end of one."""
+    counts = [0]
+    fork, waitpid = os.fork, os.waitpid
+
+    def start() -> int:
+        pid = fork()
+        counts.append(counts[-1] + 1)
+        return pid
+
+    def end(pid: int, options: int) -> tuple[int, int]:
+        counts.append(counts[-1] - 1)
+        return waitpid(pid, options)
+
+    monkeypatch.setattr(access.os, "fork", start)
+    monkeypatch.setattr(access.os, "waitpid", end)
+    return counts
+
+
+def test_many_users_are_asked_for_a_few_at_a_time(running: list[int]) -> None:
+    """Each has an answer, and all have the same seconds."""
+    questions = {Identity(SOMEONE, None, (f"no-{number}",)): (Question("/no", Need.READ),) for number in range(40)}
+    found = ask(questions, seconds=300.0)
+    assert all(found[identity].unknown_groups == identity.groups for identity in questions)
+    assert all(answer.verdict is Verdict.MISSING for one in found.values() for answer in one.answers.values())
+    assert max(running) <= 8 and running[-1] == 0
+
+
+def test_where_no_more_processes_can_be_had_those_that_end_make_room(
+    monkeypatch: pytest.MonkeyPatch, running: list[int]
+) -> None:
+    """As in a unit whose TasksMax= is reached; where there can be none at all, there is no answer, and no error."""
+    fork, room = os.fork, [1]
+
+    def start() -> int:
+        if running[-1] >= room[0]:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(access.os, "fork", start)
+    questions = {Identity(SOMEONE, None, (f"no-{number}",)): () for number in range(3)}
+    opened = len(os.listdir("/proc/self/fd"))
+    found = ask(questions, seconds=300.0)
+    assert [found[identity].unknown_groups for identity in questions] == [("no-0",), ("no-1",), ("no-2",)]
+    room[0] = 0
+    assert ask(questions, seconds=300.0) == dict.fromkeys(questions, Found())
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_bug_is_shown_and_keeps_nothing_from_being_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its traceback; what was answered before it counts."""
+    look = access.look
+    monkeypatch.setattr(access, "look", lambda asked: look(asked) if asked.path == "/no" else 1 // 0)
+    questions = (Question("/no", Need.READ), Question("/etc/passwd", Need.READ))
+    assert list(ask({AS_SOMEONE: questions})[AS_SOMEONE].answers) == [questions[0]]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights that it must not use")
+def test_root_opens_nothing_for_a_user_whose_place_it_cannot_take(folder: Path) -> None:
+    """A group that is not there keeps it from that; what is missing is told nevertheless."""
+    unknown = Identity(SOMEONE, "no-such-group")
+    (folder / "shims").mkdir()
+    text = make(folder / "shims/python3", "hello", 0o755)
+    assert asked(text, Need.RUN, unknown) == Answer(Verdict.ALLOWED)
+    assert asked(folder / "absent", Need.RUN, unknown).verdict is Verdict.MISSING
 
 
 def test_below_a_root_only_what_is_missing_is_known(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import grp
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import select
 import signal
 import stat
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,30 +27,51 @@ from pathlib import Path
 from typing import Any
 
 from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
+from torchpar.host.reading import NotReadableError, read_start
 from torchpar.host.sysfs import Tree
 
 # For all users together. What does not answer within it hangs.
 SECONDS = 5.0
 
+# Processes at a time: torchpard's unit has few tasks, and each dead file system costs one for good.
+_AT_ONCE = 8
+
 _LINKS = 40  # the kernel's own limit, path_resolution(7)
+
+# In the line of a process that came upon a bug.
+_BUG = "bug"
 
 Questions = Mapping[Identity, Sequence[Question]]
 
 
 def ask(questions: Questions, seconds: float = SECONDS) -> dict[Identity, Found]:
-    """The answers of this host. Who is not root is told what is missing, and of its own rights."""
+    """The answers of this host. Who is not root is told what is missing, and of its own rights.
+
+    An identity that no process could be had for, or no time, has no answers.
+    """
     deadline = time.monotonic() + seconds
-    children = {identity: _Child.start(identity, asked) for identity, asked in questions.items()}
-    waiting = {child.pipe: child for child in children.values()}
+    found = {identity: Found() for identity in questions}
+    left = list(questions)[::-1]
+    running: dict[int, tuple[Identity, _Child]] = {}
     poll = select.poll()
-    for pipe in waiting:
-        poll.register(pipe, select.POLLIN)
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        for pipe, _ in poll.poll(left * 1000):
-            if not waiting[pipe].read():
+    while (left or running) and (wait := deadline - time.monotonic()) > 0:
+        while left and len(running) < _AT_ONCE:
+            try:
+                child = _Child.start(left[-1], questions[left[-1]])
+            except OSError:
+                if running:  # one that ends makes room
+                    break
+                left.pop()
+            else:
+                running[child.pipe] = (left.pop(), child)
+                poll.register(child.pipe, select.POLLIN)
+        for pipe, _ in poll.poll(wait * 1000) if running else ():
+            identity, child = running[pipe]
+            if not child.read():
                 poll.unregister(pipe)
-                del waiting[pipe]
-    return {identity: child.end() for identity, child in children.items()}
+                del running[pipe]
+                found[identity] = child.end()
+    return found | {identity: child.end() for identity, child in running.values()}
 
 
 def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
@@ -66,7 +89,10 @@ def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
 
 
 class _Child:
-    """A process that answers for one identity: a line of JSON for the names, and one for each question in order."""
+    """A process that answers for one identity: a line of JSON for the names, and one for each question in order.
+
+    A line with its traceback ends what it says where it comes upon a bug.
+    """
 
     def __init__(self, pid: int, pipe: int, questions: Sequence[Question]) -> None:
         self._pid = pid
@@ -77,15 +103,17 @@ class _Child:
 
     @classmethod
     def start(cls, identity: Identity, questions: Sequence[Question]) -> _Child:
-        """Start it. Nothing but `_answer` runs in it, and no buffer of this process is written twice."""
+        """Start it. Nothing but `_write_answers` runs in it. Raises OSError where there can be no process."""
         ours, theirs = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(ours)
+            os.close(theirs)
+            raise
         if pid == 0:
             try:
-                for line in _answer(identity, questions):
-                    os.write(theirs, json.dumps(line).encode() + b"\n")
-            except BaseException:
-                traceback.print_exc()
+                _write_answers(theirs, identity, questions)
             finally:
                 os._exit(0)
         os.close(theirs)
@@ -100,12 +128,15 @@ class _Child:
 
     def end(self) -> Found:
         """Everything it has answered. A question without an answer that is due is the one it hangs in."""
-        os.close(self.pipe)
         if not self._ended:
             os.kill(self._pid, signal.SIGKILL)
+        os.close(self.pipe)
         # One that the kernel holds cannot be killed, and must not be waited for.
         os.waitpid(self._pid, 0 if self._ended else os.WNOHANG)
         lines = [json.loads(line) for line in self._data.split(b"\n")[:-1]]
+        if lines and _BUG in lines[-1]:
+            # What is asked here is advice: a bug in it is shown, and keeps nothing from being done.
+            sys.stderr.write(lines.pop()[_BUG])
         names: dict[str, Any] = lines[0] if lines else {"unknown_user": False, "unknown_groups": ()}
         answers = dict(zip(self._questions, map(parse_answer, lines[1:]), strict=False))
         if not self._ended and len(answers) < len(self._questions):
@@ -116,9 +147,28 @@ class _Child:
 # ---- in the child ----
 
 
+def _write_answers(pipe: int, identity: Identity, questions: Sequence[Question]) -> None:
+    """Write the answers to the pipe, and keep nothing else of what the parent has open.
+
+    A lock or a pipe to somebody who waits for its end would else be held for as long as a dead file system holds this
+    process.
+    """
+    pipe = fcntl.fcntl(pipe, fcntl.F_DUPFD, 3)
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    try:
+        for line in _answer(identity, questions):
+            os.write(pipe, json.dumps(line).encode() + b"\n")
+    except BaseException:  # noqa: BLE001  # this process has nobody else to tell
+        os.write(pipe, json.dumps({_BUG: traceback.format_exc()}).encode() + b"\n")
+
+
 @dataclass(frozen=True)
 class _Ids:
-    """A user's numbers; `name` is None where the number has no name, and so no groups."""
+    """A user's numbers, with all the groups that a service of it is in."""
 
     uid: int
     gid: int
@@ -128,13 +178,21 @@ class _Ids:
 def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
     ids, unknown_user, unknown_groups = _find(identity)
     yield {"unknown_user": unknown_user, "unknown_groups": unknown_groups}
-    # Whoever asks as another learns what is not there, and nothing of rights.
     same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
     for question in questions:
-        answer = look(question)
-        if not same and answer.verdict in (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY, Verdict.FOREIGN):
-            answer = Answer(Verdict.ALLOWED)
-        yield answer_json(answer)
+        yield answer_json(look(question) if same else _look_for_another(question))
+
+
+def _look_for_another(question: Question) -> Answer:
+    """The answer where this process cannot be the user that is asked for: what is not there, and nothing of rights."""
+    if os.geteuid() == 0:
+        # Nothing that a user has made is opened with root's rights.
+        answer = _walk(question.path)
+        missing = answer.verdict is Verdict.MISSING and question.need is not Need.MAP
+        return answer if missing else Answer(Verdict.ALLOWED)
+    answer = look(question)
+    of_rights = (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY, Verdict.FOREIGN)
+    return Answer(Verdict.ALLOWED) if answer.verdict in of_rights else answer
 
 
 def _find(identity: Identity) -> tuple[_Ids | None, bool, tuple[str, ...]]:
@@ -274,9 +332,8 @@ def _look_at_program(path: str, walk: Answer) -> Answer:
 def _head(path: str) -> bytes | None:
     """The first bytes of a file, as far as the kernel looks for what to do with it; None where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read(256)  # BINPRM_BUF_SIZE in linux/binfmts.h
-    except OSError:
+        return read_start(Path(path), 256)  # BINPRM_BUF_SIZE in linux/binfmts.h
+    except (OSError, NotReadableError):
         return None
 
 
@@ -316,6 +373,8 @@ def _describe(answer: Answer) -> Answer:
 # Where they keep those that they choose from, beside their folder of shims: pyenv, asdf and mise, rye.
 _INSTALLED = ("versions", "installs/python", "py")
 
+_VERSION_SIZE = 4096  # as much as is read of the file with the default; it has one name in a line
+
 
 def _is_python(path: str, head: bytes | None) -> bool:
     """Whether a program is an interpreter by its name and is no script."""
@@ -325,8 +384,8 @@ def _is_python(path: str, head: bytes | None) -> bool:
 def _behind(base: str, name: str) -> str | None:
     """The interpreter of the version that pyenv has as its default, or else the newest that is there."""
     wanted = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
-        wanted = (Path(base, "version").read_text(encoding="utf-8").split() or [""])[0]
+    with contextlib.suppress(OSError, NotReadableError, UnicodeDecodeError):
+        wanted = (read_start(Path(base, "version"), _VERSION_SIZE).decode("utf-8").split() or [""])[0]
     for folder in _INSTALLED:
         try:
             versions = sorted(os.listdir(os.path.join(base, folder)), key=_version)

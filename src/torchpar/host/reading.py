@@ -67,26 +67,33 @@ class Reader:
 
     def bytes(self, path: Path, most: int) -> bytes:
         """All of a regular file that has at most so many bytes. Raises NotReadableError and OSError."""
-        # Before it is opened: that alone makes a tape rewind or a watchdog bark, and waits for the other end of a pipe.
-        self._refuse_special(os.stat(self.at(path)))
-        # It may have become something else meanwhile, which must neither hold this process nor become its terminal.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
-            self._refuse_special(os.fstat(descriptor))
-            data = bytearray()
-            # Its size is no promise: it may grow, and those of /proc have none.
-            while len(data) <= most and (piece := os.read(descriptor, _PIECE)):
-                data += piece
-        finally:
-            os.close(descriptor)
+        data = read_start(self.at(path), most + 1)
         if len(data) > most:
             raise NotReadableError(self._at, f"is larger than {most // 1024} KiB")
-        return bytes(data)
+        return data
 
-    def _refuse_special(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-            raise NotReadableError(self._at, f"is {kind}, and only regular files are read")
+
+def read_start(path: Path, most: int) -> bytes:
+    """The first bytes of a regular file, so many at most. Raises NotReadableError and OSError."""
+    # Before it is opened: that alone makes a tape rewind or a watchdog bark, and waits for the other end of a pipe.
+    _refuse_special(path, os.stat(path))
+    # It may have become something else meanwhile, which must neither hold this process nor become its terminal.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _refuse_special(path, os.fstat(descriptor))
+        data = bytearray()
+        # Its size is no promise: it may grow, and those of /proc have none.
+        while len(data) < most and (piece := os.read(descriptor, min(_PIECE, most - len(data)))):
+            data += piece
+    finally:
+        os.close(descriptor)
+    return bytes(data)
+
+
+def _refuse_special(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise NotReadableError(os.fspath(path), f"is {kind}, and only regular files are read")
 
 
 class _Job(Generic[T]):
