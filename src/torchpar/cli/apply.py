@@ -65,19 +65,20 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
             for line in unified(changes):
                 click.echo(brief(line))
             return ExitStatus.DIFFERS if changes else ExitStatus.DONE
+        told: tuple[str, ...] = ()
         if active and before == compiled.content:
             generation, notes = active[0], _hold(store, active[0])
         else:
-            if not boot:
-                # What was in force may have lines that systemd passes over, and did when it was applied.
-                warn(check_units(compiled.plan, compiled.content.files))
+            # What was in force may have lines that systemd passes over, and did when it was applied.
+            told = () if boot else check_units(compiled.plan, compiled.content.files)
+            warn(told)
             generation, notes = _write(store, compiled, active[0] if active else None, confirm_within)
         warn(notes)
         outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
         restarted = _restart(outdated, restart)
     outdated = tuple(unit for unit in outdated if unit not in restarted)
     if as_json:
-        echo_json(_report(generation, changes, outdated, compiled.warnings))
+        echo_json(_report(generation, changes, outdated, (*compiled.warnings, *told, *notes)))
     else:
         _echo(generation, changes, outdated, restarted, confirm_within)
     return ExitStatus.DONE
