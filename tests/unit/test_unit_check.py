@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.errors import ConfigError, SystemdError
+from torchpar.host import systemd
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
 from torchpar.unit_check import check_units, in_conf, missing_program
@@ -46,8 +52,8 @@ SOCKET = drop_in_path("torchpar-infer@b.socket")
 def test_a_line_of_a_drop_in_is_found_in_the_conf(path: str, line: str, where: str) -> None:
     """Each of several lines of one key, a default of all jobs, and keys that have another name in the unit."""
     number = FILES[path].split("\n").index(line) + 1
-    told = in_conf(f"{path}:{number}: Failed to parse it, ignoring: x", PLAN, FILES)
-    assert told and told.startswith(where) and told.endswith(": systemd says: Failed to parse it, ignoring: x")
+    told = str(in_conf(f"{path}:{number}: Failed to parse it, ignoring: x", PLAN, FILES))
+    assert told.startswith(where) and told.endswith(": systemd says: Failed to parse it, ignoring: x")
 
 
 @pytest.mark.parametrize(
@@ -75,15 +81,77 @@ def test_a_default_of_all_services_is_refused_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError) as error:
         check_units(plan, files)
     assert error.value.problems == ("/c:2: [Train a] Service.Nice=77: systemd says: out of range",)
-    said.append("b.service: fatal")
-    with pytest.raises(SystemdError, match="nothing has changed:\n/c:2: .*\n/c:2: .*\nb.service: fatal$"):
+    said.append("torchpar-train@b.service: fatal")
+    match = "nothing has changed:\n/c:2: .*\n/c:2: .*\ntorchpar-train@b.service: fatal$"
+    with pytest.raises(SystemdError, match=match):
         check_units(plan, files)
+
+
+def test_a_colon_in_a_services_name_is_no_end_of_it() -> None:
+    """Names of units may have one."""
+    text = "[Train a:b]\nScript=/a.py\nService.Nice=abc\nService.ExecStartPre=/opt/prepare\n"
+    plan = make_plan(parse_config([ConfFile("/c", text)], make_host()), make_host())
+    ((path, unit),) = make_units(plan).files.items()
+    said = f"{path}:{unit.split(chr(10)).index('Nice=abc') + 1}: Failed to parse, ignoring: abc"
+    assert str(in_conf(said, plan, {path: unit})).startswith("/c:3: [Train a:b] Service.Nice=abc: systemd says: Failed")
+    said = "torchpar-train@a:b.service: Command /opt/prepare is not executable: No such file or directory"
+    assert str(missing_program(said, plan)).startswith("/c:4: [Train a:b] Service.ExecStartPre=/opt/prepare: /opt/prep")
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("/etc/systemd/system/srv-data.mount:7: Unknown key name 'Foo' in section 'Mount', ignoring.", False),
+        ("srv-data.mount: Unit is bound to a device.", False),
+        ("/etc/systemd/system/torchpar-train@a.service.d/override.conf:3: Failed to parse it", False),
+        ("Unknown key in a file of nobody", False),
+        ("torchpar-train@a.service: Failed to create it: Unit srv-data.mount has a bad unit file setting.", True),
+        ("Unit torchpar-infer@b.socket has a bad unit file setting.", True),
+    ],
+)
+def test_what_is_wrong_with_other_peoples_units_keeps_nothing_from_being_applied(
+    monkeypatch: pytest.MonkeyPatch, said: str, refused: bool
+) -> None:
+    """A service waits for mounts, so their units are read with its own."""
+    monkeypatch.setattr("torchpar.host.systemd.verify_units", lambda files: (said, said))
+    if refused:
+        with pytest.raises(SystemdError, match="does not accept"):
+            check_units(PLAN, FILES)
+    else:
+        assert check_units(PLAN, FILES) == (said,)
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_systemd_that_is_here_says_it_in_these_forms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A key that it does not know in the mount that has the job's files, and a value that is none."""
+    template = "[Unit]\nRequiresMountsFor=/srv/data/x\n[Service]\nExecStart=/bin/true\n"
+    (tmp_path / "torchpar-train@.service").write_text(template, encoding="utf-8")
+    (tmp_path / "srv-data.mount").write_text("[Mount]\nWhat=/dev/null\nWhere=/srv/data\nFoo=1\n", encoding="utf-8")
+    verify = systemd.run
+
+    def run(argv: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        path = f"{environment['SYSTEMD_UNIT_PATH'].rstrip(':')}:{tmp_path}:/usr/lib/systemd/system"
+        return verify(argv, environment={"SYSTEMD_UNIT_PATH": path})
+
+    monkeypatch.setattr("torchpar.host.systemd.run", run)
+    monkeypatch.setattr("torchpar.host.systemd.PACKAGED", tmp_path)
+    for name in ("a", "a:b"):
+        text = f"[Train {name}]\nScript=/a.py\nService.Nice=abc\nService.ExecStartPre=/no/such\n"
+        plan = make_plan(parse_config([ConfFile("/c", text)], make_host()), make_host())
+        path = drop_in_path(plan.services[0].unit)
+        said = check_units(plan, {path: "[Service]\nExecStartPre=/no/such\n"})
+        program, mount = sorted(said, key=lambda line: "mount" in line)
+        assert "srv-data.mount:4: " in mount and "Foo" in mount
+        assert program.startswith(f"/c:4: [Train {name}] Service.ExecStartPre=/no/such: /no/such: ")
+        with pytest.raises(ConfigError, match=rf"^/c:3: \[Train {name}\] Service.Nice=abc: systemd says: "):
+            check_units(plan, {path: "[Service]\nNice=abc\n"})
 
 
 def test_a_program_that_the_conf_runs_beside_the_job_is_named_where_it_is_missing() -> None:
     """The interpreter and the package's own are not for this warning."""
     said = "torchpar-train@a.service: Command {} is not executable: No such file or directory"
-    assert missing_program(said.format("/opt/prepare"), PLAN) == (
+    assert str(missing_program(said.format("/opt/prepare"), PLAN)) == (
         "/c:8: [Train a] Service.ExecStartPre=-/opt/prepare --fast: /opt/prepare: No such file or directory"
     )
     for program in ("/usr/bin/python3", "/usr/lib/torchpar/stop", "/opt/other"):

@@ -16,6 +16,9 @@ from torchpar.errors import SystemdAbsentError, SystemdError, TorchparError
 from torchpar.host.program import run
 
 _BUS_NAME = "org.freedesktop.systemd1"
+# Where the units of Debian's packages are.
+PACKAGED = Path("/usr/lib/systemd/system")
+
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 
 
@@ -135,10 +138,19 @@ def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
             raise TorchparError(f"{error.filename or directory}: {error.strerror}; nothing has changed") from None
         units = sorted(path.partition(".d/")[0] for path in files)
         done = run(
-            ["systemd-analyze", "verify", "--man=no", *units], environment={"SYSTEMD_UNIT_PATH": f"{directory}:"}
+            ["systemd-analyze", "verify", "--man=no", *map(_name_for_verify, units)],
+            environment={"SYSTEMD_UNIT_PATH": f"{directory}:"},
         )
     said = (line.removeprefix(f"{directory}/") for line in (done.stderr + done.stdout).splitlines())
     return tuple(line for line in said if line.strip())
+
+
+def _name_for_verify(unit: str) -> str:
+    """A unit as `systemd-analyze verify` takes it, to which a colon stands between a file and a name for its copy."""
+    if ":" not in unit:
+        return unit
+    prefix, _, instance = unit.partition("@")
+    return f"{PACKAGED}/{prefix}@.{instance.rpartition('.')[2]}:{unit}"
 
 
 def start_timer(name: str, seconds: int, argv: Sequence[str]) -> None:
