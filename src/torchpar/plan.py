@@ -5,6 +5,8 @@ Pure: the same conf and the same facts give the same plan on any machine. A Plan
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from torchpar.claims import Reason
 from torchpar.config import OWN_USER, Config, Service
 from torchpar.cpuset import CpuSet
 from torchpar.environment import VARIABLE
-from torchpar.exec_limits import check_command, check_strings, size
+from torchpar.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
 from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.placement import Placement, Share, place
@@ -161,12 +163,23 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
 
 
 def _refuse_what_no_kernel_starts(plan: ServicePlan, facts: HostFacts) -> None:
-    """Raise PlacementError where the command line and the variables are more than execve(2) takes."""
+    """Raise PlacementError where there is more of something than execve(2) takes, or than systemd reads in a second."""
     service = plan.service
     for what in check_strings([f"{VARIABLE}={plan.environment.get(VARIABLE, '')}"], facts.page_size):
         raise service.refuse("Ranks", len(plan.ranks), f"what its processes are told of their places: {what}")
-    more_stack = any(key == "LimitSTACK" for key, _ in service.directives)
-    wrong = check_command(plan.command, plan.environment, more_stack=more_stack)
+    directives = collections.Counter(key for key, _ in service.directives)
+    by_hand = [value.split() for key, value in service.directives if key == "ReadWritePaths"]
+    paths = [*write_paths(service), *itertools.chain(*by_hand)]
+    for key, number, most, things, instead in (
+        ("Arguments", len(plan.command), WORDS, "words", INSTEAD),
+        ("Environment", len(plan.environment), LINES, "variables", INSTEAD),
+        ("ReadWritePaths", len(paths), PATHS, "paths", "name a folder that they are in"),
+        *((f"Service.{key}", number, LINES, "lines", "set fewer") for key, number in directives.items()),
+    ):
+        wrong = check_number(number, most, things, instead)
+        if wrong:
+            raise service.refuse(key, "", wrong)
+    wrong = check_command(plan.command, plan.environment, dict(service.directives).get("LimitSTACK"))
     if wrong:
         words = sum(map(size, plan.command)) >= sum(map(size, plan.environment.values()))
         raise service.refuse("Arguments" if words else "Environment", "", wrong)

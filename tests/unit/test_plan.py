@@ -407,6 +407,23 @@ def test_what_no_kernel_starts_is_refused_before_it_is_a_unit() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("".join(f"Environment=A{n}=1\n" for n in range(6000)), "Environment=: it has 6,0"),
+        ("Environment=" + " ".join(f"A{n}=1" for n in range(6000)), "Environment=: it has 6,0"),
+        ("".join(f"ReadWritePaths=/a/{n}\n" for n in range(1001)), "ReadWritePaths=: it has 1,001 paths"),
+        ("Service.ReadWritePaths=" + " ".join(f"/a/{n}" for n in range(1001)), "ReadWritePaths=: it has 1,001 paths"),
+        ("Service.ExecStartPre=/bin/true\n" * 5001, "Service.ExecStartPre=: it has 5,001 lines"),
+        ("Service.LimitSTACK=8M\nArguments=" + " ".join(["x" * 100_000] * 22), "the kernel takes 2,097,152"),
+    ],
+)
+def test_what_systemd_reads_for_seconds_at_every_reload_is_refused(lines: str, words: str) -> None:
+    """It does nothing else meanwhile, for no service of the host."""
+    with pytest.raises(PlacementError, match=words):
+        plan_of(lines)
+
+
 def test_four_thousand_words_are_planned() -> None:
     """A job may be given its files by name."""
     words = [f"/data/shards/part-{number:06d}-of-004000.tar.zst.parquet.of.the.year" for number in range(4000)]
