@@ -80,6 +80,8 @@ def request(**changes: Any) -> bytes:
         (request(datatype=["FP32"]), "there is no datatype"),
         (request(data=[1, "2"]), "values that are no FP32"),
         (request(data=[1, None]), "values that are no FP32"),
+        (request(data=[1, 1e39]), "values that are no FP32"),
+        (request(data=[-(10**39), 1]), "values that are no FP32"),
         (request(data=[[1], 2]), "not of one length"),
         (request(data="12"), "neither an array"),
         (request(data=...), "neither an array"),

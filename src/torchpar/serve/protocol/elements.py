@@ -79,7 +79,13 @@ def _pack(datatype: str, flat: list[Any]) -> Data:
     packed = array(_CODES[datatype], flat)
     if sys.byteorder == "big":
         packed.byteswap()
-    return packed.tobytes()
+    data = packed.tobytes()
+    # Where the upper halves of an infinity are nowhere, as in nearly all requests, there is none.
+    if datatype == "FP32" and (b"\x80\x7f" in data or b"\x80\xff" in data):
+        for value, real in zip(flat, memoryview(array("f", flat))):
+            if math.isinf(real) and not (isinstance(value, float) and math.isinf(value)):
+                raise OverflowError
+    return data
 
 
 def _no(value: Any) -> Any:
