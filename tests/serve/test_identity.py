@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +19,8 @@ from tests.serve.engines import Answer, request
 from tests.serve.models import Affine, described, save_script
 from torchpar.serve.engine import Engine
 from torchpar.serve.errors import ModelError, OtherFilesError
-from torchpar.serve.identity import Opened, Serves, changed, differs, named_files, own_files, same, shortened
+from torchpar.serve.identity import Serves, changed, differs, own_files, same, shortened
+from torchpar.serve.opened import Opened
 from torchpar.serve.settings import EngineSettings
 from torchpar.serve.workers import runner
 
@@ -112,17 +115,97 @@ def test_what_python_reads_is_of_the_model_but_for_what_it_wrote_or_is_the_inter
     assert list(opened.files) == [str(tmp_path / "read")]
 
 
-def test_weights_that_a_handler_names_are_of_the_model(tmp_path: Path) -> None:
-    """For libraries that open them unseen: absolute, beside it, in a folder; not logs, nor what is only a word."""
-    for name in ("a.pt", "b.onnx", "log.txt", "far/c.safetensors", "far/log.txt", "other.pt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    first = f"A, B, C, D = {str(tmp_path / 'a.pt')!r}, 'b.onnx', 'far', 'log.txt'\n"
-    (tmp_path / "m.py").write_text(first + "E = ['', '.', '/', 'none.pt', '\\0']\n")
-    names = [os.path.relpath(path, tmp_path) for path in named_files(str(tmp_path / "m.py"))]
-    assert sorted(names) == ["a.pt", "b.onnx", "far/c.safetensors"]
-    (tmp_path / "m.py").write_text("no python")
-    assert named_files(str(tmp_path / "m.py")) == {} == named_files(str(tmp_path / "none.py"))
+def _read_natively(path: str) -> None:
+    """As a library does: Python hears nothing of it."""
+    libc = ctypes.CDLL(None)
+    libc.close(libc.open(os.fsencode(path), os.O_RDONLY))
+
+
+def test_what_libraries_read_is_of_the_model(tmp_path: Path) -> None:
+    """Beside the handler, and where its text, its settings or the environment say; not what they write."""
+    handler, far = tmp_path / "own/h.py", tmp_path / "far"
+    names = [
+        tmp_path / "own/deep/a.bin", far / "text/b c.pt", far / "settings/x/d.onnx", far / "environment/e.gguf",
+        far / "links/f.bin", far / "unseen/g.bin", tmp_path / "own/h.log", tmp_path / "own/cache.bin",
+        far / "mapped/i.bin", far / "open/j.bin",
+    ]  # fmt: skip
+    for path in names:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(8))
+    (far / "link").symlink_to(far / "links")
+    (tmp_path / "own/f").symlink_to(far / "links/f.bin")
+    handler.write_text(f"PLACE = '{far}/text/b c.pt'")
+    (tmp_path / "own/settings.json").write_text('{"folder": "../far/settings"}')
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("WEIGHTS", f"{far}/environment/e.gguf:{far}/none")
+        with Opened(str(handler)) as opened:
+            (tmp_path / "own/settings.json").read_text()
+            for path in names[:4] + names[5:8]:
+                _read_natively(str(path))
+            _read_natively(str(tmp_path / "own/f"))
+            with (tmp_path / "own/cache.bin").open("wb"):
+                pass
+            kept = torch.from_file(str(far / "mapped/i.bin"), size=2)
+            number = ctypes.CDLL(None).open(os.fsencode(far / "open/j.bin"), os.O_RDONLY)
+        os.close(number)
+        del kept
+    found = {os.path.relpath(path, tmp_path) for path in opened.files}
+    assert found == {
+        "own/settings.json", "own/deep/a.bin", "far/text/b c.pt", "far/settings/x/d.onnx", "far/environment/e.gguf",
+        "own/f", "far/links/f.bin", "far/mapped/i.bin", "far/open/j.bin",
+    }  # fmt: skip
+
+
+def test_what_is_replaced_after_a_library_has_read_it_is_not_what_was_read(tmp_path: Path) -> None:
+    """But where the code itself replaces it, as a cache."""
+    for name in ("h.py", "a.bin", "b.bin", "c.bin", "new"):
+        (tmp_path / name).write_text("")
+    with Opened(str(tmp_path / "h.py")) as opened:
+        subprocess.run(["mv", tmp_path / "new", tmp_path / "c.bin"], check=True)
+        for name in ("a.bin", "b.bin", "c.bin"):
+            _read_natively(str(tmp_path / name))
+        subprocess.run(["sh", "-c", "echo > new; mv new a.bin"], cwd=tmp_path, check=True)
+        (tmp_path / "mine").write_text("")
+        (tmp_path / "mine").rename(tmp_path / "b.bin")
+    assert set(opened.files) == {str(tmp_path / "a.bin"), str(tmp_path / "c.bin")}
+    assert changed(opened.files) == str(tmp_path / "a.bin")
+
+
+def test_a_handler_without_a_kernel_that_tells_is_what_python_reads(tmp_path: Path) -> None:
+    """As where all of the user's watches are taken."""
+    (tmp_path / "h.py").write_text("")
+    (tmp_path / "a.bin").write_text("")
+    opened = Opened(str(tmp_path / "h.py"))
+    opened._folders.seen()
+    with opened:
+        (tmp_path / "a.bin").read_text()
+    assert list(opened.files) == [str(tmp_path / "a.bin")]
+
+
+NATIVE = """
+import json, os, torch
+INPUTS = [("x", "FP32", (-1, 3))]
+HERE = os.path.dirname(os.path.abspath(__file__))
+def load():
+    global net
+    with open(os.path.join(HERE, "settings.json")) as file:
+        name = json.load(file)["weights"]
+    net = torch.jit.load(os.path.join(HERE, name + ".pt"))
+def predict(batch):
+    return {"y": net(batch["x"])}
+"""
+
+
+def test_weights_that_torch_itself_opens_are_of_the_model(tmp_path: Path) -> None:
+    """Whose name stands nowhere as a whole."""
+    (tmp_path / "m.py").write_text(NATIVE)
+    (tmp_path / "settings.json").write_text('{"weights": "net"}')
+    save_script(Affine(1.0), tmp_path / "net.pt")
+    serves = _start(tmp_path / "m.py")
+    assert same(_start(tmp_path / "m.py", serves), serves)
+    save_script(Affine(2.0), tmp_path / "new.pt").rename(tmp_path / "net.pt")
+    with pytest.raises(OtherFilesError, match="net.pt"):
+        _start(tmp_path / "m.py", serves)
 
 
 @pytest.mark.parametrize("what", ["m.py", "beside_{}.py", "elsewhere/weights.json", "m.json"])

@@ -33,11 +33,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchpar.serve.errors import ModelError, NoInputError, OutputError
-from torchpar.serve.identity import Opened, named_files
 from torchpar.serve.models.description import Description, limit_of, specs_of
 from torchpar.serve.models.program import Program, example_of, fitting
 from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import tensor_of
+from torchpar.serve.opened import Opened
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 
@@ -47,10 +47,9 @@ class Handler(Program):
     platform = "python"
 
     def __init__(self, path: str, description: Description, device: str | None = "cpu") -> None:
-        named = named_files(path)
-        with Opened() as opened:
+        with Opened(path) as opened:
             self._load(path, description, device)
-        self.files = {**{path: look for path, look in named.items() if path not in opened.written}, **opened.files}
+        self.files = opened.files
 
     def _load(self, path: str, description: Description, device: str | None) -> None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
