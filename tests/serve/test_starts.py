@@ -82,14 +82,14 @@ def lives(pid: int) -> bool:
         return False
 
 
-def end(process: subprocess.Popen[bytes], here: Path) -> None:
-    """Send SIGTERM where it hangs; returns when nothing of it is left."""
+def end(process: subprocess.Popen[bytes], here: Path, number: int = signal.SIGTERM) -> None:
+    """Send a signal where it hangs; returns when nothing of it is left."""
     until = time.monotonic() + 120
     while not here.exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     started = below(process.pid)
-    process.terminate()
+    process.send_signal(number)
     process.wait(30)
     while any(map(lives, started)):
         assert time.monotonic() < until
@@ -116,6 +116,21 @@ def test_a_server_of_its_own_that_hangs_in_its_start_is_stopped(hanging: Path, t
         )  # fmt: skip
         end(process, tmp_path / "here")
     assert process.returncode == -signal.SIGTERM
+
+
+DEAF = "[signal.signal(number, signal.SIG_IGN) for number in (1, 2, 15, 29)]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_load_that_ignores_all_signals_ends_with_its_server(tmp_path: Path, number: int) -> None:
+    """However that ends."""
+    text = f"{HEAD}def load(): {DEAF}; here(); time.sleep(1000)\ndef predict(batch): pass\n"
+    (tmp_path / "m.py").write_text(text.format(here=str(tmp_path / "here")))
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-m", "torchpar.serve", "--handler", str(tmp_path / "m.py"), "--listen", "127.0.0.1:0"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE.parent)},
+    )
+    end(process, tmp_path / "here", number)
 
 
 THREADS = """

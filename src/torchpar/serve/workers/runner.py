@@ -27,7 +27,11 @@ from torchpar.serve.workers.nursery import unpacked
 log = logging.getLogger("torchpar.serve")
 
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
-_START = "import sys; sys.path.insert(0, {!r}); from torchpar.serve.workers.nursery import main; main({}, {!r})"
+_START = (
+    "import sys; sys.path.insert(0, {0!r});"
+    " from torchpar.serve.workers.guard import guard; guard({1});"
+    " from torchpar.serve.workers.nursery import main; main({1}, {2!r})"
+)
 
 
 class ProcessRunner(Runner):
