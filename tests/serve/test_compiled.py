@@ -39,6 +39,23 @@ class Looked(torch.nn.Module):
         return {"y": y if shift is None else y + shift}
 
 
+class Kept(torch.nn.Module):
+    """A count, a history with a view of it, a table with places that are set; and what is only read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, size in (("count", 3), ("history", 8), ("table", 8), ("added", 4), ("read", 4)):
+            self.register_buffer(name, torch.arange(float(size)))  # numbers that are all the same are compiled in
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        self.count.add_(1.0)
+        self.history[1:3].add_(x[0, :2])
+        self.table.index_put_((index,), x[:2, 0])
+        self.added.scatter_add_(0, index, x[:2, 0])
+        kept = self.history.sum() + self.table.sum() + self.added.sum()
+        return x * 0.0 + self.count + 0.0 * (kept + torch.sort(self.read)[0].sum())
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """four.pt2, which was compiled for four rows, and looked.pt2 for 2 to 4 rows and 3 to 5 indices."""
@@ -52,7 +69,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"by": torch.randn(4, 1, dtype=torch.float64)},
         dynamic_shapes={"x": {0: rows}, "index": {0: rows, 1: many}, "by": {0: rows}},
     )
-    for name, program in (("four", four), ("looked", looked)):
+    kept = torch.export.export(Kept(), (torch.randn(4, 3), torch.tensor([0, 1])))
+    for name, program in (("four", four), ("looked", looked), ("kept", kept)):
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / f"{name}.pt2"))
     return folder
 
@@ -90,6 +108,35 @@ def test_it_tells_what_it_was_compiled_for(compiled: Path) -> None:
         TensorSpec("", "INT64", (-1, -1), ((1, 4), (3, 5))),
         TensorSpec("", "FP64", (-1, 1), ((1, 4), (1, 1))),
     )
+
+
+def test_it_tells_what_it_writes_to(compiled: Path) -> None:
+    """By kernels and by operators, also to parts; weights and tables that are only read are nothing of that."""
+    made = {name: read_made(str(compiled / f"{name}.pt2")) for name in ("four", "looked", "kept")}
+    assert {name: each and each.writes for name, each in made.items()} == {
+        "four": "", "looked": "", "kept": "'added', 'count', 'history', 'table'",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["told", "found out"])
+def test_a_package_that_changes_a_buffer_is_computed_by_one_process(
+    tmp_path: Path, compiled: Path, caplog: pytest.LogCaptureFixture, tells: bool
+) -> None:
+    """From the first request on, as it was compiled; also where its code tells nothing, for it answers differently."""
+    with zipfile.ZipFile(compiled / "kept.pt2") as package, zipfile.ZipFile(tmp_path / "m.pt2", "w") as served:
+        for name in package.namelist():
+            if tells or not name.endswith(".cpp"):
+                served.writestr(name, package.read(name))
+    _describe(tmp_path / "m.pt2", _input("x", "FP32", 4, 3), _input("index", "INT64", 2))
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt2", workers=2) as engine:
+            asked = [request(torch.ones(4, 3), torch.tensor([0, 1]), names="x index") for _ in range(4)]
+            answers = [(await answer.values())[0] for answer in ask(engine, asked)]
+            assert [float(answer[0, 0]) for answer in answers] == [1.0, 2.0, 3.0, 4.0]
+
+    asyncio.run(run())
+    assert "it writes to itself when it runs" in caplog.text
 
 
 def test_other_rows_than_it_was_compiled_for_are_refused(served: Path) -> None:

@@ -15,8 +15,9 @@ from torchpar.serve.curve import Curve, measure
 from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
 from torchpar.serve.identity import changed, own_files
 from torchpar.serve.models.files import ModelFile
+from torchpar.serve.models.inductor import Inductor
 from torchpar.serve.models.loading import load_program, runs_in_threads
-from torchpar.serve.probe import Probe, batch_of, beside_many, try_model
+from torchpar.serve.probe import Probe, batch_of, beside_many, find_state, try_model
 from torchpar.serve.runner import Runner, ThreadRunner
 from torchpar.serve.served import Served
 from torchpar.serve.settings import EngineSettings
@@ -46,7 +47,8 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
             sizes = {rows for rows in (*curve.points(), curve.cap) if 1 < rows <= (_most(runner, settings) or rows)}
             probe = replace(probe, reason=beside_many(runner, probe.sample, sorted(sizes)))
         team_from = _team_from(runner, probe, curve, settings)
-        writes = runner.writes()
+        # Compiled code tells most of what it writes to, and nothing of it on accelerators.
+        writes = runner.writes() or (find_state(runner) if runner.platform == Inductor.platform else "")
         single = bool(writes) and settings.backend == "auto"
         if single:
             runner.keep_one()

@@ -82,6 +82,15 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
     return Probe("", sample, outputs or _specs(seen))
 
 
+def find_state(runner: Runner, lane: int = 0) -> str:
+    """Whether its answers to the same question differ, in words, as those of a program that keeps something do."""
+    try:
+        sample, _ = _find_sample(runner, lane)
+        return _changes(runner, lane, sample) if sample is not None else ""
+    except ServeError:
+        return ""
+
+
 def batch_of(sample: Sequence[Tensor], rows: int) -> list[Column]:
     """A batch of equal rows."""
     return [Column(t.datatype, (rows, *t.shape[1:]), [t.data] * rows) for t in sample]

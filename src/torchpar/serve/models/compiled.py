@@ -26,6 +26,14 @@ _STRIDE = re.compile(r"if \((\d+)L* != \w+_stride\[(\d+)\]\)")
 _SYMBOL = re.compile(r"\b(?:int64_t|auto) (\w+) = (\w+)_size\[(\d+)\];")
 _ALIAS = re.compile(r"\bint64_t (\w+) = (\w+);")
 _SIZES = re.compile(r'assert_size_stride\((\w+), \{([^{}]*)\}, \{[^{}]*\}, "input"\)')
+# What it keeps from call to call, and where it computes with that: a kernel's arguments are constant or written.
+_KEPT = re.compile(r'constants_info_\[(\d+)\]\.name = "(\w+)";')
+_KEPT_AS = re.compile(r'constants_info_\[(\d+)\]\.original_fqn = "([^"]*)";')
+_RUN = re.compile(r"^void \w+::run_impl\(.*?^\}", re.DOTALL | re.MULTILINE)
+_VIEW = re.compile(r"(\w+)(?: = |\()[^;=]*?reinterpret_tensor_wrapper\((\w+),")
+_POINTER = re.compile(r"(?:\(|<)(const )?[\w:]+ ?\*>?\)?\((\w+)\.data_ptr\(\)\)")
+# Operators outside of kernels whose names end so write to their first argument.
+_WRITER = re.compile(r"aoti_torch_\w*?(?:_out|_)\((?:\w+\()*(\w+)\b")
 _TREE = re.compile(r'\bin_spec_ = R"\((.*?)\)";', re.DOTALL)
 
 # What stands for "nothing bounds it".
@@ -36,12 +44,15 @@ _MANY = 1 << 40
 class Made:
     """What the package takes. tree is torch's JSON of how the inputs lie in a call's arguments, "" if it is not there.
 
+    writes names what it keeps and writes to, "" if nothing is known to be.
+
     equal holds places, (input, dimension) each, whose sizes must be the same; None where not all is told of open sizes.
     """
 
     inputs: tuple[TensorSpec, ...]
     equal: tuple[tuple[tuple[int, int], ...], ...] | None
     tree: str
+    writes: str = ""
 
 
 def read_made(path: str, model: str = "model") -> Made | None:
@@ -67,7 +78,22 @@ def parse_made(path: str, text: str) -> Made | None:
     inputs = tuple(_parse_input(f"{path}: input {number}", checks[number]) for number in sorted(checks))
     equal = _parse_equal(text, names, inputs)
     tree = _TREE.search(text)
-    return Made(inputs, equal, tree[1] if tree else "")
+    return Made(inputs, equal, tree[1] if tree else "", parse_writes(text))
+
+
+def parse_writes(text: str) -> str:
+    """What the C++ of a package writes to of its constants, in words; "" if nothing is seen.
+
+    As far as is told: what a kernel for accelerators, or an operator of somebody else, writes to is not.
+    """
+    names, words = dict(_KEPT.findall(text)), dict(_KEPT_AS.findall(text))
+    kept = {name: words.get(number, name) for number, name in names.items()}
+    run = "\n".join(_RUN.findall(text))
+    for view, name in _VIEW.findall(run):
+        if name in kept:
+            kept.setdefault(view, kept[name])
+    written = [name for constant, name in _POINTER.findall(run) if not constant] + _WRITER.findall(run)
+    return ", ".join(sorted({f"'{kept[name]}'" for name in written if name in kept}))
 
 
 def _parse_input(where: str, text: str) -> TensorSpec:

@@ -41,6 +41,7 @@ class Inductor(Program):
         if made is not None:
             inputs = bind(path, _arguments(made, self._tree, description), inputs).inputs
         self._equal = made.equal if made else None
+        self._writes = made.writes if made else ""
         if self._equal is None:
             inputs = _all_fixed(path, inputs, description.example)
             if device is not None:
@@ -59,6 +60,10 @@ class Inductor(Program):
         except Exception as error:  # the compiled code's loader raises what it likes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + words_for(str(error))
             raise ModelError(f"{path}: not an AOTInductor package that this torch can load: {reason}") from None
+
+    def writes(self) -> str:
+        """What its generated code says."""
+        return self._writes
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """One call. Raises ServeError 400 for what it was not compiled for: the code itself does not look."""
