@@ -30,6 +30,9 @@ LOGIN = (
     ("UMask", "0022"),
 )
 
+# What lets root write anywhere; the template unit takes all capabilities.
+ROOT = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
+
 # Directives that the conf can pass on by Service.KEY= and that change where a service may write.
 _DECIDE = ("ProtectSystem", "ProtectHome", "PrivateTmp", "ReadOnlyPaths", "InaccessiblePaths", "TemporaryFileSystem")
 
@@ -39,6 +42,8 @@ def sandbox_settings(service: Service) -> list[tuple[str, tuple[str, ...]]]:
     settings: list[tuple[str, tuple[str, ...]]] = []
     if not service.confined:
         settings += [(key, (value,)) for key, value in LOGIN]
+        if service.settings.user in ("root", "0"):
+            settings.append(("CapabilityBoundingSet", ROOT))
     if service.confined and _names_tmp(service):
         settings.append(("PrivateTmp", ("no",)))
     if not service.own_user:
@@ -70,7 +75,7 @@ def needed_files(service: Service) -> tuple[str, ...]:
 def needed_mounts(service: Service) -> tuple[str, ...]:
     """The paths whose mounts the service waits for."""
     # What Debian's own packages bring is there before any service.
-    return tuple(path for path in _named_paths(service) if not path.startswith("/usr/bin/"))
+    return tuple(path for path in needed_files(service) if not path.startswith("/usr/bin/"))
 
 
 def _named_paths(service: Service) -> tuple[str, ...]:

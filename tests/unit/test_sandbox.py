@@ -84,6 +84,13 @@ def test_a_training_job_of_another_user_is_as_a_login_of_that_user() -> None:
     assert "ReadWritePaths=/usr/local/runs" in planned(f"{TRAIN}User=ml\nReadWritePaths=/usr/local/runs\n")[1]
 
 
+@pytest.mark.parametrize("user", ["root", "0"])
+def test_a_training_job_of_root_may_write_what_others_own(user: str) -> None:
+    """Without these capabilities root is stopped by the modes of other users' folders."""
+    assert "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER" in planned(f"{TRAIN}User={user}\n")[1]
+    assert "CapabilityBoundingSet" not in planned(f"{TRAIN}User=ml\n")[1]
+
+
 def test_an_inference_service_of_another_user_stays_confined_with_that_users_home() -> None:
     """It answers the network. Its home is read-only, so the caches are elsewhere; shared memory stays all the same."""
     service, lines = planned(f"{INFER}User=ml\nReadWritePaths=/srv/answers\n")

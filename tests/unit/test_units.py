@@ -23,7 +23,7 @@ WHOLE = """\
 # Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet
 [Unit]
 SourcePath=/etc/torchpar.conf
-RequiresMountsFor=/srv/venv/bin/python3 "/srv/a b" /srv/100%%/train.py "/srv/100%% sure" /mnt/x
+RequiresMountsFor=/srv/venv/bin/python3 "/srv/a b" /srv/100%%/train.py "/srv/100%% sure"
 Conflicts=torchpar-train@other.service
 
 [Service]
@@ -247,3 +247,10 @@ def test_a_job_of_several_hosts_has_no_start_limit() -> None:
     conf = "[Train a]\nScript=/a.py\nNodes=2\nEndpoint=gpu1\n[Train b]\nScript=/b.py\n"
     several, one = units_of(conf, make_host()).files.values()
     assert "StartLimitIntervalSec=0\n\n[Service]\n" in several and "StartLimit" not in one
+
+
+def test_a_share_of_the_memory_is_written_as_it_is() -> None:
+    """systemd expands nothing in it, so a doubled percent sign is no size to it."""
+    units = units_of("[Train a]\nScript=/a.py\nMemoryMax=50%\nMemoryHigh=25%\n", make_host())
+    text = units.files["torchpar-train@a.service.d/20-torchpar.conf"]
+    assert "MemoryMax=50%\nMemoryHigh=25%\n" in text

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from torchpar.cli.output import brief, echo_json, echo_table, shorten
-from torchpar.daemon.client import ask_daemon
+from torchpar.daemon.client import ask_daemon, why_no_answer
 from torchpar.errors import ConfigError, ExitStatus, printable
 from torchpar.generations import Store
 from torchpar.host import systemd
@@ -30,7 +30,7 @@ def status(names: tuple[str, ...], as_json: bool) -> int:
     answer = ask_daemon()
     if answer is None:
         answer = observe(Store(), ConfReader())
-        answer["notices"].append("torchpard does not answer; this is a look without it: systemctl status torchpard")
+        answer["notices"].append(f"{why_no_answer()}; this is a look without it")
     services = [service for service in answer["services"] if not names or _is_named(service, names)]
     if names and not services:
         raise ConfigError([f"no service {printable(' or '.join(names), 100)} is in force; see: torchpar status"])

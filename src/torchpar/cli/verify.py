@@ -10,7 +10,7 @@ from torchpar.cli.output import brief, echo_json
 from torchpar.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.generations import Store
 from torchpar.host import systemd
-from torchpar.observe import item_json, verify_unit
+from torchpar.observe import item_json, observe_out_of_force, verify_unit
 from torchpar.verify import Item, Verdict, summary
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
@@ -23,12 +23,13 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Compare the running services, or NAMES, with their plan.
 
     CPUs of every thread, cpuset, memory policy, allocator, environment, threads, throttling. Exits 0 if all is as
-    planned, 1 if something drifted, 3 if something cannot be told.
+    planned, 1 if something drifted or runs that has left the conf, 3 if something cannot be told.
     """
     systemd.require_systemd()
     results: list[dict[str, Any]] = []
     verdicts = []
-    for service in _chosen(names):
+    services = _chosen(names)
+    for service in services:
         properties = systemd.unit_properties(service["unit"])
         if not properties["MainPID"] or properties["ActiveState"] not in ("active", "reloading", "deactivating"):
             if names and not as_json:
@@ -46,6 +47,12 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         )
         if not as_json:
             _echo_unit(service["unit"], properties["MainPID"], verdicts[-1], items)
+    strays, notices = ([], []) if names else observe_out_of_force({service["unit"] for service in services})
+    for stray in strays:
+        verdicts.append(Verdict.DRIFT)
+        results.append({"unit": stray["unit"], "main_pid": stray["main_pid"], "verdict": "out of force", "items": []})
+    for notice in () if as_json else notices:
+        click.echo(brief(notice))
     if as_json:
         echo_json(results)
     elif not results and not names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -78,6 +79,13 @@ def ask_daemon() -> dict[str, Any] | None:
     except OSError:
         return None
     return parse_answer(data)
+
+
+def why_no_answer() -> str:
+    """What to say where ask_daemon() has no answer."""
+    if os.path.exists(SOCKET) and not os.access(SOCKET, os.W_OK):
+        return "torchpard answers root and the members of the group torchpar only"
+    return "torchpard does not answer (systemctl status torchpard)"
 
 
 def parse_answer(data: bytes) -> dict[str, Any] | None:

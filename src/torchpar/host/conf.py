@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from torchpar.errors import ConfigError, Place, Problem
+from torchpar.errors import ConfigError, NotPermittedError, Place, Problem, printable
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.syntax import ConfFile
 
@@ -106,6 +106,8 @@ class ConfReader:
                 problems.append(Problem(Place(error.path), error.why))
                 continue
             except OSError as error:
+                if isinstance(error, PermissionError) and os.geteuid() != 0:
+                    raise NotPermittedError(f"{printable(str(path))}: only root may read it: sudo torchpar") from None
                 problems.append(Problem(Place(str(path)), f"cannot be read: {error.strerror}{_hint(path)}"))
                 continue
             left -= len(data)
