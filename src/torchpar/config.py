@@ -515,11 +515,10 @@ def _shared_endpoints(services: Sequence[Service]) -> Iterator[Problem]:
 
 
 def _is_name(name: str, section: Section, problems: Problems) -> bool:
-    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote; but
-    # for the colon, which is a separator to systemd-analyze.
+    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote.
     what = ""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST_NAME:
-        what = f"a service's name is made of at most {_LONGEST_NAME} letters, digits, '_', '-' and '.'"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", name) or len(name) > _LONGEST_NAME:
+        what = f"a service's name is made of at most {_LONGEST_NAME} letters, digits, '_', '-', '.' and ':'"
     elif re.search(rf"\.(?:{'|'.join(_UNIT_TYPES)})$", name):
         what = "write the name alone, without the type of a unit"
     if what:

@@ -72,7 +72,7 @@ def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tupl
     ]
     held = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
     values += [(f"Environment {name}", held.get(name, ""), value) for name, value in plan["environment"].items()]
-    if plan["user"] is not None:  # not in plans of older versions
+    if plan.get("user") is not None:  # not in plans of older versions
         values.append(("User", str(properties.get("User", "")), plan["user"]))
         paths = plan["read_write_paths"]
         # Service.ReadWritePaths= adds to them.
