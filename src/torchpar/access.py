@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torchpar.config import Config, Service
-from torchpar.sandbox import sandbox_settings
+from torchpar.config import OWN_USER, Config, Service
+from torchpar.sandbox import SYSTEM_FOLDERS, caches, sandbox_settings, write_paths
+from torchpar.values import parse_boolean, simple_path
 
-# The user of the shipped units, and where they have compilers put what they make.
-USER = "torchpar"
-CACHE = "/var/cache/torchpar"
+# Below it PyTorch has a compiler put what it makes, unless TORCHINDUCTOR_CACHE_DIR says otherwise.
+_TMP = "/tmp"
 
 
 class Need(enum.Enum):
@@ -108,8 +108,6 @@ _OTHER_FILES = {
 # With one of these it has rights that its user alone has not.
 _OTHER_RIGHTS = {"AmbientCapabilities", "CapabilityBoundingSet", "PermissionsStartOnly", "PAMName"}
 
-_YES = {"yes", "true", "on", "1", "y", "t"}
-
 
 def make_questions(config: Config) -> dict[Identity, tuple[Question, ...]]:
     """Everything to be asked of the host, each question once."""
@@ -175,15 +173,16 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
         for key, file in (("TLSCertificate", infer.tls_certificate), ("TLSKey", infer.tls_key)):
             if file:
                 yield key, system, Question(file, Need.READ)
-    yield "", system, Question(service.variable("TORCHINDUCTOR_CACHE_DIR") or CACHE, Need.MAP)
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    yield "", system, Question(service.variable(variable) or caches(service).get(variable, _TMP), Need.MAP)
 
 
 def _identity(service: Service) -> Identity:
     """Who the service is; root where systemd makes up a user for it that is not there yet."""
-    if dict(service.directives).get("DynamicUser", "").lower() in _YES:
+    if _is_yes(dict(service.directives).get("DynamicUser", "")):
         return Identity(None)
     groups = [words for key, words in service.directives if key == "SupplementaryGroups"]
-    return Identity(service.settings.user or USER, service.settings.group, tuple(" ".join(groups).split()))
+    return Identity(service.settings.user or OWN_USER, service.settings.group, tuple(" ".join(groups).split()))
 
 
 def _unknown_names(service: Service, found: Mapping[Identity, Found]) -> Iterator[str]:
@@ -205,14 +204,15 @@ def _unknown_names(service: Service, found: Mapping[Identity, Found]) -> Iterato
 def _word(service: Service, key: str, identity: Identity, question: Question, answer: Answer) -> str | None:
     """The warning that an answer is worth, if any."""
     if question.need is Need.MAP:
-        return _word_cache(service, question, answer)
+        return _word_cache(answer)
     subject = f"{service.origin(key)}: {service.section} {key}={question.path:.200}"
     own = key in ("TLSCertificate", "TLSKey")  # systemd itself reads them
     hidden = None if own else _hidden(service, (question.path, answer.place, *answer.way))
+    again = question.need is Need.WRITE and key == "WorkingDirectory"
     if hidden and answer.verdict is not Verdict.MISSING:
-        return None if question.need is Need.WRITE else f"{subject}: {hidden}"
+        return None if again else f"{subject}: {hidden}"
     if question.need is Need.WRITE:
-        what = _word_write(identity, key, answer)
+        what = _word_write(identity, key, answer, _read_only(service, question.path, answer))
     elif answer.verdict is Verdict.ALLOWED:
         what = _word_shim(answer) if answer.shim else None
     else:
@@ -263,11 +263,18 @@ def _remedy(service: Service, identity: Identity, verb: str, answer: Answer) -> 
     return f"put it elsewhere, or allow it: {acl}"
 
 
-def _word_write(identity: Identity, key: str, answer: Answer) -> str | None:
-    """A working directory that is not there or cannot be entered is told by the other question."""
-    named = key != "WorkingDirectory"
-    what = "a write there" if named else "what the script writes by a relative path, a checkpoint for example,"
-    cannot = f"{what} fails; name another folder"
+def _cannot_write(key: str) -> str:
+    working = key == "WorkingDirectory"
+    what = "what the script writes by a relative path, a checkpoint for example," if working else "a write there"
+    return f"{what} fails; name another folder"
+
+
+def _word_write(identity: Identity, key: str, answer: Answer, closed: str | None) -> str | None:
+    """A working directory that is not there or cannot be entered is told by the other question.
+
+    `closed` says what in the unit keeps even a user who may from writing there.
+    """
+    named, cannot = key != "WorkingDirectory", _cannot_write(key)
     if answer.verdict is Verdict.MISSING and named:
         return "no such file or folder on this host; the service fails until it is there, or - stands before it"
     if answer.verdict is Verdict.READ_ONLY:
@@ -277,8 +284,8 @@ def _word_write(identity: Identity, key: str, answer: Answer) -> str | None:
         where = f"enter {answer.place}" if enter else "write there"
         mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
         acl = f"setfacl -m u:{identity.user}:{'x' if enter else 'rwx'} {answer.place}"
-        return f"user {identity.user} cannot {where}{mode}; {cannot}, or allow it: {acl}"
-    return None
+        return f"user {identity.user} cannot {where}{mode}; {cannot}" + ("" if closed else f", or allow it: {acl}")
+    return f"{closed}; {cannot}" if closed and answer.verdict is Verdict.ALLOWED else None
 
 
 def _word_shim(answer: Answer) -> str:
@@ -289,13 +296,12 @@ def _word_shim(answer: Answer) -> str:
     )
 
 
-def _word_cache(service: Service, question: Question, answer: Answer) -> str | None:
+def _word_cache(answer: Answer) -> str | None:
     if answer.verdict is not Verdict.NOEXEC:
         return None
     return (
-        f"{question.path:.200} is on a mount with noexec ({answer.place}): a job that uses torch.compile or Triton "
-        "fails when it loads what it compiled there; mount it with exec, or set TORCHINDUCTOR_CACHE_DIR= and "
-        "TRITON_CACHE_DIR= in Environment="
+        f"{answer.place} is on a mount with noexec: a job that uses torch.compile or Triton fails when it loads what "
+        "it compiled there; mount it with exec, or set TORCHINDUCTOR_CACHE_DIR= and TRITON_CACHE_DIR= in Environment="
     )
 
 
@@ -304,17 +310,80 @@ def _hidden(service: Service, paths: tuple[str, ...]) -> str | None:
     directives = dict(service.directives)
     home = directives.get("ProtectHome", "no").lower()
     rules = []
-    if home in _YES or home == "tmpfs":
-        rules += [(folder, f"Service.ProtectHome={home} hides {folder}") for folder in ("/home", "/root", "/run/user")]
+    if _is_yes(home) or home == "tmpfs":
+        rules += [(folder, f"Service.ProtectHome={home} hides {folder}") for folder in _HOMES]
     # The shipped units say yes.
-    private = dict(sandbox_settings(service)).get("PrivateTmp", ("yes",))[0]
-    if directives.get("PrivateTmp", private).lower() in _YES | {"disconnected"}:
+    private = directives.get("PrivateTmp", _setting(service, "PrivateTmp", "yes")).lower()
+    if _is_yes(private) or private == "disconnected":
         own = "the service has {} of its own; put it elsewhere, or set Service.PrivateTmp=no"
         rules += [(folder, own.format(folder)) for folder in ("/tmp", "/var/tmp")]
     for key, value in service.directives:
         if key in ("InaccessiblePaths", "InaccessibleDirectories"):
             rules += [(path.lstrip("-+"), f"Service.{key}= hides {path.lstrip('-+')}") for path in value.split()]
     return next((why for folder, why in rules for path in paths if _is_below(path, folder)), None)
+
+
+_HOMES = ("/home", "/root", "/run/user")
+
+
+def _read_only(service: Service, path: str, answer: Answer) -> str | None:
+    """What in the unit lets nobody write to what was found, if the user could; see systemd.exec(5)."""
+    if answer.verdict not in (Verdict.ALLOWED, Verdict.REFUSED) or not answer.place:
+        return None
+    directives = dict(service.directives)
+    # The shipped units say strict, and read-only.
+    system = directives.get("ProtectSystem", _setting(service, "ProtectSystem", "strict")).lower()
+    home = directives.get("ProtectHome", _setting(service, "ProtectHome", "read-only")).lower()
+    folders = ("/",) if system == "strict" else SYSTEM_FOLDERS if system == "full" else SYSTEM_FOLDERS[:3]
+    opened = ["/dev", "/proc", "/sys", *write_paths(service)]
+    opened += [f"/var/{kind}/torchpar/{service.kind.value}/{service.name}" for kind in ("lib", "cache")]
+    closed = []
+    if system in ("strict", "full") or _is_yes(system):
+        closed += [(folder, len(folder), f"ProtectSystem={system} makes {folder} read-only") for folder in folders]
+    if home == "read-only":
+        closed += [(folder, len(folder), f"ProtectHome={home} makes {folder} read-only") for folder in _HOMES]
+    for key, value in service.directives:
+        if key in ("ReadWritePaths", "ReadWriteDirectories"):
+            opened = [*opened, *value.split()] if value else []
+        elif key in _FOLDERS:
+            opened += [f"{_FOLDERS[key]}/{word.partition(':')[0]}" for word in value.split()]
+        elif key in ("ReadOnlyPaths", "ReadOnlyDirectories"):
+            # The stricter of two for one path.
+            words = map(_plain, value.split())
+            closed += [(word, len(word) + 1, f"Service.{key}= makes {word} read-only") for word in words]
+    # Of nested paths the innermost decides. systemd follows links, so what opens the path opens where it leads.
+    depths = [len(folder) for folder in map(_plain, opened) if _is_below(answer.place, folder)]
+    if simple_path(path) in map(_plain, opened):
+        depths.append(len(answer.place))
+    deepest = max(depths, default=0)
+    rules = (why for folder, depth, why in closed if depth > deepest and _is_below(answer.place, folder))
+    return next((f"in its unit {why}" for why in rules), None)
+
+
+# What a unit makes for its service to write in, and where.
+_FOLDERS = {
+    "StateDirectory": "/var/lib",
+    "CacheDirectory": "/var/cache",
+    "LogsDirectory": "/var/log",
+    "RuntimeDirectory": "/run",
+}
+
+
+def _plain(word: str) -> str:
+    """A path of a directive, without the signs that may stand before it."""
+    return simple_path(word.lstrip("-+"))
+
+
+def _setting(service: Service, key: str, shipped: str) -> str:
+    """What the drop-in makes of a setting of the shipped unit."""
+    return dict(sandbox_settings(service)).get(key, (shipped,))[0]
+
+
+def _is_yes(text: str) -> bool:
+    try:
+        return parse_boolean(text)
+    except ValueError:
+        return False
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -20,6 +20,7 @@ from torchpar.access import (
 )
 from torchpar.config import Config, parse_config
 from torchpar.syntax import ConfFile
+from torchpar.values import simple_path
 
 ML = Identity("ml")
 TORCHPAR = Identity("torchpar")
@@ -138,12 +139,69 @@ def test_a_unit_with_other_files_or_rights_is_not_judged_by_those_of_the_host() 
         assert not told(f"Service.{directive}", closed)
 
 
+@pytest.mark.parametrize(
+    ("lines", "path"),
+    [
+        ("", "/var/cache/torchpar/train/a/inductor"),
+        ("User=ml", "/tmp"),
+        ("User=ml\nEnvironment=TORCHINDUCTOR_CACHE_DIR=/data/x", "/data/x"),
+        ("Environment=TORCHINDUCTOR_CACHE_DIR=/data/x", "/data/x"),
+    ],
+)
+def test_the_compilers_cache_is_asked_for_where_it_is(lines: str, path: str) -> None:
+    """A user other than torchpar's has PyTorch's own default."""
+    asked = make_questions(read(f"[Train a]\nScript=/s.py\n{lines}\n"))[Identity(None)]
+    assert [question.path for question in asked if question.need is Need.MAP] == [path]
+
+
 def test_the_compilers_cache_on_a_mount_with_noexec_is_told_once() -> None:
     """What torch.compile makes is loaded from there."""
-    found = answers(Identity(None), MAP=("/var/cache/torchpar", Answer(Verdict.NOEXEC, "/var")))
+    answer = Answer(Verdict.NOEXEC, "/var")
+    asked = {Question(f"/var/cache/torchpar/train/{name}/inductor", Need.MAP): answer for name in "ab"}
+    found = {Identity(None): Found(answers=asked)}
     (warning,) = make_warnings(read("[Train a]\nScript=/a\n[Train b]\nScript=/b\n"), found)
-    assert warning.startswith("/var/cache/torchpar is on a mount with noexec (/var): a job that uses torch.compile")
+    assert warning.startswith("/var is on a mount with noexec: a job that uses torch.compile")
     assert not told("Environment=TORCHINDUCTOR_CACHE_DIR=/data/x", found)
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "words"),
+    [
+        ("User=ml\nWorkingDirectory=/usr/local/src/p", "", "ProtectSystem=full makes /usr read-only"),
+        ("User=ml\nWorkingDirectory=/usr/local/src/p\nReadWritePaths=/usr/local/src", "", ""),
+        ("User=ml\nWorkingDirectory=/usr/local/src/p\nService.ReadWritePaths=-/usr/local", "", ""),
+        ("User=ml\nWorkingDirectory=/usr/local/src/p\nService.ProtectSystem=no", "", ""),
+        ("User=ml\nWorkingDirectory=/srv/p", "/usr/share/p", "ProtectSystem=full makes /usr read-only"),
+        ("User=ml\nWorkingDirectory=/srv/p", "", ""),
+        ("User=ml\nWorkingDirectory=/srv/p\nService.ReadOnlyPaths=-/srv", "", "ReadOnlyPaths= makes /srv read"),
+        ("User=ml\nWorkingDirectory=/srv/p\nService.ReadOnlyPaths=/srv\nService.ReadWritePaths=/srv/p", "", ""),
+        ("User=ml\nWorkingDirectory=/home/ml\nService.ProtectHome=read-only", "", "ProtectHome=read-only makes /home"),
+        ("User=ml\nWorkingDirectory=/srv/p\nService.ProtectSystem=strict", "", "ProtectSystem=strict makes / read"),
+        ("WorkingDirectory=/usr/p", "", "ProtectSystem=strict makes / read-only"),
+        ("WorkingDirectory=/srv/p", "", ""),
+        ("WorkingDirectory=/srv//p/", "/data/p", ""),
+        ("WorkingDirectory=/srv/p\nService.ReadOnlyPaths=/srv/p", "", "Service.ReadOnlyPaths= makes /srv/p read-only"),
+        ("WorkingDirectory=/var/lib/torchpar/train/a/x", "", ""),
+        ("User=ml\nService.ReadWritePaths=/etc/x", "", ""),
+        ("ReadWritePaths=/tmp/x\nService.PrivateTmp=yes", "", "the service has /tmp of its own"),
+        ("ReadWritePaths=/tmp/x", "", ""),
+    ],
+)
+def test_what_the_unit_makes_read_only_is_told_though_the_user_may_write(lines: str, place: str, words: str) -> None:
+    """Else the first checkpoint says it, after hours."""
+    config = read(f"[Train a]\nScript=/s.py\n{lines}\n")
+    found = {
+        identity: Found(
+            answers={
+                question: Answer(Verdict.ALLOWED, at, way=(at,))
+                for question in asked
+                if question.need is Need.WRITE
+                for at in [place or simple_path(question.path)]
+            }
+        )
+        for identity, asked in make_questions(config).items()
+    }
+    assert [words in warning for warning in make_warnings(config, found)] == [True] * bool(words)
 
 
 def test_what_has_no_answer_is_not_opened_by_anybody_else() -> None:

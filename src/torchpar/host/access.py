@@ -239,7 +239,12 @@ def look(question: Question) -> Answer:
     walk = _walk(question.path)
     if question.need is Need.MAP:
         folder = walk.place if walk.verdict is Verdict.ALLOWED else os.path.dirname(walk.place)
-        return Answer(Verdict.NOEXEC if _flags(folder) & os.ST_NOEXEC else Verdict.ALLOWED, folder)
+        if not _flags(folder) & os.ST_NOEXEC:
+            return Answer(Verdict.ALLOWED, folder)
+        # The topmost such folder is what is mounted so, and the same for all services.
+        while folder not in ("", "/") and _flags(os.path.dirname(folder)) & os.ST_NOEXEC:
+            folder = os.path.dirname(folder)
+        return Answer(Verdict.NOEXEC, folder)
     if walk.verdict is Verdict.ALLOWED:
         walk = _look_at_program(question.path, walk) if question.need is Need.RUN else _look_at(walk, question.need)
     if walk.verdict is Verdict.ALLOWED and question.need is Need.LOAD and _is_foreign(walk.place):
