@@ -106,6 +106,9 @@ def test_what_leads_nowhere_is_named_where_it_ends(folder: Path) -> None:
     assert asked(folder / "dangling", Need.RUN) == Answer(
         Verdict.MISSING, str(folder / "none"), way=(str(folder / "dangling"),)
     )
+    os.mkfifo(folder / "pipe", 0o644)
+    assert asked(folder / "pipe", Need.READ).why == "is neither a file nor a folder"
+    assert asked("/dev/zero", Need.LOAD).verdict is Verdict.BROKEN
     assert asked(folder / "circle", Need.READ).why == "Too many levels of symbolic links"
     assert asked(folder / "file/x", Need.READ).verdict is Verdict.MISSING
     assert asked(folder / ("x" * 300), Need.READ).why == "File name too long"

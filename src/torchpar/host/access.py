@@ -294,6 +294,8 @@ def _look_at(walk: Answer, need: Need) -> Answer:
     folder = os.path.isdir(place)
     if need is Need.ENTER and not folder:
         return replace(walk, verdict=Verdict.BROKEN, why="is not a folder")
+    if need in (Need.READ, Need.LOAD) and not folder and not os.path.isfile(place):
+        return replace(walk, verdict=Verdict.BROKEN, why="is neither a file nor a folder")
     right = {Need.ENTER: 0, Need.WRITE: os.W_OK}.get(need, os.R_OK)
     rights = right | (os.X_OK if folder else 0)
     if os.access(place, rights):
