@@ -79,7 +79,7 @@ class ThreadRunner(Runner):
         self.guessed = program.guessed
         self.example = program.example
         self.files = program.files
-        self.seeds = getattr(program, "seeds", "")
+        self.seeds = program.seeds
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""

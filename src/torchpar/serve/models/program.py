@@ -15,10 +15,10 @@ from torchpar.serve.tensors import Tensor, TensorSpec
 class Program(ABC):
     """One loaded version of a model.
 
-    platform is Triton's word where it has one. inputs are in the order of `run`'s arguments, outputs are those that
+    platform is Triton's word where it has one. inputs are in the order of `compute`'s arguments, outputs are those that
     are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
     inputs. example is one request that it answers, None where it names none. files are those that were read beside its
-    own.
+    own. seeds is what in it seeds the random numbers of its whole process, "" if nothing.
     """
 
     platform: str
@@ -28,6 +28,7 @@ class Program(ABC):
     guessed = False
     example: list[Tensor] | None = None
     files: Files = {}
+    seeds = ""
 
     def writes(self) -> str:
         """What it writes to of its own when it runs, as far as is known by now; "" if nothing."""
