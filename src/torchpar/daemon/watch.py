@@ -63,7 +63,7 @@ class Watch:
         running = sum(1 for service in services if service["state"] == "running")
         drifted = sum(1 for service in services if service["placed"] == "drift")
         strays = sum(1 for service in services if not service["in_force"])
-        generation, conf = self.observation["generation"], self.observation["conf"]
+        generation, conf = self.observation["generation"] or "none", self.observation["conf"]
         parts = [f"generation {generation}, conf {conf}"]
         if conf == "broken":
             parts = [f"generation {generation}, conf is broken {self.observation['conf_problem']:.300}"]
