@@ -1,6 +1,6 @@
 """Starts an enabled service again whose start at boot found a file or a mount missing that comes later.
 
-The template units name this as their OnFailure= (torchpar-retry@.service). RequiresMountsFor= waits for a
+The drop-in of an enabled service names this as its OnFailure= (torchpar-retry@.service). RequiresMountsFor= waits for a
 mount that systemd knows; but a mount may fail at first, because the host that has the files boots too, be made by hand
 or by a script, or be reached by a symbolic link. Once the boot is over a missing file is a mistake, which is told once
 and not tried again.
@@ -54,7 +54,7 @@ def retry_named(unit: str) -> None:
     active = read_active(Store()) if left > 0 else None
     services = active[1].services() if active else ()
     for service in services:
-        if service["unit"] == unit and (service["enabled"] or systemd.is_enabled(unit)):
+        if service["unit"] == unit and service["enabled"]:
             retry(unit, service["needed_files"], left)
 
 

@@ -159,6 +159,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         source=_source(plan),
         name=service.name,
         mounts=needed_mounts(service),
+        enabled=settings.enabled,
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,
         identity=[(key, value) for key, value in identity.items() if value is not None],

@@ -24,6 +24,8 @@ WHOLE = """\
 [Unit]
 SourcePath=/etc/torchpar.conf
 RequiresMountsFor=/srv/venv/bin/python3 "/srv/a b" /srv/100%%/train.py "/srv/100%% sure"
+# Looks whether it failed for want of files that come late at boot.
+OnFailure=torchpar-retry@%N.service
 Conflicts=torchpar-train@other.service
 
 [Service]

@@ -90,11 +90,6 @@ def is_active(unit: str) -> bool:
     return run(["systemctl", "is-active", "--quiet", unit]).returncode == 0
 
 
-def is_enabled(unit: str) -> bool:
-    """Whether `systemctl enable` has made a unit start at boot."""
-    return run(["systemctl", "is-enabled", "--quiet", unit]).returncode == 0
-
-
 def say_of(unit: str, text: str) -> None:
     """Write a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7))."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
