@@ -524,7 +524,7 @@ def test_a_big_request_alone_gets_all_threads_and_no_other(tmp_path: Path, monke
             assert served.team_from is None, "nothing to gain for a model of microseconds"
             served.team_from = 4
             tell = lambda inputs: {"y": torch.full((len(inputs[0]),), torch.get_num_threads())}  # noqa: E731
-            monkeypatch.setattr(served.runner._program, "run", tell)
+            monkeypatch.setattr(served.runner._program, "compute", tell)
 
             async def threads(*rows: int) -> list[int]:
                 answers = ask(engine, [request(torch.ones(n, 3)) for n in rows])

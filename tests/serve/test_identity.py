@@ -171,6 +171,17 @@ def test_what_is_replaced_after_a_library_has_read_it_is_not_what_was_read(tmp_p
     assert changed(opened.files) == str(tmp_path / "a.bin")
 
 
+def test_programs_and_libraries_are_no_models_though_a_folder_above_them_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes start all the time."""
+    (tmp_path / "h.py").write_text("")
+    monkeypatch.setenv("SOMETHING", "/usr")
+    with Opened(str(tmp_path / "h.py")) as opened:
+        subprocess.run(["sh", "-c", "ls /usr/share >/dev/null"], check=True)
+    assert not opened.files
+
+
 def test_a_handler_without_a_kernel_that_tells_is_what_python_reads(tmp_path: Path) -> None:
     """As where all of the user's watches are taken."""
     (tmp_path / "h.py").write_text("")

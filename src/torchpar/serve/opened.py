@@ -191,7 +191,7 @@ class _Folders:
             paths.append(path)
         for entry in _entries(path):
             with contextlib.suppress(OSError):
-                if entry.is_dir() and depth and not entry.name.startswith((".", "__pycache__")):
+                if entry.is_dir() and depth and not _is_no_models(entry):
                     self.watch(entry.path, depth - 1)
                 elif entry.is_symlink() and entry.is_file():
                     # The kernel tells of it where it really is.
@@ -199,7 +199,8 @@ class _Folders:
                     links = self._links.setdefault(real, [])
                     if entry.path not in links:
                         links.append(entry.path)
-                    self.watch(os.path.dirname(real), 0)
+                    if not real.startswith(_SYSTEM):
+                        self.watch(os.path.dirname(real), 0)
 
     def seen(self) -> tuple[set[str], set[str], set[str]]:
         """What was read, what was written, and what has another file in its place since it was opened.
@@ -238,6 +239,10 @@ class _Folders:
                 number, mask, _, size = _EVENT.unpack_from(data, place)
                 place += _EVENT.size + size
                 yield number, mask, os.fsdecode(data[place - size : place].rstrip(b"\0"))
+
+
+def _is_no_models(folder: os.DirEntry[str]) -> bool:
+    return folder.name.startswith((".", "__pycache__")) or f"{folder.path}/".startswith(_SYSTEM)
 
 
 def _entries(path: str) -> Iterator[os.DirEntry[str]]:
