@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # Of one string, with the zero that ends it: MAX_ARG_STRLEN in linux/binfmts.h.
 _PAGES = 32
-_SMALLEST_PAGE = 4096
+SMALLEST_PAGE = 4096
 
 # Of all strings and the pointers to them: a quarter of the stack, which is of 8 MiB unless LimitSTACK= says otherwise;
 # three quarters of 8 MiB at the most, and never less than ARG_MAX in linux/limits.h.
@@ -36,7 +36,7 @@ INSTEAD = "write it to a file and pass the file's name"
 
 def string_limit(page_size: int | None) -> int:
     """How many bytes an argument or a variable with its name may have on a host with these pages."""
-    return _PAGES * (page_size or _SMALLEST_PAGE) - 1
+    return _PAGES * (page_size or SMALLEST_PAGE) - 1
 
 
 def size(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torchpar.cpuset import MAX_NUMBER, CpuSet
 from torchpar.errors import FactsError
+from torchpar.exec_limits import SMALLEST_PAGE
 from torchpar.shape import ShapeError, shape
 
 
@@ -303,6 +304,7 @@ def _check_numbers(facts: HostFacts) -> None:
     }
     for name, amount in amounts.items():
         _refuse(amount is not None and amount < 0, name, "is negative")
+    _refuse(facts.page_size is not None and facts.page_size < SMALLEST_PAGE, "page_size", "is none of Linux")
     if facts.distances:
         rows, size = facts.distances.matrix, len(facts.distances.nodes)
         _refuse(len(rows) != size or any(len(row) != size for row in rows), "distances.matrix", "is not square")

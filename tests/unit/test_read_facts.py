@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.cores import find_usable_cores
 from torchpar.cpuset import CpuSet
@@ -350,3 +351,11 @@ def test_of_many_doubts_the_first_are_told(tmp_path: Path) -> None:
     """A host with 512 CPUs would fill the screen."""
     _, doubted = doubts(tmp_path, {f"{CPU}/cpu{i}/cache/index{j}/level": "x" for i in range(4) for j in (0, 1, 3)})
     assert len(doubted) == 9 and doubted[-1] == "and 4 more of this kind"
+
+
+def test_a_size_of_pages_that_linux_has_not_is_no_fact() -> None:
+    """The longest argument is counted in them."""
+    facts = facts_json(make_host())
+    assert parse_facts({**facts, "page_size": 65536}).page_size == 65536
+    with pytest.raises(FactsError, match="page_size: is none of Linux"):
+        parse_facts({**facts, "page_size": -1})
