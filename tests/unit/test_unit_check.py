@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.errors import ConfigError, SystemdError
-from torchpar.host import systemd
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
 from torchpar.unit_check import check_units, in_conf, missing_program
@@ -119,33 +113,6 @@ def test_what_is_wrong_with_other_peoples_units_keeps_nothing_from_being_applied
             check_units(PLAN, FILES)
     else:
         assert check_units(PLAN, FILES) == (said,)
-
-
-@pytest.mark.subprocess
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_the_systemd_that_is_here_says_it_in_these_forms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A key that it does not know in the mount that has the job's files, and a value that is none."""
-    template = "[Unit]\nRequiresMountsFor=/srv/data/x\n[Service]\nExecStart=/bin/true\n"
-    (tmp_path / "torchpar-train@.service").write_text(template, encoding="utf-8")
-    (tmp_path / "srv-data.mount").write_text("[Mount]\nWhat=/dev/null\nWhere=/srv/data\nFoo=1\n", encoding="utf-8")
-    verify = systemd.run
-
-    def run(argv: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        path = f"{environment['SYSTEMD_UNIT_PATH'].rstrip(':')}:{tmp_path}:/usr/lib/systemd/system"
-        return verify(argv, environment={"SYSTEMD_UNIT_PATH": path})
-
-    monkeypatch.setattr("torchpar.host.systemd.run", run)
-    monkeypatch.setattr("torchpar.host.systemd.PACKAGED", tmp_path)
-    for name in ("a", "a:b"):
-        text = f"[Train {name}]\nScript=/a.py\nService.Nice=abc\nService.ExecStartPre=/no/such\n"
-        plan = make_plan(parse_config([ConfFile("/c", text)], make_host()), make_host())
-        path = drop_in_path(plan.services[0].unit)
-        said = check_units(plan, {path: "[Service]\nExecStartPre=/no/such\n"})
-        program, mount = sorted(said, key=lambda line: "mount" in line)
-        assert "srv-data.mount:4: " in mount and "Foo" in mount
-        assert program.startswith(f"/c:4: [Train {name}] Service.ExecStartPre=/no/such: /no/such: ")
-        with pytest.raises(ConfigError, match=rf"^/c:3: \[Train {name}\] Service.Nice=abc: systemd says: "):
-            check_units(plan, {path: "[Service]\nNice=abc\n"})
 
 
 def test_a_program_that_the_conf_runs_beside_the_job_is_named_where_it_is_missing() -> None:
