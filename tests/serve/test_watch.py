@@ -190,7 +190,7 @@ def test_clients_that_send_ever_new_shapes_cost_no_more_than_others(
                 await _answers(engine, [torch.ones(1, width)] * 3)
 
     asyncio.run(run())
-    assert sum(alone) == (64 + 20) * 3 + 2
+    assert sum(alone) == 64 * 3 + 20 * 2 + 2
 
 
 # ---- generated models ----

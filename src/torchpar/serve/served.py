@@ -29,10 +29,11 @@ SHAPES_KEPT, KINDS_KEPT = 512, 4096
 
 # In so many batches at first every answer, and then in one of so many one answer, is computed alone too.
 WATCHED, WATCHED_LATER = 64, 256
-# What is new is watched again: so many batches of each shape with each power of two of rows, and those that have more
-# rows than any before. After so many of these in all only one in so many may be, and one answer: clients that send ever
-# new shapes must not cost more than others.
+# What is new is watched again, by so many answers of each batch: so many batches of each shape with each power of two
+# of rows, and those that have more rows than any before. After so many of these in all only one in so many may be, and
+# one answer: clients that send ever new shapes must not cost more than others.
 WATCHED_NEW, WATCHED_NEWS, NEWS_LATER = 4, 256, 1024
+ANSWERS_OF_NEWS = 2
 
 
 class Batch:
@@ -203,7 +204,8 @@ class Served:
             allowed = self._news < WATCHED_NEWS + number // NEWS_LATER
             if not new or not allowed:
                 return 0 if number % WATCHED_LATER else 1
-            every = every if self._news < WATCHED_NEWS else 1
+            # All would take long for a large batch, while more requests come that make a larger one.
+            every = min(every, ANSWERS_OF_NEWS) if self._news < WATCHED_NEWS else 1
             self._news += 1
         if len(self._kinds) >= KINDS_KEPT:
             self._kinds.clear()
