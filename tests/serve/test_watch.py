@@ -305,7 +305,7 @@ def test_no_generated_model_gets_a_wrong_answer(
                         scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=0) if len(wanted) else 0.0
                         assert y.shape == wanted.shape
                         near = (y - wanted).abs() <= 1e-4 * (wanted.abs() + scale)
-                        # Rounding in the row's largest number hides what less than that the number of rows does.
+                        # Rounding in the row's largest number is in its others too.
                         if wanted.numel():
                             rows = wanted.nan_to_num(0.0, 0.0, 0.0).abs().reshape(len(wanted), -1)
                             largest = rows.amax(dim=1).view(-1, *[1] * (wanted.dim() - 1))

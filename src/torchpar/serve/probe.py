@@ -61,6 +61,8 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
         return Probe("its inputs have no open first dimension, which would be the rows", None, outputs)
     if runner.max_batch is not None and runner.max_batch <= 1:
         return Probe("its description says so (max_batch)", sample, outputs)
+    if runner.counts:
+        return Probe(f"it computes with the number of its rows ({runner.counts})", sample, outputs)
     if any(spec.limits and spec.limits[0][0] > 1 for spec in runner.inputs):
         return Probe("it was made for several rows at once, and not for one", None, outputs)
     if sample is None:

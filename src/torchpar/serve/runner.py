@@ -32,6 +32,7 @@ class Runner(ABC):
     guessed = False
     files: Files = {}
     seeds = ""  # what in the program seeds the random numbers of its whole process
+    counts = ""  # where it computes with the number of rows
     quiet = False  # what a handler raises now is not for the log
     in_service = False  # requests come; before, it is being loaded
     kind = "KIND_CPU"
@@ -80,6 +81,7 @@ class ThreadRunner(Runner):
         self.example = program.example
         self.files = program.files
         self.seeds = program.seeds
+        self.counts = program.counts
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""

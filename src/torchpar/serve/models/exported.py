@@ -12,6 +12,7 @@ import torch
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.contents import words_for
+from torchpar.serve.models.counting import find_count_exported
 from torchpar.serve.models.description import INSIDE, Description, parse_description
 from torchpar.serve.models.program import Program, example_of, most_rows
 from torchpar.serve.models.results import Results, flatten
@@ -57,6 +58,7 @@ class Exported(Program):
         self._results = Results([spec.name for spec in description.outputs], own)
         self.max_batch = most_rows(self.inputs, description.max_batch)
         self._writes = _find_write(program)
+        self.counts = find_count_exported(program)
         module = program.module()
         self._module = module if device == "cpu" else module.to(device)
 

@@ -18,7 +18,8 @@ class Program(ABC):
     platform is Triton's word where it has one. inputs are in the order of `compute`'s arguments, outputs are those that
     are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
     inputs. example is one request that it answers, None where it names none. files are those that were read beside its
-    own. seeds is what in it seeds the random numbers of its whole process, "" if nothing.
+    own. seeds is what in it seeds the random numbers of its whole process, counts where it computes with the number of
+    rows, as far as its graph tells; "" if nothing.
     """
 
     platform: str
@@ -29,6 +30,7 @@ class Program(ABC):
     example: list[Tensor] | None = None
     files: Files = {}
     seeds = ""
+    counts = ""
 
     def writes(self) -> str:
         """What it writes to of its own when it runs, as far as is known by now; "" if nothing."""

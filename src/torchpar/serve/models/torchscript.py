@@ -11,11 +11,12 @@ import torch
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.contents import words_for
+from torchpar.serve.models.counting import find_count
 from torchpar.serve.models.description import INSIDE, Description, parse_description
 from torchpar.serve.models.program import Program, example_of
 from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import bytes_of
-from torchpar.serve.models.writes import find_seed, find_write
+from torchpar.serve.models.writes import always, find_seed, find_write
 from torchpar.serve.tensors import TensorSpec
 
 
@@ -74,6 +75,7 @@ class TorchScript(Program):
         self._mode = torch.enable_grad if _asks_for_gradients(module) else torch.inference_mode
         self._writes = find_write(module)
         self.seeds = find_seed(module)
+        self.counts = find_count(module, always(module))
         self._sums = _sums(module)
 
     def writes(self) -> str:

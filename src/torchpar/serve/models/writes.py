@@ -7,7 +7,7 @@ containers. A branch that eval() closes is not looked at: every BatchNorm counts
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ _WRITTEN = re.compile(r"\([^()]*![^()]*\)")
 _CONSTRUCTED = ("prim::ListConstruct", "prim::DictConstruct", "prim::TupleConstruct")
 # They have a schema without marks, and write to the statistics (3 and 4) where the 5th argument says so.
 _NORMS = ("aten::batch_norm", "aten::instance_norm", "aten::native_batch_norm")
-_UNKNOWN = object()
+UNKNOWN = object()
 
 
 # They leave something in the parameters without saying so in their schema: gradients.
@@ -37,6 +37,11 @@ def find_seed(module: Any) -> str:
     return ", ".join(sorted(kinds & {"aten::manual_seed", "aten::seed"}))
 
 
+def always(module: Any) -> Callable[[Any], Any]:
+    """What tells the value that a value of a loaded module's forward has at every call; UNKNOWN where it has none."""
+    return _Graph(module).known
+
+
 class _Graph:
     """The graph of forward, with all that it calls in place."""
 
@@ -48,6 +53,7 @@ class _Graph:
         self._seen: set[str] = set()  # values that were followed, none of which is the program's own
         self._inputs = [each.debugName() for each in self._graph.inputs()]
         self._carried = dict(_carried(self._graph))
+        self._values: dict[str, Any] = {}  # by name, those that are the same at every call
 
     def write(self) -> str:
         for node in self._open(self._graph):
@@ -59,9 +65,9 @@ class _Graph:
                 return "what it calls through an interface"
             if kind in _BACKWARD:
                 return f"gradients ({kind})"
-            if kind in _NORMS and self._known(inputs[3]) is not None and self._known(inputs[5]) is not False:
+            if kind in _NORMS and self.known(inputs[3]) is not None and self.known(inputs[5]) is not False:
                 return "the statistics of a normalisation"
-            for value, written in zip(inputs, _arguments(node.schema())):
+            for value, written in zip(inputs, arguments_of(node.schema())):
                 if _WRITTEN.search(written) and value.node().kind() not in _CONSTRUCTED and self._is_own(value):
                     return f"{self._name(value)} ({kind})"
         return ""
@@ -72,36 +78,43 @@ class _Graph:
             yield node
             blocks = list(node.blocks())
             if node.kind() == "prim::If":
-                condition = self._known(next(iter(node.inputs())))
-                if condition is not _UNKNOWN:
+                condition = self.known(next(iter(node.inputs())))
+                if condition is not UNKNOWN:
                     blocks = [blocks[0 if condition else 1]]
             elif "Subgraph" in node.attributeNames():
                 blocks = [node.g("Subgraph")]
             for each in blocks:
                 yield from self._open(each)
 
-    def _known(self, value: Any) -> Any:
-        """A value that is the same at every call."""
+    def known(self, value: Any) -> Any:
+        """A value that is the same at every call, else UNKNOWN."""
+        name = value.debugName()
+        if name not in self._values:
+            self._values[name] = self._look(value)
+        return self._values[name]
+
+    def _look(self, value: Any) -> Any:
         node = value.node()
         kind = node.kind()
         if kind == "prim::Constant":
             return value.toIValue()
         if kind == "prim::GetAttr":
             name, owner = node.s("name"), self._owner(next(iter(node.inputs())))
-            return _UNKNOWN if owner is None or name in self._set else owner.getattr(name)
+            return UNKNOWN if owner is None or name in self._set else owner.getattr(name)
         asks = ("aten::__is__", "aten::__isnot__", "aten::__not__")
-        known = [self._known(each) for each in node.inputs()] if kind in asks else []
+        known = [self.known(each) for each in node.inputs()] if kind in asks else []
         if kind == "prim::If":
-            condition = self._known(next(iter(node.inputs())))
-            if condition is not _UNKNOWN:
-                block = list(node.blocks())[0 if condition else 1]
-                return self._known(list(block.outputs())[_place(node, value)])
-        elif len(known) == 2:
-            if known[1] is None and (known[0] is not _UNKNOWN):
-                return (known[0] is None) == (kind == "aten::__is__")
-        elif len(known) == 1 and known[0] is not _UNKNOWN:
+            condition = self.known(next(iter(node.inputs())))
+            blocks = list(node.blocks())
+            if condition is not UNKNOWN:
+                blocks = [blocks[0 if condition else 1]]
+            found = [self.known(list(block.outputs())[_place(node, value)]) for block in blocks]
+            return found[0] if all(each is found[0] for each in found) else UNKNOWN
+        if len(known) == 2 and known[1] is None and known[0] is not UNKNOWN:
+            return (known[0] is None) == (kind == "aten::__is__")
+        if len(known) == 1 and known[0] is not UNKNOWN:
             return not known[0]
-        return _UNKNOWN
+        return UNKNOWN
 
     def _owner(self, value: Any) -> Any:
         """The module, or the module within it, that a value is; None if it is none."""
@@ -149,7 +162,7 @@ class _Graph:
             if "(" not in node.schema().rpartition("->")[2].strip(" ()"):
                 return []  # fresh memory
             # Of the arguments only those are in it that the schema marks.
-            return [source for source, mark in zip(sources, _arguments(node.schema())) if "(" in mark]
+            return [source for source, mark in zip(sources, arguments_of(node.schema())) if "(" in mark]
         return sources
 
     def _name(self, value: Any) -> str:
@@ -187,8 +200,8 @@ def _place(node: Any, value: Any) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _arguments(schema: str) -> list[str]:
-    """The arguments of a schema such as "aten::add_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)"."""
+def arguments_of(schema: str) -> list[str]:
+    """The arguments of a schema, such as "aten::add_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)"."""
     inside = schema.partition("(")[2].rpartition(") ->")[0]
     found, depth = [""], 0
     for letter in inside:
@@ -197,4 +210,4 @@ def _arguments(schema: str) -> list[str]:
             found.append("")
         else:
             found[-1] += letter
-    return [argument for argument in found if argument.strip() != "*"]
+    return [argument.strip() for argument in found if argument.strip() != "*"]

@@ -210,6 +210,7 @@ def _face(program: Program) -> dict[str, Any]:
         "max_batch": program.max_batch,
         "guessed": program.guessed,
         "writes": program.writes(),
+        "counts": program.counts,
         "files": list(program.files.items()),
     }
     if program.example is not None:

@@ -58,6 +58,7 @@ class ProcessRunner(Runner):
         self.guessed = face["guessed"]
         self.example = [unpacked(tensor) for tensor in face["example"]] if "example" in face else None
         self._writes: str = face["writes"]
+        self.counts = face["counts"]
         self._names = [spec.name for spec in self.inputs]
         try:
             self._lanes: list[Lane | None] = []
