@@ -30,6 +30,9 @@ ROWS_TO_MEASURE = 4
 # So many parts of a batch, at the most, are computed once more.
 ASKED_AGAIN = 8
 
+# Of an answer so many numbers are looked at together, as doubles.
+NUMBERS_AT_ONCE = 2**17
+
 # So many columns of a row have a number of their own that is none; of more than these every so many-th.
 COLUMNS = 8
 
@@ -243,9 +246,10 @@ def _columns(whole: Tensor) -> Any | None:
     if whole.datatype not in TOLERANCE or not whole.shape or whole.shape[0] < ROWS_TO_MEASURE:
         return None
     found: Any = None
-    for row in range(whole.shape[0]):
-        numbers = _floats(cut(whole, row, row + 1))[0].nan_to_num_(0.0, 0.0, 0.0).abs_()
-        found = numbers if found is None else found.maximum(numbers)
+    rows = max(1, NUMBERS_AT_ONCE // max(math.prod(whole.shape[1:]), 1))
+    for start in range(0, whole.shape[0], rows):
+        numbers = _floats(cut(whole, start, min(start + rows, whole.shape[0]))).nan_to_num_(0.0, 0.0, 0.0).abs_()
+        found = numbers.amax(dim=0) if found is None else found.maximum(numbers.amax(dim=0))
     return found
 
 
