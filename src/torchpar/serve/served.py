@@ -194,29 +194,32 @@ class Served:
             if watched:
                 self._watch(lane, batch, watched)
 
-    def _watched(self, batch: Batch) -> int:
-        """How many answers of a batch are computed alone too."""
-        number, every = next(self._batches), len(batch.items)
+    def _watched(self, batch: Batch) -> Sequence[int]:
+        """Which answers of a batch are computed alone too."""
+        number, every = next(self._batches), range(len(batch.items))
         kind = (batch.items[0].key, (batch.rows - 1).bit_length())
         times, largest = self._kinds.get(kind, (0, 0))
         new = times < WATCHED_NEW or batch.rows > largest
         if number >= WATCHED:
             allowed = self._news < WATCHED_NEWS + number // NEWS_LATER
             if not new or not allowed:
-                return 0 if number % WATCHED_LATER else 1
-            # All would take long for a large batch, while more requests come that make a larger one.
-            every = min(every, ANSWERS_OF_NEWS) if self._news < WATCHED_NEWS else 1
+                return () if number % WATCHED_LATER else (random.choice(every),)
+            # All would take long for a large batch, while more requests come that make a larger one. What is beyond the
+            # rows that a program was made for is at the end.
+            chosen = (*random.sample(every[:-1], min(len(every), ANSWERS_OF_NEWS) - 1), every[-1])
+            chosen = chosen if self._news < WATCHED_NEWS else chosen[-1:]
             self._news += 1
+        else:
+            chosen = tuple(every)
         if len(self._kinds) >= KINDS_KEPT:
             self._kinds.clear()
         self._kinds[kind] = times + 1, max(largest, batch.rows)
-        return every
+        return chosen
 
-    def _watch(self, lane: int, batch: Batch, watched: int) -> None:
-        """Compute answers of a batch alone, before anybody has them. A difference ends batching for this model."""
+    def _watch(self, lane: int, batch: Batch, places: Sequence[int]) -> None:
+        """Compute some answers of a batch alone, before anybody has them. A difference ends batching for this model."""
         items, computed = batch.items, batch.computed
         assert computed
-        places = set(random.sample(range(len(items)), watched))
         row, parts = 0, []
         try:
             for i, waiting in enumerate(items):
