@@ -6,7 +6,6 @@ Pure; host/access.py gets the answers.
 from __future__ import annotations
 
 import enum
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,11 +21,11 @@ _TMP = "/tmp"
 class Need(enum.Enum):
     """What is to be done with a path."""
 
-    READ = "read"  # Script=: opened and read
-    LOAD = "load"  # Model=, Handler=: read and run, so the server takes none that another user has written
+    READ = "read"  # Script=, Model=, Handler=: opened and read
     RUN = "run"  # Python=: executed, and code beside it mapped
     ENTER = "enter"  # WorkingDirectory=: made the current folder
     WRITE = "write"  # WorkingDirectory=, ReadWritePaths=: files are made in it, or it is a file that is written
+    OWN = "own"  # nobody but the user, or root, can put something else there; asked in ownership
     MAP = "map"  # the cache of torch.compile: code is loaded from there; it need not be there yet
 
 
@@ -37,7 +36,7 @@ class Verdict(enum.Enum):
     MISSING = "missing"  # there is nothing at `place`
     CLOSED = "closed"  # the folder `place` on the way cannot be entered
     REFUSED = "refused"  # `place` is there, and its mode or ACL does not allow it
-    FOREIGN = "foreign"  # `place` is another user's, or everybody may write to it
+    FOREIGN = "foreign"  # `place`, which is on the way, is another user's, or `shared`: its mode lets others write
     NOEXEC = "noexec"  # `place` is on a mount with noexec
     READ_ONLY = "read-only"  # `place` is on a mount that is read-only
     BROKEN = "broken"  # for another reason, which `why` has
@@ -79,6 +78,7 @@ class Answer:
     why: str = ""
     shim: bool = False
     interpreter: str | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,16 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
     """What is asked for a service: the key, who asks, and the question; None asks for the names alone."""
     settings, train, infer = service.settings, service.train(), service.infer()
     directives = dict(service.directives)
-    system, user = Identity(None), _identity(service)
+    system, user = Identity(None), identity_of(service)
     yield "", user, None
-    if directives.keys() & _OTHER_FILES:
+    if has_other_files(service):
         return
     # What others are allowed is not known; but not even they can open what is not there.
     who = system if directives.keys() & _OTHER_RIGHTS else user
     paths = [("Python", settings.python, Need.RUN)]
     paths += [("Script", train.script, Need.READ)] if train and train.script else []
     if infer:
-        paths += [(k, p, Need.LOAD) for k, p in (("Model", infer.model), ("Handler", infer.handler)) if p]
+        paths += [(k, p, Need.READ) for k, p in (("Model", infer.model), ("Handler", infer.handler)) if p]
     if settings.working_directory:
         paths += [("WorkingDirectory", settings.working_directory, need) for need in (Need.ENTER, Need.WRITE)]
     paths += [("ReadWritePaths", path, Need.WRITE) for path in settings.read_write_paths]
@@ -177,7 +177,12 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
     yield "", system, Question(service.variable(variable) or caches(service).get(variable, _TMP), Need.MAP)
 
 
-def _identity(service: Service) -> Identity:
+def has_other_files(service: Service) -> bool:
+    """Whether its unit sees other files than the host has."""
+    return not _OTHER_FILES.isdisjoint(key for key, _ in service.directives)
+
+
+def identity_of(service: Service) -> Identity:
     """Who the service is; root where systemd makes up a user for it that is not there yet."""
     if _is_yes(dict(service.directives).get("DynamicUser", "")):
         return Identity(None)
@@ -186,7 +191,7 @@ def _identity(service: Service) -> Identity:
 
 
 def _unknown_names(service: Service, found: Mapping[Identity, Found]) -> Iterator[str]:
-    identity, user = _identity(service), service.settings.user
+    identity, user = identity_of(service), service.settings.user
     names = found.get(identity, Found())
     if user and names.unknown_user:
         yield (
@@ -216,11 +221,11 @@ def _word(service: Service, key: str, identity: Identity, question: Question, an
     elif answer.verdict is Verdict.ALLOWED:
         what = _word_shim(answer) if answer.shim else None
     else:
-        what = _word_refusal(service, identity, question, answer)
+        what = _word_refusal(identity, question, answer)
     return f"{subject}: {what}" if what else None
 
 
-def _word_refusal(service: Service, identity: Identity, question: Question, answer: Answer) -> str:
+def _word_refusal(identity: Identity, question: Question, answer: Answer) -> str:
     place, until = answer.place, "the service fails until"
     linked = "" if _is_below(question.path, place) else ", to which links lead"
     who = f"user {identity.user}" if identity.user else "root"
@@ -228,8 +233,6 @@ def _word_refusal(service: Service, identity: Identity, question: Question, answ
         what = {Need.RUN: "program", Need.ENTER: "folder"}.get(question.need, "file")
         links = f": its links lead to {place}" if linked else ""
         return f"no such {what} on this host{links}; {until} it is there"
-    if answer.verdict is Verdict.FOREIGN:
-        return _word_foreign(identity, answer)
     if answer.verdict is Verdict.NOEXEC:
         return f"{place} is on a mount with noexec, from which nothing runs; put it elsewhere"
     if answer.verdict is Verdict.SILENT:
@@ -240,27 +243,18 @@ def _word_refusal(service: Service, identity: Identity, question: Question, answ
     if answer.verdict is Verdict.CLOSED:
         verb = "enter"
     mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
-    return f"{who} cannot {verb} {place}{mode}{linked}; {_remedy(service, identity, verb, answer)}"
+    return f"{who} cannot {verb} {place}{mode}{linked}; {_remedy(identity, question.need, verb, answer)}"
 
 
-def _word_foreign(identity: Identity, answer: Answer) -> str:
-    """The server refuses what another user can make it run; see torchpar-model(5)."""
-    refused = "a model is a program, and the service refuses one that somebody else can change"
-    if answer.mode is not None and answer.mode & stat.S_IWOTH:
-        return f"everybody may write to {answer.place} (mode {answer.mode:04o}); {refused}: chmod o-w {answer.place}"
-    theirs = f"set User={answer.owner}, or " if answer.owner and not answer.owner.isdigit() else ""
-    return f"{answer.place} belongs to {answer.owner}; {refused}: {theirs}chown it to root or to {identity.user}"
-
-
-def _remedy(service: Service, identity: Identity, verb: str, answer: Answer) -> str:
-    """What lets a user in: to be another user, to put it elsewhere, or an ACL."""
+def _remedy(identity: Identity, need: Need, verb: str, answer: Answer) -> str:
+    """What lets a user in: to be another user, to put it elsewhere, or an ACL, but not to run another user's code."""
     right = {"enter": "x", "execute": "rx"}.get(verb, "rX")
-    acl = f"setfacl -m u:{identity.user}:{right} {answer.place}"
+    allow = f", or allow it: setfacl -m u:{identity.user}:{right} {answer.place}"
     if answer.home and answer.home != identity.user:
-        return f"set User={answer.home}, whose home that is; or put it elsewhere, or allow it: {acl}"
+        return f"set User={answer.home}, whose home that is; or put it elsewhere" + allow * (need is Need.ENTER)
     if answer.owner and answer.owner not in ("root", identity.user) and not answer.owner.isdigit():
-        return f"set User={answer.owner}, to whom that belongs; or allow it: {acl}"
-    return f"put it elsewhere, or allow it: {acl}"
+        return f"set User={answer.owner}, to whom that belongs" + allow * (need is Need.ENTER)
+    return f"put it elsewhere{allow}"
 
 
 def _cannot_write(key: str) -> str:

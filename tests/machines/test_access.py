@@ -54,7 +54,7 @@ def runs(host: Machine) -> bool:
 
 
 def test_a_private_home_is_told_by_apply_until_the_user_may_enter_it(host: Machine) -> None:
-    """With the folder, and each way out: another user, or an ACL. The kernel is of the same mind each time."""
+    """With the folder, and the way out, another user; that user's files are nobody else's to run."""
     host.write(CONF, PRIVATE)
     status, _, errors = torchpar(host, "apply")
     assert status == 0
@@ -67,8 +67,17 @@ def test_a_private_home_is_told_by_apply_until_the_user_may_enter_it(host: Machi
     assert "/srv/venv/bin/python3: Permission denied" in host.journal(TRAIN.format("a"))
     assert host.show(TRAIN.format("a"), "NRestarts") == "0"
 
+    # Now ml, whose folders they are, could have torchpar run anything.
     host.run("python3", "-c", ALLOW, "/home/ml", "torchpar")
-    assert torchpar(host, "validate")[2] == "" and runs(host)
+    for command in ("validate", "apply"):
+        status, _, errors = torchpar(host, command)
+        assert status == 78 and errors.count("belongs to ml") == 2
+        assert (
+            "/etc/torchpar.conf:2: [Train a] Script=/home/ml/train.py: /home/ml belongs to ml; whoever can change it "
+            "runs as torchpar: set User=ml, or chown it to root or to torchpar" in errors
+        )
+    assert not runs(host)
+    assert "/home/ml belongs to user ml, who could run anything as user torchpar" in host.journal(TRAIN.format("a"))
 
     host.sh("chmod 700 /home/ml")
     assert "cannot enter /home/ml" in torchpar(host, "validate")[2]

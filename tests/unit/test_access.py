@@ -46,20 +46,8 @@ def test_a_private_home_is_told_with_the_folder_and_the_user_that_helps() -> Non
     """The folder that cannot be entered, who cannot, and each way out."""
     assert told("Python=/home/ml/venv/bin/python3", answers(TORCHPAR, RUN=("/home/ml/venv/bin/python3", HOME))) == (
         "/c:3: [Train a] Python=/home/ml/venv/bin/python3: user torchpar cannot enter /home/ml (mode 0750, ml:ml); "
-        "set User=ml, whose home that is; or put it elsewhere, or allow it: setfacl -m u:torchpar:x /home/ml",
+        "set User=ml, whose home that is; or put it elsewhere",
     )
-
-
-def test_a_model_that_the_server_would_refuse_is_told_with_its_owner() -> None:
-    """In the unit's own user namespace the server cannot tell whose it is."""
-    text = "[Infer a]\nModel=/home/ml/m.pt\n"
-    answer = Answer(Verdict.FOREIGN, "/home/ml/m.pt", 0o644, "ml", "ml", "ml")
-    (warning,) = make_warnings(read(text), answers(TORCHPAR, LOAD=("/home/ml/m.pt", answer)))
-    assert "Model=/home/ml/m.pt: /home/ml/m.pt belongs to ml; a model is a program" in warning
-    assert "set User=ml, or chown it to root or to torchpar" in warning
-    answer = Answer(Verdict.FOREIGN, "/home/ml/m.pt", 0o666, "root", "root")
-    (warning,) = make_warnings(read(text), answers(TORCHPAR, LOAD=("/home/ml/m.pt", answer)))
-    assert "everybody may write to /home/ml/m.pt (mode 0666)" in warning and "chmod o-w /home/ml/m.pt" in warning
 
 
 def test_a_link_that_leads_into_a_private_home_is_told_too() -> None:

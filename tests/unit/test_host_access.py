@@ -77,8 +77,8 @@ def test_a_closed_folder_stops_at_whichever_link_leads_through_it(folder: Path) 
         (Need.RUN, 0o755, Verdict.ALLOWED),
         (Need.RUN, 0o644, Verdict.REFUSED),
         (Need.ENTER, 0o644, Verdict.BROKEN),
-        (Need.LOAD, 0o644, Verdict.ALLOWED),
-        (Need.LOAD, 0o646, Verdict.FOREIGN),
+        (Need.OWN, 0o644, Verdict.ALLOWED),
+        (Need.OWN, 0o646, Verdict.FOREIGN),
     ],
 )
 def test_a_files_mode_is_judged_by_what_is_to_be_done_with_it(
@@ -108,7 +108,7 @@ def test_what_leads_nowhere_is_named_where_it_ends(folder: Path) -> None:
     )
     os.mkfifo(folder / "pipe", 0o644)
     assert asked(folder / "pipe", Need.READ).why == "is neither a file nor a folder"
-    assert asked("/dev/zero", Need.LOAD).verdict is Verdict.BROKEN
+    assert asked("/dev/zero", Need.READ).verdict is Verdict.BROKEN
     assert asked(folder / "circle", Need.READ).why == "Too many levels of symbolic links"
     assert asked(folder / "file/x", Need.READ).verdict is Verdict.MISSING
     assert asked(folder / ("x" * 300), Need.READ).why == "File name too long"

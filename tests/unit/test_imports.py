@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "torchpar"
 
 # Each layer may import those above it and, within it, its own; runtime and serve stand apart.
 LAYERS = (
-    ("errors", "advice", "cpuset", "shape", "version", "notify", "mempolicy"),
+    ("errors", "advice", "cpuset", "shape", "version", "notify", "mempolicy", "owners"),
     (
         "characters",
         "words",
@@ -40,20 +40,21 @@ LAYERS = (
         "places",
         "ranks",
         "sandbox",
+        "opened",
         "memory_policy",
         "allocator",
         "variables",
         "plan",
     ),
-    ("units", "access", "record", "changes", "readback", "verify", "picture", "adhoc", "transient"),
+    ("units", "access", "ownership", "record", "changes", "readback", "verify", "picture", "adhoc", "transient"),
     ("host", "generations", "enforce", "observe", "retry", "unit_check"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")
 ALLOWED_INSIDE_A_JOB = {
-    "advice", "environment", "errors", "mempolicy", "notify", "preload", "runtime", "serve", "version",
+    "advice", "environment", "errors", "mempolicy", "notify", "owners", "preload", "runtime", "serve", "version",
 }  # fmt: skip
-PURE = {name for layer in LAYERS[:4] for name in layer} - {"version", "notify", "mempolicy"}
+PURE = {name for layer in LAYERS[:4] for name in layer} - {"version", "notify", "mempolicy", "owners"}
 
 # The standard library's doors to the machine.
 DOORS = {"os", "subprocess", "socket", "shutil", "tempfile", "multiprocessing", "fcntl", "pathlib", "glob"}

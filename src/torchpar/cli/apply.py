@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Container
 
 import click
 
@@ -57,7 +58,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
     store = Store()
     with store.locked():
         active = read_active(store)
-        compiled = _compile_for_boot(active) if boot else _compile(_load(afresh=afresh))
+        compiled = _compile_for_boot(active) if boot else _compile_checked(_load(afresh=afresh))
         warn(compiled.warnings)
         before = active[1] if active else Content({}, {}, "", (), {})
         changes = compare(before.files, compiled.content.files) + compare_links(before.links, compiled.content.links)
@@ -98,6 +99,11 @@ def _compile(inputs: Inputs) -> _Compiled:
     return _Compiled(plan, content, (*inputs.unreachable(), *plan.warnings, *units.warnings))
 
 
+def _compile_checked(inputs: Inputs) -> _Compiled:
+    inputs.refuse_foreign()
+    return _compile(inputs)
+
+
 def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
     """The conf as last applied, for the host as it is now; a service that no longer fits is left out, and named.
 
@@ -105,21 +111,27 @@ def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
     not keep the others from starting.
     """
     inputs = load(files=active[1].conf if active else None)
-    left_out: dict[str, str] = {}
+    # A start would be refused, too; and one service keeps no other from starting.
+    left_out = {unit: "; ".join(map(str, problems)) for unit, problems in inputs.refusals().items()}
+    inputs = _without(inputs, left_out)
     while True:
         try:
             compiled = _compile(inputs)
         except PlacementError as error:
-            services = tuple(service for service in inputs.config.services if service.unit != error.unit)
-            if len(services) == len(inputs.config.services):
+            if error.unit not in {service.unit for service in inputs.config.services}:
                 raise
             left_out[error.unit or ""] = str(error)
-            inputs = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, services=services))
+            inputs = _without(inputs, left_out)
         else:
             refusals = {path: text for unit, why in left_out.items() for path, text in make_refusal(unit, why).items()}
             content = dataclasses.replace(compiled.content, files={**compiled.content.files, **refusals})
             warnings = [f"{why}; it cannot start until this is mended" for why in left_out.values()]
             return _Compiled(compiled.plan, content, (*warnings, *compiled.warnings))
+
+
+def _without(inputs: Inputs, units: Container[str]) -> Inputs:
+    services = tuple(service for service in inputs.config.services if service.unit not in units)
+    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, services=services))
 
 
 def _write(

@@ -12,11 +12,12 @@ import click
 from torchpar.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.cli.paths import FilePath
 from torchpar.config import Config, parse_config
-from torchpar.errors import FactsError, printable
+from torchpar.errors import ConfigError, FactsError, Problem, printable
 from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import add_interpreters, read_facts
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.ownership import add_questions, find_refusals
 from torchpar.shape import ShapeError, parse_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, parse_facts
@@ -39,7 +40,18 @@ class Inputs:
 
     def unreachable(self) -> tuple[str, ...]:
         """What of what the conf names the services cannot use on this host, as warnings."""
-        return make_warnings(self.config, self.found)
+        refused = (str(problem) for problems in self.refusals().values() for problem in problems)
+        return (*refused, *make_warnings(self.config, self.found))
+
+    def refusals(self) -> dict[str, tuple[Problem, ...]]:
+        """What others could change of what services run and systemd opens for them, by unit."""
+        return find_refusals(self.config, self.found)
+
+    def refuse_foreign(self) -> None:
+        """Raise ConfigError for everything that others could change."""
+        problems = [problem for problems in self.refusals().values() for problem in problems]
+        if problems:
+            raise ConfigError(problems)
 
 
 def input_options(command: F) -> F:
@@ -73,7 +85,7 @@ def load(
     config = parse_config(files, facts)
     if facts_file is not None:
         return Inputs(config, facts, files, {})
-    questions = make_questions(config)
+    questions = add_questions(config, make_questions(config))
     found = ask(questions) if root == LIVE else ask_below(root, questions)
     return Inputs(config, add_interpreters(facts, config, root, silent_paths(questions, found)), files, found)
 

@@ -26,6 +26,7 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     """
     given = ConfReader().read_files(files, trusted=False) if files else None
     inputs = load(root, facts_file, files=given)
+    inputs.refuse_foreign()
     plan = make_plan(inputs.config, inputs.facts)
     units = make_units(plan)
     warn((*inputs.unreachable(), *plan.warnings, *units.warnings))

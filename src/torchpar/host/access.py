@@ -29,6 +29,7 @@ from typing import Any
 from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
 from torchpar.host.reading import NotReadableError, read_start
 from torchpar.host.sysfs import Tree
+from torchpar.owners import find_strangers
 
 # For all users together. What does not answer within it hangs.
 SECONDS = 5.0
@@ -79,7 +80,7 @@ def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
     tree = Tree(root)
 
     def answer(question: Question) -> Answer:
-        there = question.need is Need.MAP or tree.exists(question.path.lstrip("/"))
+        there = question.need in (Need.MAP, Need.OWN) or tree.exists(question.path.lstrip("/"))
         return Answer(Verdict.ALLOWED if there else Verdict.MISSING, question.path)
 
     return {
@@ -180,7 +181,27 @@ def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[
     yield {"unknown_user": unknown_user, "unknown_groups": unknown_groups}
     same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
     for question in questions:
-        yield answer_json(look(question) if same else _look_for_another(question))
+        if question.need is Need.OWN:
+            yield answer_json(_look_whose(question.path, 0 if identity.user is None else ids.uid if ids else None))
+        else:
+            yield answer_json(look(question) if same else _look_for_another(question))
+
+
+def _look_whose(path: str, uid: int | None) -> Answer:
+    """Whether only this user, and root, can change what is there, which who looks need not be; None: nobody knows.
+
+    Users have groups in which they trust; root has none.
+    """
+    if uid is not None and (uid == 0 or _walk(path).verdict is Verdict.ALLOWED):
+        try:
+            stranger = next(find_strangers(path, (0, uid), shared=uid != 0), None)
+        except OSError as error:
+            return Answer(Verdict.BROKEN, path, why=str(error.strerror))
+        if stranger:
+            owner, group = _name_of(stranger.uid)[0], _group_of(stranger.gid)
+            shared = stranger.is_writable((0, uid))
+            return Answer(Verdict.FOREIGN, stranger.place, stranger.mode, owner, group, shared=shared)
+    return Answer(Verdict.ALLOWED, path)
 
 
 def _look_for_another(question: Question) -> Answer:
@@ -191,7 +212,7 @@ def _look_for_another(question: Question) -> Answer:
         missing = answer.verdict is Verdict.MISSING and question.need is not Need.MAP
         return answer if missing else Answer(Verdict.ALLOWED)
     answer = look(question)
-    of_rights = (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY, Verdict.FOREIGN)
+    of_rights = (Verdict.CLOSED, Verdict.REFUSED, Verdict.READ_ONLY)
     return Answer(Verdict.ALLOWED) if answer.verdict in of_rights else answer
 
 
@@ -247,9 +268,7 @@ def look(question: Question) -> Answer:
         return Answer(Verdict.NOEXEC, folder)
     if walk.verdict is Verdict.ALLOWED:
         walk = _look_at_program(question.path, walk) if question.need is Need.RUN else _look_at(walk, question.need)
-    if walk.verdict is Verdict.ALLOWED and question.need is Need.LOAD and _is_foreign(walk.place):
-        walk = replace(walk, verdict=Verdict.FOREIGN)
-    return _describe(walk) if walk.verdict in (Verdict.CLOSED, Verdict.REFUSED, Verdict.FOREIGN) else walk
+    return _describe(walk) if walk.verdict in (Verdict.CLOSED, Verdict.REFUSED) else walk
 
 
 def _walk(path: str) -> Answer:
@@ -294,7 +313,7 @@ def _look_at(walk: Answer, need: Need) -> Answer:
     folder = os.path.isdir(place)
     if need is Need.ENTER and not folder:
         return replace(walk, verdict=Verdict.BROKEN, why="is not a folder")
-    if need in (Need.READ, Need.LOAD) and not folder and not os.path.isfile(place):
+    if need is Need.READ and not folder and not os.path.isfile(place):
         return replace(walk, verdict=Verdict.BROKEN, why="is neither a file nor a folder")
     right = {Need.ENTER: 0, Need.WRITE: os.W_OK}.get(need, os.R_OK)
     rights = right | (os.X_OK if folder else 0)
@@ -302,13 +321,6 @@ def _look_at(walk: Answer, need: Need) -> Answer:
         return walk
     read_only = need is Need.WRITE and _flags(place) & os.ST_RDONLY
     return replace(walk, verdict=Verdict.READ_ONLY if read_only else Verdict.REFUSED)
-
-
-def _is_foreign(path: str) -> bool:
-    """Whether a file can be changed by another user than root and the one that this process is."""
-    status = os.stat(path)
-    changeable = status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & stat.S_IWOTH)
-    return stat.S_ISREG(status.st_mode) and changeable
 
 
 def _look_at_program(path: str, walk: Answer) -> Answer:
@@ -361,18 +373,26 @@ def _describe(answer: Answer) -> Answer:
         status = os.stat(answer.place)
     except OSError:
         return answer
-    try:
-        user = pwd.getpwuid(status.st_uid)
-        owner, home = user.pw_name, user.pw_dir
-    except KeyError:
-        owner, home = str(status.st_uid), ""
-    try:
-        group = grp.getgrgid(status.st_gid).gr_name
-    except KeyError:
-        group = str(status.st_gid)
+    (owner, home), group = _name_of(status.st_uid), _group_of(status.st_gid)
     inside = len(home) > 1 and status.st_uid != 0 and f"{answer.place}/".startswith(f"{home.rstrip('/')}/")
     mode = stat.S_IMODE(status.st_mode)
     return replace(answer, mode=mode, owner=owner, group=group, home=owner if inside else None)
+
+
+def _name_of(uid: int) -> tuple[str, str]:
+    """A user's name, or the number where it has none, and its home."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return str(uid), ""
+    return user.pw_name, user.pw_dir
+
+
+def _group_of(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 # ---- programs that stand before interpreters ----

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from torchpar.errors import ConfigError, NotPermittedError, Place, Problem, printable
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.owners import find_strangers
 from torchpar.syntax import ConfFile
 
 T = TypeVar("T")
@@ -140,17 +141,17 @@ class ConfReader:
         return None
 
     def _distrust(self, path: Path) -> Iterator[Problem]:
-        """What is wrong with the owners and modes of a file and of the folders above it."""
-        real = Path(os.path.realpath(path))
-        for place in (real, *real.parents):
-            status = os.stat(self._reader.at(place))
-            sticky = place != real and status.st_mode & stat.S_ISVTX
-            if status.st_uid != 0:
-                what = f"does not belong to root, who alone may decide what runs; chown root {place}"
-                yield Problem(Place(str(place)), what)
-            elif status.st_mode & 0o022 and not sticky:
-                what = f"can be written by others than root; chmod go-w {place}"
-                yield Problem(Place(str(place)), what)
+        """What is wrong with the owners and modes of a file, of the folders above it and of links that lead there."""
+        for stranger in find_strangers(os.fspath(self._reader.at(path)), (0,)):
+            if stranger.is_writable((0,)):
+                what = f"can be written by others than root; chmod go-w {printable(stranger.place)}"
+            else:
+                link = " -h" if os.path.islink(stranger.place) else ""
+                what = (
+                    "does not belong to root, who alone may decide what runs; "
+                    f"chown{link} root {printable(stranger.place)}"
+                )
+            yield Problem(Place(stranger.place), what)
 
 
 def _is_null(status: os.stat_result) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 
 from torchpar.environment import parse_job_environment
 from torchpar.errors import JobSettingsError
+from torchpar.owners import Stranger
 
 
 def refusal(what: str, why: str, keys: str) -> str:
@@ -16,6 +18,21 @@ def refusal(what: str, why: str, keys: str) -> str:
     """
     where = section() or "the service's section"
     return f"{what}: {why}; set {keys} in {where} of torchpar.conf, then: torchpar apply"
+
+
+def word_stranger(found: Stranger, user: int) -> str:
+    """Who else can change what the user is to run, and so could run what they like as that user."""
+    who = f"could run anything as user {_name(user)}"
+    if found.is_writable((0, user)):
+        return f"everybody may write to {found.place} (mode {found.mode:04o}), and {who}: chmod o-w {found.place}"
+    return f"{found.place} belongs to user {_name(found.uid)}, who {who}"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def section() -> str:

@@ -70,7 +70,11 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
 
             rank.prepare()
         sys.meta_path.insert(0, TorchImport())
+    # A job that a person has started by hand runs what that person says.
+    declared = job is not None and '"torchpar-train@' in job
     if option == "-m":
+        if declared and not safe_path:
+            refuse_foreign("WorkingDirectory=", os.getcwd())
         sys.argv = ["-m", *arguments]
         if not safe_path:
             sys.path.insert(0, os.getcwd())
@@ -79,6 +83,8 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
 
     sys.argv = [what, *arguments]
     path = what if os.path.isabs(what) else os.path.join(os.getcwd(), what)
+    if declared:
+        refuse_foreign("Script=", path, os.path.dirname(os.path.realpath(path)))
     for hook in sys.path_hooks:  # this is how the interpreter finds out whether it is a directory or a zip file
         try:
             hook(path)
@@ -138,6 +144,25 @@ def refuse(what: str, why: str, keys: str) -> "NoReturn":
 
     sys.stderr.write(f"torchpar: {refusal(what, why, keys)}\n")
     sys.exit(EXIT_CONFIG)
+
+
+def refuse_foreign(key: str, *paths: str) -> None:
+    """Refuse code, and folders with modules, that somebody else than the service's user and root can change.
+
+    It was so when the conf was put in force, but root may have given away what was root's.
+    """
+    from torchpar.owners import find_strangers
+
+    user = os.geteuid()
+    for path in paths:
+        try:
+            found = next(find_strangers(path, (0, user), shared=user != 0), None)
+        except OSError:
+            continue  # whoever opens it is told
+        if found:
+            from torchpar.runtime.refusal import word_stranger
+
+            refuse(paths[0], word_stranger(found, user), key + " or User=")
 
 
 def keep_cause(error: BaseException) -> None:

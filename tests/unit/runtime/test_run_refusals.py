@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 
 import pytest
@@ -51,6 +52,39 @@ def test_without_a_plan_the_line_names_no_section(place: Place) -> None:
             f"torchpar: {place.path}/x.py: no such file;"
             " set Script= in the service's section of torchpar.conf, then: torchpar apply\n"
         )
+
+
+def test_a_script_that_others_can_change_is_one_line(place: Place) -> None:
+    """A service runs only what is its user's or root's, with everything on the way; so does a rank, and a module.
+
+    What a person has started by hand is that person's own affair.
+    """
+    place.write("open/x.py", "print('ran')")
+    (place.path / "open").chmod(0o777)
+    place.write("y.py", "print('ran')")
+    (place.path / "open/link").symlink_to("../y.py")
+    for script in ("open/x.py", "open/link"):
+        outcome = place.launched(place.path / script, **JOB)
+        assert outcome.status == 78 and outcome.out == ""
+        assert f"torchpar: {place.path}/{script}: everybody may write to {place.path}/open (mode" in outcome.err
+        assert "chmod o-w" in outcome.err and "set Script= or User= in [Train demo]" in outcome.err
+    (place.path / "open").chmod(0o1777)
+    assert place.launched(place.path / "open/link", **JOB).out == "ran\n"
+    # Nobody can replace it there; but anybody can put a torch.py beside it.
+    assert place.launched(place.path / "open/x.py", **JOB).status == 78
+    assert place.launched(place.path / "open/x.py").out == "ran\n"
+    by_hand = {"TORCHPAR_JOB": JOB["TORCHPAR_JOB"].replace("torchpar-train@demo", "torchpar-run-demo-1")}
+    assert place.launched(place.path / "open/x.py", **by_hand).out == "ran\n"
+    place.path.chmod(0o777)
+    module = place.python(place.launcher, "-m", "y", **JOB)
+    assert module.status == 78 and "set WorkingDirectory= or User= in [Train demo]" in module.err
+    assert "No module named y" in place.python(place.launcher, "-m", "y", flags=("-I",), **JOB).err
+    place.path.chmod(0o755)
+    if os.geteuid() == 0:
+        os.lchown(place.path / "open/link", 4242, 4242)
+        assert f"{place.path}/open/link belongs to user 4242, who could run" in place.launched(
+            place.path / "open/link", **JOB
+        ).err
 
 
 def test_a_script_that_cannot_be_read_is_one_line(place: Place) -> None:

@@ -11,6 +11,7 @@ import pwd
 import stat
 from dataclasses import dataclass
 
+from torchpar.owners import find_strangers
 from torchpar.serve.errors import ModelError
 
 SUFFIXES = (".pt", ".pt2", ".py")
@@ -58,25 +59,27 @@ def find_models(name: str, path: str) -> tuple[list[ModelFile], list[str]]:
 
 def check_owner(path: str) -> None:
     """Refuse a file that somebody else could have written, or can replace. Raises ModelError."""
+    owners = (0, os.geteuid())
     try:
         real = os.path.realpath(path)
         about = os.stat(real)
-        folder = os.stat(os.path.dirname(real))
+        stranger = next(find_strangers(os.path.abspath(path), owners, shared=os.geteuid() != 0), None)
     except PermissionError:
         raise ModelError(f"{path}: {_closed(real)}") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
     if not stat.S_ISREG(about.st_mode):
         raise ModelError(f"{path}: not a file")
-    if about.st_uid not in (0, os.geteuid()):
+    if stranger and stranger.is_writable(owners):
+        what = "write to it" if stranger.place == real else "replace it"
+        who, way = ("everybody", "o-w") if stranger.mode & stat.S_IWOTH else ("others than root", "g-w")
+        raise ModelError(f"{path}: {who} may {what}, and so run code in this service: chmod {way} {stranger.place}")
+    if stranger:
+        place = "" if stranger.place == real else f"{stranger.place} "
         raise ModelError(
-            f"{path}: belongs to {_user(about.st_uid)}; a model is a program: chown it to root or to the service's"
-            f" user, {_name(os.geteuid())}, or run the service as its owner with User="
+            f"{path}: {place}belongs to {_user(stranger.uid)}; a model is a program: chown it to root or to the"
+            f" service's user, {_name(os.geteuid())}, or run the service as its owner with User="
         )
-    if about.st_mode & stat.S_IWOTH:
-        raise ModelError(f"{path}: everybody may write to it, and so run code in this service: chmod o-w {real}")
-    if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
-        raise ModelError(f"{path}: everybody may replace it: chmod o-w {os.path.dirname(real)}")
 
 
 def _closed(path: str) -> str:

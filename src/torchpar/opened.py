@@ -1,0 +1,33 @@
+"""The files that systemd opens as root when a service starts, and hands on to it.
+
+Who can put another file in the place of one of them reads or writes with root's rights. So the way to each is root's
+alone: torchpar.ownership asks that before a conf is put in force, and a unit of root's (torchpar-guard@.service) before
+every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torchpar.config import Service
+
+
+class Named(NamedTuple):
+    """A path, and the key and the value of the conf that name it."""
+
+    key: str
+    value: str
+    path: str
+
+
+def opened_paths(service: Service) -> tuple[Named, ...]:
+    """Each such file, in the order of the unit."""
+    return tuple(dict.fromkeys(_opened(service)))
+
+
+def _opened(service: Service) -> Iterator[Named]:
+    infer = service.infer()
+    if infer and infer.tls_certificate and infer.tls_key:
+        yield Named("TLSCertificate", infer.tls_certificate, infer.tls_certificate)
+        yield Named("TLSKey", infer.tls_key, infer.tls_key)

@@ -1,0 +1,80 @@
+"""Who could change what a path leads to: the owner and the mode of everything on the way, link by link.
+
+A file is as safe as the weakest place on its way: who owns a folder above it, or a link in it, can put another file in
+its place. Runs under any Python from 3.9 on, also within a job before its first line, and needs nothing else.
+"""
+
+import os
+import stat
+
+TYPE_CHECKING = False  # typing's own would have to be imported
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+_LINKS = 40  # the kernel's own limit, path_resolution(7)
+
+
+class Stranger:
+    """A place that somebody else than the owners asked for can change. `mode` is 0 of a link, whose owner decides."""
+
+    def __init__(self, place: str, uid: int, gid: int, mode: int) -> None:
+        self.place = place
+        self.uid = uid
+        self.gid = gid
+        self.mode = mode
+
+    def is_writable(self, owners: "Collection[int]") -> bool:
+        """Whether its mode is what lets somebody else in; else it is its owner."""
+        return self.uid in owners
+
+
+def find_strangers(path: str, owners: "Collection[int]", *, shared: bool = False) -> "Iterator[Stranger]":
+    """Everything on the way of an absolute path, from / on, that somebody else than the owners can change.
+
+    `shared` lets a group write: to be asked where an owner may have others beside. Of what is not there, and of what
+    this process may not look at, only the way to it is judged. Raises OSError where the file system fails.
+    """
+    at, links = "/", 0
+    todo = path.split("/")[::-1]
+    yield from _judge(at, os.lstat(at), owners, shared, last=not any(todo))
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            at = os.path.dirname(at)
+            continue
+        here = os.path.join(at, name)
+        try:
+            status = os.lstat(here)
+            target = os.readlink(here) if stat.S_ISLNK(status.st_mode) else None
+        except FileNotFoundError:
+            folder = os.lstat(at)
+            if stat.S_IMODE(folder.st_mode) & stat.S_ISVTX and folder.st_mode & 0o022:
+                # Where everybody may make files, that is anybody's to make.
+                yield Stranger(at, folder.st_uid, folder.st_gid, stat.S_IMODE(folder.st_mode))
+            return
+        except (NotADirectoryError, PermissionError):
+            return
+        yield from _judge(here, status, owners, shared, last=target is None and not any(todo))
+        if target is None:
+            at = here
+            continue
+        links += 1
+        if links > _LINKS:
+            return
+        todo += target.split("/")[::-1]
+        at = "/" if target.startswith("/") else at
+
+
+def _judge(
+    place: str, status: os.stat_result, owners: "Collection[int]", shared: bool, *, last: bool
+) -> "Iterator[Stranger]":
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        mode = 0
+    # In a folder like /tmp nobody can replace what is not theirs, and what is there is judged by itself.
+    sticky = stat.S_ISDIR(status.st_mode) and mode & stat.S_ISVTX and not last
+    writable = mode & (0o002 if shared else 0o022) and not sticky
+    if status.st_uid not in owners or writable:
+        yield Stranger(place, status.st_uid, status.st_gid, mode)

@@ -1,0 +1,83 @@
+"""Whose files a service runs and systemd opens for it: the questions to a host, and what it may not be.
+
+What runs as a user is that user's or root's, with everything on the way to it: whoever else can change it runs as that
+user. What systemd opens as root is root's alone. Pure; host/access.py gets the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, has_other_files, identity_of
+from torchpar.config import Config, Service
+from torchpar.errors import Problem, printable
+from torchpar.opened import Named, opened_paths
+
+ROOT = Identity(None)
+
+
+def add_questions(
+    config: Config, questions: Mapping[Identity, tuple[Question, ...]]
+) -> dict[Identity, tuple[Question, ...]]:
+    """The questions of access, and these, each once."""
+    asked = {identity: dict.fromkeys(of_identity) for identity, of_identity in questions.items()}
+    for service in config.services:
+        for _, identity, question in _questions(service):
+            asked.setdefault(identity, {})[question] = None
+    return {identity: tuple(of_identity) for identity, of_identity in asked.items()}
+
+
+def find_refusals(config: Config, found: Mapping[Identity, Found]) -> dict[str, tuple[Problem, ...]]:
+    """What keeps services from being put in force, by unit."""
+    refusals: dict[str, tuple[Problem, ...]] = {}
+    for service in config.services:
+        problems: dict[Problem, None] = {}
+        for named, identity, question in _questions(service):
+            answer = found[identity].answers.get(question) if identity in found else None
+            if answer and answer.verdict is Verdict.FOREIGN:
+                what = f"{named.key}={printable(named.value, 200)}: {_word(named, identity, answer)}"
+                line = f"{named.key}={named.value}"
+                problems[service.problem(line if line in service.origins else named.key, what)] = None
+        if problems:
+            refusals[service.unit] = tuple(problems)
+    return refusals
+
+
+def code_paths(service: Service) -> Iterator[Named]:
+    """Everything that the service runs, and where Python looks for modules first."""
+    settings, train, infer = service.settings, service.train(), service.infer()
+    named = [("Python", settings.python, settings.python)]
+    if train and train.script:
+        named += [("Script", train.script, path) for path in (train.script, train.script.rpartition("/")[0] or "/")]
+    if train and train.module and settings.working_directory:
+        named.append(("WorkingDirectory", settings.working_directory, settings.working_directory))
+    if infer:
+        named += [(key, path, path) for key, path in (("Model", infer.model), ("Handler", infer.handler)) if path]
+    return map(Named._make, named)
+
+
+def _questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
+    if not has_other_files(service):
+        for named in code_paths(service):
+            yield named, identity_of(service), Question(named.path, Need.OWN)
+    for named in opened_paths(service):
+        yield named, ROOT, Question(named.path, Need.OWN)
+
+
+def _word(named: Named, identity: Identity, answer: Answer) -> str:
+    place, owner, mode = printable(answer.place), answer.owner or "another user", answer.mode or 0
+    itself = answer.place == named.path
+    if identity == ROOT:
+        who = "systemd opens it as root, so nobody else may be able to put another file there"
+        if answer.shared:
+            return f"others than root may write to {place} (mode {mode:04o}); {who}: chmod go-w {place}"
+        where = "it belongs" if itself else f"{place}, which is on the way, belongs"
+        return f"{where} to {owner}; {who}: put it where only root can write, in /etc for example"
+    user = identity.user
+    who = f"whoever can change it runs as {user}"
+    if named.key in ("Model", "Handler"):
+        who = f"a model is a program, and {who}"
+    if answer.shared:
+        return f"everybody may write to {place} (mode {mode:04o}); {who}: chmod o-w {place}"
+    theirs = f"set User={owner}, or " if answer.owner and not owner.isdigit() and owner != "root" else ""
+    return f"{place} belongs to {owner}; {who}: {theirs}chown it to root or to {user}"

@@ -1,0 +1,93 @@
+"""Whose files a service may run, and which systemd may open for it, as a person is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.access import Answer, Found, Identity, Need, Question, Verdict
+from torchpar.config import Config, parse_config
+from torchpar.ownership import add_questions, find_refusals
+from torchpar.syntax import ConfFile
+
+TORCHPAR, ML, ROOT = Identity("torchpar"), Identity("ml"), Identity(None)
+TRAIN = "[Train a]\nScript=/srv/p/s.py\n"
+INFER = "[Infer a]\nModel=/srv/m.pt\nTLSCertificate=/etc/tls/c.pem\nTLSKey=/etc/tls/k.pem\n"
+
+
+def read(text: str) -> Config:
+    """The conf /c of these lines."""
+    return parse_config([ConfFile("/c", text)], make_host())
+
+
+def refused(text: str, identity: Identity, answers: Mapping[str, Answer]) -> list[str]:
+    """What is refused where the host answers so for these paths."""
+    found = {identity: Found(answers={Question(path, Need.OWN): answer for path, answer in answers.items()})}
+    return [str(problem) for problems in find_refusals(read(text), found).values() for problem in problems]
+
+
+def foreign(place: str, owner: str, mode: int = 0o644, *, shared: bool = False) -> Answer:
+    return Answer(Verdict.FOREIGN, place, mode, owner, owner, shared=shared)
+
+
+@pytest.mark.parametrize(
+    ("text", "identity", "paths"),
+    [
+        (TRAIN, TORCHPAR, ["/usr/bin/python3", "/srv/p/s.py", "/srv/p"]),
+        (f"{TRAIN}User=ml\nPython=/v/bin/python3\n", ML, ["/v/bin/python3", "/srv/p/s.py", "/srv/p"]),
+        ("[Train a]\nModule=m\n", TORCHPAR, ["/usr/bin/python3"]),
+        ("[Train a]\nModule=m\nWorkingDirectory=/w\n", TORCHPAR, ["/usr/bin/python3", "/w"]),
+        (INFER, TORCHPAR, ["/usr/bin/python3", "/srv/m.pt"]),
+        (INFER, ROOT, ["/etc/tls/c.pem", "/etc/tls/k.pem"]),
+        ("[Infer a]\nHandler=/h.py\nUser=ml\n", ML, ["/usr/bin/python3", "/h.py"]),
+    ],
+)
+def test_what_runs_is_asked_for_as_its_user_and_what_systemd_opens_as_root(
+    text: str, identity: Identity, paths: list[str]
+) -> None:
+    """The folder of a script, and the working folder of a module, are where Python looks for modules first."""
+    questions = add_questions(read(text), {})
+    assert [question.path for question in questions[identity]] == paths
+    assert {question.need for asked in questions.values() for question in asked} == {Need.OWN}
+
+
+def test_a_script_of_another_user_is_refused_with_both_ways_out() -> None:
+    """Told once, though its folder is asked for too."""
+    answer = foreign("/srv/p", "ml", 0o755)
+    assert refused(TRAIN, TORCHPAR, {"/srv/p/s.py": answer, "/srv/p": answer}) == [
+        "/c:2: [Train a] Script=/srv/p/s.py: /srv/p belongs to ml; whoever can change it runs as torchpar: "
+        "set User=ml, or chown it to root or to torchpar"
+    ]
+    unnamed = foreign("/srv/p", "4242")
+    assert "as torchpar: chown it to root" in refused(TRAIN, TORCHPAR, {"/srv/p": unnamed})[0]
+
+
+def test_what_everybody_may_write_is_refused() -> None:
+    """A model, which is a program as well."""
+    answer = foreign("/srv/m.pt", "root", 0o666, shared=True)
+    (problem,) = refused(INFER, TORCHPAR, {"/srv/m.pt": answer})
+    assert problem == (
+        "/c:2: [Infer a] Model=/srv/m.pt: everybody may write to /srv/m.pt (mode 0666); a model is a program, and "
+        "whoever can change it runs as torchpar: chmod o-w /srv/m.pt"
+    )
+
+
+def test_a_key_that_others_than_root_could_replace_is_refused() -> None:
+    """A link of another user on the way, a folder that a group may write to."""
+    (problem,) = refused(INFER, ROOT, {"/etc/tls/k.pem": foreign("/srv/tls", "ml", 0)})
+    assert problem == (
+        "/c:4: [Infer a] TLSKey=/etc/tls/k.pem: /srv/tls, which is on the way, belongs to ml; systemd opens it "
+        "as root, so nobody else may be able to put another file there: put it where only root can write, in /etc for "
+        "example"
+    )
+    (problem,) = refused(INFER, ROOT, {"/etc/tls/c.pem": foreign("/etc/tls", "root", 0o775, shared=True)})
+    assert "others than root may write to /etc/tls (mode 0775)" in problem and "chmod go-w /etc/tls" in problem
+
+
+def test_what_hangs_or_cannot_be_known_is_not_refused() -> None:
+    """A dead server keeps no conf from being put in force; what is not there yet neither."""
+    for verdict in (Verdict.SILENT, Verdict.ALLOWED, Verdict.MISSING, Verdict.BROKEN):
+        assert not refused(TRAIN, TORCHPAR, {"/srv/p/s.py": Answer(verdict)})
+    assert not find_refusals(read(TRAIN), {})
