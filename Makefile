@@ -221,6 +221,7 @@ install: man
 	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
 	install -D -m 755 systemd/torchpar-stopped '$(DESTDIR)/usr/lib/torchpar/stopped'
 	install -D -m 755 src/scripts/retry '$(DESTDIR)/usr/lib/torchpar/retry'
+	install -D -m 755 src/scripts/guard '$(DESTDIR)/usr/lib/torchpar/guard'
 	ln -sfn ../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/torchpar'
 	mkdir -p '$(DESTDIR)/usr/lib/torchpar/python'
 	ln -sfn ../../python3/dist-packages/torchpar '$(DESTDIR)/usr/lib/torchpar/python/torchpar'

@@ -34,7 +34,7 @@ def find_refusals(config: Config, found: Mapping[Identity, Found]) -> dict[str, 
         problems: dict[Problem, None] = {}
         for named, identity, question in _questions(service):
             answer = found[identity].answers.get(question) if identity in found else None
-            if answer and answer.verdict is Verdict.FOREIGN:
+            if answer and answer.verdict in (Verdict.FOREIGN, Verdict.BROKEN):
                 what = f"{named.key}={printable(named.value, 200)}: {_word(named, identity, answer)}"
                 line = f"{named.key}={named.value}"
                 problems[service.problem(line if line in service.origins else named.key, what)] = None
@@ -65,6 +65,8 @@ def _questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
 
 
 def _word(named: Named, identity: Identity, answer: Answer) -> str:
+    if answer.verdict is Verdict.BROKEN:
+        return answer.why
     place, owner, mode = printable(answer.place), answer.owner or "another user", answer.mode or 0
     itself = answer.place == named.path
     if identity == ROOT:

@@ -16,6 +16,7 @@ import jinja2
 
 from torchpar.directives import SINCE
 from torchpar.exec_limits import LINE, size
+from torchpar.opened import opened_paths
 from torchpar.plan import Plan, ServicePlan
 from torchpar.sandbox import needed_mounts, sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
@@ -32,6 +33,8 @@ CONNECTION_MANAGER = "/dev/infiniband/rdma_cm"
 # What ExecStop= runs. After the grace it sends SIGTERM, and SIGKILL ten seconds later.
 STOP = "/usr/lib/torchpar/stop"
 AFTER_GRACE = 15
+# What looks at the files that systemd opens as root.
+GUARD = "/usr/lib/torchpar/guard"
 # The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
 CERTIFICATE, KEY = "tls-certificate", "tls-key"
 
@@ -61,6 +64,13 @@ def make_units(plan: Plan) -> UnitSet:
             files[drop_in_path(socket_of(service.unit))] = _template("socket.conf.j2").render(
                 source=_source(service), name=service.service.name, listen=service.listen, conflicts=service.slot_mates
             )
+        if opened := opened_paths(service.service):
+            files[drop_in_path(guard_of(service.unit))] = _template("guard.conf.j2").render(
+                source=_source(service),
+                name=service.service.name,
+                paths=[named.path for named in opened],
+                command=(GUARD, service.unit, *(f"{named.key}={named.path}" for named in opened)),
+            )
         if service.service.settings.enabled:
             template_unit = f"torchpar-{service.service.kind.value}@.service"
             links[f"torchpar.target.wants/{service.unit}"] = f"/usr/lib/systemd/system/{template_unit}"
@@ -82,6 +92,11 @@ def drop_in_path(unit: str) -> str:
 def socket_of(unit: str) -> str:
     """The socket that holds the addresses of an inference service's unit."""
     return f"{unit.removesuffix('.service')}.socket"
+
+
+def guard_of(unit: str) -> str:
+    """What comes before each start of a service for which systemd opens files as root."""
+    return f"torchpar-guard@{unit}"
 
 
 def unit_of(path: str) -> str:
@@ -159,6 +174,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         source=_source(plan),
         name=service.name,
         mounts=needed_mounts(service),
+        guarded=bool(opened_paths(service)),
         enabled=settings.enabled,
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,

@@ -47,7 +47,7 @@ LAYERS = (
         "plan",
     ),
     ("units", "access", "ownership", "record", "changes", "readback", "verify", "picture", "adhoc", "transient"),
-    ("host", "generations", "enforce", "observe", "retry", "unit_check"),
+    ("host", "generations", "enforce", "observe", "retry", "guard", "unit_check"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

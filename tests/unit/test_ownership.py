@@ -86,8 +86,14 @@ def test_a_key_that_others_than_root_could_replace_is_refused() -> None:
     assert "others than root may write to /etc/tls (mode 0775)" in problem and "chmod go-w /etc/tls" in problem
 
 
+def test_a_folder_in_the_place_of_a_key_is_refused() -> None:
+    """systemd would hand over everything that is in it."""
+    (problem,) = refused(INFER, ROOT, {"/etc/tls/k.pem": Answer(Verdict.BROKEN, why="is a folder")})
+    assert problem == "/c:4: [Infer a] TLSKey=/etc/tls/k.pem: is a folder"
+
+
 def test_what_hangs_or_cannot_be_known_is_not_refused() -> None:
     """A dead server keeps no conf from being put in force; what is not there yet neither."""
-    for verdict in (Verdict.SILENT, Verdict.ALLOWED, Verdict.MISSING, Verdict.BROKEN):
+    for verdict in (Verdict.SILENT, Verdict.ALLOWED, Verdict.MISSING):
         assert not refused(TRAIN, TORCHPAR, {"/srv/p/s.py": Answer(verdict)})
     assert not find_refusals(read(TRAIN), {})

@@ -182,25 +182,31 @@ def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[
     same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
     for question in questions:
         if question.need is Need.OWN:
-            yield answer_json(_look_whose(question.path, 0 if identity.user is None else ids.uid if ids else None))
+            yield answer_json(_look_whose(question.path, ids.uid if ids else None, identity))
         else:
             yield answer_json(look(question) if same else _look_for_another(question))
 
 
-def _look_whose(path: str, uid: int | None) -> Answer:
+def _look_whose(path: str, uid: int | None, identity: Identity) -> Answer:
     """Whether only this user, and root, can change what is there, which who looks need not be; None: nobody knows.
 
-    Users have groups in which they trust; root has none.
+    Users have groups in which they trust; root has none. What systemd opens is a file, unless a / at the end says
+    otherwise: of a folder it would read all that is in it.
     """
-    if uid is not None and (uid == 0 or _walk(path).verdict is Verdict.ALLOWED):
-        try:
-            stranger = next(find_strangers(path, (0, uid), shared=uid != 0), None)
-        except OSError as error:
-            return Answer(Verdict.BROKEN, path, why=str(error.strerror))
-        if stranger:
-            owner, group = _name_of(stranger.uid)[0], _group_of(stranger.gid)
-            shared = stranger.is_writable((0, uid))
-            return Answer(Verdict.FOREIGN, stranger.place, stranger.mode, owner, group, shared=shared)
+    system = identity.user is None
+    uid = 0 if system else uid
+    if uid is None or (not system and _walk(path).verdict is not Verdict.ALLOWED):
+        return Answer(Verdict.ALLOWED, path)
+    try:
+        stranger = next(find_strangers(path, (0, uid), shared=uid != 0), None)
+    except OSError as error:
+        return Answer(Verdict.BROKEN, path, why=str(error.strerror))
+    if stranger:
+        owner, group = _name_of(stranger.uid)[0], _group_of(stranger.gid)
+        shared = stranger.is_writable((0, uid))
+        return Answer(Verdict.FOREIGN, stranger.place, stranger.mode, owner, group, shared=shared)
+    if system and not path.endswith("/") and os.path.isdir(path):
+        return Answer(Verdict.BROKEN, path, why="is a folder, and all that is in it would be read; name a file")
     return Answer(Verdict.ALLOWED, path)
 
 

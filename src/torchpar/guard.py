@@ -1,0 +1,39 @@
+"""Refuses the start of a service whose files, as far as systemd opens them as root, are not root's alone any more.
+
+What systemd opens is open before the first program of the unit runs (LoadCredential= in systemd.exec(5)), so this is a
+unit of its own, which the service requires: torchpar-guard@.service. Only root can change such a path between the two.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from torchpar.errors import ExitStatus, printable
+from torchpar.host import systemd
+from torchpar.owners import find_strangers
+
+
+def main() -> None:
+    """guard UNIT KEY=PATH ...: look at all of them, and fail with a line for each that is not root's alone."""
+    unit, *named = sys.argv[1:]
+    wrong = [what for key, _, path in (each.partition("=") for each in named) for what in problems(key, path)]
+    for what in wrong if named else ["nothing says which files systemd opens for it; run: torchpar apply"]:
+        print(what, file=sys.stderr)
+        systemd.say_of(unit, f"{what}; it is not started")
+    sys.exit(ExitStatus.CONFIG if wrong or not named else 0)
+
+
+def problems(key: str, path: str) -> list[str]:
+    """What is wrong with a path; with a / at its end a folder is meant."""
+    shown = f"{key}={printable(path)}"
+    try:
+        found = next(find_strangers(path, (0,)), None)
+    except OSError as error:
+        return [f"{shown}: {error.strerror}"]
+    if found:
+        how = f"can be written by others than root (mode {found.mode:04o})"
+        return [f"{shown}: {printable(found.place)} {how if found.is_writable((0,)) else 'does not belong to root'}"]
+    if not path.endswith("/") and os.path.isdir(path):
+        return [f"{shown}: is a folder, and all that is in it would be read; name a file"]
+    return []

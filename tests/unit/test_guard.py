@@ -1,0 +1,69 @@
+"""What keeps a service from starting: files that systemd would open as root, and that others can change."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar import guard
+from torchpar.config import parse_config
+from torchpar.host import systemd
+from torchpar.plan import make_plan
+from torchpar.syntax import ConfFile
+from torchpar.units import make_units
+
+TLS = "[Infer a]\nModel=/m.pt\nTLSCertificate=/etc/c.pem\nTLSKey=/etc/100% k.pem\n"
+
+
+def test_a_service_for_which_systemd_opens_files_requires_the_look_at_them() -> None:
+    """Of its own mounts, each start anew; a service without such files has nothing before it."""
+    facts = make_host()
+    plan = make_plan(parse_config([ConfFile("/c", TLS + "[Train b]\nScript=/b.py\n")], facts), facts)
+    files = make_units(plan).files
+    assert files["torchpar-guard@torchpar-infer@a.service.d/20-torchpar.conf"] == (
+        "# Made by torchpar from /c. Do not edit; see: torchpar explain a\n[Unit]\nSourcePath=/c\n"
+        'RequiresMountsFor=/etc/c.pem "/etc/100%% k.pem"\n\n[Service]\nExecStart=\n'
+        "ExecStart=:/usr/lib/torchpar/guard torchpar-infer@a.service TLSCertificate=/etc/c.pem "
+        '"TLSKey=/etc/100%% k.pem"\n'
+    )
+    requires = "Requires=torchpar-guard@%N.service\nAfter=torchpar-guard@%N.service\n"
+    assert requires in files["torchpar-infer@a.service.d/20-torchpar.conf"]
+    assert "guard" not in files["torchpar-train@b.service.d/20-torchpar.conf"]
+    assert not any("guard@torchpar-train" in path for path in files)
+
+
+def test_what_others_could_change_is_named_with_its_key(tmp_path: Path) -> None:
+    """A file, a folder on the way, a folder in the place of a file; what is not there is systemd's to say."""
+    assert guard.problems("TLSKey", "/etc/passwd") == []
+    assert guard.problems("TLSKey", "/etc/no/such") == []
+    assert guard.problems("TLSKey", "/etc") == [
+        "TLSKey=/etc: is a folder, and all that is in it would be read; name a file"
+    ]
+    assert guard.problems("Service.BindPaths", "/etc/") == []
+    key = tmp_path / "k"
+    key.touch()
+    key.chmod(0o666)
+    (problem,) = guard.problems("TLSKey", str(key))
+    mine = "can be written by others than root (mode 0666)" if os.geteuid() == 0 else "does not belong to root"
+    assert problem.startswith(f"TLSKey={key}: ") and problem.endswith(mine)
+
+
+def test_the_line_is_in_the_journal_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the status is one for which nothing is tried again; a unit without its list is not passed."""
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(systemd, "say_of", lambda unit, text: said.append((unit, text)))
+    for named, status, words in (
+        (["TLSKey=/etc/passwd"], 0, ""),
+        (["TLSKey=/etc", "TLSCertificate=/etc/passwd"], 78, "TLSKey=/etc: is a folder"),
+        ([], 78, "run: torchpar apply"),
+    ):
+        said.clear()
+        monkeypatch.setattr(sys, "argv", ["guard", "torchpar-infer@a.service", *named])
+        with pytest.raises(SystemExit) as ended:
+            guard.main()
+        assert ended.value.code == status
+        assert [words in text for _, text in said] == [True] * bool(words)
