@@ -22,6 +22,7 @@ from typing import Any
 from torchpar.errors import BusyError, StoreError, printable
 from torchpar.host.files import replace_link, sync_directory, write_new
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.owners import find_strangers
 from torchpar.record import parse_plan
 from torchpar.shape import ShapeError
 from torchpar.syntax import ConfFile
@@ -111,6 +112,7 @@ class Generation:
 
     def _text(self, path: str) -> str:
         try:
+            _refuse_changed_by_others(self.path / path)
             return Reader().bytes(self.path / path, _LIMIT).decode("utf-8", "surrogateescape")
         except OSError as error:
             raise self._damaged(f"{printable(path)}: {error.strerror}") from None
@@ -134,6 +136,7 @@ class Store:
     def active(self) -> Generation | None:
         """The generation in force; None when there is none yet. Raises StoreError when the link leads nowhere."""
         try:
+            _refuse_changed_by_others(self._active)
             target = os.readlink(self._active)
         except FileNotFoundError:
             return None
@@ -266,6 +269,18 @@ class Store:
         where = error.filename or self.directory
         hint = "; free some space and run torchpar apply again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return StoreError(f"the store cannot be written: {where}: {error.strerror}{hint}; nothing has changed")
+
+
+def _refuse_changed_by_others(place: Path) -> None:
+    """Raise StoreError for what others than root can change: who reads it may be root, and puts it in force.
+
+    Who is not root may have a store of their own. Raises OSError.
+    """
+    for found in find_strangers(str(place.absolute()), (0, os.geteuid())):
+        raise StoreError(
+            f"{printable(found.place)} can be changed by others than root, and what is in the store decides what runs; "
+            f"when it is root's again (chown, chmod go-w): rm -r {STORE}/active {STORE}/generations; torchpar apply"
+        )
 
 
 def _write_tree(directory: Path, content: Content) -> None:

@@ -141,7 +141,11 @@ def test_an_upgrade_leaves_jobs_alone(installed: Machine) -> None:
     pid = start_jobs(installed)
     daemon = installed.show("torchpard.service", "MainPID")
     ended = installed.show("torchpar-train@done", "InactiveEnterTimestampMonotonic")
+    # As older versions made it: above the store.
+    installed.sh(r"sed -i '/^torchpar:/s,:/nonexistent:,:/var/lib/torchpar:,' /etc/passwd")
+    assert ":/var/lib/torchpar:" in installed.run("getent", "passwd", "torchpar").stdout
     upgrade(installed, "999")
+    assert ":/nonexistent:" in installed.run("getent", "passwd", "torchpar").stdout
     assert installed.show("torchpar-train@waiting", "MainPID") == pid
     assert installed.show("torchpar-train@done", "InactiveEnterTimestampMonotonic") == ended
     assert installed.show("torchpard.service", "MainPID") not in (daemon, "0")

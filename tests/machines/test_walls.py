@@ -62,9 +62,8 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
     # root has given the folder away since.
     host.sh("chown mallory /srv/walls/tls; ln -sf /etc/shadow /srv/walls/tls/key")
     assert host.run("systemctl", "restart", SERVER, check=False).returncode != 0
-    host.wait_until(
-        lambda: "TLSKey=/srv/walls/tls/key: /srv/walls/tls does not belong to root" in host.journal(SERVER), "it is said"
-    )
+    said = "TLSKey=/srv/walls/tls/key: /srv/walls/tls does not belong to root"
+    host.wait_until(lambda: said in host.journal(SERVER), "it is said")
     assert host.journal(SERVER).count("given: ") == 1
     assert not host.exists(f"/run/credentials/{SERVER}")
 
@@ -76,3 +75,31 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
     host.sh("chown root /srv/walls/tls; rm /srv/walls/tls/key; echo once more >/srv/walls/tls/key")
     host.run("systemctl", "start", SERVER)
     assert "given: once more" in host.journal(SERVER)
+
+
+def test_a_store_that_was_given_away_is_not_read(host: Machine) -> None:
+    """A generation is made anew from the conf; where its folder is not root's, a job that is started says so."""
+    host.write("/srv/walls/job.py", "import os; print('ran as', os.getuid(), flush=True)\n")
+    apply(host, "[Train walls]\nScript=/srv/walls/job.py\nRestart=no\n")
+    store = host.run("realpath", "/var/lib/torchpar/active").stdout.strip()
+    host.sh("chown -R mallory $1", store)
+    host.sh("echo '[Service]\nUser=root' >$1/units/torchpar-train@walls.service.d/20-torchpar.conf", store)
+    host.run("systemctl", "daemon-reload")
+    assert "User=root" not in host.run("systemctl", "cat", "torchpar-train@walls").stdout
+    host.run("systemctl", "start", "torchpar-train@walls")
+    host.wait_until(lambda: "ran as" in host.journal("torchpar-train@walls"), "it runs")
+    assert "ran as 0" not in host.journal("torchpar-train@walls")
+    assert host.run("realpath", "/var/lib/torchpar/active").stdout.strip() != store
+
+    generations = "/var/lib/torchpar/generations"
+    try:
+        host.run("chown", "mallory", generations)
+        host.run("systemctl", "daemon-reload")
+        assert host.run("systemctl", "start", "torchpar-train@walls", check=False).returncode != 0
+        assert f"others than root can change what decides what runs: {generations};" in host.journal(
+            "torchpar-train@walls"
+        )
+        assert f"{generations}: must be a directory that only root can write" in host.journal("torchpar-recompile")
+    finally:
+        host.sh("chown root $1; systemctl daemon-reload; rm -r $2", generations, store)
+    host.run("systemctl", "start", "torchpar-train@walls")

@@ -103,7 +103,19 @@ def test_a_store_that_others_can_write_is_refused(store: Store, place: str, mode
         store.write(content("two"))
     with pytest.raises(StoreError, match="only root can write"):
         store.activate(one)
+    (store.directory / place).chmod(0o755)
     assert store.history() == (one,) and store.active() is None
+
+
+@pytest.mark.parametrize("place", ["", "generations", "generations/1", "generations/1/plan.json", "generations/1/conf"])
+def test_a_store_that_others_can_write_is_not_read_either(store: Store, place: str) -> None:
+    """At boot, and whenever a service fails, root reads it and acts on it."""
+    store.activate(store.write(content("one")))
+    (store.directory / place).chmod(0o775)
+    with pytest.raises(StoreError, match="can be changed by others than root"):
+        active = store.active()
+        assert active
+        active.read()
 
 
 def test_a_link_in_place_of_the_store_is_refused(tmp_path: Path) -> None:

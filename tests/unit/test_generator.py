@@ -1,4 +1,4 @@
-"""torchpar-generator: a shell script, run on stores that this program wrote; only its three paths are others."""
+"""torchpar-generator: a shell script, run on stores that this program wrote, with other paths and owners."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchpar.syntax import ConfFile
 GENERATOR = Path(__file__).parents[2] / "systemd" / "torchpar-generator"
 
 # All that it may start; anything else would not be found.
-PROGRAMS = ("cat", "cp", "ln", "mkdir", "mv", "rm", "sha256sum")
+PROGRAMS = ("cat", "cp", "find", "ln", "mkdir", "mv", "readlink", "rm", "sha256sum")
 
 FILES = {
     "torchpar-train@a.service.d/20-torchpar.conf": "[Service]\nCPUAffinity=0\n",
@@ -63,6 +63,7 @@ class Host:
         for old, new in {
             "store=/var/lib/torchpar\n": f"store={self.root}/store\n",
             "sysfs=/sys/devices/system\n": f"sysfs={self.root}/sys\n",
+            "owner=0\n": f"owner={os.geteuid()}\n",
         }.items():
             assert script.count(old) == 1
             script = script.replace(old, new)
@@ -112,20 +113,58 @@ def test_what_is_in_force_is_copied_and_nothing_else(host: Host) -> None:
     assert host.entries() == {**FILES, **LINKS}
 
 
-def test_it_starts_four_programs(host: Host) -> None:
+@pytest.mark.parametrize(
+    "place",
+    [
+        "store",
+        "store/generations",
+        "store/active/",
+        "store/active/units/torchpar-train@a.service.d",
+        "store/active/links",
+    ],
+)
+def test_what_others_can_change_is_not_copied(host: Host, place: str) -> None:
+    """Whoever can write there would be root at the next daemon-reload."""
+    (host.root / place).chmod(0o775)
+    done = host.generate()
+    assert done.returncode == 0 and "others than root can change what decides what runs: " in done.stderr
+    assert host.entries().keys() == RECOMPILE
+    (host.root / place).chmod(0o755)
+    host.generate()
+    assert host.entries().keys() >= FILES.keys()
+
+
+def test_a_link_of_somebody_else_on_the_way_is_not_followed(host: Host) -> None:
+    """Also where it leads back to what is root's; what leads there by links of root's own is."""
+    (host.root / "store").rename(host.root / "there")
+    (host.root / "open").mkdir()
+    (host.root / "open/through").symlink_to("../there")
+    (host.root / "store").symlink_to(f"{host.root}/open/./through/")
+    host.generate()
+    assert host.entries().keys() == FILES.keys() | LINKS.keys()
+    (host.root / "open").chmod(0o777)
+    assert "can change" in host.generate().stderr
+    if os.geteuid() == 0:
+        (host.root / "open").chmod(0o755)
+        os.lchown(host.root / "open/through", 4242, 4242)
+        assert f"what decides what runs: {host.root}/open/through" in host.generate().stderr
+
+
+def test_it_starts_six_programs(host: Host) -> None:
     """It runs at every daemon-reload of the host, so every process counts; and none of them is Python or systemctl."""
     host.generate(before_program='echo "${0##*/}" >>"$ROOT/started"')
-    assert (host.root / "started").read_text().split() == ["cp", "sha256sum", "mv", "rm"]
+    assert (host.root / "started").read_text().split() == ["readlink", "find", "cp", "sha256sum", "mv", "rm"]
 
 
 def test_no_name_is_there_before_what_it_names_is_complete(host: Host) -> None:
     """Until the one move at the end the output holds a name that systemd ignores."""
     host.generate(before_program='echo "${0##*/}" "$ROOT"/output/* >>"$ROOT/seen"')
     seen = [line.split() for line in (host.root / "seen").read_text().splitlines()]
-    assert [program for program, *names in seen if names == [f"{host.output}/*"]] == ["cp", "sha256sum", "mv"]
+    before = [program for program, *names in seen if names == [f"{host.output}/*"]]
+    assert before == ["readlink", "find", "cp", "sha256sum", "mv"]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(6))
 def test_killed_anywhere_it_leaves_all_or_nothing(host: Host, number: int) -> None:
     """systemd uses what a generator has written, whatever becomes of the generator."""
     kill = f'echo >>"$ROOT/count"; [ "$(wc -l <"$ROOT/count")" -le {number} ] || kill -9 "$PPID" $$'
@@ -133,7 +172,7 @@ def test_killed_anywhere_it_leaves_all_or_nothing(host: Host, number: int) -> No
     kill = kill.replace("wc", str(shutil.which("wc")))
     assert host.generate(before_program=kill).returncode == -9
     visible = {path: text for path, text in host.entries().items() if not path.startswith(".")}
-    assert visible == ({**FILES, **LINKS} if number == 3 else {})
+    assert visible == ({**FILES, **LINKS} if number == 5 else {})
 
 
 def test_a_host_without_memory_nodes_is_the_one_it_was_made_for(host: Host) -> None:
