@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torchpar.claims import Reason
-from torchpar.config import Config, Kind, Service
+from torchpar.config import AD_HOC, Config, Kind, Service
 from torchpar.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.cpuset import CpuSet
 from torchpar.errors import ConfigError, Problem
@@ -26,9 +26,6 @@ from torchpar.values import CpuRequest, CpuRequestKind, GpuRequest
 
 UNIT_PREFIX = "torchpar-run-"
 COMMAND = "torchpar run"
-
-# The section that stands for the job while the conf is read; no unit ever has this name.
-_SECTION = "torchpar.run:"
 
 # What an ad-hoc job has whatever [Train] says: it belongs to no boot, no slot, and no other host.
 _NEVER = ("Enabled=no", "Slot=", "Restart=no", "Nodes=", "Endpoint=", "Elastic=")
@@ -69,7 +66,7 @@ def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
 
     Raises ConfigError for a value that is more than one line.
     """
-    lines = [f"[Train {_SECTION}]", "Script=/"]
+    lines = [f"[Train {AD_HOC}]", "Script=/"]
     for key, value in settings:
         if "\n" in f"{key}{value}":
             raise ConfigError([f"{COMMAND}: {key}={value!r:.60}: must be one line"])
@@ -81,14 +78,14 @@ def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
 def own_problems(found: Iterable[Problem | str]) -> tuple[str, ...]:
     """Those of the conf's problems that are in the job's own settings, without a line number that nobody could find."""
     own = [problem.what for problem in found if isinstance(problem, Problem) and problem.place.file == COMMAND]
-    return tuple(what.removeprefix(f"[Train {_SECTION}] ") for what in own)
+    return tuple(what.removeprefix(f"[Train {AD_HOC}] ") for what in own)
 
 
 def take_job(
     config: Config, name: str, *, script: str | None, module: str | None, arguments: Iterable[str]
 ) -> tuple[Config, AdHocJob]:
     """The conf without the section of conf_of(), and the job that it describes."""
-    (section,) = config.find(f"train@{_SECTION}")
+    (section,) = config.find(f"train@{AD_HOC}")
     settings = section.settings
     assert isinstance(settings, TrainSettings)
     settings = dataclasses.replace(settings, script=script, module=module, arguments=tuple(arguments))

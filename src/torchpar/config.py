@@ -195,6 +195,9 @@ _DOUBTFUL = {
     "Slice": "outside torchpar.slice the limits that torchpar plans with may not be the service's",
 }
 
+# The section of a job that no file declares, see adhoc.conf_of(): what no service is called.
+AD_HOC = "torchpar.run:"
+
 # A file's name has at most 255 bytes, and systemd's folder for PrivateTmp= of the service needs 79 beside its name.
 _LONGEST_NAME = 100
 
@@ -515,10 +518,16 @@ def _shared_endpoints(services: Sequence[Service]) -> Iterator[Problem]:
 
 
 def _is_name(name: str, section: Section, problems: Problems) -> bool:
-    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote.
+    # What systemd allows in an instance name without escaping, so that the unit has the name that the admin wrote; but
+    # no colon, which stands between the folders of RUNTIME_DIRECTORY and its like.
     what = ""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", name) or len(name) > _LONGEST_NAME:
-        what = f"a service's name is made of at most {_LONGEST_NAME} letters, digits, '_', '-', '.' and ':'"
+    if name == AD_HOC and not section.origin.file.startswith("/"):
+        return True
+    if ":" in name:
+        problems.unknown(section.origin, f"[{section.header:.60}]: a service's name has no ':'; use '.' or '-'")
+        return False
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST_NAME:
+        what = f"a service's name is made of at most {_LONGEST_NAME} letters, digits, '_', '-' and '.'"
     elif re.search(rf"\.(?:{'|'.join(_UNIT_TYPES)})$", name):
         what = "write the name alone, without the type of a unit"
     if what:

@@ -7,7 +7,6 @@ give the same bytes and an edit elsewhere in the conf changes nothing here.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from torchpar.directives import SINCE
 from torchpar.exec_limits import LINE, size
 from torchpar.opened import opened_paths
 from torchpar.plan import Plan, ServicePlan
+from torchpar.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
 from torchpar.sandbox import needed_mounts, sandbox_settings
 from torchpar.settings import InferSettings, TrainSettings
 from torchpar.topology import HostFacts
-from torchpar.values import MemoryPolicy
+from torchpar.values import MemoryPolicy, simple_path
 
 # Where the package puts the template files, and where they are in the source tree.
 _TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")
@@ -105,37 +105,6 @@ def unit_of(path: str) -> str:
     return name if folder.endswith(".wants") else folder.removesuffix(".d")
 
 
-def quote_word(text: str) -> str:
-    """One word of a systemd command line or Environment=: `%` doubled, quoted where it must be.
-
-    A control character, a newline too, is a C escape. What has none, a path for one, is read the same where systemd
-    knows no such escapes. See "Quoting" in systemd.syntax(7).
-    """
-    plain = text.replace("%", "%%")
-    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", plain):
-        return plain
-    quote = "'" if '"' in plain and "'" not in plain else '"'
-    return quote + re.sub(rf"[\\{quote}\x01-\x08\x0a-\x1f\x7f]", _escape, plain) + quote
-
-
-def _escape(match: re.Match[str]) -> str:
-    character = match[0]
-    if character in "\\\"'":
-        return "\\" + character
-    return {"\n": "\\n", "\r": "\\r"}.get(character) or f"\\x{ord(character):02x}"
-
-
-def quote_path(text: str) -> str:
-    """A value that systemd takes as a whole line: `%` doubled.
-
-    Raises ValueError for control characters.
-    """
-    # A tab is white space to systemd, and harmless within quotes; anything else could end the line.
-    if any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in text):
-        raise ValueError(f"{text!r} has a control character")
-    return text.replace("%", "%%")
-
-
 def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
     service, settings, systemd_version = plan.service, plan.service.settings, facts.systemd_version
     train, infer = service.train(), service.infer()
@@ -153,9 +122,9 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
     }
     directives = []
     if infer and infer.tls_certificate and infer.tls_key:
-        # systemd reads both as root and hands copies to the service's user alone; see systemd.exec(5).
-        directives += [("LoadCredential", quote_path(f"{CERTIFICATE}:{infer.tls_certificate}"))]
-        directives += [("LoadCredential", quote_path(f"{KEY}:{infer.tls_key}"))]
+        # systemd reads both as root, of paths without //, and hands copies to the service's user; see systemd.exec(5).
+        for name, path in ((CERTIFICATE, infer.tls_certificate), (KEY, infer.tls_key)):
+            directives.append(("LoadCredential", quote_path(f"{name}:{simple_path(path)}")))
     for key, value in service.directives:
         since = SINCE.get(key, 0)
         if systemd_version is not None and since > systemd_version:
@@ -235,7 +204,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=only_unit_text,
     )
-    environment.filters["word"] = quote_word
-    environment.filters["path"] = quote_path
+    environment.filters.update(word=quote_word, words=quote_words, path=quote_path, line=whole_line)
     return environment.get_template(name)

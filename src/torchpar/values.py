@@ -283,6 +283,8 @@ def parse_path(text: str) -> str:
         raise ValueError(f"is longer than the {_LONGEST_PATH} bytes that a path can have")
     if NOT_PLAIN.search(text):
         raise ValueError("has a control character")
+    if simple_path(text).endswith((" ", "\t", "\\")):
+        raise ValueError("names something that ends in a blank or a backslash, which a unit does not keep; rename it")
     return text
 
 

@@ -188,18 +188,18 @@ def test_a_missing_script_or_interpreter_is_said_before_and_at_the_start(host: M
         assert host.show(TRAIN.format(name), "NRestarts") == "0"
 
 
-def test_units_of_others_are_warned_of_and_a_colon_is_part_of_a_name(host: Machine) -> None:
+def test_units_of_others_are_warned_of(host: Machine) -> None:
     """A key that systemd does not know in the mount of the job's files, a program that is not there, a bad value."""
     mount = "/etc/systemd/system/srv-data.mount"
     host.write(mount, "[Mount]\nWhat=/dev/null\nWhere=/srv/data\nFoo=1\n")
     try:
-        host.write(CONF, "[Train a:b]\nScript=/srv/data/x.py\nService.ExecStartPre=/no/such\n")
+        host.write(CONF, "[Train a]\nScript=/srv/data/x.py\nService.ExecStartPre=/no/such\n")
         status, _, errors = torchpar(host, "apply")
         assert status == 0 and "srv-data.mount:4: " in errors and "Foo" in errors
-        assert "/etc/torchpar.conf:3: [Train a:b] Service.ExecStartPre=/no/such: /no/such: " in errors
-        host.write(CONF, "[Train a:b]\nScript=/srv/data/x.py\nService.Nice=abc\n")
+        assert "/etc/torchpar.conf:3: [Train a] Service.ExecStartPre=/no/such: /no/such: " in errors
+        host.write(CONF, "[Train a]\nScript=/srv/data/x.py\nService.Nice=abc\n")
         status, _, errors = torchpar(host, "apply")
-        assert status == 78 and "/etc/torchpar.conf:3: [Train a:b] Service.Nice=abc: systemd says: " in errors
+        assert status == 78 and "/etc/torchpar.conf:3: [Train a] Service.Nice=abc: systemd says: " in errors
     finally:
         host.run("rm", mount)
 

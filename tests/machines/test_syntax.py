@@ -18,8 +18,8 @@ from tests.machines.machine import Machine
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
 from torchpar.errors import ConfigError
+from torchpar.quoting import quote_word
 from torchpar.syntax import ConfFile
-from torchpar.units import quote_word
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "120"))
 SEED = int(os.environ.get("SEED", "1"))

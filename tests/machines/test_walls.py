@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply, torchpar
+from tests.unit.hosts import make_host
+from tests.unit.unit_file import read_unit
+from torchpar.config import Service, parse_config
+from torchpar.errors import ConfigError
+from torchpar.host.systemd import object_path
+from torchpar.plan import make_plan
+from torchpar.syntax import ConfFile
+from torchpar.units import make_units
+from torchpar.values import simple_path
 
 SERVER = "torchpar-infer@walls.service"
 
@@ -103,3 +114,64 @@ def test_a_store_that_was_given_away_is_not_read(host: Machine) -> None:
     finally:
         host.sh("chown root $1; systemctl daemon-reload; rm -r $2", generations, store)
     host.run("systemctl", "start", "torchpar-train@walls")
+
+
+# Of what values are made: all that is more than itself to a reader of lines or of words.
+PIECES = ["a", "b", "=", ":", "/", "#", ";", "[x]", "\\", "\\\\", "%", "%%", "'", '"', " ", "  ", "\t", "ä", "\x0c"]
+
+
+def test_systemd_reads_of_every_unit_what_the_conf_says(host: Machine) -> None:
+    """Neither a quote nor a backslash at the end of a value makes it more or less than one, on the real systemd."""
+    services = accepted(random.Random(1), 40)
+    facts = make_host()
+    for number, (service, text) in enumerate(services):
+        plan = make_plan(parse_config([ConfFile("/c", text)], facts), facts)
+        files = make_units(plan).files
+        # In the order of the file; the directives of the conf are the last.
+        assert [key for _, key, _ in read_unit(files[f"{service.unit}.d/20-torchpar.conf"])][-2:] == [
+            "SyslogIdentifier",
+            "Nice",
+        ]
+        for path, unit in files.items():
+            host.write(f"/run/systemd/system/{path.replace('@a', f'@n{number}')}", unit)
+    try:
+        host.run("systemctl", "daemon-reload")
+        for number, (service, _) in enumerate(services):
+            path = object_path(f"torchpar-infer@n{number}.service")
+            get = ("busctl", "--json=short", "get-property", "org.freedesktop.systemd1", path)
+            names = ("WorkingDirectory", "SyslogIdentifier", "Nice", "LoadCredential", "Environment")
+            said = host.run(*get, "org.freedesktop.systemd1.Service", *names).stdout
+            directory, identifier, nice, credentials, environment = (
+                json.loads(line)["data"] for line in said.splitlines()
+            )
+            settings, infer = service.settings, service.infer()
+            assert infer and infer.tls_certificate and infer.tls_key
+            assert directory.rstrip("/") == str(settings.working_directory).rstrip("/")
+            assert (identifier, nice) == (dict(service.directives)["SyslogIdentifier"].replace("%%", "%"), 5)
+            assert dict(credentials) == {
+                "tls-certificate": simple_path(infer.tls_certificate),
+                "tls-key": simple_path(infer.tls_key),
+            }
+            assert settings.environment[0] in environment
+    finally:
+        host.sh("rm -r /run/systemd/system/torchpar-*@n*.d; systemctl daemon-reload")
+
+
+def accepted(chance: random.Random, number: int) -> list[tuple[Service, str]]:
+    """Services with values of PIECES that torchpar.conf takes, and their confs."""
+    found = []
+    while len(found) < number:
+        a, b, c, d = ("".join(chance.choices(PIECES, k=chance.randrange(1, 6))) for _ in range(4))
+        text = (
+            f"[Infer a]\nModel=/m\nWorkingDirectory=/srv/{a}\nTLSKey=/k/{b}\nTLSCertificate=/c/{c}\n"
+            f"Environment=A={d}\nService.SyslogIdentifier=s{a.replace('%', '%%')}\nService.Nice=5\n"
+        )
+        try:
+            (service,) = parse_config([ConfFile("/c", text)], make_host()).services
+        except ConfigError:
+            continue
+        # A backslash at the end of a line of the conf has it go on in the next.
+        keys = {"WorkingDirectory", "TLSKey", "TLSCertificate", "Environment", "Service.SyslogIdentifier"}
+        if keys <= service.origins.keys() and "//" not in f"/{a}":
+            found.append((service, text))
+    return found

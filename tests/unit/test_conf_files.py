@@ -157,6 +157,14 @@ def test_a_file_whose_name_is_no_line_of_text_is_refused(tmp_path: Path) -> None
     assert sorted(refused(tmp_path)) == [f"\\udcff.conf: {why}", f"a\\nb.conf: {why}", f"c\\x1b[2J.conf: {why}"]
 
 
+def test_a_file_whose_name_would_go_on_in_the_next_line_is_refused(tmp_path: Path) -> None:
+    """On the command line it may have any name, and stands in SourcePath= of units."""
+    path = tmp_path / "x\\"
+    path.write_text("# nothing\n")
+    with pytest.raises(ConfigError, match="ends in a backslash; rename it"):
+        ConfReader().read_files((path,), trusted=False)
+
+
 def test_what_is_named_on_the_command_line_is_read_as_carefully(tmp_path: Path) -> None:
     """A path may lead anywhere, or be longer than any path."""
     os.mkfifo(tmp_path / "pipe")

@@ -129,6 +129,8 @@ def test_match_must_come_first() -> None:
         ("x=1\n", "stands before the first section"),
         ("[Train a\n", "is not a section header"),
         ("[Train a/b]\n", "a service's name is made of"),
+        ("[Train a:b]\nScript=/a.py\n", "a service's name has no ':'"),
+        ("[Train torchpar.run:]\nScript=/a.py\n", "a service's name has no ':'"),
         ("[Train]\nScript=/a.py\n", "belongs to one service"),
         ("[Train a]\nnonsense\n", "is neither [Section] nor Key=Value"),
         ("[Train a]\nScript=/a\x07\n", "control character"),
@@ -391,3 +393,11 @@ def test_a_comment_behind_arguments_is_noted() -> None:
 def test_the_variable_of_torchpar_itself_is_not_the_confs() -> None:
     """The job would not find its place."""
     assert "sets TORCHPAR_JOB" in problems("[Train a]\nScript=/a.py\nEnvironment=TORCHPAR_JOB=x\n")[0]
+
+
+def test_a_name_that_was_let_through_once_keeps_nothing_else_from_a_boot() -> None:
+    """In a conf that an older version has applied, that one service is passed over."""
+    text = "[Train a:b]\nScript=/a.py\n[Train c]\nScript=/c.py\n"
+    config = parse_config([ConfFile("/c", text, applied=True)], make_host())
+    assert [service.name for service in config.services] == ["c"]
+    assert config.warnings[0].startswith("/c:1: [Train a:b]: a service's name has no ':'")

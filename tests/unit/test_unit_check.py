@@ -81,17 +81,6 @@ def test_a_default_of_all_services_is_refused_once(monkeypatch: pytest.MonkeyPat
         check_units(plan, files)
 
 
-def test_a_colon_in_a_services_name_is_no_end_of_it() -> None:
-    """Names of units may have one."""
-    text = "[Train a:b]\nScript=/a.py\nService.Nice=abc\nService.ExecStartPre=/opt/prepare\n"
-    plan = make_plan(parse_config([ConfFile("/c", text)], make_host()), make_host())
-    ((path, unit),) = make_units(plan).files.items()
-    said = f"{path}:{unit.split(chr(10)).index('Nice=abc') + 1}: Failed to parse, ignoring: abc"
-    assert str(in_conf(said, plan, {path: unit})).startswith("/c:3: [Train a:b] Service.Nice=abc: systemd says: Failed")
-    said = "torchpar-train@a:b.service: Command /opt/prepare is not executable: No such file or directory"
-    assert str(missing_program(said, plan)).startswith("/c:4: [Train a:b] Service.ExecStartPre=/opt/prepare: /opt/prep")
-
-
 @pytest.mark.parametrize(
     ("said", "refused"),
     [

@@ -6,17 +6,22 @@ import dataclasses
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, assume, given, reject
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_gpu, make_host
+from tests.unit.unit_file import read_unit
 from torchpar.characters import NOT_TEXT
 from torchpar.config import parse_config
-from torchpar.errors import PlacementError
+from torchpar.errors import ConfigError, PlacementError
 from torchpar.plan import make_plan
+from torchpar.quoting import only_unit_text, quote_path, quote_word, whole_line
+from torchpar.sandbox import write_paths
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts
-from torchpar.units import UnitSet, make_units, quote_path, quote_word
+from torchpar.units import UnitSet, make_units
+from torchpar.values import simple_path
 from torchpar.words import split_words
 
 WHOLE = """\
@@ -229,6 +234,84 @@ def test_control_characters_are_escaped_in_a_unit(text: str) -> None:
     """A newline in a value would be another directive."""
     quoted = quote_word(text)
     assert quoted.isprintable() and split_words(quoted) == (text,)
+
+
+PIECES = ["a", "=", "/", "#", ";", "[Unit]", "\\", "\\", "\\\\", "%", "%n", "'", '"', " ", "\t"]
+VALUES = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
+
+
+@limits(suppress_health_check=[HealthCheck.filter_too_much], deadline=None)
+@given(VALUES, VALUES, VALUES, VALUES, VALUES)
+def test_no_value_is_more_or_less_than_one(folder: str, key: str, mount: str, word: str, own: str) -> None:
+    """Whatever a conf that is accepted says, each line of the unit has the key and the value that were meant."""
+    conf = (
+        f"[Infer a]\nModel=/m{word}\nWorkingDirectory=/srv/w{folder}\nTLSKey=/k{key}\nTLSCertificate=/c{key}\n"
+        f"ReadWritePaths=/d{mount}\nService.SyslogIdentifier=s{own}\nService.Nice=5\nService.SetCredential=x:{own}\n"
+    )
+    facts = make_host()
+    try:
+        config = parse_config([ConfFile("/c", conf)], facts)
+        plan = make_plan(config, facts)
+    except (ConfigError, PlacementError):
+        reject()
+    files = make_units(plan).files
+    (declared,) = config.services
+    settings, directives, infer = declared.settings, declared.directives, declared.infer()
+    # A backslash at the end of a line of the conf has it go on in the next.
+    assume(settings.working_directory and infer and infer.tls_key and infer.tls_certificate and directives)
+    assert infer and infer.tls_key and infer.tls_certificate
+    read = list(read_unit(files["torchpar-infer@a.service.d/20-torchpar.conf"]))
+    assert {section for section, _, _ in read} == {"Unit", "Service"}
+    assert all(re.fullmatch("[A-Za-z]+", name) for _, name, _ in read)
+    service = [(name, value) for section, name, value in read if section == "Service"]
+    plain = [(name, value.replace("%%", "%")) for name, value in service]
+    assert service[-len(directives) :] == [(name, value) for name, value in directives]
+    assert [value for name, value in plain if name == "WorkingDirectory"] == [settings.working_directory]
+    assert [value for name, value in plain if name == "LoadCredential"] == [
+        f"tls-certificate:{simple_path(infer.tls_certificate)}",
+        f"tls-key:{simple_path(infer.tls_key)}",
+    ]
+    (paths,) = [value for name, value in service if name == "ReadWritePaths"]
+    assert [path.replace("%%", "%").lstrip("-") for path in split_words(paths)] == [
+        path.lstrip("-") for path in write_paths(declared)
+    ]
+    guard = list(read_unit(files["torchpar-guard@torchpar-infer@a.service.d/20-torchpar.conf"]))
+    assert [name for _, name, _ in guard] == ["SourcePath", "RequiresMountsFor", "ExecStart", "ExecStart"]
+
+
+@pytest.mark.parametrize("text", ["/srv/a\\", "\\", "a\\\\\\"])
+def test_a_value_that_the_next_line_would_go_on_in_is_no_text_for_a_unit(text: str) -> None:
+    """Where it stands as it is; within quotes a backslash is escaped."""
+    for quote in (quote_path, whole_line):
+        with pytest.raises(ValueError, match="ends in a backslash"):
+            quote(text)
+        assert quote(text + "\\") == text + "\\"
+    assert split_words(quote_word(text)) == (text,)
+
+
+@pytest.mark.parametrize("text", [" a", "a\t", ""])
+def test_a_value_of_a_whole_line_has_no_blanks_that_would_be_lost(text: str) -> None:
+    """systemd takes them away; an empty value resets."""
+    if text:
+        with pytest.raises(ValueError, match="blanks at an end"):
+            whole_line(text)
+    else:
+        assert whole_line(text) == ""
+
+
+@pytest.mark.parametrize("key", ["WorkingDirectory", "TLSKey", "TLSCertificate", "Model"])
+@pytest.mark.parametrize("path", ["/a\\/", "/a\t/", "/a //", "/a\\/.", "/a\\\\"])
+def test_a_path_that_no_unit_keeps_is_refused_where_it_stands(key: str, path: str) -> None:
+    """Without the slash at its end it would go on in the next line, or end too early."""
+    with pytest.raises(ConfigError, match=f"/c:2: .Infer a. {key}=.*ends in a blank or a backslash"):
+        parse_config([ConfFile("/c", f"[Infer a]\n{key}={path}\n")], make_host())
+
+
+def test_nothing_else_gets_into_a_unit() -> None:
+    """A template file that forgets to say how a value is to be written makes no unit."""
+    with pytest.raises(TypeError, match="written into a unit without one of"):
+        only_unit_text("a")
+    assert only_unit_text(whole_line("a")) == "a"
 
 
 @pytest.mark.parametrize("text", ["a\nExecStart=/bin/evil", "\0", "\x7f", "\r"])

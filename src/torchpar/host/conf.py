@@ -126,6 +126,8 @@ class ConfReader:
         # It is named in messages and in units, each a line.
         if not str(path).isprintable():
             raise NotReadableError(str(path), "has a name that cannot be printed in one line of text; rename it")
+        if str(path).endswith("\\"):
+            raise NotReadableError(str(path), "has a name that ends in a backslash; rename it")
         if _is_null(os.stat(self._reader.at(path))):
             return b""
         return self._reader.bytes(path, _LIMIT)

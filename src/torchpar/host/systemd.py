@@ -133,19 +133,11 @@ def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
             raise TorchparError(f"{error.filename or directory}: {error.strerror}; nothing has changed") from None
         units = sorted(path.partition(".d/")[0] for path in files)
         done = run(
-            ["systemd-analyze", "verify", "--man=no", *map(_name_for_verify, units)],
+            ["systemd-analyze", "verify", "--man=no", *units],
             environment={"SYSTEMD_UNIT_PATH": f"{directory}:"},
         )
     said = (line.removeprefix(f"{directory}/") for line in (done.stderr + done.stdout).splitlines())
     return tuple(line for line in said if line.strip())
-
-
-def _name_for_verify(unit: str) -> str:
-    """A unit as `systemd-analyze verify` takes it, to which a colon stands between a file and a name for its copy."""
-    if ":" not in unit:
-        return unit
-    prefix, _, instance = unit.partition("@")
-    return f"{PACKAGED}/{prefix}@.{instance.rpartition('.')[2]}:{unit}"
 
 
 def start_timer(name: str, seconds: int, argv: Sequence[str]) -> None:
