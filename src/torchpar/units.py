@@ -120,7 +120,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         "Restart": settings.restart.value,
         "TimeoutStopSec": f"{_stop_seconds(train, infer)}s",
     }
-    directives = []
+    directives: list[tuple[str, str]] = []
     if infer and infer.tls_certificate and infer.tls_key:
         # systemd reads both as root, of paths without //, and hands copies to the service's user; see systemd.exec(5).
         for name, path in ((CERTIFICATE, infer.tls_certificate), (KEY, infer.tls_key)):
