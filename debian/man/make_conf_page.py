@@ -3,6 +3,7 @@
     make_conf_page.py torchpar.conf.5.in >torchpar.conf.5
 
 A line "@KEYS Host@" becomes the list of the keys of [Host]; "@KEYS Train@" leaves out what "@KEYS Service@" has.
+"@DIRECTIVES@" becomes the list of what Service.KEY= passes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from torchpar.passed import GROUPS
 from torchpar.settings import SECTIONS, ServiceSettings, Setting, settings_of
 
 
@@ -52,12 +54,21 @@ def keys(section: str) -> Iterator[str]:
         yield from entry(row)
 
 
+def directives() -> Iterator[str]:
+    """What Service.KEY= passes on, by what it is for."""
+    for title, names in GROUPS:
+        yield ".TP"
+        yield title
+        yield escape(", ".join(f"{name}=" for name in names.split()) + ".")
+
+
 def make_page(prose: str) -> str:
     """The whole page."""
     lines: list[str] = []
     for line in prose.splitlines():
         match = re.fullmatch(r"@KEYS (\w+)@", line)
-        lines.extend(keys(match[1]) if match else [line])
+        made = directives() if line == "@DIRECTIVES@" else keys(match[1]) if match else [line]
+        lines.extend(made)
     return "\n".join(lines) + "\n"
 
 

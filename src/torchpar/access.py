@@ -183,9 +183,7 @@ def has_other_files(service: Service) -> bool:
 
 
 def identity_of(service: Service) -> Identity:
-    """Who the service is; root where systemd makes up a user for it that is not there yet."""
-    if _is_yes(dict(service.directives).get("DynamicUser", "")):
-        return Identity(None)
+    """Who the service is."""
     groups = [words for key, words in service.directives if key == "SupplementaryGroups"]
     return Identity(service.settings.user or OWN_USER, service.settings.group, tuple(" ".join(groups).split()))
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from torchpar import values as v
 from torchpar.characters import INVISIBLE, name_of
-from torchpar.directives import NEWEST, SINCE
+from torchpar.directives import SINCE
 from torchpar.endpoint import whole_endpoint
 from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.exec_limits import check_strings
+from torchpar.passed import PASSED, judge
 from torchpar.settings import (
     SECTIONS,
     HostSettings,
@@ -176,23 +177,10 @@ _RENDERED = {
     "TimeoutSec": "CheckpointGrace= or DrainTimeout= for a stop, Service.TimeoutStartSec",
 }
 
-# Directives that would undo what torchpar promises, and how, unless they say what the template units do.
-_REFUSED = {
-    "Type": "it decides when a service has started, which systemctl start, torchpar status and the stop rely on",
-    "KillMode": "it would kill processes that still save, or leave some behind on CPUs that others get next",
-    "RemainAfterExit": "a job that has ended would be called running, and would keep others of its Slot= away",
-}
-
-_OF_THE_TEMPLATE = {
-    "Train": {"Type": "exec", "KillMode": "control-group", "RemainAfterExit": "no"},
-    "Infer": {"Type": "notify", "KillMode": "mixed", "RemainAfterExit": "no"},
-}
-
 # Directives that are the administrator's choice, with what the choice costs.
 _DOUBTFUL = {
     "RootDirectory": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
     "RootImage": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
-    "Slice": "outside torchpar.slice the limits that torchpar plans with may not be the service's",
 }
 
 # The section of a job that no file declares, see adhoc.conf_of(): what no service is called.
@@ -293,10 +281,10 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
         key, text, origin = assignment.key, assignment.text, assignment.origin
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
             name = key.removeprefix("Service.")
-            wrong, note = _judge_directive(word, name, text, facts)
-            if note:
+            wrong, note = _judge_directive(name, text)
+            if note and not wrong:
                 problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
-            if wrong and not (problems.applied and name in SINCE):
+            if wrong and (name in PASSED or name not in SINCE or not problems.applied):
                 problems.unknown(origin, f"[{section.header}] {key}=: {wrong}")
             else:
                 yield _Value(key, text, origin, None, text)
@@ -365,31 +353,15 @@ def _where_it_belongs(key: str, rows: Mapping[str, Setting]) -> str:
     return f"; use {_RENDERED[key]}=" if key in _RENDERED else hint(key, rows)
 
 
-def _judge_directive(word: str, name: str, text: str, facts: HostFacts) -> tuple[str | None, str | None]:
+def _judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
     """What is wrong with a directive of Service.KEY=, and what is to be said of it though it is not."""
     if name in _RENDERED:
         return f"torchpar sets {name}= itself; use {_RENDERED[name]}=", None
-    if name in _REFUSED and text:
-        same = text == _OF_THE_TEMPLATE[word][name] or (name == "RemainAfterExit" and _is_no(text))
-        return None if same else f"{_REFUSED[name]}; leave it to torchpar", None
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
         return "is not Service.KEY of systemd", None
     if name not in SINCE:
-        unknown = f"systemd knows no {name}= in [Service]{hint(name, SINCE)}"
-        version = facts.systemd_version
-        if version and version > NEWEST:
-            return None, f"torchpar does not know whether systemd {version} has it; {unknown} up to {NEWEST}"
-        return unknown, None
-    if name == "Slice" and re.fullmatch(r"torchpar(-.+)?\.slice", text):
-        return None, None
-    return None, _DOUBTFUL.get(name) if text else None
-
-
-def _is_no(text: str) -> bool:
-    try:
-        return not v.parse_boolean(text)
-    except ValueError:
-        return False
+        return f"systemd knows no {name}= in [Service]{hint(name, PASSED)}", None
+    return judge(name, text), _DOUBTFUL.get(name) if text else None
 
 
 @dataclass(frozen=True)

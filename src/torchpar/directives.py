@@ -6,9 +6,6 @@ that torchpar runs with, and Debian 13 has 257.
 
 from __future__ import annotations
 
-# The newest systemd whose directives are here; of a newer one, a name that is not here may be one of its own.
-NEWEST = 257
-
 # First version → what it has and those before it have not. What 252 has may be older.
 _NAMES = {
     252: """

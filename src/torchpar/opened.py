@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torchpar.config import Service
+from torchpar.passed import opened
 
 
 class Named(NamedTuple):
@@ -31,3 +32,5 @@ def _opened(service: Service) -> Iterator[Named]:
     if infer and infer.tls_certificate and infer.tls_key:
         yield Named("TLSCertificate", infer.tls_certificate, infer.tls_certificate)
         yield Named("TLSKey", infer.tls_key, infer.tls_key)
+    for name, value in service.directives:
+        yield from (Named(f"Service.{name}", value, path) for path in opened(name, value, service.unit))

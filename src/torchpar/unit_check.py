@@ -38,10 +38,9 @@ def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
     warnings: list[Problem | str] = []
     for line in systemd.verify_units(files):
         if "is not executable" in line:
-            # A program that is not there yet keeps nothing else from being put in force.
-            missing = missing_program(line, plan)
-            warnings += [missing] if missing else []
-        elif problem := in_conf(line, plan, files):
+            # An interpreter that is not there is told by access, and the package's own programs are there.
+            continue
+        if problem := in_conf(line, plan, files):
             errors.append(problem)
         else:
             (errors if _is_of_ours(line, plan) else warnings).append(printable(line))
@@ -69,21 +68,6 @@ def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> Problem | None:
     passed = (directive, value) in service.service.directives
     key = f"Service.{directive}" if passed else _KEYS.get(directive, directive)
     return _problem(service, key, value, f"systemd says: {printable(match[3], 300)}")
-
-
-def missing_program(said: str, plan: Plan) -> Problem | None:
-    """What systemd says of a program that it cannot run, said of the Service.Exec...= that names it.
-
-    None of any other: an interpreter is found by access, and the package's own programs are there.
-    """
-    match = re.match(r"(.+?\.(?:service|socket)): Command (.+) is not executable: (.*)", said)
-    service = next((service for service in plan.services if match and service.unit == match[1]), None)
-    if not match or not service:
-        return None
-    for directive, value in service.service.directives:
-        if directive.startswith("Exec") and value.lstrip("@-:+!|").split()[:1] == [match[2]]:
-            return _problem(service, f"Service.{directive}", value, printable(f"{match[2]}: {match[3]}"))
-    return None
 
 
 def _problem(service: ServicePlan, key: str, value: str, what: str) -> Problem:

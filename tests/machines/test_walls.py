@@ -66,6 +66,10 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
         status, _, errors = torchpar(host, command)
         assert status == 78
         assert "TLSKey=/home/mallory/key: /home/mallory, which is on the way, belongs to mallory" in errors
+    for line in ("EnvironmentFile=-/home/mallory/env", "StandardOutput=append:/home/mallory/log"):
+        host.write(CONF, f"{TLS}Service.{line}\n")
+        status, _, errors = torchpar(host, "validate")
+        assert status == 78 and f"Service.{line}: /home/mallory, which is on the way, belongs" in errors
     apply(host, TLS)
     host.run("systemctl", "start", SERVER)
     assert "given: key-of-root" in host.journal(SERVER)

@@ -95,7 +95,6 @@ def test_a_user_and_groups_that_are_not_there_are_told_where_they_stand() -> Non
         "5:",
     ]
     assert not told("", {TORCHPAR: Found(unknown_user=True)}), "the package's own user is not the conf's affair"
-    assert not told("User=x\nService.DynamicUser=yes", {Identity("x"): Found(unknown_user=True)})
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
-from torchpar.config import _OF_THE_TEMPLATE, Config, Kind, parse_config
-from torchpar.directives import NEWEST
+from torchpar.config import Config, parse_config
 from torchpar.errors import ConfigError
 from torchpar.settings import SECTIONS, settings_of
 from torchpar.syntax import ConfFile
@@ -198,23 +195,6 @@ def test_directives_of_systemd_pass_through_in_order_until_reset() -> None:
     assert config.services[0].directives == (("Nice", "7"), ("LimitCORE", "0"))
 
 
-def test_what_the_template_units_say_anyway_may_be_said() -> None:
-    """Of what else is refused; in the other kind of service it is another value, and refused."""
-    train = "Service.KillMode=control-group\nService.Type=exec\n"
-    infer = "Service.KillMode=mixed\nService.Type=notify\n"
-    for no in ("no", "false", "0", "Off"):
-        both = f"Service.RemainAfterExit={no}\n"
-        read(f"[Train a]\nScript=/a\n{train}{both}[Infer]\n{infer}{both}[Infer b]\nModel=/m\n")
-    wrong = problems(f"[Train a]\nScript=/a\n{infer}Service.RemainAfterExit=maybe\n[Infer b]\nModel=/m\n{train}")
-    assert len(wrong) == 5 and all("leave it to torchpar" in problem for problem in wrong)
-    for kind in Kind:
-        template = Path(__file__).parents[2] / "systemd" / f"torchpar-{kind.value}@.service"
-        lines = dict(line.partition("=")[::2] for line in template.read_text().splitlines())
-        # Where it says nothing, systemd's own default holds.
-        default = {"KillMode": "control-group", "RemainAfterExit": "no"}
-        assert _OF_THE_TEMPLATE[kind.section].items() <= {**default, **lines}.items()
-
-
 def test_what_is_in_force_is_read_as_far_as_it_is_understood() -> None:
     """An upgrade may know fewer names; a host that has lost a CPU still gets its placement, with the rest of the conf.
 
@@ -235,20 +215,9 @@ def test_what_is_in_force_is_read_as_far_as_it_is_understood() -> None:
         parse_config([ConfFile("/1.conf", "[Train a]\nScript=/a\nThreads=x\n", applied=True)], HOST)
 
 
-def test_a_systemd_that_is_newer_than_the_table_may_know_more() -> None:
-    """An unknown directive is an error up to the newest systemd that torchpar knows, and beyond it a warning."""
-    text = "[Train a]\nScript=/a\nService.PrivatBPF=yes\n"
-    assert problems(text)
-    newer = parse_config([ConfFile("/1.conf", text)], make_host(systemd_version=NEWEST + 1))
-    assert newer.services[0].directives == (("PrivatBPF", "yes"),)
-    assert newer.warnings[0].startswith("/1.conf:3: [Train a] Service.PrivatBPF=yes: torchpar does not know whether")
-
-
-def test_what_takes_a_service_out_of_its_bounds_is_told() -> None:
+def test_a_unit_with_other_files_is_told_what_they_must_have() -> None:
     """It is the administrator's choice, so it is in force; but not without a word."""
-    text = "[Train a]\nScript=/a\nService.Slice={}\nService.RootDirectory=/srv/image\n"
-    assert len(read(text.format("user.slice")).warnings) == 2
-    assert len(read(text.format("torchpar-night.slice")).warnings) == 1
+    assert len(read("[Train a]\nScript=/a\nService.RootDirectory=/srv/image\n").warnings) == 1
 
 
 def test_every_default_is_what_its_own_text_parses_to() -> None:

@@ -20,6 +20,7 @@ LAYERS = (
         "values",
         "syntax",
         "directives",
+        "passed",
         "exec_limits",
         "topology",
         "settings",

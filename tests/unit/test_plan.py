@@ -414,7 +414,7 @@ def test_what_no_kernel_starts_is_refused_before_it_is_a_unit() -> None:
         ("Environment=" + " ".join(f"A{n}=1" for n in range(6000)), "Environment=: it has 6,0"),
         ("".join(f"ReadWritePaths=/a/{n}\n" for n in range(1001)), "ReadWritePaths=: it has 1,001 paths"),
         ("Service.ReadWritePaths=" + " ".join(f"/a/{n}" for n in range(1001)), "ReadWritePaths=: it has 1,001 paths"),
-        ("Service.ExecStartPre=/bin/true\n" * 5001, "Service.ExecStartPre=: it has 5,001 lines"),
+        ("Service.DeviceAllow=/dev/a rw\n" * 5001, "Service.DeviceAllow=: it has 5,001 lines"),
         ("Service.LimitSTACK=8M\nArguments=" + " ".join(["x" * 100_000] * 22), "the kernel takes 2,097,152"),
     ],
 )

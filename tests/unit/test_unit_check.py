@@ -9,7 +9,7 @@ from torchpar.config import parse_config
 from torchpar.errors import ConfigError, SystemdError
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
-from torchpar.unit_check import check_units, in_conf, missing_program
+from torchpar.unit_check import check_units, in_conf
 from torchpar.units import drop_in_path, make_units
 
 CONF = """\
@@ -20,7 +20,6 @@ Script=/a.py
 MemoryMax=8G
 Service.DeviceAllow=/dev/b rwz
 Service.Nice=77
-Service.ExecStartPre=-/opt/prepare --fast
 [Infer b]
 Model=/m.pt
 Listen=127.0.0.1:9000
@@ -40,7 +39,7 @@ SOCKET = drop_in_path("torchpar-infer@b.socket")
         (TRAIN, "DeviceAllow=/dev/a rw", "/c:2: [Train a] Service.DeviceAllow=/dev/a rw: "),
         (TRAIN, "MemoryMax=8G", "/c:5: [Train a] MemoryMax=8G: "),
         (TRAIN, "ExecStart=:/usr/bin/python3 /usr/lib/torchpar/run.py -- /a.py", "/c:4: [Train a] Script=:/usr/bin"),
-        (SOCKET, "ListenStream=127.0.0.1:9000", "/c:11: [Infer b] Listen=127.0.0.1:9000"),
+        (SOCKET, "ListenStream=127.0.0.1:9000", "/c:10: [Infer b] Listen=127.0.0.1:9000"),
     ],
 )
 def test_a_line_of_a_drop_in_is_found_in_the_conf(path: str, line: str, where: str) -> None:
@@ -102,14 +101,3 @@ def test_what_is_wrong_with_other_peoples_units_keeps_nothing_from_being_applied
             check_units(PLAN, FILES)
     else:
         assert check_units(PLAN, FILES) == (said,)
-
-
-def test_a_program_that_the_conf_runs_beside_the_job_is_named_where_it_is_missing() -> None:
-    """The interpreter and the package's own are not for this warning."""
-    said = "torchpar-train@a.service: Command {} is not executable: No such file or directory"
-    assert str(missing_program(said.format("/opt/prepare"), PLAN)) == (
-        "/c:8: [Train a] Service.ExecStartPre=-/opt/prepare --fast: /opt/prepare: No such file or directory"
-    )
-    for program in ("/usr/bin/python3", "/usr/lib/torchpar/stop", "/opt/other"):
-        assert missing_program(said.format(program), PLAN) is None
-    assert missing_program("other.service: Command /x is not executable: No such file or directory", PLAN) is None

@@ -1,0 +1,174 @@
+"""The directives of systemd that Service.KEY= passes on to a unit, and no others; torchpar.conf(5) lists them.
+
+Left out is what torchpar decides (what runs, as whom, where, how it stops), what would run as somebody else, and what
+has root open, mount or give away something whose name torchpar cannot look at before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# What they are for, and their names.
+GROUPS: tuple[tuple[str, str], ...] = (
+    (
+        "Restarts and time",
+        """
+        RestartForceExitStatus RestartMaxDelaySec RestartPreventExitStatus RestartSec RestartSteps RuntimeMaxSec
+        RuntimeRandomizedExtraSec StartLimitBurst StartLimitInterval SuccessExitStatus TimeoutStartSec WatchdogSec
+        """,
+    ),
+    (
+        "Memory, input and output, tasks",
+        """
+        IOAccounting IODeviceLatencyTargetSec IODeviceWeight IOReadBandwidthMax IOReadIOPSMax IOSchedulingClass
+        IOSchedulingPriority IOWeight IOWriteBandwidthMax IOWriteIOPSMax ManagedOOMMemoryPressure
+        ManagedOOMMemoryPressureDurationSec ManagedOOMMemoryPressureLimit ManagedOOMPreference ManagedOOMSwap
+        MemoryAccounting MemoryKSM MemoryLow MemoryMin MemorySwapMax MemoryZSwapMax MemoryZSwapWriteback Nice
+        OOMScoreAdjust TasksAccounting TasksMax TimerSlackNSec
+        """,
+    ),
+    (
+        "Limits",
+        """
+        CoredumpFilter LimitAS LimitCORE LimitCPU LimitDATA LimitFSIZE LimitLOCKS LimitMEMLOCK LimitMSGQUEUE LimitNICE
+        LimitNOFILE LimitNPROC LimitRSS LimitRTPRIO LimitRTTIME LimitSIGPENDING LimitSTACK
+        """,
+    ),
+    (
+        "Network",
+        """
+        IPAccounting IPAddressAllow IPAddressDeny NetworkNamespacePath PrivateNetwork RestrictAddressFamilies
+        RestrictNetworkInterfaces SocketBindAllow SocketBindDeny
+        """,
+    ),
+    (
+        "Journal, input and output of programs",
+        """
+        LogExtraFields LogFilterPatterns LogLevelMax LogNamespace LogRateLimitBurst LogRateLimitIntervalSec
+        StandardError StandardInput StandardInputData StandardInputText StandardOutput SyslogFacility
+        SyslogIdentifier SyslogLevel SyslogLevelPrefix
+        """,
+    ),
+    (
+        "Variables and credentials",
+        """
+        EnvironmentFile LoadCredential LoadCredentialEncrypted OpenFile PassEnvironment SetCredential
+        SetCredentialEncrypted
+        """,
+    ),
+    (
+        "Files that it sees",
+        """
+        BindLogSockets BindPaths BindReadOnlyPaths CacheDirectoryMode ExecPaths InaccessiblePaths LogsDirectory
+        LogsDirectoryMode MountAPIVFS NoExecPaths PrivateDevices PrivateMounts PrivateTmp ProcSubset ProtectHome
+        ProtectProc ProtectSystem ReadOnlyPaths ReadWritePaths RootDirectory RootImage StateDirectoryMode
+        TemporaryFileSystem UMask
+        """,
+    ),
+    (
+        "Rights",
+        """
+        AmbientCapabilities AppArmorProfile CapabilityBoundingSet DeviceAllow DevicePolicy KeyringMode LockPersonality
+        MemoryDenyWriteExecute NoNewPrivileges PrivateIPC PrivateUsers ProtectClock ProtectControlGroups
+        ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables RemoveIPC RestrictFileSystems
+        RestrictNamespaces RestrictRealtime RestrictSUIDSGID SELinuxContext SupplementaryGroups SystemCallArchitectures
+        SystemCallErrorNumber SystemCallFilter SystemCallLog
+        """,
+    ),
+)
+
+PASSED = frozenset(name for _, names in GROUPS for name in names.split())
+
+# Of those that are not passed on, why the ones are not that people ask for.
+_WHY = {
+    "Type": "it decides when a service has started, which systemctl start, torchpar status and the stop rely on",
+    "KillMode": "it would kill processes that still save, or leave some behind on CPUs that others get next",
+    "RemainAfterExit": "a job that has ended would be called running, and would keep others of its Slot= away",
+    "Slice": "outside torchpar.slice the limits that torchpar plans with may not be the service's",
+    "DynamicUser": "a user that is made up for each start can own neither scripts nor checkpoints; use User=",
+}
+_PATTERNS = (
+    ("Exec", "torchpar decides what a service runs, and as whom; do it in the script, or in a unit of your own"),
+    ("CPU", "it would take CPUs from what torchpar plans with; use CPUs="),
+    ("Startup", "it would take from what torchpar plans with while the host boots"),
+)
+
+
+def judge(name: str, text: str) -> str | None:
+    """What is wrong with passing on a directive that systemd knows."""
+    if name not in PASSED:
+        why = _WHY.get(name) or next((why for start, why in _PATTERNS if name.startswith(start)), None)
+        return why or "torchpar does not pass it on, see torchpar.conf(5); systemctl edit of the unit can set it"
+    if name == "LogsDirectory" and not all(_is_own_folder(word) for word in text.split()):
+        return "systemd gives the folder to the service's user, so it must be one of torchpar/, as torchpar/train/NAME"
+    try:
+        list(opened(name, text, ""))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def opened(name: str, text: str, unit: str) -> Iterator[str]:
+    """The paths that systemd opens as root for a directive of this unit; those with a / at the end may be folders.
+
+    Raises ValueError where that cannot be known.
+    """
+    if name in ("StandardInput", "StandardOutput", "StandardError"):
+        kind, colon, path = text.partition(":")
+        if colon and kind in ("file", "append", "truncate"):
+            yield _path(path, unit)
+        elif text not in ("", "null", "inherit", "journal", "kmsg", "data"):
+            raise ValueError("it can be null, inherit, journal, kmsg, data, file:PATH, append:PATH or truncate:PATH")
+    elif name == "EnvironmentFile" and text:
+        if re.search(r"[*?[]", text):
+            raise ValueError("name each file: what *, ? and [ stand for is known only when systemd opens them")
+        yield _path(text.removeprefix("-"), unit)
+    elif name in ("LoadCredential", "LoadCredentialEncrypted"):
+        credential, _, path = text.partition(":")
+        if credential in ("tls-certificate", "tls-key"):
+            raise ValueError("use TLSCertificate= and TLSKey=")
+        if path.startswith("/"):  # else systemd looks in its own folders, which are root's
+            yield _path(path, unit)
+        elif not re.fullmatch(r"[A-Za-z0-9_.%-]*", path):
+            raise ValueError("is neither an absolute path nor the name of a file in /etc/credstore")
+    elif name == "OpenFile" and text:
+        yield _path(text.partition(":")[0], unit)
+    elif name in ("RootImage", "NetworkNamespacePath") and text:
+        yield _path(text, unit)
+    elif name == "RootDirectory" and text:
+        yield _folder(text, unit)
+    elif name in ("BindPaths", "BindReadOnlyPaths"):
+        for word in text.split():
+            source, _, rest = word.removeprefix("-").partition(":")
+            yield _folder(source, unit)
+            if target := rest.partition(":")[0]:
+                yield _folder(target, unit)
+    elif name == "TemporaryFileSystem":
+        for word in text.split():
+            yield _folder(word.partition(":")[0], unit)
+
+
+def _folder(path: str, unit: str) -> str:
+    return f"{_path(path, unit).rstrip('/')}/"
+
+
+def _path(path: str, unit: str) -> str:
+    """A path with what its specifiers stand for; see "Specifiers" in systemd.unit(5)."""
+    prefix, _, instance = unit.removesuffix(".service").partition("@")
+    known = {"%": "%", "i": instance, "n": unit, "N": unit.removesuffix(".service"), "p": prefix}
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise ValueError(f"{match[0]} cannot be in a path that systemd opens; %i, %n, %N, %p and %% can")
+        return known[match[1]]
+
+    if not path.startswith("/"):
+        raise ValueError(f"'{path:.60}' is not an absolute path")
+    if re.search(r"[\\\"']", path):
+        raise ValueError("a path that systemd opens is written without quotes and backslashes")
+    return re.sub(r"%(.?)", replace, path)
+
+
+def _is_own_folder(word: str) -> bool:
+    return re.fullmatch(r"torchpar(/[A-Za-z0-9_%-][A-Za-z0-9_.%-]*)+", word) is not None

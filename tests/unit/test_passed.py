@@ -1,0 +1,145 @@
+"""Service.KEY=: what is passed on to a unit, and what the page, the table and systemd say of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hosts import make_host
+from torchpar.config import Service, parse_config
+from torchpar.directives import SINCE
+from torchpar.errors import ConfigError
+from torchpar.opened import opened_paths
+from torchpar.passed import GROUPS, PASSED, judge
+from torchpar.syntax import ConfFile
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = [ROOT / "systemd" / f"torchpar-{kind}@.service" for kind in ("train", "infer")]
+
+
+def service_of(lines: str) -> Service:
+    """A training job with these further lines."""
+    (service,) = parse_config([ConfFile("/c", f"[Train a]\nScript=/s.py\n{lines}\n")], make_host()).services
+    return service
+
+
+def test_each_directive_is_in_one_group_and_one_that_systemd_knows() -> None:
+    """Of the two releases that the other table has."""
+    names = [name for _, listed in GROUPS for name in listed.split()]
+    assert len(names) == len(set(names)) and PASSED <= SINCE.keys()
+    assert all(listed.split() == sorted(listed.split()) for _, listed in GROUPS)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *["Exec(?!Paths)", "CPU", "NUMA", "Allowed", "Startup", "Delegate", "Kill", "FinalKill", "SendSIG", "Notify"],
+        *["Type", "Slice", "User$", "Group$", "DynamicUser", "PAM", "Root(Hash|Verity|Image.)", "(Mount|Extension)"],
+        *["State.*y$", "Cache.*y$", "Runtime.*y", "Configuration", "Environment$", "UnsetEnv", "Sockets", "PIDFile"],
+        *["BPF", ".*FilterPath", "TTY", "Utmp", "Timeout(Stop|Abort|Sec)", "Watchdog(?!Sec)", "OOMPolicy", "FailureA"],
+        *["StartLimitA", "Remain", "Guess", "BusName", "FileDesc", "SecureBits", "IPCN", "PrivatePIDs", "USB", "Perm"],
+    ],
+)
+def test_what_torchpar_decides_or_runs_as_another_user_is_not_passed(pattern: str) -> None:
+    """Nor what has systemd open, mount or give away things by names that torchpar cannot look at."""
+    found = {name for name in SINCE if re.match(pattern, name)} - {"MountAPIVFS"}
+    assert found and not found & PASSED
+    for name in found:
+        with pytest.raises(ConfigError, match=f"^/c:3: .Train a. Service.{name}=: .{{20,}}"):
+            service_of(f"Service.{name}=yes")
+
+
+@pytest.mark.subprocess
+def test_the_page_lists_what_is_passed() -> None:
+    """It is made from the table."""
+    command = [sys.executable, "-B", ROOT / "debian/man/make_conf_page.py", ROOT / "debian/man/torchpar.conf.5.in"]
+    page = subprocess.run(command, env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=True)
+    listed = page.stdout.partition(".SS Service.KEY\n")[2].partition(".SS ")[0].partition(".SH ")[0]
+    for title, names in GROUPS:
+        block = listed.partition(f"\n{title}\n")[2].partition("\n.TP\n")[0]
+        assert set(re.findall(r"\b[A-Z][A-Za-z0-9]+\b", block)) >= set(names.split()), title
+    assert not {name for name in re.findall(r"\b[A-Z][A-Za-z0-9]+\b", listed) if name in SINCE} - PASSED
+
+
+@pytest.mark.parametrize(
+    ("line", "paths"),
+    [
+        ("EnvironmentFile=-/etc/%p/%i.env", ["/etc/torchpar-train/a.env"]),
+        ("EnvironmentFile=/etc/100%%", ["/etc/100%"]),
+        ("LoadCredential=a:/etc/x:y", ["/etc/x:y"]),
+        ("LoadCredential=a", []),
+        ("LoadCredentialEncrypted=a:b", []),
+        ("SetCredential=a:/etc/x", []),
+        ("StandardOutput=append:/var/log/%N", ["/var/log/torchpar-train@a"]),
+        ("StandardError=truncate:/var/log/x", ["/var/log/x"]),
+        ("StandardInput=file:/srv/in", ["/srv/in"]),
+        ("StandardInput=data", []),
+        ("OpenFile=/etc/x:name:read-only", ["/etc/x"]),
+        ("BindPaths=-/a:/b:rbind /c", ["/a/", "/b/", "/c/"]),
+        ("BindReadOnlyPaths=/a/", ["/a/"]),
+        ("TemporaryFileSystem=/a:ro /b", ["/a/", "/b/"]),
+        ("RootDirectory=/", ["/"]),
+        ("RootImage=/srv/x.raw", ["/srv/x.raw"]),
+        ("NetworkNamespacePath=/run/netns/a", ["/run/netns/a"]),
+        ("ReadWritePaths=/home/ml", []),
+        ("Nice=5", []),
+    ],
+)
+def test_what_systemd_opens_as_root_is_known_by_its_path(line: str, paths: list[str]) -> None:
+    """With the key and the value that name it; a / at the end allows a folder."""
+    opened = opened_paths(service_of(f"Service.{line}"))
+    assert [named.path for named in opened] == paths
+    key, _, value = f"Service.{line}".partition("=")
+    assert all((named.key, named.value) == (key, value) for named in opened)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "EnvironmentFile=/etc/*.env",
+        "EnvironmentFile=/etc/%h",
+        "EnvironmentFile=/etc/x%",
+        "EnvironmentFile=etc/x",
+        "LoadCredential=a:../x",
+        "LoadCredential=tls-key:/etc/x",
+        "StandardInput=tty",
+        "StandardOutput=fd:x",
+        "StandardOutput=socket",
+        "StandardOutput=file:x",
+        'BindPaths="/a b"',
+        "BindPaths=/a\\x20b",
+        "OpenFile=/a\\:b",
+        "RootDirectory=relative",
+        "LogsDirectory=journal",
+        "LogsDirectory=torchpar",
+        "LogsDirectory=torchpar/../journal",
+        "LogsDirectory=torchpar/x journal",
+        "LogsDirectory=torchpar/x:journal",
+    ],
+)
+def test_what_cannot_be_looked_at_before_is_not_passed(line: str) -> None:
+    """A pattern, a specifier of the running host, quotes; a folder of others that systemd would give away."""
+    name, _, value = line.partition("=")
+    assert judge(name, value)
+    with pytest.raises(ConfigError, match=f"Service.{name}=: "):
+        service_of(f"Service.{line}")
+
+
+def test_in_a_conf_that_was_in_force_what_cannot_be_looked_at_is_passed_over() -> None:
+    """An older version let it through, and the boot goes on without it."""
+    text = "[Train a]\nScript=/s.py\nService.EnvironmentFile=/home/*\nService.Nice=5\nService.OOMPolicy=kill\n"
+    config = parse_config([ConfFile("/c", text, applied=True)], make_host())
+    assert config.services[0].directives == (("Nice", "5"), ("OOMPolicy", "kill"))
+    assert "passed over" in config.warnings[0]
+
+
+def test_the_shipped_units_set_nothing_that_a_default_of_systemd_would_undo() -> None:
+    """What is passed on sorts after them; what they decide for all is not passed on."""
+    decided = {"Type", "Slice", "User", "KillMode", "NotifyAccess", "OOMPolicy", "ExecStop", "ExecStopPost", "Sockets"}
+    lines = "\n".join(path.read_text() for path in SHIPPED)
+    for name in decided:
+        assert re.search(f"^{name}=", lines, re.M) and name not in PASSED
