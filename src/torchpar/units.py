@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jinja2
 
+from torchpar.config import Service
 from torchpar.directives import SINCE
 from torchpar.exec_limits import LINE, size
 from torchpar.opened import opened_paths
@@ -134,6 +135,8 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
             )
         else:
             directives.append((key, value))
+    if not _may_use_devices(service, facts):
+        directives.insert(0, ("PrivateDevices", "yes"))
     if infer and plan.gpus:
         # Device groups such as render and video do not exist in a user namespace of the unit's own.
         directives.insert(0, ("PrivateUsers", "no"))
@@ -165,6 +168,16 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
             why = f"the line of the unit has {size(line):,} bytes, and systemd takes {LINE - 1:,}; use a file instead"
             raise service.refuse(key, "", why)
     return text
+
+
+def _may_use_devices(service: Service, facts: HostFacts) -> bool:
+    """Whether the host has anything that the template unit allows (DeviceAllow=), or the conf allows more."""
+    computing = facts.accelerators() or any((device.class_code or "").startswith("0x12") for device in facts.gpus)
+    return bool(
+        computing
+        or any(nic.infiniband for nic in facts.nics)
+        or any(key == "DeviceAllow" for key, _ in service.directives)
+    )
 
 
 def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> int:

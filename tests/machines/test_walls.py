@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -118,6 +119,58 @@ def test_a_store_that_was_given_away_is_not_read(host: Machine) -> None:
     finally:
         host.sh("chown root $1; systemctl daemon-reload; rm -r $2", generations, store)
     host.run("systemctl", "start", "torchpar-train@walls")
+
+
+KINDS = """\
+[Train own]
+Script=/srv/walls/job.py
+[Train tmp]
+Script=/srv/walls/job.py
+ReadWritePaths=-/tmp/walls
+[Train user]
+Script=/srv/walls/job.py
+User=mallory
+[Infer own]
+Handler=/srv/walls/handler.py
+[Infer user]
+Handler=/srv/walls/handler.py
+User=mallory
+Listen=127.0.0.1:18765
+"""
+
+# What a job needs of /dev, of which it sees no more where there is nothing to compute on.
+DEVICES = """\
+import mmap, multiprocessing, os, tempfile
+multiprocessing.Array("d", 1000)
+with tempfile.TemporaryFile(dir="/dev/shm") as file:
+    file.write(bytes(4096)); file.flush()
+    mmap.mmap(file.fileno(), 4096)
+mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+open("/dev/urandom", "rb").read(1); open("/dev/null", "w").write("x")
+print("devices:", "rtc0" not in os.listdir("/dev"), flush=True)
+"""
+
+
+def test_the_exposure_of_a_declared_service_is_what_the_manual_says(host: Machine) -> None:
+    """By systemd-analyze security, of what apply makes; and a job in it has shared memory and code of its own."""
+    host.write("/srv/walls/job.py", DEVICES)
+    apply(host, KINDS)
+    computing = json.loads(torchpar(host, "plan", "--json")[1])["host"]["accelerators"]
+    more = 0.2 if computing else 0
+    for unit, most in (
+        ("torchpard", 1.5),
+        ("torchpar-train@own", 1.5 + more),
+        ("torchpar-train@tmp", 1.7 + more),
+        ("torchpar-train@user", 2.3 + more),
+        ("torchpar-infer@own", 1.3 + 2 * more),
+        ("torchpar-infer@user", 1.3 + 2 * more),
+        ("torchpar-guard@own", 1.5),
+    ):
+        said = host.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
+        exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+        assert exposure and float(exposure[1]) <= most + 0.01, unit
+    host.run("systemctl", "start", "torchpar-train@own")
+    host.wait_until(lambda: "devices: True" in host.journal("torchpar-train@own"), "the job has what it needs")
 
 
 # Of what values are made: all that is more than itself to a reader of lines or of words.

@@ -79,6 +79,7 @@ ExecStop=:/usr/lib/torchpar/stop 60
 MemoryMax=8G
 Restart=on-failure
 TimeoutStopSec=75s
+PrivateDevices=yes
 Nice=5
 """
 
@@ -162,6 +163,22 @@ def test_rdma_devices_are_there_where_network_cards_have_them(devices: tuple[str
     line = "DeviceAllow=/dev/infiniband/rdma_cm rw\n"
     assert (line in texts["torchpar-train@a.service.d/20-torchpar.conf"]) is allowed
     assert line not in texts["torchpar-infer@a.service.d/20-torchpar.conf"]
+
+
+def test_a_host_without_devices_to_compute_on_shows_none() -> None:
+    """What a template unit allows is not there to be allowed; one more in the conf is."""
+    card = dataclasses.replace(make_gpu(0, 0), class_code="0x020000", infiniband=("mlx5_0",))
+    other = dataclasses.replace(make_gpu(0, 0), vendor="0x1da3", class_code="0x120000")
+    for facts, line, private in (
+        (make_host(), "", True),
+        (make_host(), "Service.DeviceAllow=/dev/fuse rw", False),
+        (make_host(gpu_nodes=(0,)), "", False),
+        (make_host(nics=(card,)), "", False),
+        (dataclasses.replace(make_host(), gpus=(other,)), "", False),
+    ):
+        for text in (f"[Train a]\nScript=/a.py\n{line}\n", f"[Infer a]\nModel=/m.pt\n{line}\n"):
+            units = units_of(text, facts).files
+            assert any("PrivateDevices=yes\n" in unit for unit in units.values()) is private
 
 
 INFER = "[Infer a]\nModel=/m.pt\n"
