@@ -47,12 +47,15 @@ def code_paths(service: Service) -> Iterator[Named]:
     """Everything that the service runs, and where Python looks for modules first."""
     settings, train, infer = service.settings, service.train(), service.infer()
     named = [("Python", settings.python, settings.python)]
-    if train and train.script:
-        named += [("Script", train.script, path) for path in (train.script, train.script.rpartition("/")[0] or "/")]
+    run = [("Script", train.script)] if train else []
+    run += [("Model", infer.model), ("Handler", infer.handler)] if infer else []
+    for key, path in run:
+        if path:
+            named.append((key, path, path))
+        if path and (key != "Model" or path.endswith(".py")):
+            named.append((key, path, path.rpartition("/")[0] or "/"))
     if train and train.module and settings.working_directory:
         named.append(("WorkingDirectory", settings.working_directory, settings.working_directory))
-    if infer:
-        named += [(key, path, path) for key, path in (("Model", infer.model), ("Handler", infer.handler)) if path]
     return map(Named._make, named)
 
 

@@ -15,7 +15,7 @@ import torch
 from tests.serve.engines import Answer, ask, request, serving
 from tests.serve.models import Affine, Slow, described, save_script
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.models.files import ModelFile
+from torchpar.serve.models.files import ModelFile, check_owner
 from torchpar.serve.models.loading import load_program
 
 ROWS = described(-1, 3)
@@ -206,6 +206,17 @@ def test_what_everybody_may_write_to_is_no_model(tmp_path: Path, what: str) -> N
     loose.chmod(loose.stat().st_mode | 0o002)
     with pytest.raises(ModelError, match="everybody may .*chmod o-w"):
         asyncio.run(_start(path))
+
+
+def test_a_handler_beside_which_everybody_may_write_is_no_model(tmp_path: Path) -> None:
+    """In a folder like /tmp nobody can replace it; but anybody can put a module there that it imports."""
+    path = save_script(Affine(), tmp_path / "open/m.pt", ROWS)
+    handler = path.with_name("h.py")
+    handler.write_text("raise SystemExit('ran')\n")
+    path.parent.chmod(0o1777)
+    check_owner(str(path))
+    with pytest.raises(ModelError, match="everybody may replace it, .*chmod o-w"):
+        check_owner(str(handler))
 
 
 @pytest.mark.parametrize(

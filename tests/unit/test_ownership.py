@@ -41,13 +41,14 @@ def foreign(place: str, owner: str, mode: int = 0o644, *, shared: bool = False) 
         ("[Train a]\nModule=m\nWorkingDirectory=/w\n", TORCHPAR, ["/usr/bin/python3", "/w"]),
         (INFER, TORCHPAR, ["/usr/bin/python3", "/srv/m.pt"]),
         (INFER, ROOT, ["/etc/tls/c.pem", "/etc/tls/k.pem"]),
-        ("[Infer a]\nHandler=/h.py\nUser=ml\n", ML, ["/usr/bin/python3", "/h.py"]),
+        ("[Infer a]\nHandler=/h.py\nUser=ml\n", ML, ["/usr/bin/python3", "/h.py", "/"]),
+        ("[Infer a]\nModel=/srv/m.py\n", TORCHPAR, ["/usr/bin/python3", "/srv/m.py", "/srv"]),
     ],
 )
 def test_what_runs_is_asked_for_as_its_user_and_what_systemd_opens_as_root(
     text: str, identity: Identity, paths: list[str]
 ) -> None:
-    """The folder of a script, and the working folder of a module, are where Python looks for modules first."""
+    """Python looks for modules first in the folder of a script or handler, and in the working folder of a module."""
     questions = add_questions(read(text), {})
     assert [question.path for question in questions[identity]] == paths
     assert {question.need for asked in questions.values() for question in asked} == {Need.OWN}

@@ -63,7 +63,10 @@ def check_owner(path: str) -> None:
     try:
         real = os.path.realpath(path)
         about = os.stat(real)
-        stranger = next(find_strangers(os.path.abspath(path), owners, shared=os.geteuid() != 0), None)
+        # Of a handler also what is beside it, where Python looks for modules first.
+        places = [os.path.abspath(path), os.path.dirname(os.path.abspath(path))][: 2 if path.endswith(".py") else 1]
+        found = (each for place in places for each in find_strangers(place, owners, shared=os.geteuid() != 0))
+        stranger = next(found, None)
     except PermissionError:
         raise ModelError(f"{path}: {_closed(real)}") from None
     except OSError as error:
