@@ -88,6 +88,18 @@ def test_a_files_mode_is_judged_by_what_is_to_be_done_with_it(
     assert asked(make(folder / "file", "#!/bin/sh\n", mode), need).verdict is verdict
 
 
+def test_whose_a_file_is_counts_only_where_its_user_can_reach_it(folder: Path) -> None:
+    """What cannot be reached is told as that; nothing of it runs."""
+    (folder / "home").mkdir()
+    path = make(folder / "home/s.py", mode=0o666)
+    assert asked(path, Need.OWN).verdict is Verdict.FOREIGN and asked(path, Need.OWN).shared
+    (folder / "home").chmod(0o777)
+    assert asked(folder / "home", Need.OWN).place == str(folder / "home")
+    (folder / "home").chmod(0)
+    for place in (path, folder / "home"):
+        assert asked(place, Need.OWN).verdict is Verdict.ALLOWED
+
+
 @pytest.mark.parametrize(("mode", "writable"), [(0o777, Verdict.ALLOWED), (0o555, Verdict.REFUSED)])
 def test_a_working_folder_is_entered_and_written_apart(folder: Path, mode: int, writable: Verdict) -> None:
     """What is only read is no failure of the start."""

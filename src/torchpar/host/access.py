@@ -195,7 +195,7 @@ def _look_whose(path: str, uid: int | None, identity: Identity) -> Answer:
     """
     system = identity.user is None
     uid = 0 if system else uid
-    if uid is None or (not system and _walk(path).verdict is not Verdict.ALLOWED):
+    if uid is None or (not system and not _can_be_reached(path)):
         return Answer(Verdict.ALLOWED, path)
     try:
         stranger = next(find_strangers(path, (0, uid), shared=uid != 0), None)
@@ -208,6 +208,11 @@ def _look_whose(path: str, uid: int | None, identity: Identity) -> Answer:
     if system and not path.endswith("/") and os.path.isdir(path):
         return Answer(Verdict.BROKEN, path, why="is a folder, and all that is in it would be read; name a file")
     return Answer(Verdict.ALLOWED, path)
+
+
+def _can_be_reached(path: str) -> bool:
+    """Whether the file can be opened as far as its way goes, and a folder entered; else other questions tell."""
+    return _walk(path).verdict is Verdict.ALLOWED and (not os.path.isdir(path) or os.access(path, os.X_OK))
 
 
 def _look_for_another(question: Question) -> Answer:
