@@ -39,6 +39,9 @@ GUARD = "/usr/lib/torchpar/guard"
 # The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
 CERTIFICATE, KEY = "tls-certificate", "tls-key"
 
+# NVIDIA, AMD and Intel; of others what is of class 0x12, processing accelerators, computes.
+_GPU_VENDORS = ("0x10de", "0x1002", "0x8086")
+
 # What a stop may take beyond DrainTimeout=, which the server keeps by itself.
 STOP_SECONDS = 10
 
@@ -172,9 +175,9 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
 
 def _may_use_devices(service: Service, facts: HostFacts) -> bool:
     """Whether the host has anything that the template unit allows (DeviceAllow=), or the conf allows more."""
-    computing = facts.accelerators() or any((device.class_code or "").startswith("0x12") for device in facts.gpus)
     return bool(
-        computing
+        # Also those that have no driver yet.
+        any(gpu.vendor in _GPU_VENDORS or (gpu.class_code or "").startswith("0x12") for gpu in facts.gpus)
         or any(nic.infiniband for nic in facts.nics)
         or any(key == "DeviceAllow" for key, _ in service.directives)
     )
