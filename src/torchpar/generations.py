@@ -285,17 +285,19 @@ def _refuse_changed_by_others(place: Path) -> None:
 
 def _write_tree(directory: Path, content: Content) -> None:
     tree = content.tree()
-    (directory / "units").mkdir(parents=True)
+    # Whatever the umask of who applies is, nobody else may write there, or it is not read.
+    directory.mkdir(mode=0o755)
+    (directory / "units").mkdir(mode=0o755)
     made = {directory, directory / "units"}
     for path, text in tree.items():
         file = directory / path
         if file.parent not in made:
-            file.parent.mkdir()
+            file.parent.mkdir(mode=0o755)
             made.add(file.parent)
         write_new(file, text)
     for path, target in content.links.items():
         link = directory / "units" / path
-        link.parent.mkdir(exist_ok=True)
+        link.parent.mkdir(mode=0o755, exist_ok=True)
         made.add(link.parent)
         link.symlink_to(target)
     digests = {path: hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for path, text in tree.items()}

@@ -118,6 +118,18 @@ def test_a_store_that_others_can_write_is_not_read_either(store: Store, place: s
         active.read()
 
 
+def test_who_applies_may_have_any_umask(store: Store) -> None:
+    """Of one that lets a group write the store has nothing."""
+    before = os.umask(0)
+    try:
+        with store.locked():
+            store.activate(store.write(content("one")))
+    finally:
+        os.umask(before)
+    active = store.active()
+    assert active and active.read() == content("one")
+
+
 def test_a_link_in_place_of_the_store_is_refused(tmp_path: Path) -> None:
     """A link could lead to a directory of somebody else."""
     tmp_path.chmod(0o755)
