@@ -10,6 +10,7 @@ import pytest
 from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply
 from torchpar.directives import SINCE
+from torchpar.passed import PASSED
 
 # Stands in for /usr/bin/torchpar: says with which rights it was called, and fails if it is told to.
 REPORTER = """\
@@ -59,11 +60,17 @@ def test_the_daemon_has_two_capabilities_and_one_kind_of_socket(machine: Machine
 
 
 def test_the_table_of_directives_is_what_systemd_prints(machine: Machine) -> None:
-    """Every name of [Service] that this systemd knows is one of the table, by its version, and none is missing."""
+    """Every name of [Service] that this systemd knows is one of the table, by its version; so is the manual's list."""
     said = machine.run("/lib/systemd/systemd", "--dump-configuration-items").stdout
     section = said.partition("[Service]\n")[2].partition("\n[")[0]
     version = int(machine.run("systemctl", "--version").stdout.split()[1])
-    assert set(re.findall(r"^(\w+)=", section, re.M)) == {name for name, since in SINCE.items() if since <= version}
+    known = set(re.findall(r"^(\w+)=", section, re.M))
+    assert known == {name for name, since in SINCE.items() if since <= version}
+    # What Service.KEY= passes on is the installed page's list, and of it what this systemd has.
+    page = machine.run("zcat", "/usr/share/man/man5/torchpar.conf.5.gz").stdout
+    listed = page.partition("as systemd gives them to the service's user.\n")[2].partition("\n.SH ")[0]
+    named = set(re.findall(r"\b([A-Z]\w+)=", listed))
+    assert named == PASSED and {name for name in named if SINCE[name] <= version} <= known
 
 
 def test_the_daemons_reload_has_all_rights_of_the_host(reporting: Machine) -> None:
