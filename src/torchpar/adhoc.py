@@ -11,14 +11,17 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torchpar.claims import Reason
 from torchpar.config import AD_HOC, Config, Kind, Service
 from torchpar.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.cpuset import CpuSet
-from torchpar.errors import ConfigError, Problem
+from torchpar.environment import VARIABLE, parse_job_environment
+from torchpar.errors import ConfigError, JobSettingsError, Problem
 from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
+from torchpar.readback import numbers_of
 from torchpar.settings import TrainSettings
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts
@@ -176,6 +179,22 @@ def _choose_gpus(
         names = tuple(gpu.name for gpu in quiet[: request.count])
         return GpuRequest(len(names), names), None
     return request, f"this job shares accelerators with other jobs: {' '.join(taken)}; all of them will be slower"
+
+
+def held_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
+    """The CPUs and accelerators of the unit of an ad-hoc job, by its D-Bus properties."""
+    cpus = numbers_of(properties, "AllowedCPUs") or numbers_of(properties, "CPUAffinity")
+    variables = dict(variable.partition("=")[::2] for variable in properties.get("Environment", ()))
+    return cpus, accelerators_of(variables.get(VARIABLE, ""))
+
+
+def accelerators_of(told: str) -> frozenset[str]:
+    """The accelerators that a job's variable names; none where it is not what torchpar writes."""
+    try:
+        job = parse_job_environment({VARIABLE: told}) if told else None
+    except JobSettingsError:
+        return frozenset()
+    return frozenset(gpu for rank in job.ranks for gpu in rank.gpus) if job else frozenset()
 
 
 def _is_shared(service: Service) -> bool:

@@ -64,10 +64,14 @@ def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapp
 
 def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     values = [
-        ("CPUAffinity", _mask(properties, "CPUAffinity"), plan["cpus"]),
-        ("AllowedCPUs", _mask(properties, "AllowedCPUs"), plan.get("allowed_cpus", plan["cpus"])),
-        ("AllowedMemoryNodes", _mask(properties, "AllowedMemoryNodes"), plan["memory_policy"]["allowed_nodes"]),
-        ("NUMAMask", _mask(properties, "NUMAMask"), plan["memory_policy"]["nodes"]),
+        ("CPUAffinity", str(numbers_of(properties, "CPUAffinity")), plan["cpus"]),
+        ("AllowedCPUs", str(numbers_of(properties, "AllowedCPUs")), plan.get("allowed_cpus", plan["cpus"])),
+        (
+            "AllowedMemoryNodes",
+            str(numbers_of(properties, "AllowedMemoryNodes")),
+            plan["memory_policy"]["allowed_nodes"],
+        ),
+        ("NUMAMask", str(numbers_of(properties, "NUMAMask")), plan["memory_policy"]["nodes"]),
         ("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, plan["memory_policy"]["policy"]),
     ]
     held = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
@@ -83,12 +87,10 @@ def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tupl
     return values
 
 
-def _mask(properties: Mapping[str, Any], key: str) -> str:
+def numbers_of(properties: Mapping[str, Any], key: str) -> CpuSet:
     """A CPU or node set that D-Bus carries as bytes, bit n of byte m for number 8m+n."""
-    return str(
-        CpuSet(
-            8 * place + bit for place, byte in enumerate(properties.get(key, ())) for bit in range(8) if byte >> bit & 1
-        )
+    return CpuSet(
+        8 * place + bit for place, byte in enumerate(properties.get(key, ())) for bit in range(8) if byte >> bit & 1
     )
 
 

@@ -19,8 +19,8 @@ from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, NotPermittedError
 from torchpar.generations import Store
 from torchpar.host import direct, systemd
+from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader
-from torchpar.host.processes import read_ad_hoc_jobs
 from torchpar.host.turns import in_turn
 from torchpar.plan import RUN, ServicePlan
 from torchpar.syntax import ConfFile

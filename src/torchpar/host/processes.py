@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchpar.cpuset import CpuSet
-from torchpar.environment import parse_job_environment
-from torchpar.errors import JobSettingsError
+from torchpar.host.proc import ProcReader
 from torchpar.shape import ShapeError, parse_json, shape
 from torchpar.verify import Process, RunningUnit
 
@@ -27,7 +26,6 @@ T = TypeVar("T")
 # Where systemd's own hierarchy can be: unified, hybrid, and cgroup v1.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 _RANKS = Path("/run/torchpar-jobs")
-_LAUNCHERS = "/usr/lib/torchpar/"
 # Of a file below /proc or /sys: more than a process's mappings are, of which the kernel allows 65530 (max_map_count).
 _LIMIT = 2**23
 _MOST_RANKS = 1024  # of one unit
@@ -55,32 +53,6 @@ def read_running_unit(unit: str, main_pid: int, control_group: str) -> RunningUn
     )
 
 
-def read_ad_hoc_jobs() -> tuple[CpuSet, frozenset[str]]:
-    """The CPUs and accelerators of all jobs of `torchpar run`: what one of our launchers runs outside of a declared
-    service.
-
-    Any user may read the CPUs of any process, so nobody needs to keep a list. The accelerators are in its environment,
-    which root may read, and others only of their own jobs.
-    """
-    cpus = CpuSet()
-    gpus: set[str] = set()
-    for name in os.listdir("/proc"):
-        if not name.isdecimal() or int(name) == os.getpid():
-            continue
-        words = (_text(f"/proc/{name}/cmdline") or "").split("\0")
-        if len(words) < 2 or not words[1].startswith(_LAUNCHERS):
-            continue
-        if re.search(r"/torchpar-(train|infer)@", _text(f"/proc/{name}/cgroup") or ""):
-            continue
-        with contextlib.suppress(OSError):
-            cpus = CpuSet.union([cpus, *_read_threads(int(name)).values()])
-        with contextlib.suppress(JobSettingsError):
-            job = parse_job_environment(_variables(_text(f"/proc/{name}/environ") or ""))
-            if job:
-                gpus.update(gpu for rank in job.ranks for gpu in rank.gpus)
-    return cpus, frozenset(gpus)
-
-
 def _find_group(control_group: str) -> str | None:
     if not control_group:
         return None
@@ -95,7 +67,7 @@ def _pids(group: str) -> list[int]:
 
 
 def _read_process(pid: int) -> Process | None:
-    threads = _unless_denied(lambda: _read_threads(pid))
+    threads = _unless_denied(lambda: read_threads(ProcReader(60.0), pid))
     if threads is not None and not threads:
         return None
     maps = _unless_denied(lambda: _read(f"/proc/{pid}/maps"))
@@ -123,13 +95,14 @@ def _read_cpu_seconds(pid: int) -> dict[int, float]:
     return seconds
 
 
-def _read_threads(pid: int) -> dict[int, CpuSet]:
+def read_threads(proc: ProcReader, pid: int) -> dict[int, CpuSet]:
+    """The allowed CPUs of each thread of a process. Raises TooLateError, TooLongError and OSError."""
     threads = {}
     try:
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            match = re.search(r"^Cpus_allowed_list:\s*(\S+)", _read(f"/proc/{pid}/task/{tid}/status"), re.MULTILINE)
+        for tid in proc.numbers(f"{pid}/task"):
+            match = re.search(rb"^Cpus_allowed_list:\s*(\S+)", proc.read(f"{pid}/task/{tid}/status"), re.MULTILINE)
             if match:
-                threads[int(tid)] = CpuSet.parse(match[1])
+                threads[tid] = CpuSet.parse(match[1].decode())
     except (FileNotFoundError, ProcessLookupError):
         # It, or one of its threads, has ended; what was read still counts.
         return threads

@@ -64,6 +64,12 @@ def running_services() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
+def ad_hoc_jobs() -> tuple[str, ...]:
+    """The units of ad-hoc jobs that run or are about to. Raises SystemdError."""
+    done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", "torchpar-run-*.service")
+    return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
+
+
 def service_states() -> str:
     """What changes whenever a training or inference service starts, is ready, ends or fails. Raises SystemdError."""
     return _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS)

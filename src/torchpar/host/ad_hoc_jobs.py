@@ -1,0 +1,84 @@
+"""Reads which CPUs and accelerators the jobs of `torchpar run` have, from whom they can be believed.
+
+Those that are units, systemd tells: root alone can make such a unit. Those without one are processes, which say of
+themselves what they like, so they count for their own user alone: nobody takes CPUs from another user by a name or a
+variable, and root reads no variable that another user has set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+from torchpar import adhoc
+from torchpar.cpuset import CpuSet
+from torchpar.environment import VARIABLE
+from torchpar.host import systemd
+from torchpar.host.proc import ProcReader, TooLateError, TooLongError
+from torchpar.host.processes import read_threads
+from torchpar.host.reading import NotReadableError, Reader
+
+_LAUNCHERS = b"/usr/lib/torchpar/"
+_UNIT = re.compile(rb"/torchpar-(train@|infer@|run-)")
+_USERS = re.compile(rb"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
+_MOST = 2**18  # of one process's variables, where the one that is looked for has at most 2**17 bytes
+_SECONDS = 5.0
+
+
+def read_ad_hoc_jobs(proc: str = "/proc") -> tuple[CpuSet, frozenset[str]]:
+    """The CPUs and accelerators of the ad-hoc jobs that have a unit, and of those of this user that have none.
+
+    Raises SystemdError.
+    """
+    found: list[tuple[CpuSet, frozenset[str]]] = []
+    if systemd.is_running():
+        found += (adhoc.held_by(systemd.unit_properties(unit)) for unit in systemd.ad_hoc_jobs())
+    reader = ProcReader(_SECONDS, proc)
+
+    def read_own() -> None:
+        for pid in reader.numbers("."):
+            if pid != os.getpid() and _is_own_job(reader, pid):
+                found.append(_held_by(reader, pid))
+
+    try:
+        Reader(_SECONDS).do(read_own)
+    except (NotReadableError, TooLateError):
+        # What was found counts. Jobs of this user that are missing are this user's alone.
+        pass
+    return CpuSet.union(cpus for cpus, _ in list(found)), frozenset(gpu for _, gpus in list(found) for gpu in gpus)
+
+
+def _is_own_job(proc: ProcReader, pid: int) -> bool:
+    """Whether this user alone has started the process, it is a launcher of torchpar's, and systemd does not tell of it.
+
+    The owner of its folder is not enough: that of a process that nobody may look into is root. Nor are its user numbers
+    where its program is a setuid one, as sudo: its arguments and variables are still those of whoever called it.
+    """
+    uid = os.geteuid()
+    try:
+        if os.stat(f"{proc.root}/{pid}").st_uid != uid:
+            return False
+        words = proc.start(f"{pid}/cmdline", 4096).split(b"\0")
+        if len(words) < 2 or not words[1].startswith(_LAUNCHERS):
+            return False
+        users = _USERS.search(proc.read(f"{pid}/status"))
+        if not users or {int(number) for number in users.groups()} != {uid}:
+            return False
+        if os.stat(f"{proc.root}/{pid}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return False
+        return not _UNIT.search(proc.read(f"{pid}/cgroup"))
+    except (OSError, TooLongError):
+        return False
+
+
+def _held_by(proc: ProcReader, pid: int) -> tuple[CpuSet, frozenset[str]]:
+    """What such a process has, and says that it has."""
+    try:
+        cpus = CpuSet.union(read_threads(proc, pid).values())
+        variables = proc.start(f"{pid}/environ", _MOST).split(b"\0")
+    except (OSError, TooLongError):
+        return CpuSet(), frozenset()
+    prefix = f"{VARIABLE}=".encode()
+    told = next((os.fsdecode(variable[len(prefix) :]) for variable in variables if variable.startswith(prefix)), "")
+    return cpus, adhoc.accelerators_of(told)
