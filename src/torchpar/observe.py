@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from torchpar import preload
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
 from torchpar.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
@@ -17,7 +20,7 @@ from torchpar.generations import Content, Generation, Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
-from torchpar.host.processes import read_running_unit
+from torchpar.host.processes import SECONDS, read_running_unit
 from torchpar.plan import make_plan
 from torchpar.verify import Item, Verdict, summary, verify
 
@@ -36,6 +39,10 @@ _EXIT_CODES = {
 }
 
 _RUNNING = ("active", "reloading", "deactivating")
+
+# In which the processes of all services are read where that is possible. A service that comes later has its time too.
+_SECONDS_OF_ALL = 20.0
+_LEAST_SECONDS = 0.5
 
 
 def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
@@ -60,13 +67,14 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
             f"host has {read_manifest()['cpus_online']} now; make a new one: torchpar apply"
         )
     services = []
+    until = time.monotonic() + _SECONDS_OF_ALL
     if planned:
         since = os.lstat(store.directory / "active").st_mtime
-        services = [observe_service(service, since) for service in planned]
+        services = [observe_service(service, since, until) for service in planned]
     for service in services:
         notices += service.pop("notices")
     if planned is not None:
-        strays, more = observe_out_of_force({service["unit"] for service in services})
+        strays, more = observe_out_of_force({service["unit"] for service in services}, until)
         services += strays
         notices += more
     return {
@@ -119,7 +127,9 @@ def _broken(problem: str, others: int, number: str) -> dict[str, Any]:
     return {"state": "broken", "problem": problem, "notices": notices, "auto_apply": False}
 
 
-def observe_out_of_force(in_force: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def observe_out_of_force(
+    in_force: Collection[str], until: float = math.inf
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The services that run and are in no generation in force, and what to say of them and of sockets like them.
 
     Such a service has left the conf since it started. It goes on, without the limits of its drop-in once systemd has
@@ -129,7 +139,7 @@ def observe_out_of_force(in_force: Collection[str]) -> tuple[list[dict[str, Any]
     try:
         for unit in systemd.running_services():
             if unit not in in_force and (match := _UNIT.fullmatch(unit)):
-                rows.append(_out_of_force(unit, match["kind"], match["name"]))
+                rows.append(_out_of_force(unit, match["kind"], match["name"], until))
         sockets = [unit for unit in systemd.open_sockets() if f"{unit.removesuffix('.socket')}.service" not in in_force]
     except TorchparError as error:
         return rows, [str(error)]
@@ -146,9 +156,10 @@ def observe_out_of_force(in_force: Collection[str]) -> tuple[list[dict[str, Any]
 _UNIT = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
 
 
-def _out_of_force(unit: str, kind: str, name: str) -> dict[str, Any]:
+def _out_of_force(unit: str, kind: str, name: str, until: float) -> dict[str, Any]:
     properties = systemd.unit_properties(unit)
-    running = read_running_unit(unit, properties["MainPID"], properties.get("ControlGroup", ""))
+    group = properties.get("ControlGroup", "")
+    running = read_running_unit(unit, properties["MainPID"], group, seconds=_share(until))
     cpus = CpuSet.union(cpus for process in running.processes for cpus in (process.threads or {}).values())
     state = _state(properties)
     return {
@@ -159,7 +170,7 @@ def _out_of_force(unit: str, kind: str, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str, Any]:
+def observe_service(plan: Mapping[str, Any], in_force_since: float, until: float = math.inf) -> dict[str, Any]:
     """One service: its state in words, and whether it runs as planned."""
     unit = plan["unit"]
     row = {
@@ -179,9 +190,9 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str,
     row["main_pid"] = properties["MainPID"]
     if properties["ActiveState"] not in _RUNNING or not properties["MainPID"]:
         return {**row, "placed": None, "items": [], "notices": []}
-    items = verify_unit(plan, properties)
+    items = verify_unit(plan, properties, _share(until))
     verdict = summary(items)
-    notices = [f"{unit} {item.notice}" for item in items if item.notice]
+    notices = [f"{unit} {notice}" for notice in dict.fromkeys(item.notice for item in items) if notice]
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
     if what:
         if properties["ActiveEnterTimestamp"] / 1e6 < in_force_since:
@@ -191,10 +202,23 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float) -> dict[str,
     return {**row, "placed": verdict.value, "items": [item_json(item) for item in items], "notices": notices}
 
 
-def verify_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> tuple[Item, ...]:
-    """Compare a running unit with its plan."""
-    running = read_running_unit(plan["unit"], properties["MainPID"], properties.get("ControlGroup", ""))
+def verify_unit(
+    plan: Mapping[str, Any], properties: Mapping[str, Any], seconds: float = SECONDS
+) -> tuple[Item, ...]:
+    """Compare a running unit with its plan; its processes are read for so many seconds at the most."""
+    running = read_running_unit(
+        plan["unit"],
+        properties["MainPID"],
+        properties.get("ControlGroup", ""),
+        variables={*plan["environment"], preload.WITHOUT},
+        seconds=seconds,
+    )
     return verify(plan, running)
+
+
+def _share(until: float) -> float:
+    """The seconds for the processes of one service: one that holds whoever looks takes little from the others."""
+    return min(SECONDS, max(_LEAST_SECONDS, until - time.monotonic()))
 
 
 def item_json(item: Item) -> dict[str, str]:

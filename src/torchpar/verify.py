@@ -22,6 +22,9 @@ _POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleav
 # A quota that stops the processes in more of its periods than this slows the job down.
 THROTTLED_SHARE = 0.05
 
+# Of what is wrong with the processes of one unit.
+_MOST_TOLD = 10
+
 # CPU time of the busiest thread from which on the others' are compared with it.
 SETTLED_SECONDS = 5.0
 
@@ -58,7 +61,8 @@ class RunningUnit:
     """A unit that runs: its processes, what its ranks say of themselves, its control group.
 
     `has_numa` is false where the kernel shows no memory policies at all; `throttled` counts the quota's periods in
-    which it was stopped, of `periods`; None where there is no such controller.
+    which it was stopped, of `periods`; None where there is no such controller. `unread` is why not all of its processes
+    could be looked at, "" where all were.
     """
 
     unit: str
@@ -69,11 +73,12 @@ class RunningUnit:
     throttled: int | None = None
     periods: int = 0
     ranks: tuple[Mapping[str, int], ...] = ()
+    unread: str = ""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One compared value, as texts for people. `notice` is a sentence for drift that a restart does not mend."""
+    """One compared value, as texts for people. `notice` is a sentence about the service, for what no restart mends."""
 
     what: str
     verdict: Verdict
@@ -124,9 +129,9 @@ def _cpus(plan: Mapping[str, Any], running: RunningUnit) -> Item:
         ]
     count = sum(len(process.threads or ()) for process in running.processes)
     if wrong:
-        return Item("CPUs", Verdict.DRIFT, plan["cpus"], "; ".join(wrong))
-    if unread:
-        return _unread("CPUs", plan["cpus"])
+        return Item("CPUs", Verdict.DRIFT, plan["cpus"], _first("; ", wrong))
+    if unread or running.unread:
+        return _unread("CPUs", plan["cpus"], running)
     return Item("CPUs", Verdict.OK, plan["cpus"], f"threads: {count}, processes: {len(running.processes)}")
 
 
@@ -146,12 +151,14 @@ def _memory_policy(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     word = _POLICY_WORDS.get(policy, "default")
     wanted = f"{word}:{nodes}" if nodes else word
     if any(process.policies is None for process in running.processes):
-        return _unread("memory policy", expected)
+        return _unread("memory policy", expected, running)
     # The library that a mapping belongs to may set its own policy; the process's is that of the most mappings.
     found = [Counter(process.policies).most_common(1)[0][0] for process in running.processes if process.policies]
     others = sorted(set(found) - {wanted} - _policies_of_ranks(plan, word, nodes))
     if others:
-        return Item("memory policy", Verdict.DRIFT, expected, " and ".join(others))
+        return Item("memory policy", Verdict.DRIFT, expected, _first(" and ", others))
+    if running.unread:
+        return _unread("memory policy", expected, running)
     return Item("memory policy", Verdict.OK, expected, _locality(plan, running) or wanted)
 
 
@@ -182,8 +189,9 @@ def _allocator(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     expected = "glibc" if plan["allocator"] == "none" else plan["allocator"]
     ranks = {rank.get("pid") for rank in running.ranks}
     looked_at = [process for process in running.processes if process.pid == running.main_pid or process.pid in ranks]
-    if _main(running) is None or any(process.allocator is None for process in looked_at):
-        return _unread("allocator", expected)
+    all_seen = not running.unread or ranks <= {process.pid for process in running.processes}
+    if _main(running) is None or not all_seen or any(process.allocator is None for process in looked_at):
+        return _unread("allocator", expected, running)
     found = dict.fromkeys(str(process.allocator) for process in looked_at)
     same = list(found) == [expected]
     why = _without_preload(running)
@@ -206,7 +214,7 @@ def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     expected = f"{len(planned)} variables"
     main = _main(running)
     if main is None or main.environment is None:
-        return _unread("environment", expected)
+        return _unread("environment", expected, running)
     if not main.environment:
         # A process that names itself anew (setproctitle) takes the room for it; systemd starts none without variables.
         return Item("environment", Verdict.UNKNOWN, expected, "the process has overwritten what /proc shows of it")
@@ -227,10 +235,12 @@ def _threads(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     if plan["kind"] == "train" and len(planned) == 1 and (item := _own_ranks(plan, running, expected)):
         return item
     told = {rank.get("local_rank"): rank.get("threads") for rank in running.ranks if rank.get("pid") in pids}
-    if not told:
+    if not told and not running.unread:
         return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
     actual = ", ".join(str(told.get(rank, "?")) for rank in planned)
     same = all(planned.get(rank) == threads for rank, threads in told.items())
+    if same and running.unread:
+        return _unread("threads", expected, running)
     return Item("threads", Verdict.OK if same else Verdict.DRIFT, expected, f"torch computes with {actual}")
 
 
@@ -269,5 +279,13 @@ def _main(running: RunningUnit) -> Process | None:
     return next((process for process in running.processes if process.pid == running.main_pid), None)
 
 
-def _unread(what: str, expected: str) -> Item:
-    return Item(what, Verdict.UNKNOWN, expected, "cannot be read; this needs root")
+def _unread(what: str, expected: str, running: RunningUnit) -> Item:
+    if not running.unread:
+        return Item(what, Verdict.UNKNOWN, expected, "cannot be read; this needs root")
+    return Item(what, Verdict.UNKNOWN, expected, running.unread, f"cannot be seen as a whole: {running.unread}")
+
+
+def _first(separator: str, texts: Sequence[str]) -> str:
+    """The first of many texts, each of which a job may make as it likes, and how many more there are."""
+    more = f"{separator}{len(texts) - _MOST_TOLD} more" if len(texts) > _MOST_TOLD else ""
+    return separator.join(texts[:_MOST_TOLD]) + more

@@ -85,9 +85,8 @@ def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ..
     for item in items:
         verdict_column = f"{_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}"
         click.echo(f"  {verdict_column}{item.what:<14} {brief(_text(item))}")
-    for item in items:
-        if item.notice:
-            click.echo(f"  ! it {item.notice}")
+    for notice in dict.fromkeys(item.notice for item in items if item.notice):
+        click.echo(brief(f"  ! it {notice}"))
     if any(item.verdict is Verdict.DRIFT and not item.notice for item in items):
         click.echo(f"  to place it as planned: systemctl restart {unit}")
 

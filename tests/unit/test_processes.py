@@ -1,0 +1,152 @@
+"""The processes of a unit, where a job does with its /proc whatever it can: long, slow, of any bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_verify import PLAN
+from torchpar.cpuset import CpuSet
+from torchpar.host import processes
+from torchpar.host.proc import LIMIT
+from torchpar.host.processes import read_running_unit
+from torchpar.observe import item_json
+from torchpar.verify import RunningUnit, Verdict, verify
+
+UNIT = "torchpar-train@a.service"
+STATUS = b"Name:\tpython3\nUid:\t0\t0\t0\t0\nCpus_allowed_list:\t0-1\n"
+NUMA = b"55d0 prefer:0 file=/usr/bin/python3 mapped=3 N0=3\n7f00 default anon=1 N0=1 N1=2\n"
+
+# What may be in the name of a file or a process: line ends of any kind, escape sequences, no UTF-8, a line of its own.
+NAMES = (
+    b"/srv/x\x0b1 bind:9 N7=5", b"/srv/x\x851 bind:9", b"/srv/\xe2\x80\xa81 bind:9", b"/srv/\x1b]0;x\x07\x9b2J",
+    b"/srv/\xff\xfe\xed\xa0\x80", b"/srv/\x0c1\x1c1\x1d1\x1e1 bind:9", b"/srv/\r1 bind:9",
+)  # fmt: skip
+
+
+def process(proc: Path, pid: int = 10, **files: bytes) -> Path:
+    """The folder of a process of one thread, with these files instead of those of an honest one."""
+    folder = proc / str(pid)
+    (folder / f"task/{pid}").mkdir(parents=True)
+    (folder / f"task/{pid}/status").write_bytes(files.pop("status", STATUS))
+    honest = {"maps": b"55d0-55d1 r--p 00000000 00:00 1 /usr/lib/libjemalloc.so.2\n", "numa_maps": NUMA}
+    for name, data in {**honest, "environ": b"OMP_NUM_THREADS=2\0HOME=/\0", **files}.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def look(proc: Path, seconds: float = 60.0) -> RunningUnit:
+    """What is read of process 10, as verify asks for it."""
+    variables = PLAN["environment"].keys()
+    return read_running_unit(UNIT, 10, "", variables=variables, seconds=seconds, proc=str(proc))
+
+
+def test_an_honest_process_is_read_as_it_is(tmp_path: Path) -> None:
+    """Threads, policies, pages, malloc, and of the variables those that are asked for."""
+    process(tmp_path)
+    (found,) = look(tmp_path).processes
+    assert (found.threads, found.allocator) == ({10: CpuSet([0, 1])}, "jemalloc")
+    assert (found.policies, found.pages) == ({"prefer:0": 1, "default": 1}, {0: 4, 1: 2})
+    assert found.environment == {"OMP_NUM_THREADS": "2"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_of_a_file_is_taken_for_what_the_kernel_says(tmp_path: Path, name: bytes) -> None:
+    """The kernel escapes line breaks and spaces in a path and lets any other byte through."""
+    # As seq_file_path() does: "\n\t= ".
+    escaped = re.sub(rb"[\n\t= ]", lambda found: b"\\%03o" % found[0][0], name)
+    process(
+        tmp_path,
+        numa_maps=NUMA + b"7f01 default file=" + escaped + b" mapped=1 N0=1\n",
+        maps=b"55d0-55d1 r--p 00000000 00:00 1 " + name.replace(b"\n", b"\\012") + b"/libjemalloc\n",
+        environ=b"OMP_NUM_THREADS=" + name + b"\0",
+    )
+    unit = look(tmp_path)
+    (found,) = unit.processes
+    assert (found.policies, found.pages) == ({"prefer:0": 1, "default": 2}, {0: 5, 1: 2})
+    assert found.allocator == "glibc"
+    for item in verify(PLAN, unit):
+        assert all(text.isprintable() for text in item_json(item).values())
+
+
+def test_a_process_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
+    """Its memory is locked: what was read before counts, the rest is unknown, and that is said once."""
+    folder = process(tmp_path)
+    (folder / "numa_maps").unlink()
+    os.mkfifo(folder / "numa_maps")
+    began = time.monotonic()
+    unit = look(tmp_path, seconds=0.2)
+    assert time.monotonic() - began < 30 and "have not answered within 0.2 s" in unit.unread
+    items = verify(PLAN, unit)
+    assert Verdict.OK not in {item.verdict for item in items if item.what not in ("cpuset", "CPU quota")}
+    assert {item.notice for item in items if item.notice} == {f"cannot be seen as a whole: {unit.unread}"}
+    os.close(os.open(folder / "numa_maps", os.O_RDWR))
+
+
+@pytest.mark.parametrize("name", ["maps", "numa_maps", "environ"])
+def test_what_has_no_end_is_unknown(tmp_path: Path, name: str) -> None:
+    """So many bytes are read of a file, and then no item that rests on it is well."""
+    folder = process(tmp_path)
+    with (folder / name).open("r+b") as file:
+        file.truncate(LIMIT + 1)
+    unit = look(tmp_path)
+    assert "too long" in unit.unread
+    item = {"maps": "allocator", "numa_maps": "memory policy", "environ": "environment"}[name]
+    assert {found.what: found.verdict for found in verify(PLAN, unit)}[item] is Verdict.UNKNOWN
+
+
+def test_half_a_million_variables_cost_nothing_that_lasts(tmp_path: Path) -> None:
+    """Of a process's variables only those are kept that are compared."""
+    process(tmp_path, environ=b"".join(b"a%d=\0" % number for number in range(500_000)) + b"OMP_NUM_THREADS=2\0")
+    assert look(tmp_path).processes[0].environment == {"OMP_NUM_THREADS": "2"}
+
+
+def test_more_processes_than_can_be_read_in_time_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main process is read first, so what rests on it alone is known; a process elsewhere is drift all the same."""
+    group = tmp_path / "group"
+    group.mkdir()
+    (group / "cgroup.procs").write_text("11 12 10")
+    process(tmp_path, 10)
+    process(tmp_path, 11, status=STATUS.replace(b"0-1", b"5"))
+    process(tmp_path, 12)
+    monkeypatch.setattr(processes, "_HIERARCHIES", (str(tmp_path),))
+    read: list[int] = []
+    take = processes.read_threads
+
+    def until_the_time_is_over(proc: processes.ProcReader, pid: int) -> dict[int, CpuSet]:
+        if len(read) == most:
+            raise processes.TooLateError
+        read.append(pid)
+        return take(proc, pid)
+
+    monkeypatch.setattr(processes, "read_threads", until_the_time_is_over)
+    most = 0
+    for cpus in (Verdict.UNKNOWN, Verdict.DRIFT):
+        read.clear()
+        most += 1
+        unit = read_running_unit(UNIT, 10, "/group", variables=("OMP_NUM_THREADS",), proc=str(tmp_path))
+        found = {item.what: item.verdict for item in verify(PLAN, unit)}
+        assert read[0] == 10 and found["CPUs"] is cpus
+        assert found["memory policy"] is found["threads"] is Verdict.UNKNOWN
+        assert found["allocator"] is found["environment"] is Verdict.OK
+
+
+def test_what_is_wrong_with_thousands_of_processes_is_a_line(tmp_path: Path) -> None:
+    """The first of them, and how many more there are."""
+    process(tmp_path, status=STATUS.replace(b"0-1", b"5"))
+    unit = look(tmp_path)
+    many = RunningUnit(UNIT, 10, unit.processes * 10_000, True)
+    (item,) = (item for item in verify(PLAN, many) if item.what == "CPUs")
+    assert len(item.actual) < 1000 and item.actual.endswith("; 9990 more")
+
+
+def test_a_process_that_ends_while_it_is_read_is_left_out(tmp_path: Path) -> None:
+    """Whatever of it was there a moment ago."""
+    process(tmp_path, 11)
+    assert look(tmp_path) == RunningUnit(UNIT, 10, (), look(tmp_path).has_numa)
+    (tmp_path / "10/task/10").mkdir(parents=True)
+    assert look(tmp_path).processes == ()
