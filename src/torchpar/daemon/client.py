@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.daemon.server import SOCKET
+from torchpar.daemon.server import ROOT_SOCKET, SOCKET
 from torchpar.shape import ShapeError, Text, parse_json, shape
 
 _SECONDS = 15.0  # a look that it takes first may have to wait for a disk that does not answer
+_DOOR_SECONDS = 0.5
 _LIMIT = 2**26
 
 
@@ -73,12 +74,24 @@ def ask_daemon() -> dict[str, Any] | None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
             door.settimeout(_SECONDS)
-            door.connect(SOCKET)
+            _connect(door)
             while len(data) <= _LIMIT and time.monotonic() < until and (chunk := door.recv(65536)):
                 data += chunk
     except OSError:
         return None
     return parse_answer(data)
+
+
+def _connect(door: socket.socket) -> None:
+    """Connect, also where many others are waiting at the door for a moment (EAGAIN). Raises OSError."""
+    until = time.monotonic() + _DOOR_SECONDS
+    while True:
+        try:
+            return door.connect(ROOT_SOCKET if os.geteuid() == 0 else SOCKET)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def why_no_answer() -> str:

@@ -1,4 +1,4 @@
-"""torchpard: one loop that looks, answers, and tells systemd that it is alive. Run by torchpard.service."""
+"""torchpard: one loop that answers, has others look, and tells systemd that it is alive. Run by torchpard.service."""
 
 from __future__ import annotations
 
@@ -10,18 +10,37 @@ import sys
 import time
 
 from torchpar.daemon.ledger import Ledger
+from torchpar.daemon.look import Looks
 from torchpar.daemon.receiver import Receiver, read_cgroup_of
-from torchpar.daemon.server import SOCKET, Server
+from torchpar.daemon.server import ROOT_SOCKET, SOCKET, Client, Server
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.environment import JOB_SOCKET
-from torchpar.errors import TorchparError, printable
+from torchpar.errors import printable
 from torchpar.generations import Store
-from torchpar.host.systemd import reload_without_waiting
 from torchpar.notify import Notifier
+
+# Seconds until the loop comes round by itself.
+_PAUSE = 1.0
+
+
+# In which a child has to end: of a glance, the conf's disk and systemd; of a look, all services too.
+_GLANCE_SECONDS = 20
+_LOOK_SECONDS = 120
+
+# Seconds after which a client has the last observation, where a newer one is not there yet; the first is waited for.
+_FRESH_SECONDS = 5.0
+_FIRST_SECONDS = 14.0
+# For which other users than root are answered from one glance: however many ask, they take no more of the host.
+_SHARED_SECONDS = 1.0
+_OLDER = "torchpard is still looking, and this is what it saw before"
 
 
 class _Daemon:
-    """The watch, the socket, and what systemd is told of them."""
+    """The watch, the socket, and what systemd is told of them.
+
+    Nothing here waits for anything: glances and looks are taken by children, and root is answered from the last
+    observation as soon as a glance that began later says that it still holds.
+    """
 
     def __init__(self) -> None:
         self.notifier = Notifier()
@@ -30,29 +49,66 @@ class _Daemon:
         # First of all: a job that reports meanwhile is heard.
         self.receiver = Receiver(JOB_SOCKET, self.selector, ledger, read_cgroup_of)
         self._watch = Watch(Store(), ledger, tell)
-        self._applied_for: object = None
-        self.look()
-        self.server = Server(SOCKET, self.selector, self._answer)
+        self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced)
+        self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked)
+        self._servers = (
+            Server(ROOT_SOCKET, 0o600, self.selector, self._asked),
+            Server(SOCKET, 0o660, self.selector, self._asked),
+        )
+        self._fresh_until = 0.0
+        self._looks.want()
 
-    def look(self) -> None:
-        """Look at everything that may have changed."""
-        # Each look has the watchdog's whole time: an answer that was asked for before it may have taken some.
-        self.notifier.send(WATCHDOG="1")
-        try:
-            if not self._watch.poll():
-                return
+    def poll(self) -> None:
+        """See whether anything has changed."""
+        self._glances.want()
+
+    def end_what_is_late(self) -> None:
+        """Let go of looks and clients that have taken too long."""
+        self._glances.end_if_late()
+        self._looks.end_if_late()
+        now = time.monotonic()
+        for server, client in self._waiting():
+            seconds = now - client.since
+            if self._watch.observation and seconds > _FRESH_SECONDS:
+                server.answer(client, self._watch.answer(_OLDER))
+            elif seconds > _FIRST_SECONDS:
+                server.hang_up(client)
+        for server in self._servers:
+            server.drop_slow_clients()
+
+    def _waiting(self) -> list[tuple[Server, Client]]:
+        return [(server, client) for server in self._servers for client in server.waiting()]
+
+    def _asked(self, server: Server, client: Client) -> None:
+        if client.uid != 0 and time.monotonic() < self._fresh_until:
+            server.answer(client, self._watch.answer())
+        else:
+            client.glance = self._glances.want()
+
+    def _glanced(self, number: int, lines: list[bytes]) -> None:
+        stamp = self._watch.read_stamp(lines)
+        fresh = stamp is not None and stamp == self._watch.stamp
+        self._fresh_until = time.monotonic() + _SHARED_SECONDS if fresh else 0.0
+        look = None
+        if stamp is not None and (not fresh or self._watch.is_due()):
+            under_way = self._looks.lines()
+            is_it = bool(under_way) and self._watch.read_stamp(under_way[:1]) == stamp
+            look = self._looks.number if is_it else self._looks.want()
+        for server, client in self._waiting():
+            if client.look is None and client.glance <= number:
+                if fresh:
+                    server.answer(client, self._watch.answer())
+                else:
+                    client.look = look
+
+    def _looked(self, number: int, lines: list[bytes]) -> None:
+        if self._watch.take(lines):
             self.notifier.send(STATUS=self._watch.status())
-            if self._watch.wants_apply() and self._applied_for != self._watch.conf_stamp:
-                # Once for each edit; systemd runs `torchpar apply` outside of this sandbox.
-                self._applied_for = self._watch.conf_stamp
-                reload_without_waiting("torchpard.service")
-        except TorchparError as error:
-            # systemd does not answer, or executes itself anew: look again in time.
-            tell(4, str(error))
-
-    def _answer(self) -> bytes:
-        self.look()
-        return self._watch.answer()
+        if not self._watch.observation:
+            return
+        for server, client in self._waiting():
+            if client.look is not None and client.look <= number:
+                server.answer(client, self._watch.answer())
 
 
 def main() -> None:
@@ -60,20 +116,21 @@ def main() -> None:
     daemon = _Daemon()
     stop = _stop_signals(daemon.selector)
     daemon.notifier.send(READY="1")
-    pause = min(POLL_SECONDS, (daemon.notifier.watchdog_seconds or 4 * POLL_SECONDS) / 4)
-    next_look = time.monotonic() + POLL_SECONDS
+    pause = min(_PAUSE, (daemon.notifier.watchdog_seconds or 4 * _PAUSE) / 4)
+    next_poll = time.monotonic() + POLL_SECONDS
     while True:
-        # The loop itself is what the watchdog watches: a look that hangs ends it.
+        # The loop itself is what the watchdog watches.
         daemon.notifier.send(WATCHDOG="1")
-        for key, _ in daemon.selector.select(timeout=pause):
+        resting = daemon.receiver.resume()
+        for key, _ in daemon.selector.select(timeout=pause if resting is None else min(pause, resting)):
             if key.data is stop:
                 daemon.notifier.send(STOPPING="1")
                 return
             key.data()
-        daemon.server.drop_slow_clients()
-        if time.monotonic() >= next_look:
-            daemon.look()
-            next_look = time.monotonic() + POLL_SECONDS
+        daemon.end_what_is_late()
+        if time.monotonic() >= next_poll:
+            daemon.poll()
+            next_poll = time.monotonic() + POLL_SECONDS
 
 
 def tell(level: int, line: str) -> None:

@@ -17,7 +17,7 @@ from torchpar.daemon.ledger import Ledger, parse_report
 
 # A message has about 150 bytes; more is no message.
 _MOST_BYTES = 1024
-# Datagrams in one go; who sends more than that is made to wait.
+# Datagrams in one go; who sends more than that is made to wait, and nobody else.
 _MOST_DATAGRAMS = 64
 _PAUSE = 0.02
 
@@ -38,6 +38,8 @@ class Receiver:
         read_cgroup: Callable[[int], str],
     ) -> None:
         self._ledger = ledger
+        self._selector = selector
+        self._resume_at: float | None = None
         self._read_cgroup = read_cgroup
         self._root = root_group(read_cgroup(os.getpid()))
         if os.path.lexists(path):
@@ -66,7 +68,19 @@ class Receiver:
             unit = report and unit_of(self._read_cgroup(pid), self._root)
             if report and unit:
                 self._ledger.record(unit, pid, report, time.monotonic())
-        time.sleep(_PAUSE)
+        self._selector.unregister(self._socket)
+        self._resume_at = time.monotonic() + _PAUSE
+
+    def resume(self) -> float | None:
+        """Listen again when the pause is over; the seconds until then, None where it listens."""
+        if self._resume_at is None:
+            return None
+        left = self._resume_at - time.monotonic()
+        if left > 0:
+            return left
+        self._resume_at = None
+        self._selector.register(self._socket, selectors.EVENT_READ, self.receive)
+        return None
 
 
 def root_group(own: str) -> str:

@@ -1,4 +1,8 @@
-"""The status socket: who connects gets one line of JSON and is hung up on. It reads nothing, so it takes no orders."""
+"""The status socket: who connects gets one line of JSON and is hung up on. It reads nothing, so it takes no orders.
+
+Every user has a few places. Whoever takes all of them and does not read, or comes again and again, has no answer and
+takes nothing from others.
+"""
 
 from __future__ import annotations
 
@@ -9,74 +13,136 @@ import selectors
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 SOCKET = "/run/torchpar/torchpard.sock"
+# Root's own, as the other one may have a thousand others waiting at it.
+ROOT_SOCKET = "/run/torchpar/root.sock"
 GROUP = "torchpar"
 
-_MOST_CLIENTS = 32
+_MOST_OF_ROOT = 128
+_MOST_OF_A_USER = 8
+_MOST_OF_USERS = 128
+# Those that wait at the door; whoever comes then is told to come again (EAGAIN).
+_BACKLOG = 1024
+_AT_ONCE = 64  # let in before anything else is done
 _PATIENCE = 5.0  # seconds that a client may take to read its answer
+_KNOWN_SECONDS = 5.0  # that the answer of the user database holds
+_MOST_KNOWN = 1024
+
+
+@dataclass(eq=False)
+class Client:
+    """Who waits for an answer, or reads it: which glance and then which look it waits for, and until when."""
+
+    socket: socket.socket
+    uid: int
+    since: float
+    glance: int = 0
+    look: int | None = None
+    rest: bytes | None = None
 
 
 class Server:
-    """Listens at a path and sends each client what `answer` gives, without ever waiting for a client."""
+    """Listens at a path and tells `asked` of each client, without ever waiting for one."""
 
-    def __init__(self, path: str, selector: selectors.BaseSelector, answer: Callable[[], bytes]) -> None:
-        self._answer = answer
+    def __init__(
+        self, path: str, mode: int, selector: selectors.BaseSelector, asked: Callable[[Server, Client], None]
+    ) -> None:
+        self._asked = asked
         self._selector = selector
-        self._clients: dict[socket.socket, tuple[bytes, float]] = {}
+        self._clients: set[Client] = set()
+        self._members = _Members()
         if os.path.lexists(path):
             os.unlink(path)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        before = os.umask(0o117)
+        before = os.umask(0o777 & ~mode)
         try:
             self._door.bind(path)
         finally:
             os.umask(before)
-        self._door.listen(_MOST_CLIENTS)
+        self._door.listen(_BACKLOG)
         selector.register(self._door, selectors.EVENT_READ, self._accept)
+
+    def waiting(self) -> list[Client]:
+        """The clients that have no answer yet."""
+        return [client for client in self._clients if client.rest is None]
+
+    def answer(self, client: Client, answer: bytes) -> None:
+        """Give a client its answer."""
+        client.rest, client.since = answer, time.monotonic()
+        self._selector.register(client.socket, selectors.EVENT_WRITE, lambda: self._write(client))
+
+    def hang_up(self, client: Client) -> None:
+        """Let a client go, with or without its answer."""
+        self._clients.discard(client)
+        if client.rest is not None:
+            self._selector.unregister(client.socket)
+        client.socket.close()
 
     def drop_slow_clients(self) -> None:
         """Hang up on who has not read its answer in time."""
         now = time.monotonic()
-        for client, (_, until) in list(self._clients.items()):
-            if until < now:
-                self._close(client)
+        for client in list(self._clients):
+            if client.rest is not None and client.since + _PATIENCE < now:
+                self.hang_up(client)
 
     def _accept(self) -> None:
-        try:
-            client, _ = self._door.accept()
-        except OSError:
-            # It hung up before it was greeted, or there are too many open files; the next one may fare better.
-            return
-        client.setblocking(False)
-        if len(self._clients) >= _MOST_CLIENTS or not may_ask(_peer_uid(client)):
-            client.close()
-            return
-        self._clients[client] = (self._answer(), time.monotonic() + _PATIENCE)
-        self._selector.register(client, selectors.EVENT_WRITE, lambda: self._write(client))
+        for _ in range(_AT_ONCE):
+            try:
+                door, _ = self._door.accept()
+            except OSError:
+                # Nobody is left, or it hung up before it was greeted, or there are too many open files.
+                return
+            door.setblocking(False)
+            uid = _peer_uid(door)
+            if not self._has_place(uid) or not self._members.may_ask(uid):
+                door.close()
+                continue
+            client = Client(door, uid, time.monotonic())
+            self._clients.add(client)
+            self._asked(self, client)
 
-    def _write(self, client: socket.socket) -> None:
-        rest, until = self._clients[client]
+    def _has_place(self, uid: int) -> bool:
+        users = Counter(client.uid for client in self._clients)
+        if uid == 0:
+            return users[0] < _MOST_OF_ROOT
+        return users[uid] < _MOST_OF_A_USER and users.total() - users[0] < _MOST_OF_USERS
+
+    def _write(self, client: Client) -> None:
+        assert client.rest is not None
         try:
-            rest = rest[client.send(rest) :]
+            client.rest = client.rest[client.socket.send(client.rest) :]
         except BlockingIOError:
             return
         except OSError:
-            rest = b""
-        if rest:
-            self._clients[client] = (rest, until)
-        else:
-            self._close(client)
+            client.rest = b""
+        if not client.rest:
+            self.hang_up(client)
 
-    def _close(self, client: socket.socket) -> None:
-        del self._clients[client]
-        self._selector.unregister(client)
-        client.close()
+
+class _Members:
+    """Who may see the status: root, and the members of the group torchpar. Asks the user database now and then only."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, bool]] = {}
+
+    def may_ask(self, uid: int) -> bool:
+        """Whether a user may."""
+        now = time.monotonic()
+        until, answer = self._known.get(uid, (0.0, False))
+        if now > until:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            answer = may_ask(uid)
+            self._known[uid] = now + _KNOWN_SECONDS, answer
+        return answer
 
 
 def may_ask(uid: int) -> bool:
-    """Whether a user may see the status: root, and the members of the group torchpar."""
+    """Whether a user may see the status, by the user database."""
     if uid == 0:
         return True
     try:

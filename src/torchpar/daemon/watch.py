@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torchpar.advice import Loading, say_loading
 from torchpar.daemon.ledger import Ledger
+from torchpar.daemon.look import Write
+from torchpar.errors import TorchparError
 from torchpar.generations import Store
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_manifest
-from torchpar.host.systemd import service_states
+from torchpar.host.systemd import reload_without_waiting, service_states
 from torchpar.observe import observe
 
+DAEMON = "torchpard.service"
 POLL_SECONDS = 5.0
 VERIFY_SECONDS = 60.0
 # After something has changed: a job that has just started has by then imported torch and begun to compute.
@@ -23,31 +26,82 @@ SETTLING_SECONDS = 20.0
 
 
 class Watch:
-    """The last observation, and the stamps that say whether it is still true.
+    """The last observation, and the stamp that says whether it is still true.
 
-    `tell` gets a line for the journal when something begins to be wrong, and when it is right again.
+    What takes a look runs in a child process and writes what it finds; see look.py. `tell` gets a line for the journal
+    when something begins to be wrong, and when it is right again.
     """
 
     def __init__(self, store: Store, ledger: Ledger, tell: Callable[[int, str], None]) -> None:
         self.observation: dict[str, Any] = {}
+        self.stamp: str | None = None
         self._store = store
         self._ledger = ledger
         self._tell = tell
         self._conf = ConfReader()
-        self.conf_stamp: object = None
-        self._stamp: object = None
+        self._applied_for: str | None = None
+        self._problem = ""
         self._next_verify = 0.0
 
-    def poll(self) -> bool:
-        """Look again if anything changed, or if the last look is old; returns whether it looked."""
+    # ---- in the child ----
+
+    def glance(self, write: Write) -> None:
+        """Write the stamp alone."""
+        write(_line(self._take_stamp()))
+
+    def look(self, write: Write) -> None:
+        """Write the stamp, then the observation, then which edit is applied by itself."""
         stamp = self._take_stamp()
-        changed = stamp != self._stamp
-        if not changed and time.monotonic() < self._next_verify:
+        write(_line(stamp))
+        if "problem" in stamp:
+            return
+        observation = observe(self._store, self._conf)
+        write(_line(observation))
+        if observation["conf"] == "newer" and observation["auto_apply"] and stamp["conf"] != self._applied_for:
+            # Once for each edit; systemd runs `torchpar apply` outside of this sandbox.
+            write(_line({"applied_for": stamp["conf"]}))
+            reload_without_waiting(DAEMON)
+
+    def _take_stamp(self) -> dict[str, str]:
+        """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
+        try:
+            conf = repr(self._conf.stamp())
+            active = _stat(str(self._store.directory / "active"))
+            return {"stamp": repr((conf, active, tuple(read_manifest().values()), service_states())), "conf": conf}
+        except TorchparError as error:
+            # systemd does not answer, or executes itself anew: look again in time.
+            return {"problem": str(error)}
+
+    # ---- in the daemon ----
+
+    def is_due(self) -> bool:
+        """Whether the last look is old."""
+        return time.monotonic() >= self._next_verify
+
+    def read_stamp(self, lines: Sequence[bytes]) -> str | None:
+        """The stamp of a glance or a look; None, with a line in the journal, where there is none."""
+        said = json.loads(lines[0]) if lines else {"problem": "the conf and systemd have not answered in time"}
+        problem = said.get("problem", "")
+        if problem and problem != self._problem:
+            self._tell(4, problem)
+        self._problem = problem
+        return None if problem else str(said["stamp"])
+
+    def take(self, lines: Sequence[bytes]) -> bool:
+        """Keep what a look has found; whether it has come to its end."""
+        stamp = self.read_stamp(lines)
+        if len(lines) < 2:
+            # Not again at once, whatever held it.
+            self._next_verify = time.monotonic() + SETTLING_SECONDS
+            if stamp is not None:
+                self._tell(4, "the services could not be looked at in time; what is shown of them is older")
             return False
-        self._stamp = stamp
-        self._next_verify = time.monotonic() + (SETTLING_SECONDS if changed else VERIFY_SECONDS)
+        self._next_verify = time.monotonic() + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
+        self.stamp = stamp
         before = set(self.observation.get("notices", ()))
-        self.observation = observe(self._store, self._conf)
+        self.observation = json.loads(lines[1])
+        if len(lines) > 2:
+            self._applied_for = json.loads(lines[2])["applied_for"]
         self._ledger.keep(service["unit"] for service in self.observation["services"])
         now = self.observation["notices"]
         for notice in now:
@@ -74,14 +128,10 @@ class Watch:
             parts.append(f"{strays} out of force and still running")
         return "; ".join(parts)
 
-    def wants_apply(self) -> bool:
-        """Whether the conf is newer, valid, and says AutoApply=yes."""
-        return bool(self.observation["conf"] == "newer" and self.observation["auto_apply"])
-
-    def answer(self) -> bytes:
-        """The observation and how far the jobs are, as the line that clients get."""
+    def answer(self, *notes: str) -> bytes:
+        """The observation and how far the jobs are, as the line that clients get, with these notices besides."""
         now = time.monotonic()
-        services, notices = [], list(self.observation["notices"])
+        services, notices = [], [*self.observation["notices"], *notes]
         for service in self.observation["services"]:
             throughput = self._ledger.throughput(service["unit"], now)
             loading = describe_loading(service, throughput) if throughput else None
@@ -89,13 +139,7 @@ class Watch:
             services.append({**service, "throughput": throughput if running else None, "loading": loading})
             if running and throughput and (throughput["bound"] == "loader" or throughput["loading"]["pageable"]):
                 notices.append(f"{service['kind']}@{service['name']} {loading}")
-        return json.dumps({**self.observation, "services": services, "notices": notices}).encode() + b"\n"
-
-    def _take_stamp(self) -> object:
-        """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
-        self.conf_stamp = self._conf.stamp()
-        active = _stat(str(self._store.directory / "active"))
-        return self.conf_stamp, active, tuple(read_manifest().values()), service_states()
+        return _line({**self.observation, "services": services, "notices": notices})
 
 
 def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) -> str | None:
@@ -107,6 +151,10 @@ def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) 
     asked = service["loader_workers"][local_rank]
     threads, budget = service["threads"][local_rank], service["budgets"][local_rank]
     return say_loading(Loading(**loading), threads, budget, asked=asked > 0)
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data).encode() + b"\n"
 
 
 def _stat(path: str) -> tuple[int, int, int] | None:
