@@ -56,13 +56,23 @@ def test_a_job_of_this_user_without_a_unit_is_seen(job: Callable[..., Path]) -> 
         {"cmdline": b"/usr/lib/torchpar/launch.py\0"},
         {"cmdline": b"x\0" * 100_000},
         {"cmdline": b""},
-        {"cgroup": b"0::/torchpar.slice/torchpar-run-x-1.service\n"},
         {"cgroup": b"0::/torchpar.slice/torchpar-train@x.service\n"},
     ],
 )
 def test_nobody_takes_cpus_by_a_name(job: Callable[..., Path], wrong: dict[str, Any]) -> None:
     """A process of somebody else, or one that systemd tells of, does not count, whatever it calls itself."""
     assert read_ad_hoc_jobs(str(job(**wrong).parent)) == NOTHING
+
+
+def test_a_job_with_a_unit_is_told_once_and_by_systemd_where_there_is_one(
+    job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container that is not booted its own processes are all that is known."""
+    folder = job(cgroup=b"0::/torchpar.slice/torchpar-run-x-1.service\n")
+    assert read_ad_hoc_jobs(str(folder.parent))[0] == CpuSet([3])
+    monkeypatch.setattr(systemd, "is_running", lambda: True)
+    monkeypatch.setattr(systemd, "ad_hoc_jobs", lambda: ())
+    assert read_ad_hoc_jobs(str(folder.parent)) == NOTHING
 
 
 def test_a_process_of_another_user_is_not_even_read(job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from torchpar.host.processes import read_threads
 from torchpar.host.reading import NotReadableError, Reader
 
 _LAUNCHERS = b"/usr/lib/torchpar/"
-_UNIT = re.compile(rb"/torchpar-(train@|infer@|run-)")
+_SERVICE = re.compile(rb"/torchpar-(train|infer)@")
+_JOB = re.compile(rb"/torchpar-run-")
 _USERS = re.compile(rb"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
 _MOST = 2**18  # of one process's variables, where the one that is looked for has at most 2**17 bytes
 _SECONDS = 5.0
@@ -32,13 +33,14 @@ def read_ad_hoc_jobs(proc: str = "/proc") -> tuple[CpuSet, frozenset[str]]:
     Raises SystemdError.
     """
     found: list[tuple[CpuSet, frozenset[str]]] = []
-    if systemd.is_running():
+    told = systemd.is_running()
+    if told:
         found += (adhoc.held_by(systemd.unit_properties(unit)) for unit in systemd.ad_hoc_jobs())
     reader = ProcReader(_SECONDS, proc)
 
     def read_own() -> None:
         for pid in reader.numbers("."):
-            if pid != os.getpid() and _is_own_job(reader, pid):
+            if pid != os.getpid() and _is_own_job(reader, pid, told):
                 found.append(_held_by(reader, pid))
 
     try:
@@ -49,8 +51,8 @@ def read_ad_hoc_jobs(proc: str = "/proc") -> tuple[CpuSet, frozenset[str]]:
     return CpuSet.union(cpus for cpus, _ in list(found)), frozenset(gpu for _, gpus in list(found) for gpu in gpus)
 
 
-def _is_own_job(proc: ProcReader, pid: int) -> bool:
-    """Whether this user alone has started the process, it is a launcher of torchpar's, and systemd does not tell of it.
+def _is_own_job(proc: ProcReader, pid: int, told: bool) -> bool:
+    """Whether this user alone has started the process, it is an ad-hoc job's, and systemd has not told of it.
 
     The owner of its folder is not enough: that of a process that nobody may look into is root. Nor are its user numbers
     where its program is a setuid one, as sudo: its arguments and variables are still those of whoever called it.
@@ -67,7 +69,8 @@ def _is_own_job(proc: ProcReader, pid: int) -> bool:
             return False
         if os.stat(f"{proc.root}/{pid}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID):
             return False
-        return not _UNIT.search(proc.read(f"{pid}/cgroup"))
+        group = proc.read(f"{pid}/cgroup")
+        return not _SERVICE.search(group) and not (told and _JOB.search(group))
     except (OSError, TooLongError):
         return False
 
