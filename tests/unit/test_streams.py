@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from torchpar.cli.main import COMMANDS, torchpar
+from torchpar.cli.output import to_json
 
 pytestmark = pytest.mark.subprocess
 
@@ -95,3 +97,15 @@ def test_no_path_is_looked_at_before_the_command_does() -> None:
         assert command is not None
         looking = [param.name for param in command.params if type(param.type) is click.Path]
         assert looking == (["what"] if name == "run" else [])
+
+
+def test_json_moves_no_cursor() -> None:
+    """It is the same data, without a byte that a terminal takes for an order, in any alphabet."""
+    # Two halves of a letter would make one.
+    text = "".join(map(chr, range(0x20, 0x3000))) + " ".join(map(chr, range(0xD800, 0x10000)))
+    orders = {*map(chr, [*range(0x7F, 0xA0), 0xAD, 0x200E, 0x2028, 0x202E, 0x2066, 0xD800, 0xDFFF, 0xFEFF])}
+    for ensure_ascii in (True, False):
+        made = to_json({"a": ["\x1b]0;x\x07\n", text]}, ensure_ascii=ensure_ascii)
+        assert json.loads(made) == {"a": ["\x1b]0;x\x07\n", text]}
+        assert not {*made} & orders and {c for c in made if c < " "} == {"\n"}
+    assert "ü" in made

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from torchpar.cli.inputs import LIVE
-from torchpar.cli.output import echo_json
+from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.doctor import CHECKS, Severity
 from torchpar.errors import ExitStatus
@@ -36,10 +36,10 @@ def doctor(root: Path, as_json: bool) -> int:
     else:
         for finding in findings:
             severity = click.style(finding.severity.value, fg=_COLOURS[finding.severity])
-            click.echo(f"{severity}  {finding.check}: {finding.found}")
-            click.echo(f"      seen: {finding.evidence}")
+            click.echo(f"{severity}  {finding.check}: {brief(finding.found)}")
+            click.echo(brief(f"      seen: {finding.evidence}"))
             if finding.fix:
-                click.echo(f"      to mend it: {finding.fix}")
+                click.echo(brief(f"      to mend it: {finding.fix}"))
     severities = {finding.severity for finding in findings}
     if Severity.FAIL in severities:
         return ExitStatus.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,12 +15,24 @@ from torchpar.errors import TorchparError, printable
 
 _LONGEST = 1000  # of a line for people, in letters
 
+# DEL and the second set of control characters, soft hyphens, marks of direction, line ends of any kind, halves of
+# letters, and what has no meaning yet or never.
+_NOT_SHOWN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\uffff]"
+)
+
 
 def echo_json(data: Any) -> None:
     """Print data as JSON."""
     # Another encoding would not escape letters as JSON does.
     readable = getattr(sys.stdout, "encoding", "").lower() == "utf-8"
-    click.echo(json.dumps(data, indent=2, ensure_ascii=not readable))
+    click.echo(to_json(data, ensure_ascii=not readable))
+
+
+def to_json(data: Any, *, ensure_ascii: bool) -> str:
+    """JSON that a terminal can show too: what is no letter is escaped, of which JSON itself asks that below U+0020."""
+    text = json.dumps(data, indent=2, ensure_ascii=ensure_ascii)
+    return _NOT_SHOWN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
