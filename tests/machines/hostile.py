@@ -6,6 +6,7 @@ Runs in the machine, as the script of a training service, with nothing but the s
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import json
 import os
@@ -109,6 +110,10 @@ def attempts(sibling: str, pid: int) -> dict[str, str]:
     def read_memory() -> object:
         return open(f"/proc/{pid}/environ", "rb").read()
 
+    def have_rights_by_a_setuid_program() -> None:
+        if libc.prctl(39, 0, 0, 0, 0):  # PR_GET_NO_NEW_PRIVS
+            raise OSError(errno.EPERM, "")
+
     def trace() -> object:
         if libc.ptrace(16, pid, 0, 0):  # PTRACE_ATTACH
             raise OSError(ctypes.get_errno(), "")
@@ -125,6 +130,7 @@ def attempts(sibling: str, pid: int) -> dict[str, str]:
         "ask torchpard": lambda: socket.socket(socket.AF_UNIX).connect(SOCKET),
         "ask torchpard as root does": lambda: socket.socket(socket.AF_UNIX).connect("/run/torchpar/root.sock"),
         "have a file with another's rights": lambda: os.chmod(os.open("x", os.O_CREAT), 0o4755),
+        "have rights by a setuid program": have_rights_by_a_setuid_program,
         "make a namespace": lambda: libc.unshare(0x10000000) and (_ for _ in ()).throw(OSError(ctypes.get_errno(), "")),
         "signal another service": lambda: os.kill(pid, 0),
         "read another service's variables": read_memory,

@@ -28,6 +28,7 @@ OWN = {
     "ask torchpard": "done",
     "ask torchpard as root does": "Permission denied",
     "have a file with another's rights": "Operation not permitted",
+    "have rights by a setuid program": "Operation not permitted",
     "make a namespace": "Operation not permitted",
     "signal another service": "done",
     "read another service's variables": "done",
