@@ -169,24 +169,6 @@ def test_only_root_and_the_group_are_answered(host: Machine) -> None:
     assert "PermissionError" in host.run(*stranger, check=False).stderr
 
 
-def test_clients_that_do_not_read_do_not_stop_it(host: Machine) -> None:
-    """Forty of them hold the line; the next is answered all the same once they are hung up on."""
-    hold = f"""
-import socket, time
-doors = [socket.socket(socket.AF_UNIX) for _ in range(40)]
-for door in doors:
-    door.connect("{SOCKET}")
-print("held", flush=True)
-time.sleep(30)
-"""
-    holder = host.start("python3", "-c", hold)
-    assert holder.stdout and holder.stdout.readline() == "held\n"
-    host.wait_until(lambda: host.run("python3", "-c", ASK, check=False).stdout != "", "an answer", 20)
-    holder.kill()
-    holder.communicate()
-    assert host.show(DAEMON, "NRestarts") == "0"
-
-
 def test_no_job_needs_it(host: Machine) -> None:
     """It is killed and comes back; it is stopped and jobs start, apply works, status looks by itself."""
     pid = host.show(DAEMON, "MainPID")
