@@ -293,13 +293,20 @@ def test_a_systemd_that_does_not_answer_is_said_once(host: Host, monkeypatch: py
 
 
 def test_an_edit_is_applied_by_itself_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a reload, which runs outside of the sandbox; a refused one is not tried again."""
+    """By a reload, which runs outside of the sandbox; one that fails is told, and not tried again."""
+    host.ask()
     log = host.folder / "reloads"
-    monkeypatch.setattr(watch, "reload_without_waiting", lambda unit: log.open("a").write(f"{unit}\n"))
+
+    def reload(unit: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{unit}\n")
+        raise SystemdError("systemd is busy")
+
+    monkeypatch.setattr(watch, "reload_without_waiting", reload)
     for number in (2, 3):
         host.say(f"{number}", conf="newer", auto_apply=True)
         assert host.ask()["conf"] == "newer"
-    assert log.read_text() == "torchpard.service\n"
+    assert log.read_text() == "torchpard.service\n" and host.told == ["systemd is busy"]
 
 
 def test_the_states_are_asked_of_systemd_alone() -> None:

@@ -59,8 +59,7 @@ class Watch:
         write(_line(observation))
         if observation["conf"] == "newer" and observation["auto_apply"] and stamp["conf"] != self._applied_for:
             # Once for each edit; systemd runs `torchpar apply` outside of this sandbox.
-            write(_line({"applied_for": stamp["conf"]}))
-            reload_without_waiting(DAEMON)
+            write(_line({"applied_for": stamp["conf"], "problem": _reload()}))
 
     def _take_stamp(self) -> dict[str, str]:
         """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
@@ -101,7 +100,10 @@ class Watch:
         before = set(self.observation.get("notices", ()))
         self.observation = json.loads(lines[1])
         if len(lines) > 2:
-            self._applied_for = json.loads(lines[2])["applied_for"]
+            applied = json.loads(lines[2])
+            self._applied_for = applied["applied_for"]
+            if applied["problem"]:
+                self._tell(4, applied["problem"])
         self._ledger.keep(service["unit"] for service in self.observation["services"])
         now = self.observation["notices"]
         for notice in now:
@@ -151,6 +153,15 @@ def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) 
     asked = service["loader_workers"][local_rank]
     threads, budget = service["threads"][local_rank], service["budgets"][local_rank]
     return say_loading(Loading(**loading), threads, budget, asked=asked > 0)
+
+
+def _reload() -> str:
+    """Ask for a reload; why that cannot be asked for, or ""."""
+    try:
+        reload_without_waiting(DAEMON)
+    except TorchparError as error:
+        return str(error)
+    return ""
 
 
 def _line(data: Mapping[str, Any]) -> bytes:
