@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Iterable
 
 from torchpar.errors import StoreError, SystemdError, TorchparError
-from torchpar.generations import Content, Generation, Store
+from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
 from torchpar.readback import ReadBack, compare_socket, compare_unit
+from torchpar.store import Store
 from torchpar.units import socket_of
 
 

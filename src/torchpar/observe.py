@@ -17,12 +17,13 @@ from torchpar import preload
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
 from torchpar.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
-from torchpar.generations import Content, Generation, Store
+from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
 from torchpar.plan import make_plan
+from torchpar.store import Store
 from torchpar.verify import Item, Verdict, summary, verify
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.

@@ -48,7 +48,7 @@ def retry_named(unit: str) -> None:
     if told[0] != "success" and told not in [("exit-code", str(status)) for status in LACKING]:
         return
     from torchpar.enforce import read_active
-    from torchpar.generations import Store
+    from torchpar.store import Store
 
     left = BOOT_SECONDS - systemd.seconds_since_boot()
     active = read_active(Store()) if left > 0 else None

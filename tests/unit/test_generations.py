@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from torchpar.errors import BusyError, StoreError
-from torchpar.generations import Content, Store
+from torchpar.generations import Content
+from torchpar.store import Store
 from torchpar.syntax import ConfFile
 
 
@@ -174,7 +175,7 @@ _KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from tests.unit.test_generations import content
-from torchpar.generations import Store
+from torchpar.store import Store
 left = int(sys.argv[2])
 def hook(event, arguments):
     global left

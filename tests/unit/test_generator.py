@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.generations import Content, Store
+from torchpar.generations import Content
+from torchpar.store import Store
 from torchpar.syntax import ConfFile
 
 GENERATOR = Path(__file__).parents[2] / "systemd" / "torchpar-generator"

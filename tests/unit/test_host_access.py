@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from torchpar.access import Answer, Found, Identity, Need, Question, Verdict
-from torchpar.generations import Store
 from torchpar.host import access
 from torchpar.host.access import ask, ask_below
+from torchpar.store import Store
 
 # Each identity is a process of its own.
 pytestmark = pytest.mark.subprocess

@@ -60,7 +60,7 @@ LAYERS = (
         "adhoc",
         "transient",
     ),
-    ("host", "generations", "enforce", "observe", "retry", "guard", "unit_check"),
+    ("host", "generations", "store", "enforce", "observe", "retry", "guard", "unit_check"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from torchpar import observe
-from torchpar.generations import Content, Store
+from torchpar.generations import Content
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.retry import LACKING
+from torchpar.store import Store
 
 RUNNING = "torchpar-train@x.service"
 PROPERTIES = {"MainPID": 0, "ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": 0}

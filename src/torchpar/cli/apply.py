@@ -15,10 +15,11 @@ from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.enforce import check_in_force, put_in_force, read_active, running_among
 from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparError
-from torchpar.generations import Content, Generation, Store
+from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
 from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.store import Store
 from torchpar.unit_check import check_units
 from torchpar.units import make_refusal, make_units
 

@@ -7,8 +7,8 @@ import click
 from torchpar.cli.apply import ROLLBACK_TIMER
 from torchpar.cli.root import require_root
 from torchpar.errors import TorchparError
-from torchpar.generations import Store
 from torchpar.host import systemd
+from torchpar.store import Store
 
 
 @click.command()

@@ -10,7 +10,8 @@ from torchpar.changes import compare, compare_links
 from torchpar.cli.output import echo_json, echo_table
 from torchpar.enforce import read_active
 from torchpar.errors import StoreError
-from torchpar.generations import Generation, Store
+from torchpar.generations import Generation
+from torchpar.store import Store
 
 
 @click.command()

@@ -12,10 +12,10 @@ from torchpar.cli.start import start
 from torchpar.config import OWN_USER, Service
 from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, TorchparError
-from torchpar.generations import Store
 from torchpar.host import systemd
 from torchpar.plan import make_plan
 from torchpar.settings import TrainSettings
+from torchpar.store import Store
 
 MODULE = "torchpar.runtime.allreduce"
 

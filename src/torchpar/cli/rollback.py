@@ -9,8 +9,8 @@ from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.enforce import put_in_force, read_active, refuse_other_host, running_among
 from torchpar.errors import StoreError
-from torchpar.generations import Store
 from torchpar.host import systemd
+from torchpar.store import Store
 
 
 @click.command()

@@ -17,12 +17,12 @@ from torchpar.cli.output import warn
 from torchpar.cli.start import as_unit, start
 from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, NotPermittedError
-from torchpar.generations import Store
 from torchpar.host import direct, systemd
 from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader
 from torchpar.host.turns import in_turn
 from torchpar.plan import RUN, ServicePlan
+from torchpar.store import Store
 from torchpar.syntax import ConfFile
 
 # Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.

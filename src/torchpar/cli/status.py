@@ -9,10 +9,10 @@ import click
 from torchpar.cli.output import brief, echo_json, echo_table, shorten
 from torchpar.daemon.client import ask_daemon, why_no_answer
 from torchpar.errors import ConfigError, ExitStatus, printable
-from torchpar.generations import Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.observe import observe
+from torchpar.store import Store
 
 # Reports come every two seconds or, where that takes longer, with each step.
 SILENT_SECONDS = 60

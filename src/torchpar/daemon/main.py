@@ -16,8 +16,8 @@ from torchpar.daemon.server import ROOT_SOCKET, SOCKET, Client, Server
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.environment import JOB_SOCKET
 from torchpar.errors import printable
-from torchpar.generations import Store
 from torchpar.notify import Notifier
+from torchpar.store import Store
 
 # Seconds until the loop comes round by itself.
 _PAUSE = 1.0
