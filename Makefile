@@ -228,6 +228,8 @@ install: man
 	$(call put,755,src/scripts/torchpar,/usr/bin)
 	$(call put,755,src/scripts/torchpard,/usr/sbin)
 	$(call put,644,$(UNITS),$(UNITDIR))
+	mkdir -p '$(DESTDIR)$(UNITDIR)/multi-user.target.wants'
+	ln -sfn ../torchpar-way-back.service '$(DESTDIR)$(UNITDIR)/multi-user.target.wants/'
 	$(call put,755,systemd/torchpar-generator,$(GENDIR))
 	install -D -m 644 systemd/torchpar.sysusers '$(DESTDIR)/usr/lib/sysusers.d/torchpar.conf'
 	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'

@@ -1,20 +1,40 @@
-"""Puts a generation in force: flip the link, reload systemd, read back what it holds; or fall back to what was.
-
-The only module that changes what systemd has. Callers hold the store's lock.
-"""
+"""What is in force: what systemd holds of it, and whether a generation may be. Callers hold the store's lock."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from torchpar.errors import StoreError, SystemdError, TorchparError
+from torchpar.drift import find_foreign
+from torchpar.errors import StoreError, SystemdError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
 from torchpar.readback import ReadBack, compare_socket, compare_unit
 from torchpar.store import Store
 from torchpar.units import socket_of
+
+WAY_BACK = "torchpar-way-back.service"
+
+
+class LiveSystemd:
+    """The door of a transition to the systemd of this host. `at_boot`: it is at work on a start that waits for this."""
+
+    def __init__(self, *, at_boot: bool = False) -> None:
+        self._at_boot = at_boot
+
+    def reload(self) -> None:
+        """Have the generator run and all units read again. Raises SystemdError."""
+        systemd.daemon_reload()
+
+    def check(self, generation: Generation) -> tuple[str, ...]:
+        """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on
+        differences."""
+        return check_in_force(generation)
+
+    def start_way_back(self) -> None:
+        """Start what goes back in time unless the generation is confirmed. Raises SystemdError."""
+        systemd.start(WAY_BACK, wait=not self._at_boot)
 
 
 def read_active(store: Store) -> tuple[Generation, Content] | None:
@@ -24,26 +44,6 @@ def read_active(store: Store) -> tuple[Generation, Content] | None:
         if generation:
             return generation, generation.read()
     return None
-
-
-def put_in_force(store: Store, generation: Generation) -> tuple[str, ...]:
-    """Make systemd hold a generation; returns notes on values that an administrator's own drop-in overrides.
-
-    Raises SystemdError, with the generation that was active before in force again, when systemd refuses the reload or
-    then holds something else than planned.
-    """
-    before = read_active(store)
-    store.activate(generation)
-    try:
-        systemd.daemon_reload()
-        return check_in_force(generation)
-    except TorchparError:
-        if before:
-            store.activate(before[0])
-        else:
-            store.deactivate()
-        systemd.daemon_reload()
-        raise
 
 
 def check_in_force(generation: Generation) -> tuple[str, ...]:
@@ -59,9 +59,24 @@ def check_in_force(generation: Generation) -> tuple[str, ...]:
     return _all(compared, "notes")
 
 
+@contextlib.contextmanager
+def is_in_force(generation: Generation) -> Iterator[None]:
+    """What is asked or done once a generation is in force: where that fails, the error says that the generation is."""
+    try:
+        yield
+    except SystemdError as error:
+        raise SystemdError(f"{error}\ngeneration {generation.number} is in force") from None
+
+
 def running_among(units: Iterable[str]) -> tuple[str, ...]:
     """Those of the units that run now: they have what was in force when they started."""
     return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
+
+
+def refuse_foreign(generation: Generation) -> None:
+    """Raise StoreError when others than root can change a generation, and with it what runs as whom."""
+    if path := find_foreign(generation):
+        raise StoreError(f"{path}: must be root's alone; make a new generation: torchpar apply")
 
 
 def refuse_other_host(content: Content, number: int) -> None:

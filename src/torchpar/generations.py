@@ -1,4 +1,4 @@
-"""A generation: what it is made of, and how it is read from the disk.
+"""A generation: what it is made of, and how it is written to the disk and read from it.
 
 It is a directory that is complete before it has its name and never changes after: the rendered units, the plan, the
 conf they came from, a manifest of the host they were made for, and checksums.
@@ -7,15 +7,14 @@ conf they came from, a manifest of the host they were made for, and checksums.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchpar.errors import StoreError, printable
+from torchpar.host.files import sync_directory, write_new
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.owners import find_strangers
 from torchpar.record import parse_plan
 from torchpar.shape import ShapeError
 from torchpar.syntax import ConfFile
@@ -102,7 +101,6 @@ class Generation:
 
     def _text(self, path: str) -> str:
         try:
-            refuse_changed_by_others(self.path / path)
             return Reader().bytes(self.path / path, _LIMIT).decode("utf-8", "surrogateescape")
         except OSError as error:
             raise self._damaged(f"{printable(path)}: {error.strerror}") from None
@@ -115,16 +113,28 @@ class Generation:
         )
 
 
-def refuse_changed_by_others(place: Path) -> None:
-    """Raise StoreError for what others than root can change: who reads it may be root, and puts it in force.
-
-    Who is not root may have a store of their own. Raises OSError.
-    """
-    for found in find_strangers(str(place.absolute()), (0, os.geteuid())):
-        raise StoreError(
-            f"{printable(found.place)} can be changed by others than root, and what is in the store decides what runs; "
-            "when it is root's again (chown, chmod go-w), remove active and generations in it; torchpar apply"
-        )
+def write_tree(directory: Path, content: Content) -> None:
+    """Write all of a generation into a directory that is not there yet, and bring it to the disk. Raises OSError."""
+    tree = content.tree()
+    # Whatever the umask of who applies is, nobody else may write there, or it is not read.
+    directory.mkdir(mode=0o755, parents=True)
+    (directory / "units").mkdir(mode=0o755)
+    made = {directory, directory / "units"}
+    for path, text in tree.items():
+        file = directory / path
+        if file.parent not in made:
+            file.parent.mkdir(mode=0o755)
+            made.add(file.parent)
+        write_new(file, text)
+    for path, target in content.links.items():
+        link = directory / "units" / path
+        link.parent.mkdir(mode=0o755, exist_ok=True)
+        made.add(link.parent)
+        link.symlink_to(target)
+    digests = {path: hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for path, text in tree.items()}
+    write_new(directory / "sha256sums", "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())))
+    for place in made:
+        sync_directory(place)
 
 
 def _pairs(text: str, separator: str = " ") -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 from torchpar import preload
 from torchpar.config import parse_config
 from torchpar.cpuset import CpuSet
+from torchpar.drift import find_drift
 from torchpar.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
@@ -24,6 +26,7 @@ from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
 from torchpar.plan import make_plan
 from torchpar.store import Store
+from torchpar.unconfirmed import Unconfirmed
 from torchpar.verify import Item, Verdict, summary, verify
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
@@ -62,6 +65,8 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
         notices.append(str(error))
     if active is None and planned is not None:
         notices.append("nothing has been applied on this host yet; run: torchpar apply")
+    waits = _unconfirmed(store, active, notices) if active else None
+    notices += (drift for drift in find_drift(store) if drift not in notices)
     conf = observe_conf(active, content, reader)
     notices += conf["notices"]
     if content and dict(content.manifest) != read_manifest():
@@ -85,12 +90,21 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     return {
         "version": 1,
         "generation": active.number if active else None,
+        "unconfirmed": dataclasses.asdict(waits) if waits else None,
         "conf": conf["state"],
         "conf_problem": conf["problem"],
         "auto_apply": conf["auto_apply"],
         "services": services,
         "notices": notices,
     }
+
+
+def _unconfirmed(store: Store, active: Generation, notices: list[str]) -> Unconfirmed | None:
+    try:
+        return store.unconfirmed(active)
+    except StoreError as error:
+        notices.append(str(error))
+        return None
 
 
 def _planned(content: Content, notices: list[str]) -> tuple[dict[str, Any], ...] | None:

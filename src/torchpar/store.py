@@ -1,26 +1,40 @@
-"""The store: write a generation, flip the active link, roll back.
+"""The store: generations below one directory, the link to the active one, and what waits for its confirmation.
 
-Kill the writer anywhere and the old or the new generation is whole.
+    active -> generations/5     the generation in force; one rename changes it
+    generations/5/              a generation, see generations.py
+    generations/5.unconfirmed   it goes unless it is confirmed, see unconfirmed.py
+    .active.new -> ...          a generation that was prepared and is not yet in force; the same rename takes this away
+    .active.back, .active.old, generations/.5.new
+                                work that is not done
+
+Kill the writer anywhere and the old or the new generation is whole; whoever next takes the lock removes the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
-import shutil
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchpar.errors import BusyError, StoreError
-from torchpar.generations import Content, Generation, refuse_changed_by_others
-from torchpar.host.files import replace_link, sync_directory, write_new
+from torchpar.errors import BusyError, StoreError, printable
+from torchpar.generations import Content, Generation, write_tree
+from torchpar.host.files import find_open, own_directory, remove, sync_directory, write_new
+from torchpar.host.lock import locked_file
+from torchpar.host.reading import NotReadableError, Reader
+from torchpar.shape import ShapeError
+from torchpar.unconfirmed import Unconfirmed, parse_unconfirmed
 
 STORE = Path("/var/lib/torchpar")
 KEPT = 10
+
+LITTER = re.compile(r"\.[0-9]+\.new")
+
+_TARGET = re.compile(r"generations/([1-9][0-9]{0,17})")
+_UNCONFIRMED = re.compile(r"([0-9]+)\.unconfirmed")
 
 
 class Store:
@@ -28,31 +42,38 @@ class Store:
 
     def __init__(self, directory: Path = STORE) -> None:
         self.directory = directory
-        self._generations = directory / "generations"
-        self._active = directory / "active"
+        self.generations = directory / "generations"
+        self.link = directory / "active"
+        self.lock = directory / ".lock"
+        self.prepared = directory / ".active.new"
+        self._back = directory / ".active.back"
+        self._old = directory / ".active.old"
+
+    # ---- what is there ----
 
     def active(self) -> Generation | None:
         """The generation in force; None when there is none yet. Raises StoreError when the link leads nowhere."""
         try:
-            refuse_changed_by_others(self._active)
-            target = os.readlink(self._active)
+            target = os.readlink(self.link)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"{self._active}: {error.strerror}; remove it and run: torchpar apply") from None
-        found = self._find(target.rpartition("/")[2])
+            why = "is not a link" if error.errno == errno.EINVAL else error.strerror
+            raise StoreError(f"{self.link}: {why}; make it anew: torchpar apply") from None
+        found = self._find(target.partition("/")[2]) if _TARGET.fullmatch(target) else None
         if found is None:
-            raise StoreError(f"{self._active} leads to {target}, which is not there; make a new one: torchpar apply")
+            where = printable(target)
+            raise StoreError(f"{self.link} leads to {where}, which is not there; make a new one: torchpar apply")
         return found
 
     def history(self) -> tuple[Generation, ...]:
         """All generations, the newest first."""
         try:
-            names = os.listdir(self._generations)
+            names = os.listdir(self.generations)
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise StoreError(f"{self._generations}: {error.strerror}") from None
+            raise StoreError(f"{self.generations}: {error.strerror}; make it anew: torchpar apply") from None
         found = [generation for name in names if (generation := self._find(name))]
         return tuple(sorted(found, key=lambda generation: -generation.number))
 
@@ -68,125 +89,220 @@ class Store:
         """The newest generation older than this one."""
         return next((other for other in self.history() if other.number < generation.number), None)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of everything that changes the store. Raises BusyError when another has it, and StoreError."""
+    def unconfirmed(self, generation: Generation) -> Unconfirmed | None:
+        """What comes back unless this generation, in force, is confirmed. Raises StoreError when that is damaged."""
+        path = self._unconfirmed(generation.number)
         try:
-            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            # A file that only root can open, here and not in /run/lock, where anybody could make it first: whoever may
-            # open a file or a directory, be it for reading, may lock it, and so keep this host from being placed.
-            flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self.directory / ".lock", flags, 0o600)
+            return parse_unconfirmed(Reader().bytes(path, 2**16))
+        except FileNotFoundError:
+            return None
         except OSError as error:
-            raise self._cannot_write(error) from None
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError("another torchpar is at work on this host; try again when it is done") from None
-            yield
-        finally:
-            os.close(descriptor)
+            why = str(error.strerror)
+        except NotReadableError as error:
+            why = error.why
+        except ShapeError as error:
+            why = str(error)
+        raise StoreError(f"{path}: {why}; settle it by hand: torchpar confirm, or torchpar rollback NUMBER")
 
-    def write(self, content: Content) -> Generation:
-        """Write a new generation, complete and on the disk, without putting it in force.
+    def waiting(self) -> tuple[Unconfirmed, ...]:
+        """What comes back unless it is confirmed, of all generations, in force or not yet. Raises StoreError."""
+        found = (self.unconfirmed(generation) for generation in self.history())
+        return tuple(unconfirmed for unconfirmed in found if unconfirmed)
+
+    # ---- who may change it ----
+
+    @contextlib.contextmanager
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the lock of everything that changes the store, which is then root's alone and without what killed
+        commands left. Raises BusyError when another has it and this is not to wait, and StoreError."""
+        before = os.umask(0o022)
+        try:
+            with contextlib.ExitStack() as held:
+                try:
+                    self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+                    own_directory(self.directory)
+                    free = held.enter_context(locked_file(self.lock, wait=wait))
+                    if free:
+                        self._tidy()
+                except OSError as error:
+                    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                        self._refuse_foreign()
+                    raise StoreError(f"{self._cannot_write(error)}; nothing has changed") from None
+                if not free:
+                    raise BusyError("another torchpar is at work on this host; try again when it is done")
+                yield
+        finally:
+            os.umask(before)
+
+    def _tidy(self) -> None:
+        """Make the store root's alone, and remove what a command that was killed has left. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(self.generations.lstat().st_mode) and not self.generations.is_symlink():
+                remove(self.generations)
+            else:
+                own_directory(self.generations)
+        active = _number(self.link)
+        prepared = _number(self.prepared)
+        if prepared is not None and prepared != active:
+            # It has its name, but was never in force, or systemd refused it. The disk may still lead there.
+            sync_directory(self.directory)
+            self._remove(prepared)
+        for path in (self.prepared, self._back, self._old):
+            remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.generations):
+                match = _UNCONFIRMED.fullmatch(name)
+                if LITTER.fullmatch(name) or (match and int(match[1]) != active):
+                    remove(self.generations / name)
+
+    # ---- changes ----
+
+    def write(self, content: Content, unconfirmed: Unconfirmed | None = None) -> Generation:
+        """Prepare a new generation, complete and on the disk, without putting it in force.
 
         Raises StoreError when the store cannot be written or is not root's alone; then nothing is left behind.
         """
         number = max((generation.number for generation in self.history()), default=0) + 1
-        path = self._generations / str(number)
-        temporary = self._generations / f".{number}.new"
+        generation = Generation(number, self.generations / str(number))
         try:
-            self._generations.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.generations.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._refuse_foreign()
-            for leftover in self._generations.glob(".*.new"):
-                shutil.rmtree(leftover)
             try:
-                _write_tree(temporary, content)
-                os.rename(temporary, path)
+                remove(self._new(number))
+                write_tree(self._new(number), content)
+                if unconfirmed:
+                    remove(self._unconfirmed(number))
+                    write_new(self._unconfirmed(number), unconfirmed.json())
+                # Before it has its name: whoever finds both knows that it was never in force.
+                remove(self.prepared)
+                os.symlink(_target(number), self.prepared)
+                sync_directory(self.directory)
+                os.rename(self._new(number), generation.path)
+                sync_directory(self.generations)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self._remove(number)
+                    remove(self.prepared)
                 raise
-            sync_directory(self._generations)
         except OSError as error:
             raise self._cannot_write(error) from None
-        return Generation(number, path)
+        return generation
 
-    def activate(self, generation: Generation) -> None:
-        """Put a generation in force for the next daemon-reload, with one rename. Raises StoreError."""
+    def activate(self, generation: Generation, *, refused: Generation | None = None) -> None:
+        """Put a generation in force for the next daemon-reload, with one rename. Raises StoreError: then it is not.
+
+        Whether the disk has it is for `sync` to find out. A `refused` one that it replaces counts as prepared again.
+        """
         try:
             self._refuse_foreign()
-            replace_link(self._active, f"generations/{generation.number}")
+            link = self.prepared
+            if _number(link) != generation.number:
+                link = self._back
+                remove(link)
+                os.symlink(_target(generation.number), link)
+            if refused:
+                self._prepare_again(refused)
+            with contextlib.suppress(FileNotFoundError):
+                # A copy of the store by a program that follows links.
+                if stat.S_ISDIR(self.link.lstat().st_mode):
+                    remove(self._old)
+                    os.rename(self.link, self._old)
+            os.rename(link, self.link)
+        except OSError as error:
+            if _number(self.link) != generation.number:
+                raise self._cannot_write(error) from None
+        with contextlib.suppress(OSError):
+            remove(self._old)
+
+    def deactivate(self, refused: Generation) -> None:
+        """Put no generation in force, as before the first apply. Raises StoreError."""
+        self._prepare_again(refused)
+        try:
+            remove(self.link)
         except OSError as error:
             raise self._cannot_write(error) from None
 
-    def deactivate(self) -> None:
-        """Put no generation in force, as before the first apply. Raises StoreError."""
+    def sync(self) -> None:
+        """Bring to the disk which generation is active. Raises StoreError when that is not known to be there."""
         try:
-            self._active.unlink(missing_ok=True)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def settle(self, generation: Generation) -> None:
+        """Let nothing come back for a generation. Raises StoreError; `unconfirmed` then says whether it was done."""
+        try:
+            remove(self._unconfirmed(generation.number))
+            sync_directory(self.generations)
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def discard(self, generation: Generation) -> None:
         """Remove a generation that is not in force. Raises StoreError."""
         try:
-            # It loses its name first, so that a half-removed one is never taken for a generation.
-            temporary = self._generations / f".{generation.number}.new"
-            os.rename(generation.path, temporary)
-            shutil.rmtree(temporary)
+            self._remove(generation.number)
+            if _number(self.prepared) == generation.number:
+                remove(self.prepared)
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def prune(self, keep: int = KEPT) -> None:
-        """Remove all but the newest generations and the active one. Raises StoreError."""
+        """Remove all but the newest generations, the active one and what it may go back to. Raises StoreError."""
         active = self.active()
+        unconfirmed = self.unconfirmed(active) if active else None
+        spared = {active.number} if active else set()
+        if unconfirmed:
+            spared.add(unconfirmed.back)
         for generation in self.history()[keep:]:
-            if generation != active:
+            if generation.number not in spared:
                 self.discard(generation)
 
+    def _prepare_again(self, generation: Generation) -> None:
+        # Where this fails it is kept like one that was in force.
+        with contextlib.suppress(OSError):
+            remove(self.prepared)
+            os.symlink(_target(generation.number), self.prepared)
+
+    def _remove(self, number: int) -> None:
+        # It loses its name first, so that a half-removed one is never taken for a generation.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.generations / str(number), self._new(number))
+        remove(self._new(number))
+        remove(self._unconfirmed(number))
+
     def _find(self, name: str) -> Generation | None:
-        path = self._generations / name
-        if name.isascii() and name.isdigit() and path.is_dir() and not path.is_symlink():
+        path = self.generations / name
+        if _TARGET.fullmatch(f"generations/{name}") and path.is_dir() and not path.is_symlink():
             return Generation(int(name), path)
         return None
 
+    def _new(self, number: int) -> Path:
+        return self.generations / f".{number}.new"
+
+    def _unconfirmed(self, number: int) -> Path:
+        return self.generations / f"{number}.unconfirmed"
+
     def _refuse_foreign(self) -> None:
-        own = (self._generations, self.directory)
-        for place in (*own, *self.directory.resolve().parents):
-            status = place.lstat()
-            # In a directory like /tmp others cannot replace what is not theirs, but they can add to it.
-            sticky = status.st_mode & stat.S_ISVTX and place not in own
-            writable = status.st_mode & 0o022 and not sticky
-            if status.st_uid not in (0, os.geteuid()) or not stat.S_ISDIR(status.st_mode) or writable:
-                raise StoreError(
-                    f"{place}: must be a directory that only root can write, as what is in it decides what runs; "
-                    f"chown root {place}; chmod go-w {place}"
-                )
+        if place := find_open(self.directory, self.generations):
+            raise StoreError(
+                f"{place}: must be a directory that only root can write, as what is in it decides what runs; "
+                f"chown root {place}; chmod go-w {place}"
+            )
 
     def _cannot_write(self, error: OSError) -> StoreError:
-        where = error.filename or self.directory
+        where = printable(str(error.filename or self.directory))
         hint = "; free some space and run torchpar apply again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return StoreError(f"the store cannot be written: {where}: {error.strerror}{hint}; nothing has changed")
+        return StoreError(f"the store cannot be written: {where}: {error.strerror}{hint}")
 
 
-def _write_tree(directory: Path, content: Content) -> None:
-    tree = content.tree()
-    # Whatever the umask of who applies is, nobody else may write there, or it is not read.
-    directory.mkdir(mode=0o755)
-    (directory / "units").mkdir(mode=0o755)
-    made = {directory, directory / "units"}
-    for path, text in tree.items():
-        file = directory / path
-        if file.parent not in made:
-            file.parent.mkdir(mode=0o755)
-            made.add(file.parent)
-        write_new(file, text)
-    for path, target in content.links.items():
-        link = directory / "units" / path
-        link.parent.mkdir(mode=0o755, exist_ok=True)
-        made.add(link.parent)
-        link.symlink_to(target)
-    digests = {path: hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for path, text in tree.items()}
-    write_new(directory / "sha256sums", "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())))
-    for place in made:
-        sync_directory(place)
+def _target(number: int) -> str:
+    return f"generations/{number}"
+
+
+def _number(link: Path) -> int | None:
+    """The number of the generation that a link leads to."""
+    try:
+        match = _TARGET.fullmatch(os.readlink(link))
+    except OSError:
+        return None
+    return int(match[1]) if match else None

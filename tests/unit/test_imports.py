@@ -53,6 +53,7 @@ LAYERS = (
         "access",
         "ownership",
         "record",
+        "unconfirmed",
         "changes",
         "readback",
         "verify",
@@ -60,7 +61,7 @@ LAYERS = (
         "adhoc",
         "transient",
     ),
-    ("host", "generations", "store", "enforce", "observe", "retry", "guard", "unit_check"),
+    ("host", "generations", "store", "drift", "transition", "enforce", "observe", "retry", "guard", "unit_check"),
     ("daemon", "cli", "doctor", "fleet", "tune"),
 )
 INSIDE_A_JOB = ("runtime", "serve")

@@ -36,8 +36,9 @@ def in_force(store: Store) -> list[bool]:
 def write(store: Store, plan: str) -> Path:
     """Make a generation of such a plan active."""
     manifest = {"cpus_online": "0", "nodes_online": "0"}
-    generation = store.write(Content({}, {}, plan, (), manifest))
-    store.activate(generation)
+    with store.locked():
+        generation = store.write(Content({}, {}, plan, (), manifest))
+        store.activate(generation)
     return generation.path
 
 

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Container
 
 import click
 
 from torchpar.changes import Change, compare, compare_links, unified
+from torchpar.cli.compile import Compiled, compile_as_applied, compile_conf
 from torchpar.cli.idle import is_idle
-from torchpar.cli.inputs import Inputs, load
+from torchpar.cli.inputs import load
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
-from torchpar.enforce import check_in_force, put_in_force, read_active, running_among
-from torchpar.errors import ExitStatus, PlacementError, SystemdError, TorchparError
+from torchpar.drift import find_foreign, find_generation_drift, find_unloaded
+from torchpar.enforce import LiveSystemd, is_in_force, read_active, running_among
+from torchpar.errors import ExitStatus, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
-from torchpar.host.facts import read_manifest
-from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.host.clocks import read_clocks
 from torchpar.store import Store
+from torchpar.transition import hold, prune, put_new_in_force
+from torchpar.unconfirmed import Unconfirmed, begin
 from torchpar.unit_check import check_units
-from torchpar.units import make_refusal, make_units
-
-ROLLBACK_TIMER = "torchpar-rollback"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Compiled:
-    plan: Plan
-    content: Content
-    warnings: tuple[str, ...]
 
 
 @click.command()
@@ -59,7 +50,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
     store = Store()
     with store.locked():
         active = read_active(store)
-        compiled = _compile_for_boot(active) if boot else _compile_checked(_load(afresh=afresh))
+        compiled = _compile(active, boot=boot, afresh=afresh)
         warn(compiled.warnings)
         before = active[1] if active else Content({}, {}, "", (), {})
         changes = compare(before.files, compiled.content.files) + compare_links(before.links, compiled.content.links)
@@ -67,103 +58,57 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
             for line in unified(changes):
                 click.echo(brief(line))
             return ExitStatus.DIFFERS if changes else ExitStatus.DONE
+        door = LiveSystemd(at_boot=boot)
+        same = active is not None and before == compiled.content
         told: tuple[str, ...] = ()
-        if active and before == compiled.content:
-            generation, notes = active[0], _hold(store, active[0])
+        if active and same and not find_generation_drift(*active):
+            done = hold(store, door, active[0], loaded=not find_unloaded(before))
         else:
+            unconfirmed = _way_back(store, active[0] if active else None, confirm_within, carry=boot or same)
             # What was in force may have lines that systemd passes over, and did when it was applied.
             told = () if boot else check_units(compiled.plan, compiled.content.files)
             warn(told)
-            generation, notes = _write(store, compiled, active[0] if active else None, confirm_within)
-        warn(notes)
-        outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
-        restarted = _restart(outdated, restart)
+            done = put_new_in_force(store, door, compiled.content, unconfirmed)
+        warn((*done.notes, *prune(store)))
+        with is_in_force(done.generation):
+            outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
+            restarted = _restart(outdated, restart)
     outdated = tuple(unit for unit in outdated if unit not in restarted)
     if as_json:
-        echo_json(_report(generation, changes, outdated, (*compiled.warnings, *told, *notes)))
+        echo_json(_report(done.generation, changes, outdated, (*compiled.warnings, *told, *done.notes)))
     else:
-        _echo(generation, changes, outdated, restarted, confirm_within)
+        _echo(done.generation, changes, outdated, restarted, confirm_within)
     return ExitStatus.DONE
 
 
-def _load(*, afresh: bool) -> Inputs:
-    inputs = load()
-    return dataclasses.replace(inputs, facts=inputs.facts.afresh()) if afresh else inputs
+def _compile(active: tuple[Generation, Content] | None, *, boot: bool, afresh: bool) -> Compiled:
+    if not boot:
+        inputs = load()
+        inputs.refuse_foreign()
+        return compile_conf(dataclasses.replace(inputs, facts=inputs.facts.afresh()) if afresh else inputs)
+    # Who can change what was applied last must not decide by that what runs as whom.
+    return compile_as_applied(active[1].conf if active and not find_foreign(active[0]) else None)
 
 
-def _compile(inputs: Inputs) -> _Compiled:
-    plan = make_plan(inputs.config, inputs.facts)
-    units = make_units(plan)
-    content = Content(
-        units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
-    )
-    return _Compiled(plan, content, (*inputs.unreachable(), *plan.warnings, *units.warnings))
-
-
-def _compile_checked(inputs: Inputs) -> _Compiled:
-    inputs.refuse_foreign()
-    return _compile(inputs)
-
-
-def _compile_for_boot(active: tuple[Generation, Content] | None) -> _Compiled:
-    """The conf as last applied, for the host as it is now; a service that no longer fits is left out, and named.
-
-    An edit that was not applied is not put in force by a reboot, and one service that asks for a CPU that is gone does
-    not keep the others from starting.
-    """
-    inputs = load(files=active[1].conf if active else None)
-    # A start would be refused, too; and one service keeps no other from starting.
-    left_out = {unit: "; ".join(map(str, problems)) for unit, problems in inputs.refusals().items()}
-    inputs = _without(inputs, left_out)
-    while True:
-        try:
-            compiled = _compile(inputs)
-        except PlacementError as error:
-            if error.unit not in {service.unit for service in inputs.config.services}:
-                raise
-            left_out[error.unit or ""] = str(error)
-            inputs = _without(inputs, left_out)
-        else:
-            refusals = {path: text for unit, why in left_out.items() for path, text in make_refusal(unit, why).items()}
-            content = dataclasses.replace(compiled.content, files={**compiled.content.files, **refusals})
-            warnings = [f"{why}; it cannot start until this is mended" for why in left_out.values()]
-            return _Compiled(compiled.plan, content, (*warnings, *compiled.warnings))
-
-
-def _without(inputs: Inputs, units: Container[str]) -> Inputs:
-    services = tuple(service for service in inputs.config.services if service.unit not in units)
-    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, services=services))
-
-
-def _write(
-    store: Store, compiled: _Compiled, previous: Generation | None, confirm_within: int | None
-) -> tuple[Generation, tuple[str, ...]]:
-    if confirm_within and previous is None:
+def _way_back(
+    store: Store, active: Generation | None, confirm_within: int | None, *, carry: bool
+) -> Unconfirmed | None:
+    """What comes back unless what is applied now is confirmed. A generation that waits for that already can only be
+    made anew, for this host as it is now or because it is damaged, and then waits as long as it did."""
+    waits = store.unconfirmed(active) if active else None
+    if waits and carry:
+        return waits
+    if waits and active:
+        left = waits.seconds_left(read_clocks())
+        raise TorchparError(
+            f"generation {active.number} still waits for its confirmation, for {left:.0f} s; first: torchpar confirm, "
+            "or torchpar rollback; nothing has changed"
+        )
+    if not confirm_within or carry:
+        return None
+    if active is None:
         raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
-    if systemd.has_timer(ROLLBACK_TIMER):
-        raise TorchparError("an earlier apply still waits for its confirmation; first: torchpar confirm, or rollback")
-    generation = store.write(compiled.content)
-    try:
-        if confirm_within and previous:
-            # Before the flip, so that the way back is there whatever happens to this process.
-            back = ["torchpar", "rollback", str(previous.number), "--if-active", str(generation.number)]
-            systemd.start_timer(ROLLBACK_TIMER, confirm_within, back)
-        notes = put_in_force(store, generation)
-    except TorchparError:
-        if confirm_within and systemd.has_timer(ROLLBACK_TIMER):
-            systemd.stop_timer(ROLLBACK_TIMER)
-        store.discard(generation)
-        raise
-    store.prune()
-    return generation, notes
-
-
-def _hold(store: Store, generation: Generation) -> tuple[str, ...]:
-    """Nothing to write; but systemd may not have loaded what is active yet."""
-    try:
-        return check_in_force(generation)
-    except SystemdError:
-        return put_in_force(store, generation)
+    return begin(active.number, confirm_within, read_clocks())
 
 
 def _restart(outdated: tuple[str, ...], policy: str) -> tuple[str, ...]:

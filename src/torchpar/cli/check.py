@@ -6,16 +6,29 @@ from pathlib import Path
 
 import click
 
+from torchpar.changes import Change
 from torchpar.cli.difference import find_changes
+from torchpar.cli.output import brief
 from torchpar.cli.paths import FilePath
-from torchpar.errors import ExitStatus
+from torchpar.drift import find_drift
+from torchpar.errors import ExitStatus, StoreError
+from torchpar.store import Store
 
 
 @click.command()
 @click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf.")
 def check(conf_file: Path | None) -> int:
-    """Exit 0 if the conf is in force, 2 if it differs, 78 if it is invalid; a line for each unit that differs."""
-    changes = find_changes(conf_file)
-    for change in changes:
-        click.echo(f"{change.unit}: {change.what}")
-    return ExitStatus.DIFFERS if changes else ExitStatus.DONE
+    """Exit 0 if the conf is in force, 2 if it differs, 78 if it is invalid; a line for each unit that differs.
+
+    What is not as torchpar left it in the store differs, too; torchpar apply mends it.
+    """
+    drift = find_drift(Store())
+    changes: tuple[Change, ...] = ()
+    try:
+        changes = find_changes(conf_file)
+    except StoreError:
+        if not drift:
+            raise
+    for line in (*drift, *(f"{change.unit}: {change.what}" for change in changes)):
+        click.echo(brief(line))
+    return ExitStatus.DIFFERS if changes or drift else ExitStatus.DONE

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
-from torchpar.cli.apply import ROLLBACK_TIMER
 from torchpar.cli.root import require_root
-from torchpar.errors import TorchparError
+from torchpar.enforce import WAY_BACK
+from torchpar.errors import SystemdError
 from torchpar.host import systemd
 from torchpar.store import Store
+from torchpar.transition import confirm as confirm_active
 
 
 @click.command()
@@ -16,8 +19,10 @@ def confirm() -> None:
     """Keep what `torchpar apply --confirm-within` put in force."""
     require_root("torchpar confirm")
     systemd.require_systemd()
-    if not systemd.has_timer(ROLLBACK_TIMER):
-        raise TorchparError("there is nothing to confirm: no apply waits for it")
-    systemd.stop_timer(ROLLBACK_TIMER)
-    active = Store().active()
-    click.echo(f"generation {active.number if active else '?'} stays in force")
+    store = Store()
+    with store.locked():
+        generation = confirm_active(store)
+    # It would find by itself that there is nothing left to do.
+    with contextlib.suppress(SystemdError):
+        systemd.stop(WAY_BACK)
+    click.echo(f"generation {generation.number} stays in force")

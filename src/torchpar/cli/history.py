@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
 from torchpar.changes import compare, compare_links
-from torchpar.cli.output import echo_json, echo_table
+from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.enforce import read_active
 from torchpar.errors import StoreError
 from torchpar.generations import Generation
+from torchpar.host.clocks import read_clocks
 from torchpar.store import Store
 
 
@@ -21,13 +23,14 @@ def history(as_json: bool) -> None:
     store = Store()
     generations = store.history()
     active = read_active(store)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, generation in enumerate(generations):
         older = generations[number + 1] if number + 1 < len(generations) else None
         rows.append(
             {
                 "generation": generation.number,
                 "active": bool(active and active[0] == generation),
+                "unconfirmed": _unconfirmed(store, generation) if active and active[0] == generation else None,
                 "written": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(generation.written_at())),
                 "changed": _changed(generation, older),
             }
@@ -39,10 +42,26 @@ def history(as_json: bool) -> None:
     echo_table(
         header,
         [
-            (str(row["generation"]), str(row["written"]), "yes" if row["active"] else "", str(row["changed"]))
+            (str(row["generation"]), str(row["written"]), _in_force(row), str(row["changed"]))
             for row in rows
         ],
     )
+
+
+def _unconfirmed(store: Store, generation: Generation) -> dict[str, Any] | None:
+    try:
+        waits = store.unconfirmed(generation)
+    except StoreError as error:
+        warn([str(error)])
+        return None
+    return {"back": waits.back, "seconds_left": round(waits.seconds_left(read_clocks()))} if waits else None
+
+
+def _in_force(row: dict[str, Any]) -> str:
+    if not row["active"]:
+        return ""
+    waits = row["unconfirmed"]
+    return f"for {waits['seconds_left']} s unless confirmed" if waits else "yes"
 
 
 def _changed(generation: Generation, older: Generation | None) -> str:

@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from torchpar.changes import compare
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
-from torchpar.enforce import put_in_force, read_active, refuse_other_host, running_among
-from torchpar.errors import StoreError
+from torchpar.cli.way_back import go_back_in_time, restore
+from torchpar.enforce import (
+    WAY_BACK,
+    LiveSystemd,
+    is_in_force,
+    read_active,
+    refuse_foreign,
+    refuse_other_host,
+    running_among,
+)
+from torchpar.errors import StoreError, SystemdError
+from torchpar.generations import Generation
 from torchpar.host import systemd
 from torchpar.store import Store
+from torchpar.transition import Outcome, put_old_in_force
 
 
 @click.command()
 @click.argument("number", type=click.IntRange(min=1), required=False)
 @click.option("--if-active", type=int, metavar="NUMBER", help="Do nothing unless this generation is active.")
-def rollback(number: int | None, if_active: int | None) -> None:
+@click.option("--in-time", is_flag=True, help="Wait, and go back from what is not confirmed in time.")
+def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
     """Put generation NUMBER in force again; without it, the one before the active one.
 
-    The conf stays as it is: until it is edited, `torchpar diff` shows what was rolled back.
+    After `torchpar apply --confirm-within` that is the one that would come back by itself, which it then need not. The
+    conf stays as it is: until it is edited, `torchpar diff` shows what was rolled back.
     """
     require_root("torchpar rollback")
     systemd.require_systemd()
     store = Store()
+    if in_time:
+        go_back_in_time(store)
+        return
     with store.locked():
         active = store.active()
         if if_active is not None and (active is None or active.number != if_active):
             click.echo(f"generation {if_active} is not active; nothing to do")
             return
-        if number is not None:
-            generation = store.generation(number)
-        else:
-            found = store.previous(active) if active else None
-            if found is None:
-                raise StoreError("there is no earlier generation to go back to")
-            generation = found
-        content = generation.read()
-        refuse_other_host(content, generation.number)
         before = read_active(store)
-        warn(put_in_force(store, generation))
-        changes = compare(before[1].files if before else {}, content.files)
-        outdated = running_among(change.unit for change in changes)
-    click.echo(f"generation {generation.number} is in force; the conf is as it was, see: torchpar diff")
+        waits = store.unconfirmed(active) if active and number is None else None
+        if waits:
+            done = restore(store, waits.back)
+        else:
+            done = _put_in_force(store, active, number)
+        warn(done.notes)
+        with is_in_force(done.generation):
+            changes = compare(before[1].files if before else {}, done.generation.read().files)
+            outdated = running_among(change.unit for change in changes)
+    # It would find by itself that there is nothing left to do.
+    with contextlib.suppress(SystemdError):
+        systemd.stop(WAY_BACK)
+    click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
     for unit in outdated:
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
+
+
+def _put_in_force(store: Store, active: Generation | None, number: int | None) -> Outcome:
+    generation = store.generation(number) if number is not None else store.previous(active) if active else None
+    if generation is None:
+        raise StoreError("there is no earlier generation to go back to")
+    content = generation.read()
+    refuse_foreign(generation)
+    refuse_other_host(content, generation.number)
+    if generation == active:
+        # Whoever names it wants to keep it.
+        store.settle(generation)
+    return put_old_in_force(store, LiveSystemd(), generation)

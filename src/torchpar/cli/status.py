@@ -8,11 +8,15 @@ import click
 
 from torchpar.cli.output import brief, echo_json, echo_table, shorten
 from torchpar.daemon.client import ask_daemon, why_no_answer
+from torchpar.enforce import WAY_BACK
 from torchpar.errors import ConfigError, ExitStatus, printable
 from torchpar.host import systemd
+from torchpar.host.clocks import read_clocks
 from torchpar.host.conf import ConfReader
 from torchpar.observe import observe
+from torchpar.shape import shape
 from torchpar.store import Store
+from torchpar.unconfirmed import Unconfirmed
 
 # Reports come every two seconds or, where that takes longer, with each step.
 SILENT_SECONDS = 60
@@ -34,6 +38,11 @@ def status(names: tuple[str, ...], as_json: bool) -> int:
     services = [service for service in answer["services"] if not names or _is_named(service, names)]
     if names and not services:
         raise ConfigError([f"no service {printable(' or '.join(names), 100)} is in force; see: torchpar status"])
+    waits = answer.get("unconfirmed")
+    if waits:
+        left = round(shape(waits, Unconfirmed).seconds_left(read_clocks()))
+        answer["unconfirmed"] = {"back": waits["back"], "seconds_left": left}
+        answer["notices"].insert(0, _unconfirmed(answer["generation"], waits["back"], left))
     if as_json:
         echo_json({**answer, "services": services})
         return _exit_status(services)
@@ -44,6 +53,12 @@ def status(names: tuple[str, ...], as_json: bool) -> int:
     for notice in answer["notices"]:
         click.echo(brief(f"! {notice}"))
     return _exit_status(services)
+
+
+def _unconfirmed(generation: int, back: int, seconds_left: int) -> str:
+    if seconds_left:
+        return f"generation {back} comes back in {seconds_left} s unless you run: torchpar confirm"
+    return f"generation {generation} was not confirmed in time, and {back} comes back; see: systemctl status {WAY_BACK}"
 
 
 def _exit_status(services: list[dict[str, Any]]) -> ExitStatus:

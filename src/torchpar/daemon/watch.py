@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torchpar.advice import Loading, say_loading
@@ -65,7 +66,8 @@ class Watch:
         """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
         try:
             conf = repr(self._conf.stamp())
-            active = _stat(str(self._store.directory / "active"))
+            # A generation that is made or confirmed changes the directory that it is in.
+            active = _stat(self._store.link), _stat(self._store.generations)
             return {"stamp": repr((conf, active, tuple(read_manifest().values()), service_states())), "conf": conf}
         except TorchparError as error:
             # systemd does not answer, or executes itself anew: look again in time.
@@ -168,7 +170,7 @@ def _line(data: Mapping[str, Any]) -> bytes:
     return json.dumps(data).encode() + b"\n"
 
 
-def _stat(path: str) -> tuple[int, int, int] | None:
+def _stat(path: Path) -> tuple[int, int, int] | None:
     try:
         status = os.lstat(path)
     except OSError:

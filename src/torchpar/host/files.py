@@ -1,33 +1,90 @@
-"""Writes that are whole or not there: a file and its directory reach the disk before anything points at them."""
+"""Writes that are whole or not there: a file and its directory reach the disk before anything points at them.
+
+Every change goes through a function of os, and every error names its path.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def write_new(path: Path, text: str) -> None:
     """Create a file that must not exist, and bring it to the disk. Never follows a link. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with _named(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            data = memoryview(text.encode("utf-8", "surrogateescape"))
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:
     """Bring a directory's entries to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _named(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there. Raises OSError."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
-def replace_link(path: Path, target: str) -> None:
-    """Make `path` a link to `target` in one rename, whatever it was before. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.rename(temporary, path)
-    sync_directory(path.parent)
+def own_directory(path: Path) -> None:
+    """Give a directory to this user, so that no other can write it. Never follows a link. Raises OSError."""
+    with _named(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            own(descriptor, 0o755)
+        finally:
+            os.close(descriptor)
+
+
+def own(descriptor: int, mode: int) -> None:
+    """Give an open file to this user, with this mode, unless it is so already. Raises OSError."""
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid():
+        os.fchown(descriptor, os.geteuid(), os.getegid())
+    if stat.S_IMODE(status.st_mode) != mode:
+        os.fchmod(descriptor, mode)
+
+
+def find_open(directory: Path, *inside: Path) -> Path | None:
+    """The first of these, or of the directories above, that others than this user and root can change or replace.
+
+    None when there is none. Raises OSError.
+    """
+    own_places = (*inside, directory)
+    for place in (*own_places, *directory.resolve().parents):
+        status = place.lstat()
+        # In a directory like /tmp others cannot replace what is not theirs, but they can add to it.
+        sticky = status.st_mode & stat.S_ISVTX and place not in own_places
+        writable = status.st_mode & 0o022 and not sticky
+        if status.st_uid not in (0, os.geteuid()) or not stat.S_ISDIR(status.st_mode) or writable:
+            return place
+    return None
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torchpar.errors import SystemdAbsentError, SystemdError, TorchparError
+from torchpar.host.files import remove, write_new
 from torchpar.host.program import run
 
 _BUS_NAME = "org.freedesktop.systemd1"
@@ -86,9 +88,14 @@ def restart(units: Iterable[str]) -> None:
     _systemctl("restart", *units)
 
 
-def start(unit: str) -> None:
-    """Start a unit and wait for it. Raises SystemdError."""
-    _systemctl("start", unit)
+def start(unit: str, *, wait: bool = True) -> None:
+    """Start a unit, and wait for it if so asked. Raises SystemdError."""
+    _systemctl("start", *([] if wait else ["--no-block"]), unit)
+
+
+def stop(unit: str) -> None:
+    """Stop a unit and wait for it. Raises SystemdError."""
+    _systemctl("stop", unit)
 
 
 def is_active(unit: str) -> bool:
@@ -128,15 +135,11 @@ def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
     """
     if not files:
         return ()
-    # /run, which only root can write and which is there before any other disk.
-    with tempfile.TemporaryDirectory(prefix="torchpar-verify-", dir="/run" if os.geteuid() == 0 else None) as directory:
-        try:
-            for path, text in files.items():
-                file = Path(directory, path)
-                file.parent.mkdir()
-                file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise TorchparError(f"{error.filename or directory}: {error.strerror}; nothing has changed") from None
+    with _private_directory() as directory:
+        for path, text in files.items():
+            file = directory / path
+            file.parent.mkdir()
+            write_new(file, text)
         units = sorted(path.partition(".d/")[0] for path in files)
         done = run(
             ["systemd-analyze", "verify", "--man=no", *units],
@@ -146,31 +149,28 @@ def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(line for line in said if line.strip())
 
 
-def start_timer(name: str, seconds: int, argv: Sequence[str]) -> None:
-    """Run a command in so many seconds, whatever becomes of this process and its terminal. Raises SystemdError."""
-    _check(
-        run(
-            [
-                "systemd-run",
-                "--quiet",
-                "--collect",
-                f"--unit={name}",
-                f"--on-active={seconds}s",
-                "--timer-property=AccuracySec=1s",
-                *argv,
-            ]
-        )
-    )
-
-
-def has_timer(name: str) -> bool:
-    """Whether a timer of start_timer() is still to run."""
-    return run(["systemctl", "is-active", "--quiet", f"{name}.timer"]).returncode == 0
-
-
-def stop_timer(name: str) -> None:
-    """Forget a timer of start_timer(). Raises SystemdError."""
-    _systemctl("stop", f"{name}.timer")
+@contextlib.contextmanager
+def _private_directory() -> Iterator[Path]:
+    """A directory that nobody else can write. Raises TorchparError where it or what is to be in it cannot be made."""
+    try:
+        if os.geteuid() != 0:
+            with tempfile.TemporaryDirectory(prefix="torchpar-verify-", ignore_cleanup_errors=True) as name:
+                yield Path(name)
+            return
+        # In /run, which only root can write and which is there before any other disk. Named by this process, so that
+        # those of killed ones are known.
+        directory = Path(f"/run/torchpar-verify-{os.getpid()}")
+        for other in directory.parent.glob("torchpar-verify-*"):
+            if other == directory or not Path("/proc", other.name.rpartition("-")[2]).exists():
+                remove(other)
+        os.mkdir(directory, 0o700)
+        try:
+            yield directory
+        finally:
+            with contextlib.suppress(OSError):
+                remove(directory)
+    except OSError as error:
+        raise TorchparError(f"{error.filename or 'a temporary file'}: {error.strerror}; nothing has changed") from None
 
 
 def _systemctl(*arguments: str) -> str:

@@ -1,0 +1,64 @@
+"""From a conf to what a generation is made of: as it is now, or as it was last applied."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Container
+
+from torchpar.cli.inputs import Inputs, load
+from torchpar.errors import PlacementError
+from torchpar.generations import Content
+from torchpar.host.facts import read_manifest
+from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.syntax import ConfFile
+from torchpar.units import make_refusal, make_units
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a conf comes to on this host: the plan, what a generation is made of, and what to warn of."""
+
+    plan: Plan
+    content: Content
+    warnings: tuple[str, ...]
+
+
+def compile_conf(inputs: Inputs) -> Compiled:
+    """What a conf comes to. Raises ConfigError and PlacementError."""
+    plan = make_plan(inputs.config, inputs.facts)
+    units = make_units(plan)
+    content = Content(
+        units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
+    )
+    return Compiled(plan, content, (*inputs.unreachable(), *plan.warnings, *units.warnings))
+
+
+def compile_as_applied(files: tuple[ConfFile, ...] | None) -> Compiled:
+    """The conf as last applied, for the host as it is now; a service that no longer fits is left out, and named.
+
+    An edit that was not applied is not put in force by a reboot, and one service that asks for a CPU that is gone does
+    not keep the others from starting. Without `files` it is the conf as it is. Raises ConfigError and PlacementError.
+    """
+    inputs = load(files=files)
+    # A start would be refused, too; and one service keeps no other from starting.
+    left_out = {unit: "; ".join(map(str, problems)) for unit, problems in inputs.refusals().items()}
+    inputs = _without(inputs, left_out)
+    while True:
+        try:
+            compiled = compile_conf(inputs)
+        except PlacementError as error:
+            if error.unit not in {service.unit for service in inputs.config.services}:
+                raise
+            left_out[error.unit or ""] = str(error)
+            inputs = _without(inputs, left_out)
+        else:
+            refusals = {path: text for unit, why in left_out.items() for path, text in make_refusal(unit, why).items()}
+            content = dataclasses.replace(compiled.content, files={**compiled.content.files, **refusals})
+            warnings = [f"{why}; it cannot start until this is mended" for why in left_out.values()]
+            return Compiled(compiled.plan, content, (*warnings, *compiled.warnings))
+
+
+def _without(inputs: Inputs, units: Container[str]) -> Inputs:
+    services = tuple(service for service in inputs.config.services if service.unit not in units)
+    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, services=services))

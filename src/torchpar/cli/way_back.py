@@ -1,0 +1,58 @@
+"""What torchpar-way-back.service does: it waits until a generation should have been confirmed, and goes back from it.
+
+It is a servant of what is in the store, see torchpar.unconfirmed: started before such a generation is in force, at each
+boot that finds one, and again when it fails.
+"""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from torchpar.cli.compile import compile_as_applied
+from torchpar.cli.output import warn
+from torchpar.enforce import LiveSystemd, refuse_foreign
+from torchpar.host.clocks import read_clocks
+from torchpar.host.facts import read_manifest
+from torchpar.store import Store
+from torchpar.transition import Outcome, put_new_in_force, put_old_in_force
+
+# A clock may be set, and a generation confirmed by a command that cannot tell this process.
+_LONGEST_SLEEP = 30.0
+
+
+def go_back_in_time(store: Store) -> None:
+    """Wait until the first generation that is not confirmed should have been, and go back from it if it is in force.
+
+    Returns once none waits. Raises TorchparError when it cannot go back.
+    """
+    # Without the lock, which others need meanwhile: of a generation that is not in force yet, too.
+    while waiting := store.waiting():
+        left = min(unconfirmed.seconds_left(read_clocks()) for unconfirmed in waiting)
+        if left > 0:
+            time.sleep(min(left, _LONGEST_SLEEP))
+            continue
+        with store.locked(wait=True):
+            active = store.active()
+            unconfirmed = store.unconfirmed(active) if active else None
+            if unconfirmed and unconfirmed.seconds_left(read_clocks()) <= 0:
+                done = restore(store, unconfirmed.back)
+                warn(done.notes)
+                number = done.generation.number
+                click.echo(f"generation {number} is in force: what came after was not confirmed in time")
+
+
+def restore(store: Store, number: int) -> Outcome:
+    """Put in force what was so before a generation that is not confirmed, for the host as it is now.
+
+    Raises StoreError, SystemdError and, where the host is another one, ConfigError and PlacementError.
+    """
+    generation = store.generation(number)
+    content = generation.read()
+    refuse_foreign(generation)
+    if dict(content.manifest) == read_manifest():
+        return put_old_in_force(store, LiveSystemd(), generation)
+    compiled = compile_as_applied(content.conf)
+    warn(compiled.warnings)
+    return put_new_in_force(store, LiveSystemd(), compiled.content)

@@ -1,0 +1,56 @@
+"""What `torchpar apply --confirm-within` leaves with a generation: what comes back, and when, unless it is confirmed.
+
+It is written before the generation is in force and counts only while that is: whoever puts another one in force has
+settled it. Within the boot in which it was written it goes by a clock that nobody can set. After another boot it goes
+by the time of day, which may be wrong then, but it never takes longer than the agreed time from that boot on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from torchpar.shape import parse_json, shape
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """This boot, and what its clocks say in seconds: since the kernel's start, since this boot's, of the day."""
+
+    boot_id: str
+    monotonic: float
+    since_boot: float
+    time_of_day: float
+
+
+@dataclass(frozen=True)
+class Unconfirmed:
+    """Generation `back` comes back `seconds` after the boot `boot_id` had `monotonic`, at `time_of_day`."""
+
+    back: int
+    seconds: int
+    boot_id: str
+    monotonic: float
+    time_of_day: float
+
+    def seconds_left(self, now: Clocks) -> float:
+        """How long there still is to confirm it; 0 when that is over."""
+        if now.boot_id == self.boot_id:
+            left = self.monotonic + self.seconds - now.monotonic
+        else:
+            left = min(self.time_of_day + self.seconds - now.time_of_day, self.seconds - now.since_boot)
+        return max(0.0, min(left, float(self.seconds)))
+
+    def json(self) -> str:
+        """The text of its file."""
+        return json.dumps({"version": 1, **asdict(self)}) + "\n"
+
+
+def begin(back: int, seconds: int, now: Clocks) -> Unconfirmed:
+    """The way back to a generation, from now on."""
+    return Unconfirmed(back, seconds, now.boot_id, now.monotonic, now.time_of_day)
+
+
+def parse_unconfirmed(text: str | bytes) -> Unconfirmed:
+    """The other direction of `json`. Raises ShapeError."""
+    return shape(parse_json(text), Unconfirmed)

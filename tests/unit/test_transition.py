@@ -1,0 +1,273 @@
+"""Transitions of the store with an error or a kill at each call that changes the file system: whole, and told truly.
+
+What is counted and made to fail are the functions of os, in this process; on a booted machine it is the system calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_generations import content
+from torchpar.drift import find_drift
+from torchpar.errors import SystemdError, TorchparError
+from torchpar.generations import Content, Generation
+from torchpar.store import Store
+from torchpar.transition import confirm, hold, prune, put_new_in_force, put_old_in_force
+from torchpar.unconfirmed import Unconfirmed
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+CHANGING = ("write", "fsync", "rename", "symlink", "mkdir", "unlink", "rmdir", "fchmod", "fchown", "open")
+
+WAITS = Unconfirmed(back=2, seconds=60, boot_id="b", monotonic=0.0, time_of_day=0.0)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: what catches exceptions does not catch it, and nothing changes after it."""
+
+
+class Disk:
+    """The functions of os that change a file system, of which the one of a number fails, or it and all after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self._error: int | None = None
+        self._numbers: range = range(0)
+        for name in CHANGING:
+            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
+
+    def fail(self, error: int | None, numbers: range) -> None:
+        """Let the calls of these numbers, from 0, fail from now on; without an error they are where it was killed."""
+        self.calls, self._error, self._numbers = [], error, numbers
+
+    def _wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name == "open" and not arguments[1] & os.O_CREAT:
+                return real(*arguments, **options)
+            self.calls.append(name)
+            if len(self.calls) - 1 in self._numbers:
+                if self._error is None:
+                    raise Killed
+                raise OSError(self._error, os.strerror(self._error))
+            # Nothing here is to outlive a loss of power.
+            return None if name == "fsync" else real(*arguments, **options)
+
+        return call
+
+
+@dataclass
+class FakeSystemd:
+    """Holds what was active when it last read its units. `refuses`: what it does not take, "reload" or a mark."""
+
+    store: Store
+    refuses: str = ""
+    holds: str = "nothing"
+    started: list[str] = field(default_factory=list)
+
+    def reload(self) -> None:
+        if self.refuses == "reload":
+            raise SystemdError("it refuses to reload")
+        self.holds = mark_of(self.store.active())
+
+    def check(self, generation: Generation) -> tuple[str, ...]:
+        if self.holds != mark_of(generation) or self.holds == self.refuses:
+            raise SystemdError("it holds something else")
+        return ()
+
+    def start_way_back(self) -> None:
+        assert self.store.waiting(), "it would find nothing to wait for"
+        self.started.append(mark_of(self.store.active()))
+
+
+def mark_of(generation: Generation | None) -> str:
+    """What tells the generations of these tests apart; reading it checks its checksums."""
+    return generation.read().conf[0].text.split()[2] if generation else "nothing"
+
+
+def apply(store: Store, systemd: FakeSystemd, what: Content, unconfirmed: Unconfirmed | None = None) -> None:
+    """What the command does once it knows what to put in force."""
+    active = store.active()
+    if active and active.read() == what:
+        hold(store, systemd, active, loaded=True)
+    else:
+        put_new_in_force(store, systemd, what, unconfirmed)
+    told = prune(store, keep=2)
+    assert all("no longer kept are still there" in warning for warning in told)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done, to a store with so many generations in force one after the other, and what is then in force."""
+
+    name: str
+    generations: int
+    do: Callable[[Store, FakeSystemd], object]
+    new: str
+    waits: Unconfirmed | None = None
+    refuses: str = ""
+
+
+def roll_back(store: Store, systemd: FakeSystemd) -> None:
+    put_old_in_force(store, systemd, store.generation(1))
+
+
+def apply_new(store: Store, systemd: FakeSystemd) -> None:
+    apply(store, systemd, content("new"))
+
+
+CASES = (
+    Case("first apply", 0, apply_new, "new"),
+    Case("apply", 2, apply_new, "new"),
+    Case("apply of the same", 2, lambda store, systemd: apply(store, systemd, content("2")), "2"),
+    Case("apply, with one too many", 3, apply_new, "new"),
+    Case("apply --confirm-within", 2, lambda store, systemd: apply(store, systemd, content("new"), WAITS), "new"),
+    Case("confirm", 2, lambda store, systemd: confirm(store), "2", waits=WAITS),
+    Case("rollback", 2, roll_back, "1"),
+    Case("rollback of what waits", 2, roll_back, "1", waits=WAITS),
+    Case("first apply, no reload", 0, apply_new, "", refuses="reload"),
+    Case("apply, not taken", 2, apply_new, "", refuses="new"),
+    Case("first apply, not taken", 0, apply_new, "", refuses="new"),
+    Case("rollback, no reload", 2, roll_back, "", refuses="reload"),
+    Case("rollback, not taken", 2, roll_back, "", refuses="1"),
+)
+
+
+class Host:
+    """A store in a directory of its own, on a disk that can fail, and a systemd that holds what is in force."""
+
+    def __init__(self, directory: Path, disk: Disk, case: Case) -> None:
+        disk.fail(None, range(0))
+        self.store, self.disk, self.case = Store(directory / "torchpar"), disk, case
+        self.systemd = FakeSystemd(self.store)
+        with self.store.locked():
+            for number in range(1, case.generations + 1):
+                waits = case.waits if number == case.generations else None
+                put_new_in_force(self.store, self.systemd, content(str(number)), waits)
+        self.old = self.systemd.holds
+        self.systemd.refuses = case.refuses
+
+    def do(self, error: int | None = None, numbers: range = range(0)) -> str:
+        """Do what the case says, and return the error's words, "killed", or ""."""
+        self.disk.fail(error, numbers)
+        try:
+            with self.store.locked():
+                self.case.do(self.store, self.systemd)
+        except Killed:
+            return "killed"
+        except TorchparError as told:
+            return str(told)
+        finally:
+            self.disk.fail(None, range(0))
+        return ""
+
+
+def check(host: Host, said: str) -> str:
+    """Check all that must be true after whatever happened, and return what is in force."""
+    active = mark_of(host.store.active())
+    assert active in {host.old, host.case.new or host.old, "new" if host.case.refuses else active, "1"}
+    for generation in host.store.history():
+        generation.read()
+    if host.systemd.holds != active:
+        # The next daemon-reload of somebody else.
+        assert host.systemd.holds == host.old or host.case.refuses
+    number = generation_number(host.store)
+    if said in ("", "killed"):
+        assert said or (active == host.case.new == host.systemd.holds)
+        return active
+    claims = {
+        "nothing has changed": active == host.old == host.systemd.holds,
+        f"generation {number} is in force, but after a loss of power": active == host.systemd.holds,
+        f"generation {number} is in force, as before": active == host.old == host.systemd.holds,
+        "no generation is in force, as before": active == host.old == host.systemd.holds == "nothing",
+        f"generation {number} stays active in the store": active != host.old,
+        f"generation {number} is active in the store again": active == host.old,
+        f"generation {number} is active in the store, as it was": active == host.old,
+        f"generation {number} is not confirmed": host.store.waiting() != () and active == host.old,
+        f"generation {number} is confirmed, but": not host.store.waiting() and active == host.old,
+    }
+    made = [claim for claim in claims if claim in said]
+    assert len(made) == 1 and claims[made[0]], (said, made, active, host.systemd.holds)
+    return active
+
+
+def generation_number(store: Store) -> int:
+    active = store.active()
+    return active.number if active else 0
+
+
+def check_next(host: Host, before: str) -> None:
+    """The next command does it, whatever the last left, and nothing is left over. `before` is what was in force for
+    sure, if that is known."""
+    host.systemd.refuses = ""
+    with host.store.locked():
+        active = host.store.active()
+        if active and host.store.unconfirmed(active):
+            confirm(host.store)
+        apply(host.store, host.systemd, content("next"))
+    assert host.systemd.holds == mark_of(host.store.active()) == "next"
+    names = {*os.listdir(host.store.directory), *os.listdir(host.store.generations)}
+    numbers = {str(generation.number) for generation in host.store.history()}
+    assert names == {".lock", "active", "generations", *numbers} and find_places(host.store) == ()
+    # One that was never in force is not kept: a rollback would lead there.
+    assert before in ("", "new") or "new" not in map(mark_of, host.store.history())
+
+
+def find_places(store: Store) -> tuple[str, ...]:
+    """What drifted, but for units that the systemd of these tests has not read into its directory."""
+    return tuple(drift for drift in find_drift(store) if "systemd has not read" not in drift)
+
+
+def faults() -> Iterator[tuple[int, int | None, bool]]:
+    """At each call in turn a kill, and errors at it alone and from it on; ALL_FAULTS=1 has all of them at each."""
+    for number in range(1000):
+        yield number, None, True
+        for error in ERRORS if os.environ.get("ALL_FAULTS") else [ERRORS[number % len(ERRORS)]]:
+            yield number, error, False
+            yield number, error, True
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    yield Disk(monkeypatch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_with_a_fault_at_each_call_the_old_or_the_new_is_whole_and_told(
+    case: Case, disk: Disk, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Each errno at each call, once and from then on, and a kill at each: never something between, never a false
+    word, and nothing left over by the next command."""
+    tmp_path.chmod(0o755)
+    outcomes: Counter[str] = Counter()
+    serial = itertools.count()
+
+    def fresh() -> Host:
+        directory = tmp_path / str(next(serial))
+        directory.mkdir(mode=0o755)
+        return Host(directory, disk, case)
+
+    host = fresh()
+    said = host.do()
+    assert bool(said) == bool(case.refuses), said
+    assert check(host, said) == (case.new or host.old)
+    check_next(host, case.new or host.old)
+    for number, error, onwards in faults():
+        host = fresh()
+        numbers = range(number, 1000) if onwards else range(number, number + 1)
+        host.disk.fail(error, numbers)
+        said = host.do(error, numbers)
+        if error is None and said != "killed":
+            break
+        active = check(host, said)
+        outcomes["old" if active == host.old else "new"] += 1
+        check_next(host, "" if case.refuses and said == "killed" else active)
+    record_property("calls", number)
+    print(f"{case.name}: {number} calls, {outcomes.total()} faults: {dict(outcomes)}")
