@@ -99,7 +99,8 @@ def host(tmp_path: Path) -> Host:
     store = Store(tmp_path / "store")
     manifest = {"cpus_online": "0-1", "nodes_online": "0"}
     conf = (ConfFile("/etc/torchpar.conf", "[Train a]\n"),)
-    store.activate(store.write(Content(FILES, LINKS, "{}\n", conf, manifest)))
+    with store.locked():
+        store.activate(store.write(Content(FILES, LINKS, "{}\n", conf, manifest)))
     made = Host(tmp_path)
     made.set_online("cpu", "0-1")
     made.set_online("node", "0")
@@ -114,25 +115,14 @@ def test_what_is_in_force_is_copied_and_nothing_else(host: Host) -> None:
     assert host.entries() == {**FILES, **LINKS}
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "store",
-        "store/generations",
-        "store/active/",
-        "store/active/units/torchpar-train@a.service.d",
-        "store/active/links",
-    ],
-)
-def test_what_others_can_change_is_not_copied(host: Host, place: str) -> None:
-    """Whoever can write there would be root at the next daemon-reload."""
-    (host.root / place).chmod(0o775)
+def test_what_others_have_named_is_not_told(host: Host) -> None:
+    """It would be a line of a unit."""
+    path = host.root / "store/active/units" / "x\"\n[Service]\nExecStartPre=+/bin/sh"
+    path.touch(mode=0o666)
+    path.chmod(0o666)
     done = host.generate()
-    assert done.returncode == 0 and "others than root can change what decides what runs: " in done.stderr
-    assert host.entries().keys() == RECOMPILE
-    (host.root / place).chmod(0o755)
-    host.generate()
-    assert host.entries().keys() >= FILES.keys()
+    assert f"what decides what runs: {host.root}/store\n" in done.stderr
+    assert "[Service]\nExecStartPre=+" not in "".join(map(str, host.entries().values()))
 
 
 def test_a_link_of_somebody_else_on_the_way_is_not_followed(host: Host) -> None:
@@ -218,6 +208,12 @@ def test_on_another_host_no_job_starts_before_a_new_placement(host: Host, what: 
         ": >sha256sums",
         "rm sha256sums",
         "sed -i 1d manifest",
+        ": >manifest; sed -i /manifest/d sha256sums",
+        "rm -r units/torchpar.target.wants",
+        "ln -sf x units/torchpar.target.wants/torchpar-train@b.service",
+        "rm links",
+        "echo x >units/x.service",
+        "touch 'units/a\nb'",
     ],
 )
 def test_of_a_damaged_generation_nothing_is_started(host: Host, damage: str) -> None:
@@ -225,8 +221,18 @@ def test_of_a_damaged_generation_nothing_is_started(host: Host, damage: str) -> 
     subprocess.run(["sh", "-c", damage], cwd=host.generation, check=True)
     done = host.generate()
     assert done.returncode == 0 and "is damaged" in done.stderr
-    assert host.entries().keys() >= RECOMPILE | LINKS.keys()
+    assert host.entries().keys() >= RECOMPILE
     assert host.entries()["torchpar-infer@b.service.d/20-torchpar.conf"] == "[Service]\nCPUAffinity=1\n"
+
+
+@pytest.mark.parametrize("place", [".", "generations", "active/", "active/units", "active/sha256sums", "active/conf"])
+@pytest.mark.parametrize("mode", ["g+w", "o+w"])
+def test_of_what_others_can_change_nothing_is_copied(host: Host, place: str, mode: str) -> None:
+    """It would run as root, with a plan and checksums that fit."""
+    subprocess.run(["chmod", mode, host.root / "store" / place], check=True)
+    done = host.generate()
+    assert done.returncode == 0 and "others than root can change what decides what runs: " in done.stderr
+    assert host.entries().keys() == RECOMPILE
 
 
 @pytest.mark.parametrize(
@@ -245,15 +251,6 @@ def test_without_a_generation_only_the_new_placement_is_asked_for(host: Host, da
     done = host.generate()
     assert done.returncode == 0 and why in done.stderr
     assert host.entries().keys() == RECOMPILE
-
-
-def test_a_manifest_that_lost_its_lines_is_of_another_host(host: Host) -> None:
-    """Also where its checksum went with them."""
-    (host.generation / "manifest").write_text("")
-    sums = host.generation / "sha256sums"
-    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "manifest" not in line))
-    assert "it was made for CPUs  and this host has 0-1" in host.generate().stderr
-    assert host.entries().keys() >= RECOMPILE
 
 
 @pytest.mark.parametrize("output", ["missing", "a-file", "read-only"])
