@@ -37,6 +37,17 @@ class LiveSystemd:
         systemd.start(WAY_BACK, wait=not self._at_boot)
 
 
+@contextlib.contextmanager
+def changing(store: Store, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of everything that changes the store, without what killed commands left there and elsewhere.
+
+    Raises BusyError, unless this is to wait, and StoreError.
+    """
+    with store.locked(wait=wait):
+        systemd.remove_leftovers()
+        yield
+
+
 def read_active(store: Store) -> tuple[Generation, Content] | None:
     """The active generation and what is in it; None when there is none or it is damaged, which apply mends."""
     with contextlib.suppress(StoreError):

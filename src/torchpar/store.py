@@ -210,6 +210,8 @@ class Store:
             os.rename(link, self.link)
         except OSError as error:
             if _number(self.link) != generation.number:
+                with contextlib.suppress(OSError):
+                    remove(self._back)
                 raise self._cannot_write(error) from None
         with contextlib.suppress(OSError):
             remove(self._old)
@@ -223,9 +225,10 @@ class Store:
             raise self._cannot_write(error) from None
 
     def sync(self) -> None:
-        """Bring to the disk which generation is active. Raises StoreError when that is not known to be there."""
+        """Bring to the disk which generation is active, and what waits. Raises StoreError when it may not be there."""
         try:
             sync_directory(self.directory)
+            sync_directory(self.generations)
         except OSError as error:
             raise self._cannot_write(error) from None
 

@@ -92,7 +92,7 @@ def hold(store: Store, systemd: Systemd, generation: Generation, *, loaded: bool
             "else; once that is mended: torchpar apply"
         ) from None
     if unsure:
-        raise StoreError(_unsure(unsure, generation, None))
+        raise StoreError(_unsure(unsure, generation, None, "torchpar apply"))
     return Outcome(generation, notes)
 
 
@@ -144,27 +144,37 @@ class _Transition:
             self._discard()
             raise StoreError(f"{error}; nothing has changed") from None
         self._stage = Stage.FLIPPED
-        unsure = _sync(self._store)
         try:
+            unsure = _sync(self._store)
             self._systemd.reload()
             self._stage = Stage.LOADED
             notes = self._systemd.check(self._new)
         except TorchparError as error:
             raise type(error)(f"{error}\n{self._go_back()}") from None
+        except KeyboardInterrupt:
+            raise StoreError(
+                f"interrupted; generation {self._new.number} is active in the store, and systemd may not hold it yet; "
+                f"to go on: {self._again}"
+            ) from None
         self._stage = Stage.VERIFIED
         if unsure:
-            raise StoreError(f"{_unsure(unsure, self._new, self._old)}{self._deadline()}")
+            raise StoreError(f"{_unsure(unsure, self._new, self._old, self._again)}{self._deadline()}")
         if self._old and self._old != self._new:
             # It counts no more, and the next command that changes the store would remove it.
             with contextlib.suppress(StoreError):
                 self._store.settle(self._old)
         return Outcome(self._new, notes)
 
+    @property
+    def _again(self) -> str:
+        """What to run to have the new generation in force."""
+        return "torchpar apply" if self._is_new else f"torchpar rollback {self._new.number}"
+
     def _go_back(self) -> str:
         """Flip to the old generation; returns what is true then."""
         new, old = self._new, self._old
         if old == new:
-            return f"generation {new.number} is active in the store, as it was; once that is mended: torchpar apply"
+            return f"generation {new.number} is active in the store, as it was; once that is mended: {self._again}"
         try:
             if old:
                 self._store.activate(old, refused=new if self._is_new else None)
@@ -174,13 +184,13 @@ class _Transition:
             held = "still has what it had" if self._stage is Stage.FLIPPED else "may hold a part of it"
             return (
                 f"generation {new.number} stays active in the store, as going back failed, too ({error}); systemd "
-                f"{held}; once that is mended: torchpar apply"
+                f"{held}; once that is mended: {self._again}"
             )
         unsure = _sync(self._store)
         why = self._reload_old()
         if why:
             says = f"{_named(old)} is active in the store again, but systemd may hold something else ({why}); "
-            says += "once that is mended: torchpar apply"
+            says += f"once that is mended: {self._again}"
         else:
             says = f"{_named(old)} is in force, as before"
         if unsure:
@@ -234,11 +244,11 @@ def _sync(store: Store) -> str:
     return ""
 
 
-def _unsure(why: str, generation: Generation, old: Generation | None) -> str:
+def _unsure(why: str, generation: Generation, old: Generation | None, again: str) -> str:
     other = f"{_named(old)} may be" if old else "another or none may be"
     return (
         f"{why}; generation {generation.number} is in force, but after a loss of power {other}; once the disk is "
-        "mended: torchpar apply"
+        f"mended: {again}"
     )
 
 

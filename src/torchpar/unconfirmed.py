@@ -35,7 +35,7 @@ class Unconfirmed:
 
     def seconds_left(self, now: Clocks) -> float:
         """How long there still is to confirm it; 0 when that is over."""
-        if now.boot_id == self.boot_id:
+        if now.boot_id and now.boot_id == self.boot_id:
             left = self.monotonic + self.seconds - now.monotonic
         else:
             left = min(self.time_of_day + self.seconds - now.time_of_day, self.seconds - now.since_boot)

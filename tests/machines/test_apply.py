@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -238,28 +237,6 @@ def test_a_full_disk_changes_nothing_and_leaves_nothing_behind(host: Machine) ->
     assert generation(host) != active
 
 
-def test_apply_killed_at_any_moment_leaves_the_old_or_the_new_generation(host: Machine) -> None:
-    """SIGKILL after ever longer times, until it comes to its end before; what systemd then loads is one of the two,
-    whole, and apply mends the rest."""
-    old = TWO
-    new = "[Train a]\nScript=/srv/job.py\nThreads=2\nEnabled=yes\nCPUs=0-1\n"
-    killed, moment = True, 0.05
-    while killed:
-        apply(host, old)
-        host.write(CONF, new)
-        done = host.run("timeout", "--signal=KILL", f"{moment:.2f}", "torchpar", "apply", check=False)
-        host.run("systemctl", "daemon-reload")
-        text = host.run("systemctl", "cat", TRAIN.format("a")).stdout
-        whole = ("CPUAffinity=0\n" in text, "CPUAffinity=0-1\n" in text)
-        assert whole in ((True, False), (False, True)), text
-        killed = done.returncode in (-signal.SIGKILL, 137)
-        assert killed or whole[1]
-        assert torchpar(host, "history")[0] == 0
-        moment *= 1.1
-    host.run("torchpar", "apply")
-    assert torchpar(host, "check")[0] == 0
-
-
 def test_two_applies_at_once_do_not_meet(host: Machine) -> None:
     """The second says that it is busy, exit status 75, or comes after the first."""
     apply(host, TWO)
@@ -268,24 +245,6 @@ def test_two_applies_at_once_do_not_meet(host: Machine) -> None:
     for process in first:
         process.communicate()
     assert 0 in statuses and statuses <= {0, 75}
-
-
-def test_an_unconfirmed_apply_is_taken_back_by_itself(host: Machine) -> None:
-    """Also when the shell that ran it is gone; `torchpar confirm` keeps it."""
-    apply(host, TWO)
-    active = generation(host)
-    host.write(CONF, "[Train a]\nScript=/srv/job.py\nEnabled=yes\n")
-    host.run("torchpar", "apply", "--confirm-within", "2")
-    assert generation(host) != active
-    host.wait_until(lambda: generation(host) == active, "the apply is taken back")
-    assert TRAIN.format("b") in host.show("torchpar.target", "Wants")
-    host.run("torchpar", "apply", "--confirm-within", "60")
-    kept = generation(host)
-    assert torchpar(host, "apply", "--confirm-within", "9")[0] in (0, 1)
-    host.run("torchpar", "confirm")
-    assert generation(host) == kept and torchpar(host, "confirm")[0] == 1
-    host.run("torchpar", "rollback")
-    assert generation(host) != kept
 
 
 def test_a_dry_run_shows_the_change_and_makes_none(host: Machine) -> None:

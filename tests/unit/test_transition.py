@@ -271,3 +271,19 @@ def test_with_a_fault_at_each_call_the_old_or_the_new_is_whole_and_told(
         check_next(host, "" if case.refuses and said == "killed" else active)
     record_property("calls", number)
     print(f"{case.name}: {number} calls, {outcomes.total()} faults: {dict(outcomes)}")
+
+
+def test_who_interrupts_it_after_the_flip_is_told_what_is_active(disk: Disk, tmp_path: Path) -> None:
+    """Ctrl-C while systemd reads its units; the next apply goes on."""
+    tmp_path.chmod(0o755)
+    host = Host(tmp_path, disk, CASES[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host.systemd, "reload", raise_interrupt)
+        said = host.do()
+    assert said.startswith("interrupted; generation 3 is active in the store") and said.endswith("torchpar apply")
+    assert (mark_of(host.store.active()), host.systemd.holds) == ("new", "2")
+    assert host.do() == "" and host.systemd.holds == "new"
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt

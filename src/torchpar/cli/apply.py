@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import click
@@ -13,8 +14,8 @@ from torchpar.cli.inputs import load
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.drift import find_foreign, find_generation_drift, find_unloaded
-from torchpar.enforce import LiveSystemd, is_in_force, read_active, running_among
-from torchpar.errors import ExitStatus, TorchparError
+from torchpar.enforce import LiveSystemd, changing, is_in_force, read_active, running_among
+from torchpar.errors import ExitStatus, StoreError, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
@@ -33,7 +34,7 @@ from torchpar.unit_check import check_units
     help="Restart running services that changed; when-idle: only those that use no CPU now. Default: never.",
 )
 @click.option(
-    "--confirm-within", type=click.IntRange(min=1), metavar="SECONDS", help="Go back unless confirmed in time."
+    "--confirm-within", type=click.IntRange(1, 10**8), metavar="SECONDS", help="Go back unless confirmed in time."
 )
 @click.option("--afresh", is_flag=True, help="Place all services anew, wherever they are now.")
 @click.option("--boot", is_flag=True, help="Compile the conf as last applied for this host as it is now.")
@@ -48,7 +49,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
     require_root("torchpar apply")
     systemd.require_systemd()
     store = Store()
-    with store.locked():
+    with contextlib.nullcontext() if dry_run else changing(store):
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
         warn(compiled.warnings)
@@ -61,7 +62,9 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         door = LiveSystemd(at_boot=boot)
         same = active is not None and before == compiled.content
         told: tuple[str, ...] = ()
-        if active and same and not find_generation_drift(*active):
+        drift = find_generation_drift(*active) if active else ()
+        warn(f"{line}; generation {active[0].number} is replaced" for line in drift if active)
+        if active and same and not drift:
             done = hold(store, door, active[0], loaded=not find_unloaded(before))
         else:
             unconfirmed = _way_back(store, active[0] if active else None, confirm_within, carry=boot or same)
@@ -95,13 +98,23 @@ def _way_back(
 ) -> Unconfirmed | None:
     """What comes back unless what is applied now is confirmed. A generation that waits for that already can only be
     made anew, for this host as it is now or because it is damaged, and then waits as long as it did."""
-    waits = store.unconfirmed(active) if active else None
+    waits = None
+    with contextlib.suppress(StoreError):
+        # One that is damaged, too, and so not `active`.
+        waiting = store.active()
+        try:
+            waits = store.unconfirmed(waiting) if waiting else None
+        except StoreError as error:
+            # A boot goes on without it.
+            if not carry:
+                raise TorchparError(f"{error}; nothing has changed") from None
+            warn([str(error)])
     if waits and carry:
         return waits
-    if waits and active:
+    if waits and waiting:
         left = waits.seconds_left(read_clocks())
         raise TorchparError(
-            f"generation {active.number} still waits for its confirmation, for {left:.0f} s; first: torchpar confirm, "
+            f"generation {waiting.number} still waits for its confirmation, for {left:.0f} s; first: torchpar confirm, "
             "or torchpar rollback; nothing has changed"
         )
     if not confirm_within or carry:

@@ -7,7 +7,7 @@ import contextlib
 import click
 
 from torchpar.cli.root import require_root
-from torchpar.enforce import WAY_BACK
+from torchpar.enforce import WAY_BACK, changing
 from torchpar.errors import SystemdError
 from torchpar.host import systemd
 from torchpar.store import Store
@@ -20,7 +20,7 @@ def confirm() -> None:
     require_root("torchpar confirm")
     systemd.require_systemd()
     store = Store()
-    with store.locked():
+    with changing(store):
         generation = confirm_active(store)
     # It would find by itself that there is nothing left to do.
     with contextlib.suppress(SystemdError):

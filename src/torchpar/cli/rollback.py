@@ -13,6 +13,7 @@ from torchpar.cli.way_back import go_back_in_time, restore
 from torchpar.enforce import (
     WAY_BACK,
     LiveSystemd,
+    changing,
     is_in_force,
     read_active,
     refuse_foreign,
@@ -42,7 +43,7 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
     if in_time:
         go_back_in_time(store)
         return
-    with store.locked():
+    with changing(store):
         active = store.active()
         if if_active is not None and (active is None or active.number != if_active):
             click.echo(f"generation {if_active} is not active; nothing to do")

@@ -12,7 +12,7 @@ import click
 
 from torchpar.cli.compile import compile_as_applied
 from torchpar.cli.output import warn
-from torchpar.enforce import LiveSystemd, refuse_foreign
+from torchpar.enforce import LiveSystemd, changing, refuse_foreign
 from torchpar.host.clocks import read_clocks
 from torchpar.host.facts import read_manifest
 from torchpar.store import Store
@@ -33,7 +33,7 @@ def go_back_in_time(store: Store) -> None:
         if left > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
             continue
-        with store.locked(wait=True):
+        with changing(store, wait=True):
             active = store.active()
             unconfirmed = store.unconfirmed(active) if active else None
             if unconfirmed and unconfirmed.seconds_left(read_clocks()) <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -20,6 +21,9 @@ from torchpar.host.program import run
 _BUS_NAME = "org.freedesktop.systemd1"
 # Where the units of Debian's packages are.
 PACKAGED = Path("/usr/lib/systemd/system")
+
+# And the number of the process that it belongs to.
+_PRIVATE = "/run/torchpar-verify-"
 
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 
@@ -149,6 +153,14 @@ def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(line for line in said if line.strip())
 
 
+def remove_leftovers() -> None:
+    """Remove what commands that were killed, or could not, have left in /run."""
+    for directory in glob.glob(f"{_PRIVATE}*"):
+        if not os.path.exists(f"/proc/{directory.removeprefix(_PRIVATE)}"):
+            with contextlib.suppress(OSError):
+                remove(Path(directory))
+
+
 @contextlib.contextmanager
 def _private_directory() -> Iterator[Path]:
     """A directory that nobody else can write. Raises TorchparError where it or what is to be in it cannot be made."""
@@ -157,12 +169,9 @@ def _private_directory() -> Iterator[Path]:
             with tempfile.TemporaryDirectory(prefix="torchpar-verify-", ignore_cleanup_errors=True) as name:
                 yield Path(name)
             return
-        # In /run, which only root can write and which is there before any other disk. Named by this process, so that
-        # those of killed ones are known.
-        directory = Path(f"/run/torchpar-verify-{os.getpid()}")
-        for other in directory.parent.glob("torchpar-verify-*"):
-            if other == directory or not Path("/proc", other.name.rpartition("-")[2]).exists():
-                remove(other)
+        # In /run, which only root can write and which is there before any other disk.
+        directory = Path(f"{_PRIVATE}{os.getpid()}")
+        remove(directory)
         os.mkdir(directory, 0o700)
         try:
             yield directory
