@@ -117,7 +117,7 @@ def test_what_is_in_force_is_copied_and_nothing_else(host: Host) -> None:
 
 def test_what_others_have_named_is_not_told(host: Host) -> None:
     """It would be a line of a unit."""
-    path = host.root / "store/active/units" / "x\"\n[Service]\nExecStartPre=+/bin/sh"
+    path = host.root / "store/active/units" / "x\"\n[Service]\nExecStartPre=+sh"
     path.touch(mode=0o666)
     path.chmod(0o666)
     done = host.generate()
