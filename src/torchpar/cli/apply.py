@@ -67,10 +67,11 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         if active and same and not drift:
             done = hold(store, door, active[0], loaded=not find_unloaded(before))
         else:
-            unconfirmed = _way_back(store, active[0] if active else None, confirm_within, carry=boot or same)
             # What was in force may have lines that systemd passes over, and did when it was applied.
             told = () if boot else check_units(compiled.plan, compiled.content.files)
             warn(told)
+            # Last, so that the time begins when it is about to be in force.
+            unconfirmed = _way_back(store, active[0] if active else None, confirm_within, carry=boot or same)
             done = put_new_in_force(store, door, compiled.content, unconfirmed)
         warn((*done.notes, *prune(store)))
         with is_in_force(done.generation):
