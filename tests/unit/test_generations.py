@@ -165,7 +165,7 @@ def test_a_store_that_cannot_be_written_says_where_and_leaves_nothing_behind(sto
     """A file system that takes no file: the message has the path, the reason and what is still true."""
     store.write(content("one"))
     too_long = Content({"x" * 300 + ".d/20-torchpar.conf": ""}, {}, "", (), {})
-    with pytest.raises(StoreError, match=r"cannot be written: .*x\.d: File name too long$"):
+    with pytest.raises(StoreError, match=r"cannot be written: .*/units/xxx.*: File name too long$"):
         store.write(too_long)
     assert os.listdir(store.directory / "generations") == ["1"]
 
