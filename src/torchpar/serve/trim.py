@@ -3,8 +3,71 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
+from collections.abc import Callable
 
-# glibc keeps what it once had for large blocks: after so many bytes it is told to give it back. Other allocators do so
-# by themselves, and where one of those is preloaded, glibc's has nothing.
+# Work on so many bytes leaves enough behind to give it back at once.
 TRIM_FROM = 64 << 20
-trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # other C libraries have none
+
+# Less than this, in bytes and as a part of all, is not worth looking through everything for.
+WORTH, SHARE = 8 << 20, 0.04
+
+# Seconds until it is seen again whether there is memory to give back.
+SOON, LATER = 10.0, 30.0
+
+# jemalloc's word for all of its arenas.
+_ALL_ARENAS = b"arena.4096.purge"
+
+
+def _releasers() -> list[Callable[[], object]]:
+    """What the allocators of this process have for it: glibc's own, and one that is preloaded."""
+    found: list[Callable[[], object]] = []
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # other C libraries have none
+        found.append(lambda: library.malloc_trim(0))
+    if hasattr(library, "MallocExtension_ReleaseFreeMemory"):
+        found.append(library.MallocExtension_ReleaseFreeMemory)
+    if hasattr(library, "mallctl"):
+        found.append(lambda: library.mallctl(_ALL_ARENAS, None, None, None, ctypes.c_size_t(0)))
+    return found
+
+
+_RELEASERS = _releasers()
+
+
+def trim() -> None:
+    """Give back what is free. It takes some milliseconds, most of them without Python's lock."""
+    gc.collect()
+    for release in _RELEASERS:
+        release()
+
+
+def read_resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Trimmer:
+    """Gives memory back now and then, where the process is larger than it once was.
+
+    What it cannot give back is in use, and may not be any more the next time: that is then later.
+    """
+
+    def __init__(self, resident: Callable[[], int] = read_resident, release: Callable[[], object] = trim) -> None:
+        self._resident = resident
+        self._release = release
+        self._least: int | None = None
+
+    def __call__(self) -> float:
+        """Look, and do it where it may be worth it; returns in how many seconds to look again."""
+        now = self._resident()
+        if self._least is None or now < self._least:
+            self._least = now
+        if now - self._least < max(WORTH, SHARE * self._least):
+            return SOON
+        self._release()
+        left = self._resident()
+        self._least = min(self._least, left)
+        return SOON if now - left >= WORTH else LATER

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Iterable, Mapping
+
+from torchpar.serve.trim import read_resident
 
 # What a process takes with it when it ends; all else is counted on and on.
 _NOW = ("connections", "held_bytes", "resident_bytes")
@@ -13,15 +14,13 @@ _NOW = ("connections", "held_bytes", "resident_bytes")
 def read_usage(answers: Mapping[int, int], refused: int, connections: int, held: int) -> dict[str, float]:
     """Of this process, by name; "answers 200" is one of them. Given: answers by status, and what Server counts."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    with open("/proc/self/statm", encoding="ascii") as file:
-        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return {
         **{f"answers {status}": count for status, count in sorted(answers.items())},
         "refused": refused,
         "cpu_seconds": used.ru_utime + used.ru_stime,
         "connections": connections,
         "held_bytes": held,
-        "resident_bytes": resident,
+        "resident_bytes": read_resident(),
     }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.serve.http.conversation import World, converse, until
-from torchpar.serve.http import server
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.parser import DEBIAN_H11, H11Parser, HttptoolsParser
 
@@ -512,23 +511,6 @@ def test_answers_that_nobody_takes_are_bounded_together(talk: Any) -> None:
             assert len((await other.answer())[2]) == 10_000_000
 
     talk(story, Limits(owed=14_000_000))
-
-
-def test_memory_of_answers_that_waited_is_given_back(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back: list[int] = []
-    monkeypatch.setattr(server, "trim", given_back.append)
-    monkeypatch.setattr(server, "TRIM_FROM", 5_000_000)
-
-    async def story(world: World) -> None:
-        client = await world.connect(receive_buffer=4096)
-        client.send(LARGE)
-        await until(lambda: world.server._owed_most > 5_000_000)
-        assert not given_back
-        client.writer.transport.abort()
-        await until(lambda: given_back)
-
-    talk(story)
-    assert given_back == [0]
 
 
 def test_answers_whose_turn_has_not_come_are_bounded_for_each_client(talk: Any) -> None:

@@ -15,7 +15,7 @@ from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Events, Parser, choose_parser
-from torchpar.serve.trim import TRIM_FROM, trim
+from torchpar.serve.trim import Trimmer
 from torchpar.serve.usage import read_usage
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Server:
         self.draining = False
         self.held = 0
         self.owed = 0
-        self._owed_most = 0
+        self._trim = Trimmer()
+        self._trim_at = 0.0
         self.refused = 0
         self.answers: dict[int, int] = {}
         self.totals: dict[str, float] | None = None
@@ -186,6 +187,9 @@ class Server:
         self.answers[exchange.status] = self.answers.get(exchange.status, 0) + 1
         self.log.finished(exchange, self.loop.time() - exchange.received)
 
+    def _trimmed(self, wait: asyncio.Future[float]) -> None:
+        self._trim_at = self.loop.time() + wait.result()
+
     def _sweep(self) -> None:
         """The clock of all connections: one timer for all of them costs a request nothing."""
         second = int(time.time())
@@ -195,8 +199,7 @@ class Server:
         now = self.loop.time()
         for connection in tuple(self._connections):
             connection.expire(now)
-        self._owed_most = max(self._owed_most, self.owed)
-        if self._owed_most >= TRIM_FROM and not self.owed:
-            self._owed_most = 0
-            self.loop.run_in_executor(None, trim, 0)
+        if now >= self._trim_at:
+            self._trim_at = float("inf")
+            self.loop.run_in_executor(None, self._trim).add_done_callback(self._trimmed)
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)

@@ -123,7 +123,7 @@ def main(fd: int) -> None:
         del arguments
         _send(channel, answer)
         del answer
-        trim(0)
+        trim()
 
 
 class _Pickler(pickle.Pickler):

@@ -169,7 +169,7 @@ def serve_lane(channel: socket.socket, memory: Memory, program: Program, device:
     moved = 0  # bytes, since memory was given back
     while True:
         if moved > TRIM_FROM and not select.select([channel], [], [], IDLE_SECONDS)[0]:
-            trim(0)
+            trim()
             moved = 0
         wish = receive(channel, memory)
         if wish is None:
