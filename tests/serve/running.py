@@ -65,12 +65,12 @@ def running(
             from torchpar.serve.grpc.server import GrpcServer
 
             grpc_server = GrpcServer(service, server)
-            world.grpc_port = await grpc_server.start("127.0.0.1:0")
+            world.grpc_port = grpc_server.start("127.0.0.1:0")
         started.set()
         await ended[0].wait()
         if grpc:
-            await grpc_server.stop(world.grace)
-        await server.stop(0.1)
+            grpc_server.stop()
+        await server.stop(world.grace)
         service.threads.shutdown()
         service.apart.close()
         if real:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import socket
 from collections.abc import Sequence
 from ssl import SSLContext
-from typing import Any
 
 from torchpar.serve.engine import Engine
 from torchpar.serve.errors import StartError
+from torchpar.serve.grpc.server import GrpcServer
 from torchpar.serve.http.application import Application
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog, say
@@ -38,32 +37,27 @@ class Front:
         self.server = Server(application, Limits(), log)
         self._addresses = grpc
         self._shared = shared
-        self._grpc: list[Any] = []
+        self._grpc: list[GrpcServer] = []
         application.serve(self.server)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept. Raises StartError where gRPC cannot be served on its addresses."""
-        if self._addresses:
-            # Only here: grpcio is not everywhere, and takes a while to import.
-            try:
-                from torchpar.serve.grpc.server import GrpcServer
-            except ImportError as error:
-                why = "Listen= names an address for gRPC, and the service's interpreter has no grpcio"
-                raise StartError(f"{why} (Debian: apt install python3-grpcio): {error}") from None
-            for address in self._addresses:
-                server = GrpcServer(self.service, self.server)
-                try:
-                    await server.start(address, shared=self._shared)
-                except OSError as error:
-                    raise StartError(str(error)) from None
-                self._grpc.append(server)
         # What is there by now stays: to look through it for garbage delays every answer by a tenth of a second.
         gc.collect()
         gc.freeze()
         await self.server.start(sockets, self._tls)
+        for address in self._addresses:
+            grpc = GrpcServer(self.service, self.server)
+            try:
+                grpc.start(address, shared=self._shared)
+            except OSError as error:
+                raise StartError(str(error)) from None
+            self._grpc.append(grpc)
 
     async def stop(self, grace: float) -> None:
         """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
-        await asyncio.gather(self.server.stop(grace), *(server.stop(grace) for server in self._grpc))
+        for grpc in self._grpc:
+            grpc.stop()
+        await self.server.stop(grace)
         self.service.threads.shutdown(wait=False, cancel_futures=True)
         self.service.apart.close()

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = EngineSettings(options.name, options.model, options.handler, workers=options.workers)
     address, _, port = options.listen.rpartition(":")
     listener = socket.create_server((address.strip("[]"), int(port)), backlog=1024)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as asyncio does with those that systemd passes
     try:
         asyncio.run(serve(settings, [listener], options.grpc, options.drain))
     except (ModelError, StartError) as error:

@@ -1,1 +1,1 @@
-"""The inference protocol over gRPC, where the interpreter has grpcio."""
+"""The inference protocol over gRPC: HTTP/2, calls and messages, bounded in bytes and time."""

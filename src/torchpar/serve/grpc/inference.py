@@ -39,7 +39,7 @@ DECODED_INLINE = 16 * 1024
 _RAW = next(field.number for field in INFER_REQUEST.fields if field.name == "raw_input_contents")
 
 
-async def decode(service: Service, message: Message, data: bytes, limit: int) -> dict[str, Any]:
+async def decode(service: Service, message: Message, data: bytes | memoryview, limit: int) -> dict[str, Any]:
     """The fields of a message. Raises ServeError: 400, and 413 where more than `limit` bytes are to be decoded.
 
     Raw contents of tensors, which are taken as they are, do not count.
@@ -52,7 +52,7 @@ async def decode(service: Service, message: Message, data: bytes, limit: int) ->
         raise ServeError(400, f"not the message of this call: {error}") from None
 
 
-def _decode_many(message: Message, data: bytes, raw: int, limit: int) -> dict[str, Any]:
+def _decode_many(message: Message, data: bytes | memoryview, raw: int, limit: int) -> dict[str, Any]:
     if structure_size(data, raw, limit) > limit:
         raise ServeError(413, f"the message has more than {limit} bytes besides raw_input_contents")
     return message.decode(data)

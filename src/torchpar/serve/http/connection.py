@@ -6,13 +6,13 @@ answers leave in the order of the requests. It knows nothing of models.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.http.parser import Malformed, Upgraded
+from torchpar.serve.http.peer import Peer
 
 if TYPE_CHECKING:
     from torchpar.serve.http.server import Server
@@ -40,7 +40,7 @@ class Phase(enum.Enum):
     CLOSED = 5  # over
 
 
-class Connection(asyncio.Protocol):
+class Connection(Peer):
     """The asyncio protocol, and what the HTTP parser calls (`on_…`).
 
     `peer` is the other end's address as accept(2) gave it: a tuple for IP, text or bytes for a Unix socket. The
@@ -63,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_reading",
         "_rest",
         "_transport",
+        "_since",
         "_turn",
         "_unread",
         "_waiting",
@@ -70,7 +71,6 @@ class Connection(asyncio.Protocol):
         "_write_left",
         "deadline",
         "owed",
-        "peer",
         "server",
     )
 
@@ -93,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._unread = False
         self._rest = b""  # what came, and is not parsed yet
         self._feed_due = False
+        self._since = 0.0  # when what is waited for began
         self._turn = 0  # requests that were handed on without a pause
         self._write_due: float | None = None
         self._write_left = 0
@@ -107,10 +108,11 @@ class Connection(asyncio.Protocol):
         self._parser = self.server.make_parser(self, self.server.limits.header)
         if not self.server.opened(self):
             transport.abort()
-        elif self.server.is_full():
+        elif self.server.is_full(self):
             self._refuse(503, f"there are {self.server.limits.connections} connections already", retry_after=1.0)
         else:
-            self.deadline = self._loop.time() + self.server.limits.header_seconds
+            self._since = self._loop.time()
+            self.deadline = self._since + self.server.limits.header_seconds
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -226,7 +228,8 @@ class Connection(asyncio.Protocol):
         self._reading = Exchange(self)
         self._header_size = 0
         self._began_now = True
-        self.deadline = self._loop.time() + self.server.limits.header_seconds
+        self._since = self._loop.time()
+        self.deadline = self._since + self.server.limits.header_seconds
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
@@ -370,7 +373,8 @@ class Connection(asyncio.Protocol):
             self._update_reading()
         if not waiting:
             if self._phase is Phase.IDLE:
-                self.deadline = self._loop.time() + self.server.limits.idle_seconds
+                self._since = self._loop.time()
+                self.deadline = self._since + self.server.limits.idle_seconds
             elif self._phase is Phase.ENDING:
                 self._finish()
 
@@ -478,6 +482,18 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
+
+    def waits_since(self) -> float | None:
+        """Since when a request, or the rest of one, is waited for."""
+        return None if self._waiting or self.deadline is None or self._phase.value > Phase.BODY.value else self._since
+
+    def make_way(self) -> None:
+        """Close, for another client has no place."""
+        if self._phase is Phase.IDLE:
+            self._transport.close()
+        else:
+            self._transport.abort()
+        self.deadline = None
 
     def abort(self) -> None:
         """Cut it off."""

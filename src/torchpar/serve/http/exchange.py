@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, Callable, Union
 
 from torchpar.serve.http.limits import NOT_TAKEN
+from torchpar.serve.http.local import is_local
 
 if TYPE_CHECKING:
     from torchpar.serve.http.connection import Connection
@@ -93,14 +94,7 @@ class Exchange:
 
     def is_local(self) -> bool:
         """Whether it comes from this host, by loopback or a Unix socket, and not through a proxy or a web page."""
-        if self.headers.keys() & {b"x-forwarded-for", b"forwarded", b"via", b"origin"}:
-            return False
-        peer = self.connection.peer
-        if isinstance(peer, tuple):
-            address = peer[0].rpartition("::ffff:")[2]
-            return bool(address.startswith("127.") or address == "::1")
-        # A Unix socket's: mostly an empty text, for clients rarely bind theirs to a name.
-        return isinstance(peer, (str, bytes))
+        return is_local(self.connection.peer, self.headers)
 
     def send(self, status: int, head: bytes, *body: Any) -> None:
         """Answer. `head` holds the header fields, each with its line end, Content-Length among them; the pieces of the

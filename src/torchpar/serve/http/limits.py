@@ -7,6 +7,9 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * KIB
 
+# Requests and answers up to this size are always taken and given: a connection's socket holds as much.
+SMALL = 64 * KIB
+
 NOT_TAKEN = "clients have not taken as many bytes of their answers as may wait; try again"
 
 
@@ -24,6 +27,9 @@ class Limits:
     held: int = 512 * MIB  # bodies of all connections together, while they arrive
     owed: int = 512 * MIB  # answers of all connections together that wait to be taken; a large one more is 503 instead
     owed_each: int = 64 * MIB  # and of one connection, beside a single answer of any size
+    calls: int = 128  # of gRPC on one connection at the same time; clients wait with further ones
+    call_window: int = 4 * MIB  # of one call that may be on its way to us
+    connection_window: int = 16 * MIB  # and of all calls of a connection
     pipeline: int = 32  # requests of one connection that wait for their answers; further ones are not read
     header_seconds: float = 10.0  # from the first byte of a request to the end of its header
     body_seconds: float = 10.0  # for the body to begin, and above what `body_rate` allows

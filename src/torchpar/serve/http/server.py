@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import REASONS, Exchange
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.limits import SMALL, Limits
 from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Events, Parser, choose_parser
+from torchpar.serve.http.peer import Peer
+from torchpar.serve.http.places import Places
 from torchpar.serve.trim import Trimmer
 from torchpar.serve.usage import read_usage
 
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS = 0.5
 
-# Answers up to this size are always given: a connection's socket holds as much.
-SMALL = 64 * 1024
+
+Make = Callable[[Any], Peer]
 
 
 class Server:
@@ -53,26 +56,38 @@ class Server:
         self.draining = False
         self.held = 0
         self.owed = 0
+        self.calmed = 0  # connections that are not read for a moment, for they asked too much
         self._trim = Trimmer()
         self._trim_at = 0.0
         self.refused = 0
         self.answers: dict[int, int] = {}
         self.totals: dict[str, float] | None = None
-        self._connections: set[Connection] = set()
+        self._connections: set[Peer] = set()
+        self._surplus: set[Peer] = set()
         self._lines: dict[int, bytes] = {}
         self._lines_second = 0
         self._listeners: list[socket.socket] = []
-        self._handshakes: set[asyncio.Task[Any]] = set()
+        self._places = Places()
+        self._handshakes: dict[asyncio.Task[Any], None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, sockets: Sequence[socket.socket], tls: SSLContext | None = None) -> None:
         """Accept on sockets that are bound and listen already, as systemd hands them over."""
         self.loop = asyncio.get_running_loop()
-        self._listeners = list(sockets)
         for listener in sockets:
-            listener.setblocking(False)
-            self.loop.add_reader(listener, self._accept, listener, tls)
+            self.listen(listener, partial(Connection, self), tls)
         self._sweep()
+
+    def listen(self, listener: socket.socket, make: Make, tls: SSLContext | None = None) -> None:
+        """Accept on a socket; make is given the other end's address, and makes what speaks for us."""
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        self.loop.add_reader(listener, self._accept, listener, make, tls)
+
+    def listen_no_more(self, listener: socket.socket) -> None:
+        """Accept no more there."""
+        self._listeners.remove(listener)
+        self.loop.remove_reader(listener)
 
     async def stop(self, grace: float) -> None:
         """Accept no more, let every connection have the answers that are due, and close.
@@ -85,18 +100,18 @@ class Server:
             self.loop.remove_reader(listener)
         end = self.loop.time() + grace
         idle_end = self.loop.time() + grace / 10
-        while (self._connections or self._handshakes) and self.loop.time() < end:
+        while (self._connections or self._surplus or self._handshakes) and self.loop.time() < end:
             await asyncio.sleep(min(0.02, grace / 10))
             if self.loop.time() >= idle_end:
-                for connection in tuple(self._connections):
+                for connection in self.all_connections():
                     connection.drain()
-        for connection in tuple(self._connections):
+        for connection in self.all_connections():
             connection.abort()
         await asyncio.sleep(0)
         if self._sweeper is not None:
             self._sweeper.cancel()
 
-    def _accept(self, listener: socket.socket, tls: SSLContext | None) -> None:
+    def _accept(self, listener: socket.socket, make: Make, tls: SSLContext | None) -> None:
         """Take one connection of those that wait.
 
         Not all at once, as asyncio's own servers do: other processes accept on the same socket, and whoever woke up
@@ -110,18 +125,20 @@ class Server:
             # For example no file descriptors: it would be tried again at once, and for ever.
             say(f"cannot accept connections for a second: {error.strerror}")
             self.loop.remove_reader(listener)
-            self.loop.call_later(1.0, self._accept_again, listener, tls)
+            self.loop.call_later(1.0, self._accept_again, listener, make, tls)
             return
         sock.setblocking(False)
-        task = self.loop.create_task(self._handshake(sock, peer, tls))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+        task = self.loop.create_task(self._handshake(sock, make(peer), tls))
+        self._handshakes[task] = None
+        task.add_done_callback(self._handshakes.pop)
+        if len(self._handshakes) > self.limits.connections:
+            next(iter(self._handshakes)).cancel()
 
-    def _accept_again(self, listener: socket.socket, tls: SSLContext | None) -> None:
-        if not self.draining:
-            self.loop.add_reader(listener, self._accept, listener, tls)
+    def _accept_again(self, listener: socket.socket, make: Make, tls: SSLContext | None) -> None:
+        if not self.draining and listener in self._listeners:
+            self.loop.add_reader(listener, self._accept, listener, make, tls)
 
-    async def _handshake(self, sock: socket.socket, peer: Any, tls: SSLContext | None) -> None:
+    async def _handshake(self, sock: socket.socket, connection: Peer, tls: SSLContext | None) -> None:
         patience: dict[str, Any] = {}
         if tls:
             # A connection is only counted once its handshake is done: that must not take long either.
@@ -129,18 +146,30 @@ class Server:
             if sys.version_info >= (3, 11):
                 patience["ssl_shutdown_timeout"] = self.limits.linger_seconds
         try:
-            await self.loop.connect_accepted_socket(lambda: Connection(self, peer), sock, ssl=tls, **patience)
+            await self.loop.connect_accepted_socket(lambda: connection, sock, ssl=tls, **patience)
         except OSError:
             # It went before TLS was agreed on, or speaks something else: ssl.SSLError is one of these.
             sock.close()
 
     # ---- for connections ----
 
-    def opened(self, connection: Connection) -> bool:
+    def opened(self, connection: Peer) -> bool:
         """A connection is there; False if it must go without a word."""
-        self._connections.add(connection)
-        # Those above the limit are told so, which takes a moment each; beyond twice the limit there is no time for it.
-        return len(self._connections) <= 2 * self.limits.connections
+        if len(self._connections) < self.limits.connections or self._make_room():
+            self._connections.add(connection)
+        elif len(self._surplus) < self.limits.connections:
+            # These are told so, which takes a moment each; of twice as many there is no time for it.
+            self._surplus.add(connection)
+        else:
+            return False
+        return True
+
+    def _make_room(self) -> bool:
+        gone = self._places.make(self._connections, self.loop.time())
+        if gone is not None:
+            self._connections.discard(gone)
+            gone.make_way()
+        return gone is not None
 
     def may_owe(self, size: int, owed: int) -> bool:
         """Whether an answer may wait to be taken, where its connection's `owed` bytes do.
@@ -153,13 +182,22 @@ class Server:
             return False
         return not self.owed or self.owed + size <= self.limits.owed
 
-    def is_full(self) -> bool:
-        """Whether the connection that has just come is one too many."""
-        return len(self._connections) > self.limits.connections
+    def may_hold(self, size: int) -> bool:
+        """Whether so many bytes of requests may come."""
+        return self.held + size <= self.limits.held
 
-    def closed(self, connection: Connection) -> None:
+    def all_connections(self) -> list[Peer]:
+        """Those that there are."""
+        return [*self._connections, *self._surplus]
+
+    def is_full(self, connection: Peer) -> bool:
+        """Whether the connection that has just come is one too many."""
+        return connection in self._surplus
+
+    def closed(self, connection: Peer) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
+        self._surplus.discard(connection)
 
     def connections(self) -> int:
         """How many there are."""
@@ -197,7 +235,7 @@ class Server:
             self._lines_second = second
             self._lines.clear()
         now = self.loop.time()
-        for connection in tuple(self._connections):
+        for connection in self.all_connections():
             connection.expire(now)
         if now >= self._trim_at:
             self._trim_at = float("inf")

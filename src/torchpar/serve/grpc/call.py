@@ -1,0 +1,193 @@
+"""One call of gRPC, a stream of HTTP/2: messages in, messages out, and a status at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchpar.serve.grpc import frames, hpack
+from torchpar.serve.grpc.arriving import OK, PREFIX, Arriving
+from torchpar.serve.http.local import is_local
+
+if TYPE_CHECKING:
+    from torchpar.serve.grpc.outgoing import Outgoing
+
+_FIRST = b"\x88" + hpack.encode(
+    ((b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity, deflate, gzip"))
+)
+_DONE = hpack.encode(((b"grpc-status", b"0"),))
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+class Call(Arriving):
+    """`deadline` is the client's, in the loop's time; `local` whether it is on this host."""
+
+    __slots__ = (
+        "_begun",
+        "_out",
+        "_owed",
+        "blocked",
+        "deadline",
+        "encoding",
+        "last",
+        "local",
+        "path",
+        "queued",
+        "window",
+    )
+
+    def __init__(self, connection: Outgoing, number: int, fields: dict[bytes, bytes]) -> None:
+        super().__init__(connection, number)
+        self.path = fields.get(b":path", b"")
+        self.encoding = fields.get(b"grpc-encoding", b"identity")[:40].decode("ascii", "replace")
+        self.local = is_local(connection.peer, fields)
+        seconds = _timeout(fields.get(b"grpc-timeout", b"")[:12])
+        self.deadline = None if seconds is None else connection.loop.time() + seconds
+        self.window = connection.first_window
+        self.last: bytes | None = None
+        self.queued = False  # has its turn to send
+        self.blocked: float | None = None  # since when its own window is used up
+        self._begun = False
+        self._out: list[memoryview] = []  # a deque would be as large as all else of a call
+        self._owed = 0
+
+    def expire(self, now: float) -> None:
+        """Called now and then: has the client been too slow?"""
+        super().expire(now)
+        if self.blocked is not None and now > self.blocked + self.connection.limits.write_seconds:
+            self.connection.reset(self, frames.CANCEL)
+
+    def remaining(self) -> float | None:
+        """Seconds that the client still waits."""
+        return None if self.deadline is None else max(0.0, self.deadline - self.connection.loop.time())
+
+    def owe(self, size: int) -> bool:
+        """Count an answer of so many bytes, that is there, until the call is over or `settle`; False: it may not be."""
+        connection = self.connection
+        if self.over or not connection.may_owe(size):
+            return False
+        self._owed += size
+        connection.count_owed(size)
+        return True
+
+    def settle(self, size: int) -> None:
+        """An answer that was counted is taken, or forgotten."""
+        size = min(size, self._owed)
+        self._owed -= size
+        self.connection.count_owed(-size)
+
+    def respond(self, data: bytes) -> None:
+        """The only message, and that all is well. It counts as owed, see `owe`."""
+        connection, size = self.connection, PREFIX.size + len(data)
+        if self.over:
+            return
+        if self._begun or size > connection.frame_size or not connection.may_send(self, size):
+            self.send(data)
+            self.finish(OK)
+            return
+        connection.window -= size
+        number = self.number
+        connection.write(
+            b"".join(
+                (
+                    frames.head(frames.HEADERS, frames.END_HEADERS, number, len(_FIRST)), _FIRST,
+                    frames.head(frames.DATA, 0, number, size), PREFIX.pack(False, len(data)), data,
+                    frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, len(_DONE)), _DONE,
+                )
+            )
+        )  # fmt: skip
+        self.over = True
+        connection.forget(self)
+
+    def send(self, data: bytes) -> None:
+        """A message."""
+        if self.over:
+            return
+        if not self._begun:
+            self._begun = True
+            self.connection.write(frames.frame(frames.HEADERS, frames.END_HEADERS, self.number, _FIRST))
+        self._out += (memoryview(PREFIX.pack(False, len(data))), memoryview(data))
+        self.connection.sends(self)
+
+    def unsent(self) -> int:
+        """Bytes that wait to be sent."""
+        return sum(map(len, self._out))
+
+    def sent(self) -> None:
+        """All that waited is on its way."""
+        if self.handler is not None:
+            self.handler.sent()
+
+    def drain(self) -> None:
+        """The connection is to end when nothing is due."""
+        if self.handler is not None:
+            self.handler.drain()
+
+    def take(self, size: int) -> bytes:
+        """So many of the bytes that wait, or what there is."""
+        taken: list[memoryview] = []
+        while self._out and size:
+            piece = self._out.pop(0)
+            if len(piece) > size:
+                self._out.insert(0, piece[size:])
+                piece = piece[:size]
+            size -= len(piece)
+            taken.append(piece)
+        return b"".join(taken)
+
+    def finish(self, code: int, message: str = "", retry_after: float | None = None) -> None:
+        """The status, after all messages."""
+        if self.over:
+            return
+        fields = [(b"grpc-status", b"%d" % code)]
+        if message:
+            fields.append((b"grpc-message", _escape(message)))
+        if retry_after is not None:
+            # gRPC's retry design, gRFC A6: a client with a retry policy is told when to try again.
+            fields.append((b"grpc-retry-pushback-ms", b"%d" % round(retry_after * 1000)))
+        self.last = (b"" if self._begun else _FIRST) + hpack.encode(tuple(fields))
+        self._end()
+
+    def decline(self, status: int) -> None:
+        """Answer what is no call of gRPC, as HTTP does."""
+        if not self.over:
+            self.last = hpack.encode(((b":status", b"%d" % status),))
+            self._end()
+
+    def fail(self, code: int, message: str, retry_after: float | None = None) -> None:
+        """The status, at once; what is in work for this call is not wanted any more."""
+        if not self.over:
+            self._out.clear()
+            handler = self.handler
+            self.finish(code, message, retry_after)
+            if handler is not None:
+                handler.cancelled()
+
+    def _end(self) -> None:
+        self.over = True
+        self.drop_input()
+        self.connection.sends(self)
+
+    def drop(self) -> bool:
+        """The call is gone; whether the client has sent all of it."""
+        self.over = True
+        handler, self.handler = self.handler, None
+        self._out.clear()
+        self.last = None
+        self.blocked = None
+        self.drop_input()
+        self.settle(self._owed)
+        if handler is not None:
+            handler.cancelled()
+        return self._ended
+
+
+def _timeout(text: bytes) -> float | None:
+    unit = _UNITS.get(text[-1:])
+    return int(text[:-1]) * unit if unit and text[:-1].isdigit() else None
+
+
+def _escape(message: str) -> bytes:
+    """As gRPC wants grpc-message: printable ASCII, all else percent-encoded."""
+    return b"".join(
+        bytes((byte,)) if 32 <= byte < 127 and byte != 37 else b"%%%02X" % byte for byte in message.encode()
+    )

@@ -1,0 +1,184 @@
+"""One client's connection over HTTP/2: frames in, frames out, and everything a client may do wrong.
+
+It is written here, for what the library for gRPC takes of a client cannot be bounded: it keeps what arrives of every
+message, however many there are, and all that is known of them is that one is whole.
+
+A client that sends what costs work and asks for nothing, such as streams that it resets, pings or settings, is read
+slowly: each of these takes from an allowance, which finished calls and time fill up again, and who goes on for long is
+cut off. So nobody is who does no harm, and none of them has more than a small part of the server's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Callable
+
+from torchpar.serve.grpc import frames, hpack
+from torchpar.serve.grpc.call import Call
+from torchpar.serve.grpc.frames import HEAD, HEAD_SIZE, PREFACE, ConnectionFailed
+from torchpar.serve.grpc.taking import Taking
+
+if TYPE_CHECKING:
+    from torchpar.serve.http.server import Server
+
+# How long a client that has used it up is not read, and what it gains by that.
+CALM_SECONDS = 0.1
+CALM_GAIN = 20
+
+
+class Connection(Taking):
+    """The asyncio protocol, its clock, and the calm that is imposed on clients that ask too much."""
+
+    def __init__(self, server: Server, peer: Any, application: Callable[[Call], None]) -> None:
+        """peer: the other end's address as accept(2) gave it; application is given each call that begins."""
+        super().__init__(server, peer, application)
+        self._rest = b""
+        self._begun = False  # its preface is there
+        self._since: float | None = self.loop.time()  # when it began what is not whole yet
+        self._calm: asyncio.TimerHandle | None = None
+        self._calm_since: float | None = None
+        self._reading_paused = False
+
+    # ---- from asyncio ----
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        self._transport = transport
+        if not self.server.opened(self):
+            transport.abort()
+            return
+        if self.server.is_full(self):
+            self.close(frames.CALM, f"there are {self.limits.connections} connections already")
+            return
+        self.write(
+            frames.settings(
+                {
+                    frames.CONCURRENT: self.limits.calls,
+                    frames.WINDOW: self.limits.call_window,
+                    frames.HEADER_LIST: self.limits.header,
+                }
+            )
+            + frames.window_update(0, self.limits.connection_window - frames.FIRST_WINDOW)
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self.closed:
+            return
+        self._rest = self._rest + data if self._rest else data
+        self._read()
+
+    def eof_received(self) -> None:
+        """The client sends no more: it is gone."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client has gone, or we have closed."""
+        self.drop_calls()
+        self._rest = b""
+        self._since = None
+        if self._calm is not None:
+            self._calm.cancel()
+            self._calm = None
+            self.server.calmed -= 1
+        self.server.closed(self)
+
+    def pause_writing(self) -> None:
+        """The client takes its answers more slowly than they come."""
+        self.write_paused = True
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.write_paused = False
+        self._update_reading()
+        self.pump()
+
+    # ---- frames in ----
+
+    def _read(self) -> None:
+        """Take the frames that are whole, as far as the allowance goes."""
+        data, place = self._rest, 0
+        if not self._begun:
+            if not PREFACE.startswith(data[: len(PREFACE)]):
+                self.close(frames.PROTOCOL_ERROR, "this is not HTTP/2")
+                return
+            if len(data) < len(PREFACE):
+                return
+            self._begun, place = True, len(PREFACE)
+        self.cork()
+        view, size = memoryview(data), len(data)
+        try:
+            while size - place >= HEAD_SIZE and self.allowance > 0 and not self.closed:
+                high, low, kind, flags, stream = HEAD.unpack_from(data, place)
+                length = high << 8 | low
+                if length > frames.FIRST_FRAME:
+                    raise ConnectionFailed(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+                end = place + HEAD_SIZE + length
+                if end > size:
+                    break
+                self.take(kind, flags, stream & frames.LARGEST, view[place + HEAD_SIZE : end])
+                place = end
+        except ConnectionFailed as error:
+            self.close(error.code, str(error))
+        except hpack.HpackError as error:
+            self.close(frames.COMPRESSION_ERROR, str(error))
+        self._rest = data[place:]
+        self.uncork()
+        if self.closed:
+            self._rest = b""
+            return
+        if self.allowance <= 0:
+            self._start_calm()
+            return
+        self._calm_since = None
+        if not self._rest and not self.has_open_header():
+            self._since = None
+        elif self._since is None or place and not self.has_open_header():
+            self._since = self.loop.time()
+
+    # ---- time ----
+
+    def expire(self, now: float) -> None:
+        """Called now and then by the server: has the client been too slow?"""
+        if self._since is not None and now > self._since + self.limits.header_seconds and not self._reading_paused:
+            self.close(frames.CALM, "a frame or a header did not come in time")
+        elif self._calm_since is not None and now > self._calm_since + self.limits.header_seconds:
+            self.close(frames.CALM, "too much that is no call")
+        else:
+            super().expire(now)
+
+    def waits_since(self) -> float | None:
+        """Since when all has been the client's to do; None where an answer is due."""
+        if any(call.is_busy() for call in self.calls.values()):
+            return None
+        return self.last_active
+
+    def make_way(self) -> None:
+        """Close, for another client has no place; streams in which nothing is due end with it."""
+        self.close(frames.NO_ERROR, "another client needs the place")
+
+    def _start_calm(self) -> None:
+        """Read no more for a while, the longer the more others must wait too."""
+        if self._calm is None:
+            if self._calm_since is None:
+                self._calm_since = self.loop.time()
+            self.server.calmed += 1
+            self._calm = self.loop.call_later(CALM_SECONDS * self.server.calmed, self._end_calm)
+            self._update_reading()
+
+    def _end_calm(self) -> None:
+        self._calm = None
+        self.server.calmed -= 1
+        self.allowance = max(self.allowance, 0.0) + CALM_GAIN
+        self._since = None
+        self._read()
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        pause = self._calm is not None or self.write_paused
+        if pause != self._reading_paused and not self.closed:
+            self._reading_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()

@@ -1,0 +1,204 @@
+"""What answers calls: of one message, or of a stream of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Callable
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.grpc import arriving as status
+from torchpar.serve.grpc.arriving import MARGIN
+from torchpar.serve.grpc.call import Call
+from torchpar.serve.http.coding import decompress
+from torchpar.serve.http.limits import NOT_TAKEN, SMALL
+from torchpar.serve.protocol.service import Service
+
+# Of one message: its answer. Raises ServeError.
+Answer = Callable[["bytes | memoryview", Call], Awaitable[bytes]]
+
+CODES = {
+    400: status.INVALID_ARGUMENT,
+    403: status.PERMISSION_DENIED,
+    404: status.NOT_FOUND,
+    413: status.INVALID_ARGUMENT,
+    415: status.UNIMPLEMENTED,
+    499: status.CANCELLED,
+    501: status.UNIMPLEMENTED,
+    503: status.UNAVAILABLE,
+    504: status.DEADLINE_EXCEEDED,
+}
+
+
+def fail(call: Call, error: ServeError) -> None:
+    """End a call with an error."""
+    call.fail(CODES.get(error.status, status.INTERNAL), error.message, error.retry_after)
+
+
+async def _plain(service: Service, call: Call, data: bytes | memoryview, compressed: bool) -> bytes | memoryview:
+    if not compressed:
+        return data
+    limit = call.connection.limits.body + MARGIN
+    if call.encoding == "identity":
+        raise ServeError(500, "a message is compressed, and grpc-encoding does not say how")
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(service.threads, decompress, bytes(data), call.encoding, limit)
+
+
+class Unary:
+    """Takes one message and gives one."""
+
+    streams = False
+
+    def __init__(self, call: Call, service: Service, answer: Answer) -> None:
+        self._call = call
+        self._service = service
+        self._answer = answer
+        self._asked: tuple[bytes | memoryview, bool] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def wants(self) -> bool:
+        """Always: of two messages the second is a mistake."""
+        return True
+
+    def message(self, data: bytes | memoryview, compressed: bool) -> None:
+        """The request."""
+        if self._asked is not None:
+            self._call.fail(status.UNIMPLEMENTED, "the call takes one message, and there are two")
+        self._asked = data, compressed
+
+    def ended(self) -> None:
+        """It is whole."""
+        if self._asked is None:
+            self._call.fail(status.INVALID_ARGUMENT, "the call has no message")
+        elif self._task is None:
+            self._task = self._call.connection.loop.create_task(self._run(*self._asked))
+            self._asked = b"", False
+
+    async def _run(self, data: bytes | memoryview, compressed: bool) -> None:
+        call = self._call
+        try:
+            answer = await self._answer(await _plain(self._service, call, data, compressed), call)
+        except ServeError as error:
+            fail(call, error)
+        except Exception as error:  # a bug of ours: the client is told, and the journal has the traceback
+            call.fail(status.INTERNAL, f"the server failed: {type(error).__name__}")
+            raise
+        else:
+            if call.owe(len(answer)):
+                call.respond(answer)
+            else:
+                call.fail(status.UNAVAILABLE, NOT_TAKEN, 1.0)
+
+    def sent(self) -> None:
+        """Its end follows."""
+
+    def drain(self) -> None:
+        """It is answered."""
+
+    def is_busy(self) -> bool:
+        """Whether the answer is being made."""
+        return self._task is not None
+
+    def cancelled(self) -> None:
+        """Compute no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Stream:
+    """Gives one message for each that it takes, in their order; some are computed at the same time.
+
+    During a drain it ends when it has answered all that it has read. `Error`: an answer that says what is wrong.
+    """
+
+    streams = True
+
+    def __init__(
+        self, call: Call, service: Service, answer: Callable[[bytes | memoryview, Call], Coroutine[Any, Any, bytes]],
+        refusal: Callable[[str], bytes],
+    ) -> None:  # fmt: skip
+        """answer has no errors; refusal makes a message of one."""
+        self._call = call
+        self._service = service
+        self._answer = answer
+        self._refusal = refusal
+        self._waiting: list[asyncio.Task[tuple[bytes, int]]] = []
+        self._owed: list[int] = []  # of answers that were given, and wait to be sent
+        self._ended = False
+        self._over = False
+        self._going_on = False
+
+    def wants(self) -> bool:
+        """Not while as many wait as may, to be computed or to be taken."""
+        return len(self._waiting) + len(self._owed) < self._call.connection.limits.pipeline and not self._over
+
+    def message(self, data: bytes | memoryview, compressed: bool) -> None:
+        """A request."""
+        task = self._call.connection.loop.create_task(self._run(data, compressed))
+        self._waiting.append(task)
+        task.add_done_callback(self._next)
+
+    async def _run(self, data: bytes | memoryview, compressed: bool) -> tuple[bytes, int]:
+        call, size = self._call, len(data)
+        try:
+            answer = await self._answer(await _plain(self._service, call, data, compressed), call)
+        except ServeError as error:
+            answer = self._refusal(error.message)
+        if size > SMALL and not call.over:
+            call.hold(-size)
+        if call.owe(len(answer)):
+            return answer, len(answer)
+        return self._refusal(NOT_TAKEN), 0
+
+    def _next(self, _: Any) -> None:
+        """Give the answers whose turn it is."""
+        call = self._call
+        while self._waiting and self._waiting[0].done() and not self._over:
+            task = self._waiting.pop(0)
+            if task.cancelled():
+                continue
+            if task.exception() is not None:
+                call.fail(status.INTERNAL, f"the server failed: {type(task.exception()).__name__}")
+                return
+            answer, owed = task.result()
+            self._owed.append(owed)
+            call.send(answer)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._over or self._going_on:
+            return
+        self._going_on = True
+        call = self._call
+        call.read_on()
+        self._going_on = False
+        if not self._waiting and (self._ended or call.connection.draining):
+            self._over = True
+            call.finish(status.OK)
+
+    def ended(self) -> None:
+        """The client asks for nothing more."""
+        self._ended = True
+        self._go_on()
+
+    def drain(self) -> None:
+        """End, where nothing is due."""
+        self._go_on()
+
+    def sent(self) -> None:
+        """What was given is taken."""
+        while self._owed:
+            self._call.settle(self._owed.pop(0))
+        self._go_on()
+
+    def is_busy(self) -> bool:
+        """Whether answers are being made."""
+        return bool(self._waiting)
+
+    def cancelled(self) -> None:
+        """Compute no more."""
+        self._over = True
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            task.cancel()

@@ -1,0 +1,236 @@
+"""HPACK, RFC 7541: the header blocks of HTTP/2, as a server reads them and writes its few own."""
+
+from __future__ import annotations
+
+from collections import deque
+
+# Appendix A. The first entry has the number 1.
+STATIC: tuple[tuple[bytes, bytes], ...] = tuple(
+    (name.encode(), value.encode())
+    for name, _, value in (
+        line.partition("=")
+        for line in (
+            ":authority :method=GET :method=POST :path=/ :path=/index.html :scheme=http :scheme=https :status=200"
+            " :status=204 :status=206 :status=304 :status=400 :status=404 :status=500 accept-charset"
+            " accept-encoding=gzip,|deflate accept-language accept-ranges accept access-control-allow-origin age allow"
+            " authorization cache-control content-disposition content-encoding content-language content-length"
+            " content-location content-range content-type cookie date etag expect expires from host if-match"
+            " if-modified-since if-none-match if-range if-unmodified-since last-modified link location max-forwards"
+            " proxy-authenticate proxy-authorization range referer refresh retry-after server set-cookie"
+            " strict-transport-security transfer-encoding user-agent vary via www-authenticate"
+        ).split()
+    )
+    for value in (value.replace("|", " "),)
+)
+
+# Appendix B: the codes are canonical, so their lengths say all. The symbols of each length, the end (256) being the
+# last of 30 bits, as hexadecimal numbers.
+_LENGTHS = {
+    5: "30 31 32 61 63 65 69 6f 73 74",
+    6: "20 25 2d 2e 2f 33 34 35 36 37 38 39 3d 41 5f 62 64 66 67 68 6c 6d 6e 70 72 75",
+    7: "3a 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f 50 51 52 53 54 55 56 57 59 6a 6b 71 76 77 78 79 7a",
+    8: "26 2a 2c 3b 58 5a",
+    10: "21 22 28 29 3f",
+    11: "27 2b 7c",
+    12: "23 3e",
+    13: "0 24 40 5b 5d 7e",
+    14: "5e 7d",
+    15: "3c 60 7b",
+    19: "5c c3 d0",
+    20: "80 82 83 a2 b8 c2 e0 e2",
+    21: "99 a1 a7 ac b0 b1 b3 d1 d8 d9 e3 e5 e6",
+    22: "81 84 85 86 88 92 9a 9c a0 a3 a4 a9 aa ad b2 b5 b9 ba bb bd be c4 c6 e4 e8 e9",
+    23: "1 87 89 8a 8b 8c 8d 8f 93 95 96 97 98 9b 9d 9e a5 a6 a8 ae af b4 b6 b7 bc bf c5 e7 ef",
+    24: "9 8e 90 91 94 9f ab ce d7 e1 ec ed",
+    25: "c7 cf ea eb",
+    26: "c0 c1 c8 c9 ca cd d2 d5 da db ee f0 f2 f3 ff",
+    27: "cb cc d3 d4 d6 dd de df f1 f4 f5 f6 f7 f8 fa fb fc fd fe",
+    28: "2 3 4 5 6 7 8 b c e f 10 11 12 13 14 15 17 18 19 1a 1b 1c 1d 1e 1f 7f dc f9",
+    30: "a d 16 100",
+}
+_END = 256
+
+# What an entry of the table counts beside its texts (section 4.1), and the table's size unless settings say otherwise.
+OVERHEAD = 32
+TABLE = 4096
+
+_HEAD = 8  # codes up to so many bits are found at once
+_SHORT: list[tuple[int, int]] = [(0, 0)] * (1 << _HEAD)  # by the next bits: symbol and length
+_LONG: dict[tuple[int, int], int] = {}  # by length and code
+
+
+def _make_tables() -> None:
+    code = previous = 0
+    for length, symbols in _LENGTHS.items():
+        for symbol in (int(text, 16) for text in symbols.split()):
+            code <<= length - previous
+            previous = length
+            if length <= _HEAD:
+                first = code << _HEAD - length
+                _SHORT[first : first + (1 << _HEAD - length)] = [(symbol, length)] * (1 << _HEAD - length)
+            else:
+                _LONG[length, code] = symbol
+            code += 1
+
+
+_make_tables()
+_LONG_LENGTHS = tuple(length for length in _LENGTHS if length > _HEAD)
+
+
+class HpackError(ValueError):
+    """The bytes are no header block; what follows on the connection cannot be read either."""
+
+
+def decode_text(data: bytes) -> bytes:
+    """The text of a Huffman code. Raises HpackError."""
+    found = bytearray()
+    bits = count = 0
+    for byte in data:
+        bits, count = bits << 8 | byte, count + 8
+        while count >= _HEAD:
+            symbol, length = _SHORT[bits >> count - _HEAD & 0xFF]
+            if not length:
+                symbol, length = _long(bits, count)
+                if not length:
+                    break
+            found.append(symbol)
+            count -= length
+            bits &= (1 << count) - 1
+    # Less than eight bits, or a code that is not there whole: padding is of ones, and shorter than a byte.
+    while count:
+        symbol, length = _SHORT[bits << 8 >> count & 0xFF] if count < 8 else (0, 0)
+        if not length or length > count:
+            break
+        found.append(symbol)
+        count -= length
+        bits &= (1 << count) - 1
+    if count > 7 or bits != (1 << count) - 1:
+        raise HpackError("a Huffman code ends wrongly")
+    return bytes(found)
+
+
+def _long(bits: int, count: int) -> tuple[int, int]:
+    for length in _LONG_LENGTHS:
+        if length > count:
+            break
+        symbol = _LONG.get((length, bits >> count - length))
+        if symbol is not None:
+            if symbol == _END:
+                raise HpackError("a Huffman code holds its end")
+            return symbol, length
+    if count > 30:
+        raise HpackError("an unknown Huffman code")
+    return 0, 0
+
+
+class Decoder:
+    """Of one connection, whose blocks must all be given to it, in their order."""
+
+    def __init__(self, most: int) -> None:
+        """most: bytes of a block's fields, each counted with `OVERHEAD`."""
+        self._most = most
+        self._entries: deque[tuple[bytes, bytes]] = deque()
+        self._size = 0
+        self._limit = TABLE
+
+    def decode(self, block: bytes) -> list[tuple[bytes, bytes]] | None:
+        """The fields, None where they are more than may be. Raises HpackError."""
+        fields: list[tuple[bytes, bytes]] = []
+        place, end, size = 0, len(block), 0
+        try:
+            while place < end:
+                first = block[place]
+                if first & 0x80:
+                    number, place = _number(block, place, 7)
+                    field = self._entry(number)
+                elif first & 0x40:
+                    field, place = self._literal(block, place, 6)
+                    self._add(field)
+                elif first & 0x20:
+                    if size:
+                        raise HpackError("the table's size changes within a block")
+                    number, place = _number(block, place, 5)
+                    self._resize(number)
+                    continue
+                else:
+                    field, place = self._literal(block, place, 4)
+                size += len(field[0]) + len(field[1]) + OVERHEAD
+                # What is too much is not kept; but the table must be as the client has it.
+                if size <= self._most:
+                    fields.append(field)
+        except IndexError:
+            raise HpackError("a header block ends too early") from None
+        return fields if size <= self._most else None
+
+    def _literal(self, block: bytes, place: int, bits: int) -> tuple[tuple[bytes, bytes], int]:
+        number, place = _number(block, place, bits)
+        if number:
+            name = self._entry(number)[0]
+        else:
+            name, place = _text(block, place)
+        value, place = _text(block, place)
+        return (name, value), place
+
+    def _entry(self, number: int) -> tuple[bytes, bytes]:
+        if 0 < number <= len(STATIC):
+            return STATIC[number - 1]
+        if not 0 < number - len(STATIC) <= len(self._entries):
+            raise HpackError(f"there is no entry {number}")
+        return self._entries[number - len(STATIC) - 1]
+
+    def _add(self, field: tuple[bytes, bytes]) -> None:
+        self._entries.appendleft(field)
+        self._size += len(field[0]) + len(field[1]) + OVERHEAD
+        self._shrink()
+
+    def _resize(self, size: int) -> None:
+        if size > TABLE:
+            raise HpackError(f"a table of {size} bytes")
+        self._limit = size
+        self._shrink()
+
+    def _shrink(self) -> None:
+        while self._size > self._limit:
+            name, value = self._entries.pop()
+            self._size -= len(name) + len(value) + OVERHEAD
+
+
+def _number(block: bytes, place: int, bits: int) -> tuple[int, int]:
+    most = (1 << bits) - 1
+    number = block[place] & most
+    place += 1
+    if number < most:
+        return number, place
+    for shift in range(0, 28, 7):
+        byte = block[place]
+        place += 1
+        number += (byte & 127) << shift
+        if byte < 128:
+            return number, place
+    raise HpackError("a number that is too large")
+
+
+def _text(block: bytes, place: int) -> tuple[bytes, int]:
+    coded = block[place] & 0x80
+    size, place = _number(block, place, 7)
+    text = block[place : place + size]
+    if len(text) < size:
+        raise HpackError("a header block ends too early")
+    return decode_text(text) if coded else text, place + size
+
+
+def encode(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """A block of literals, which changes no table."""
+    return b"".join(b"\0" + _sized(name) + _sized(value) for name, value in fields)
+
+
+def _sized(text: bytes) -> bytes:
+    size = len(text)
+    if size < 127:
+        return bytes((size,)) + text
+    head = bytearray((127,))
+    size -= 127
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    return bytes(head) + bytes((size,)) + text

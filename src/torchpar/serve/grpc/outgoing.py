@@ -1,0 +1,222 @@
+"""What a connection sends: answers in turn, within the client's windows, and no more than it takes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from torchpar.serve.grpc import frames
+from torchpar.serve.http.limits import SMALL
+from torchpar.serve.http.peer import Peer
+
+if TYPE_CHECKING:
+    from torchpar.serve.grpc.call import Call
+    from torchpar.serve.http.server import Server
+
+# Bytes of one frame at the most.
+FRAME = 128 * 1024
+
+# Messages of a connection, however small each is, that wait without being looked at.
+MANY_SMALL = 4 * SMALL
+
+
+# What a connection may ask for that is no call: it begins with so much and never has more, and gains by a call that has
+# ended, or a message, and for so many bytes that it takes.
+ALLOWANCE = 500
+PER_ANSWER = 64
+PER_BYTES = 2048
+
+
+class Outgoing(Peer):
+    """`window` and those of calls are what the client allows to be sent; `owed` and `held` the bytes of answers
+    and of requests that wait."""
+
+    def __init__(self, server: Server, peer: Any) -> None:
+        self.server = server
+        self.peer = peer
+        self.limits = server.limits
+        self.loop = server.loop
+        self.calls: dict[int, Call] = {}
+        self.newest = 0  # the last call that was begun
+        self.owed = 0
+        self.held = 0
+        self.closed = False
+        self.draining = False
+        self.window = frames.FIRST_WINDOW
+        self.first_window = frames.FIRST_WINDOW
+        self.frame_size = frames.FIRST_FRAME
+        self.write_paused = False
+        self.allowance = float(ALLOWANCE)
+        self.last_active = self.loop.time()
+        self._transport: Any = None
+        self._ready: deque[Call] = deque()
+        self._corked: list[bytes] | None = None
+        self._sent = self._sent_before = self._left_before = 0
+        self._stuck: float | None = None  # since when nothing has been taken
+
+    # ---- bytes ----
+
+    def write(self, data: bytes) -> None:
+        """Send some bytes, now or with others."""
+        if self._corked is not None:
+            self._corked.append(data)
+        elif not self.closed:
+            self._transport.write(data)
+
+    def cork(self) -> None:
+        """Keep what is written, until `uncork`."""
+        self._corked = []
+
+    def uncork(self) -> None:
+        """Send what was kept, and what is ready."""
+        kept, self._corked = self._corked, None
+        if kept and not self._transport.is_closing():
+            self._transport.write(b"".join(kept))
+        self.pump()
+
+    # ---- answers ----
+
+    def may_send(self, call: Call, size: int) -> bool:
+        """Whether so many bytes of a call can go at once, before those of others."""
+        return size <= self.window and size <= call.window and not self.write_paused and not self.closed
+
+    def may_owe(self, size: int) -> bool:
+        """Whether an answer may wait to be taken: a small one, unless there are very many."""
+        if size <= SMALL and self.owed <= MANY_SMALL:
+            return True
+        return self.server.may_owe(max(size, SMALL + 1), self.owed)
+
+    def count_owed(self, size: int) -> None:
+        """So many bytes of answers wait more, or less."""
+        self.owed += size
+        self.server.owed += size
+
+    def may_hold(self, missing: int, whole: int) -> bool:
+        """Whether the rest of a message may come."""
+        if whole <= SMALL and self.held <= MANY_SMALL:
+            return True
+        return self.server.may_hold(missing)
+
+    def hold(self, size: int) -> None:
+        """So many bytes of requests are kept more, or less."""
+        self.held += size
+        self.server.held += size
+
+    def sends(self, call: Call) -> None:
+        """A call has something to send, or its end."""
+        if call.blocked is None:
+            self.queue(call)
+        self.pump()
+
+    def queue(self, call: Call) -> None:
+        """Give a call its turn."""
+        if not call.queued:
+            call.queued = True
+            self._ready.append(call)
+
+    def pump(self) -> None:
+        """Send what may be sent, a frame of each call in turn."""
+        if self._corked is not None:
+            return
+        while self._ready and not self.write_paused and not self.closed:
+            call = self._ready.popleft()
+            left = call.unsent()
+            if left:
+                size = min(left, self.window, call.window, self.frame_size)
+                if self.window <= 0:
+                    self._ready.appendleft(call)
+                    return
+                if size <= 0:
+                    call.queued, call.blocked = False, self.loop.time()
+                    continue
+                self.window -= size
+                call.window -= size
+                left -= size
+                self._sent += size
+                self.earn(size / PER_BYTES)
+                self._transport.write(frames.head(frames.DATA, 0, call.number, size) + call.take(size))
+            if left:
+                self._ready.append(call)
+                continue
+            call.queued = False
+            if call.last is not None:
+                flags = frames.END_HEADERS | frames.END_STREAM
+                self._transport.write(frames.frame(frames.HEADERS, flags, call.number, call.last))
+                self.forget(call)
+            else:
+                self.earn(PER_ANSWER)
+                call.sent()
+
+    def forget(self, call: Call) -> None:
+        """A call has its answer."""
+        self.calls.pop(call.number, None)
+        call.handler = None  # it has done its part
+        if not call.drop():
+            self.write(frames.reset(call.number, frames.NO_ERROR))
+        self.earn(PER_ANSWER)
+
+    def earn(self, size: float) -> None:
+        """The client may ask for more that costs work: it has taken an answer, or a part of one."""
+        self.allowance = min(self.allowance + size, ALLOWANCE)
+        self.last_active = self.loop.time()
+
+    def reset(self, call: Call, code: int) -> None:
+        """End a call without an answer."""
+        self.calls.pop(call.number, None)
+        call.drop()
+        self.write(frames.reset(call.number, code))
+
+    # ---- the end ----
+
+    def expire(self, now: float) -> None:
+        """Called now and then: does the client take what there is for it?"""
+        for call in tuple(self.calls.values()):
+            call.expire(now)
+        left = self._transport.get_write_buffer_size()
+        if not (left or self._ready or any(call.blocked is not None for call in self.calls.values())):
+            self._stuck = None
+        elif self._stuck is None or self._sent != self._sent_before or left < self._left_before:
+            self._stuck = now
+        elif now > self._stuck + self.limits.write_seconds:
+            self.abort()
+        self._sent_before, self._left_before = self._sent, left
+
+    def start_drain(self) -> None:
+        """Tell the client to make its further calls elsewhere; those that are on their way are still answered."""
+        if not self.draining and not self.closed:
+            self.draining = True
+            self.write(frames.goaway(frames.LARGEST, frames.NO_ERROR))
+            for call in tuple(self.calls.values()):
+                call.drain()
+
+    def drain(self) -> None:
+        """Close, once nothing is due."""
+        self.start_drain()
+        if not self.calls:
+            self.close(frames.NO_ERROR)
+
+
+    def close(self, code: int, message: str = "") -> None:
+        """Say why, and end the connection; what was sent is still taken."""
+        if not self.closed:
+            self.write(frames.goaway(self.newest, code, message))
+            if self._corked is not None:
+                kept, self._corked = self._corked, []
+                self._transport.write(b"".join(kept))
+            self.drop_calls()
+            self._transport.close()
+            # A client that takes nothing of it would keep the connection.
+            self.loop.call_later(self.limits.linger_seconds, self._transport.abort)
+
+    def abort(self) -> None:
+        """Cut it off."""
+        self.drop_calls()
+        self._transport.abort()
+
+    def drop_calls(self) -> None:
+        """Nothing is answered any more."""
+        self.closed = True
+        self._ready.clear()
+        for call in tuple(self.calls.values()):
+            call.drop()
+        self.calls.clear()

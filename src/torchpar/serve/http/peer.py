@@ -1,0 +1,34 @@
+"""What the server sees of a connection, whichever protocol it speaks."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Any
+
+
+class Peer(asyncio.Protocol, ABC):
+    """One connection, of whichever protocol, as all are treated. `peer` is its other end, as accept(2) said."""
+
+    __slots__ = ("peer",)
+    peer: Any
+
+    @abstractmethod
+    def expire(self, now: float) -> None:
+        """See what the client has been too slow with."""
+
+    @abstractmethod
+    def waits_since(self) -> float | None:
+        """Since when the next move is the client's, in the loop's time; None where it waits for us."""
+
+    @abstractmethod
+    def make_way(self) -> None:
+        """Close, for another client has no place."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Close, if nothing is due."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Cut it off."""

@@ -1,0 +1,224 @@
+"""What one client of gRPC may take of the server is bounded in bytes and in time, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import grpc
+import pytest
+
+from tests.serve.grpc.raw import INFER, LIVE, STREAM, Raw, block, call, message
+from tests.serve.grpc.test_unread import until
+from tests.serve.running import Running, running
+from torchpar.serve.grpc import frames
+from torchpar.serve.grpc.frames import frame
+from torchpar.serve.http.limits import Limits
+
+OPEN = frames.END_HEADERS
+WHOLE = frames.END_HEADERS | frames.END_STREAM
+
+
+def is_served(world: Running) -> bool:
+    """Whether a client that has just come is."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{world.grpc_port}", options) as channel:
+        return bytes(channel.unary_unary(LIVE.decode())(b"", timeout=60)) == b"\x08\x01"
+
+
+@contextmanager
+def client(world: Running) -> Iterator[Raw]:
+    raw = Raw(world.grpc_port)
+    try:
+        yield raw
+    finally:
+        raw.close()
+
+
+def begin(raw: Raw, stream: int, size: int, sent: int) -> None:
+    """A message that is announced to be so long, and so much of it."""
+    raw.send(frame(frames.HEADERS, OPEN, stream, block(INFER)), frame(frames.DATA, 0, stream, message(size)))
+    for _ in range(sent // 16384):
+        raw.send(frame(frames.DATA, 0, stream, bytes(16384)))
+
+
+def test_messages_that_are_not_ended_are_bounded_together() -> None:
+    """One more is refused, and so is one that says to be too large; small ones are taken all the same."""
+    with running(grpc=True, limits=Limits(held=1_000_000, body=900_000)) as world, client(world) as raw:
+        begin(raw, 1, 800_000, 780_000)
+        until(lambda: world.server.held > 700_000)
+        begin(raw, 3, 800_000, 0)
+        assert raw.status(3) == (14, "the server holds as many requests as it may; try again")
+        begin(raw, 5, 2_000_000, 0)
+        assert raw.status(5) == (8, "the message has 2000000 bytes; the limit is 1948576")
+        assert 700_000 < world.server.held < 1_000_000
+        assert is_served(world)
+        raw.close()
+        until(lambda: world.server.held == 0)
+
+
+@pytest.mark.parametrize("sent", [0, 10_000, 100_000])
+def test_a_message_that_does_not_come_in_time_is_given_up(sent: int) -> None:
+    """However much of it came before."""
+    with running(grpc=True, limits=Limits(body_seconds=0.3)) as world, client(world) as raw:
+        begin(raw, 1, 200_000, sent)
+        assert raw.status(1) == (4, "the request did not come in time")
+        until(lambda: world.server.held == 0)
+        raw.send(call(3))
+        assert raw.status(3) == (0, "")
+
+
+def test_a_stream_may_rest_between_its_messages_and_not_within_one() -> None:
+    with running(grpc=True, limits=Limits(body_seconds=0.3)) as world, client(world) as raw:
+        raw.send(frame(frames.HEADERS, OPEN, 1, block(STREAM)), frame(frames.HEADERS, OPEN, 3, block(STREAM)))
+        raw.send(frame(frames.DATA, 0, 3, message(100, b"x")))
+        assert raw.status(3) == (4, "the request did not come in time")
+        raw.send(frame(frames.DATA, frames.END_STREAM, 1))
+        assert raw.status(1) == (0, "")
+
+
+PING = frame(frames.PING, 0, 0, b"12345678")
+RESETS = [
+    frame(frames.HEADERS, OPEN, stream, block(INFER)) + frames.reset(stream, frames.CANCEL)
+    for stream in range(1, 2001, 2)
+]
+FLOODS = {
+    "pings": [PING * 1000],
+    "settings": [frames.settings({frames.WINDOW: value % 2}) for value in range(1000)],
+    "priorities": [frame(frames.PRIORITY, 0, 1, bytes(5)) * 1000],
+    "unknown": [frame(77, 0, 0) * 1000],
+    "windows": [frames.window_update(0, 1) * 1000],
+    "resets": RESETS,
+    "empty data": [frame(frames.HEADERS, OPEN, 1, block(STREAM)), frame(frames.DATA, 0, 1) * 1000],
+    "empty headers": [frame(frames.HEADERS, 0, 1, block(STREAM)), frame(frames.CONTINUATION, 0, 1) * 1000],
+    "no requests": [frame(frames.HEADERS, WHOLE, stream, b"\x83") for stream in range(1, 2001, 2)],
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_frames_that_ask_for_nothing_are_read_slowly(kind: str) -> None:
+    """Others do not wait, and who goes on for long is cut off."""
+    with running(grpc=True, limits=Limits(header_seconds=0.7)) as world, client(world) as raw:
+
+        def send() -> None:
+            with suppress(OSError):
+                while True:
+                    raw.send(*FLOODS[kind])
+
+        flood = threading.Thread(target=send)
+        flood.start()
+        until(lambda: world.server.calmed)
+        assert is_served(world)
+        until(lambda: world.server.connections() == 0)
+        flood.join()
+        assert world.server.calmed == 0
+
+
+def test_a_client_that_was_read_slowly_is_served() -> None:
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(PING * 600, call(1))
+        assert raw.status(1) == (0, "")
+        assert world.server.calmed == 0
+
+
+
+@pytest.mark.parametrize(
+    ("send", "why"),
+    [
+        (frame(frames.HEADERS, 0, 1, block(LIVE)), "a frame or a header did not come in time"),
+        (frames.head(frames.DATA, 0, 1, 100) + b"x", "a frame or a header did not come in time"),
+        (frame(frames.HEADERS, 0, 1, bytes(16000)) + frame(frames.CONTINUATION, 0, 1, bytes(16000)) * 3,
+         "a header of more than 32768 bytes"),
+        (frames.settings(dict.fromkeys(range(10, 500), 0)), "very many settings"),
+    ],
+)  # fmt: skip
+def test_a_header_is_bounded_in_bytes_and_time(send: bytes, why: str) -> None:
+    with running(grpc=True, limits=Limits(header_seconds=0.3)) as world, client(world) as raw:
+        raw.send(send)
+        assert raw.end() == (frames.CALM, why)
+        assert is_served(world)
+
+
+def test_metadata_that_are_too_large_are_told_so_and_the_connection_goes_on() -> None:
+    """One byte stands for a field of a thousand."""
+    field = b"\x40\x03big\x7f\xe9\x06" + b"v" * 1000
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(frame(frames.HEADERS, WHOLE, 1, block(LIVE) + field + b"\xbe" * 100))
+        assert raw.status(1) == (8, "the metadata are larger than 32768 bytes")
+        raw.send(call(3))
+        assert raw.status(3) == (0, "")
+
+
+def test_a_connection_has_no_more_calls_than_it_is_told_and_idle_ones_give_way() -> None:
+    limits = Limits(calls=4, connections=3)
+    with running(grpc=True, limits=limits) as world:
+        held = [Raw(world.grpc_port) for _ in range(3)]
+        for raw in held:
+            raw.send(*(frame(frames.HEADERS, OPEN, stream, block(STREAM)) for stream in range(1, 12, 2)))
+            assert raw.until(frames.RST_STREAM, of=9) == struct.pack(">I", frames.REFUSED_STREAM)
+        until(lambda: world.server.connections() == 3)
+        threading.Event().wait(0.2)  # until they are idle
+        assert is_served(world)
+        assert held[0].end() == (frames.NO_ERROR, "another client needs the place")
+        held[2].send(frame(frames.DATA, frames.END_STREAM, 1))
+        assert held[2].status(1) == (0, "")
+        for raw in held:
+            raw.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(frames.DATA, 0, 1, b"x"), frames.PROTOCOL_ERROR),
+        (frame(frames.HEADERS, OPEN, 2, block(LIVE)), frames.PROTOCOL_ERROR),
+        (call(1) + frame(frames.HEADERS, 0, 3, block(LIVE)) + PING, frames.PROTOCOL_ERROR),
+        (frame(frames.HEADERS, OPEN, 1, b"\xff\xff\xff\xff\xff"), frames.COMPRESSION_ERROR),
+        (frame(frames.HEADERS, OPEN | frames.PADDED, 1, b"\x09abc"), frames.PROTOCOL_ERROR),
+        (frame(frames.PING, 0, 0, b"short"), frames.FRAME_SIZE_ERROR),
+        (frame(frames.WINDOW_UPDATE, 0, 0, bytes(4)), frames.PROTOCOL_ERROR),
+        (frames.window_update(0, frames.LARGEST), frames.FLOW_CONTROL_ERROR),
+        (frames.settings({frames.WINDOW: 1 << 31}), frames.FLOW_CONTROL_ERROR),
+        (frames.settings({frames.FRAME: 1}), frames.PROTOCOL_ERROR),
+        (frames.reset(5, 0), frames.PROTOCOL_ERROR),
+        (frame(frames.PUSH_PROMISE, 0, 1), frames.PROTOCOL_ERROR),
+        (frames.head(frames.DATA, 0, 1, 1 << 20), frames.FRAME_SIZE_ERROR),
+        (frame(frames.HEADERS, WHOLE, 1, block(LIVE)) + frame(frames.DATA, 0, 1, b"x"), frames.STREAM_CLOSED),
+    ],
+)
+def test_what_breaks_the_protocol_ends_the_connection_and_nothing_else(data: bytes, code: int) -> None:
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(data)
+        assert raw.end()[0] == code
+        assert is_served(world)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ((b":path", b"/"),),  # twice
+        ((b"Upper", b"a"),),
+        ((b"connection", b"close"),),
+        ((b"a", b"b\r\nc: d"),),
+        ((b"a", b"\0"),),
+        ((b"te", b"gzip"),),
+        ((b"a b", b"c"),),
+    ],
+)
+def test_fields_that_no_client_may_send_reset_the_stream(fields: tuple[tuple[bytes, bytes], ...]) -> None:
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(frame(frames.HEADERS, WHOLE, 1, block(LIVE, *fields)))
+        assert raw.until(frames.RST_STREAM) == struct.pack(">I", frames.PROTOCOL_ERROR)
+        raw.send(call(3))
+        assert raw.status(3) == (0, "")
+
+
+@pytest.mark.parametrize("field", [b"x-forwarded-for", b"forwarded", b"via"])
+def test_a_client_of_a_proxy_changes_nothing(field: bytes) -> None:
+    with running(grpc=True) as world, client(world) as raw:
+        path = LIVE.replace(b"ServerLive", b"RepositoryModelUnload")
+        raw.send(frame(frames.HEADERS, OPEN, 1, block(path, (field, b"10.0.0.1"))))
+        raw.send(frame(frames.DATA, frames.END_STREAM, 1, message(8, b"\x12\x06simple")))
+        assert raw.status(1) == (7, "models and settings can be changed from this host only")
+        assert not world.engine.unloaded

@@ -1,0 +1,86 @@
+"""Headers of HTTP/2 are read as RFC 7541 says: its examples, and whatever comes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchpar.serve.grpc import hpack
+from torchpar.serve.grpc.hpack import Decoder, HpackError
+
+FIRST = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"www.example.com")]
+THIRD = [
+    (b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/index.html"), (b":authority", b"www.example.com"),
+    (b"custom-key", b"custom-value"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        (  # appendix C.3
+            "828684410f7777772e6578616d706c652e636f6d", "828684be58086e6f2d6361636865",
+            "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+        ),
+        (  # appendix C.4, with Huffman codes
+            "828684418cf1e3c2e5f23a6ba0ab90f4ff", "828684be5886a8eb10649cbf",
+            "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+        ),
+    ],
+)  # fmt: skip
+def test_the_examples_of_the_standard(blocks: tuple[str, str, str]) -> None:
+    decoder = Decoder(4096)
+    read = [decoder.decode(bytes.fromhex(block)) for block in blocks]
+    assert read == [FIRST, [*FIRST, (b"cache-control", b"no-cache")], THIRD]
+
+
+def test_long_huffman_codes() -> None:
+    """Of C.6: a cookie and a date, with symbols of many lengths."""
+    coded = "94e7821dd7f2e6c7b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007"
+    assert hpack.decode_text(bytes.fromhex(coded)) == b"foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "80",  # no entry has the number 0
+        "be",  # the table is empty
+        "ffffffffff7f",  # a number of five bytes and more
+        "400a6375",  # ends within a name
+        "3fe21f",  # a table of 4097 bytes
+        "8220",  # a table that changes after a field
+        "0082ffff0161",  # the name is padding only
+        "0084ffffffff0161",  # and the end itself
+        "0081",  # ends before a text
+    ],
+)
+def test_what_is_no_header_is_refused(block: str) -> None:
+    with pytest.raises(HpackError):
+        Decoder(4096).decode(bytes.fromhex(block))
+
+
+def test_fields_that_are_too_large_are_not_kept_and_the_table_stays_right() -> None:
+    """One byte may stand for a field of four thousand: sixteen thousand of them are 64 MB."""
+    decoder = Decoder(10_000)
+    entry = b"\x40\x01a\x7f\xa1\x1e" + b"v" * 4000
+    assert decoder.decode(entry) == [(b"a", b"v" * 4000)]
+    assert decoder.decode(b"\xbe" * 16_000) is None
+    assert decoder.decode(b"\xbe") == [(b"a", b"v" * 4000)]
+    assert decoder.decode(b"\xbe\x40\x01b\x01c") == [(b"a", b"v" * 4000), (b"b", b"c")]
+    assert decoder.decode(b"\x20\x82") == [(b":method", b"GET")]
+    with pytest.raises(HpackError):
+        decoder.decode(b"\xbe")
+
+
+@given(st.lists(st.tuples(st.binary(max_size=300), st.binary(max_size=300)), max_size=5))
+def test_what_is_written_is_read(fields: list[tuple[bytes, bytes]]) -> None:
+    assert Decoder(1 << 20).decode(hpack.encode(tuple(fields))) == fields
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_a_header_or_an_error(block: bytes) -> None:
+    try:
+        Decoder(4096).decode(block)
+    except HpackError:
+        pass
