@@ -163,13 +163,9 @@ def test_what_computes_has_no_door_to_the_machine(path: Path) -> None:
 
 @each(*INSIDE_A_JOB)
 def test_what_runs_in_a_job_needs_no_package_but_the_jobs_torch(path: Path) -> None:
-    """A job's interpreter has the standard library and its own torch, and Debian's packages perhaps not.
-
-    The server parses HTTP with whichever of two parsers is there.
-    """
+    """A job's interpreter has the standard library and its own torch, and Debian's packages perhaps not."""
     tops = {module.split(".")[0] for module in imports(path)}
-    optional = {"httptools", "h11"} if part_of(name_of(path)) == "serve" else set()
-    assert tops <= set(sys.stdlib_module_names) | {"torchpar", "torch"} | optional
+    assert tops <= set(sys.stdlib_module_names) | {"torchpar", "torch"}
 
 
 @each(but=INSIDE_A_JOB)

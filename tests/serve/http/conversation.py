@@ -96,7 +96,6 @@ def converse(
     talk: Callable[[World], Awaitable[None]],
     limits: Limits | None = None,
     *,
-    make_parser: Any = None,
     slow_seconds: float = 1.0,
     every: bool = False,
     tls: ssl.SSLContext | None = None,
@@ -107,7 +106,7 @@ def converse(
         lines: list[str] = []
         application = Application()
         log = RequestLog(slow_seconds, every, lines.append)
-        server = Server(application, limits or Limits(), log, make_parser)
+        server = Server(application, limits or Limits(), log)
         listener = socket.create_server(("127.0.0.1", 0))
         errors: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))

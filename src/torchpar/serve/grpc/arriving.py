@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from torchpar.serve.grpc import frames
-from torchpar.serve.http.limits import SMALL
+from torchpar.serve.http.limits import NOT_HELD, SMALL
 
 if TYPE_CHECKING:
     from torchpar.serve.grpc.outgoing import Outgoing
@@ -21,8 +21,6 @@ MARGIN = 1 << 20
 
 # Before a message: whether it is compressed, and its size.
 PREFIX = struct.Struct(">BI")
-
-NOT_HELD = "the server holds as many requests as it may; try again"
 
 
 class Handler(Protocol):

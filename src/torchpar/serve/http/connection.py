@@ -11,7 +11,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.http.parser import Malformed, Upgraded
+from torchpar.serve.http.limits import NOT_HELD, SMALL
+from torchpar.serve.http.parser import BLANK_LINE, Head, Malformed, Parser
 from torchpar.serve.http.peer import Peer
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ JOIN_LIMIT = 64 * 1024
 GONE: list[Any] = []
 
 # What comes at once is parsed in pieces, for thousands of requests fit what the kernel hands over: up to the end of a
-# header, or so many bytes where there is none (parsers let other line ends pass).
-BLANK_LINE = b"\r\n\r\n"
+# header, or so many bytes where there is none.
 PIECE = 2048
 
 
@@ -49,11 +49,9 @@ class Connection(Peer):
     """
 
     __slots__ = (
-        "_body_due",
-        "_began_now",
+        "_body_mark",
         "_chunks",
         "_feed_due",
-        "_header_size",
         "_held",
         "_kept",
         "_loop",
@@ -84,11 +82,9 @@ class Connection(Peer):
         self._phase = Phase.IDLE
         self._reading: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
-        self._header_size = 0
-        self._began_now = False
         self._chunks: bytearray | None = None
         self._held = 0
-        self._body_due = 0.0
+        self._body_mark = 0  # how much of the body there was when it was last looked at
         self._paused = False
         self._unread = False
         self._rest = b""  # what came, and is not parsed yet
@@ -105,7 +101,7 @@ class Connection(Peer):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         self._transport = transport
-        self._parser = self.server.make_parser(self, self.server.limits.header)
+        self._parser = Parser(self, self.server.limits.header, self.server.heads)
         if not self.server.opened(self):
             transport.abort()
         elif self.server.is_full(self):
@@ -127,16 +123,11 @@ class Connection(Peer):
         """Parse, until as many requests wait as may, or as many were handed on while others had no turn."""
         limit, size, place = self.server.limits.pipeline, len(data), 0
         whole = size <= PIECE and data.count(BLANK_LINE) < 2  # one request, as most of the time
-        self._began_now = False
         self._turn = 0
         try:
             while place < size and self._turn < limit and not self._is_full():
                 end = size if whole else self._piece_end(data, place)
-                try:
-                    self._parser.feed_data(data[place:end])
-                except Upgraded as offer:
-                    end = place + offer.read
-                    self._decline()
+                self._parser.feed_data(data[place:end])
                 place = end
                 if self._phase.value >= Phase.ENDING.value:
                     break
@@ -144,35 +135,8 @@ class Connection(Peer):
             self._refuse(error.status, str(error))
         else:
             self._rest = data[place:]
-            # A header without an end: the parser keeps it, and has nothing to say yet.
-            if self._phase is Phase.HEADER and not self._began_now:
-                self._header_size += place
-                if self._header_size > self.server.limits.header:
-                    self._refuse(431, f"the request's header is larger than {self.server.limits.header} bytes")
         if self._rest or self._is_full():
             self._update_reading()
-
-    def _decline(self) -> None:
-        """Go on with HTTP/1.1 after the header of a request that offers another protocol (RFC 9110, 7.8).
-
-        The parser gave up there and knows nothing of the body: another one reads the header, without the offer.
-        """
-        exchange, parser = self._reading, self._parser
-        if self._phase is not Phase.HEADER or exchange is None:
-            # After CONNECT comes what is not HTTP, whatever the answer.
-            self._end()
-            return
-        fields = exchange.headers
-        del fields[b"upgrade"]
-        fields[b"connection"] = b"keep-alive" if parser.should_keep_alive() else b"close"
-        lines = [b"%b %b HTTP/%b" % (parser.get_method(), exchange.target, parser.get_http_version().encode())]
-        lines += [b"%b: %b" % field for field in fields.items()]
-        exchange.target, exchange.headers, self._header_size = b"", {}, 0
-        self._parser = self.server.make_parser(self, self.server.limits.header)
-        try:
-            self._parser.feed_data(b"\r\n".join(lines) + BLANK_LINE)
-        except Upgraded:
-            self._decline()  # a CONNECT, too
 
     def _piece_end(self, data: bytes, place: int) -> int:
         """Where to stop parsing, to see whether more is wanted: at the end of a header, or of a body."""
@@ -226,79 +190,40 @@ class Connection(Peer):
             return
         self._phase = Phase.HEADER
         self._reading = Exchange(self)
-        self._header_size = 0
-        self._began_now = True
         self._since = self._loop.time()
         self.deadline = self._since + self.server.limits.header_seconds
 
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request target."""
-        if self._phase is not Phase.HEADER or self._reading is None:
-            return
-        self._header_size += len(url)
-        self._reading.target += url
-        if self._header_size > self.server.limits.header:
-            self._refuse(414, f"the request's target is longer than {self.server.limits.header} bytes")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field; those after a chunked body are passed over."""
-        if self._phase is not Phase.HEADER or self._reading is None:
-            return
-        self._header_size += len(name) + len(value) + 4
-        self._reading.headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
+    def on_head(self, head: Head) -> None:
         """The header is whole: may the body come?"""
-        exchange, limits = self._reading, self.server.limits
+        exchange = self._reading
         if self._phase is not Phase.HEADER or exchange is None:
             return
-        if self._header_size > limits.header:
-            self._refuse(431, f"the request's header is larger than {limits.header} bytes")
-            return
-        parser, headers = self._parser, exchange.headers
-        if b"upgrade" in headers and parser.should_upgrade():
-            return  # `_decline` follows
-        exchange.method = parser.get_method()
-        exchange.version = parser.get_http_version()
-        exchange.keep_alive = parser.should_keep_alive()
+        exchange.method, exchange.target, exchange.version = head.method, head.target, head.version
+        exchange.headers, exchange.keep_alive = head.fields, head.keep_alive
         self._phase = Phase.BODY
         self._chunks = None
-        length = headers.get(b"content-length")
-        if length is None and b"transfer-encoding" not in headers and b"expect" not in headers:
-            if b"host" not in headers and exchange.version == "1.1":
-                self._refuse(400, "the request has no Host field")
+        if head.length == 0 and b"expect" not in head.fields:
             return
-        refusal = self._refusal(exchange, length)
+        refusal = self._refusal(head)
         if refusal:
             self._refuse(*refusal)
             return
-        self._body_due = self._loop.time() + limits.body_seconds
-        self.deadline = self._body_due
-        if b"expect" in headers and exchange.version == "1.1":
+        self._since = self._loop.time()
+        self.deadline = self._since + self.server.limits.body_seconds
+        self._body_mark = 0
+        if b"expect" in head.fields and exchange.version == "1.1":
             exchange.continue_due = True
             self._send_continue()
 
-    def _refusal(self, exchange: Exchange, length: bytes | None) -> tuple[int, str] | None:
+    def _refusal(self, head: Head) -> tuple[int, str] | None:
         """Why a body is not wanted, None if it is."""
-        headers, limits = exchange.headers, self.server.limits
-        coding = headers.get(b"transfer-encoding")
-        if b"host" not in headers and exchange.version == "1.1":
-            return 400, "the request has no Host field"
-        if coding is not None:
-            if length is not None:
-                # Two lengths are how requests are smuggled past a proxy: RFC 9112, 6.3.
-                return 400, "the request has both Content-Length and Transfer-Encoding"
-            if coding.strip().lower() != b"chunked":
-                return 501, "the only Transfer-Encoding here is chunked"
-        elif length is not None:
-            if not length.isdigit():
-                return 400, "Content-Length is not a number"
-            if len(length) > 18 or int(length) > limits.body:
-                return 413, f"the body has {length[:24].decode()} bytes; the limit is {limits.body}"
-            if self.server.held + int(length) > limits.held:
-                return 503, "the server holds as many request bodies as it may; try again"
-        expect = headers.get(b"expect")
-        if expect is not None and expect.strip().lower() != b"100-continue":
+        limits = self.server.limits
+        if head.length is not None:
+            if head.length > limits.body:
+                return 413, f"the body has {head.length} bytes; the limit is {limits.body}"
+            if head.length > SMALL and not self.server.may_hold(head.length):
+                return 503, NOT_HELD
+        if head.fields.get(b"expect", b"100-continue").lower() != b"100-continue":
             return 417, "the only Expect here is 100-continue"
         return None
 
@@ -320,10 +245,8 @@ class Connection(Peer):
         size = len(self._chunks)
         if size > server.limits.body:
             self._refuse(413, f"the body is larger than {server.limits.body} bytes")
-        elif server.held > server.limits.held:
-            self._refuse(503, "the server holds as many request bodies as it may; try again", retry_after=1.0)
-        else:
-            self.deadline = self._body_due + size / server.limits.body_rate
+        elif size > SMALL and not server.may_hold(0):
+            self._refuse(503, NOT_HELD, retry_after=1.0)
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
@@ -475,6 +398,11 @@ class Connection(Peer):
             self._write_due = now + self.server.limits.write_seconds
         if self.deadline is None or now <= self.deadline:
             return
+        if self._phase is Phase.BODY and self._reading is not None:
+            size, limits = len(self._reading.body), self.server.limits
+            if size - self._body_mark >= limits.body_rate * limits.body_seconds:
+                self._body_mark, self.deadline = size, now + limits.body_seconds
+                return
         if self._phase is Phase.HEADER or self._phase is Phase.BODY:
             what = "header" if self._phase is Phase.HEADER else "body"
             self._refuse(408, f"the request's {what} did not come in time")

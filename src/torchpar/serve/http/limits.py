@@ -10,6 +10,7 @@ MIB = 1024 * KIB
 # Requests and answers up to this size are always taken and given: a connection's socket holds as much.
 SMALL = 64 * KIB
 
+NOT_HELD = "the server holds as many requests as it may; try again"
 NOT_TAKEN = "clients have not taken as many bytes of their answers as may wait; try again"
 
 
@@ -32,8 +33,8 @@ class Limits:
     connection_window: int = 16 * MIB  # and of all calls of a connection
     pipeline: int = 32  # requests of one connection that wait for their answers; further ones are not read
     header_seconds: float = 10.0  # from the first byte of a request to the end of its header
-    body_seconds: float = 10.0  # for the body to begin, and above what `body_rate` allows
-    body_rate: int = 16 * KIB  # bytes per second at the least, averaged over the body
+    body_seconds: float = 10.0  # for a body to come, or to come on
+    body_rate: int = 16 * KIB  # bytes per second at the least, over each of these times
     idle_seconds: float = 75.0  # between two requests of a connection
     write_seconds: float = 30.0  # a client that takes nothing of its answer for so long is gone
     linger_seconds: float = 2.0  # to read what a refused client still sends, so that it can read why

@@ -1,67 +1,70 @@
-"""The HTTP/1 parser: httptools where the interpreter has it, else h11. Neither is written by us.
+"""HTTP/1.1 as a server reads it: RFC 9112, and nothing that RFC 9112 leaves to a parser's kindness.
 
-Both are driven through the callbacks of httptools (`on_url`, `on_header`, …), of which 0.1.1, Debian's, and the newest
-release have the same set. h11, pure Python, takes three times as long for a request and is complete.
+Written here, so that it is the same whichever packages an interpreter has. What two servers of one request read in two
+ways is how requests are smuggled past a proxy: a space before a colon, a line that ends in LF alone, a field twice. All
+of that is refused, as h11 does, which the tests compare it with.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
-from typing import Any, Callable, Protocol
+import re
+from dataclasses import dataclass
+from typing import Protocol
 
-try:
-    import httptools
-except ImportError:
-    httptools = None
+CRLF = b"\r\n"
+BLANK_LINE = b"\r\n\r\n"
 
-# python3-h11 puts it there. It is pure Python, of one package, and needs nothing.
-DEBIAN_H11 = "/usr/lib/python3/dist-packages/h11"
+# Heads that are remembered, and how long one is worth it: clients send the same ones again and again.
+KEPT = 512
+KEPT_SIZE = 1024
 
+# Of a chunk: its size's digits, and bytes of the line that they are on.
+DIGITS = 16
+CHUNK_LINE = 256
 
-def import_h11(directory: str = DEBIAN_H11) -> Any:
-    """h11 of this interpreter, else Debian's, None where neither is.
+# Chunks may be small as long as they are few: so many bytes of framing, and then as many as there are of body.
+FRAMING = 64 * 1024
 
-    A virtual environment does not see Debian's packages, and must not see all of them for the sake of one: only this
-    one is taken from there.
-    """
-    try:
-        return importlib.import_module("h11")
-    except ImportError:
-        pass
-    path = os.path.join(directory, "__init__.py")
-    spec = importlib.util.spec_from_file_location("h11", path, submodule_search_locations=[directory])
-    if spec is None or spec.loader is None or not os.path.exists(path):
-        return None
-    module = importlib.util.module_from_spec(spec)
-    # Its parts import each other by this name.
-    sys.modules["h11"] = module
-    spec.loader.exec_module(module)
-    return module
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
+_FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*")
+_REQUEST = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+# The beginning of a request line.
+_BEGUN = re.compile(rb"(?:\r|" + _TOKEN + rb"(?: (?:[\x21-\x7e]+(?: [HTP/0-9.]{0,8}\r?)?)?)?)?")
+_BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
+_HOST = re.compile(rb"[0-9A-Za-z.:_~%!$&'()*+,;=\[\]-]*")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,%d})(?:;[\t\x20-\x7e\x80-\xff]*)?" % DIGITS)
 
-
-h11 = None if httptools is not None else import_h11()
+# Fields that say one thing: of two, each side of a proxy might take another one.
+_ONCE = frozenset(
+    (
+        b"host", b"content-length", b"transfer-encoding", b"content-encoding", b"inference-header-content-length",
+        b"expect", b"content-type",
+    )
+)  # fmt: skip
 
 
 class Malformed(Exception):
-    """What came is not HTTP/1. `status` is what to answer."""
+    """What came is not HTTP/1.1. `status` is what to answer."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
 
 
-class Upgraded(Exception):
-    """The parser takes what follows for another protocol: `read` bytes were HTTP.
+@dataclass(frozen=True)
+class Head:
+    """What a request begins with. `fields` have lower-case names, of several with one name the last.
 
-    Either the request's header offers one (`should_upgrade`), and a body was not looked for, or it is a CONNECT.
+    length is the body's in bytes, None where it comes in chunks.
     """
 
-    def __init__(self, read: int) -> None:
-        super().__init__(read)
-        self.read = read
+    method: bytes
+    target: bytes
+    version: str
+    fields: dict[bytes, bytes]
+    keep_alive: bool
+    length: int | None
 
 
 class Events(Protocol):
@@ -70,14 +73,8 @@ class Events(Protocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
 
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request target; the whole of it in most cases."""
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field."""
-
-    def on_headers_complete(self) -> None:
-        """The end of the header."""
+    def on_head(self, head: Head) -> None:
+        """What it begins with."""
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body, without the framing of chunks."""
@@ -86,143 +83,196 @@ class Events(Protocol):
         """The end of the request."""
 
 
-class Parser(Protocol):
-    """One connection's parser."""
+def parse_head(text: bytes) -> Head:
+    """Parse what stands before the blank line, each line with its end. Raises Malformed."""
+    first = _REQUEST.match(text)
+    if first is None:
+        raise Malformed("the request line is not METHOD TARGET HTTP/1.1")
+    if first[3] != b"1" or first[4] not in (b"0", b"1"):
+        raise Malformed("the version of HTTP here is 1.1, or 1.0", 505)
+    version = f"1.{first[4].decode()}"
+    if not _FIELDS.fullmatch(text, first.end()):
+        raise Malformed("a line of the header is not NAME: VALUE")
+    fields: dict[bytes, bytes] = {}
+    options: list[bytes] = []
+    for name, value in _FIELD.findall(text, first.end()):
+        name, value = name.lower(), value.strip(b" \t")
+        if name in _ONCE and name in fields:
+            raise Malformed(f"the request has two {name.decode()} fields")
+        if name == b"connection":
+            options += (option.strip(b" \t") for option in value.lower().split(b","))
+        fields[name] = value
+    if not _HOST.fullmatch(fields.get(b"host", b"")):
+        raise Malformed("the Host field is not a host")
+    if b"host" not in fields and version == "1.1":
+        raise Malformed("the request has no Host field")
+    return Head(
+        first[1],
+        first[2],
+        version,
+        fields,
+        # After CONNECT comes what is not HTTP, whatever the answer.
+        b"close" not in options and (version == "1.1" or b"keep-alive" in options) and first[1] != b"CONNECT",
+        _body_length(fields, version),
+    )
 
-    def feed_data(self, data: bytes) -> None:
-        """Parse what came; raises Malformed or Upgraded."""
 
-    def get_method(self) -> bytes:
-        """The method of the request that is being parsed."""
+def _body_length(fields: dict[bytes, bytes], version: str) -> int | None:
+    length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            # Two lengths are how requests are smuggled past a proxy: RFC 9112, 6.3.
+            raise Malformed("the request has both Content-Length and Transfer-Encoding")
+        if version == "1.0":
+            raise Malformed("HTTP/1.0 has no Transfer-Encoding")
+        if coding.lower() != b"chunked":
+            raise Malformed("the only Transfer-Encoding here is chunked", 501)
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit():
+        raise Malformed("Content-Length is not a number")
+    if len(length) > 18:
+        raise Malformed(f"the body has {length[:24].decode()} bytes", 413)
+    return int(length)
 
-    def get_http_version(self) -> str:
-        """ "1.0" or "1.1"."""
 
-    def should_keep_alive(self) -> bool:
-        """Whether the client allows another request on this connection."""
+class Parser:
+    """Of one connection: keeps what is not whole yet, which is a header or a line at the most."""
 
-    def should_upgrade(self) -> bool:
-        """Whether the parser gives up at the end of this header, for it offers another protocol."""
-
-
-class H11Parser:
-    """h11 with the face of httptools."""
-
-    def __init__(self, events: Events, header_limit: int) -> None:
-        self._h11 = h11 or import_h11()
+    def __init__(self, events: Events, header_limit: int, heads: dict[bytes, Head]) -> None:
+        """heads are remembered there, for all connections."""
         self._events = events
         self._limit = header_limit
-        self._method = b""
-        self._version = "1.1"
-        self._keep_alive = True
-        self._connection = self._new()
+        self._heads = heads
+        self._rest = b""
+        self._seen = 0  # bytes of what is fed that were looked at before
+        self._begun = False  # a header
+        self._left: int | None = None  # bytes of the body, or of a chunk, that are to come; None outside of one
+        self._chunked = False
+        self._after_chunk = False  # its line end is to come
+        self._trailers = False
+        self._framing = self._size = 0
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse what came; raises Malformed. Nothing may be fed after that."""
+        self._seen = len(self._rest)
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        place: int | None = 0
+        at, size = 0, len(data)
+        while at < size:
+            if self._left:
+                place = self._take_body(data, at)
+            elif self._trailers:
+                place = self._take_trailers(data, at)
+            elif self._chunked:
+                place = self._take_chunk_line(data, at)
+            else:
+                place = self._take_head(data, at)
+            if place is None:
+                self._rest = data[at:]
+                return
+            at = place
+
+    def _take_head(self, data: bytes, at: int) -> int | None:
+        if not self._begun:
+            if data.startswith(CRLF, at):
+                return at + 2  # some clients end a body with one that does not count: RFC 9112, 2.2
+            if data[at:] == b"\r":
+                return None
+            self._begun = True
+            self._events.on_message_begin()
+        end = data.find(BLANK_LINE, max(at, self._seen - 3))
+        if end < 0:
+            self._check_begun(data, at)
+            return None
+        if end + 4 - at > self._limit:
+            raise self._too_large(data, at)
+        text = data[at : end + 2]
+        head = self._heads.get(text)
+        if head is None:
+            head = parse_head(text)
+            if len(text) <= KEPT_SIZE:
+                if len(self._heads) >= KEPT:
+                    self._heads.clear()
+                self._heads[text] = head
         self._begun = False
-        self._ended = False
+        self._left, self._chunked = head.length, head.length is None
+        self._framing = self._size = 0
+        self._events.on_head(head)
+        if self._left == 0:
+            self._end()
+        return end + 4
 
-    def _new(self) -> Any:
-        return self._h11.Connection(self._h11.SERVER, max_incomplete_event_size=self._limit)
+    def _check_begun(self, data: bytes, at: int) -> None:
+        """Say at once what will not become a header."""
+        if len(data) - at > self._limit:
+            raise self._too_large(data, at)
+        start = max(at, self._seen - 1)
+        if start == at and data.find(CRLF, at) < 0 and not _BEGUN.fullmatch(data, at):
+            raise Malformed("the request line is not METHOD TARGET HTTP/1.1")
+        if _BARE.search(data, start):
+            raise Malformed("a line of the header does not end in CR and LF")
 
-    def get_method(self) -> bytes:
-        """The method of the request that is being parsed."""
-        return self._method
+    def _too_large(self, data: bytes, at: int) -> Malformed:
+        if data.find(CRLF, at, at + self._limit) < 0:
+            return Malformed(f"the request's target is longer than {self._limit} bytes", 414)
+        return Malformed(f"the request's header is larger than {self._limit} bytes", 431)
 
-    def get_http_version(self) -> str:
-        """ "1.0" or "1.1"."""
-        return self._version
+    def _take_body(self, data: bytes, at: int) -> int:
+        assert self._left is not None
+        piece = data[at : at + self._left]
+        self._left -= len(piece)
+        self._size += len(piece)
+        self._after_chunk = self._chunked and not self._left
+        self._events.on_body(piece)
+        if not self._left and not self._chunked:
+            self._end()
+        return at + len(piece)
 
-    def should_keep_alive(self) -> bool:
-        """Whether the client allows another request on this connection."""
-        return self._keep_alive
+    def _take_chunk_line(self, data: bytes, at: int) -> int | None:
+        if self._after_chunk:
+            if not CRLF.startswith(data[at : at + 2]):
+                raise Malformed("a chunk does not end where it says")
+            if len(data) - at < 2:
+                return None
+            self._after_chunk = False
+            return at + 2
+        end = data.find(CRLF, at, at + CHUNK_LINE)
+        line = data[at : end if end >= 0 else at + CHUNK_LINE]
+        found = _CHUNK.fullmatch(line if end >= 0 else line.removesuffix(b"\r"))
+        if found is None and (end >= 0 or line not in (b"", b"\r")):
+            raise Malformed("a chunk does not begin with its size")
+        if end < 0:
+            if len(line) >= CHUNK_LINE:
+                raise Malformed(f"the line of a chunk's size is longer than {CHUNK_LINE} bytes")
+            return None
+        assert found is not None
+        self._left = int(found[1], 16)
+        self._trailers = not self._left
+        self._framing += end + 2 - at
+        if self._framing > FRAMING + self._size:
+            raise Malformed("the chunks of the body are very small, and very many", 413)
+        return end + 2
 
-    def should_upgrade(self) -> bool:
-        """Never: h11 reads the body of a request that offers another protocol."""
-        return False
+    def _take_trailers(self, data: bytes, at: int) -> int | None:
+        """Fields after a chunked body are passed over."""
+        if data.startswith(CRLF, at):
+            self._trailers = False
+            self._end()
+            return at + 2
+        end = data.find(BLANK_LINE, at)
+        if (end if end >= 0 else len(data)) - at > self._limit:
+            raise Malformed(f"the request's trailer is larger than {self._limit} bytes", 431)
+        if end < 0:
+            if _BARE.search(data, at):
+                raise Malformed("a line of the trailer does not end in CR and LF")
+            return None
+        if not _FIELDS.fullmatch(data, at, end + 2):
+            raise Malformed("a line of the trailer is not NAME: VALUE")
+        return end + 2
 
-    def feed_data(self, data: bytes) -> None:
-        """Parse what came; raises Malformed."""
-        if self._ended:
-            return
-        try:
-            self._connection.receive_data(data)
-            if not self._begun and data.strip(b"\r\n"):
-                self._begun = True
-                self._events.on_message_begin()
-            while self._next():
-                pass
-        except self._h11.RemoteProtocolError as error:
-            raise Malformed(str(error), error.error_status_hint) from None
-
-    def _next(self) -> bool:
-        """One event; False when more bytes are needed."""
-        event = self._connection.next_event()
-        if event is self._h11.NEED_DATA or event is self._h11.PAUSED:
-            return False
-        if isinstance(event, self._h11.Request):
-            self._start(event)
-        elif isinstance(event, self._h11.Data):
-            self._events.on_body(bytes(event.data))
-        elif isinstance(event, self._h11.EndOfMessage):
-            self._events.on_message_complete()
-            # A connection object that was never told of an answer reads no second request: take a new one for it.
-            rest = self._connection.trailing_data[0]
-            self._connection, self._begun = self._new(), False
-            if not self._keep_alive:
-                self._ended = True
-                return False
-            if rest:
-                self._connection.receive_data(rest)
-                if rest.strip(b"\r\n"):
-                    self._begun = True
-                    self._events.on_message_begin()
-            return bool(rest)
-        return True
-
-    def _start(self, request: Any) -> None:
-        self._method = bytes(request.method)
-        self._version = request.http_version.decode("ascii")
-        options = {
-            option.strip().lower()
-            for name, value in request.headers
-            if name == b"connection"
-            for option in value.split(b",")
-        }
-        self._keep_alive = b"close" not in options and (self._version != "1.0" or b"keep-alive" in options)
-        if self._method == b"CONNECT":
-            self._keep_alive = False  # what follows is not HTTP, whatever the answer
-        self._events.on_url(bytes(request.target))
-        for name, value in request.headers:
-            self._events.on_header(bytes(name), bytes(value))
-        self._events.on_headers_complete()
-
-
-class HttptoolsParser:
-    """httptools, with its exceptions turned into ours."""
-
-    def __init__(self, events: Events, header_limit: int) -> None:
-        parser = httptools.HttpRequestParser(events)
-        self._feed = parser.feed_data
-        self.get_method = parser.get_method
-        self.get_http_version = parser.get_http_version
-        self.should_keep_alive = parser.should_keep_alive
-        self.should_upgrade = parser.should_upgrade
-
-    def feed_data(self, data: bytes) -> None:
-        """Parse what came; raises Malformed or Upgraded."""
-        try:
-            self._feed(data)
-        except httptools.HttpParserUpgrade as offer:
-            raise Upgraded(offer.args[0]) from None
-        except httptools.HttpParserCallbackError as error:
-            # A mistake of ours in a callback, not the client's.
-            raise error.__context__ or error from None
-        except httptools.HttpParserError as error:
-            raise Malformed(str(error) or "not a valid HTTP request") from None
-
-
-def choose_parser() -> Callable[[Events, int], Parser]:
-    """The parser that this interpreter has; raises ImportError where it has none."""
-    if httptools is not None:
-        return HttptoolsParser
-    if h11 is not None:
-        return H11Parser
-    raise ImportError("there is neither httptools nor h11 to read HTTP with; install one: apt install python3-h11")
+    def _end(self) -> None:
+        self._left, self._chunked = None, False
+        self._events.on_message_complete()

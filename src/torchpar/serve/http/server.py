@@ -15,7 +15,7 @@ from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.limits import SMALL, Limits
 from torchpar.serve.http.log import say
-from torchpar.serve.http.parser import Events, Parser, choose_parser
+from torchpar.serve.http.parser import Head
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.places import Places
 from torchpar.serve.trim import Trimmer
@@ -46,9 +46,8 @@ class Server:
         application: Callable[[Exchange], None],
         limits: Limits,
         log: RequestLog,
-        make_parser: Callable[[Events, int], Parser] | None = None,
     ) -> None:
-        self.make_parser = make_parser or choose_parser()
+        self.heads: dict[bytes, Head] = {}
         self.application = application
         self.limits = limits
         self.log = log
