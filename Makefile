@@ -119,7 +119,7 @@ twice = run() { $(1) "$$@" $(2); }; \
 
 # TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
 test-serve: $(SERVE_VENV)/complete
-	$(call packages,chromium g++ openssl prometheus python3-h11)
+	$(call packages,chromium g++ openssl prometheus)
 	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q --numprocesses=auto,$(or $(TESTS),tests/serve))
 .PHONY: test-serve
 

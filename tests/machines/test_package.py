@@ -13,7 +13,7 @@ from tests.machines.machine import Machine
 from tests.machines.package import build_package
 from tests.machines.roots import TREE, Suite
 
-DEPENDS = ("python3-click", "python3-debian", "python3-h11", "python3-jinja2", "libtcmalloc-minimal4")
+DEPENDS = ("python3-click", "python3-debian", "python3-jinja2", "libtcmalloc-minimal4")
 
 WAITING_JOB = """\
 import signal

@@ -255,6 +255,9 @@ class Connection(Peer):
             return
         self._reading = None
         self._release()
+        if (size := len(exchange.body)) > SMALL:
+            exchange.held = size  # it takes memory as long as it is in work, in more forms than one
+            self.server.held += size
         exchange.received = self._loop.time()
         exchange.continue_due = False
         self._waiting.append(exchange)
@@ -283,6 +286,8 @@ class Connection(Peer):
                 self.keep(exchange, 0)
             self._write(exchange.answer)
             self.server.finished(exchange)
+            if exchange.held:
+                self._let_go(exchange)
             # It may be large, and would wait for the garbage collector: `cancel` leads back to the exchange.
             exchange.answer, exchange.cancel = GONE, None
             if not exchange.keep_alive:
@@ -379,6 +384,7 @@ class Connection(Peer):
         self._kept = 0
         for exchange in forgotten:
             exchange.kept = 0
+            self._let_go(exchange)
             if exchange.answer is None and exchange.cancel is not None:
                 exchange.cancel()
             exchange.answer, exchange.cancel = GONE, None
@@ -471,6 +477,10 @@ class Connection(Peer):
             owed = self._kept + int(self._transport.get_write_buffer_size())
         self.server.owed += owed - self.owed
         self.owed = owed
+
+    def _let_go(self, exchange: Exchange) -> None:
+        self.server.held -= exchange.held
+        exchange.held, exchange.body = 0, b""
 
     def _hold(self, size: int) -> None:
         self._held += size

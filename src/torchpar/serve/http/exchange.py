@@ -44,7 +44,8 @@ HTML = b"text/html; charset=utf-8"
 class Exchange:
     """A request that has come whole, and where its answer goes.
 
-    `target` is as the client sent it; `headers` has lower-case names, the last of several with one name. `received` is
+    `target` is as the client sent it; `headers` has lower-case names, the last of several with one name. `held` is how
+    many bytes of its body count as held until it is answered. `received` is
     the event loop's time in seconds. `answer` is None until there is one, then the pieces to write. `cancel` is called
     when the client has gone before its answer. `traced` is set for requests that trace settings choose: model, id, and
     when the engine had it.
@@ -57,6 +58,7 @@ class Exchange:
         "connection",
         "continue_due",
         "headers",
+        "held",
         "keep_alive",
         "kept",
         "method",
@@ -79,6 +81,7 @@ class Exchange:
         self.received = 0.0
         self.status = 0
         self.answer: list[Any] | None = None
+        self.held = 0
         self.kept = 0
         self.traced: tuple[str, str, float] | None = None
         self.cancel: Callable[[], None] | None = None

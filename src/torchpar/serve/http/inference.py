@@ -62,8 +62,9 @@ class Inference:
                     raise ServeError(400, "Inference-Header-Content-Length is not the length of a part of the body")
             if size > self._limits.json:
                 raise ServeError(413, f"the request has {size} bytes of JSON; the limit is {self._limits.json}")
-            text = bytes(body[:size])
-            layout = self._layouts.get(text)
+            text = memoryview(body)[:size]
+            known = bytes(text) if size <= KEPT_SIZE else b""
+            layout = self._layouts.get(known)
             if layout is None:
                 if size > INLINE:
                     self._service.engine.metadata(model, version)
@@ -76,10 +77,10 @@ class Inference:
                     )
                     return
                 layout = parse_layout(text)
-                if layout.only_bytes and size <= KEPT_SIZE:
+                if layout.only_bytes and known:
                     if len(self._layouts) >= KEPT:
                         self._layouts.clear()
-                    self._layouts[text] = layout
+                    self._layouts[known] = layout
             rest = memoryview(body)[size:]
             if len(rest) > INLINE and (names := layout.bytes_inputs()):
                 self._service.check_bytes(names, model, version)
@@ -205,7 +206,7 @@ class Inference:
 
 
 def _understand(
-    text: bytes, model: str, version: str, rest: memoryview, now: float
+    text: bytes | memoryview, model: str, version: str, rest: memoryview, now: float
 ) -> tuple[Request, Wanted, bool]:
     layout = parse_layout(text)
     return layout.request(model, version, rest, now), layout.wanted, layout.uniform

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable
 
 import torchpar
@@ -28,15 +30,43 @@ from torchpar.serve.trim import trim
 # Below so many bytes the way there and back costs more than it is worth.
 LEAST = 256 * 1024
 
+# Bytes that are read or written at the same time, beside one piece of any size: as JSON's values they take up to 24
+# times as many.
+ROOM = 16 << 20
+
+# The event loop goes first where both want one CPU.
+NICE = 10
+
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
 _START = "import sys; sys.path.insert(0, {!r}); from torchpar.serve.protocol.apart import main; main({})"
 _SIZE = struct.Struct("<Q")
+
+
+class _Room:
+    """Waits until there is room for so many bytes more."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = 0
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= ROOM)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
 
 
 class Apart:
     """As many of them as are used at the same time."""
 
     def __init__(self) -> None:
+        self._room = _Room()
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._closed = False
@@ -46,13 +76,23 @@ class Apart:
 
         ServeError comes back as it is; 503 where the process died.
         """
+        message = _pickled((function, arguments))
+        with self._room.take(len(message)):
+            what, result = self._ask(message)
+        if what == "bug":
+            raise RuntimeError(result)
+        if what == "refused":
+            raise result
+        return result
+
+    def _ask(self, message: memoryview) -> tuple[str, Any]:
         while True:
             with self._lock:
                 idle = self._idle.pop() if self._idle else None
             process = idle
             try:
                 process = process or _Process()
-                what, result = process.ask((function, arguments))
+                answer: tuple[str, Any] = process.ask(message)
                 break
             except (OSError, EOFError):
                 if process:
@@ -65,11 +105,7 @@ class Apart:
                 self._idle.append(process)
         if self._closed:
             process.close()
-        if what == "bug":
-            raise RuntimeError(result)
-        if what == "refused":
-            raise result
-        return result
+        return answer
 
     def pids(self) -> list[int]:
         """The process numbers of those that have nothing to do."""
@@ -93,7 +129,7 @@ class _Process:
             self._process = subprocess.Popen(words, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL)
         self.pid = self._process.pid
 
-    def ask(self, message: Any) -> Any:
+    def ask(self, message: memoryview) -> Any:
         _send(self._socket, message)
         return _receive(self._socket)
 
@@ -106,6 +142,7 @@ class _Process:
 def main(fd: int) -> None:
     """Do what is asked on a socket until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
+    os.nice(NICE)
     gc.disable()  # values of JSON have no cycles, and there are millions to look through
     channel = socket.socket(fileno=fd)
     while True:
@@ -121,7 +158,7 @@ def main(fd: int) -> None:
         except Exception:  # a bug, or no memory: who asked says so
             answer = "bug", traceback.format_exc()
         del arguments
-        _send(channel, answer)
+        _send(channel, _pickled(answer))
         del answer
         trim()
 
@@ -143,10 +180,13 @@ def _strings(name: str, datatype: str, shape: tuple[int, ...], packed: bytes) ->
     return Tensor(name, datatype, shape, unpack_bytes(name, math.prod(shape), memoryview(packed)))
 
 
-def _send(channel: socket.socket, message: Any) -> None:
+def _pickled(message: Any) -> memoryview:
     text = io.BytesIO()
     _Pickler(text, 5).dump(message)
-    view = text.getbuffer()
+    return text.getbuffer()
+
+
+def _send(channel: socket.socket, view: memoryview) -> None:
     channel.sendall(_SIZE.pack(len(view)))
     channel.sendall(view)
 

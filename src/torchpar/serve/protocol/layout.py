@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,11 @@ from torchpar.serve.tensors import SIZES, Tensor
 # torch counts elements in 64 bits; what is far below that fits any other count on the way.
 MAX_ELEMENTS = 1 << 40
 MAX_RANK = 32
+
+# Inputs, outputs or parameters of a request, and characters of one of their names or of its id: more is read for
+# nothing, and goes through the process that serves.
+MAX_NAMES = 4096
+MAX_TEXT = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Layout:
         )
 
 
-def parse_layout(text: bytes) -> Layout:
+def parse_layout(text: bytes | memoryview) -> Layout:
     """Understand the JSON of a request. Raises ServeError 400."""
     fields = parse_json(text)
     if not isinstance(fields, dict):
@@ -108,16 +113,19 @@ def parse_layout(text: bytes) -> Layout:
     id_ = fields.get("id", "")
     if not isinstance(id_, str):
         raise ServeError(400, "'id' is not a string")
+    _check_text("'id'", id_)
     timeout = number(parameters, "timeout", 1 << 62)
     priority = number(parameters, "priority", 1 << 32)
     inputs = fields.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise ServeError(400, "'inputs' is not an array of tensors")
+    _check_number("inputs", inputs)
     parsed = tuple(_parse_input(item) for item in inputs)
     if len({name for name, *_ in parsed}) != len(parsed):
         raise ServeError(400, "two inputs have the same name")
     outputs, wanted = _parse_outputs(fields.get("outputs"), binary)
     for name, value in parameters.items():
+        _check_text("a parameter", name, value)
         if not isinstance(value, (str, int, float, bool)):
             raise ServeError(400, f"parameter '{name}' is not a string, a number, true or false")
     seconds = timeout / 1e6 if timeout else None
@@ -168,6 +176,7 @@ def _parse_input(item: Any) -> tuple[str, str, tuple[int, ...], Any, int, int]:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise ServeError(400, "an input is not an object with a name")
     name, datatype = item["name"], item.get("datatype")
+    _check_text("an input's name", name)
     element = check_datatype(name, datatype)
     count = check_shape(name, item.get("shape"))
     parameters = _object(item, "parameters")
@@ -195,12 +204,14 @@ def _parse_outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...] | None, 
     # To most clients an empty list is the same as none.
     if not outputs:
         return None, Wanted(binary)
+    _check_number("outputs", outputs)
     each: dict[str, bool] = {}
     classes: dict[str, int] = {}
     for item in outputs:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise ServeError(400, "an output is not an object with a name")
         name = item["name"]
+        _check_text("an output's name", name)
         if name in each:
             raise ServeError(400, f"output '{name}' is asked for twice")
         parameters = _object(item, "parameters")
@@ -220,7 +231,19 @@ def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
     value = fields.get(name, {})
     if not isinstance(value, dict):
         raise ServeError(400, f"'{name}' is not an object")
+    _check_number(name, value)
     return value
+
+
+def _check_number(name: str, items: Sized) -> None:
+    if len(items) > MAX_NAMES:
+        raise ServeError(400, f"there are {len(items)} {name}; the limit is {MAX_NAMES}")
+
+
+def _check_text(what: str, *texts: Any) -> None:
+    for text in texts:
+        if isinstance(text, str) and len(text) > MAX_TEXT:
+            raise ServeError(400, f"{what} has {len(text)} characters; the limit is {MAX_TEXT}")
 
 
 def _no_shared_memory(name: str, parameters: Mapping[str, Any]) -> None:
