@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 from tests.serve.running import Running, running
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.limits import Limits
+from torchpar.serve.protocol import apart as beside
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
 
@@ -54,6 +55,13 @@ def ask(world: Running, path: str, body: bytes, **fields: str) -> tuple[int, byt
         return reply.status, reply.read()
     finally:
         connection.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def strings(name: str, **parameters: Any) -> tuple[bytes, bytes]:
@@ -167,6 +175,17 @@ def test_another_process_is_small_and_says_what_failed() -> None:
         apart.close()
 
 
+def test_another_process_that_has_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "IDLE_SECONDS", 0.2)
+    apart = Apart()
+    try:
+        pid = apart.call(os.getpid)
+        until(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert apart.call(os.getpid) != pid
+    finally:
+        apart.close()
+
+
 def test_what_is_never_large_is_refused_when_it_is(world: Running) -> None:
     """Settings and orders are read where all requests are."""
     for path in ("/v2/repository/index", "/v2/logging", "/v2/repository/models/text/load"):
@@ -213,3 +232,69 @@ def test_answers_that_wait_to_be_written_are_bounded_too(path: str) -> None:
         assert answers[0][0] == 200 and json.loads(answers[0][1])["outputs"][0]["data"] == [0.0] * count
         while world.server.owed:
             time.sleep(0.01)
+
+
+def test_requests_of_very_many_names_are_not_passed_on(world: Running) -> None:
+    """The process that reads them would send millions of them to the one that serves."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}
+    path = "/v2/models/identity_fp32/infer"
+    many = [{**tensor, "name": f"{number}"} for number in range(5000)]
+    for fields, message in (
+        ({"inputs": many}, "there are 5000 inputs; the limit is 4096"),
+        ({"inputs": [tensor], "outputs": many}, "there are 5000 outputs; the limit is 4096"),
+        ({"inputs": [tensor], "parameters": {str(n): n for n in range(5000)}}, "there are 5000 parameters; the limit"),
+        ({"inputs": [tensor], "id": "x" * 70_000}, "'id' has 70000 characters; the limit is 65536"),
+        ({"inputs": [{**tensor, "name": "x" * 70_000}]}, "an input's name has 70000 characters"),
+        ({"inputs": [tensor], "parameters": {"x" * 70_000: 1}}, "a parameter has 70000 characters"),
+    ):
+        status, answer = ask(world, path, json.dumps(fields).encode())
+        assert status == 400 and message in json.loads(answer)["error"]
+
+
+def test_large_bodies_count_until_they_are_answered() -> None:
+    """While they wait to be read, too."""
+    limits = Limits(held=1_000_000)
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}).encode()
+    path = "/v2/models/identity_fp32/infer"
+    with running(limits=limits) as world:
+        world.service.threads.shutdown()
+        world.service.threads = later = Later()
+        large = body + b" " * 600_000
+        answers: list[tuple[int, bytes]] = []
+        first = threading.Thread(target=lambda: answers.append(ask(world, path, large)))
+        first.start()
+        until(lambda: world.server.held == len(large))
+        status, answer = ask(world, path, large)
+        assert status == 503 and b"holds as many requests as it may" in answer
+        assert ask(world, path, body)[0] == 200
+        later.release.set()
+        first.join()
+        assert answers[0][0] == 200
+        until(lambda: world.server.held == 0)
+
+
+def test_much_json_is_read_piece_by_piece() -> None:
+    """As JSON's values it is many times as large."""
+    room = beside._Room()
+    taken: list[str] = []
+
+    def take(name: str, size: int, leave: threading.Event) -> threading.Thread:
+        def run() -> None:
+            with room.take(size):
+                taken.append(name)
+                leave.wait()
+            taken.append(f"no {name}")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    leave = threading.Event()
+    large = take("large", beside.ROOM * 2, leave)
+    until(lambda: taken == ["large"])
+    small = take("small", 1, leave)
+    assert taken == ["large"]
+    leave.set()
+    large.join()
+    small.join()
+    assert taken.index("small") > taken.index("large")

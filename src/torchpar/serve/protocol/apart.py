@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,11 @@ LEAST = 256 * 1024
 # times as many.
 ROOM = 16 << 20
 
+# Seconds after which a process that has nothing to do ends.
+IDLE_SECONDS = 20.0
+
 # The event loop goes first where both want one CPU.
-NICE = 10
+NICE = 5
 
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
 _START = "import sys; sys.path.insert(0, {!r}); from torchpar.serve.protocol.apart import main; main({})"
@@ -70,6 +74,7 @@ class Apart:
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._closed = False
+        self._timer: threading.Timer | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a module's function returns or raises, from another process. To be called in a thread that may wait.
@@ -102,10 +107,29 @@ class Apart:
                     raise ServeError(503, text, 1.0) from None
         with self._lock:
             if not self._closed:
+                process.since = time.monotonic()
                 self._idle.append(process)
+                self._watch()
         if self._closed:
             process.close()
         return answer
+
+    def _watch(self) -> None:
+        """See to it that none stays for nothing. Needs the lock."""
+        if self._timer is None and self._idle:
+            self._timer = threading.Timer(IDLE_SECONDS, self._end_idle)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_idle(self) -> None:
+        with self._lock:
+            self._timer = None
+            least = time.monotonic() - IDLE_SECONDS
+            ended = [process for process in self._idle if process.since <= least]
+            self._idle = [process for process in self._idle if process.since > least]
+            self._watch()
+        for process in ended:
+            process.close()
 
     def pids(self) -> list[int]:
         """The process numbers of those that have nothing to do."""
@@ -116,6 +140,8 @@ class Apart:
         self._closed = True
         with self._lock:
             idle, self._idle = self._idle, []
+            if self._timer is not None:
+                self._timer.cancel()
         for process in idle:
             process.close()
 
@@ -128,6 +154,7 @@ class _Process:
             words = [sys.executable, "-c", _START.format(folder, far.fileno())]
             self._process = subprocess.Popen(words, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL)
         self.pid = self._process.pid
+        self.since = 0.0  # when it had nothing to do any more
 
     def ask(self, message: memoryview) -> Any:
         _send(self._socket, message)
