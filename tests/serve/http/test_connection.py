@@ -78,7 +78,7 @@ def test_a_client_that_pipelines_without_end_is_read_no_further() -> None:
         assert len(world.application.held) > count
         client.writer.transport.abort()
 
-    converse(story, QUICK)
+    converse(story, replace(QUICK, held=10_000_000))
 
 
 @pytest.mark.parametrize("request_", [GET.replace(b"/", b"/later", 1), post(b"x" * 50, path=b"/later")])
@@ -584,3 +584,50 @@ def test_the_access_log_has_every_request() -> None:
         assert [line.split(",")[0] for line in world.lines] == ["GET / 200"] * 2
 
     converse(story, every=True)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 60000", b"Transfer-Encoding: chunked\r\n\r\nea60"])
+def test_a_body_of_which_nothing_comes_any_more_is_given_up(framing: bytes) -> None:
+    """However much of it came at once."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + (b"\r\n" if b"ea60" in framing else b"\r\n\r\n"))
+        client.send(b"x" * 59_000)
+        assert (await client.answer())[0] == 408
+        assert world.server.held == 0
+
+    converse(story, QUICK)
+
+
+def test_a_small_body_is_taken_whatever_others_hold() -> None:
+    async def story(world: World) -> None:
+        large = await world.connect()
+        large.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 99_000)
+        await until(lambda: world.server.held > 0)
+        client = await world.connect()
+        for size, status in ((60_000, 200), (70_000, 503)):
+            client.send(post(b"x" * size))
+            assert (await client.answer())[0] == status
+        large.send(b"x" * 1000)
+        assert (await large.answer())[0] == 200
+
+    converse(story, Limits(held=120_000))
+
+
+def test_a_request_that_was_answered_is_not_kept() -> None:
+    """Nor counted, where the client goes first."""
+
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(post(b"x" * 90_000, path=b"/later"))
+        await until(lambda: world.application.held and world.server.held == 90_000)
+        world.application.held[0].respond(200, b"text/plain", b"")
+        await client.answer()
+        assert world.server.held == 0 and world.application.held[0].body == b""
+        client.send(post(b"x" * 90_000, path=b"/later"))
+        await until(lambda: world.server.held == 90_000)
+        client.writer.transport.abort()
+        await until(lambda: world.server.held == 0)
+
+    converse(story)

@@ -235,11 +235,13 @@ class Connection(Peer):
         if self._chunks is None:
             if not exchange.body:
                 exchange.body = body
+                if len(body) > SMALL:
+                    self._hold(len(body))
                 return
             # Most bodies come in one piece, which is then the body itself; from the second piece on they are put
             # together.
             self._chunks = exchange.body = bytearray(exchange.body)
-            self._hold(len(self._chunks))
+            self._hold(len(self._chunks) - self._held)
         self._chunks += body
         self._hold(len(body))
         size = len(self._chunks)

@@ -1,0 +1,101 @@
+"""Where all places are taken, who was waited for longest makes room, and nobody who waits for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.serve.http.conversation import Client, World, converse, until
+from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.peer import Peer
+from torchpar.serve.http.places import LEAST_SECONDS, Places
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LATER = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"
+LIMITS = Limits(connections=3, linger_seconds=0.2)
+
+
+async def rest(world: World, *begun: bytes) -> list[Client]:
+    """Connections, each of which has sent so much and then nothing more for a while."""
+    clients = []
+    for data in begun:
+        clients.append(await world.connect())
+        clients[-1].send(data)
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(LEAST_SECONDS)
+    return clients
+
+
+def test_the_one_that_was_waited_for_longest_goes() -> None:
+    async def story(world: World) -> None:
+        clients = await rest(world, LATER, b"", b"GET / HTTP/1.1\r\n")
+        late = await world.connect()
+        late.send(GET)
+        assert (await late.answer())[0] == 200
+        assert await clients[1].rest() == b""
+        await asyncio.sleep(LEAST_SECONDS)
+        later = await world.connect()
+        later.send(GET)
+        assert (await later.answer())[0] == 200
+        try:
+            assert await clients[2].rest() == b""
+        except ConnectionResetError:
+            pass
+        world.application.held[0].respond(200, b"text/plain", b"late")
+        assert (await clients[0].answer())[2] == b"late"
+        late.send(GET)
+        assert (await late.answer())[0] == 200
+
+    converse(story, LIMITS)
+
+
+def test_one_that_waits_for_an_answer_never_goes() -> None:
+    async def story(world: World) -> None:
+        clients = await rest(world, LATER, LATER, LATER)
+        late = await world.connect()
+        late.send(GET)
+        assert (await late.answer())[0] == 503
+        for exchange in world.application.held:
+            exchange.respond(200, b"text/plain", b"late")
+        for client in clients:
+            assert (await client.answer())[2] == b"late"
+        await until(lambda: world.server.connections() == 3)
+
+    converse(story, LIMITS)
+
+
+class Waiting(Peer):
+    def __init__(self, address: str, since: float | None) -> None:
+        self.peer = address, 1
+        self.since = since
+
+    def waits_since(self) -> float | None:
+        return self.since
+
+    def expire(self, now: float) -> None:
+        pass
+
+    make_way: Any = expire
+    drain: Any = expire
+    abort: Any = expire
+
+
+def test_the_address_with_the_most_connections_gives_way_first() -> None:
+    busy, oldest, first, second = Waiting("b", None), Waiting("a", 1), Waiting("b", 2), Waiting("b", 3)
+    peers = {second, oldest, busy, first}
+    places = Places()
+    gone = []
+    for now in range(10, 15):
+        gone.append(places.make(peers, now))
+        peers.discard(gone[-1])
+    assert gone == [first, second, oldest, None, None]
+
+
+def test_one_that_was_heard_of_meanwhile_stays() -> None:
+    first, second, third = (Waiting("a", number) for number in range(3))
+    peers = {first, second, third}
+    places = Places()
+    assert places.make(peers, 10) is first
+    peers.remove(first)
+    second.since = 9.99
+    assert places.make(peers, 10.01) is third
