@@ -102,7 +102,6 @@ REFUSED = {
     "a method that is none": b"G(T / HTTP/1.1\r\nHost: x\r\n\r\n",
     "a chunk's size with a sign": CHUNKED + b"\r\n+3\r\nabc\r\n0\r\n\r\n",
     "a chunk's size in 0x": CHUNKED + b"\r\n0x3\r\nabc\r\n0\r\n\r\n",
-    "a chunk's size with a space": CHUNKED + b"\r\n3 \r\nabc\r\n0\r\n\r\n",
     "no chunk's size": CHUNKED + b"\r\n;a\r\nabc\r\n0\r\n\r\n",
     "a chunk's size of 17 digits": CHUNKED + b"\r\n00000000000000003\r\nabc\r\n0\r\n\r\n",
     "LF alone after a chunk's size": CHUNKED + b"\r\n3\nabc\r\n0\r\n\r\n",
@@ -147,7 +146,7 @@ def test_headers_and_the_framing_of_chunks_are_bounded(data: bytes, wanted: int)
 def test_what_a_client_may_write_in_several_ways_means_the_same() -> None:
     data = (
         b"\r\nPOST /a?b=%00 HTTP/1.1\r\nhOST:x:80\r\nA:  b\tc \t\r\nA: \xff\r\nEmpty:\r\nTransfer-Encoding: Chunked\r\n"
-        b'Connection: a, CLOSE\r\n\r\n03;x="y"\r\nabc\r\nA\r\n0123456789\r\n00\r\nTrailer: x\r\n\r\n'
+        b'Connection: a, CLOSE\r\n\r\n03;x="y"\r\nabc\r\nA \r\n0123456789\r\n00\r\nTrailer: x\r\n\r\n'
     )
     for cuts in ((), tuple(range(len(data)))):
         heard, error = read(data, cuts)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # What of a connection's allowance such frames take.
 COST = {frames.SETTINGS: 10, frames.PING: 1, frames.RST_STREAM: 10, frames.PRIORITY: 1, frames.WINDOW_UPDATE: 1}
+REFUSED = 4  # a call more than may be
 SMALL_DATA = 256  # bytes; a smaller frame that ends nothing costs 1
 HEADER_BYTES = 64  # so many bytes of a header cost 1
 
@@ -128,7 +129,7 @@ class Taking(Outgoing):
             return
         self.newest = stream
         if len(self.calls) >= self.limits.calls or self.closed:
-            self.allowance -= 1
+            self.allowance -= REFUSED
             self.write(frames.reset(stream, frames.REFUSED_STREAM))
             return
         fields = None if found is None else request_fields(found)

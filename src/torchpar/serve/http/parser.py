@@ -33,7 +33,7 @@ _REQUEST = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])
 _BEGUN = re.compile(rb"(?:\r|" + _TOKEN + rb"(?: (?:[\x21-\x7e]+(?: [HTP/0-9.]{0,8}\r?)?)?)?)?")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
 _HOST = re.compile(rb"[0-9A-Za-z.:_~%!$&'()*+,;=\[\]-]*")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,%d})(?:;[\t\x20-\x7e\x80-\xff]*)?" % DIGITS)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,%d})(?:;[\t\x20-\x7e\x80-\xff]*|[\t ]*)" % DIGITS)
 
 # Fields that say one thing: of two, each side of a proxy might take another one.
 _ONCE = frozenset(
