@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from torchpar.serve.grpc import frames
-from torchpar.serve.http.limits import SMALL
+from torchpar.serve.http.limits import ALLOWANCE, SMALL
 from torchpar.serve.http.peer import Peer
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ FRAME = 128 * 1024
 MANY_SMALL = 4 * SMALL
 
 
-# What a connection may ask for that is no call: it begins with so much and never has more, and gains by a call that has
-# ended, or a message, and for so many bytes that it takes.
-ALLOWANCE = 500
+# What a connection gains of its allowance by a call that has ended, or a message, and by how many bytes that it takes.
 PER_ANSWER = 64
 PER_BYTES = 2048
 

@@ -10,6 +10,24 @@ MIB = 1024 * KIB
 # Requests and answers up to this size are always taken and given: a connection's socket holds as much.
 SMALL = 64 * KIB
 
+# JSON that loads a model or sets something.
+ORDER = 128 * KIB
+
+# Inputs, outputs or parameters of a request in JSON, and characters of one of their names or of its id: more is read
+# for nothing, and goes through the process that serves.
+MAX_NAMES = 4096
+MAX_TEXT = 64 * KIB
+
+# JSON that other processes read or write at the same time, beside one piece of any size: as values it takes up to 24
+# times as many bytes.
+ROOM = 16 * MIB
+
+# Chunks of a body may be small as long as they are few: so many bytes of framing, and then as many as the body has.
+FRAMING = 64 * KIB
+
+# What a connection of gRPC may ask for that is no call: it begins with so much and never has more.
+ALLOWANCE = 500
+
 NOT_HELD = "the server holds as many requests as it may; try again"
 NOT_TAKEN = "clients have not taken as many bytes of their answers as may wait; try again"
 

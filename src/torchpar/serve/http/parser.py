@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from torchpar.serve.http.limits import FRAMING
+
 CRLF = b"\r\n"
 BLANK_LINE = b"\r\n\r\n"
 
@@ -21,9 +23,6 @@ KEPT_SIZE = 1024
 # Of a chunk: its size's digits, and bytes of the line that they are on.
 DIGITS = 16
 CHUNK_LINE = 256
-
-# Chunks may be small as long as they are few: so many bytes of framing, and then as many as there are of body.
-FRAMING = 64 * 1024
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")

@@ -24,16 +24,13 @@ from typing import Any, Callable
 
 import torchpar
 from torchpar.serve.errors import ServeError
+from torchpar.serve.http.limits import ROOM
 from torchpar.serve.protocol.elements import pack_bytes, unpack_bytes
 from torchpar.serve.tensors import Tensor
 from torchpar.serve.trim import trim
 
 # Below so many bytes the way there and back costs more than it is worth.
 LEAST = 256 * 1024
-
-# Bytes that are read or written at the same time, beside one piece of any size: as JSON's values they take up to 24
-# times as many.
-ROOM = 16 << 20
 
 # Seconds after which a process that has nothing to do ends.
 IDLE_SECONDS = 20.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchpar.serve.errors import ServeError
+from torchpar.serve.http.limits import MAX_NAMES, MAX_TEXT
 from torchpar.serve.protocol.elements import data_from_values, unpack_bytes
 from torchpar.serve.requests import Request
 from torchpar.serve.tensors import SIZES, Tensor
@@ -20,11 +21,6 @@ from torchpar.serve.tensors import SIZES, Tensor
 # torch counts elements in 64 bits; what is far below that fits any other count on the way.
 MAX_ELEMENTS = 1 << 40
 MAX_RANK = 32
-
-# Inputs, outputs or parameters of a request, and characters of one of their names or of its id: more is read for
-# nothing, and goes through the process that serves.
-MAX_NAMES = 4096
-MAX_TEXT = 64 * 1024
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.errors import ServeError
+from torchpar.serve.http.limits import ORDER
 from torchpar.serve.metadata import READY
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
@@ -153,8 +154,8 @@ def body_object(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object of a request's body; an empty body is an empty one. Raises ServeError 400 or 413."""
     if not body:
         return {}
-    if len(body) > INLINE:
-        raise ServeError(413, f"the request has {len(body)} bytes; the limit of this one is {INLINE}")
+    if len(body) > ORDER:
+        raise ServeError(413, f"the request has {len(body)} bytes; the limit of this one is {ORDER}")
     fields = parse_json(body)
     if not isinstance(fields, dict):
         raise ServeError(400, "the request is not a JSON object")
