@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 from collections.abc import Callable
 
@@ -37,8 +36,7 @@ _RELEASERS = _releasers()
 
 
 def trim() -> None:
-    """Give back what is free. It takes some milliseconds, most of them without Python's lock."""
-    gc.collect()
+    """Give back what is free. It takes some milliseconds, without Python's lock."""
     for release in _RELEASERS:
         release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -139,6 +140,17 @@ def test_a_header_is_bounded_in_bytes_and_time(send: bytes, why: str) -> None:
         raw.send(send)
         assert raw.end() == (frames.CALM, why)
         assert is_served(world)
+
+
+def test_answers_to_clients_that_have_gone_leave_the_journal_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with running(grpc=True) as world:
+        for _ in range(10):
+            with client(world) as raw:
+                raw.send(*(frame(frames.HEADERS, OPEN, stream, block(STREAM)) for stream in range(1, 255, 2)))
+                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        world.server.loop.call_soon_threadsafe(lambda: [each.drain() for each in world.server.all_connections()])
+        until(lambda: world.server.connections() == 0)
+    assert caplog.messages == []
 
 
 def test_metadata_that_are_too_large_are_told_so_and_the_connection_goes_on() -> None:

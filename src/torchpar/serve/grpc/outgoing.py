@@ -58,8 +58,12 @@ class Outgoing(Peer):
         """Send some bytes, now or with others."""
         if self._corked is not None:
             self._corked.append(data)
-        elif not self.closed:
+        elif not self.is_gone():
             self._transport.write(data)
+
+    def is_gone(self) -> bool:
+        """Whether nobody is there to write to; asyncio has a line for the journal for each time that one tries."""
+        return self.closed or self._transport.is_closing()
 
     def cork(self) -> None:
         """Keep what is written, until `uncork`."""
@@ -76,7 +80,7 @@ class Outgoing(Peer):
 
     def may_send(self, call: Call, size: int) -> bool:
         """Whether so many bytes of a call can go at once, before those of others."""
-        return size <= self.window and size <= call.window and not self.write_paused and not self.closed
+        return size <= self.window and size <= call.window and not self.write_paused
 
     def may_owe(self, size: int) -> bool:
         """Whether an answer may wait to be taken: a small one, unless there are very many."""
@@ -116,7 +120,7 @@ class Outgoing(Peer):
         """Send what may be sent, a frame of each call in turn."""
         if self._corked is not None:
             return
-        while self._ready and not self.write_paused and not self.closed:
+        while self._ready and not self.write_paused and not self.is_gone():
             call = self._ready.popleft()
             left = call.unsent()
             if left:
