@@ -108,17 +108,6 @@ def test_a_store_that_others_can_write_is_refused(store: Store, place: str, mode
     assert store.history() == (one,) and store.active() is None
 
 
-@pytest.mark.parametrize("place", ["", "generations", "generations/1", "generations/1/plan.json", "generations/1/conf"])
-def test_a_store_that_others_can_write_is_not_read_either(store: Store, place: str) -> None:
-    """At boot, and whenever a service fails, root reads it and acts on it."""
-    store.activate(store.write(content("one")))
-    (store.directory / place).chmod(0o775)
-    with pytest.raises(StoreError, match="can be changed by others than root"):
-        active = store.active()
-        assert active
-        active.read()
-
-
 def test_who_applies_may_have_any_umask(store: Store) -> None:
     """Of one that lets a group write the store has nothing."""
     before = os.umask(0)
