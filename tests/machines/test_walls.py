@@ -94,7 +94,7 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
 
 
 def test_a_store_that_was_given_away_is_not_read(host: Machine) -> None:
-    """A generation is made anew from the conf; where its folder is not root's, a job that is started says so."""
+    """A generation is made anew from the conf; the folder of all of them is root's again before a job starts."""
     host.write("/srv/walls/job.py", "import os; print('ran as', os.getuid(), flush=True)\n")
     apply(host, "[Train walls]\nScript=/srv/walls/job.py\nRestart=no\n")
     store = host.run("realpath", "/var/lib/torchpar/active").stdout.strip()
@@ -108,17 +108,12 @@ def test_a_store_that_was_given_away_is_not_read(host: Machine) -> None:
     assert host.run("realpath", "/var/lib/torchpar/active").stdout.strip() != store
 
     generations = "/var/lib/torchpar/generations"
-    try:
-        host.run("chown", "mallory", generations)
-        host.run("systemctl", "daemon-reload")
-        assert host.run("systemctl", "start", "torchpar-train@walls", check=False).returncode != 0
-        assert f"others than root can change what decides what runs: {generations};" in host.journal(
-            "torchpar-train@walls"
-        )
-        assert f"{generations}: must be a directory that only root can write" in host.journal("torchpar-recompile")
-    finally:
-        host.sh("chown root $1; systemctl daemon-reload; rm -r $2", generations, store)
+    host.run("chown", "mallory", generations)
+    host.run("systemctl", "daemon-reload")
+    refusal = f"others than root can change what decides what runs: {generations};"
+    assert refusal in host.run("systemctl", "cat", "torchpar-train@walls").stdout
     host.run("systemctl", "start", "torchpar-train@walls")
+    assert host.run("stat", "--format=%U", generations).stdout == "root\n"
 
 
 KINDS = """\
