@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.serve.trim import LATER, SOON, Trimmer
+from torchpar.serve.trim import Trimmer
 
 MIB = 1 << 20
 SOURCE = Path(__file__).parents[2] / "src"
@@ -50,10 +50,11 @@ def test_what_was_needed_once_is_given_back(library: str) -> None:
     assert last < first + 40 * MIB
 
 
-def test_memory_that_is_in_use_is_looked_for_again_later() -> None:
+def test_memory_that_is_in_use_is_looked_for_again() -> None:
     #              first, little more, a flood that goes on,     is over,   and nothing more to give back
     sizes = iter(MIB * size for size in (100, 101, 300, 290, 295, 294, 294, 110, 102))
     released: list[None] = []
     trimmer = Trimmer(lambda: next(sizes), lambda: released.append(None))
-    assert [trimmer() for _ in range(6)] == [SOON, SOON, SOON, LATER, SOON, SOON]
+    for _ in range(6):
+        trimmer()
     assert len(released) == 3

@@ -13,7 +13,7 @@ TRIM_FROM = 64 << 20
 WORTH, SHARE = 8 << 20, 0.04
 
 # Seconds until it is seen again whether there is memory to give back.
-SOON, LATER = 10.0, 30.0
+PAUSE = 10.0
 
 # jemalloc's word for all of its arenas.
 _ALL_ARENAS = b"arena.4096.purge"
@@ -48,10 +48,7 @@ def read_resident() -> int:
 
 
 class Trimmer:
-    """Gives memory back now and then, where the process is larger than it once was.
-
-    What it cannot give back is in use, and may not be any more the next time: that is then later.
-    """
+    """Gives memory back now and then, where the process is larger than it once was."""
 
     def __init__(self, resident: Callable[[], int] = read_resident, release: Callable[[], object] = trim) -> None:
         self._resident = resident
@@ -64,8 +61,7 @@ class Trimmer:
         if self._least is None or now < self._least:
             self._least = now
         if now - self._least < max(WORTH, SHARE * self._least):
-            return SOON
+            return PAUSE
         self._release()
-        left = self._resident()
-        self._least = min(self._least, left)
-        return SOON if now - left >= WORTH else LATER
+        self._least = min(self._least, self._resident())
+        return PAUSE
