@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import stat
@@ -162,7 +163,7 @@ class Store:
 
         Raises StoreError when the store cannot be written or is not root's alone; then nothing is left behind.
         """
-        number = max((generation.number for generation in self.history()), default=0) + 1
+        number = self._free()
         generation = Generation(number, self.generations / str(number))
         try:
             self.generations.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -266,8 +267,17 @@ class Store:
             remove(self.prepared)
             os.symlink(_target(generation.number), self.prepared)
 
+    def _free(self) -> int:
+        """The first number above those of all generations that nothing has, whatever else lies among them."""
+        newest = max((generation.number for generation in self.history()), default=0)
+        return next(number for number in itertools.count(newest + 1) if not self._is_taken(number))
+
+    def _is_taken(self, number: int) -> bool:
+        return _number(self.link) == number or os.path.lexists(self.generations / str(number))
+
     def _remove(self, number: int) -> None:
         # It loses its name first, so that a half-removed one is never taken for a generation.
+        remove(self._new(number))
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.generations / str(number), self._new(number))
         remove(self._new(number))

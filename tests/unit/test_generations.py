@@ -54,6 +54,30 @@ def test_numbers_grow_and_the_newest_is_first(store: Store) -> None:
     assert store.generation(1).read() == content("one")
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("make", ["touch", "ln -s /", "ln -s none", "mkfifo", "mkdir -p .{}.new/x; touch"])
+@pytest.mark.parametrize("link", ["", "active", ".active.new", ".active.back"])
+@pytest.mark.subprocess
+def test_what_is_no_folder_among_the_generations_is_in_nobodys_way(
+    store: Store, number: int, make: str, link: str
+) -> None:
+    """An old generation moved to another disk, or a stray file, also where the links of the store lead to it."""
+    with store.locked():
+        store.activate(store.write(content("one")))
+        store.write(content("two"))
+    damage = f"rm -rf {number}; {make.format(number)} {number}"
+    damage += f"; ln -sfn generations/{number} ../{link}" if link else ""
+    subprocess.run(["sh", "-euc", damage], cwd=store.generations, check=True)
+    for mark in ("three", "four"):
+        with store.locked():
+            new = store.write(content(mark))
+            store.activate(new)
+        active = store.active()
+        assert active == new == store.history()[0] and active.read() == content(mark)
+    with store.locked():
+        assert not any(name.startswith(".") for name in os.listdir(store.generations))
+
+
 def test_pruning_keeps_the_newest_and_the_active(store: Store) -> None:
     """What is in force is never removed."""
     generations = [store.write(content(str(i))) for i in range(5)]
