@@ -23,7 +23,7 @@ from pathlib import Path
 
 from torchpar.errors import BusyError, StoreError, printable
 from torchpar.generations import Content, Generation, write_tree
-from torchpar.host.files import find_open, own_directory, remove, sync_directory, write_new
+from torchpar.host.files import exchange, find_open, own_directory, remove, sync_directory, write_new
 from torchpar.host.lock import locked_file
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.shape import ShapeError
@@ -142,7 +142,10 @@ class Store:
                 remove(self.generations)
             else:
                 own_directory(self.generations)
+        self._link_again()
         active = _number(self.link)
+        # What leads elsewhere may be one of these, by another path.
+        is_known = active is not None or not os.path.lexists(self.link)
         prepared = _number(self.prepared)
         if prepared is not None and prepared != active:
             # It has its name, but was never in force, or systemd refused it. The disk may still lead there.
@@ -153,8 +156,45 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.generations):
                 match = _UNCONFIRMED.fullmatch(name)
-                if LITTER.fullmatch(name) or (match and int(match[1]) != active):
+                # A link to itself is of a command that was killed in _link_again().
+                to_itself = (number := _number(self.generations / name)) is not None and str(number) == name
+                if to_itself or LITTER.fullmatch(name) or (match and is_known and int(match[1]) != active):
                     remove(self.generations / name)
+
+    def _link_again(self) -> None:
+        """Have `active` a link where it is a folder, as a program that follows links copies it, with the same in force
+        at each moment: the generation that it is a copy of, or else one of its own. Raises OSError and StoreError."""
+        if self.link.is_symlink() or not self.link.is_dir():
+            return
+        self.generations.mkdir(mode=0o755, exist_ok=True)
+        same = self._same_as(Generation(0, self.link))
+        number = same or self._free()
+        # The name that the folder gets: one that goes, or that of a generation.
+        place = self._old if same else self.generations / str(number)
+        remove(self._old)
+        os.symlink(_target(number), place)
+        try:
+            exchange(place, self.link)
+        except OSError as error:
+            os.unlink(place)
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            raise StoreError(
+                f"{self.link}: must be a link, and this file system cannot exchange a directory for one; first: "
+                f"mv {self.link} {self.link}.moved"
+            ) from None
+        for folder in (self.generations, self.directory):
+            sync_directory(folder)
+
+    def _same_as(self, copy: Generation) -> int | None:
+        """The newest generation that is whole and has the same in it."""
+        with contextlib.suppress(StoreError):
+            content = copy.read()
+            for generation in self.history():
+                with contextlib.suppress(StoreError):
+                    if generation.read() == content:
+                        return generation.number
+        return None
 
     # ---- changes ----
 
@@ -203,19 +243,12 @@ class Store:
                 os.symlink(_target(generation.number), link)
             if refused:
                 self._prepare_again(refused)
-            with contextlib.suppress(FileNotFoundError):
-                # A copy of the store by a program that follows links.
-                if stat.S_ISDIR(self.link.lstat().st_mode):
-                    remove(self._old)
-                    os.rename(self.link, self._old)
             os.rename(link, self.link)
         except OSError as error:
             if _number(self.link) != generation.number:
                 with contextlib.suppress(OSError):
                     remove(self._back)
                 raise self._cannot_write(error) from None
-        with contextlib.suppress(OSError):
-            remove(self._old)
 
     def deactivate(self, refused: Generation) -> None:
         """Put no generation in force, as before the first apply. Raises StoreError."""

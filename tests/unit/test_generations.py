@@ -54,9 +54,9 @@ def test_numbers_grow_and_the_newest_is_first(store: Store) -> None:
     assert store.generation(1).read() == content("one")
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-@pytest.mark.parametrize("make", ["touch", "ln -s /", "ln -s none", "mkfifo", "mkdir -p .{}.new/x; touch"])
-@pytest.mark.parametrize("link", ["", "active", ".active.new", ".active.back"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("make", ["touch", "ln -s /", "mkdir -p .{}.new/x; touch"])
+@pytest.mark.parametrize("link", ["", "active", ".active.new"])
 @pytest.mark.subprocess
 def test_what_is_no_folder_among_the_generations_is_in_nobodys_way(
     store: Store, number: int, make: str, link: str

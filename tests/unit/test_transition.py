@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tests.unit.test_generations import content
 from torchpar.drift import find_drift
 from torchpar.errors import SystemdError, TorchparError
 from torchpar.generations import Content, Generation
+from torchpar.host.files import exchange
 from torchpar.store import Store
 from torchpar.transition import confirm, hold, prune, put_new_in_force, put_old_in_force
 from torchpar.unconfirmed import Unconfirmed
@@ -42,13 +44,13 @@ class Disk:
         self._error: int | None = None
         self._numbers: range = range(0)
         for name in CHANGING:
-            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
 
     def fail(self, error: int | None, numbers: range) -> None:
         """Let the calls of these numbers, from 0, fail from now on; without an error they are where it was killed."""
         self.calls, self._error, self._numbers = [], error, numbers
 
-    def _wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             if name == "open" and not arguments[1] & os.O_CREAT:
                 return real(*arguments, **options)
@@ -271,6 +273,71 @@ def test_with_a_fault_at_each_call_the_old_or_the_new_is_whole_and_told(
         check_next(host, "" if case.refuses and said == "killed" else active)
     record_property("calls", number)
     print(f"{case.name}: {number} calls, {outcomes.total()} faults: {dict(outcomes)}")
+
+
+@pytest.mark.parametrize("refuses", ["", "new"])
+@pytest.mark.parametrize("is_only_copy", [False, True])
+def test_a_folder_in_place_of_the_link_is_in_force_until_the_link_is(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_only_copy: bool, refuses: str
+) -> None:
+    """As a program that follows links copies the store. With a fault at each call what was in force comes back, and
+    what waits goes on waiting."""
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr("torchpar.store.exchange", disk.wrap("exchange", exchange))
+    case = Case("apply", 2, apply_new, "new", None if is_only_copy else WAITS, refuses)
+    for number, error, onwards in faults():
+        (tmp_path / str(number) / str(error) / str(onwards)).mkdir(mode=0o755, parents=True)
+        host = Host(tmp_path / str(number) / str(error) / str(onwards), disk, case)
+        link, folder = host.store.link, host.store.generations / "2"
+        link.unlink()
+        shutil.copytree(folder, link, symlinks=True)
+        if is_only_copy:
+            shutil.rmtree(folder)
+        numbers = range(number, 1000) if onwards else range(number, number + 1)
+        said = host.do(error, numbers)
+        assert mark_of(Generation(0, link)) in ("2", "new")
+        if link.is_symlink():
+            check(host, said)
+        else:
+            assert said == "killed" or "nothing has changed" in said
+        with host.store.locked():
+            active = host.store.active()
+            assert active and mark_of(active) in ("2", "new")
+            assert is_only_copy or host.store.unconfirmed(active) or mark_of(active) == "new"
+        check_next(host, "")
+        if error is None and said != "killed":
+            break
+
+
+def test_a_file_system_that_cannot_exchange_says_what_to_do(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And has what it had."""
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr("torchpar.store.exchange", disk.wrap("exchange", exchange))
+    host = Host(tmp_path, disk, CASES[1])
+    host.store.link.unlink()
+    shutil.copytree(host.store.generations / "2", host.store.link, symlinks=True)
+    disk.fail(None, range(0))
+    with host.store.locked():
+        before = disk.calls.index("exchange")
+    host.store.link.unlink()
+    shutil.copytree(host.store.generations / "2", host.store.link, symlinks=True)
+    assert f"mv {host.store.link} " in host.do(errno.EINVAL, range(before, before + 1))
+    assert mark_of(Generation(0, host.store.link)) == "2" and not (host.store.directory / ".active.old").exists()
+
+
+def test_what_waits_goes_on_waiting_where_the_link_leads_there_by_another_path(disk: Disk, tmp_path: Path) -> None:
+    """By which it is not known that it is not in force."""
+    tmp_path.chmod(0o755)
+    host = Host(tmp_path, disk, Case("", 2, apply_new, "new", WAITS))
+    host.store.link.unlink()
+    host.store.link.symlink_to(host.store.generations / "2")
+    with host.store.locked():
+        assert host.store.waiting() == (WAITS,)
+    host.store.link.unlink()
+    with host.store.locked():
+        assert host.store.waiting() == ()
 
 
 def test_who_interrupts_it_after_the_flip_is_told_what_is_active(disk: Disk, tmp_path: Path) -> None:

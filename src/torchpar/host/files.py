@@ -6,11 +6,15 @@ Every change goes through a function of os, and every error names its path.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+# AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>, which Python has not.
+_HERE, _EXCHANGE = -100, 2
 
 
 def write_new(path: Path, text: str) -> None:
@@ -45,6 +49,14 @@ def remove(path: Path) -> None:
             os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Give each of two places what the other has, at once; see RENAME_EXCHANGE in rename(2). Raises OSError."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), os.fspath(one))
 
 
 def own_directory(path: Path) -> None:
