@@ -22,7 +22,7 @@ def confirm() -> None:
     store = Store()
     with changing(store):
         generation = confirm_active(store)
-    # It would find by itself that there is nothing left to do.
-    with contextlib.suppress(SystemdError):
-        systemd.stop(WAY_BACK)
+        # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
+        with contextlib.suppress(SystemdError):
+            systemd.stop(WAY_BACK)
     click.echo(f"generation {generation.number} stays in force")

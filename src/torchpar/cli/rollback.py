@@ -58,9 +58,9 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
         with is_in_force(done.generation):
             changes = compare(before[1].files if before else {}, done.generation.read().files)
             outdated = running_among(change.unit for change in changes)
-    # It would find by itself that there is nothing left to do.
-    with contextlib.suppress(SystemdError):
-        systemd.stop(WAY_BACK)
+        # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
+        with contextlib.suppress(SystemdError):
+            systemd.stop(WAY_BACK)
     click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
     for unit in outdated:
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")

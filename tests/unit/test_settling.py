@@ -1,0 +1,60 @@
+"""The commands that settle what waits for its confirmation, and what the one that lets it wait says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_generations import content
+from tests.unit.test_transition import WAITS, FakeSystemd
+from torchpar.cli import confirm, rollback
+from torchpar.errors import BusyError
+from torchpar.host import systemd
+from torchpar.store import Store
+from torchpar.transition import put_new_in_force
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with three generations, of which the last is in force and waits for its confirmation; no systemd."""
+    tmp_path.chmod(0o755)
+    made = Store(tmp_path / "torchpar")
+    with made.locked():
+        for mark in ("1", "2", "3"):
+            put_new_in_force(made, FakeSystemd(made), content(mark), WAITS if mark == "3" else None)
+    for module in (confirm, rollback):
+        monkeypatch.setattr(module, "Store", lambda: made)
+        monkeypatch.setattr(module, "require_root", lambda command: None)
+    monkeypatch.setattr(rollback, "LiveSystemd", lambda: FakeSystemd(made))
+    monkeypatch.setattr(rollback, "restore", lambda store, number: rollback._put_in_force(store, None, number))
+    monkeypatch.setattr(rollback, "refuse_other_host", lambda content, number: None)
+    monkeypatch.setattr(rollback, "running_among", lambda units: ())
+    for name in ("require_systemd", "remove_leftovers"):
+        monkeypatch.setattr(systemd, name, lambda: None)
+    return made
+
+
+def is_held(store: Store) -> bool:
+    """Whether another command would have to wait."""
+    try:
+        with Store(store.directory).locked():
+            return False
+    except BusyError:
+        return True
+
+
+@pytest.mark.parametrize("command", ["confirm", "rollback", "rollback 1"])
+def test_the_way_back_is_stopped_before_another_command_can_begin_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Which would lose its own."""
+    stopped: list[tuple[str, bool, int]] = []
+    monkeypatch.setattr(systemd, "stop", lambda unit: stopped.append((unit, is_held(store), len(store.waiting()))))
+    if command == "confirm":
+        assert confirm.confirm.callback
+        confirm.confirm.callback()
+    else:
+        assert rollback.rollback.callback
+        rollback.rollback.callback(1 if command.endswith("1") else None, None, False)
+    assert stopped == [("torchpar-way-back.service", True, 0)]
