@@ -8,11 +8,13 @@ import pytest
 
 from tests.unit.test_generations import content
 from tests.unit.test_transition import WAITS, FakeSystemd
-from torchpar.cli import confirm, rollback
+from torchpar.cli import apply, confirm, rollback
 from torchpar.errors import BusyError
 from torchpar.host import systemd
+from torchpar.host.clocks import read_clocks
 from torchpar.store import Store
 from torchpar.transition import put_new_in_force
+from torchpar.unconfirmed import begin
 
 
 @pytest.fixture
@@ -58,3 +60,20 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
         assert rollback.rollback.callback
         rollback.rollback.callback(1 if command.endswith("1") else None, None, False)
     assert stopped == [("torchpar-way-back.service", True, 0)]
+
+
+def test_apply_says_what_waits_whether_or_not_a_unit_differs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a person and a program, and also what an apply before it left waiting."""
+    with store.locked():
+        generation = put_new_in_force(store, FakeSystemd(store), content("4"), begin(3, 600, read_clocks())).generation
+    waits = apply._what_waits(store, generation)
+    assert waits and waits["back"] == 3 and 0 < waits["seconds_left"] <= 600
+    apply._echo_what_waits(waits, asked=False)
+    assert capsys.readouterr().out == f"it is taken back in {waits['seconds_left']} s unless you run: torchpar confirm\n"
+    assert apply._report(generation, (), (), (), waits)["unconfirmed"] == waits
+    store.settle(generation)
+    assert apply._what_waits(store, generation) is None
+    apply._echo_what_waits(None, asked=True)
+    assert "is not taken back" in capsys.readouterr().out
+    apply._echo_what_waits(None, asked=False)
+    assert capsys.readouterr().out == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 
 import click
 
@@ -74,14 +75,16 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
             unconfirmed = _way_back(store, active[0] if active else None, confirm_within, carry=boot or same)
             done = put_new_in_force(store, door, compiled.content, unconfirmed)
         warn((*done.notes, *prune(store)))
+        waits = _what_waits(store, done.generation)
         with is_in_force(done.generation):
             outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
             restarted = _restart(outdated, restart)
     outdated = tuple(unit for unit in outdated if unit not in restarted)
     if as_json:
-        echo_json(_report(done.generation, changes, outdated, (*compiled.warnings, *told, *done.notes)))
+        echo_json(_report(done.generation, changes, outdated, (*compiled.warnings, *told, *done.notes), waits))
     else:
-        _echo(done.generation, changes, outdated, restarted, confirm_within)
+        _echo(done.generation, changes, outdated, restarted)
+        _echo_what_waits(waits, asked=confirm_within is not None)
     return ExitStatus.DONE
 
 
@@ -125,6 +128,14 @@ def _way_back(
     return begin(active.number, confirm_within, read_clocks())
 
 
+def _what_waits(store: Store, generation: Generation) -> dict[str, int] | None:
+    """What comes back unless this generation is confirmed, for a person or a program; also of an earlier apply."""
+    with contextlib.suppress(StoreError):
+        if waits := store.unconfirmed(generation):
+            return {"back": waits.back, "seconds_left": math.ceil(waits.seconds_left(read_clocks()))}
+    return None
+
+
 def _restart(outdated: tuple[str, ...], policy: str) -> tuple[str, ...]:
     chosen = outdated if policy == "if-changed" else () if policy == "never" else tuple(filter(is_idle, outdated))
     if chosen:
@@ -133,11 +144,16 @@ def _restart(outdated: tuple[str, ...], policy: str) -> tuple[str, ...]:
 
 
 def _report(
-    generation: Generation, changes: tuple[Change, ...], outdated: tuple[str, ...], warnings: tuple[str, ...]
+    generation: Generation,
+    changes: tuple[Change, ...],
+    outdated: tuple[str, ...],
+    warnings: tuple[str, ...],
+    waits: dict[str, int] | None,
 ) -> dict[str, object]:
     return {
         "changed": bool(changes),
         "generation": generation.number,
+        "unconfirmed": waits,
         "units": [
             {"name": change.unit, "change": change.what, "restart_required": change.unit in outdated}
             for change in changes
@@ -151,7 +167,6 @@ def _echo(
     changes: tuple[Change, ...],
     outdated: tuple[str, ...],
     restarted: tuple[str, ...],
-    confirm_within: int | None,
 ) -> None:
     for change in changes:
         click.echo(f"{change.unit}: {change.what}")
@@ -164,5 +179,10 @@ def _echo(
             click.echo(f"{unit} is no longer in the conf; it runs until it is stopped: systemctl stop {unit}")
         else:
             click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
-    if confirm_within and changes:
-        click.echo(f"it is taken back in {confirm_within} s unless you run: torchpar confirm")
+
+
+def _echo_what_waits(waits: dict[str, int] | None, *, asked: bool) -> None:
+    if waits:
+        click.echo(f"it is taken back in {waits['seconds_left']} s unless you run: torchpar confirm")
+    elif asked:
+        click.echo("it was so before and is not taken back: there is nothing to confirm")
