@@ -36,7 +36,10 @@ def find_strangers(path: str, owners: "Collection[int]", *, shared: bool = False
     """
     at, links = "/", 0
     todo = path.split("/")[::-1]
-    yield from _judge(at, os.lstat(at), owners, shared, last=not any(todo))
+    named = set()
+    for stranger in _judge(at, os.lstat(at), owners, shared, last=False):
+        named.add(stranger.place)
+        yield stranger
     while todo:
         name = todo.pop()
         if name in ("", "."):
@@ -56,7 +59,9 @@ def find_strangers(path: str, owners: "Collection[int]", *, shared: bool = False
             return
         except (NotADirectoryError, PermissionError):
             return
-        yield from _judge(here, status, owners, shared, last=target is None and not any(todo))
+        for stranger in _judge(here, status, owners, shared, last=False):
+            named.add(stranger.place)
+            yield stranger
         if target is None:
             at = here
             continue
@@ -65,6 +70,9 @@ def find_strangers(path: str, owners: "Collection[int]", *, shared: bool = False
             return
         todo += target.split("/")[::-1]
         at = "/" if target.startswith("/") else at
+    # Only now it is known where the path ends: it may do so by a link, a /, a . or a ..
+    if at not in named:
+        yield from _judge(at, os.lstat(at), owners, shared, last=True)
 
 
 def _judge(

@@ -69,7 +69,13 @@ def test_in_a_sticky_folder_each_file_stands_for_itself(folder: Path) -> None:
     make(folder / "sticky" / "f")
     assert places(folder / "sticky" / "f") == []
     assert places(folder / "sticky" / "none") == ["sticky"]
-    assert places(folder / "sticky") == ["sticky"]
+    (folder / "sticky" / "own").mkdir()
+    (folder / "link").symlink_to("sticky/.")
+    for end in ("sticky", "sticky/", "sticky/.", "sticky//./", "sticky/own/..", "sticky/own/../.", "link", "link/."):
+        assert places(f"{folder}/{end}") == ["sticky"], end
+    for end in ("sticky/own/.", "sticky/..", "sticky/own/../..", "link/own/", "link/f"):
+        assert places(f"{folder}/{end}") == [], end
+    assert places("/tmp/..") == places("/")
 
 
 def test_what_belongs_to_others_is_found_with_every_link(folder: Path) -> None:
