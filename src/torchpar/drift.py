@@ -1,6 +1,6 @@
 """What is in the store against what torchpar put there: the places, the active generation's own files, and leftovers.
 
-What it finds `torchpar apply` mends, also where the conf has not changed.
+What it finds `torchpar apply` mends, also where the conf has not changed, or the line says what is to be done first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MOST = 10
 def find_drift(store: Store) -> tuple[str, ...]:
     """What is not as torchpar left it, as sentences, the first of many. Raises nothing: what cannot be read is said."""
     busy = is_locked(store.lock)
-    found, damaged = [*_places(store)], []
+    found, damaged = [*_places(store)], [f"{what}; then: torchpar apply" for what in store.misplaced()]
     try:
         active = store.active()
         content = active.read() if active else None
     except StoreError as error:
-        damaged = [str(error)]
+        damaged.append(str(error))
     else:
         found += _tree(active.path, content) if active and content else ()
         passing = [*_litter(store), *_unfinished(store, active, content)]
@@ -87,18 +87,14 @@ def _places(store: Store) -> Iterator[str]:
         except OSError as error:
             yield f"{path}: {error.strerror}"
             continue
-        if not stat.S_ISDIR(status.st_mode):
-            yield f"{path}: is not a directory"
-        else:
+        if stat.S_ISDIR(status.st_mode):
             yield from _foreign(path, status, 0o755)
-    try:
+        elif path == store.generations and not stat.S_ISLNK(status.st_mode):
+            yield f"{path}: is not a directory"
+    with contextlib.suppress(OSError):
         status = store.lock.lstat()
-    except OSError:
-        return
-    if not stat.S_ISREG(status.st_mode):
-        yield f"{store.lock}: is not a file"
-    else:
-        yield from _foreign(store.lock, status, 0o600)
+        if stat.S_ISREG(status.st_mode):
+            yield from _foreign(store.lock, status, 0o600)
 
 
 def _unfinished(store: Store, active: Generation | None, content: Content | None) -> Iterator[str]:

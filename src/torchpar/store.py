@@ -110,6 +110,19 @@ class Store:
         found = (self.unconfirmed(generation) for generation in self.history())
         return tuple(unconfirmed for unconfirmed in found if unconfirmed)
 
+    def misplaced(self) -> tuple[str, ...]:
+        """What is in a place of the store, is not what it must be, and is not torchpar's to remove; what to do first."""
+        found = []
+        for path in (self.directory, self.generations):
+            if os.path.islink(path):
+                how = f"rm {path}, and have what it led to there, with mount --bind where that is on another disk"
+                found.append(f"{path}: is a link, and must be a directory; first: {how}")
+        if os.path.exists(self.directory) and not os.path.isdir(self.directory):
+            found.append(f"{self.directory}: is not a directory; first: rm {self.directory}")
+        if os.path.lexists(self.lock) and (os.path.islink(self.lock) or not os.path.isfile(self.lock)):
+            found.append(f"{self.lock}: is not a file; first: rm -r {self.lock}")
+        return tuple(found)
+
     # ---- who may change it ----
 
     @contextlib.contextmanager
@@ -126,8 +139,8 @@ class Store:
                     if free:
                         self._tidy()
                 except OSError as error:
-                    if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                        self._refuse_foreign()
+                    if misplaced := self.misplaced():
+                        raise StoreError(f"{'; '.join(misplaced)}; nothing has changed") from None
                     raise StoreError(f"{self._cannot_write(error)}; nothing has changed") from None
                 if not free:
                     raise BusyError("another torchpar is at work on this host; try again when it is done")

@@ -104,6 +104,33 @@ def test_what_drifted_is_told_and_mended(store: Store, damage: str) -> None:
         assert not os.path.lexists(store.directory / other)
 
 
+MISPLACED = {
+    "rm .lock && ln -s active .lock": ".lock: is not a file",
+    "rm .lock && mkdir -p .lock/x": ".lock: is not a file",
+    "mv generations ../disk && ln -s ../disk generations": "generations: is a link",
+    "mv ../torchpar ../disk && ln -s disk ../torchpar": "torchpar: is a link",
+    "mv ../torchpar ../disk && touch ../torchpar": "torchpar: is not a directory",
+    "mv ../torchpar ../disk && ln -s none ../torchpar": "torchpar: is a link",
+}
+
+
+@pytest.mark.parametrize("damage", MISPLACED)
+@pytest.mark.subprocess
+def test_what_is_not_torchpars_to_remove_is_told_with_what_mends_it(store: Store, damage: str) -> None:
+    """By check and by what would change the store; and after the first step as it is told, apply does the rest."""
+    subprocess.run(["sh", "-euc", damage], cwd=store.directory, check=True)
+    (told,) = (line for line in find_drift(store) if MISPLACED[damage] in line)
+    assert told.endswith("; then: torchpar apply") and "to mend it" not in told
+    with pytest.raises(StoreError, match="nothing has changed") as refused, store.locked():
+        pass
+    assert str(refused.value).removesuffix("; nothing has changed") == told.removesuffix("; then: torchpar apply")
+    first = told.partition("; first: ")[2].partition("; then: ")[0].partition(",")[0]
+    subprocess.run(["sh", "-euc", first], check=True)
+    with store.locked():
+        put_new_in_force(store, FakeSystemd(store), content("new"))
+    assert find_drift(store) == ()
+
+
 def test_many_things_are_told_in_a_few_lines(store: Store) -> None:
     """A thousand files are one line."""
     for number in range(1000):
