@@ -60,3 +60,8 @@ _NAMES = {
 
 # Directive → the first version that has it; 252 stands for any that is older too.
 SINCE = {name: version for version, names in _NAMES.items() for name in names.split()}
+
+
+def is_too_new(name: str, systemd_version: int | None) -> bool:
+    """Whether this systemd does not have a directive yet, so that it is left out of a unit. None is not known."""
+    return systemd_version is not None and SINCE.get(name, 0) > systemd_version

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torchpar.config import Service
+from torchpar.directives import is_too_new
 from torchpar.passed import opened
 
 
@@ -22,15 +23,17 @@ class Named(NamedTuple):
     path: str
 
 
-def opened_paths(service: Service) -> tuple[Named, ...]:
-    """Each such file, in the order of the unit."""
-    return tuple(dict.fromkeys(_opened(service)))
+def opened_paths(service: Service, systemd_version: int | None = None) -> tuple[Named, ...]:
+    """Each such file, in the order of the unit; of a version only what it has, of None all."""
+    return tuple(dict.fromkeys(_opened(service, systemd_version)))
 
 
-def _opened(service: Service) -> Iterator[Named]:
+def _opened(service: Service, systemd_version: int | None) -> Iterator[Named]:
     infer = service.infer()
     if infer and infer.tls_certificate and infer.tls_key:
         yield Named("TLSCertificate", infer.tls_certificate, infer.tls_certificate)
         yield Named("TLSKey", infer.tls_key, infer.tls_key)
     for name, value in service.directives:
+        if is_too_new(name, systemd_version):
+            continue
         yield from (Named(f"Service.{name}", value, path) for path in opened(name, value, service.unit))

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 
 from torchpar.config import Service
-from torchpar.directives import SINCE
+from torchpar.directives import SINCE, is_too_new
 from torchpar.exec_limits import LINE, size
 from torchpar.opened import opened_paths
 from torchpar.plan import Plan, ServicePlan
@@ -68,7 +68,7 @@ def make_units(plan: Plan) -> UnitSet:
             files[drop_in_path(socket_of(service.unit))] = _template("socket.conf.j2").render(
                 source=_source(service), name=service.service.name, listen=service.listen, conflicts=service.slot_mates
             )
-        if opened := opened_paths(service.service):
+        if opened := opened_paths(service.service, plan.facts.systemd_version):
             files[drop_in_path(guard_of(service.unit))] = _template("guard.conf.j2").render(
                 source=_source(service),
                 name=service.service.name,
@@ -130,10 +130,9 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         for name, path in ((CERTIFICATE, infer.tls_certificate), (KEY, infer.tls_key)):
             directives.append(("LoadCredential", quote_path(f"{name}:{simple_path(path)}")))
     for key, value in service.directives:
-        since = SINCE.get(key, 0)
-        if systemd_version is not None and since > systemd_version:
+        if is_too_new(key, systemd_version):
             warnings.append(
-                f"{service.origin(f'Service.{key}')}: {service.section} Service.{key}= needs systemd {since}; "
+                f"{service.origin(f'Service.{key}')}: {service.section} Service.{key}= needs systemd {SINCE[key]}; "
                 f"this host has {systemd_version}, so it is left out"
             )
         else:
@@ -149,7 +148,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         source=_source(plan),
         name=service.name,
         mounts=needed_mounts(service),
-        guarded=bool(opened_paths(service)),
+        guarded=bool(opened_paths(service, systemd_version)),
         enabled=settings.enabled,
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,19 @@ def test_a_service_for_which_systemd_opens_files_requires_the_look_at_them() -> 
     assert requires in files["torchpar-infer@a.service.d/20-torchpar.conf"]
     assert "guard" not in files["torchpar-train@b.service.d/20-torchpar.conf"]
     assert not any("guard@torchpar-train" in path for path in files)
+
+
+@pytest.mark.parametrize(("version", "guarded"), [(252, False), (253, True), (None, True)])
+def test_what_is_left_out_for_an_older_systemd_keeps_nothing_from_starting(version: int | None, guarded: bool) -> None:
+    """It opens nothing. What it has beside is looked at on its own."""
+    facts = dataclasses.replace(make_host(), systemd_version=version)
+    for others, names in (("", ""), ("Service.EnvironmentFile=/etc/b\n", "Service.EnvironmentFile=/etc/b")):
+        text = f"[Train a]\nScript=/a.py\nService.OpenFile=/etc/a\n{others}"
+        files = make_units(make_plan(parse_config([ConfFile("/c", text)], facts), facts)).files
+        unit = files["torchpar-train@a.service.d/20-torchpar.conf"]
+        guard_unit = files.get("torchpar-guard@torchpar-train@a.service.d/20-torchpar.conf", "")
+        assert ("OpenFile=" in unit) == ("OpenFile=" in guard_unit) == guarded and names in guard_unit
+        assert ("torchpar-guard@" in unit) == bool(guard_unit) == bool(guarded or others)
 
 
 def test_what_others_could_change_is_named_with_its_key(tmp_path: Path) -> None:
