@@ -156,6 +156,10 @@ class _Transition:
                 f"interrupted; generation {self._new.number} is active in the store, and systemd may not hold it yet; "
                 f"to go on: {self._again}"
             ) from None
+        except Exception as bug:
+            # It has its traceback; what is in force has not to wait until it is mended.
+            bug.add_note(self._go_back())
+            raise
         self._stage = Stage.VERIFIED
         if unsure:
             raise StoreError(f"{_unsure(unsure, self._new, self._old, self._again)}{self._deadline()}")
@@ -187,7 +191,11 @@ class _Transition:
                 f"{held}; once that is mended: {self._again}"
             )
         unsure = _sync(self._store)
-        why = self._reload_old()
+        try:
+            why = self._reload_old()
+        except Exception as bug:
+            # The one that led here, again.
+            why = f"{type(bug).__name__}: {bug}"
         if why:
             says = f"{_named(old)} is active in the store again, but systemd may hold something else ({why}); "
             says += f"once that is mended: {self._again}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -81,3 +82,21 @@ def test_the_line_is_in_the_journal_of_the_service(monkeypatch: pytest.MonkeyPat
             guard.main()
         assert ended.value.code == status
         assert [words in text for _, text in said] == [True] * bool(words)
+
+
+def test_without_a_journal_it_is_the_same_but_for_the_line_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A journal that is stopped, or has no room; the status is still the one for which nothing is tried again."""
+
+    class Refused(socket.socket):
+        """Whom nobody hears."""
+
+        def sendto(self, *arguments: object) -> int:
+            raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "socket", Refused)
+    monkeypatch.setattr(sys, "argv", ["guard", "torchpar-infer@a.service", "TLSKey=/etc"])
+    with pytest.raises(SystemExit) as ended:
+        guard.main()
+    assert ended.value.code == 78 and "TLSKey=/etc: is a folder" in capsys.readouterr().err

@@ -191,6 +191,7 @@ def check(host: Host, said: str) -> str:
         "no generation is in force, as before": active == host.old == host.systemd.holds == "nothing",
         f"generation {number} stays active in the store": active != host.old,
         f"generation {number} is active in the store again": active == host.old,
+        "no generation is active in the store again": active == host.old == "nothing",
         f"generation {number} is active in the store, as it was": active == host.old,
         f"generation {number} is not confirmed": host.store.waiting() != () and active == host.old,
         f"generation {number} is confirmed, but": not host.store.waiting() and active == host.old,
@@ -350,6 +351,34 @@ def test_who_interrupts_it_after_the_flip_is_told_what_is_active(disk: Disk, tmp
     assert said.startswith("interrupted; generation 3 is active in the store") and said.endswith("torchpar apply")
     assert (mark_of(host.store.active()), host.systemd.holds) == ("new", "2")
     assert host.do() == "" and host.systemd.holds == "new"
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("call", ["reload", "check"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.new in ("new", "1")], ids=lambda case: case.name)
+def test_a_bug_after_the_flip_goes_back_and_keeps_its_traceback(
+    disk: Disk, tmp_path: Path, case: Case, call: str, again: bool
+) -> None:
+    """An answer of systemd that nobody has thought of; also where it comes again on the way back."""
+    tmp_path.chmod(0o755)
+    host = Host(tmp_path, disk, case)
+    real, calls = getattr(host.systemd, call), itertools.count()
+
+    def fail(*arguments: Any) -> Any:
+        done = real(*arguments)
+        if next(calls) == 0 or again:
+            raise KeyError("ActiveState")
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host.systemd, call, fail)
+        with pytest.raises(KeyError) as bug:
+            host.do()
+    (note,) = bug.value.__notes__
+    check(host, note)
+    assert mark_of(host.store.active()) == host.old == host.systemd.holds
+    assert again == ("KeyError: 'ActiveState'" in note) or not case.generations
+    check_next(host, host.old)
 
 
 def raise_interrupt() -> None:

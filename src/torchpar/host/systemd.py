@@ -108,8 +108,9 @@ def is_active(unit: str) -> bool:
 
 
 def say_of(unit: str, text: str) -> None:
-    """Write a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7))."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+    """Write a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7)), if there
+    is a journal."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         message = f"MESSAGE={text}\nPRIORITY=4\nSYSLOG_IDENTIFIER=torchpar\nOBJECT_SYSTEMD_UNIT={unit}\n"
         journal.sendto(message.encode(errors="backslashreplace"), "/run/systemd/journal/socket")
 
