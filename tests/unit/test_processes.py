@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from tests.unit.test_verify import PLAN
 from torchpar.cpuset import CpuSet
 from torchpar.host import processes
-from torchpar.host.proc import LIMIT
+from torchpar.host.proc import LIMIT, ProcReader, TooLateError, TooLongError
 from torchpar.host.processes import read_running_unit
+from torchpar.host.threads import ThreadReader
 from torchpar.observe import item_json
 from torchpar.verify import RunningUnit, Verdict, verify
 
@@ -99,10 +101,67 @@ def test_what_has_no_end_is_unknown(tmp_path: Path, name: str) -> None:
     assert {found.what: found.verdict for found in verify(PLAN, unit)}[item] is Verdict.UNKNOWN
 
 
-def test_half_a_million_variables_cost_nothing_that_lasts(tmp_path: Path) -> None:
-    """Of a process's variables only those are kept that are compared."""
-    process(tmp_path, environ=b"".join(b"a%d=\0" % number for number in range(500_000)) + b"OMP_NUM_THREADS=2\0")
-    assert look(tmp_path).processes[0].environment == {"OMP_NUM_THREADS": "2"}
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"environ": bytes(LIMIT)},
+        {"environ": b"".join(b"a%d=\0" % number for number in range(500_000))},
+        {"environ": b"OMP_NUM_THREADS=\xf0\x9f\x98\x80\0" * (LIMIT // 21)},
+        {"maps": b"55d0-55d1 r--p 00000000 00:00 1 /lib/libtorch.so\n" * (LIMIT // 49)},
+        {"numa_maps": b"55d0 default anon=1 N0=1\n" * (LIMIT // 25)},
+        {"environ": bytes(LIMIT), "maps": b"x\n" * (LIMIT // 2), "numa_maps": b"\n" * LIMIT},
+    ],
+    ids=["zeros", "names", "one name", "libraries", "policies", "all at once"],
+)
+def test_what_is_as_long_as_it_may_be_is_never_held_as_a_whole(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Whatever its bytes are: several services are read at a time, and torchpard has 128 MiB."""
+    files["environ"] = files.get("environ", b"")[: LIMIT - 18] + b"\0OMP_NUM_THREADS=2"
+    process(tmp_path, **files)
+    tracemalloc.start()
+    try:
+        unit = look(tmp_path, seconds=600)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (unit.unread, unit.processes[0].environment) == ("", {"OMP_NUM_THREADS": "2"})
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 4096])
+def test_what_comes_in_pieces_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Wherever the kernel cuts it; a line without an end is too long."""
+    monkeypatch.setattr("torchpar.host.proc._PIECE", size)
+    folder = process(tmp_path, environ=b"XOMP_NUM_THREADS=9\0OMP_NUM_THREADS=\0OMP_NUM_THREADS=2=\0OMP_NUM_THREADS\0HOME=/")
+    (found,) = look(tmp_path).processes
+    assert (found.policies, found.pages) == ({"prefer:0": 1, "default": 1}, {0: 4, 1: 2})
+    assert (found.environment, found.allocator) == ({"OMP_NUM_THREADS": "2="}, "jemalloc")
+    (folder / "maps").write_bytes(b"x" * 31)
+    monkeypatch.setattr("torchpar.host.proc._LONGEST", 30)
+    assert look(tmp_path).processes[0].allocator is None
+
+
+def test_threads_with_the_same_cpus_share_them_and_all_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many sets as a job can make cost no more than some do; more threads than can be kept are unknown."""
+    folder = process(tmp_path) / "task"
+    for tid in range(20, 60):
+        (folder / str(tid)).mkdir()
+        (folder / f"{tid}/status").write_bytes(b"Cpus_allowed_list:\t0-255\n")
+    threads = ThreadReader(ProcReader(60, str(tmp_path))).read(10)
+    assert len(threads) == 41 and len({id(cpus) for cpus in threads.values()}) == 2
+    for tid in range(20, 60):
+        (folder / f"{tid}/status").write_bytes(b"Cpus_allowed_list:\t%d-8191\n" % tid)
+    with pytest.raises(TooLongError):
+        ThreadReader(ProcReader(60, str(tmp_path))).read(10)
+    unit = look(tmp_path)
+    assert unit.processes[0].threads is None and "its threads" in unit.unread
+    assert {item.what: item.verdict for item in verify(PLAN, unit)}["CPUs"] is Verdict.UNKNOWN
+    for tid in range(20, 60):
+        (folder / f"{tid}/status").write_bytes(STATUS)
+    assert look(tmp_path).unread == ""
+    monkeypatch.setattr("torchpar.host.threads.MOST_THREADS", 40)
+    assert look(tmp_path).processes[0].threads is None
 
 
 def test_more_processes_than_can_be_read_in_time_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,15 +174,15 @@ def test_more_processes_than_can_be_read_in_time_are_unknown(tmp_path: Path, mon
     process(tmp_path, 12)
     monkeypatch.setattr(processes, "_HIERARCHIES", (str(tmp_path),))
     read: list[int] = []
-    take = processes.read_threads
+    take = ThreadReader.read
 
-    def until_the_time_is_over(proc: processes.ProcReader, pid: int) -> dict[int, CpuSet]:
+    def until_the_time_is_over(self: ThreadReader, pid: int) -> dict[int, CpuSet]:
         if len(read) == most:
-            raise processes.TooLateError
+            raise TooLateError
         read.append(pid)
-        return take(proc, pid)
+        return take(self, pid)
 
-    monkeypatch.setattr(processes, "read_threads", until_the_time_is_over)
+    monkeypatch.setattr(ThreadReader, "read", until_the_time_is_over)
     most = 0
     for cpus in (Verdict.UNKNOWN, Verdict.DRIFT):
         read.clear()

@@ -16,8 +16,8 @@ from torchpar.cpuset import CpuSet
 from torchpar.environment import VARIABLE
 from torchpar.host import systemd
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
-from torchpar.host.processes import read_threads
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.host.threads import ThreadReader
 
 _LAUNCHERS = b"/usr/lib/torchpar/"
 _SERVICE = re.compile(rb"/torchpar-(train|infer)@")
@@ -78,7 +78,7 @@ def _is_own_job(proc: ProcReader, pid: int, told: bool) -> bool:
 def _held_by(proc: ProcReader, pid: int) -> tuple[CpuSet, frozenset[str]]:
     """What such a process has, and says that it has."""
     try:
-        cpus = CpuSet.union(read_threads(proc, pid).values())
+        cpus = CpuSet.union(ThreadReader(proc).read(pid).values())
         variables = proc.start(f"{pid}/environ", _MOST).split(b"\0")
     except (OSError, TooLongError):
         return CpuSet(), frozenset()

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 # More than an honest process's mappings are: 65,000 of them with short paths have 6 MiB.
 LIMIT = 2**23
 _PIECE = 2**16
+# Of one line or variable: the kernel takes no variable of more (MAX_ARG_STRLEN), and no path has more.
+_LONGEST = 2**17
 
 
 class TooLongError(Exception):
@@ -51,6 +53,29 @@ class ProcReader:
         finally:
             os.close(descriptor)
         return bytes(data)
+
+    def pieces(self, name: str, end: bytes, most: int = LIMIT) -> Iterator[bytes]:
+        """The lines of a file, or what else ends with this byte, as many at a time as the kernel gives.
+
+        So a file that may be long is never held as a whole. Raises as read() does, also for a line that is too long.
+        """
+        self.check()
+        descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            rest, size = b"", 0
+            while piece := os.read(descriptor, _PIECE):
+                self.check()
+                whole, found, last = piece.rpartition(end)
+                if found:
+                    yield rest + whole + found
+                    rest = b""
+                rest += last
+                size += len(piece)
+                if size > most or len(rest) > _LONGEST:
+                    raise TooLongError
+            yield rest
+        finally:
+            os.close(descriptor)
 
     def numbers(self, name: str) -> Iterator[int]:
         """The entries of a folder that are numbers: processes, threads. Raises TooLateError and OSError."""

@@ -13,13 +13,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from torchpar.cpuset import CpuSet
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.host.threads import MOST_THREADS, ThreadReader, read_cpu_seconds
 from torchpar.shape import ShapeError, parse_json, shape
 from torchpar.verify import Process, RunningUnit
 
@@ -87,7 +88,7 @@ class _Look:
         self.ranks: list[dict[str, int]] = []
         self.unread = ""
         self._unit, self._main_pid, self._group = unit, main_pid, group
-        self._variables, self._proc = variables, proc
+        self._variables, self._proc, self._threads = variables, proc, ThreadReader(proc)
 
     def take(self) -> None:
         try:
@@ -108,34 +109,36 @@ class _Look:
         try:
             for pid in _pids(self._group, self._proc):
                 pids.add(pid)
+                if len(pids) >= MOST_THREADS:
+                    raise TooLongError
         except TooLongError:
             self.unread = "it has more control groups or processes than can be listed"
         return pids
 
     def _read(self, pid: int) -> Process | None:
         proc = self._proc
-        threads = _unless_denied(lambda: read_threads(proc, pid))
+        threads = self._known(lambda: self._threads.read(pid))
         if threads is not None and not threads:
             return None
-        maps = self._whole(f"{pid}/maps")
-        numa = self._whole(f"{pid}/numa_maps")
-        environment = self._whole(f"{pid}/environ") if pid == self._main_pid else None
+        mapped = self._known(lambda: _read_libraries(proc, pid))
+        numa = self._known(lambda: _read_numa(proc, pid))
+        main = pid == self._main_pid
         return Process(
             pid=pid,
             threads=threads,
-            policies=None if numa is None else Counter(word.decode() for word in _POLICY.findall(numa)),
-            pages=None if numa is None else _pages(numa),
-            allocator=None if maps is None else _allocator(maps),
-            environment=None if environment is None else _variables(environment, self._variables),
-            cpu_seconds=_read_cpu_seconds(proc, pid) if maps is not None and b"/libtorch" in maps else {},
+            policies=None if numa is None else numa[0],
+            pages=None if numa is None else numa[1],
+            allocator=None if mapped is None else mapped[0],
+            environment=self._known(lambda: _read_variables(proc, pid, self._variables)) if main else None,
+            cpu_seconds=read_cpu_seconds(proc, pid) if mapped is not None and mapped[1] else {},
         )
 
-    def _whole(self, name: str) -> bytes | None:
-        """A file of a process; None where it is denied or has no end."""
+    def _known(self, read: Callable[[], T]) -> T | None:
+        """What is read of a process; None where it is denied or has no end."""
         try:
-            return self._proc.read(name)
+            return read()
         except TooLongError:
-            self.unread = "the list of its mappings or variables is too long to be read"
+            self.unread = "the list of its threads, mappings or variables is too long to be read"
         except OSError:
             pass
         return None
@@ -156,58 +159,43 @@ def _pids(group: str, proc: ProcReader) -> Iterator[int]:
         folder = folders.pop()
         with contextlib.suppress(OSError):
             # A group of threads has none (EOPNOTSUPP): its processes are in the one above.
-            yield from map(int, proc.read(f"{folder}/cgroup.procs").split())
+            for lines in proc.pieces(f"{folder}/cgroup.procs", b"\n"):
+                yield from map(int, lines.split())
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             folders += (entry.path for entry in itertools.islice(entries, _MOST_FILES) if entry.is_dir())
     raise TooLongError
 
 
-def _read_cpu_seconds(proc: ProcReader, pid: int) -> dict[int, float]:
-    """The CPU time of each thread, utime and stime of proc(5)."""
-    seconds = {}
-    with contextlib.suppress(OSError):
-        for tid in proc.numbers(f"{pid}/task"):
-            # The name before it may hold anything.
-            fields = proc.read(f"{pid}/task/{tid}/stat").rpartition(b")")[2].split()
-            if len(fields) > 12:
-                seconds[tid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return seconds
+def _read_numa(proc: ProcReader, pid: int) -> tuple[Counter[str], dict[int, int]]:
+    """How many mappings have which policy, and the pages on each NUMA node."""
+    policies, pages = Counter[str](), Counter[int]()
+    for lines in proc.pieces(f"{pid}/numa_maps", b"\n"):
+        policies.update(match[1].decode() for match in _POLICY.finditer(lines))
+        for match in _PAGES.finditer(lines):
+            pages[int(match[1])] += int(match[2])
+    return policies, pages
 
 
-def read_threads(proc: ProcReader, pid: int) -> dict[int, CpuSet]:
-    """The allowed CPUs of each thread of a process. Raises TooLateError, TooLongError and OSError."""
-    threads = {}
-    try:
-        for tid in proc.numbers(f"{pid}/task"):
-            match = re.search(rb"^Cpus_allowed_list:\s*(\S+)", proc.read(f"{pid}/task/{tid}/status"), re.MULTILINE)
-            if match:
-                threads[tid] = CpuSet.parse(match[1].decode())
-    except (FileNotFoundError, ProcessLookupError):
-        # It, or one of its threads, has ended; what was read still counts.
-        return threads
-    return threads
+def _read_libraries(proc: ProcReader, pid: int) -> tuple[str, bool]:
+    """Whose malloc a process has, and whether it has torch."""
+    allocator, torch = "", False
+    for lines in proc.pieces(f"{pid}/maps", b"\n"):
+        match = None if allocator else _ALLOCATORS.search(lines)
+        allocator = match[1].decode() if match else allocator
+        torch = torch or b"/libtorch" in lines
+    return allocator or "glibc", torch
 
 
-def _pages(numa_maps: bytes) -> dict[int, int]:
-    pages: Counter[int] = Counter()
-    for node, count in _PAGES.findall(numa_maps):
-        pages[int(node)] += int(count)
-    return pages
-
-
-def _allocator(maps: bytes) -> str:
-    match = _ALLOCATORS.search(maps)
-    return match[1].decode() if match else "glibc"
-
-
-def _variables(environ: bytes, names: Iterable[str]) -> dict[str, str]:
+def _read_variables(proc: ProcReader, pid: int, names: Collection[str]) -> dict[str, str]:
     """Those of these names. None at all where the process has overwritten them: with zeros, and with a long name."""
-    wanted = {os.fsencode(name) for name in names}
-    found = {}
-    for assignment in environ.split(b"\0"):
-        name, equals, value = assignment.partition(b"=")
-        if equals and name in wanted:
-            found[os.fsdecode(name)] = os.fsdecode(value)
+    found: dict[str, str] = {}
+    if not names:
+        return found
+    wanted = b"|".join(re.escape(os.fsencode(name)) for name in names)
+    # Not by split(): eight million zeros would be as many empty variables.
+    assignment = re.compile(rb"(?:\A|\0)(" + wanted + rb")=([^\0]*)")
+    for variables in proc.pieces(f"{pid}/environ", b"\0"):
+        found |= {os.fsdecode(match[1]): os.fsdecode(match[2]) for match in assignment.finditer(variables)}
     return found
 
 
@@ -247,13 +235,6 @@ def _read_foreign(path: Path) -> bytes:
 def _cpuset(path: str) -> CpuSet | None:
     text = (_text(path) or "").strip()
     return CpuSet.parse(text) if text else None
-
-
-def _unless_denied(read: Callable[[], T]) -> T | None:
-    try:
-        return read()
-    except OSError:
-        return None
 
 
 def _text(path: str) -> str | None:
