@@ -7,6 +7,7 @@ import os
 import selectors
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,22 +78,39 @@ def test_what_is_no_message_is_passed_over(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_flood_does_not_keep_it(tmp_path: Path) -> None:
-    """It comes back after some messages, though there are more."""
-    made, heard, sender = receiver(tmp_path, lambda pid: MINE)
+class Flood:
+    """A socket in which there is always one more message, every hundredth of process 2, all others of process 1."""
 
-    def read_and_send_more(pid: int) -> str:
-        sender.send(json.dumps(MESSAGE).encode())
+    def __init__(self, real: socket.socket) -> None:
+        self.fileno = real.fileno
+        self.taken = 0
+
+    def recvmsg(self, *sizes: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        self.taken += 1
+        sender = struct.pack("3i", 1 if self.taken % 100 else 2, 0, 0)
+        message = json.dumps({**MESSAGE, "steps": self.taken}).encode()
+        return message, [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, sender)], 0, None
+
+
+def test_a_flood_does_not_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes back after some messages, though there are more, and of each process it has looked at the last."""
+    looked: list[int] = []
+
+    def read_cgroup(pid: int) -> str:
+        looked.append(pid)
         return MINE
 
-    made._read_cgroup = read_and_send_more
-    sender.send(json.dumps(MESSAGE).encode())
+    made, heard, _ = receiver(tmp_path, read_cgroup)
+    looked.clear()
+    flood = Flood(made._socket)
+    monkeypatch.setattr(made, "_socket", flood)
     made.receive()
-    assert len(heard.records) == 64
+    assert flood.taken == 1024 and looked == [1, 2]
+    assert [(pid, report.steps) for _, pid, report in heard.records] == [(1, 1024), (2, 1000)]
     # Whoever sends waits for a moment, and the loop goes on.
     assert made._selector.get_map() == {}
     while made.resume() is not None:
-        assert len(heard.records) == 64
+        assert len(heard.records) == 2
     assert len(made._selector.get_map()) == 1
 
 
