@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -85,6 +87,18 @@ def test_a_script_that_others_can_change_is_one_line(place: Place) -> None:
         assert f"{place.path}/open/link belongs to user 4242, who could run" in place.launched(
             place.path / "open/link", **JOB
         ).err
+
+
+def test_the_interpreter_is_not_asked_about_itself(place: Place) -> None:
+    """As torchpar.conf(5) says: whoever put another in its place would not ask."""
+    place.write("x.py", "print('ran')")
+    (place.path / "open").mkdir()
+    (place.path / "open").chmod(0o777)
+    (place.path / "open/python3").symlink_to(sys.executable)
+    environment = {**os.environ, **JOB}
+    command = [place.path / "open/python3", "-B", place.launcher, "--", place.path / "x.py"]
+    done = subprocess.run(command, env=environment, cwd=place.path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
 
 def test_a_script_that_cannot_be_read_is_one_line(place: Place) -> None:
