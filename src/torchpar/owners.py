@@ -28,6 +28,14 @@ class Stranger:
         return self.uid in owners
 
 
+def code_places(path: str) -> "list[str]":
+    """What decides what a file of code does: itself, and the folders where Python looks for modules first.
+
+    That is the folder where a script really is, and that where a handler is named.
+    """
+    return list(dict.fromkeys((path, os.path.dirname(path), os.path.dirname(os.path.realpath(path)))))
+
+
 def find_strangers(path: str, owners: "Collection[int]", *, shared: bool = False) -> "Iterator[Stranger]":
     """Everything on the way of an absolute path, from / on, that somebody else than the owners can change.
 

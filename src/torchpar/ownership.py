@@ -43,26 +43,24 @@ def find_refusals(config: Config, found: Mapping[Identity, Found]) -> dict[str, 
     return refusals
 
 
-def code_paths(service: Service) -> Iterator[Named]:
-    """Everything that the service runs, and where Python looks for modules first."""
+def code_paths(service: Service) -> Iterator[tuple[Named, Need]]:
+    """Everything that the service runs, and whether Python looks for modules beside it."""
     settings, train, infer = service.settings, service.train(), service.infer()
-    named = [("Python", settings.python, settings.python)]
-    run = [("Script", train.script)] if train else []
-    run += [("Model", infer.model), ("Handler", infer.handler)] if infer else []
-    for key, path in run:
-        if path:
-            named.append((key, path, path))
-        if path and (key != "Model" or path.endswith(".py")):
-            named.append((key, path, path.rpartition("/")[0] or "/"))
+    yield Named("Python", settings.python, settings.python), Need.OWN
+    if train and train.script:
+        yield Named("Script", train.script, train.script), Need.OWN_CODE
+    if infer and infer.model:
+        yield Named("Model", infer.model, infer.model), Need.OWN_CODE if infer.model.endswith(".py") else Need.OWN
+    if infer and infer.handler:
+        yield Named("Handler", infer.handler, infer.handler), Need.OWN_CODE
     if train and train.module and settings.working_directory:
-        named.append(("WorkingDirectory", settings.working_directory, settings.working_directory))
-    return map(Named._make, named)
+        yield Named("WorkingDirectory", settings.working_directory, settings.working_directory), Need.OWN
 
 
 def _questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
     if not has_other_files(service):
-        for named in code_paths(service):
-            yield named, identity_of(service), Question(named.path, Need.OWN)
+        for named, need in code_paths(service):
+            yield named, identity_of(service), Question(named.path, need)
     for named in opened_paths(service):
         yield named, ROOT, Question(named.path, Need.OWN)
 

@@ -215,8 +215,12 @@ def test_a_handler_beside_which_everybody_may_write_is_no_model(tmp_path: Path) 
     handler.write_text("raise SystemExit('ran')\n")
     path.parent.chmod(0o1777)
     check_owner(str(path))
-    with pytest.raises(ModelError, match="everybody may replace it, .*chmod o-w"):
-        check_owner(str(handler))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "h.py").symlink_to(handler)
+    for named in (handler, own / "h.py"):
+        with pytest.raises(ModelError, match="everybody may replace it, .*chmod o-w"):
+            check_owner(str(named))
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,22 @@ def test_whose_a_file_is_counts_only_where_its_user_can_reach_it(folder: Path) -
         assert asked(place, Need.OWN).verdict is Verdict.ALLOWED
 
 
+def test_of_code_the_folders_count_in_which_python_looks_for_modules(folder: Path) -> None:
+    """That in which a link to it is, and that in which it is itself, both as at the start of a service."""
+    (folder / "open").mkdir()
+    (folder / "open").chmod(0o1777)
+    path = make(folder / "s.py")
+    (folder / "open/s.py").symlink_to(path)
+    make(folder / "open/t.py")
+    (folder / "t.py").symlink_to("open/t.py")
+    for name in ("open/s.py", "open/t.py", "t.py", "open/none.py"):
+        answer = asked(folder / name, Need.OWN_CODE)
+        assert (answer.verdict, answer.place, answer.shared) == (Verdict.FOREIGN, str(folder / "open"), True), name
+    for name in ("open/s.py", "open/t.py", "t.py"):
+        assert asked(folder / name, Need.OWN).verdict is Verdict.ALLOWED
+    assert asked(path, Need.OWN_CODE).verdict is Verdict.ALLOWED
+
+
 @pytest.mark.parametrize(("mode", "writable"), [(0o777, Verdict.ALLOWED), (0o555, Verdict.REFUSED)])
 def test_a_working_folder_is_entered_and_written_apart(folder: Path, mode: int, writable: Verdict) -> None:
     """What is only read is no failure of the start."""

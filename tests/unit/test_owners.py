@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.owners import find_strangers
+from torchpar.host.files import find_open
+from torchpar.owners import code_places, find_strangers
 
 ME = os.geteuid()
 
@@ -94,6 +95,36 @@ def test_what_belongs_to_others_is_found_with_every_link(folder: Path) -> None:
     else:
         found = places(make(folder / "f"), owners=(0,))
         assert found[-2:] == ["p", "f"]
+
+
+def test_code_is_looked_for_where_a_file_is_named_and_where_it_is(folder: Path) -> None:
+    """Not where the text alone would lead: what is behind .. is the kernel's to say."""
+    (folder / "real").mkdir()
+    file = make(folder / "real" / "x.py")
+    (folder / "link").symlink_to("real")
+    (folder / "x.py").symlink_to("link/x.py")
+    assert code_places(str(file)) == [str(file), str(folder / "real")]
+    assert code_places(f"{folder}/x.py") == [f"{folder}/x.py", str(folder), str(folder / "real")]
+    assert code_places(f"{folder}/link/../x.py")[1:] == [f"{folder}/link/..", str(folder / "real")]
+    assert code_places("/x.py") == ["/x.py", "/"]
+
+
+def test_directories_are_ones_own_with_all_the_way_to_them(folder: Path) -> None:
+    """Also the links of the way; a directory where everybody may make files is none, and a file neither."""
+    (folder / "store" / "in").mkdir(parents=True)
+    store = folder / "store"
+    assert find_open(store, store / "in") is None
+    (folder / "open").mkdir()
+    (folder / "open" / "link").symlink_to(folder)
+    (folder / "open").chmod(0o777)
+    assert find_open(folder / "open/link/store") == folder / "open"
+    (folder / "open").chmod(0o1777)
+    assert find_open(folder / "open/link/store") is None and find_open(folder / "open") == folder / "open"
+    (folder / "to").symlink_to("store")
+    assert find_open(folder / "to") == folder / "to" and find_open(make(folder / "f")) == folder / "f"
+    if ME == 0:
+        os.lchown(folder / "open/link", 4242, 4242)
+        assert find_open(folder / "open/link/store") == folder / "open/link"
 
 
 def test_a_circle_of_links_comes_to_an_end(folder: Path) -> None:

@@ -24,7 +24,8 @@ def read(text: str) -> Config:
 
 def refused(text: str, identity: Identity, answers: Mapping[str, Answer]) -> list[str]:
     """What is refused where the host answers so for these paths."""
-    found = {identity: Found(answers={Question(path, Need.OWN): answer for path, answer in answers.items()})}
+    needs = (Need.OWN, Need.OWN_CODE)
+    found = {identity: Found(answers={Question(path, need): answers[path] for path in answers for need in needs})}
     return [str(problem) for problems in find_refusals(read(text), found).values() for problem in problems]
 
 
@@ -35,34 +36,33 @@ def foreign(place: str, owner: str, mode: int = 0o644, *, shared: bool = False) 
 @pytest.mark.parametrize(
     ("text", "identity", "paths"),
     [
-        (TRAIN, TORCHPAR, ["/usr/bin/python3", "/srv/p/s.py", "/srv/p"]),
-        (f"{TRAIN}User=ml\nPython=/v/bin/python3\n", ML, ["/v/bin/python3", "/srv/p/s.py", "/srv/p"]),
+        (TRAIN, TORCHPAR, ["/usr/bin/python3", "/srv/p/s.py+"]),
+        (f"{TRAIN}User=ml\nPython=/v/bin/python3\n", ML, ["/v/bin/python3", "/srv/p/s.py+"]),
         ("[Train a]\nModule=m\n", TORCHPAR, ["/usr/bin/python3"]),
         ("[Train a]\nModule=m\nWorkingDirectory=/w\n", TORCHPAR, ["/usr/bin/python3", "/w"]),
         (INFER, TORCHPAR, ["/usr/bin/python3", "/srv/m.pt"]),
         (INFER, ROOT, ["/etc/tls/c.pem", "/etc/tls/k.pem"]),
-        ("[Infer a]\nHandler=/h.py\nUser=ml\n", ML, ["/usr/bin/python3", "/h.py", "/"]),
-        ("[Infer a]\nModel=/srv/m.py\n", TORCHPAR, ["/usr/bin/python3", "/srv/m.py", "/srv"]),
+        ("[Infer a]\nHandler=/h.py\nUser=ml\n", ML, ["/usr/bin/python3", "/h.py+"]),
+        ("[Infer a]\nModel=/srv/m.py\n", TORCHPAR, ["/usr/bin/python3", "/srv/m.py+"]),
     ],
 )
 def test_what_runs_is_asked_for_as_its_user_and_what_systemd_opens_as_root(
     text: str, identity: Identity, paths: list[str]
 ) -> None:
-    """Python looks for modules first in the folder of a script or handler, and in the working folder of a module."""
-    questions = add_questions(read(text), {})
-    assert [question.path for question in questions[identity]] == paths
-    assert {question.need for asked in questions.values() for question in asked} == {Need.OWN}
+    """Also where Python looks for modules first: beside a script or handler (+), in the working folder of a module."""
+    needs = {path.rstrip("+"): Need.OWN_CODE if path.endswith("+") else Need.OWN for path in paths}
+    assert add_questions(read(text), {})[identity] == tuple(Question(path, need) for path, need in needs.items())
 
 
 def test_a_script_of_another_user_is_refused_with_both_ways_out() -> None:
-    """Told once, though its folder is asked for too."""
+    """Or in the folder of another user."""
     answer = foreign("/srv/p", "ml", 0o755)
-    assert refused(TRAIN, TORCHPAR, {"/srv/p/s.py": answer, "/srv/p": answer}) == [
+    assert refused(TRAIN, TORCHPAR, {"/srv/p/s.py": answer}) == [
         "/c:2: [Train a] Script=/srv/p/s.py: /srv/p belongs to ml; whoever can change it runs as torchpar: "
         "set User=ml, or chown it to root or to torchpar"
     ]
     unnamed = foreign("/srv/p", "4242")
-    assert "as torchpar: chown it to root" in refused(TRAIN, TORCHPAR, {"/srv/p": unnamed})[0]
+    assert "as torchpar: chown it to root" in refused(TRAIN, TORCHPAR, {"/srv/p/s.py": unnamed})[0]
 
 
 def test_what_everybody_may_write_is_refused() -> None:

@@ -29,7 +29,7 @@ from typing import Any
 from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
 from torchpar.host.reading import NotReadableError, read_start
 from torchpar.host.sysfs import Tree
-from torchpar.owners import find_strangers
+from torchpar.owners import code_places, find_strangers
 
 # For all users together. What does not answer within it hangs.
 SECONDS = 5.0
@@ -80,7 +80,7 @@ def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
     tree = Tree(root)
 
     def answer(question: Question) -> Answer:
-        there = question.need in (Need.MAP, Need.OWN) or tree.exists(question.path.lstrip("/"))
+        there = question.need in (Need.MAP, Need.OWN, Need.OWN_CODE) or tree.exists(question.path.lstrip("/"))
         return Answer(Verdict.ALLOWED if there else Verdict.MISSING, question.path)
 
     return {
@@ -181,24 +181,27 @@ def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[
     yield {"unknown_user": unknown_user, "unknown_groups": unknown_groups}
     same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
     for question in questions:
-        if question.need is Need.OWN:
-            yield answer_json(_look_whose(question.path, ids.uid if ids else None, identity))
+        if question.need in (Need.OWN, Need.OWN_CODE):
+            yield answer_json(_look_whose(question, ids.uid if ids else None, identity))
         else:
             yield answer_json(look(question) if same else _look_for_another(question))
 
 
-def _look_whose(path: str, uid: int | None, identity: Identity) -> Answer:
+def _look_whose(question: Question, uid: int | None, identity: Identity) -> Answer:
     """Whether only this user, and root, can change what is there, which who looks need not be; None: nobody knows.
 
     Users have groups in which they trust; root has none. What systemd opens is a file, unless a / at the end says
     otherwise: of a folder it would read all that is in it.
     """
-    system = identity.user is None
+    path, system = question.path, identity.user is None
     uid = 0 if system else uid
-    if uid is None or (not system and not _can_be_reached(path)):
+    if uid is None:
         return Answer(Verdict.ALLOWED, path)
+    places = code_places(path) if question.need is Need.OWN_CODE else [path]
+    reached = [place for place in places if system or _can_be_reached(place)]
+    found = (each for place in reached for each in find_strangers(place, (0, uid), shared=uid != 0))
     try:
-        stranger = next(find_strangers(path, (0, uid), shared=uid != 0), None)
+        stranger = next(found, None)
     except OSError as error:
         return Answer(Verdict.BROKEN, path, why=str(error.strerror))
     if stranger:

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from torchpar.owners import find_strangers
+
 # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>, which Python has not.
 _HERE, _EXCHANGE = -100, 2
 
@@ -78,19 +80,17 @@ def own(descriptor: int, mode: int) -> None:
         os.fchmod(descriptor, mode)
 
 
-def find_open(directory: Path, *inside: Path) -> Path | None:
-    """The first of these, or of the directories above, that others than this user and root can change or replace.
+def find_open(*directories: Path) -> Path | None:
+    """The first place, of these directories and everything on the way to them, that others than this user and root can
+    change or replace, or that is no directory.
 
     None when there is none. Raises OSError.
     """
-    own_places = (*inside, directory)
-    for place in (*own_places, *directory.resolve().parents):
-        status = place.lstat()
-        # In a directory like /tmp others cannot replace what is not theirs, but they can add to it.
-        sticky = status.st_mode & stat.S_ISVTX and place not in own_places
-        writable = status.st_mode & 0o022 and not sticky
-        if status.st_uid not in (0, os.geteuid()) or not stat.S_ISDIR(status.st_mode) or writable:
-            return place
+    for directory in directories:
+        for stranger in find_strangers(os.fspath(directory.absolute()), (0, os.geteuid())):
+            return Path(stranger.place)
+        if not stat.S_ISDIR(directory.lstat().st_mode):
+            return directory
     return None
 
 

@@ -74,7 +74,7 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
     declared = job is not None and '"torchpar-train@' in job
     if option == "-m":
         if declared and not safe_path:
-            refuse_foreign("WorkingDirectory=", os.getcwd())
+            refuse_foreign("WorkingDirectory=", os.getcwd(), code=False)
         sys.argv = ["-m", *arguments]
         if not safe_path:
             sys.path.insert(0, os.getcwd())
@@ -84,7 +84,7 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
     sys.argv = [what, *arguments]
     path = what if os.path.isabs(what) else os.path.join(os.getcwd(), what)
     if declared:
-        refuse_foreign("Script=", path, os.path.dirname(os.path.realpath(path)))
+        refuse_foreign("Script=", path, code=True)
     for hook in sys.path_hooks:  # this is how the interpreter finds out whether it is a directory or a zip file
         try:
             hook(path)
@@ -146,23 +146,23 @@ def refuse(what: str, why: str, keys: str) -> "NoReturn":
     sys.exit(EXIT_CONFIG)
 
 
-def refuse_foreign(key: str, *paths: str) -> None:
-    """Refuse code, and folders with modules, that somebody else than the service's user and root can change.
+def refuse_foreign(key: str, path: str, *, code: bool) -> None:
+    """Refuse a file of code, or a folder of modules, that somebody else than the service's user and root can change.
 
     It was so when the conf was put in force, but root may have given away what was root's.
     """
-    from torchpar.owners import find_strangers
+    from torchpar.owners import code_places, find_strangers
 
     user = os.geteuid()
-    for path in paths:
+    for place in code_places(path) if code else [path]:
         try:
-            found = next(find_strangers(path, (0, user), shared=user != 0), None)
+            found = next(find_strangers(place, (0, user), shared=user != 0), None)
         except OSError:
             continue  # whoever opens it is told
         if found:
             from torchpar.runtime.refusal import word_stranger
 
-            refuse(paths[0], word_stranger(found, user), key + " or User=")
+            refuse(path, word_stranger(found, user), key + " or User=")
 
 
 def keep_cause(error: BaseException) -> None:

@@ -71,9 +71,10 @@ def test_a_script_that_others_can_change_is_one_line(place: Place) -> None:
         assert f"torchpar: {place.path}/{script}: everybody may write to {place.path}/open (mode" in outcome.err
         assert "chmod o-w" in outcome.err and "set Script= or User= in [Train demo]" in outcome.err
     (place.path / "open").chmod(0o1777)
-    assert place.launched(place.path / "open/link", **JOB).out == "ran\n"
-    # Nobody can replace it there; but anybody can put a torch.py beside it.
-    assert place.launched(place.path / "open/x.py", **JOB).status == 78
+    (place.path / "inward").symlink_to("open/x.py")
+    # Nobody can replace it there; but anybody can put a torch.py beside it, and beside a link to it that is loaded.
+    for script in ("open/x.py", "open/link", "inward"):
+        assert place.launched(place.path / script, **JOB).status == 78
     assert place.launched(place.path / "open/x.py").out == "ran\n"
     by_hand = {"TORCHPAR_JOB": JOB["TORCHPAR_JOB"].replace("torchpar-train@demo", "torchpar-run-demo-1")}
     assert place.launched(place.path / "open/x.py", **by_hand).out == "ran\n"

@@ -11,7 +11,7 @@ import pwd
 import stat
 from dataclasses import dataclass
 
-from torchpar.owners import find_strangers
+from torchpar.owners import code_places, find_strangers
 from torchpar.serve.errors import ModelError
 
 SUFFIXES = (".pt", ".pt2", ".py")
@@ -63,8 +63,8 @@ def check_owner(path: str) -> None:
     try:
         real = os.path.realpath(path)
         about = os.stat(real)
-        # Of a handler also what is beside it, where Python looks for modules first.
-        places = [os.path.abspath(path), os.path.dirname(os.path.abspath(path))][: 2 if path.endswith(".py") else 1]
+        named = os.path.join(os.getcwd(), path)
+        places = code_places(named) if path.endswith(".py") else [named]
         found = (each for place in places for each in find_strangers(place, owners, shared=os.geteuid() != 0))
         stranger = next(found, None)
     except PermissionError:
