@@ -77,7 +77,7 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     services = []
     until = time.monotonic() + _SECONDS_OF_ALL
     if planned:
-        since = os.lstat(store.directory / "active").st_mtime
+        since = _in_force_since(store)
         # A few at a time, so that one that takes long keeps few others waiting.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             services = list(pool.map(lambda service: observe_service(service, since, until), planned))
@@ -97,6 +97,14 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
         "services": services,
         "notices": notices,
     }
+
+
+def _in_force_since(store: Store) -> float:
+    """When the active generation was put in force; 0 where its link has gone since it was read."""
+    try:
+        return os.lstat(store.link).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _unconfirmed(store: Store, active: Generation, notices: list[str]) -> Unconfirmed | None:

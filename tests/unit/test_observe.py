@@ -62,6 +62,26 @@ def test_a_damaged_store_does_not_say_that_services_are_out_of_force(store: Stor
     assert sum("damaged" in notice or "is not there" in notice for notice in notices) == 1
 
 
+def test_a_link_that_goes_while_it_is_looked_at_ends_no_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes the store does not wait for whoever looks at it; the services are shown as they were planned."""
+    write(store, '{"services": []}')
+    monkeypatch.setattr(observe, "_planned", lambda *_: ({"unit": RUNNING},))
+
+    def meanwhile(store: Store) -> tuple[str, ...]:
+        store.link.unlink()
+        return ()
+
+    monkeypatch.setattr(observe, "find_drift", meanwhile)
+    since: list[float] = []
+
+    def observe_service(plan: dict[str, str], in_force_since: float, until: float) -> dict[str, object]:
+        since.append(in_force_since)
+        return {**plan, "in_force": True, "notices": []}
+
+    monkeypatch.setattr(observe, "observe_service", observe_service)
+    assert in_force(store) == [True] and since == [0.0]
+
+
 def test_a_service_may_be_called_like_a_socket(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket of what is in force is in force."""
     monkeypatch.setattr(systemd, "running_services", lambda: ())
