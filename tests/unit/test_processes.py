@@ -131,7 +131,9 @@ def test_what_is_as_long_as_it_may_be_is_never_held_as_a_whole(tmp_path: Path, f
 def test_what_comes_in_pieces_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Wherever the kernel cuts it; a line without an end is too long."""
     monkeypatch.setattr("torchpar.host.proc._PIECE", size)
-    folder = process(tmp_path, environ=b"XOMP_NUM_THREADS=9\0OMP_NUM_THREADS=\0OMP_NUM_THREADS=2=\0OMP_NUM_THREADS\0HOME=/")
+    folder = process(
+        tmp_path, environ=b"XOMP_NUM_THREADS=9\0OMP_NUM_THREADS=\0OMP_NUM_THREADS=2=\0OMP_NUM_THREADS\0HOME=/"
+    )
     (found,) = look(tmp_path).processes
     assert (found.policies, found.pages) == ({"prefer:0": 1, "default": 1}, {0: 4, 1: 2})
     assert (found.environment, found.allocator) == ({"OMP_NUM_THREADS": "2="}, "jemalloc")

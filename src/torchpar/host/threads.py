@@ -59,7 +59,7 @@ class ThreadReader:
 
 def read_cpu_seconds(proc: ProcReader, pid: int) -> dict[int, float]:
     """The CPU time of each thread of a process, utime and stime of proc(5). Raises TooLateError."""
-    seconds = {}
+    seconds: dict[int, float] = {}
     with contextlib.suppress(OSError):
         for tid in proc.numbers(f"{pid}/task"):
             if len(seconds) >= MOST_THREADS:
