@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tests.serve.http.conversation import World, converse, until
+from tests.serve.http.conversation import Client, World, converse, until
 from torchpar.serve.http.limits import Limits
 
 QUICK = Limits(
@@ -346,6 +347,47 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         assert world.server.connections() == 0
 
     converse(story, QUICK)
+
+
+async def leave_a_little(world: World, last: bytes) -> Client:
+    """A client that has not read all of its answers: what is left waits here, too little for the server to slow down."""
+    client = await world.connect(receive_buffer=100_000)
+    await until(lambda: world.server.connections() == 1)
+    connection: Any = world.server.all_connections()[0]
+    while not connection._transport.get_write_buffer_size():
+        client.send(post(b"", path=b"/later"))
+        await until(lambda: world.application.held)
+        world.application.held.pop().respond(200, b"text/plain", b"x" * 30_000)
+    client.send(last)
+    return client
+
+
+LAST = [post(b"", b"Connection: close"), b"hello\r\n\r\n"]
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_the_end_of_a_connection_waits_for_a_client_that_does_not_read_no_longer_than_others(last: bytes) -> None:
+    async def story(world: World) -> None:
+        client = await leave_a_little(world, last)
+        await until(lambda: world.server.connections() == 0)
+        client.writer.transport.abort()
+
+    converse(story, QUICK)
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_a_client_that_reads_slowly_has_all_before_the_end(last: bytes) -> None:
+    async def story(world: World) -> None:
+        client = await leave_a_little(world, last)
+        await asyncio.sleep(0.5)
+        assert world.server.connections() == 1
+        taken = b""
+        while piece := await client.reader.read(1_000_000):
+            taken += piece
+        assert b"Connection: close" in taken[-300:]
+        assert taken.count(b"HTTP/1.1 ") == len(world.application.paths) + (last == LAST[1])
+
+    converse(story, replace(QUICK, write_seconds=30.0))
 
 
 def test_one_connection_too_many_is_told_so() -> None:

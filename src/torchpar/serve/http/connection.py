@@ -180,6 +180,8 @@ class Connection(Peer):
         """It has caught up."""
         self._write_due = None
         self._count_owed()
+        if self._phase is Phase.ENDING and not self._waiting:
+            self._loop.call_soon(self._finish)  # not here: the transport is not done with what it has written
         self._update_reading()
 
     # ---- from the parser ----
@@ -366,11 +368,18 @@ class Connection(Peer):
         exchange.fail(status, message, 1.0 if status == 503 and retry_after is None else retry_after)
 
     def _finish(self) -> None:
-        """All is written: close.
+        """All is answered: close, once the client has taken it all.
+
+        asyncio's own `close` waits for that too, and for ever: here the time to write runs, until nothing is left.
 
         Closing a socket with unread bytes resets it, and the client then loses the answer that says why: so those
         bytes are read for a while, and thrown away.
         """
+        if self._phase is not Phase.ENDING:
+            return
+        if self._transport.get_write_buffer_size():
+            self._transport.set_write_buffer_limits(0)  # pauses writing now, and resumes it when nothing is left
+            return
         if not self._unread or not self._transport.can_write_eof():
             self._transport.close()
             return
