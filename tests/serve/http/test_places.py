@@ -64,6 +64,22 @@ def test_one_that_waits_for_an_answer_never_goes() -> None:
     converse(story, LIMITS)
 
 
+def test_who_makes_room_is_gone_with_all_that_it_has_not_taken() -> None:
+    async def story(world: World) -> None:
+        clients = []
+        for _ in range(LIMITS.connections + 2):
+            clients.append(await world.connect(receive_buffer=4096))
+            clients[-1].send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: len(world.application.paths) == len(clients))
+            await asyncio.sleep(2 * LEAST_SECONDS)
+        assert world.server.connections() == LIMITS.connections
+        await until(lambda: world.server.owed <= LIMITS.connections * 10_000_000)
+        for client in clients:
+            client.writer.transport.abort()
+
+    converse(story, LIMITS)
+
+
 class Waiting(Peer):
     def __init__(self, address: str, since: float | None) -> None:
         self.peer = address, 1

@@ -423,7 +423,12 @@ class Connection(Peer):
         if self._phase is Phase.HEADER or self._phase is Phase.BODY:
             what = "header" if self._phase is Phase.HEADER else "body"
             self._refuse(408, f"the request's {what} did not come in time")
-        elif self._transport.get_write_buffer_size():
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Close at once, whatever is left to read or to be taken: asyncio's own `close` would wait for that."""
+        if self._phase is not Phase.IDLE or self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
             self._transport.close()
@@ -434,11 +439,8 @@ class Connection(Peer):
 
     def make_way(self) -> None:
         """Close, for another client has no place."""
-        if self._phase is Phase.IDLE:
-            self._transport.close()
-        else:
-            self._transport.abort()
         self.deadline = None
+        self._close()
 
     def abort(self) -> None:
         """Cut it off."""
