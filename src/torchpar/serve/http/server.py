@@ -154,7 +154,7 @@ class Server:
 
     def opened(self, connection: Peer) -> bool:
         """A connection is there; False if it must go without a word."""
-        if len(self._connections) < self.limits.connections or self._make_room():
+        if len(self._connections) < self.limits.connections or self._make_room(connection):
             self._connections.add(connection)
         elif len(self._surplus) < self.limits.connections:
             # These are told so, which takes a moment each; of twice as many there is no time for it.
@@ -163,8 +163,8 @@ class Server:
             return False
         return True
 
-    def _make_room(self) -> bool:
-        gone = self._places.make(self._connections, self.loop.time())
+    def _make_room(self, connection: Peer) -> bool:
+        gone = self._places.make(self._connections, connection, self.loop.time())
         if gone is not None:
             self._connections.discard(gone)
             gone.make_way()
