@@ -122,6 +122,22 @@ def test_many_small_requests_that_are_answered_at_once_leave_others_a_turn() -> 
     converse(story, replace(QUICK, header_seconds=10))
 
 
+def test_a_body_of_very_small_chunks_leaves_others_a_turn() -> None:
+    async def story(world: World) -> None:
+        client = await world.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"3\r\nabc\r\n" * 20_000)
+        most = seen = 0
+        while seen < 60_000:
+            await asyncio.sleep(0)
+            most = max(most, world.server.held - seen)
+            seen = world.server.held
+        assert most <= 2048
+        client.send(b"0\r\n\r\n")
+        assert (await client.answer())[0] == 200
+
+    converse(story, replace(QUICK, body_seconds=10))
+
+
 def test_a_body_with_other_requests_around_it_is_whole() -> None:
     """However the bytes are cut into pieces."""
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from torchpar.serve.http import parser
 from torchpar.serve.http.parser import Head, Malformed, Parser
 
 LIMIT = 2048
@@ -42,11 +43,11 @@ class Heard:
 def read(data: bytes, cuts: tuple[int, ...] = ()) -> tuple[Heard, Malformed | None]:
     """Everything that is taken, and why the rest is not."""
     heard = Heard()
-    parser = Parser(heard, LIMIT, {})
+    reader = Parser(heard, LIMIT, {})
     start = 0
     try:
         for end in (*sorted(cuts), len(data)):
-            parser.feed_data(data[start:end])
+            reader.feed_data(data[start:end])
             start = max(start, end)
     except Malformed as error:
         return heard, error
@@ -98,6 +99,9 @@ REFUSED = {
     "two spaces": b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
     "a space at the end of the line": b"GET / HTTP/1.1 \r\nHost: x\r\n\r\n",
     "a space in the target": b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+    "three blank lines": b"\r\n" * 3 + GET + b"\r\n",
+    "blank lines without end": b"\r\n" * 1000,
+    "three blank lines after a request": GET + b"\r\n" + b"\r\n" * 3 + GET + b"\r\n",
     "no version": b"GET /\r\nHost: x\r\n\r\n",
     "a method that is none": b"G(T / HTTP/1.1\r\nHost: x\r\n\r\n",
     "a chunk's size with a sign": CHUNKED + b"\r\n+3\r\nabc\r\n0\r\n\r\n",
@@ -135,7 +139,11 @@ def test_other_versions_are_505(version: bytes) -> None:
         (b"GET /" + b"a" * LIMIT, 414),
         (CHUNKED + b"\r\n0\r\nA: " + b"a" * LIMIT, 431),
         (POST + b"Content-Length: 9999999999999999999\r\n\r\n", 413),
-        (CHUNKED + b"\r\n" + b"1\r\na\r\n" * 60_000, 413),
+        (CHUNKED + b"\r\n" + b"1\r\na\r\n" * 30_000, 413),
+        (CHUNKED + b"\r\n" + b"3\r\nabc\r\n" * 100_000, 413),
+        (CHUNKED + b"\r\n" + b"1\r\na\r\n" * 20_000, 0),
+        (CHUNKED + b"\r\n" + b"10\r\n0123456789abcdef\r\n" * 100_000, 0),
+        ((b"\r\n" * 2 + GET + b"\r\n") * 3, 0),
         (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
     ],
 )

@@ -28,6 +28,9 @@ GONE: list[Any] = []
 # header, or so many bytes where there is none.
 PIECE = 2048
 
+# A chunk of fewer bytes costs more than its bytes do, and several of them as much of a turn as a request.
+TINY, OF_A_TURN = 64, 1 / 16
+
 
 class Phase(enum.Enum):
     """What the connection waits for."""
@@ -90,7 +93,7 @@ class Connection(Peer):
         self._rest = b""  # what came, and is not parsed yet
         self._feed_due = False
         self._since = 0.0  # when what is waited for began
-        self._turn = 0  # requests that were handed on without a pause
+        self._turn = 0.0  # requests that were handed on without a pause
         self._write_due: float | None = None
         self._write_left = 0
         self._kept = 0  # bytes of answers whose turn has not come
@@ -123,7 +126,7 @@ class Connection(Peer):
         """Parse, until as many requests wait as may, or as many were handed on while others had no turn."""
         limit, size, place = self.server.limits.pipeline, len(data), 0
         whole = size <= PIECE and data.count(BLANK_LINE) < 2  # one request, as most of the time
-        self._turn = 0
+        self._turn = 0.0
         try:
             while place < size and self._turn < limit and not self._is_full():
                 end = size if whole else self._piece_end(data, place)
@@ -246,6 +249,8 @@ class Connection(Peer):
             self._hold(len(self._chunks) - self._held)
         self._chunks += body
         self._hold(len(body))
+        if len(body) < TINY:
+            self._turn += OF_A_TURN
         size = len(self._chunks)
         if size > server.limits.body:
             self._refuse(413, f"the body is larger than {server.limits.body} bytes")

@@ -22,8 +22,9 @@ MAX_TEXT = 64 * KIB
 # times as many bytes.
 ROOM = 16 * MIB
 
-# Chunks of a body may be small as long as they are few: so many bytes of framing, and then as many as the body has.
+# Chunks of a body may be small as long as they are few: so many bytes of framing, and then a share of the body's.
 FRAMING = 64 * KIB
+FRAMING_SHARE = 4
 
 # What a connection of gRPC may ask for that is no call: it begins with so much and never has more.
 ALLOWANCE = 500

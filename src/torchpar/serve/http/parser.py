@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from torchpar.serve.http.limits import FRAMING
+from torchpar.serve.http.limits import FRAMING, FRAMING_SHARE
 
 CRLF = b"\r\n"
 BLANK_LINE = b"\r\n\r\n"
@@ -23,6 +23,9 @@ KEPT_SIZE = 1024
 # Of a chunk: its size's digits, and bytes of the line that they are on.
 DIGITS = 16
 CHUNK_LINE = 256
+
+# Before a request: some clients end a body with one that does not count (RFC 9112, 2.2).
+BLANK_LINES = 2
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
@@ -147,6 +150,7 @@ class Parser:
         self._rest = b""
         self._seen = 0  # bytes of what is fed that were looked at before
         self._begun = False  # a header
+        self._blank = 0  # lines before it
         self._left: int | None = None  # bytes of the body, or of a chunk, that are to come; None outside of one
         self._chunked = False
         self._after_chunk = False  # its line end is to come
@@ -177,10 +181,13 @@ class Parser:
     def _take_head(self, data: bytes, at: int) -> int | None:
         if not self._begun:
             if data.startswith(CRLF, at):
-                return at + 2  # some clients end a body with one that does not count: RFC 9112, 2.2
+                self._blank += 1
+                if self._blank > BLANK_LINES:
+                    raise Malformed("there are blank lines before the request")
+                return at + 2
             if data[at:] == b"\r":
                 return None
-            self._begun = True
+            self._begun, self._blank = True, 0
             self._events.on_message_begin()
         end = data.find(BLANK_LINE, max(at, self._seen - 3))
         if end < 0:
@@ -251,7 +258,7 @@ class Parser:
         self._left = int(found[1], 16)
         self._trailers = not self._left
         self._framing += end + 2 - at
-        if self._framing > FRAMING + self._size:
+        if self._framing > FRAMING + self._size // FRAMING_SHARE:
             raise Malformed("the chunks of the body are very small, and very many", 413)
         return end + 2
 
