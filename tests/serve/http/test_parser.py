@@ -151,6 +151,20 @@ def test_headers_and_the_framing_of_chunks_are_bounded(data: bytes, wanted: int)
     assert status(data) == wanted
 
 
+@pytest.mark.parametrize("begun", [GET, CHUNKED + b"\r\n0\r\n"], ids=["a header", "a trailer"])
+def test_what_comes_byte_by_byte_is_looked_at_once(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    class Spy:
+        def search(self, data: bytes, start: int) -> None:
+            looked.append(len(data) - start)
+
+    monkeypatch.setattr(parser, "_BARE", Spy())
+    data = begun + b"A: " + b"a" * 1500
+    assert read(data, tuple(range(len(data))))[1] is None
+    assert len(looked) > 1500 and sum(looked) < 3 * len(data)
+
+
 def test_what_a_client_may_write_in_several_ways_means_the_same() -> None:
     data = (
         b"\r\nPOST /a?b=%00 HTTP/1.1\r\nhOST:x:80\r\nA:  b\tc \t\r\nA: \xff\r\nEmpty:\r\nTransfer-Encoding: Chunked\r\n"

@@ -268,11 +268,11 @@ class Parser:
             self._trailers = False
             self._end()
             return at + 2
-        end = data.find(BLANK_LINE, at)
+        end = data.find(BLANK_LINE, max(at, self._seen - 3))
         if (end if end >= 0 else len(data)) - at > self._limit:
             raise Malformed(f"the request's trailer is larger than {self._limit} bytes", 431)
         if end < 0:
-            if _BARE.search(data, at):
+            if _BARE.search(data, max(at, self._seen - 1)):
                 raise Malformed("a line of the trailer does not end in CR and LF")
             return None
         if not _FIELDS.fullmatch(data, at, end + 2):
