@@ -14,7 +14,7 @@ from torchpar.serve.http.limits import Limits
 
 QUICK = Limits(
     connections=3, header=2048, body=100_000, held=250_000, pipeline=4, header_seconds=0.3, body_seconds=0.3,
-    body_rate=200_000, idle_seconds=0.3, write_seconds=0.3, linger_seconds=0.3)  # fmt: skip
+    body_rate=200_000, quick_rate=0, idle_seconds=0.3, write_seconds=0.3, linger_seconds=0.3)  # fmt: skip
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -671,6 +671,33 @@ def test_a_small_body_is_taken_whatever_others_hold() -> None:
         assert (await large.answer())[0] == 200
 
     converse(story, Limits(held=120_000))
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 120000", b"Transfer-Encoding: chunked"])
+def test_a_slow_body_gives_way_where_no_more_may_be_held(length: bytes) -> None:
+    """It came quickly at first, and is whole but for some bytes; one that comes quickly stays."""
+    limits = Limits(held=250_000, body_seconds=0.5, body_rate=0, quick_rate=50_000)
+    begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 120000\r\n\r\n"
+
+    async def story(world: World) -> None:
+        slow, quick, late = [await world.connect() for _ in range(3)]
+        slow.send(begun + b"x" * 119_000)
+        await until(lambda: world.server.held == 119_000)
+        now = asyncio.get_running_loop().time
+        arriving = [each for each in world.server.all_connections() if each.arriving(now())]
+        await until(lambda: (arriving[0].arriving(now()) or (0, 0))[1] < limits.quick_rate)
+        quick.send(begun + b"x" * 119_000)
+        await until(lambda: world.server.held >= 238_000)
+        body = b"x" * 120_000
+        late.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n")
+        late.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if b"chunked" in length else body)
+        assert (await late.answer())[0] == 200
+        status, fields, _ = await slow.answer()
+        assert (status, fields["retry-after"]) == (503, "1")
+        quick.send(b"x" * 1000)
+        assert (await quick.answer())[0] == 200
+
+    converse(story, limits)
 
 
 def test_a_request_that_was_answered_is_not_kept() -> None:

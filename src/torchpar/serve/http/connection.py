@@ -53,6 +53,7 @@ class Connection(Peer):
 
     __slots__ = (
         "_body_mark",
+        "_body_rate",
         "_chunks",
         "_feed_due",
         "_held",
@@ -88,6 +89,7 @@ class Connection(Peer):
         self._chunks: bytearray | None = None
         self._held = 0
         self._body_mark = 0  # how much of the body there was when it was last looked at
+        self._body_rate = 0.0  # what had come in a second until then
         self._paused = False
         self._unread = False
         self._rest = b""  # what came, and is not parsed yet
@@ -215,7 +217,7 @@ class Connection(Peer):
             return
         self._since = self._loop.time()
         self.deadline = self._since + self.server.limits.body_seconds
-        self._body_mark = 0
+        self._body_mark, self._body_rate = 0, float("inf")
         if b"expect" in head.fields and exchange.version == "1.1":
             exchange.continue_due = True
             self._send_continue()
@@ -226,7 +228,7 @@ class Connection(Peer):
         if head.length is not None:
             if head.length > limits.body:
                 return 413, f"the body has {head.length} bytes; the limit is {limits.body}"
-            if head.length > SMALL and not self.server.may_hold(head.length):
+            if head.length > SMALL and not self.server.may_hold(head.length, self):
                 return 503, NOT_HELD
         if head.fields.get(b"expect", b"100-continue").lower() != b"100-continue":
             return 417, "the only Expect here is 100-continue"
@@ -254,7 +256,7 @@ class Connection(Peer):
         size = len(self._chunks)
         if size > server.limits.body:
             self._refuse(413, f"the body is larger than {server.limits.body} bytes")
-        elif size > SMALL and not server.may_hold(0):
+        elif size > SMALL and not server.may_hold(0, self):
             self._refuse(503, NOT_HELD, retry_after=1.0)
 
     def on_message_complete(self) -> None:
@@ -423,6 +425,7 @@ class Connection(Peer):
         if self._phase is Phase.BODY and self._reading is not None:
             size, limits = len(self._reading.body), self.server.limits
             if size - self._body_mark >= limits.body_rate * limits.body_seconds:
+                self._body_rate = (size - self._body_mark) / limits.body_seconds
                 self._body_mark, self.deadline = size, now + limits.body_seconds
                 return
         if self._phase is Phase.HEADER or self._phase is Phase.BODY:
@@ -441,6 +444,19 @@ class Connection(Peer):
     def waits_since(self) -> float | None:
         """Since when a request, or the rest of one, is waited for."""
         return None if self._waiting or self.deadline is None or self._phase.value > Phase.BODY.value else self._since
+
+    def arriving(self, now: float) -> tuple[int, float] | None:
+        """Of a large body that is not whole: how many bytes have come, and lately in a second."""
+        if self._phase is not Phase.BODY or self._reading is None or self.deadline is None or self._held <= SMALL:
+            return None
+        looked = self.deadline - self.server.limits.body_seconds
+        if now - looked < self.server.limits.body_seconds / 10:
+            return self._held, self._body_rate
+        return self._held, (len(self._reading.body) - self._body_mark) / (now - looked)
+
+    def give_up(self) -> None:
+        """Refuse the body that is not whole, for its memory is wanted."""
+        self._refuse(503, NOT_HELD)
 
     def make_way(self) -> None:
         """Close, for another client has no place."""

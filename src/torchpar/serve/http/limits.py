@@ -54,6 +54,7 @@ class Limits:
     header_seconds: float = 10.0  # from the first byte of a request to the end of its header
     body_seconds: float = 10.0  # for a body to come, or to come on
     body_rate: int = 16 * KIB  # bytes per second at the least, over each of these times
+    quick_rate: int = MIB  # bytes per second; slower bodies are given up where no more may be held
     idle_seconds: float = 75.0  # between two requests of a connection
     write_seconds: float = 30.0  # a client that takes nothing of its answer for so long is gone
     linger_seconds: float = 2.0  # to read what a refused client still sends, so that it can read why

@@ -25,6 +25,13 @@ class Peer(asyncio.Protocol, ABC):
     def make_way(self) -> None:
         """Close, for another client has no place."""
 
+    def arriving(self, now: float) -> tuple[int, float] | None:
+        """Of a large body that is not whole: how many bytes have come, and lately in a second. None: there is none."""
+        return None
+
+    def give_up(self) -> None:
+        """Refuse the body that is not whole, for its memory is wanted."""
+
     @abstractmethod
     def drain(self) -> None:
         """Close, if nothing is due."""

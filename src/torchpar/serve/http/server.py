@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import REASONS, Exchange
+from torchpar.serve.http.holding import choose_slow
 from torchpar.serve.http.limits import SMALL, Limits
 from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Head
@@ -181,9 +182,17 @@ class Server:
             return False
         return not self.owed or self.owed + size <= self.limits.owed
 
-    def may_hold(self, size: int) -> bool:
-        """Whether so many bytes of requests may come."""
-        return self.held + size <= self.limits.held
+    def may_hold(self, size: int, newcomer: Peer | None = None) -> bool:
+        """Whether so many bytes of requests may come, of the newcomer; slow ones may have to go for that."""
+        missing = self.held + size - self.limits.held
+        if missing <= 0:
+            return True
+        slow = choose_slow(
+            self._connections, newcomer, missing=missing, quick_rate=self.limits.quick_rate, now=self.loop.time()
+        )
+        for peer in slow:
+            peer.give_up()
+        return bool(slow)
 
     def all_connections(self) -> list[Peer]:
         """Those that there are."""

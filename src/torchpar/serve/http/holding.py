@@ -1,0 +1,36 @@
+"""Whose body is given up when no more may be held and one more comes.
+
+Those that come slowly, the slowest first, of the address of which most has come: a few clients that send a byte now and
+then would keep all large bodies away. Nobody's is given up who sends quickly, nor for a client whose address has more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from torchpar.serve.http.peer import Peer
+from torchpar.serve.http.places import address_of
+
+
+def choose_slow(
+    peers: Iterable[Peer], newcomer: Peer | None, *, missing: int, quick_rate: int, now: float
+) -> list[Peer]:
+    """Of which of them the bodies are to go, so that `missing` bytes more may come; none if that is not enough."""
+    found = [(peer, *arriving) for peer in peers if (arriving := peer.arriving(now)) is not None]
+    many: Counter[Any] = Counter()
+    for peer, size, _ in found:
+        many[address_of(peer)] += size
+    least = many[address_of(newcomer)] if newcomer is not None else 0
+    slow = [
+        each for each in found if each[2] < quick_rate and many[address_of(each[0])] >= least and each[0] is not newcomer
+    ]
+    slow.sort(key=lambda each: (-many[address_of(each[0])], each[2]))
+    chosen = []
+    for peer, size, _ in slow:
+        chosen.append(peer)
+        missing -= size
+        if missing <= 0:
+            return chosen
+    return []
