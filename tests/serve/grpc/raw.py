@@ -26,9 +26,9 @@ def message(size: int, begun: bytes = b"") -> bytes:
     return b"\0" + struct.pack(">I", size) + begun
 
 
-def call(stream: int, path: bytes = LIVE, data: bytes = message(0)) -> bytes:
+def call(stream: int, path: bytes = LIVE, data: bytes = message(0), *more: tuple[bytes, bytes]) -> bytes:
     """A whole call."""
-    header = frame(frames.HEADERS, frames.END_HEADERS, stream, block(path))
+    header = frame(frames.HEADERS, frames.END_HEADERS, stream, block(path, *more))
     return header + frame(frames.DATA, frames.END_STREAM, stream, data)
 
 
@@ -67,6 +67,18 @@ class Raw:
                 if of == stream and flags & frames.END_STREAM:
                     return int(fields.get(b"grpc-status", b"-1")), fields.get(b"grpc-message", b"").decode()
         raise AssertionError("the connection ended")
+
+    def answered(self, count: int) -> set[int]:
+        """The streams of the next calls that end without an error."""
+        decoder, found = hpack.Decoder(1 << 16), set()
+        for kind, flags, stream, payload in self.frames():
+            assert kind not in (frames.GOAWAY, frames.RST_STREAM), payload
+            if kind == frames.HEADERS and flags & frames.END_STREAM:
+                assert dict(decoder.decode(payload) or ())[b"grpc-status"] == b"0"
+                found.add(stream)
+                if len(found) == count:
+                    break
+        return found
 
     def end(self) -> tuple[int, str]:
         """Why the server ends the connection."""

@@ -15,7 +15,9 @@ from tests.serve.grpc.raw import INFER, LIVE, STREAM, Raw, block, call, message
 from tests.serve.grpc.test_unread import until
 from tests.serve.running import Running, running
 from torchpar.serve.grpc import frames
+from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
+from torchpar.serve.grpc.taking import TURN
 from torchpar.serve.http.limits import Limits
 
 OPEN = frames.END_HEADERS
@@ -123,6 +125,41 @@ def test_a_client_that_was_read_slowly_is_served() -> None:
         assert raw.status(1) == (0, "")
         assert world.server.calmed == 0
 
+@contextmanager
+def never_calmed(world: Running) -> Iterator[None]:
+    """No connection is read slowly meanwhile."""
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        start = Connection._start_calm
+        patch.setattr(Connection, "_start_calm", lambda self: (seen.append(1), start(self)))
+        yield
+    assert not seen and not world.server.calmed
+
+
+def test_calls_with_large_metadata_are_read_like_others() -> None:
+    """Tokens and traces of several KB on each of many calls that are sent at once."""
+    with running(grpc=True) as world, client(world) as raw, never_calmed(world):
+        for begin in range(1, 1001, 200):
+            streams = range(begin, begin + 200, 2)
+            raw.send(*(call(stream, LIVE, message(0), (b"authorization", b"x" * 14_000)) for stream in streams))
+            assert raw.answered(100) == set(streams)
+
+
+def test_headers_are_decoded_in_turns() -> None:
+    """Of very many at once no more than some in one turn of the loop, in which others are served."""
+    turns: list[int] = []
+    with running(grpc=True) as world, client(world) as raw, pytest.MonkeyPatch.context() as patch:
+        read = Connection._read
+
+        def counting(self: Connection) -> None:
+            before = self.newest
+            read(self)
+            turns.append(self.newest - before)
+
+        patch.setattr(Connection, "_read", counting)
+        raw.send(b"".join(call(stream, LIVE, message(0), (b"a", b"x" * 14_000)) for stream in range(1, 201, 2)))
+        assert len(raw.answered(100)) == 100
+        assert max(turns) == 2 * (TURN // 14_000 + 1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.call import Call
 from torchpar.serve.grpc.frames import HEAD, HEAD_SIZE, PREFACE, ConnectionFailed
-from torchpar.serve.grpc.taking import Taking
+from torchpar.serve.grpc.taking import TURN, Taking
 
 if TYPE_CHECKING:
     from torchpar.serve.http.server import Server
@@ -37,6 +37,7 @@ class Connection(Taking):
         self._since: float | None = self.loop.time()  # when it began what is not whole yet
         self._calm: asyncio.TimerHandle | None = None
         self._calm_since: float | None = None
+        self._soon: asyncio.Handle | None = None  # reads on in the next turn of the loop
         self._reading_paused = False
 
     # ---- from asyncio ----
@@ -80,6 +81,8 @@ class Connection(Taking):
             self._calm.cancel()
             self._calm = None
             self.server.calmed -= 1
+        if self._soon is not None:
+            self._soon.cancel()
         self.server.closed(self)
 
     def pause_writing(self) -> None:
@@ -105,10 +108,11 @@ class Connection(Taking):
             if len(data) < len(PREFACE):
                 return
             self._begun, place = True, len(PREFACE)
+        self.turn = TURN
         self.cork()
         view, size = memoryview(data), len(data)
         try:
-            while size - place >= HEAD_SIZE and self.allowance > 0 and not self.closed:
+            while size - place >= HEAD_SIZE and self.allowance > 0 and self.turn > 0 and not self.closed:
                 high, low, kind, flags, stream = HEAD.unpack_from(data, place)
                 length = high << 8 | low
                 if length > frames.FIRST_FRAME:
@@ -129,6 +133,9 @@ class Connection(Taking):
             return
         if self.allowance <= 0:
             self._start_calm()
+            return
+        if self.turn <= 0:
+            self._wait_a_turn()
             return
         self._calm_since = None
         if not self._rest and not self.has_open_header():
@@ -169,13 +176,25 @@ class Connection(Taking):
     def _end_calm(self) -> None:
         self._calm = None
         self.server.calmed -= 1
-        self.allowance = max(self.allowance, 0.0) + CALM_GAIN
+        self.allowance += CALM_GAIN
+        self._since = None
+        self._read()
+        self._update_reading()
+
+    def _wait_a_turn(self) -> None:
+        """Let others be served before the next headers are decoded."""
+        if self._soon is None:
+            self._soon = self.loop.call_soon(self._read_on)
+            self._update_reading()
+
+    def _read_on(self) -> None:
+        self._soon = None
         self._since = None
         self._read()
         self._update_reading()
 
     def _update_reading(self) -> None:
-        pause = self._calm is not None or self.write_paused
+        pause = self._calm is not None or self._soon is not None or self.write_paused
         if pause != self._reading_paused and not self.closed:
             self._reading_paused = pause
             if pause:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 COST = {frames.SETTINGS: 10, frames.PING: 1, frames.RST_STREAM: 10, frames.PRIORITY: 1, frames.WINDOW_UPDATE: 1}
 REFUSED = 4  # a call more than may be
 SMALL_DATA = 256  # bytes; a smaller frame that ends nothing costs 1
-HEADER_BYTES = 64  # so many bytes of a header cost 1
+HEADER_BYTES = 64  # so many bytes of a header that begins no call cost 1
+
+# Bytes of headers that are decoded in one turn of the loop; others are served before there are more.
+TURN = 16 * 1024
 
 # More settings than this in one frame, of six bytes each, say nothing.
 SETTINGS_SIZE = 600
@@ -34,6 +37,7 @@ class Taking(Outgoing):
         self._block: bytearray | None = None  # a header that goes on
         self._block_of = (0, 0)
         self._receive_window = self.limits.connection_window
+        self.turn = TURN  # what is left of it
 
     def has_open_header(self) -> bool:
         """Whether the frame that follows is the rest of a header."""
@@ -110,7 +114,6 @@ class Taking(Outgoing):
         if block is None:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a CONTINUATION of nothing")
         block += payload
-        self.allowance -= len(payload) // HEADER_BYTES
         if len(block) > self.limits.header:
             raise ConnectionFailed(frames.CALM, f"a header of more than {self.limits.header} bytes")
         if flags & frames.END_HEADERS:
@@ -120,8 +123,11 @@ class Taking(Outgoing):
     def _open(self, stream: int, flags: int, block: bytes) -> None:
         """A header is whole: a call, or the trailers of one."""
         found = self._decoder.decode(block)
+        self.turn -= len(block)
+        cost = len(block) // HEADER_BYTES
         call = self.calls.get(stream)
         if stream <= self.newest:
+            self.allowance -= cost
             if call is not None and (call.has_ended() or not flags & frames.END_STREAM):
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, "a second header of a stream")
             if call is not None:
@@ -129,16 +135,18 @@ class Taking(Outgoing):
             return
         self.newest = stream
         if len(self.calls) >= self.limits.calls or self.closed:
-            self.allowance -= REFUSED
+            self.allowance -= REFUSED + cost
             self.write(frames.reset(stream, frames.REFUSED_STREAM))
             return
         fields = None if found is None else request_fields(found)
         if found is not None and fields is None:
-            self.allowance -= COST[frames.RST_STREAM]
+            self.allowance -= COST[frames.RST_STREAM] + cost
             self.write(frames.reset(stream, frames.PROTOCOL_ERROR))
             return
         self.calls[stream] = call = Call(self, stream, fields or {b":path": b""})
+        call.cost = cost
         if fields is None:
+            self.allowance -= cost
             call.fail(RESOURCE_EXHAUSTED, f"the metadata are larger than {self.limits.header} bytes")
         else:
             self._application(call)
@@ -201,4 +209,5 @@ class Taking(Outgoing):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a RST_STREAM for a stream that is not there")
         call = self.calls.pop(stream, None)
         if call is not None:
+            self.allowance -= call.cost
             call.drop()
