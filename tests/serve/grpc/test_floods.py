@@ -17,7 +17,7 @@ from tests.serve.running import Running, running
 from torchpar.serve.grpc import frames
 from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
-from torchpar.serve.grpc.taking import TURN
+from torchpar.serve.grpc.taking import SOON_SECONDS, TURN
 from torchpar.serve.http.limits import Limits
 
 OPEN = frames.END_HEADERS
@@ -143,6 +143,36 @@ def test_calls_with_large_metadata_are_read_like_others() -> None:
             streams = range(begin, begin + 200, 2)
             raw.send(*(call(stream, LIVE, message(0), (b"authorization", b"x" * 14_000)) for stream in streams))
             assert raw.answered(100) == set(streams)
+
+
+def test_cancelled_calls_that_had_their_time_cost_nothing() -> None:
+    """Those of a model that hangs, on four connections with as many calls as may be."""
+    streams = range(1, 257, 2)
+    with running(grpc=True) as world, never_calmed(world):
+        held = [Raw(world.grpc_port) for _ in range(4)]
+        for _ in range(2):
+            for raw in held:
+                raw.send(*(frame(frames.HEADERS, OPEN, stream, block(STREAM)) for stream in streams))
+                raw.send(PING)
+                raw.until(frames.PING)
+            threading.Event().wait(2 * SOON_SECONDS)
+            for raw in held:
+                raw.send(*(frames.reset(stream, frames.CANCEL) for stream in streams))
+            streams = range(streams.stop, streams.stop + 256, 2)
+        for raw in held:
+            raw.send(call(streams.start))
+            assert raw.status(streams.start) == (0, "")
+            raw.close()
+
+
+def test_resets_are_forgiven_however_many_clients_are_read_slowly() -> None:
+    """What counts against a client is what it sent, not how long it was not read for the sake of others."""
+    with running(grpc=True, limits=Limits(header_seconds=1.5)) as world, client(world) as raw:
+        world.server.loop.call_soon_threadsafe(setattr, world.server, "calmed", 4)
+        raw.send(*RESETS[:60], call(121))
+        assert raw.status(121) == (0, "")
+        until(lambda: world.server.calmed == 4)
+        world.server.calmed = 0
 
 
 def test_headers_are_decoded_in_turns() -> None:

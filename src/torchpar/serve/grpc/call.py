@@ -21,13 +21,14 @@ _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-
 class Call(Arriving):
     """`deadline` is the client's, in the loop's time; `local` whether it is on this host.
 
-    `cost` is what its header takes of the connection's allowance if it is reset.
+    `begun` is when its header came, and `cost` what that takes of the connection's allowance if it is reset at once.
     """
 
     __slots__ = (
         "_begun",
         "_out",
         "_owed",
+        "begun",
         "blocked",
         "cost",
         "deadline",
@@ -46,6 +47,7 @@ class Call(Arriving):
         self.local = is_local(connection.peer, fields)
         seconds = _timeout(fields.get(b"grpc-timeout", b"")[:12])
         self.deadline = None if seconds is None else connection.loop.time() + seconds
+        self.begun = 0.0
         self.cost = 0
         self.window = connection.first_window
         self.last: bytes | None = None

@@ -36,7 +36,7 @@ class Connection(Taking):
         self._begun = False  # its preface is there
         self._since: float | None = self.loop.time()  # when it began what is not whole yet
         self._calm: asyncio.TimerHandle | None = None
-        self._calm_since: float | None = None
+        self._calms = 0  # one after another
         self._soon: asyncio.Handle | None = None  # reads on in the next turn of the loop
         self._reading_paused = False
 
@@ -137,7 +137,7 @@ class Connection(Taking):
         if self.turn <= 0:
             self._wait_a_turn()
             return
-        self._calm_since = None
+        self._calms = 0
         if not self._rest and not self.has_open_header():
             self._since = None
         elif self._since is None or place and not self.has_open_header():
@@ -149,7 +149,7 @@ class Connection(Taking):
         """Called now and then by the server: has the client been too slow?"""
         if self._since is not None and now > self._since + self.limits.header_seconds and not self._reading_paused:
             self.close(frames.CALM, "a frame or a header did not come in time")
-        elif self._calm_since is not None and now > self._calm_since + self.limits.header_seconds:
+        elif self._calms * CALM_SECONDS > self.limits.header_seconds:
             self.close(frames.CALM, "too much that is no call")
         else:
             super().expire(now)
@@ -167,8 +167,8 @@ class Connection(Taking):
     def _start_calm(self) -> None:
         """Read no more for a while, the longer the more others must wait too."""
         if self._calm is None:
-            if self._calm_since is None:
-                self._calm_since = self.loop.time()
+            # Counted, not timed: that it takes longer the more others are calmed is not this client's doing.
+            self._calms += 1
             self.server.calmed += 1
             self._calm = self.loop.call_later(CALM_SECONDS * self.server.calmed, self._end_calm)
             self._update_reading()

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from torchpar.serve.http.server import Server
 
 # What of a connection's allowance such frames take.
-COST = {frames.SETTINGS: 10, frames.PING: 1, frames.RST_STREAM: 10, frames.PRIORITY: 1, frames.WINDOW_UPDATE: 1}
+COST = {frames.SETTINGS: 10, frames.PING: 1, frames.PRIORITY: 1, frames.WINDOW_UPDATE: 1}
 REFUSED = 4  # a call more than may be
+RESET = 10  # a stream that was begun for nothing
+SOON_SECONDS = 0.1  # which one is that a client resets within this time; later, its number of calls bounds how often
 SMALL_DATA = 256  # bytes; a smaller frame that ends nothing costs 1
 HEADER_BYTES = 64  # so many bytes of a header that begins no call cost 1
 
@@ -53,6 +55,9 @@ class Taking(Outgoing):
         if kind == frames.HEADERS:
             self._take_headers(flags, stream, payload)
             return
+        if kind == frames.RST_STREAM:
+            self._take_reset(stream, payload)
+            return
         self.allowance -= COST.get(kind, 1)
         if kind == frames.CONTINUATION:
             self._take_continuation(flags, payload)
@@ -60,8 +65,6 @@ class Taking(Outgoing):
             self._take_settings(flags, stream, payload)
         elif kind == frames.WINDOW_UPDATE:
             self._take_window(stream, payload)
-        elif kind == frames.RST_STREAM:
-            self._take_reset(stream, payload)
         elif kind == frames.PING:
             if stream or len(payload) != 8:
                 raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "a PING of another size, or of a stream")
@@ -140,11 +143,11 @@ class Taking(Outgoing):
             return
         fields = None if found is None else request_fields(found)
         if found is not None and fields is None:
-            self.allowance -= COST[frames.RST_STREAM] + cost
+            self.allowance -= RESET + cost
             self.write(frames.reset(stream, frames.PROTOCOL_ERROR))
             return
         self.calls[stream] = call = Call(self, stream, fields or {b":path": b""})
-        call.cost = cost
+        call.cost, call.begun = cost, self.loop.time()
         if fields is None:
             self.allowance -= cost
             call.fail(RESOURCE_EXHAUSTED, f"the metadata are larger than {self.limits.header} bytes")
@@ -208,6 +211,9 @@ class Taking(Outgoing):
         if not stream or stream > self.newest:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a RST_STREAM for a stream that is not there")
         call = self.calls.pop(stream, None)
-        if call is not None:
-            self.allowance -= call.cost
+        if call is None:
+            self.allowance -= 1
+        else:
+            if self.loop.time() < call.begun + SOON_SECONDS:
+                self.allowance -= RESET + call.cost
             call.drop()
