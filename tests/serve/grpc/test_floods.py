@@ -14,7 +14,7 @@ import pytest
 from tests.serve.grpc.raw import INFER, LIVE, STREAM, Raw, block, call, message
 from tests.serve.grpc.test_unread import until
 from tests.serve.running import Running, running
-from torchpar.serve.grpc import frames
+from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
 from torchpar.serve.grpc.taking import SOON_SECONDS, TURN
@@ -197,8 +197,8 @@ def test_headers_are_decoded_in_turns() -> None:
     [
         (frame(frames.HEADERS, 0, 1, block(LIVE)), "a frame or a header did not come in time"),
         (frames.head(frames.DATA, 0, 1, 100) + b"x", "a frame or a header did not come in time"),
-        (frame(frames.HEADERS, 0, 1, bytes(16000)) + frame(frames.CONTINUATION, 0, 1, bytes(16000)) * 3,
-         "a header of more than 32768 bytes"),
+        (frame(frames.HEADERS, 0, 1, bytes(16000)) + frame(frames.CONTINUATION, 0, 1, bytes(16000)) * 9,
+         "a header of more than 131072 bytes"),
         (frames.settings(dict.fromkeys(range(10, 500), 0)), "very many settings"),
     ],
 )  # fmt: skip
@@ -220,14 +220,57 @@ def test_answers_to_clients_that_have_gone_leave_the_journal_alone(caplog: pytes
     assert caplog.messages == []
 
 
-def test_metadata_that_are_too_large_are_told_so_and_the_connection_goes_on() -> None:
-    """One byte stands for a field of a thousand."""
-    field = b"\x40\x03big\x7f\xe9\x06" + b"v" * 1000
+BIG = b"\x40\x03big\x7f\xe9\x06" + b"v" * 1000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [BIG + b"\xbe" * 100, hpack.encode(((b"cookie", b"x" * 40_000),)) + BIG, hpack.encode(((b"a", b"x"),)) * 9000 + BIG],
+)
+def test_metadata_that_are_too_large_are_told_so_and_the_connection_goes_on(fields: bytes) -> None:
+    """In one byte that stands for a field of a thousand, in a field, or in many; the table is kept as the client has it."""
     with running(grpc=True) as world, client(world) as raw:
-        raw.send(frame(frames.HEADERS, WHOLE, 1, block(LIVE) + field + b"\xbe" * 100))
-        assert raw.status(1) == (8, "the metadata are larger than 32768 bytes")
-        raw.send(call(3))
-        assert raw.status(3) == (0, "")
+        raw.send(frame(frames.HEADERS, OPEN, 1, block(STREAM)))
+        sent = block(LIVE) + fields
+        pieces = [sent[at : at + 16_000] for at in range(0, len(sent), 16_000)]
+        raw.send(frame(frames.HEADERS, OPEN * (len(pieces) == 1) | frames.END_STREAM, 3, pieces.pop(0)))
+        while pieces:
+            raw.send(frame(frames.CONTINUATION, OPEN * (len(pieces) == 1), 3, pieces.pop(0)))
+        assert raw.status(3) == (8, "the metadata are larger than 32768 bytes")
+        raw.send(frame(frames.HEADERS, OPEN, 5, block(LIVE) + b"\xbe"), frame(frames.DATA, 1, 5, message(0)))
+        assert raw.status(5) == (0, "")
+        raw.send(frame(frames.DATA, frames.END_STREAM, 1))
+        assert raw.status(1) == (0, "")
+
+
+@pytest.mark.parametrize("path", [LIVE, STREAM])
+def test_the_first_header_says_that_the_table_is_as_small_as_the_client_wants_it(path: bytes) -> None:
+    """RFC 7541, 4.2. Settings of other sizes follow and say nothing."""
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(call(1), frames.settings({frames.HEADER_TABLE: 8192}), call(3))
+        assert raw.until(frames.HEADERS, of=1)[:1] == raw.until(frames.HEADERS, of=3)[:1] == b"\x88"
+        for stream in (5, 9):
+            raw.send(*(frames.settings({frames.HEADER_TABLE: size}) for size in (100, 4096, 0)), PING)
+            raw.until(frames.PING)
+            raw.send(call(stream, path, b"" if path == STREAM else message(0)))
+            assert raw.until(frames.HEADERS, of=stream)[:2] == (b" \x88" if stream == 5 else b"\x88\0")
+
+
+def test_a_stream_that_is_begun_during_a_drain_ends_with_it() -> None:
+    """Its client had not read yet that it should go elsewhere."""
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(call(1))
+        assert raw.status(1) == (0, "")
+        world.grace = 60.0
+
+        def drain() -> None:
+            for connection in world.server.all_connections():
+                connection.start_drain()
+                connection.data_received(frame(frames.HEADERS, OPEN, 3, block(STREAM)))
+                connection.drain()
+
+        world.server.loop.call_soon_threadsafe(drain)
+        until(lambda: world.server.connections() == 0)
 
 
 def test_a_connection_has_no_more_calls_than_it_is_told_and_idle_ones_give_way() -> None:

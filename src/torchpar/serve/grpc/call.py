@@ -92,11 +92,11 @@ class Call(Arriving):
             self.finish(OK)
             return
         connection.window -= size
-        number = self.number
+        number, first = self.number, connection.block(_FIRST)
         connection.write(
             b"".join(
                 (
-                    frames.head(frames.HEADERS, frames.END_HEADERS, number, len(_FIRST)), _FIRST,
+                    frames.head(frames.HEADERS, frames.END_HEADERS, number, len(first)), first,
                     frames.head(frames.DATA, 0, number, size), PREFIX.pack(False, len(data)), data,
                     frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, len(_DONE)), _DONE,
                 )
@@ -111,7 +111,8 @@ class Call(Arriving):
             return
         if not self._begun:
             self._begun = True
-            self.connection.write(frames.frame(frames.HEADERS, frames.END_HEADERS, self.number, _FIRST))
+            first = self.connection.block(_FIRST)
+            self.connection.write(frames.frame(frames.HEADERS, frames.END_HEADERS, self.number, first))
         self._out += (memoryview(PREFIX.pack(False, len(data))), memoryview(data))
         self.connection.sends(self)
 

@@ -127,7 +127,7 @@ class Decoder:
     """Of one connection, whose blocks must all be given to it, in their order."""
 
     def __init__(self, most: int) -> None:
-        """most: bytes of a block's fields, each counted with `OVERHEAD`."""
+        """most: bytes of a block, and of its fields, each counted with `OVERHEAD`."""
         self._most = most
         self._entries: deque[tuple[bytes, bytes]] = deque()
         self._size = 0
@@ -136,7 +136,9 @@ class Decoder:
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]] | None:
         """The fields, None where they are more than may be. Raises HpackError."""
         fields: list[tuple[bytes, bytes]] = []
-        place, end, size = 0, len(block), 0
+        place, end, size, most = 0, len(block), 0, self._most
+        if end > most:
+            most = -1
         try:
             while place < end:
                 first = block[place]
@@ -152,15 +154,18 @@ class Decoder:
                     number, place = _number(block, place, 5)
                     self._resize(number)
                     continue
+                elif size > most:
+                    place = _skip_literal(block, place)
+                    continue
                 else:
                     field, place = self._literal(block, place, 4)
                 size += len(field[0]) + len(field[1]) + OVERHEAD
                 # What is too much is not kept; but the table must be as the client has it.
-                if size <= self._most:
+                if size <= most:
                     fields.append(field)
         except IndexError:
             raise HpackError("a header block ends too early") from None
-        return fields if size <= self._most else None
+        return fields if size <= most else None
 
     def _literal(self, block: bytes, place: int, bits: int) -> tuple[tuple[bytes, bytes], int]:
         number, place = _number(block, place, bits)
@@ -210,6 +215,17 @@ def _number(block: bytes, place: int, bits: int) -> tuple[int, int]:
     raise HpackError("a number that is too large")
 
 
+def _skip_literal(block: bytes, place: int) -> int:
+    """Where a field ends that neither is wanted nor changes the table."""
+    number, place = _number(block, place, 4)
+    for _ in range(1 if number else 2):
+        size, place = _number(block, place, 7)
+        place += size
+    if place > len(block):
+        raise HpackError("a header block ends too early")
+    return place
+
+
 def _text(block: bytes, place: int) -> tuple[bytes, int]:
     coded = block[place] & 0x80
     size, place = _number(block, place, 7)
@@ -217,6 +233,10 @@ def _text(block: bytes, place: int) -> tuple[bytes, int]:
     if len(text) < size:
         raise HpackError("a header block ends too early")
     return decode_text(text) if coded else text, place + size
+
+
+# Begins a block whose writer's table holds nothing from here on, section 6.3.
+NO_TABLE = b"\x20"
 
 
 def encode(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from torchpar.serve.grpc import frames
+from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.http.limits import ALLOWANCE, SMALL
 from torchpar.serve.http.peer import Peer
 
@@ -44,6 +44,8 @@ class Outgoing(Peer):
         self.first_window = frames.FIRST_WINDOW
         self.frame_size = frames.FIRST_FRAME
         self.write_paused = False
+        self._has_table = True  # for headers; nothing is ever in it
+        self._block_begin = b""
         self.allowance = float(ALLOWANCE)
         self.last_active = self.loop.time()
         self._transport: Any = None
@@ -75,6 +77,17 @@ class Outgoing(Peer):
         if kept and not self._transport.is_closing():
             self._transport.write(b"".join(kept))
         self.pump()
+
+    def give_up_table(self) -> None:
+        """Say in the next header that our table is empty: the client has room for a smaller one only."""
+        if self._has_table:
+            self._has_table, self._block_begin = False, hpack.NO_TABLE
+
+    def block(self, block: bytes) -> bytes:
+        """A header as it is to be sent next."""
+        if self._block_begin:
+            block, self._block_begin = self._block_begin + block, b""
+        return block
 
     # ---- answers ----
 
@@ -143,7 +156,7 @@ class Outgoing(Peer):
             call.queued = False
             if call.last is not None:
                 flags = frames.END_HEADERS | frames.END_STREAM
-                self._transport.write(frames.frame(frames.HEADERS, flags, call.number, call.last))
+                self._transport.write(frames.frame(frames.HEADERS, flags, call.number, self.block(call.last)))
                 self.forget(call)
             else:
                 self.earn(PER_ANSWER)
@@ -194,9 +207,10 @@ class Outgoing(Peer):
     def drain(self) -> None:
         """Close, once nothing is due."""
         self.start_drain()
+        for call in tuple(self.calls.values()):
+            call.drain()  # it may have been begun since
         if not self.calls:
             self.close(frames.NO_ERROR)
-
 
     def close(self, code: int, message: str = "") -> None:
         """Say why, and end the connection; what was sent is still taken."""

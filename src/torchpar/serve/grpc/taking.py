@@ -25,6 +25,9 @@ HEADER_BYTES = 64  # so many bytes of a header that begins no call cost 1
 # Bytes of headers that are decoded in one turn of the loop; others are served before there are more.
 TURN = 16 * 1024
 
+# A header of so many times its limit is still read, to say so in an answer: without its end no further one can be read.
+READABLE = 4
+
 # More settings than this in one frame, of six bytes each, say nothing.
 SETTINGS_SIZE = 600
 
@@ -117,8 +120,9 @@ class Taking(Outgoing):
         if block is None:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a CONTINUATION of nothing")
         block += payload
-        if len(block) > self.limits.header:
-            raise ConnectionFailed(frames.CALM, f"a header of more than {self.limits.header} bytes")
+        most = self.limits.header * READABLE
+        if len(block) > most:
+            raise ConnectionFailed(frames.CALM, f"a header of more than {most} bytes")
         if flags & frames.END_HEADERS:
             self._block = None
             self._open(*self._block_of, bytes(block))
@@ -171,6 +175,8 @@ class Taking(Outgoing):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, f"a frame size of {size}")
         self.frame_size = min(size, FRAME)
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        if any(key == frames.HEADER_TABLE and size < hpack.TABLE for key, size in frames.SETTING.iter_unpack(payload)):
+            self.give_up_table()
         first = values.get(frames.WINDOW, self.first_window)
         if first > frames.LARGEST:
             raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, f"a window of {first}")
