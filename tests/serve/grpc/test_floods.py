@@ -87,6 +87,7 @@ RESETS = [
     frame(frames.HEADERS, OPEN, stream, block(INFER)) + frames.reset(stream, frames.CANCEL)
     for stream in range(1, 2001, 2)
 ]
+ANSWERED = call(1)
 FLOODS = {
     "pings": [PING * 1000],
     "settings": [frames.settings({frames.WINDOW: value % 2}) for value in range(1000)],
@@ -96,6 +97,12 @@ FLOODS = {
     "resets": RESETS,
     "empty data": [frame(frames.HEADERS, OPEN, 1, block(STREAM)), frame(frames.DATA, 0, 1) * 1000],
     "empty headers": [frame(frames.HEADERS, 0, 1, block(STREAM)), frame(frames.CONTINUATION, 0, 1) * 1000],
+    "padding": [
+        frame(frames.HEADERS, OPEN, 1, block(STREAM)), frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255)) * 1000
+    ],
+    "data after the answer": [ANSWERED, frame(frames.DATA, frames.END_STREAM, 1) * 1000],
+    "headers after the answer": [ANSWERED, frame(frames.HEADERS, WHOLE, 1, b"\x82") * 1000],
+    "large headers after the answer": [ANSWERED, frame(frames.HEADERS, WHOLE, 1, b"\x82" * 8000) * 100],
     "no requests": [frame(frames.HEADERS, WHOLE, stream, b"\x83") for stream in range(1, 2001, 2)],
 }
 
@@ -105,10 +112,15 @@ def test_frames_that_ask_for_nothing_are_read_slowly(kind: str) -> None:
     """Others do not wait, and who goes on for long is cut off."""
     with running(grpc=True, limits=Limits(header_seconds=0.7)) as world, client(world) as raw:
 
+        begin, *again = FLOODS[kind]
+        raw.send(begin)
+        if begin == ANSWERED:
+            assert raw.status(1) == (0, "")
+
         def send() -> None:
             with suppress(OSError):
                 while True:
-                    raw.send(*FLOODS[kind])
+                    raw.send(*(again or [begin]))
 
         flood = threading.Thread(target=send)
         flood.start()

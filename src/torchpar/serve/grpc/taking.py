@@ -19,7 +19,7 @@ COST = {frames.SETTINGS: 10, frames.PING: 1, frames.PRIORITY: 1, frames.WINDOW_U
 REFUSED = 4  # a call more than may be
 RESET = 10  # a stream that was begun for nothing
 SOON_SECONDS = 0.1  # which one is that a client resets within this time; later, its number of calls bounds how often
-SMALL_DATA = 256  # bytes; a smaller frame that ends nothing costs 1
+SMALL_DATA = 256  # bytes; a frame of less that ends no call costs 1
 HEADER_BYTES = 64  # so many bytes of a header that begins no call cost 1
 
 # Bytes of headers that are decoded in one turn of the loop; others are served before there are more.
@@ -82,8 +82,6 @@ class Taking(Outgoing):
         size = len(payload)
         if not stream or stream > self.newest:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "DATA for a stream that is not there")
-        if size < SMALL_DATA and not flags & frames.END_STREAM:
-            self.allowance -= 1
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "more than the connection's window")
@@ -91,6 +89,9 @@ class Taking(Outgoing):
             self.write(frames.window_update(0, self.limits.connection_window - self._receive_window))
             self._receive_window = self.limits.connection_window
         call = self.calls.get(stream)
+        piece = frames.without_padding(flags, payload)
+        if len(piece) < SMALL_DATA and (call is None or not flags & frames.END_STREAM):
+            self.allowance -= 1
         if call is None:
             return  # it was answered or reset, and the client did not know yet
         if call.has_ended():
@@ -98,7 +99,6 @@ class Taking(Outgoing):
         call.receive_window -= size
         if call.receive_window < 0:
             raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "more than the stream's window")
-        piece = frames.without_padding(flags, payload)
         call.uncredited += size - len(piece)
         if piece:
             call.receive(piece)
@@ -134,7 +134,7 @@ class Taking(Outgoing):
         cost = len(block) // HEADER_BYTES
         call = self.calls.get(stream)
         if stream <= self.newest:
-            self.allowance -= cost
+            self.allowance -= 1 + cost
             if call is not None and (call.has_ended() or not flags & frames.END_STREAM):
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, "a second header of a stream")
             if call is not None:
