@@ -18,7 +18,7 @@ from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
 from torchpar.serve.grpc.taking import SOON_SECONDS, TURN
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.http.limits import MANY_SMALL, Limits
 
 OPEN = frames.END_HEADERS
 WHOLE = frames.END_HEADERS | frames.END_STREAM
@@ -59,6 +59,37 @@ def test_messages_that_are_not_ended_are_bounded_together() -> None:
         assert 700_000 < world.server.held < 1_000_000
         assert is_served(world)
         raw.close()
+        until(lambda: world.server.held == 0)
+
+
+@pytest.mark.parametrize("size", [16_000, 60_000])
+def test_whole_messages_of_calls_that_do_not_end_are_bounded_together(size: int) -> None:
+    """However small each is; beside so much of each connection that is always taken."""
+    with running(grpc=True, limits=Limits(held=1_000_000)) as world:
+        held = [Raw(world.grpc_port) for _ in range(3)]
+        for raw in held:
+            for stream in range(1, 129, 2):
+                data = message(size, bytes(size))
+                raw.send(frame(frames.HEADERS, OPEN, stream, block(INFER)))
+                raw.send(*(frame(frames.DATA, 0, stream, data[at : at + 16_000]) for at in range(0, len(data), 16_000)))
+            raw.send(PING)
+            raw.until(frames.PING)
+        assert 1_000_000 <= world.server.held + size
+        assert world.server.held <= 1_000_000 + len(held) * (MANY_SMALL + size)
+        assert is_served(world)
+        for raw in held:
+            raw.close()
+        until(lambda: world.server.held == 0)
+
+
+def test_messages_of_a_stream_are_held_until_they_are_answered() -> None:
+    with running(grpc=True) as world, client(world) as raw:
+        raw.send(frame(frames.HEADERS, OPEN, 1, block(STREAM)))
+        for size in (3, 100, 40_000):
+            data = message(size, b"\xff" * size)
+            raw.send(*(frame(frames.DATA, 0, 1, data[at : at + 16_000]) for at in range(0, len(data), 16_000)))
+        raw.send(frame(frames.DATA, frames.END_STREAM, 1))
+        assert raw.status(1) == (0, "")
         until(lambda: world.server.held == 0)
 
 

@@ -32,7 +32,7 @@ class Handler(Protocol):
         """Whether the next message may be handed on; when that changes, `Call.read_on` is to be called."""
 
     def message(self, data: bytes | memoryview, compressed: bool) -> None:
-        """A whole message; one of more than SMALL counts as held until `Call.hold` says otherwise."""
+        """A whole message; it counts as held until the call is over, or `Call.hold` says otherwise."""
 
     def ended(self) -> None:
         """There is no further one."""
@@ -77,7 +77,7 @@ class Arriving(ABC):
         self.uncredited = 0
         self._ended = False
         self._buffer = bytearray()
-        self._held = 0  # bytes of the message that arrives, and of large ones that are in work
+        self._held = 0  # bytes of the message that arrives, and of those that are in work
         self._due: float | None = None  # when it has been waited for long enough
         self._received = self._mark = 0
 
@@ -100,7 +100,8 @@ class Arriving(ABC):
         if not self._buffer and len(piece) >= PREFIX.size and handler.wants():
             compressed, size = PREFIX.unpack_from(piece)
             # Most messages come in one piece.
-            if size == len(piece) - PREFIX.size:
+            if size == len(piece) - PREFIX.size and self.connection.may_hold(size, size):
+                self.hold(size)
                 handler.message(bytes(piece[PREFIX.size :]), bool(compressed))
                 self._credit()
                 return
@@ -123,10 +124,10 @@ class Arriving(ABC):
             missing = whole - len(self._buffer)
             if size > limit:
                 self.fail(RESOURCE_EXHAUSTED, f"the message has {size} bytes; the limit is {limit}")
+            elif (missing > 0 or size <= SMALL) and not self.connection.may_hold(max(missing, 0), whole):
+                self.fail(UNAVAILABLE, NOT_HELD, 1.0)
             elif missing <= 0:
                 self._hand_on(whole, bool(compressed))
-            elif not self.connection.may_hold(missing, whole):
-                self.fail(UNAVAILABLE, NOT_HELD, 1.0)
             else:
                 break
         if self.over or self.handler is None:
@@ -147,7 +148,7 @@ class Arriving(ABC):
         else:
             data = bytes(memoryview(self._buffer)[PREFIX.size : whole])
             del self._buffer[:whole]
-        self.hold((len(data) if len(data) > SMALL else 0) - whole)
+        self.hold(len(data) - whole)
         if self.handler is not None:
             self.handler.message(data, compressed)
 
@@ -195,4 +196,5 @@ class Arriving(ABC):
         """Nothing more is read."""
         self._due = None
         self._buffer = bytearray()
-        self.hold(-self._held)
+        if self._held:
+            self.hold(-self._held)

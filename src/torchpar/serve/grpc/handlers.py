@@ -11,7 +11,7 @@ from torchpar.serve.grpc import arriving as status
 from torchpar.serve.grpc.arriving import MARGIN
 from torchpar.serve.grpc.call import Call
 from torchpar.serve.http.coding import decompress
-from torchpar.serve.http.limits import NOT_TAKEN, SMALL
+from torchpar.serve.http.limits import NOT_TAKEN
 from torchpar.serve.protocol.service import Service
 
 # Of one message: its answer. Raises ServeError.
@@ -145,7 +145,7 @@ class Stream:
             answer = await self._answer(await _plain(self._service, call, data, compressed), call)
         except ServeError as error:
             answer = self._refusal(error.message)
-        if size > SMALL and not call.over:
+        if not call.over:
             call.hold(-size)
         if call.owe(len(answer)):
             return answer, len(answer)

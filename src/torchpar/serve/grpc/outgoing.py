@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from torchpar.serve.grpc import frames, hpack
-from torchpar.serve.http.limits import ALLOWANCE, SMALL
+from torchpar.serve.http.limits import ALLOWANCE, MANY_SMALL, SMALL
 from torchpar.serve.http.peer import Peer
 
 if TYPE_CHECKING:
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 # Bytes of one frame at the most.
 FRAME = 128 * 1024
-
-# Messages of a connection, however small each is, that wait without being looked at.
-MANY_SMALL = 4 * SMALL
-
 
 # What a connection gains of its allowance by a call that has ended, or a message, and by how many bytes that it takes.
 PER_ANSWER = 64

@@ -10,6 +10,9 @@ MIB = 1024 * KIB
 # Requests and answers up to this size are always taken and given: a connection's socket holds as much.
 SMALL = 64 * KIB
 
+# Messages of a connection of gRPC, however small each is, that are held without a look at what all hold.
+MANY_SMALL = 4 * SMALL
+
 # JSON that loads a model or sets something.
 ORDER = 128 * KIB
 
