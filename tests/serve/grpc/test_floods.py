@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
+from tests.serve.echo import EchoEngine, EchoTicket
 from tests.serve.grpc.raw import INFER, LIVE, STREAM, Raw, block, call, message
 from tests.serve.grpc.test_unread import until
 from tests.serve.running import Running, running
@@ -19,6 +21,8 @@ from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
 from torchpar.serve.grpc.taking import SOON_SECONDS, TURN
 from torchpar.serve.http.limits import MANY_SMALL, Limits
+from torchpar.serve.requests import Done, Request, Response, Ticket
+from torchpar.serve.tensors import Tensor
 
 OPEN = frames.END_HEADERS
 WHOLE = frames.END_HEADERS | frames.END_STREAM
@@ -91,6 +95,49 @@ def test_messages_of_a_stream_are_held_until_they_are_answered() -> None:
         raw.send(frame(frames.DATA, frames.END_STREAM, 1))
         assert raw.status(1) == (0, "")
         until(lambda: world.server.held == 0)
+
+
+class Waiting(EchoEngine):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: list[tuple[Request, Done]] = []
+
+    def submit(self, request: Request, done: Done) -> Ticket:
+        self.late.append((request, done))
+        return EchoTicket()
+
+    def answer(self) -> None:
+        late, self.late = self.late, []
+        for request, done in late:
+            done(Response(request.model, "1", request.id, [Tensor("x", "UINT8", (1, 1), b"a")]))
+
+
+def test_streams_of_a_connection_are_computed_within_a_bound_together() -> None:
+    """One message of each, and so many more as it may have calls; all are answered in the end."""
+    asked = service_pb2.ModelInferRequest(model_name="m")
+    asked.inputs.add(name="x", datatype="UINT8", shape=[1, 1])
+    asked.raw_input_contents.append(b"a")
+    data = asked.SerializeToString()
+    engine = Waiting()
+    with running(engine, grpc=True, limits=Limits(calls=10)) as world, client(world) as raw:
+        raw.send(frames.window_update(0, 1 << 24))
+        for stream in range(1, 21, 2):
+            raw.send(frame(frames.HEADERS, OPEN, stream, block(STREAM)))
+            raw.send(frame(frames.DATA, frames.END_STREAM, stream, message(len(data), data) * 32))
+        raw.send(PING)
+        raw.until(frames.PING)
+        until(lambda: len(engine.late) == 19)  # ten of the first stream, and one of each other
+
+        def answer() -> None:
+            assert len(engine.late) < 20
+            engine.answer()
+            world.server.loop.call_later(0.001, answer)
+
+        world.server.loop.call_soon_threadsafe(answer)
+        assert raw.answered(10) == set(range(1, 21, 2))
+        assert all(connection.working == 0 for connection in world.server.all_connections())
 
 
 @pytest.mark.parametrize("sent", [0, 10_000, 100_000])

@@ -130,12 +130,16 @@ class Stream:
         self._going_on = False
 
     def wants(self) -> bool:
-        """Not while as many wait as may, to be computed or to be taken."""
-        return len(self._waiting) + len(self._owed) < self._call.connection.limits.pipeline and not self._over
+        """Not while as many wait as may, to be computed or to be taken; one may always, else it would never go on."""
+        mine, connection = len(self._waiting) + len(self._owed), self._call.connection
+        limits = connection.limits
+        return mine < limits.pipeline and not self._over and (not mine or connection.working < limits.calls)
 
     def message(self, data: bytes | memoryview, compressed: bool) -> None:
         """A request."""
-        task = self._call.connection.loop.create_task(self._run(data, compressed))
+        connection = self._call.connection
+        task = connection.loop.create_task(self._run(data, compressed))
+        connection.working += 1
         self._waiting.append(task)
         task.add_done_callback(self._next)
 
@@ -154,6 +158,7 @@ class Stream:
     def _next(self, _: Any) -> None:
         """Give the answers whose turn it is."""
         call = self._call
+        call.connection.working -= 1
         while self._waiting and self._waiting[0].done() and not self._over:
             task = self._waiting.pop(0)
             if task.cancelled():

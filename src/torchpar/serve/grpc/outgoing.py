@@ -34,6 +34,7 @@ class Outgoing(Peer):
         self.newest = 0  # the last call that was begun
         self.owed = 0
         self.held = 0
+        self.working = 0  # messages of streams that are being computed
         self.closed = False
         self.draining = False
         self.window = frames.FIRST_WINDOW
