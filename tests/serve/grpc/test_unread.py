@@ -6,8 +6,10 @@ import asyncio
 import queue
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -15,7 +17,9 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.serve.echo import EchoEngine, EchoTicket
+from tests.serve.grpc.raw import INFER, Raw, call, message
 from tests.serve.running import Running, running
+from torchpar.serve.grpc import frames
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.requests import Done, Request, Response, Ticket
 from torchpar.serve.tensors import Tensor
@@ -157,3 +161,45 @@ def test_an_answer_whose_turn_has_not_come_is_nobodys_delay() -> None:
         asked.put(None)
         assert [answer.error_message for answer in answers] == ["", ""]
         until(lambda: world.server.owed == 0)
+
+
+@pytest.mark.parametrize(
+    ("of", "by", "end"),
+    [
+        (1, 1, frames.RST_STREAM),
+        (0, 1, None),
+        (1, 100_000, frames.HEADERS),
+        (0, 100_000, frames.HEADERS),
+    ],
+)
+def test_an_answer_of_which_next_to_nothing_is_taken_at_a_time_is_given_up(of: int, by: int, end: int | None) -> None:
+    """With its connection, unless there the client has room for others; one that is taken slowly goes on."""
+    limits = Limits(write_seconds=0.5, body_rate=1000, body_seconds=1.0)
+    asked = question().SerializeToString()
+    with running(Images(), grpc=True, limits=limits) as world:
+        raw, ended = Raw(world.grpc_port), threading.Event()
+        raw.send(frames.window_update(1 - of, 1 << 24) if of else b"")
+        raw.send(call(1, INFER, message(len(asked), asked)))
+        raw.send(b"" if of else frames.window_update(1, 1 << 24))
+
+        def widen() -> None:
+            with suppress(OSError):
+                while not ended.wait(0.02):
+                    raw.send(frames.window_update(of, by))
+
+        widening = threading.Thread(target=widen)
+        widening.start()
+        last = None
+        with suppress(OSError):
+            for kind, flags, stream, _ in raw.frames():
+                if stream == 1 and (kind == frames.RST_STREAM or (kind == frames.HEADERS and flags & 1)):
+                    last = kind
+                    break
+        ended.set()
+        widening.join()
+        assert last == end
+        until(lambda: world.server.owed == 0)
+        if end == frames.RST_STREAM:
+            raw.send(call(3))
+            assert raw.status(3) == (0, "")
+        raw.close()

@@ -37,6 +37,7 @@ class Call(Arriving):
         "local",
         "path",
         "queued",
+        "unsent_since",
         "window",
     )
 
@@ -53,6 +54,7 @@ class Call(Arriving):
         self.last: bytes | None = None
         self.queued = False  # has its turn to send
         self.blocked: float | None = None  # since when its own window is used up
+        self.unsent_since: float | None = None  # as the clock has seen it
         self._begun = False
         self._out: list[memoryview] = []  # a deque would be as large as all else of a call
         self._owed = 0
@@ -60,6 +62,10 @@ class Call(Arriving):
     def expire(self, now: float) -> None:
         """Called now and then: has the client been too slow?"""
         super().expire(now)
+        if not self._out:
+            self.unsent_since = None
+        elif self.unsent_since is None:
+            self.unsent_since = now
         if self.blocked is not None and now > self.blocked + self.connection.limits.write_seconds:
             self.connection.reset(self, frames.CANCEL)
 

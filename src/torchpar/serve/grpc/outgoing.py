@@ -48,8 +48,9 @@ class Outgoing(Peer):
         self._transport: Any = None
         self._ready: deque[Call] = deque()
         self._corked: list[bytes] | None = None
-        self._sent = self._sent_before = self._left_before = 0
-        self._stuck: float | None = None  # since when nothing has been taken
+        self._sent = 0  # bytes, to the transport
+        self._taken_before = 0
+        self._slow: float | None = None  # since when something waits, and how much was taken is looked at
 
     # ---- bytes ----
 
@@ -58,7 +59,11 @@ class Outgoing(Peer):
         if self._corked is not None:
             self._corked.append(data)
         elif not self.is_gone():
-            self._transport.write(data)
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        self._sent += len(data)
+        self._transport.write(data)
 
     def is_gone(self) -> bool:
         """Whether nobody is there to write to; asyncio has a line for the journal for each time that one tries."""
@@ -72,7 +77,7 @@ class Outgoing(Peer):
         """Send what was kept, and what is ready."""
         kept, self._corked = self._corked, None
         if kept and not self._transport.is_closing():
-            self._transport.write(b"".join(kept))
+            self._write(b"".join(kept))
         self.pump()
 
     def give_up_table(self) -> None:
@@ -144,16 +149,15 @@ class Outgoing(Peer):
                 self.window -= size
                 call.window -= size
                 left -= size
-                self._sent += size
                 self.earn(size / PER_BYTES)
-                self._transport.write(frames.head(frames.DATA, 0, call.number, size) + call.take(size))
+                self._write(frames.head(frames.DATA, 0, call.number, size) + call.take(size))
             if left:
                 self._ready.append(call)
                 continue
             call.queued = False
             if call.last is not None:
                 flags = frames.END_HEADERS | frames.END_STREAM
-                self._transport.write(frames.frame(frames.HEADERS, flags, call.number, self.block(call.last)))
+                self._write(frames.frame(frames.HEADERS, flags, call.number, self.block(call.last)))
                 self.forget(call)
             else:
                 self.earn(PER_ANSWER)
@@ -186,12 +190,24 @@ class Outgoing(Peer):
             call.expire(now)
         left = self._transport.get_write_buffer_size()
         if not (left or self._ready or any(call.blocked is not None for call in self.calls.values())):
-            self._stuck = None
-        elif self._stuck is None or self._sent != self._sent_before or left < self._left_before:
-            self._stuck = now
-        elif now > self._stuck + self.limits.write_seconds:
+            self._slow = None
+            return
+        taken = self._sent - left
+        if self._slow is None:
+            self._slow, self._taken_before = now, taken
+        elif now > self._slow + self.limits.write_seconds:
+            if taken - self._taken_before < self.limits.body_rate * self.limits.body_seconds:
+                self._cut_off(self._slow, left)
+            self._slow, self._taken_before = now, taken
+
+    def _cut_off(self, since: float, left: int) -> None:
+        """End what has waited since then, for too little was taken: the connection, or calls it has no window for."""
+        if left or self._ready:
             self.abort()
-        self._sent_before, self._left_before = self._sent, left
+            return
+        for call in tuple(self.calls.values()):
+            if call.blocked is not None and call.unsent_since is not None and call.unsent_since <= since:
+                self.reset(call, frames.CANCEL)
 
     def start_drain(self) -> None:
         """Tell the client to make its further calls elsewhere; those that are on their way are still answered."""
