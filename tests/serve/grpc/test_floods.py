@@ -97,6 +97,41 @@ def test_messages_of_a_stream_are_held_until_they_are_answered() -> None:
         until(lambda: world.server.held == 0)
 
 
+def test_time_in_which_a_message_or_a_frame_is_not_read_is_not_its_clients() -> None:
+    """Its connection is read no more while answers of other calls wait to be taken."""
+    with running(grpc=True, limits=Limits(body_seconds=1.0, header_seconds=1.0)) as world, client(world) as raw:
+        begin(raw, 1, 100, 0)
+        rest = frame(frames.DATA, frames.END_STREAM, 1, b"\xff" * 100)
+        raw.send(PING, rest[:50])
+        raw.until(frames.PING)
+        (connection,) = world.server.all_connections()
+        world.server.loop.call_soon_threadsafe(connection.pause_writing)
+        threading.Event().wait(3.0)
+        raw.send(rest[50:])
+        world.server.loop.call_soon_threadsafe(connection.resume_writing)
+        assert raw.status(1)[0] == 3
+        begin(raw, 3, 100, 0)
+        assert raw.status(3) == (4, "the request did not come in time")
+
+
+def test_a_connection_on_which_a_message_arrives_is_not_the_idle_one() -> None:
+    """A few bytes now and then make no difference."""
+    with running(grpc=True, limits=Limits(connections=2)) as world, client(world) as raw, client(world) as idle:
+        begin(raw, 1, 1_000_000, 0)
+        for each in (raw, idle):
+            each.send(PING)
+            each.until(frames.PING)
+        threading.Event().wait(0.2)
+        raw.send(frame(frames.DATA, 0, 1, bytes(16_000)))
+        idle.send(frame(frames.HEADERS, OPEN, 1, block(STREAM)), frame(frames.DATA, 0, 1, message(100, b"x")))
+        for each in (raw, idle):
+            each.send(PING)
+            each.until(frames.PING)
+        threading.Event().wait(0.2)
+        assert is_served(world)
+        assert idle.end() == (frames.NO_ERROR, "another client needs the place")
+
+
 class Waiting(EchoEngine):
     """Answers when it is told to."""
 

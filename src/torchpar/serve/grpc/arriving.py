@@ -186,7 +186,12 @@ class Arriving(ABC):
     def expire(self, now: float) -> None:
         """Called now and then: has the client been too slow?"""
         limits = self.connection.limits
-        if self._due is not None and now > self._due:
+        if self._due is None:
+            return
+        if self.connection.reading_paused:
+            # The client may send, and we do not look: its time begins anew.
+            self._mark, self._due = self._received, now + limits.body_seconds
+        elif now > self._due:
             if self._received - self._mark < limits.body_rate * limits.body_seconds:
                 self.fail(DEADLINE_EXCEEDED, "the request did not come in time")
                 return

@@ -38,7 +38,6 @@ class Connection(Taking):
         self._calm: asyncio.TimerHandle | None = None
         self._calms = 0  # one after another
         self._soon: asyncio.Handle | None = None  # reads on in the next turn of the loop
-        self._reading_paused = False
 
     # ---- from asyncio ----
 
@@ -147,7 +146,9 @@ class Connection(Taking):
 
     def expire(self, now: float) -> None:
         """Called now and then by the server: has the client been too slow?"""
-        if self._since is not None and now > self._since + self.limits.header_seconds and not self._reading_paused:
+        if self._since is not None and self.reading_paused:
+            self._since = now
+        if self._since is not None and now > self._since + self.limits.header_seconds:
             self.close(frames.CALM, "a frame or a header did not come in time")
         elif self._calms * CALM_SECONDS > self.limits.header_seconds:
             self.close(frames.CALM, "too much that is no call")
@@ -195,8 +196,8 @@ class Connection(Taking):
 
     def _update_reading(self) -> None:
         pause = self._calm is not None or self._soon is not None or self.write_paused
-        if pause != self._reading_paused and not self.closed:
-            self._reading_paused = pause
+        if pause != self.reading_paused and not self.closed:
+            self.reading_paused = pause
             if pause:
                 self._transport.pause_reading()
             else:

@@ -41,6 +41,7 @@ class Outgoing(Peer):
         self.first_window = frames.FIRST_WINDOW
         self.frame_size = frames.FIRST_FRAME
         self.write_paused = False
+        self.reading_paused = False
         self._has_table = True  # for headers; nothing is ever in it
         self._block_begin = b""
         self.allowance = float(ALLOWANCE)

@@ -101,6 +101,8 @@ class Taking(Outgoing):
             raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "more than the stream's window")
         call.uncredited += size - len(piece)
         if piece:
+            if len(piece) >= SMALL_DATA:
+                self.last_active = self.loop.time()
             call.receive(piece)
         if flags & frames.END_STREAM:
             call.end()
