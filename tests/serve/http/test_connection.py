@@ -343,6 +343,30 @@ def test_a_client_that_sends_a_byte_now_and_then_gains_nothing() -> None:
     converse(story, QUICK)
 
 
+def test_a_client_that_takes_its_answer_slowly_is_too_late_with_nothing_else() -> None:
+    """Meanwhile nothing is read of it: neither the rest of a body nor another request could come."""
+
+    async def story(world: World) -> None:
+        for begun in (post(b"x" * 50_000)[:-20_000], b"GET / HTTP/1.1\r\n", b""):
+            client = await world.connect(receive_buffer=100_000)
+            client.send(post(b"", path=b"/later"))
+            await until(lambda: world.application.held)
+            client.send(begun)
+            await asyncio.sleep(0.05)
+            world.application.held.pop().respond(200, b"text/plain", b"y" * 10_000_000)
+            await asyncio.sleep(1.2)
+            assert world.server.connections() == 1
+            taken = 0
+            while taken < 10_000_000:
+                taken += (await client.reader.read(1_000_000)).count(b"y")
+            client.send({b"P": b"x" * 20_000, b"G": b"Host: x\r\n\r\n"}.get(begun[:1], GET))
+            assert (await client.reader.readexactly(15)) == b"HTTP/1.1 200 OK"
+            client.writer.transport.abort()
+            await until(lambda: world.server.connections() == 0)
+
+    converse(story, replace(QUICK, write_seconds=30.0))
+
+
 def test_an_idle_connection_is_closed_without_a_word() -> None:
     async def story(world: World) -> None:
         client = await world.connect()

@@ -51,6 +51,28 @@ def test_the_one_that_was_waited_for_longest_goes() -> None:
     converse(story, LIMITS)
 
 
+def test_one_that_sends_a_body_or_takes_an_answer_is_not_waited_for_until_it_stops() -> None:
+    async def story(world: World) -> None:
+        taking = await world.connect(receive_buffer=100_000)
+        taking.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        begun = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n" + b"x" * 10_000
+        sending, idle = await rest(world, begun, GET)
+        sending.send(b"x" * 10_000)
+        await taking.reader.readexactly(2_000_000)
+        owed = world.server.owed
+        await until(lambda: world.server.owed < owed)
+        await asyncio.sleep(LEAST_SECONDS)
+        late = await world.connect()
+        late.send(GET)
+        assert (await late.answer())[0] == 200
+        assert (await idle.answer())[2] == b"GET " and await idle.rest() == b""
+        sending.send(b"x" * 10_000)
+        assert (await sending.answer())[0] == 200
+        assert len(await taking.reader.readexactly(8_000_000)) == 8_000_000
+
+    converse(story, LIMITS)
+
+
 def test_one_that_waits_for_an_answer_never_goes() -> None:
     async def story(world: World) -> None:
         clients = await rest(world, LATER, LATER, LATER)

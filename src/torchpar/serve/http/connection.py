@@ -60,6 +60,7 @@ class Connection(Peer):
         "_kept",
         "_loop",
         "_paused",
+        "_paused_at",
         "_phase",
         "_parser",
         "_reading",
@@ -91,10 +92,11 @@ class Connection(Peer):
         self._body_mark = 0  # how much of the body there was when it was last looked at
         self._body_rate = 0.0  # what had come in a second until then
         self._paused = False
+        self._paused_at = 0.0
         self._unread = False
         self._rest = b""  # what came, and is not parsed yet
         self._feed_due = False
-        self._since = 0.0  # when what is waited for began
+        self._since = 0.0  # when what is waited for began, or came on
         self._turn = 0.0  # requests that were handed on without a pause
         self._write_due: float | None = None
         self._write_left = 0
@@ -250,6 +252,7 @@ class Connection(Peer):
             self._chunks = exchange.body = bytearray(exchange.body)
             self._hold(len(self._chunks) - self._held)
         self._chunks += body
+        self._since = self._loop.time()
         self._hold(len(body))
         if len(body) < TINY:
             self._turn += OF_A_TURN
@@ -412,7 +415,10 @@ class Connection(Peer):
     def expire(self, now: float) -> None:
         """Called now and then by the server: has the client been too slow?"""
         if self.owed:
+            before = self.owed
             self._count_owed()
+            if self.owed < before:
+                self._since = now
         if self._write_due is not None and now > self._write_due:
             left = self._transport.get_write_buffer_size()
             if left >= self._write_left:
@@ -420,7 +426,7 @@ class Connection(Peer):
                 return
             self._write_left = left
             self._write_due = now + self.server.limits.write_seconds
-        if self.deadline is None or now <= self.deadline:
+        if self.deadline is None or now <= self.deadline or self._paused:
             return
         if self._phase is Phase.BODY and self._reading is not None:
             size, limits = len(self._reading.body), self.server.limits
@@ -442,7 +448,7 @@ class Connection(Peer):
             self._transport.close()
 
     def waits_since(self) -> float | None:
-        """Since when a request, or the rest of one, is waited for."""
+        """Since when a request is waited for, or more of one, or that more of an answer is taken."""
         return None if self._waiting or self.deadline is None or self._phase.value > Phase.BODY.value else self._since
 
     def arriving(self, now: float) -> tuple[int, float] | None:
@@ -491,8 +497,11 @@ class Connection(Peer):
             return
         self._paused = pause
         if pause:
+            self._paused_at = self._loop.time()
             self._transport.pause_reading()
         else:
+            if self.deadline is not None:  # what was not read could not come in time
+                self.deadline += self._loop.time() - self._paused_at
             self._transport.resume_reading()
 
     def keep(self, exchange: Exchange, size: int) -> None:
