@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.serve.http.conversation import Client, World, converse, until
+from torchpar.serve.http import server
 from torchpar.serve.http.limits import Limits
 
 QUICK = Limits(
@@ -740,3 +741,24 @@ def test_a_request_that_was_answered_is_not_kept() -> None:
         await until(lambda: world.server.held == 0)
 
     converse(story)
+
+
+def test_memory_is_given_back_again_after_it_failed_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def trim() -> float:
+        calls.append(None)
+        if len(calls) == 1:
+            raise OSError("no descriptors")
+        return 1000.0
+
+    monkeypatch.setattr(server, "Trimmer", lambda: trim)
+    monkeypatch.setattr(server, "LATER", 0.0)
+
+    async def story(_: World) -> None:
+        await until(lambda: len(calls) == 2)
+
+    converse(story)
+    assert "cannot give memory back" in capsys.readouterr().err

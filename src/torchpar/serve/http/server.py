@@ -19,7 +19,7 @@ from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Head
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.places import Places
-from torchpar.serve.trim import Trimmer
+from torchpar.serve.trim import LATER, Trimmer
 from torchpar.serve.usage import read_usage
 
 if TYPE_CHECKING:
@@ -234,10 +234,16 @@ class Server:
         self.log.finished(exchange, self.loop.time() - exchange.received)
 
     def _trimmed(self, wait: asyncio.Future[float]) -> None:
-        self._trim_at = self.loop.time() + wait.result()
+        if wait.cancelled():
+            return
+        error = wait.exception()
+        if error is not None:
+            say(f"cannot give memory back, which is tried again in {LATER:.0f} seconds: {error}")
+        self._trim_at = self.loop.time() + (LATER if error is not None else wait.result())
 
     def _sweep(self) -> None:
         """The clock of all connections: one timer for all of them costs a request nothing."""
+        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)  # first, for it must go on whatever happens
         second = int(time.time())
         if second != self._lines_second:
             self._lines_second = second
@@ -248,4 +254,3 @@ class Server:
         if now >= self._trim_at:
             self._trim_at = float("inf")
             self.loop.run_in_executor(None, self._trim).add_done_callback(self._trimmed)
-        self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)
