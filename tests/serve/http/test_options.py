@@ -10,6 +10,7 @@ import pytest
 from tests.serve.running import Running, running
 
 HEALTH = ("/", "*", "/v2/health/ready")
+ABSOLUTE = ("http://x", "http://x/", "http://x?a=/b", "HTTP://x/v2/health/live", "https://x:80/v2/health/ready", "Https://x")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def options(world: Running, target: str, *fields: str, version: str = "1.1") -> 
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-@pytest.mark.parametrize("target", [*HEALTH, "/v2/health/live", "http://x", "http://x/"])
+@pytest.mark.parametrize("target", [*HEALTH, "/v2/health/live", *ABSOLUTE])
 def test_a_load_balancers_check_finds_the_server_well(world: Running, target: str, version: str) -> None:
     """HAProxy's default is OPTIONS / HTTP/1.0 without Host."""
     status, fields = options(world, target, version=version)

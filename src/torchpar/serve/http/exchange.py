@@ -90,9 +90,9 @@ class Exchange:
     def path(self) -> str:
         """The target without its query, percent signs still in it."""
         path = self.target.partition(b"?")[0]
-        if path.startswith(b"http://"):
+        if not path.startswith(b"/") and path[:8].lower().startswith((b"http://", b"https://")):
             # The absolute form, which a server must accept: RFC 9112, 3.2.2.
-            path = b"/" + path[7:].partition(b"/")[2]
+            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
         return path.decode("ascii", "backslashreplace")
 
     def is_local(self) -> bool:
