@@ -391,7 +391,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 
 async def leave_a_little(world: World, last: bytes) -> Client:
-    """A client that has not read all of its answers: what is left waits here, too little for the server to slow down."""
+    """A client that has not read all of its answers: what is left is too little for the server to slow down."""
     client = await world.connect(receive_buffer=100_000)
     await until(lambda: world.server.connections() == 1)
     connection: Any = world.server.all_connections()[0]

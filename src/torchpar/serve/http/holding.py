@@ -23,9 +23,8 @@ def choose_slow(
     for peer, size, _ in found:
         many[address_of(peer)] += size
     least = many[address_of(newcomer)] if newcomer is not None else 0
-    slow = [
-        each for each in found if each[2] < quick_rate and many[address_of(each[0])] >= least and each[0] is not newcomer
-    ]
+    slow = [each for each in found if each[2] < quick_rate and each[0] is not newcomer]
+    slow = [each for each in slow if many[address_of(each[0])] >= least]
     slow.sort(key=lambda each: (-many[address_of(each[0])], each[2]))
     chosen = []
     for peer, size, _ in slow:
