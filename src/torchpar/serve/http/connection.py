@@ -14,12 +14,10 @@ from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.http.limits import NOT_HELD, SMALL
 from torchpar.serve.http.parser import BLANK_LINE, Head, Malformed, Parser
 from torchpar.serve.http.peer import Peer
+from torchpar.serve.http.writing import write_pieces
 
 if TYPE_CHECKING:
     from torchpar.serve.http.server import Server
-
-# Joined, small pieces cost one system call and one copy; a large one is written by itself, without the copy.
-JOIN_LIMIT = 64 * 1024
 
 # In place of an answer that is written, or that nobody waits for.
 GONE: list[Any] = []
@@ -298,7 +296,7 @@ class Connection(Peer):
             exchange = waiting.popleft()
             if exchange.kept:
                 self.keep(exchange, 0)
-            self._write(exchange.answer)
+            write_pieces(self._transport, exchange.answer)
             self.server.finished(exchange)
             if exchange.held:
                 self._let_go(exchange)
@@ -325,23 +323,6 @@ class Connection(Peer):
         if self._phase is Phase.IDLE and self._waiting and self._waiting[-1] is exchange and not self._rest:
             self._phase = Phase.ENDING
         return self._phase is Phase.ENDING and bool(self._waiting) and self._waiting[-1] is exchange
-
-    def _write(self, pieces: Any) -> None:
-        last = pieces[-1]
-        if len(last) <= JOIN_LIMIT:
-            self._transport.write(b"".join(pieces))
-            return
-        small: list[Any] = []
-        for piece in pieces:
-            if len(piece) <= JOIN_LIMIT:
-                small.append(piece)
-                continue
-            if small:
-                self._transport.write(b"".join(small))
-                small = []
-            self._transport.write(memoryview(piece))  # of bytes the transport would copy what the kernel does not take
-        if small:
-            self._transport.write(b"".join(small))
 
     def _send_continue(self) -> None:
         """Ask for the body, once every earlier request is answered: it would be taken for one of theirs."""
