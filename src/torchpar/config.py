@@ -19,7 +19,7 @@ from torchpar.directives import SINCE
 from torchpar.endpoint import whole_endpoint
 from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.exec_limits import check_strings
-from torchpar.passed import PASSED, judge
+from torchpar.passed import RENDERED, judge_directive
 from torchpar.settings import (
     SECTIONS,
     HostSettings,
@@ -157,32 +157,6 @@ class _Value(NamedTuple):
     value: Any
 
 
-# Directives that torchpar renders itself, and the key that decides them.
-_RENDERED = {
-    "CPUAffinity": "CPUs",
-    "AllowedCPUs": "CPUs",
-    "AllowedMemoryNodes": "NUMAMask",
-    "NUMAPolicy": "NUMAPolicy",
-    "NUMAMask": "NUMAMask",
-    "ExecStart": "Script",
-    "Environment": "Environment",
-    "User": "User",
-    "Group": "Group",
-    "WorkingDirectory": "WorkingDirectory",
-    "MemoryMax": "MemoryMax",
-    "MemoryHigh": "MemoryHigh",
-    "CPUWeight": "CPUWeight",
-    "Restart": "Restart",
-    "TimeoutStopSec": "CheckpointGrace= or DrainTimeout",
-    "TimeoutSec": "CheckpointGrace= or DrainTimeout= for a stop, Service.TimeoutStartSec",
-}
-
-# Directives that are the administrator's choice, with what the choice costs.
-_DOUBTFUL = {
-    "RootDirectory": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
-    "RootImage": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
-}
-
 # The section of a job that no file declares, see adhoc.conf_of(): what no service is called.
 AD_HOC = "torchpar.run:"
 
@@ -217,9 +191,9 @@ _MOST_SERVICES = 1000
 def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
     """Merge the files, in the order in which later ones win, for the host that `facts` describe.
 
-    What a generation has is read as far as it is understood: an upgrade that knows other names, or refuses a directive
-    that was let through, keeps no service from a placement for the host as it is now. Raises ConfigError with every
-    problem of every file, also of the files whose [Match] skips them here.
+    What a generation has is read as far as it is understood: an upgrade that knows other names keeps no service from a
+    placement for the host as it is now, and one that refuses a directive only the services that have it, see
+    find_refused(). Raises ConfigError with every problem of every file, also of the files whose [Match] skips them here.
     """
     problems = Problems()
     host: list[_Value] = []
@@ -281,10 +255,11 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
         key, text, origin = assignment.key, assignment.text, assignment.origin
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
             name = key.removeprefix("Service.")
-            wrong, note = _judge_directive(name, text)
+            wrong, note = judge_directive(name, text)
             if note and not wrong:
                 problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
-            if wrong and (name in PASSED or name not in SINCE or not problems.applied):
+            # One that was in force and is refused now keeps its own service from starting, see find_refused().
+            if wrong and not (problems.applied and name in SINCE):
                 problems.unknown(origin, f"[{section.header}] {key}=: {wrong}")
             else:
                 yield _Value(key, text, origin, None, text)
@@ -350,18 +325,7 @@ def _where_it_belongs(key: str, rows: Mapping[str, Setting]) -> str:
     if sections:
         headers = [f"[{word}]" if word in ("Match", "Host") else f"[{word} NAME]" for word in sections]
         return f" here; it belongs in {' or '.join(headers)}"
-    return f"; use {_RENDERED[key]}=" if key in _RENDERED else hint(key, rows)
-
-
-def _judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
-    """What is wrong with a directive of Service.KEY=, and what is to be said of it though it is not."""
-    if name in _RENDERED:
-        return f"torchpar sets {name}= itself; use {_RENDERED[name]}=", None
-    if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
-        return "is not Service.KEY of systemd", None
-    if name not in SINCE:
-        return f"systemd knows no {name}= in [Service]{hint(name, PASSED)}", None
-    return judge(name, text), _DOUBTFUL.get(name) if text else None
+    return f"; use {RENDERED[key]}=" if key in RENDERED else hint(key, rows)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ every start.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torchpar.config import Service
+from torchpar.config import Config, Service
 from torchpar.directives import is_too_new
-from torchpar.passed import opened
+from torchpar.errors import Problem, printable
+from torchpar.passed import judge_directive, opened
 
 
 class Named(NamedTuple):
@@ -36,4 +38,22 @@ def _opened(service: Service, systemd_version: int | None) -> Iterator[Named]:
     for name, value in service.directives:
         if is_too_new(name, systemd_version):
             continue
-        yield from (Named(f"Service.{name}", value, path) for path in opened(name, value, service.unit))
+        # With one that is refused the service does not start, see find_refused().
+        with contextlib.suppress(ValueError):
+            yield from (Named(f"Service.{name}", value, path) for path in opened(name, value, service.unit))
+
+
+def find_refused(config: Config) -> dict[str, tuple[Problem, ...]]:
+    """The directives of a conf that was in force that are not passed on any more, by the unit that has them.
+
+    Without them the service would run as something else than was meant, with them as something else than is allowed.
+    """
+    refused = {
+        service.unit: tuple(
+            service.problem(f"Service.{name}={value}", f"Service.{name}={printable(value, 60)}: {wrong}")
+            for name, value in service.directives
+            if (wrong := judge_directive(name, value)[0])
+        )
+        for service in config.services
+    }
+    return {unit: problems for unit, problems in refused.items() if problems}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from torchpar.directives import SINCE
+from torchpar.syntax import hint
+
 # What they are for, and their names.
 GROUPS: tuple[tuple[str, str], ...] = (
     (
@@ -80,6 +83,32 @@ GROUPS: tuple[tuple[str, str], ...] = (
 
 PASSED = frozenset(name for _, names in GROUPS for name in names.split())
 
+# Directives that torchpar renders itself, and the key that decides them.
+RENDERED = {
+    "CPUAffinity": "CPUs",
+    "AllowedCPUs": "CPUs",
+    "AllowedMemoryNodes": "NUMAMask",
+    "NUMAPolicy": "NUMAPolicy",
+    "NUMAMask": "NUMAMask",
+    "ExecStart": "Script",
+    "Environment": "Environment",
+    "User": "User",
+    "Group": "Group",
+    "WorkingDirectory": "WorkingDirectory",
+    "MemoryMax": "MemoryMax",
+    "MemoryHigh": "MemoryHigh",
+    "CPUWeight": "CPUWeight",
+    "Restart": "Restart",
+    "TimeoutStopSec": "CheckpointGrace= or DrainTimeout",
+    "TimeoutSec": "CheckpointGrace= or DrainTimeout= for a stop, Service.TimeoutStartSec",
+}
+
+# Directives that are the administrator's choice, with what the choice costs.
+_DOUBTFUL = {
+    "RootDirectory": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
+    "RootImage": "torchpar's launcher, /usr/lib/torchpar, and the interpreter must be in there too",
+}
+
 # Of those that are not passed on, why the ones are not that people ask for.
 _WHY = {
     "Type": "it decides when a service has started, which systemctl start, torchpar status and the stop rely on",
@@ -93,6 +122,17 @@ _PATTERNS = (
     ("CPU", "it would take CPUs from what torchpar plans with; use CPUs="),
     ("Startup", "it would take from what torchpar plans with while the host boots"),
 )
+
+
+def judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
+    """What is wrong with a directive of Service.KEY=, and what is to be said of it though it is not."""
+    if name in RENDERED:
+        return f"torchpar sets {name}= itself; use {RENDERED[name]}=", None
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
+        return "is not Service.KEY of systemd", None
+    if name not in SINCE:
+        return f"systemd knows no {name}= in [Service]{hint(name, PASSED)}", None
+    return judge(name, text), _DOUBTFUL.get(name) if text else None
 
 
 def judge(name: str, text: str) -> str | None:

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
+from torchpar.access import make_questions
+from torchpar.adhoc import conf_of
+from torchpar.cli import compile as compile_module
+from torchpar.cli import run
+from torchpar.cli.inputs import Inputs
 from torchpar.config import Service, parse_config
 from torchpar.directives import SINCE
 from torchpar.errors import ConfigError
+from torchpar.generations import Content
 from torchpar.opened import opened_paths
+from torchpar.ownership import add_questions
 from torchpar.passed import GROUPS, PASSED, judge
 from torchpar.syntax import ConfFile
 
@@ -129,12 +136,54 @@ def test_what_cannot_be_looked_at_before_is_not_passed(line: str) -> None:
         service_of(f"Service.{line}")
 
 
-def test_in_a_conf_that_was_in_force_what_cannot_be_looked_at_is_passed_over() -> None:
-    """An older version let it through, and the boot goes on without it."""
-    text = "[Train a]\nScript=/s.py\nService.EnvironmentFile=/home/*\nService.Nice=5\nService.OOMPolicy=kill\n"
-    config = parse_config([ConfFile("/c", text, applied=True)], make_host())
-    assert config.services[0].directives == (("Nice", "5"), ("OOMPolicy", "kill"))
-    assert "passed over" in config.warnings[0]
+@pytest.mark.parametrize(
+    "line",
+    [
+        "EnvironmentFile=/etc/x/*.env",
+        "StandardOutput=tty",
+        "LogsDirectory=mylogs",
+        "ExecStartPre=+/bin/x",
+        "Slice=system.slice",
+        "User=root",
+        "OOMPolicy=kill",
+    ],
+)
+def test_in_a_conf_that_was_in_force_what_is_refused_now_keeps_its_own_service_from_starting(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version let it through. Neither is it in a unit, nor does the service start without it; others do, also
+    one that takes it back."""
+    text = f"[Train]\nService.{line}\n[Train a]\nScript=/s.py\nService.Nice=5\n"
+    text += f"[Train b]\nScript=/s.py\nService.{line.partition('=')[0]}=\nService.Nice=7\nService.OldName=1\n"
+    file, facts = ConfFile("/c", text, applied=True), make_host()
+    config = parse_config([file], facts)
+    assert len(config.warnings) == 1 and "OldName" in config.warnings[0] and "passed over" in config.warnings[0]
+    inputs = Inputs(config, facts, (file,), {})
+    (problem,) = inputs.refusals()["torchpar-train@a.service"]
+    assert str(problem).startswith(f"/c:2: [Train a] Service.{line}: ") and len(inputs.refusals()) == 1
+    assert make_questions(config) and add_questions(config, {})
+    monkeypatch.setattr(compile_module, "load", lambda files: inputs)
+    compiled = compile_module.compile_as_applied((file,))
+    units = compiled.content.files
+    assert "exit 78" in units["torchpar-train@a.service.d/20-torchpar.conf"]
+    assert f"\n{line}\n" not in "".join(units.values())
+    assert "Nice=7" in units["torchpar-train@b.service.d/20-torchpar.conf"]
+    assert any(f"{problem}; it cannot start" in warning for warning in compiled.warnings)
+    with pytest.raises(ConfigError):
+        parse_config([ConfFile("/c", text)], facts)
+
+
+def test_a_job_that_nobody_declared_gets_no_directive_that_is_refused_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[Train] of the conf in force holds for it too."""
+    file, facts = ConfFile("/c", "[Train]\nService.User=root\n", applied=True), make_host()
+
+    def load(files: tuple[ConfFile, ...]) -> Inputs:
+        return Inputs(parse_config(files, facts), facts, files, {})
+
+    monkeypatch.setattr(run, "load", load)
+    monkeypatch.setattr(run, "read_active", lambda store: (None, Content({}, {}, "", (file,), {})))
+    with pytest.raises(ConfigError, match="/c:2: .*Service.User=root: torchpar sets User= itself"):
+        run._read(conf_of([]))
 
 
 def test_the_shipped_units_set_nothing_that_a_default_of_systemd_would_undo() -> None:

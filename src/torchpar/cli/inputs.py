@@ -17,6 +17,7 @@ from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import add_interpreters, read_facts
 from torchpar.host.reading import NotReadableError, Reader
+from torchpar.opened import find_refused
 from torchpar.ownership import add_questions, find_refusals
 from torchpar.shape import ShapeError, parse_json
 from torchpar.syntax import ConfFile
@@ -44,8 +45,10 @@ class Inputs:
         return (*refused, *make_warnings(self.config, self.found))
 
     def refusals(self) -> dict[str, tuple[Problem, ...]]:
-        """What others could change of what services run and systemd opens for them, by unit."""
-        return find_refusals(self.config, self.found)
+        """What others could change of what services run and systemd opens for them, and which directives of a conf
+        that was in force are refused now, by unit."""
+        refused, foreign = find_refused(self.config), find_refusals(self.config, self.found)
+        return {unit: (*refused.get(unit, ()), *foreign.get(unit, ())) for unit in {**refused, **foreign}}
 
     def refuse_foreign(self) -> None:
         """Raise ConfigError for everything that others could change."""

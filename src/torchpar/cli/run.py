@@ -15,12 +15,14 @@ from torchpar.adhoc import AdHocJob
 from torchpar.cli.inputs import Inputs, load
 from torchpar.cli.output import warn
 from torchpar.cli.start import as_unit, start
+from torchpar.config import AD_HOC
 from torchpar.enforce import read_active
 from torchpar.errors import ConfigError, NotPermittedError
 from torchpar.host import direct, systemd
 from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader
 from torchpar.host.turns import in_turn
+from torchpar.opened import find_refused
 from torchpar.plan import RUN, ServicePlan
 from torchpar.store import Store
 from torchpar.syntax import ConfFile
@@ -108,6 +110,10 @@ def _read(own: ConfFile) -> Inputs:
         inputs = load(files=(*files, own))
     except ConfigError as error:
         raise ConfigError(adhoc.own_problems(error.found) or error.found) from None
+    refused = find_refused(inputs.config)
+    for service in inputs.config.find(f"train@{AD_HOC}"):
+        if service.unit in refused:
+            raise ConfigError(refused[service.unit])
     warn(adhoc.own_problems(inputs.config.notes))
     facts = inputs.facts
     if not as_unit():
