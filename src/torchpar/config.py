@@ -193,7 +193,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
 
     What a generation has is read as far as it is understood: an upgrade that knows other names keeps no service from a
     placement for the host as it is now, and one that refuses a directive only the services that have it, see
-    find_refused(). Raises ConfigError with every problem of every file, also of the files whose [Match] skips them here.
+    find_refused(). Raises ConfigError with every problem of every file, also of those whose [Match] skips them here.
     """
     problems = Problems()
     host: list[_Value] = []

@@ -111,7 +111,7 @@ class Store:
         return tuple(unconfirmed for unconfirmed in found if unconfirmed)
 
     def misplaced(self) -> tuple[str, ...]:
-        """What is in a place of the store, is not what it must be, and is not torchpar's to remove; what to do first."""
+        """What is wrong in a place of the store and is not torchpar's to remove, each with what to do first."""
         found = []
         for path in (self.directory, self.generations):
             if os.path.islink(path):
