@@ -469,3 +469,27 @@ def test_a_client_of_a_proxy_changes_nothing(field: bytes) -> None:
         raw.send(frame(frames.DATA, frames.END_STREAM, 1, message(8, b"\x12\x06simple")))
         assert raw.status(1) == (7, "models and settings can be changed from this host only")
         assert not world.engine.unloaded
+
+
+@pytest.mark.parametrize("path", [b"/", LIVE])
+@pytest.mark.parametrize(
+    ("method", "kind", "status"),
+    [
+        (b"GET", b"application/grpc", b"405"),
+        (b"HEAD", None, b"405"),
+        (b"POST", None, b"415"),
+        (b"POST", b"application/json", b"415"),
+        (b"POST", b"application/grpc+proto", b"200"),
+    ],
+)
+def test_what_is_no_call_is_answered_as_http_does(path: bytes, method: bytes, kind: bytes | None, status: bytes) -> None:
+    """A health check that expects 200 must not be content with it."""
+    fields = ((b":method", method), (b":scheme", b"http"), (b":path", path))
+    with running(grpc=True) as world, client(world) as raw:
+        header = hpack.encode(fields + (((b"content-type", kind),) if kind else ()))
+        raw.send(frame(frames.HEADERS, WHOLE, 1, header))
+        found = hpack.Decoder(4096).decode(raw.until(frames.HEADERS, of=1))
+        assert found is not None
+        assert found[0] == (b":status", status)
+        raw.send(frame(frames.HEADERS, OPEN, 3, header), call(5))
+        assert raw.status(5) == (0, "")

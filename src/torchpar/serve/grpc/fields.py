@@ -28,3 +28,10 @@ def request_fields(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | Non
             return None
         fields[name] = value
     return fields if fields.keys() >= _NEEDED else None
+
+
+def refusal(fields: dict[bytes, bytes]) -> int:
+    """The status of HTTP for a request that is no call of gRPC; 0 for one that is."""
+    if fields[b":method"] != b"POST":
+        return 405
+    return 0 if fields.get(b"content-type", b"").startswith(b"application/grpc") else 415

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.arriving import RESOURCE_EXHAUSTED
 from torchpar.serve.grpc.call import Call
-from torchpar.serve.grpc.fields import request_fields
+from torchpar.serve.grpc.fields import refusal, request_fields
 from torchpar.serve.grpc.frames import ConnectionFailed
 from torchpar.serve.grpc.outgoing import FRAME, Outgoing
 
@@ -157,6 +157,8 @@ class Taking(Outgoing):
         if fields is None:
             self.allowance -= cost
             call.fail(RESOURCE_EXHAUSTED, f"the metadata are larger than {self.limits.header} bytes")
+        elif status := refusal(fields):
+            call.decline(status)
         else:
             self._application(call)
         if flags & frames.END_STREAM:
