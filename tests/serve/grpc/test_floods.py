@@ -350,10 +350,14 @@ BIG = b"\x40\x03big\x7f\xe9\x06" + b"v" * 1000
 
 @pytest.mark.parametrize(
     "fields",
-    [BIG + b"\xbe" * 100, hpack.encode(((b"cookie", b"x" * 40_000),)) + BIG, hpack.encode(((b"a", b"x"),)) * 9000 + BIG],
+    [
+        BIG + b"\xbe" * 100,
+        hpack.encode(((b"cookie", b"x" * 40_000),)) + BIG,
+        hpack.encode(((b"a", b"x"),)) * 9000 + BIG,
+    ],
 )
 def test_metadata_that_are_too_large_are_told_so_and_the_connection_goes_on(fields: bytes) -> None:
-    """In one byte that stands for a field of a thousand, in a field, or in many; the table is kept as the client has it."""
+    """In bytes that stand for a field of a thousand, in a field, or in many; the table stays as the client has it."""
     with running(grpc=True) as world, client(world) as raw:
         raw.send(frame(frames.HEADERS, OPEN, 1, block(STREAM)))
         sent = block(LIVE) + fields
@@ -482,7 +486,9 @@ def test_a_client_of_a_proxy_changes_nothing(field: bytes) -> None:
         (b"POST", b"application/grpc+proto", b"200"),
     ],
 )
-def test_what_is_no_call_is_answered_as_http_does(path: bytes, method: bytes, kind: bytes | None, status: bytes) -> None:
+def test_what_is_no_call_is_answered_as_http_does(
+    path: bytes, method: bytes, kind: bytes | None, status: bytes
+) -> None:
     """A health check that expects 200 must not be content with it."""
     fields = ((b":method", method), (b":scheme", b"http"), (b":path", path))
     with running(grpc=True) as world, client(world) as raw:

@@ -84,3 +84,26 @@ def test_any_bytes_are_a_header_or_an_error(block: bytes) -> None:
         Decoder(4096).decode(block)
     except HpackError:
         pass
+
+
+def text(value: bytes) -> bytes:
+    return bytes((len(value),)) + value
+
+
+FIELDS = st.tuples(st.sampled_from([b"\0", b"\x10", b"\x40"]), st.binary(max_size=20), st.binary(max_size=100))
+
+
+@given(st.lists(FIELDS, max_size=60))
+def test_a_block_that_is_too_large_leaves_the_table_right(fields: list[tuple[bytes, bytes, bytes]]) -> None:
+    """Of fields that are passed over too, by a name of the static table or one of their own."""
+    block = b"".join(
+        kind + text(name) + text(value) if name else bytes((kind[0] | 4,)) + text(value)
+        for kind, name, value in fields
+    )
+    small, large = Decoder(50), Decoder(1 << 20)
+    found = large.decode(block)
+    assert found is not None
+    assert small.decode(block) in (found, None)
+    assert small._entries == large._entries
+    with pytest.raises(HpackError):
+        Decoder(0).decode(block + b"\0\x01a")
