@@ -100,8 +100,10 @@ class Arriving(ABC):
         if not self._buffer and len(piece) >= PREFIX.size and handler.wants():
             compressed, size = PREFIX.unpack_from(piece)
             # Most messages come in one piece.
-            if size == len(piece) - PREFIX.size and self.connection.may_hold(size, size):
-                self.hold(size)
+            connection = self.connection
+            if size == len(piece) - PREFIX.size and connection.may_hold(size, size):
+                self._held += size
+                connection.hold(size)
                 handler.message(bytes(piece[PREFIX.size :]), bool(compressed))
                 self._credit()
                 return
@@ -202,4 +204,5 @@ class Arriving(ABC):
         self._due = None
         self._buffer = bytearray()
         if self._held:
-            self.hold(-self._held)
+            self.connection.hold(-self._held)
+            self._held = 0

@@ -43,12 +43,12 @@ class Call(Arriving):
 
     def __init__(self, connection: Outgoing, number: int, fields: dict[bytes, bytes]) -> None:
         super().__init__(connection, number)
+        self.begun = connection.loop.time()
         self.path = fields.get(b":path", b"")
         self.encoding = fields.get(b"grpc-encoding", b"identity")[:40].decode("ascii", "replace")
         self.local = is_local(connection.peer, fields)
-        seconds = _timeout(fields.get(b"grpc-timeout", b"")[:12])
-        self.deadline = None if seconds is None else connection.loop.time() + seconds
-        self.begun = 0.0
+        seconds = _timeout(fields[b"grpc-timeout"][:12]) if b"grpc-timeout" in fields else None
+        self.deadline = None if seconds is None else self.begun + seconds
         self.cost = 0
         self.window = connection.first_window
         self.last: bytes | None = None

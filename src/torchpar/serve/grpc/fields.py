@@ -34,4 +34,4 @@ def refusal(fields: dict[bytes, bytes]) -> int:
     """The status of HTTP for a request that is no call of gRPC; 0 for one that is."""
     if fields[b":method"] != b"POST":
         return 405
-    return 0 if fields.get(b"content-type", b"").startswith(b"application/grpc") else 415
+    return 0 if fields.get(b"content-type", b"")[:16] == b"application/grpc" else 415

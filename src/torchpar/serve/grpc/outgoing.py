@@ -60,7 +60,8 @@ class Outgoing(Peer):
         if self._corked is not None:
             self._corked.append(data)
         elif not self.is_gone():
-            self._write(data)
+            self._sent += len(data)
+            self._transport.write(data)
 
     def _write(self, data: bytes) -> None:
         self._sent += len(data)

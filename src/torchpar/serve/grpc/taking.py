@@ -101,7 +101,7 @@ class Taking(Outgoing):
             raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "more than the stream's window")
         call.uncredited += size - len(piece)
         if piece:
-            if len(piece) >= SMALL_DATA:
+            if not flags & frames.END_STREAM and len(piece) >= SMALL_DATA:
                 self.last_active = self.loop.time()
             call.receive(piece)
         if flags & frames.END_STREAM:
@@ -113,6 +113,9 @@ class Taking(Outgoing):
             payload = payload[5:]
         if not stream & 1:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a stream with an even number")
+        if flags & frames.END_HEADERS:
+            self._open(stream, flags, bytes(payload))
+            return
         self._block_of = stream, flags
         self._block = bytearray()
         self._take_continuation(flags, payload)
@@ -153,7 +156,7 @@ class Taking(Outgoing):
             self.write(frames.reset(stream, frames.PROTOCOL_ERROR))
             return
         self.calls[stream] = call = Call(self, stream, fields or {b":path": b""})
-        call.cost, call.begun = cost, self.loop.time()
+        call.cost = cost
         if fields is None:
             self.allowance -= cost
             call.fail(RESOURCE_EXHAUSTED, f"the metadata are larger than {self.limits.header} bytes")
