@@ -55,13 +55,11 @@ class Trimmer:
         self._release = release
         self._least: int | None = None
 
-    def __call__(self) -> float:
-        """Look, and do it where it may be worth it; returns in how many seconds to look again."""
+    def __call__(self) -> None:
+        """Look, and do it where it may be worth it."""
         now = self._resident()
         if self._least is None or now < self._least:
             self._least = now
-        if now - self._least < max(WORTH, SHARE * self._least):
-            return PAUSE
-        self._release()
-        self._least = min(self._least, self._resident())
-        return PAUSE
+        if now - self._least >= max(WORTH, SHARE * self._least):
+            self._release()
+            self._least = min(self._least, self._resident())

@@ -19,7 +19,7 @@ from torchpar.serve.http.log import say
 from torchpar.serve.http.parser import Head
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.places import Places
-from torchpar.serve.trim import LATER, Trimmer
+from torchpar.serve.trim import PAUSE, Trimmer
 from torchpar.serve.usage import read_usage
 
 if TYPE_CHECKING:
@@ -233,13 +233,13 @@ class Server:
         self.answers[exchange.status] = self.answers.get(exchange.status, 0) + 1
         self.log.finished(exchange, self.loop.time() - exchange.received)
 
-    def _trimmed(self, wait: asyncio.Future[float]) -> None:
+    def _trimmed(self, wait: asyncio.Future[None]) -> None:
         if wait.cancelled():
             return
         error = wait.exception()
         if error is not None:
-            say(f"cannot give memory back, which is tried again in {LATER:.0f} seconds: {error}")
-        self._trim_at = self.loop.time() + (LATER if error is not None else wait.result())
+            say(f"cannot give memory back, which is tried again in {PAUSE:.0f} seconds: {error}")
+        self._trim_at = self.loop.time() + PAUSE
 
     def _sweep(self) -> None:
         """The clock of all connections: one timer for all of them costs a request nothing."""
