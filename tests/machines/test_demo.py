@@ -26,6 +26,9 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     machine.wait_until(
         lambda: re.search(r"step \d+/\d+  loss [\d.]+  \d+ tokens/s", machine.journal(UNIT)), "a loss", 60
     )
+    # The journal may have a loss of an earlier start.
+    rank = "/run/torchpar-jobs/torchpar-train@demo/rank-0.json"
+    machine.wait_until(lambda: machine.sh('test -s "$1"', rank, check=False).returncode == 0, "the rank", 60)
 
     status = machine.read(f"/proc/{pid}/status")
     assert f"Cpus_allowed_list:\t{demo['cpus']}\n" in status
@@ -37,7 +40,7 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     assert f"lib{demo['allocator']}" in machine.read(f"/proc/{pid}/maps")
     environment = dict(v.partition("=")[::2] for v in machine.read(f"/proc/{pid}/environ").split("\0"))
     assert {name: environment.get(name) for name in demo["environment"]} == demo["environment"]
-    told = json.loads(machine.read("/run/torchpar-jobs/torchpar-train@demo/rank-0.json"))
+    told = json.loads(machine.read(rank))
     assert (told["pid"], told["threads"]) == (int(pid), demo["ranks"][0]["threads"])
     # Nothing of ours stays above the script.
     assert machine.sh('cut -d" " -f4 /proc/$1/stat', pid).stdout.strip() == "1"
