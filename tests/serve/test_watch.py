@@ -152,7 +152,7 @@ class Seventy(nn.Module):
 
 def test_batches_of_more_rows_than_before_are_watched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many smaller ones there have been, and though none of that size was tried."""
-    monkeypatch.setattr(loading, "beside_many", lambda *_: "")
+    monkeypatch.setattr(loading, "beside_many", lambda *_: ("", 1))
     save_script(Seventy(), tmp_path / "m.pt", described(-1, 3))
 
     async def run() -> None:
@@ -166,6 +166,29 @@ def test_batches_of_more_rows_than_before_are_watched_again(tmp_path: Path, monk
             assert model.ended
 
     asyncio.run(run())
+
+
+def test_sizes_that_were_compared_at_the_start_are_not_new(tmp_path: Path) -> None:
+    """Else each larger batch would take so long that the next one is larger still."""
+    save_script(Affine(), tmp_path / "m.pt", described(-1, 3))
+    rows: list[int] = []
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt", workers=1, max_batch=8) as engine:
+            runner = engine._repository.get("m").runner
+            compute = runner.compute
+
+            def count(lane: int, columns: list[Column], team: int = 1) -> Computed:
+                rows.append(columns[0].shape[0])
+                return compute(lane, columns, team)
+
+            for _ in range(70):
+                await _answers(engine, _rows(1.0, 2.0))
+            runner.compute = count  # type: ignore[method-assign]
+            await _answers(engine, _rows(*map(float, range(8))))
+
+    asyncio.run(run())
+    assert sum(rows) == 8 and max(rows) > 2
 
 
 def test_clients_that_send_ever_new_shapes_cost_no_more_than_others(

@@ -42,10 +42,12 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     try:
         probe = try_model(runner)
         curve = _curve(file, runner, probe, settings)
+        compared = 1
         if not probe.reason and probe.sample:
             # Every size that was measured, by this start or an earlier one, may be a batch's from the first request on.
             sizes = {rows for rows in (*curve.points(), curve.cap) if 1 < rows <= (_most(runner, settings) or rows)}
-            probe = replace(probe, reason=beside_many(runner, probe.sample, sorted(sizes)))
+            reason, compared = beside_many(runner, probe.sample, sorted(sizes))
+            probe = replace(probe, reason=reason)
         team_from = _team_from(runner, probe, curve, settings)
         # Compiled code tells most of what it writes to, and nothing of it on accelerators.
         writes = runner.writes() or (find_state(runner) if runner.platform == Inductor.platform else "")
@@ -76,7 +78,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         time.monotonic() - began,
         f"batches of up to {curve.cap} rows" if batched else f"unbatched: {reason or 'MaxBatch=1'}",
     )
-    return Served(
+    served = Served(
         file.name,
         file.version,
         runner,
@@ -92,6 +94,8 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         files=files,
         untried="" if probe.tried else probe.reason,
     )
+    served.note_compared([tensor.shape[1:] for tensor in probe.sample or ()], compared)
+    return served
 
 
 def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:

@@ -211,8 +211,14 @@ def _beside_odd_rows(runner: Runner, lane: int, sample: tuple[Tensor, ...]) -> s
     return ""
 
 
-def beside_many(runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], lane: int = 0) -> str:
-    """Ask for batches of so many rows, a few that differ again and again; "" if each row has its answer alone."""
+def beside_many(
+    runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], lane: int = 0
+) -> tuple[str, int]:
+    """Ask for batches of so many rows, a few that differ again and again; "" if each row has its answer alone.
+
+    Beside that the largest size that there was time for.
+    """
+    compared = 1
     until = time.monotonic() + ODD_SECONDS
     rows, answers = [sample], [_run(runner, lane, sample).outputs]
     for row in itertools.islice(odd_rows(sample, indices=runner.kind == "KIND_CPU"), MOST_ODD_ROWS):
@@ -237,8 +243,9 @@ def beside_many(runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int]
             if error.status == 503:
                 runner.mend(lane)
         if reason:
-            return f"in a batch of {size} rows {reason}"
-    return ""
+            return f"in a batch of {size} rows {reason}", compared
+        compared = size
+    return "", compared
 
 
 def _agrees(

@@ -116,6 +116,14 @@ class Served:
         self.ended = True
         self.batched = False
 
+    def note_compared(self, shapes: Sequence[tuple[int, ...]], rows: int) -> None:
+        """Batches of rows of these shapes, and of so many at the most, were compared at the start: they are not new.
+
+        Else all that wait longer while one is watched make the next batch larger than any before, and watched too.
+        """
+        for bits in range((rows - 1).bit_length() + 1):
+            self._kinds[tuple(shapes), bits] = WATCHED_NEW, min(1 << bits, rows)
+
     def cap(self) -> int:
         """Rows in one batch, at the most; one request more than that goes alone."""
         return self.curve.cap if self.batched else 1
