@@ -21,7 +21,6 @@ from torchpar.environment import VARIABLE, parse_job_environment
 from torchpar.errors import ConfigError, JobSettingsError, Problem
 from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
-from torchpar.readback import numbers_of
 from torchpar.settings import TrainSettings
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts
@@ -183,7 +182,7 @@ def _choose_gpus(
 
 def held_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
     """The CPUs and accelerators of the unit of an ad-hoc job, by its D-Bus properties."""
-    cpus = numbers_of(properties, "AllowedCPUs") or numbers_of(properties, "CPUAffinity")
+    cpus = CpuSet.from_bitmap(properties.get("AllowedCPUs") or properties.get("CPUAffinity") or ())
     variables = dict(variable.partition("=")[::2] for variable in properties.get("Environment", ()))
     return cpus, accelerators_of(variables.get(VARIABLE, ""))
 

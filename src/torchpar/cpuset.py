@@ -68,6 +68,11 @@ class CpuSet:
             raise ValueError(f"the mask has bit {bits.bit_length() - 1}; numbers go from 0 to {MAX_NUMBER}")
         return cls(n for n in range(bits.bit_length()) if bits >> n & 1)
 
+    @classmethod
+    def from_bitmap(cls, data: Iterable[int]) -> CpuSet:
+        """The set that D-Bus carries as bytes: bit n of byte m for number 8m+n."""
+        return cls(8 * place + bit for place, byte in enumerate(data) for bit in range(8) if byte >> bit & 1)
+
     def __str__(self) -> str:
         spans: list[list[int]] = []
         for number in self:

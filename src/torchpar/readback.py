@@ -63,17 +63,15 @@ def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapp
 
 
 def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    values = [
-        ("CPUAffinity", str(numbers_of(properties, "CPUAffinity")), plan["cpus"]),
-        ("AllowedCPUs", str(numbers_of(properties, "AllowedCPUs")), plan.get("allowed_cpus", plan["cpus"])),
-        (
-            "AllowedMemoryNodes",
-            str(numbers_of(properties, "AllowedMemoryNodes")),
-            plan["memory_policy"]["allowed_nodes"],
-        ),
-        ("NUMAMask", str(numbers_of(properties, "NUMAMask")), plan["memory_policy"]["nodes"]),
-        ("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, plan["memory_policy"]["policy"]),
-    ]
+    memory = plan["memory_policy"]
+    planned_sets = {
+        "CPUAffinity": plan["cpus"],
+        "AllowedCPUs": plan.get("allowed_cpus", plan["cpus"]),
+        "AllowedMemoryNodes": memory["allowed_nodes"],
+        "NUMAMask": memory["nodes"],
+    }
+    values = [(key, str(CpuSet.from_bitmap(properties.get(key, ()))), planned) for key, planned in planned_sets.items()]
+    values.append(("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, memory["policy"]))
     held = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
     values += [(f"Environment {name}", held.get(name, ""), value) for name, value in plan["environment"].items()]
     if plan.get("user") is not None:  # not in plans of older versions
@@ -85,13 +83,6 @@ def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tupl
     if plan["command"]:
         values.append(("ExecStart", " ".join(_argv(properties)), " ".join(plan["command"])))
     return values
-
-
-def numbers_of(properties: Mapping[str, Any], key: str) -> CpuSet:
-    """A CPU or node set that D-Bus carries as bytes, bit n of byte m for number 8m+n."""
-    return CpuSet(
-        8 * place + bit for place, byte in enumerate(properties.get(key, ())) for bit in range(8) if byte >> bit & 1
-    )
 
 
 def _argv(properties: Mapping[str, Any]) -> Sequence[str]:

@@ -10,17 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from torchpar.host.clocks import Clocks
 from torchpar.shape import parse_json, shape
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """This boot, and what its clocks say in seconds: since the kernel's start, since this boot's, of the day."""
-
-    boot_id: str
-    monotonic: float
-    since_boot: float
-    time_of_day: float
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,12 @@ from torchpar.host.facts import read_facts
 from torchpar.plan import make_plan, plan_json
 from torchpar.readback import compare_unit
 from torchpar.record import parse_places, parse_plan
+from torchpar.running import Process, RunningUnit
 from torchpar.shape import ShapeError, parse_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import facts_json, parse_facts, topology_json
 from torchpar.units import make_units
-from torchpar.verify import Process, RunningUnit, verify
+from torchpar.verify import verify
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "300"))
 

@@ -17,7 +17,8 @@ from torchpar.host.proc import LIMIT, ProcReader, TooLateError, TooLongError
 from torchpar.host.processes import read_running_unit
 from torchpar.host.threads import ThreadReader
 from torchpar.observe import item_json
-from torchpar.verify import RunningUnit, Verdict, verify
+from torchpar.running import RunningUnit
+from torchpar.verify import Verdict, verify
 
 UNIT = "torchpar-train@a.service"
 STATUS = b"Name:\tpython3\nUid:\t0\t0\t0\t0\nCpus_allowed_list:\t0-1\n"

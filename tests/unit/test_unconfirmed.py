@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from torchpar.errors import StoreError
-from torchpar.host.clocks import read_clocks
+from torchpar.host.clocks import Clocks, read_clocks
 from torchpar.shape import ShapeError
 from torchpar.store import Store
-from torchpar.unconfirmed import Clocks, begin, parse_unconfirmed
+from torchpar.unconfirmed import begin, parse_unconfirmed
 
 HOUR = 3600.0
 THEN = Clocks("one boot", monotonic=500.0, since_boot=400.0, time_of_day=1e9)

@@ -20,7 +20,8 @@ from torchpar.cpuset import CpuSet
 from torchpar.host import processes
 from torchpar.host.processes import read_running_unit
 from torchpar.observe import item_json
-from torchpar.verify import Process, RunningUnit, Verdict, summary, verify
+from torchpar.running import Process, RunningUnit
+from torchpar.verify import Verdict, summary, verify
 
 PLAN: dict[str, Any] = {
     "unit": "torchpar-train@a.service",

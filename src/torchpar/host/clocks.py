@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from torchpar.unconfirmed import Clocks
+
+@dataclass(frozen=True)
+class Clocks:
+    """This boot, and what its clocks say in seconds: since the kernel's start, since this boot's, of the day."""
+
+    boot_id: str
+    monotonic: float
+    since_boot: float
+    time_of_day: float
 
 
 def read_clocks() -> Clocks:

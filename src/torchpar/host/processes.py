@@ -21,8 +21,8 @@ from torchpar.cpuset import CpuSet
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.host.threads import MOST_THREADS, ThreadReader, read_cpu_seconds
+from torchpar.running import Process, RunningUnit
 from torchpar.shape import ShapeError, parse_json, shape
-from torchpar.verify import Process, RunningUnit
 
 T = TypeVar("T")
 
