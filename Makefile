@@ -216,7 +216,7 @@ put = $(if $(strip $(2)),install -D -m $(1) -t '$(DESTDIR)$(3)' $(2))
 install: man
 	cd src && find torchpar -name '*.py' -exec install -D -m 644 '{}' '$(DESTDIR)$(PYDIR)/{}' ';'
 	printf '"""Written by make install."""\n\n\ndef version() -> str:\n    """The version of this package."""\n    return "%s"\n' \
-		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/version.py'
+		'$(VERSION)' >'$(DESTDIR)$(PYDIR)/torchpar/contract/version.py'
 	$(call put,644,$(addprefix src/torchpar/,runtime/run.py runtime/launch.py serve/serve.py),/usr/lib/torchpar)
 	install -D -m 755 systemd/torchpar-stop '$(DESTDIR)/usr/lib/torchpar/stop'
 	install -D -m 755 systemd/torchpar-stopped '$(DESTDIR)/usr/lib/torchpar/stopped'

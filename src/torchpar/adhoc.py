@@ -15,10 +15,10 @@ from typing import Any
 
 from torchpar.claims import Reason
 from torchpar.config import AD_HOC, Config, Kind, Service
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
+from torchpar.contract.job import VARIABLE, parse_job_environment
 from torchpar.cores import choose_cores, find_usable_cores, node_distance
-from torchpar.cpuset import CpuSet
-from torchpar.environment import VARIABLE, parse_job_environment
-from torchpar.errors import ConfigError, JobSettingsError, Problem
 from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.settings import TrainSettings

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torchpar.claims import Reason
 from torchpar.config import Kind, Service
-from torchpar.preload import GLIBC_THRESHOLDS, VARIABLE
+from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE
 from torchpar.topology import HostFacts, Library
 from torchpar.values import AllocatorChoice
 

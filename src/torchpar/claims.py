@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchpar.config import Service
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.cores import Core
-from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
 from torchpar.topology import Held, PciDevice
 from torchpar.values import CpuRequest, CpuRequestKind
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from torchpar import values as v
 from torchpar.characters import INVISIBLE, name_of
+from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.directives import SINCE
 from torchpar.endpoint import whole_endpoint
-from torchpar.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.exec_limits import check_strings
 from torchpar.passed import RENDERED, judge_directive
 from torchpar.settings import (

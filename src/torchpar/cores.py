@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.topology import HostFacts
 
 

@@ -12,11 +12,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchpar.errors import StoreError, printable
+from torchpar.contract.errors import StoreError, printable
+from torchpar.contract.owners import find_strangers
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.lock import is_locked
-from torchpar.owners import find_strangers
 from torchpar.store import LITTER, Store
 
 # Where systemd keeps what the generator copied.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
+from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.drift import find_foreign
-from torchpar.errors import StoreError, SystemdError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest

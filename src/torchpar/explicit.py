@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchpar.claims import Claim, Reason, request_text
+from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores
-from torchpar.cpuset import CpuSet
 from torchpar.topology import HostFacts
 from torchpar.values import CpuRequestKind
 

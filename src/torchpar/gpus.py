@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import CpuRequestKind
 

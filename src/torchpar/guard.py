@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from torchpar.errors import ExitStatus, printable
+from torchpar.contract.errors import ExitStatus, printable
+from torchpar.contract.owners import find_strangers
 from torchpar.host import systemd
-from torchpar.owners import find_strangers
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, choose_cores
-from torchpar.cpuset import CpuSet
 
 
 @dataclass(frozen=True)

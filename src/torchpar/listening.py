@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from torchpar.config import Service
-from torchpar.errors import PlacementError
+from torchpar.contract.errors import PlacementError
 from torchpar.settings import InferSettings
 from torchpar.values import CpuRequestKind
 

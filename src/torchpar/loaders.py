@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
 from torchpar.config import Service
+from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores
-from torchpar.cpuset import CpuSet
 from torchpar.layout import Need, lay_out
 
 

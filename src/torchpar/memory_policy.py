@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torchpar.claims import Reason
 from torchpar.config import Kind, Service
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.placement import Share
 from torchpar.topology import HostFacts
 from torchpar.values import MemoryPolicy, memory_bytes

@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torchpar import preload
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
+from torchpar.contract import preload
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
 from torchpar.drift import find_drift
-from torchpar.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torchpar.config import Config, Service
+from torchpar.contract.errors import Problem, printable
 from torchpar.directives import is_too_new
-from torchpar.errors import Problem, printable
 from torchpar.passed import judge_directive, opened
 
 

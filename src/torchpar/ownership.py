@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, has_other_files, identity_of
 from torchpar.config import Config, Service
-from torchpar.errors import Problem, printable
+from torchpar.contract.errors import Problem, printable
 from torchpar.opened import Named, opened_paths
 
 ROOT = Identity(None)

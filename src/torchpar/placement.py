@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torchpar.claims import Claim, Reason, largest_remainder, make_claims
 from torchpar.config import Config
+from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores, find_usable_cores, node_distance
-from torchpar.cpuset import CpuSet
 from torchpar.explicit import place_explicit
 from torchpar.gpus import place_gpus
 from torchpar.layout import Need, lay_out

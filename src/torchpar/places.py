@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torchpar.claims import Reason
+from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core
-from torchpar.cpuset import CpuSet
 
 # A process has a copy of the model and an event loop of its own; below this many cores it is not worth them.
 LEAST_CORES = 4

@@ -14,8 +14,8 @@ from typing import Any
 from torchpar.allocator import choose_allocator
 from torchpar.claims import Reason
 from torchpar.config import OWN_USER, Config, Service
-from torchpar.cpuset import CpuSet
-from torchpar.environment import VARIABLE
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.job import VARIABLE
 from torchpar.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
 from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torchpar.claims import Reason, largest_remainder
 from torchpar.config import Service
+from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core
-from torchpar.cpuset import CpuSet
 from torchpar.placement import Share
 from torchpar.places import split_places
 from torchpar.settings import TrainSettings

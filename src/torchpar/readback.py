@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.units import drop_in_path, socket_of
 from torchpar.values import MemoryPolicy
 

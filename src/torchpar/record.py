@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.cpuset import CpuSet
-from torchpar.shape import ShapeError, Text, parse_json, shape
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
 from torchpar.topology import Held
 
 _MOST_SERVICES = 10_000

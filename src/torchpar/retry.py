@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torchpar.errors import SystemdError, TorchparError, printable
+from torchpar.contract.errors import SystemdError, TorchparError, printable
 from torchpar.host import systemd
 
 # How long a boot may take to bring all files.

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 
 
 @dataclass(frozen=True)

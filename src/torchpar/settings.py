@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torchpar import values as v
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchpar.errors import BusyError, StoreError, printable
+from torchpar.contract.errors import BusyError, StoreError, printable
+from torchpar.contract.typed_json import ShapeError
 from torchpar.generations import Content, Generation, write_tree
 from torchpar.host.files import exchange, find_open, own_directory, remove, sync_directory, write_new
 from torchpar.host.lock import locked_file
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.shape import ShapeError
 from torchpar.unconfirmed import Unconfirmed, parse_unconfirmed
 
 STORE = Path("/var/lib/torchpar")

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from torchpar.characters import BLANKS, NOT_PLAIN, ODD, name_of
-from torchpar.errors import Place, Problem, printable
+from torchpar.contract.errors import Place, Problem, printable
 
 KNOWN_SECTIONS = ("Match", "Host", "Train", "Infer")
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.cpuset import MAX_NUMBER, CpuSet
-from torchpar.errors import FactsError
+from torchpar.contract.cpulist import MAX_NUMBER, CpuSet
+from torchpar.contract.errors import FactsError
+from torchpar.contract.typed_json import ShapeError, shape
 from torchpar.exec_limits import SMALLEST_PAGE
-from torchpar.shape import ShapeError, shape
 
 
 @dataclass(frozen=True)

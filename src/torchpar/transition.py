@@ -20,7 +20,7 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
-from torchpar.errors import StoreError, SystemdError, TorchparError
+from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.store import KEPT, Store
 from torchpar.unconfirmed import Unconfirmed

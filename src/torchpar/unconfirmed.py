@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from torchpar.contract.typed_json import parse_json, shape
 from torchpar.host.clocks import Clocks
-from torchpar.shape import parse_json, shape
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from torchpar.errors import ConfigError, Place, Problem, SystemdError, printable
+from torchpar.contract.errors import ConfigError, Place, Problem, SystemdError, printable
 from torchpar.host import systemd
 from torchpar.plan import Plan, ServicePlan
 from torchpar.units import socket_of, unit_of

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from torchpar.characters import BLANKS, NOT_PLAIN
-from torchpar.cpuset import CpuSet
-from torchpar.environment import VARIABLE
-from torchpar.errors import printable
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import printable
+from torchpar.contract.job import VARIABLE
 from torchpar.words import MisreadError, split_words
 
 E = TypeVar("E", bound=enum.Enum)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torchpar.claims import Reason
 from torchpar.config import Kind, Service
+from torchpar.contract.job import JobSettings, RankSettings, ServeSettings, job_environment
 from torchpar.endpoint import whole_endpoint
-from torchpar.environment import JobSettings, RankSettings, ServeSettings, job_environment
 from torchpar.listening import addresses
 from torchpar.memory_policy import PlannedMemory
 from torchpar.placement import Share

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar import preload
-from torchpar.cpuset import CpuSet
-from torchpar.errors import printable
+from torchpar.contract import preload
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import printable
 from torchpar.running import Process, RunningUnit
 
 # The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from torchpar.characters import BLANKS, DASH, INVISIBLE, NOT_TEXT, ODD, QUOTE, name_of
-from torchpar.errors import printable
+from torchpar.contract.errors import printable
 
 _ESCAPE = re.compile(
     r"(?:\\\\)+|\\(?:[abfnrtvs\"']|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|(?s:.)|\Z)"

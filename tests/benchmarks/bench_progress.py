@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.contract.job import JobSettings, RankSettings, job_environment
 
 ROUNDS = 9
 STARTS = 25

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError, PlacementError
+from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.host.facts import read_facts
 from torchpar.plan import make_plan
 from torchpar.settings import SECTIONS, settings_of

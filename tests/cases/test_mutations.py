@@ -21,14 +21,14 @@ import pytest
 from tests.cases.conftest import CAPTURES
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
-from torchpar.errors import FactsError, TorchparError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import FactsError, TorchparError
+from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.host.facts import read_facts
 from torchpar.plan import make_plan, plan_json
 from torchpar.readback import compare_unit
 from torchpar.record import parse_places, parse_plan
 from torchpar.running import Process, RunningUnit
-from torchpar.shape import ShapeError, parse_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import facts_json, parse_facts, topology_json
 from torchpar.units import make_units

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.machines.machine import Machine
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.quoting import quote_word
 from torchpar.syntax import ConfFile
 

@@ -14,7 +14,7 @@ from tests.machines.test_apply import CONF, apply, torchpar
 from tests.unit.hosts import make_host
 from tests.unit.unit_file import read_unit
 from torchpar.config import Service, parse_config
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.host.systemd import object_path
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile

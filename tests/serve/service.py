@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchpar.environment import JobSettings, RankSettings, ServeSettings, job_environment
+from torchpar.contract.job import JobSettings, RankSettings, ServeSettings, job_environment
 
 SOURCE = Path(__file__).parents[2] / "src/torchpar"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from torchpar.environment import JobSettings, RankSettings, ServeSettings
+from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
 from torchpar.serve.process import bind, engine_settings, visible_devices
 from torchpar.serve.settings import EngineSettings
 

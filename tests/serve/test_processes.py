@@ -19,8 +19,8 @@ import torch
 
 from tests.serve.models import mlp, save_script
 from tests.serve.service import Load, Service, install
-from torchpar.environment import JobSettings, RankSettings, ServeSettings
-from torchpar.notify import Notifier
+from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
+from torchpar.contract.notify import Notifier
 from torchpar.serve.channel import Channel, make_pair
 from torchpar.serve.processes import Processes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.topology import CpuKind, HostFacts, Library, NumaNode, Package, PciDevice
 
 JEMALLOC = Library("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", 62)

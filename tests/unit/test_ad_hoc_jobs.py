@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from torchpar.cpuset import CpuSet
-from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.job import JobSettings, RankSettings, job_environment
 from torchpar.host import ad_hoc_jobs, systemd
 from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 

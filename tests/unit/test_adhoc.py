@@ -9,8 +9,8 @@ import pytest
 from tests.unit.hosts import make_host
 from torchpar.adhoc import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
-from torchpar.errors import ConfigError, PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.plan import ServicePlan
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchpar.advice import RECEIVE, START, Loading, advise, say_loading
+from torchpar.contract.advice import RECEIVE, START, Loading, advise, say_loading
 
 
 def waiting(share: float, *, batches: int = 1000, passes: int = 1, workers: int = 0) -> Loading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.unit.hosts import make_host
 from torchpar.changes import Change, compare, compare_links, find_moves, unified
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
 from torchpar.topology import Held

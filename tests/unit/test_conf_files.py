@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.host.conf import ConfReader
 
 

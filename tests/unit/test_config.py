@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
 from torchpar.config import Config, parse_config
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.settings import SECTIONS, settings_of
 from torchpar.syntax import ConfFile
 from torchpar.values import CpuRequest, CpuRequestKind

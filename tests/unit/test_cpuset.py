@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchpar.cpuset import MAX_NUMBER, CpuSet
+from torchpar.contract.cpulist import MAX_NUMBER, CpuSet
 
 
 @given(st.sets(st.integers(0, 300)))

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from torchpar.contract.errors import SystemdError
 from torchpar.daemon import main, server, watch
 from torchpar.daemon.look import Looks, Write
 from torchpar.daemon.server import Client, Server
-from torchpar.errors import SystemdError
 from torchpar.host.systemd import service_states
 
 OBSERVATION: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pwd
 
 import pytest
 
-from torchpar.errors import NotPermittedError, TorchparError
+from torchpar.contract.errors import NotPermittedError, TorchparError
 from torchpar.host import direct
 
 OWN = pwd.getpwuid(os.geteuid()).pw_name

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from torchpar.environment import (
+from torchpar.contract.errors import JobSettingsError
+from torchpar.contract.job import (
     VARIABLE,
     JobSettings,
     RankSettings,
@@ -15,7 +16,6 @@ from torchpar.environment import (
     job_environment,
     parse_job_environment,
 )
-from torchpar.errors import JobSettingsError
 
 SETTINGS = JobSettings(
     service="torchpar-train@demo.service",

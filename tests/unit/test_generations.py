@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.errors import BusyError, StoreError
+from torchpar.contract.errors import BusyError, StoreError
 from torchpar.generations import Content
 from torchpar.store import Store
 from torchpar.syntax import ConfFile

@@ -11,8 +11,8 @@ from tests.unit.hosts import make_gpu, make_host
 from tests.unit.test_read_facts import MACHINE, write
 from tests.unit.test_stability import apply
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.host.facts import read_facts
 from torchpar.plan import ServicePlan
 from torchpar.syntax import ConfFile

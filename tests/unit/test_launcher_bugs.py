@@ -12,8 +12,8 @@ import pytest
 from tests.unit.hosts import JEMALLOC, make_gpu, make_host, make_hybrid_host
 from tests.unit.test_placement import cpus, refused
 from tests.unit.test_plan import plan_of
-from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.topology import Distances, HostFacts, NumaNode
 
 

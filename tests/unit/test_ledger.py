@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from torchpar.cli.status import speed
+from torchpar.contract.typed_json import parse_json, shape
 from torchpar.daemon.client import _Throughput
 from torchpar.daemon.ledger import Ledger, Report, parse_report
-from torchpar.shape import parse_json, shape
 
 UNIT = "torchpar-train@a.service"
 FIRST = Report(local_rank=0, time=100.0, steps=10, samples=640, batches=10, waited=0.5)

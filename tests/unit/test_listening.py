@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
-from torchpar.errors import PlacementError
+from torchpar.contract.errors import PlacementError
 from torchpar.plan import Plan, make_plan
 from torchpar.syntax import ConfFile
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.hosts import make_host, make_hybrid_host
 from tests.unit.test_stability import apply
-from torchpar.environment import parse_job_environment
+from torchpar.contract.job import parse_job_environment
 from torchpar.plan import Plan, plan_json
 from torchpar.topology import HostFacts
 from torchpar.units import make_units

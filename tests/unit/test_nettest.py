@@ -7,7 +7,7 @@ import pytest
 from tests.unit.hosts import make_host
 from torchpar.cli.nettest import _find
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.syntax import ConfFile
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from torchpar.contract.owners import code_places, find_strangers
 from torchpar.host.files import find_open
-from torchpar.owners import code_places, find_strangers
 
 ME = os.geteuid()
 

@@ -17,12 +17,12 @@ from debian.changelog import Changelog
 
 from torchpar.cli.main import COMMANDS, torchpar
 from torchpar.config import Config, parse_config
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.version import version
 from torchpar.settings import SECTIONS, settings_of
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, NumaNode
 from torchpar.values import CpuRequestKind
-from torchpar.version import version
 
 TREE = Path(__file__).resolve().parents[2]
 

@@ -16,8 +16,8 @@ from torchpar.cli import compile as compile_module
 from torchpar.cli import run
 from torchpar.cli.inputs import Inputs
 from torchpar.config import Service, parse_config
+from torchpar.contract.errors import ConfigError
 from torchpar.directives import SINCE
-from torchpar.errors import ConfigError
 from torchpar.generations import Content
 from torchpar.opened import opened_paths
 from torchpar.ownership import add_questions

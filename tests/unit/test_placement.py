@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.placement import Placement, place
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts

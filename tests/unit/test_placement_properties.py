@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.test_stability import in_force
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
-from torchpar.errors import PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.plan import Plan, make_plan, plan_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import CpuKind, Held, HostFacts

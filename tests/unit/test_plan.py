@@ -10,9 +10,9 @@ import pytest
 from tests.unit.hosts import JEMALLOC, TCMALLOC, make_gpu, make_host
 from torchpar.allocator import JEMALLOC_CONF
 from torchpar.config import parse_config
-from torchpar.cpuset import CpuSet
-from torchpar.environment import parse_job_environment
-from torchpar.errors import ConfigError, PlacementError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import ConfigError, PlacementError
+from torchpar.contract.job import parse_job_environment
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, Library, NumaNode, facts_json, parse_facts

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_verify import PLAN
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.host import processes
 from torchpar.host.proc import LIMIT, ProcReader, TooLateError, TooLongError
 from torchpar.host.processes import read_running_unit

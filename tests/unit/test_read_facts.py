@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import FactsError, PlacementError
 from torchpar.cores import find_usable_cores
-from torchpar.cpuset import CpuSet
-from torchpar.errors import FactsError, PlacementError
 from torchpar.host.cgroup import read_limits
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.hosts import make_host
 from torchpar.access import make_questions, make_warnings
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.host.access import ask_below
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.sandbox import caches

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.test_generations import content
 from tests.unit.test_transition import WAITS, FakeSystemd
 from torchpar.cli import apply, confirm, rollback
-from torchpar.errors import BusyError
+from torchpar.contract.errors import BusyError
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.store import Store

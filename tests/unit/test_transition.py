@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.unit.test_generations import content
+from torchpar.contract.errors import SystemdError, TorchparError
 from torchpar.drift import find_drift
-from torchpar.errors import SystemdError, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.host.files import exchange
 from torchpar.store import Store

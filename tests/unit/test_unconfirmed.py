@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.errors import StoreError
+from torchpar.contract.errors import StoreError
+from torchpar.contract.typed_json import ShapeError
 from torchpar.host.clocks import Clocks, read_clocks
-from torchpar.shape import ShapeError
 from torchpar.store import Store
 from torchpar.unconfirmed import begin, parse_unconfirmed
 

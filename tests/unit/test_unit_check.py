@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError, SystemdError
+from torchpar.contract.errors import ConfigError, SystemdError
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
 from torchpar.unit_check import check_units, in_conf

@@ -14,7 +14,7 @@ from tests.unit.hosts import make_gpu, make_host
 from tests.unit.unit_file import read_unit
 from torchpar.characters import NOT_TEXT
 from torchpar.config import parse_config
-from torchpar.errors import ConfigError, PlacementError
+from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.plan import make_plan
 from torchpar.quoting import only_unit_text, quote_path, quote_word, whole_line
 from torchpar.sandbox import write_paths

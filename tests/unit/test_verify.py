@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.host import processes
 from torchpar.host.processes import read_running_unit
 from torchpar.observe import item_json

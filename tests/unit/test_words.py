@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import Config, parse_config
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.syntax import ConfFile
 from torchpar.words import MisreadError, split_words
 

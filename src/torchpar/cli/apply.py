@@ -14,9 +14,9 @@ from torchpar.cli.idle import is_idle
 from torchpar.cli.inputs import load
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
+from torchpar.contract.errors import ExitStatus, StoreError, TorchparError
 from torchpar.drift import find_foreign, find_generation_drift, find_unloaded
 from torchpar.enforce import LiveSystemd, changing, is_in_force, read_active, running_among
-from torchpar.errors import ExitStatus, StoreError, TorchparError
 from torchpar.generations import Content, Generation
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks

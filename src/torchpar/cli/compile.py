@@ -7,7 +7,7 @@ import json
 from collections.abc import Container
 
 from torchpar.cli.inputs import Inputs, load
-from torchpar.errors import PlacementError
+from torchpar.contract.errors import PlacementError
 from torchpar.generations import Content
 from torchpar.host.facts import read_manifest
 from torchpar.plan import Plan, make_plan, plan_json

@@ -7,8 +7,8 @@ import contextlib
 import click
 
 from torchpar.cli.root import require_root
+from torchpar.contract.errors import SystemdError
 from torchpar.enforce import WAY_BACK, changing
-from torchpar.errors import SystemdError
 from torchpar.host import systemd
 from torchpar.store import Store
 from torchpar.transition import confirm as confirm_active

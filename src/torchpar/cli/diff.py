@@ -10,8 +10,8 @@ from torchpar.changes import unified
 from torchpar.cli.difference import find_changes
 from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
+from torchpar.contract.errors import ExitStatus, TorchparError
 from torchpar.enforce import running_among
-from torchpar.errors import ExitStatus, TorchparError
 
 
 @click.command()

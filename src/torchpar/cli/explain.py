@@ -9,7 +9,7 @@ import click
 
 from torchpar.cli.inputs import LIVE, input_options, load
 from torchpar.cli.output import brief, echo_json, warn
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.daemon.client import ask_daemon
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 

@@ -9,7 +9,7 @@ import click
 from torchpar.cli.inputs import LIVE, load, load_facts
 from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
-from torchpar.errors import ConfigError
+from torchpar.contract.errors import ConfigError
 from torchpar.topology import facts_json
 
 

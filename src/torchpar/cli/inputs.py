@@ -12,14 +12,14 @@ import click
 from torchpar.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.cli.paths import FilePath
 from torchpar.config import Config, parse_config
-from torchpar.errors import ConfigError, FactsError, Problem, printable
+from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
+from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import add_interpreters, read_facts
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.opened import find_refused
 from torchpar.ownership import add_questions, find_refusals
-from torchpar.shape import ShapeError, parse_json
 from torchpar.syntax import ConfFile
 from torchpar.topology import HostFacts, parse_facts
 

@@ -11,8 +11,8 @@ import click
 
 from torchpar.cli.output import warn_of
 from torchpar.cli.streams import OutputError, close_streams, open_streams
-from torchpar.errors import ExitStatus, TorchparError, printable
-from torchpar.version import version
+from torchpar.contract.errors import ExitStatus, TorchparError, printable
+from torchpar.contract.version import version
 
 # Command → the module that holds it, so that `torchpar status` does not import what only `torchpar plan` needs.
 COMMANDS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from torchpar.errors import TorchparError, printable
+from torchpar.contract.errors import TorchparError, printable
 
 _LONGEST = 1000  # of a line for people, in letters
 

@@ -10,7 +10,7 @@ from torchpar.changes import find_moves
 from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import echo_json, echo_table, shorten, warn
 from torchpar.cli.paths import FilePath
-from torchpar.errors import TorchparError
+from torchpar.contract.errors import TorchparError
 from torchpar.picture import draw_plan
 from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
 

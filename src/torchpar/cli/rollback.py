@@ -10,6 +10,7 @@ from torchpar.changes import compare
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.cli.way_back import go_back_in_time, restore
+from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.enforce import (
     WAY_BACK,
     LiveSystemd,
@@ -20,7 +21,6 @@ from torchpar.enforce import (
     refuse_other_host,
     running_among,
 )
-from torchpar.errors import StoreError, SystemdError
 from torchpar.generations import Generation
 from torchpar.host import systemd
 from torchpar.store import Store

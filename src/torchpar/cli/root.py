@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from torchpar.errors import NotPermittedError
+from torchpar.contract.errors import NotPermittedError
 
 
 def require_root(what: str) -> None:

@@ -16,8 +16,8 @@ from torchpar.cli.inputs import Inputs, load
 from torchpar.cli.output import warn
 from torchpar.cli.start import as_unit, start
 from torchpar.config import AD_HOC
+from torchpar.contract.errors import ConfigError, NotPermittedError
 from torchpar.enforce import read_active
-from torchpar.errors import ConfigError, NotPermittedError
 from torchpar.host import direct, systemd
 from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader

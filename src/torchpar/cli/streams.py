@@ -9,7 +9,7 @@ import select
 import sys
 from typing import Any, TextIO
 
-from torchpar.errors import TorchparError
+from torchpar.contract.errors import TorchparError
 
 
 class OutputError(TorchparError):

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from torchpar.cli.output import brief, echo_json
-from torchpar.errors import ConfigError, ExitStatus, StoreError, printable
+from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.host import systemd
 from torchpar.observe import item_json, observe_out_of_force, verify_unit
 from torchpar.store import Store

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
 from torchpar.daemon.server import ROOT_SOCKET, SOCKET
-from torchpar.shape import ShapeError, Text, parse_json, shape
 
 _SECONDS = 15.0  # a look that it takes first may have to wait for a disk that does not answer
 _DOOR_SECONDS = 0.5

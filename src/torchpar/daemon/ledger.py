@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torchpar.advice import LOADER_BOUND, Loading
+from torchpar.contract.advice import LOADER_BOUND, Loading
 
 # Reports of one rank: with one every two seconds and a bit, the rates are those of the last half a minute.
 _KEPT = 16

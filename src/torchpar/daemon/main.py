@@ -9,14 +9,14 @@ import signal
 import sys
 import time
 
+from torchpar.contract.errors import printable
+from torchpar.contract.job import JOB_SOCKET
+from torchpar.contract.notify import Notifier
 from torchpar.daemon.ledger import Ledger
 from torchpar.daemon.look import Looks
 from torchpar.daemon.receiver import Receiver, read_cgroup_of
 from torchpar.daemon.server import ROOT_SOCKET, SOCKET, Client, Server
 from torchpar.daemon.watch import POLL_SECONDS, Watch
-from torchpar.environment import JOB_SOCKET
-from torchpar.errors import printable
-from torchpar.notify import Notifier
 from torchpar.store import Store
 
 # Seconds until the loop comes round by itself.

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchpar.advice import Loading, say_loading
+from torchpar.contract.advice import Loading, say_loading
+from torchpar.contract.errors import TorchparError
 from torchpar.daemon.ledger import Ledger
 from torchpar.daemon.look import Write
-from torchpar.errors import TorchparError
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_manifest
 from torchpar.host.systemd import reload_without_waiting, service_states

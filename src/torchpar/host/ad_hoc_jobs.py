@@ -12,8 +12,8 @@ import re
 import stat
 
 from torchpar import adhoc
-from torchpar.cpuset import CpuSet
-from torchpar.environment import VARIABLE
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.job import VARIABLE
 from torchpar.host import systemd
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader

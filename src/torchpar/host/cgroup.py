@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.host.sysfs import Tree
 
 SLICE = "torchpar.slice"

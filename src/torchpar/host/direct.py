@@ -10,9 +10,9 @@ import pwd
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from torchpar import mempolicy
-from torchpar.cpuset import CpuSet
-from torchpar.errors import NotPermittedError, TorchparError
+from torchpar.contract import mempolicy
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import NotPermittedError, TorchparError
 
 
 def allowed_cpus() -> CpuSet:

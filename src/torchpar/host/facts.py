@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from torchpar.config import Config
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.host.cgroup import read_limits
 from torchpar.host.in_force import read_in_force
 from torchpar.host.libraries import (

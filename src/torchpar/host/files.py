@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchpar.owners import find_strangers
+from torchpar.contract.owners import find_strangers
 
 # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>, which Python has not.
 _HERE, _EXCHANGE = -100, 2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from torchpar.contract.typed_json import ShapeError
 from torchpar.host.sysfs import Tree
 from torchpar.record import parse_places
-from torchpar.shape import ShapeError
 from torchpar.topology import Held
 
 _PLAN = "var/lib/torchpar/active/plan.json"

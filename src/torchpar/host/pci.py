@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from torchpar.errors import printable
+from torchpar.contract.errors import printable
 from torchpar.host.nvidia import read_nvidia_gpu
 from torchpar.host.sysfs import Tree
 from torchpar.topology import PciDevice

@@ -17,12 +17,12 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.typed_json import ShapeError, parse_json, shape
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.host.threads import MOST_THREADS, ThreadReader, read_cpu_seconds
 from torchpar.running import Process, RunningUnit
-from torchpar.shape import ShapeError, parse_json, shape
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from torchpar.errors import printable
+from torchpar.contract.errors import printable
 
 T = TypeVar("T")
 

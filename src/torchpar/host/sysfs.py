@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from torchpar.cpuset import MAX_NUMBER, CpuSet
-from torchpar.errors import printable
+from torchpar.contract.cpulist import MAX_NUMBER, CpuSet
+from torchpar.contract.errors import printable
 
 _DOUBTS = 8  # enough to see what is wrong with a machine
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchpar.errors import SystemdAbsentError, SystemdError, TorchparError
+from torchpar.contract.errors import SystemdAbsentError, SystemdError, TorchparError
 from torchpar.host.files import remove, write_new
 from torchpar.host.program import run
 

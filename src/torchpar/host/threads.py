@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 
-from torchpar.cpuset import CpuSet
+from torchpar.contract.cpulist import CpuSet
 from torchpar.host.proc import ProcReader, TooLongError
 
 # Of one unit. Eight ranks, each with 64 loader workers of ten threads, have 5,000.

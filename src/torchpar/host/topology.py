@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from torchpar.cpuset import CpuSet
-from torchpar.errors import FactsError
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import FactsError
 from torchpar.host.sysfs import Tree
 from torchpar.topology import CpuKind, Distances, NumaNode, Package
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from torchpar.errors import SystemdError
+from torchpar.contract.errors import SystemdError
 from torchpar.host.program import run
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

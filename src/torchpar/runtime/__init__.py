@@ -6,7 +6,7 @@ See torchpar-runtime(7).
 
 TYPE_CHECKING = False  # typing's own would have to be imported
 if TYPE_CHECKING:
-    from torchpar.environment import JobSettings
+    from torchpar.contract.job import JobSettings
     from torchpar.runtime.job import Job
 
 __all__ = ["init", "plan", "stop_requested"]
@@ -19,7 +19,7 @@ def plan() -> "JobSettings | None":
     """
     import os
 
-    from torchpar.environment import parse_job_environment
+    from torchpar.contract.job import parse_job_environment
 
     return parse_job_environment(os.environ)
 

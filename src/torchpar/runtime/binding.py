@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from torchpar.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED, read_memory_policy, set_memory_policy
+from torchpar.contract.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED, read_memory_policy, set_memory_policy
 from torchpar.runtime.observed import cpulist, say
 
 

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator
 
-from torchpar.preload import GLIBC_THRESHOLDS, VARIABLE, WITHOUT, preloaded
+from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE, WITHOUT, preloaded
 from torchpar.runtime.observed import say
 from torchpar.runtime.refusal import section
 

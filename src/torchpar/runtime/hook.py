@@ -13,8 +13,8 @@ import time
 from collections.abc import Set
 from typing import Any
 
-from torchpar.environment import JobSettings, RankSettings, parse_job_environment
-from torchpar.errors import JobSettingsError
+from torchpar.contract.errors import JobSettingsError
+from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
 from torchpar.runtime import loader, progress, workers
 from torchpar.runtime.observed import observe, say, tell
 from torchpar.runtime.stand_in import StandIn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torchpar.environment import JobSettings, parse_job_environment
+from torchpar.contract.job import JobSettings, parse_job_environment
 from torchpar.runtime import accelerator
 from torchpar.runtime.observed import say
 

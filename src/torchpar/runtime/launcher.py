@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from torchpar.environment import JobSettings, parse_job_environment
-from torchpar.errors import JobSettingsError, RendezvousError
+from torchpar.contract.errors import JobSettingsError, RendezvousError
+from torchpar.contract.job import JobSettings, parse_job_environment
 from torchpar.runtime.observed import say
 from torchpar.runtime.refusal import refusal
 from torchpar.runtime.rendezvous import arguments

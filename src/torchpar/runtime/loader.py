@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from torchpar.environment import JobSettings, RankSettings
+from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.runtime.observed import say
 from torchpar.runtime.stand_in import replace_method
 

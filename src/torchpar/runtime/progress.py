@@ -16,8 +16,8 @@ import time
 import weakref
 from typing import Any
 
-from torchpar.advice import LOADER_BOUND, Loading, say_loading
-from torchpar.environment import JOB_SOCKET, RankSettings
+from torchpar.contract.advice import LOADER_BOUND, Loading, say_loading
+from torchpar.contract.job import JOB_SOCKET, RankSettings
 from torchpar.runtime import accelerator
 from torchpar.runtime.loader import caller
 from torchpar.runtime.observed import say

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from torchpar.environment import JobSettings, RankSettings, parse_job_environment
-from torchpar.errors import JobSettingsError
+from torchpar.contract.errors import JobSettingsError
+from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
 from torchpar.runtime import binding
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what the unit sets

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 
-from torchpar.environment import parse_job_environment
-from torchpar.errors import JobSettingsError
-from torchpar.owners import Stranger
+from torchpar.contract.errors import JobSettingsError
+from torchpar.contract.job import parse_job_environment
+from torchpar.contract.owners import Stranger
 
 
 def refusal(what: str, why: str, keys: str) -> str:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torchpar.environment import JobSettings
-from torchpar.errors import ExitStatus, RendezvousError
+from torchpar.contract.errors import ExitStatus, RendezvousError
+from torchpar.contract.job import JobSettings
 from torchpar.runtime import network
 from torchpar.runtime.network import Address
 from torchpar.runtime.observed import say

@@ -151,7 +151,7 @@ def refuse_foreign(key: str, path: str, *, code: bool) -> None:
 
     It was so when the conf was put in force, but root may have given away what was root's.
     """
-    from torchpar.owners import code_places, find_strangers
+    from torchpar.contract.owners import code_places, find_strangers
 
     user = os.geteuid()
     for place in code_places(path) if code else [path]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Set
 from typing import Any
 
-from torchpar.environment import RankSettings
+from torchpar.contract.job import RankSettings
 from torchpar.runtime.binding import parse_cpulist
 from torchpar.runtime.observed import cpulist, say
 from torchpar.runtime.stand_in import StandIn, replace_method

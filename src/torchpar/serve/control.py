@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Mapping
 from typing import Callable
 
-from torchpar.errors import ExitStatus
+from torchpar.contract.errors import ExitStatus
 from torchpar.runtime.observed import say
 
 _DONE = b"done"

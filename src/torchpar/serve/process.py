@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
-from torchpar.environment import JobSettings, RankSettings
-from torchpar.errors import ExitStatus
+from torchpar.contract.errors import ExitStatus
+from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.runtime.binding import bind_cpus, bind_memory
 from torchpar.runtime.observed import observe, say, tell
 from torchpar.serve.channel import Channel

@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from torchpar.environment import JobSettings
-from torchpar.errors import ExitStatus
-from torchpar.notify import Notifier
+from torchpar.contract.errors import ExitStatus
+from torchpar.contract.job import JobSettings
+from torchpar.contract.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve import control
 from torchpar.serve.channel import make_pair

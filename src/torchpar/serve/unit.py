@@ -8,9 +8,9 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from torchpar.environment import JobSettings, parse_job_environment
-from torchpar.errors import ExitStatus, JobSettingsError
-from torchpar.notify import Notifier
+from torchpar.contract.errors import ExitStatus, JobSettingsError
+from torchpar.contract.job import JobSettings, parse_job_environment
+from torchpar.contract.notify import Notifier
 from torchpar.runtime.observed import say
 from torchpar.serve.control import ask_to_reload
 from torchpar.serve.errors import StartError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.runtime.jobs import Outcome, Place
-from torchpar.preload import GLIBC_THRESHOLDS
+from torchpar.contract.preload import GLIBC_THRESHOLDS
 from torchpar.runtime import fallback
 
 STOPPED = Path(__file__).resolve().parents[3] / "systemd" / "torchpar-stopped"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import FAKE_TORCH, JOB, RANK, has_torch, printed, told, train
-from torchpar.environment import job_environment
+from torchpar.contract.job import job_environment
 
 pytestmark = pytest.mark.subprocess
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import torchpar.runtime
-from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.contract.job import JobSettings, RankSettings, job_environment
 from torchpar.runtime.job import device_numbers
 
 

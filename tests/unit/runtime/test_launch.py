@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.runtime.jobs import PYTHON, Outcome, Place
-from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.contract.job import JobSettings, RankSettings, job_environment
 
 pytestmark = pytest.mark.subprocess
 

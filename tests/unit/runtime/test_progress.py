@@ -12,8 +12,8 @@ import pytest
 
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import RANK, has_torch, printed, told, train
+from torchpar.contract.job import JOB_SOCKET
 from torchpar.daemon.ledger import parse_report
-from torchpar.environment import JOB_SOCKET
 from torchpar.runtime import progress
 
 # A script's start that keeps the meter which torchpar makes when torch is imported.

@@ -12,8 +12,8 @@ import pytest
 
 from tests.unit.runtime.jobs import PYTHON, Place
 from tests.unit.runtime.test_launch import environment
-from torchpar.environment import JobSettings
-from torchpar.errors import ExitStatus, RendezvousError
+from torchpar.contract.errors import ExitStatus, RendezvousError
+from torchpar.contract.job import JobSettings
 from torchpar.runtime import network, rendezvous
 from torchpar.runtime.network import Address
 from torchpar.runtime.rendezvous import (

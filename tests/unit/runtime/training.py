@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.runtime.jobs import PYTHON, Outcome, Place
-from torchpar.environment import JobSettings, RankSettings, job_environment
+from torchpar.contract.job import JobSettings, RankSettings, job_environment
 
 FAKE_TORCH = Path(__file__).parent / "fake_torch"
 

@@ -11,7 +11,7 @@ import pwd
 import stat
 from dataclasses import dataclass
 
-from torchpar.owners import code_places, find_strangers
+from torchpar.contract.owners import code_places, find_strangers
 from torchpar.serve.errors import ModelError
 
 SUFFIXES = (".pt", ".pt2", ".py")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
+from torchpar.contract.version import version
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.limits import ORDER
 from torchpar.serve.metadata import READY
@@ -13,7 +14,6 @@ from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
 from torchpar.serve.protocol.settings import LogSettings, TraceSettings
 from torchpar.serve.requests import Done, Request, Ticket
-from torchpar.version import version
 
 if TYPE_CHECKING:
     from torchpar.serve.engine import Engine

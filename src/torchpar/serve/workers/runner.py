@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torchpar
-from torchpar.errors import ExitStatus
+from torchpar.contract.errors import ExitStatus
 from torchpar.serve.columns import Column, Computed
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.identity import changed, own_files

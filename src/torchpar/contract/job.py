@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torchpar.errors import JobSettingsError
+from torchpar.contract.errors import JobSettingsError
 
 VARIABLE = "TORCHPAR_JOB"
 

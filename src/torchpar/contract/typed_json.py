@@ -14,8 +14,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, NewType, TypeVar
 
-from torchpar.cpuset import MAX_NUMBER, CpuSet
-from torchpar.errors import printable
+from torchpar.contract.cpulist import MAX_NUMBER, CpuSet
+from torchpar.contract.errors import printable
 
 T = TypeVar("T")
 
