@@ -19,11 +19,11 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
 from torchpar.contract.job import VARIABLE, parse_job_environment
 from torchpar.cores import choose_cores, find_usable_cores, node_distance
+from torchpar.facts.topology import HostFacts
 from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.settings import TrainSettings
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts
 from torchpar.values import CpuRequest, CpuRequestKind, GpuRequest
 
 UNIT_PREFIX = "torchpar-run-"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torchpar.claims import Reason
 from torchpar.config import Kind, Service
 from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE
-from torchpar.topology import HostFacts, Library
+from torchpar.facts.topology import HostFacts, Library
 from torchpar.values import AllocatorChoice
 
 JEMALLOC_CONF = "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1"

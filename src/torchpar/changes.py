@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from torchpar.facts.topology import Held
 from torchpar.plan import Plan
-from torchpar.topology import Held
 from torchpar.units import unit_of
 
 

@@ -12,7 +12,7 @@ from torchpar.config import Service
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.cores import Core
-from torchpar.topology import Held, PciDevice
+from torchpar.facts.topology import Held, PciDevice
 from torchpar.values import CpuRequest, CpuRequestKind
 
 

@@ -18,7 +18,8 @@ from torchpar.characters import INVISIBLE, name_of
 from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.directives import SINCE
 from torchpar.endpoint import whole_endpoint
-from torchpar.exec_limits import check_strings
+from torchpar.facts.exec_limits import check_strings
+from torchpar.facts.topology import HostFacts
 from torchpar.passed import RENDERED, judge_directive
 from torchpar.settings import (
     SECTIONS,
@@ -31,7 +32,6 @@ from torchpar.settings import (
     settings_of,
 )
 from torchpar.syntax import MOST_PROBLEMS, Assignment, ConfFile, Problems, Section, hint, split_sections
-from torchpar.topology import HostFacts
 from torchpar.words import MisreadError, notes_on, notes_on_text
 
 T = TypeVar("T")

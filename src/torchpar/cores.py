@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
-from torchpar.topology import HostFacts
+from torchpar.facts.topology import HostFacts
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torchpar.claims import Claim, Reason, request_text
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores
-from torchpar.topology import HostFacts
+from torchpar.facts.topology import HostFacts
 from torchpar.values import CpuRequestKind
 
 

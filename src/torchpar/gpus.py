@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
 from torchpar.contract.cpulist import CpuSet
-from torchpar.topology import HostFacts, PciDevice
+from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.values import CpuRequestKind
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torchpar.claims import Reason
 from torchpar.config import Kind, Service
 from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.topology import HostFacts
 from torchpar.placement import Share
-from torchpar.topology import HostFacts
 from torchpar.values import MemoryPolicy, memory_bytes
 
 # What a process holds that has imported torch 2.13 for CPUs, 237 MB, and room to breathe.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.topology import HostFacts, NumaNode, PciDevice
 from torchpar.plan import Plan, ServicePlan
-from torchpar.topology import HostFacts, NumaNode, PciDevice
 
 # Okabe and Ito's colours, which people of all kinds of colour vision can tell apart, and lighter ones of the same.
 PALETTE = (

@@ -16,10 +16,10 @@ from torchpar.config import Config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores, find_usable_cores, node_distance
 from torchpar.explicit import place_explicit
+from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.gpus import place_gpus
 from torchpar.layout import Need, lay_out
 from torchpar.loaders import place_loaders
-from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import CpuRequestKind
 
 

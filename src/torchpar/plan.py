@@ -16,14 +16,14 @@ from torchpar.claims import Reason
 from torchpar.config import OWN_USER, Config, Service
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import VARIABLE
-from torchpar.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
+from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
+from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
 from torchpar.sandbox import explain_writing, needed_files, write_paths
 from torchpar.settings import TrainSettings
-from torchpar.topology import HostFacts, PciDevice
 from torchpar.variables import make_environment
 
 # The package's launchers. run.py becomes the script, so no process of ours stays above it; launch.py stays above

@@ -14,10 +14,10 @@ from torchpar.claims import Reason, largest_remainder
 from torchpar.config import Service
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core
+from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement import Share
 from torchpar.places import split_places
 from torchpar.settings import TrainSettings
-from torchpar.topology import HostFacts, PciDevice
 from torchpar.values import Binding
 
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
-from torchpar.topology import Held
+from torchpar.facts.topology import Held
 
 _MOST_SERVICES = 10_000
 

@@ -14,7 +14,7 @@ from typing import Any
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import printable
-from torchpar.running import Process, RunningUnit
+from torchpar.facts.running import Process, RunningUnit
 
 # The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.
 _POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleave", "local": "local"}

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from torchpar.facts.topology import topology_json
 from torchpar.host.facts import read_facts
-from torchpar.topology import topology_json
 
 CAPTURES = Path(__file__).parent / "topology/captures"
 NAMES = sorted(path.stem for path in CAPTURES.glob("*.json"))

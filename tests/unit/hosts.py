@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.topology import CpuKind, HostFacts, Library, NumaNode, Package, PciDevice
+from torchpar.facts.topology import CpuKind, HostFacts, Library, NumaNode, Package, PciDevice
 
 JEMALLOC = Library("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", 62)
 TCMALLOC = Library("tcmalloc", "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4", 62)

@@ -11,9 +11,9 @@ from torchpar.adhoc import conf_of, inherited, job_name, own_problems, plan_job,
 from torchpar.config import parse_config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError
+from torchpar.facts.topology import HostFacts
 from torchpar.plan import ServicePlan
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts
 from torchpar.transient import environment_file, make_command
 from torchpar.units import placement_settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchpar.exec_limits import WORDS, check_command, check_number, check_strings, total_limit
+from torchpar.facts.exec_limits import WORDS, check_command, check_number, check_strings, total_limit
 
 
 def test_a_string_has_32_pages_with_the_zero_at_its_end() -> None:

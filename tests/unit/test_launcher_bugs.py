@@ -14,7 +14,7 @@ from tests.unit.test_placement import cpus, refused
 from tests.unit.test_plan import plan_of
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
-from torchpar.topology import Distances, HostFacts, NumaNode
+from torchpar.facts.topology import Distances, HostFacts, NumaNode
 
 
 def adjacent_siblings() -> HostFacts:

@@ -19,9 +19,9 @@ from torchpar.cli.main import COMMANDS, torchpar
 from torchpar.config import Config, parse_config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.version import version
+from torchpar.facts.topology import HostFacts, NumaNode
 from torchpar.settings import SECTIONS, settings_of
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts, NumaNode
 from torchpar.values import CpuRequestKind
 
 TREE = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
 from torchpar.config import parse_config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
+from torchpar.facts.topology import HostFacts
 from torchpar.placement import Placement, place
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts
 
 
 def place_text(text: str, facts: HostFacts) -> Placement:

@@ -14,9 +14,9 @@ from tests.unit.test_stability import in_force
 from torchpar.config import parse_config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
+from torchpar.facts.topology import CpuKind, Held, HostFacts
 from torchpar.plan import Plan, make_plan, plan_json
 from torchpar.syntax import ConfFile
-from torchpar.topology import CpuKind, Held, HostFacts
 
 
 @st.composite

@@ -6,9 +6,9 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.config import parse_config
+from torchpar.facts.topology import HostFacts
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts
 
 
 def plan_of(host: HostFacts, *lines: str) -> ServicePlan:

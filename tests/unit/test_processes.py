@@ -12,12 +12,12 @@ import pytest
 
 from tests.unit.test_verify import PLAN
 from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.running import RunningUnit
 from torchpar.host import processes
 from torchpar.host.proc import LIMIT, ProcReader, TooLateError, TooLongError
 from torchpar.host.processes import read_running_unit
 from torchpar.host.threads import ThreadReader
 from torchpar.observe import item_json
-from torchpar.running import RunningUnit
 from torchpar.verify import Verdict, verify
 
 UNIT = "torchpar-train@a.service"

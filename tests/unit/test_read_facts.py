@@ -16,13 +16,13 @@ from torchpar.config import parse_config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, PlacementError
 from torchpar.cores import find_usable_cores
+from torchpar.facts.topology import HostFacts, Library, facts_json, parse_facts, topology_json
 from torchpar.host.cgroup import read_limits
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
 from torchpar.plan import make_plan
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts, Library, facts_json, parse_facts, topology_json
 
 CPU = "sys/devices/system/cpu"
 

@@ -15,11 +15,11 @@ from tests.unit.unit_file import read_unit
 from torchpar.characters import NOT_TEXT
 from torchpar.config import parse_config
 from torchpar.contract.errors import ConfigError, PlacementError
+from torchpar.facts.topology import HostFacts
 from torchpar.plan import make_plan
 from torchpar.quoting import only_unit_text, quote_path, quote_word, whole_line
 from torchpar.sandbox import write_paths
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts
 from torchpar.units import UnitSet, make_units
 from torchpar.values import simple_path
 from torchpar.words import split_words

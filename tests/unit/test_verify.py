@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.running import Process, RunningUnit
 from torchpar.host import processes
 from torchpar.host.processes import read_running_unit
 from torchpar.observe import item_json
-from torchpar.running import Process, RunningUnit
 from torchpar.verify import Verdict, summary, verify
 
 PLAN: dict[str, Any] = {

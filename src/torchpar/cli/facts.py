@@ -10,7 +10,7 @@ from torchpar.cli.inputs import LIVE, load, load_facts
 from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ConfigError
-from torchpar.topology import facts_json
+from torchpar.facts.topology import facts_json
 
 
 @click.command()

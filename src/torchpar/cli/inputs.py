@@ -14,6 +14,7 @@ from torchpar.cli.paths import FilePath
 from torchpar.config import Config, parse_config
 from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
 from torchpar.contract.typed_json import ShapeError, parse_json
+from torchpar.facts.topology import HostFacts, parse_facts
 from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import add_interpreters, read_facts
@@ -21,7 +22,6 @@ from torchpar.host.reading import NotReadableError, Reader
 from torchpar.opened import find_refused
 from torchpar.ownership import add_questions, find_refusals
 from torchpar.syntax import ConfFile
-from torchpar.topology import HostFacts, parse_facts
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,7 +11,7 @@ from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import find_usable_cores
-from torchpar.topology import HostFacts, topology_json
+from torchpar.facts.topology import HostFacts, topology_json
 
 
 @click.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchpar.config import Config
 from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.topology import HostFacts
 from torchpar.host.cgroup import read_limits
 from torchpar.host.in_force import read_in_force
 from torchpar.host.libraries import (
@@ -32,7 +33,6 @@ from torchpar.host.topology import (
     read_numa_nodes,
     read_packages,
 )
-from torchpar.topology import HostFacts
 
 
 def read_manifest() -> dict[str, str]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from torchpar.facts.topology import Library
 from torchpar.host.sysfs import Tree
-from torchpar.topology import Library
 
 # By the sonames of Debian's packages, each allocator's best first.
 _ALLOCATORS = (

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 
 from torchpar.contract.errors import printable
+from torchpar.facts.topology import PciDevice
 from torchpar.host.nvidia import read_nvidia_gpu
 from torchpar.host.sysfs import Tree
-from torchpar.topology import PciDevice
 
 _DEVICES = "sys/bus/pci/devices"
 _GPU_CLASSES = ("0x03", "0x12", "0x0b40")

@@ -19,10 +19,10 @@ from typing import TypeVar
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.typed_json import ShapeError, parse_json, shape
+from torchpar.facts.running import Process, RunningUnit
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.host.threads import MOST_THREADS, ThreadReader, read_cpu_seconds
-from torchpar.running import Process, RunningUnit
 
 T = TypeVar("T")
 

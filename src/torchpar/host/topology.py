@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError
+from torchpar.facts.topology import CpuKind, Distances, NumaNode, Package
 from torchpar.host.sysfs import Tree
-from torchpar.topology import CpuKind, Distances, NumaNode, Package
 
 _CPU = "sys/devices/system/cpu"
 _NODE = "sys/devices/system/node"

@@ -14,7 +14,7 @@ from typing import Any
 from torchpar.contract.cpulist import MAX_NUMBER, CpuSet
 from torchpar.contract.errors import FactsError
 from torchpar.contract.typed_json import ShapeError, shape
-from torchpar.exec_limits import SMALLEST_PAGE
+from torchpar.facts.exec_limits import SMALLEST_PAGE
 
 
 @dataclass(frozen=True)
