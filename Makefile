@@ -198,7 +198,7 @@ build: man
 man: $(MAN_PAGES)
 .PHONY: man
 
-build/man/torchpar.conf.5: debian/man/torchpar.conf.5.in debian/man/make_conf_page.py src/torchpar/settings.py src/torchpar/passed.py
+build/man/torchpar.conf.5: debian/man/torchpar.conf.5.in debian/man/make_conf_page.py src/torchpar/conf/settings.py src/torchpar/conf/passed.py
 	@mkdir -p build/man
 	PYTHONPATH=src $(PYTHON) -B debian/man/make_conf_page.py $< >$@
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchpar.passed import GROUPS
-from torchpar.settings import SECTIONS, ServiceSettings, Setting, settings_of
+from torchpar.conf.passed import GROUPS
+from torchpar.conf.settings import SECTIONS, ServiceSettings, Setting, settings_of
 
 
 def escape(text: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torchpar.config import OWN_USER, Config, Service
+from torchpar.conf.services import OWN_USER, Config, Service
+from torchpar.conf.values import parse_boolean, simple_path
 from torchpar.sandbox import SYSTEM_FOLDERS, caches, sandbox_settings, write_paths
-from torchpar.values import parse_boolean, simple_path
 
 # Below it PyTorch has a compiler put what it makes, unless TORCHINDUCTOR_CACHE_DIR says otherwise.
 _TMP = "/tmp"

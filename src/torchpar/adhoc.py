@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchpar.claims import Reason
-from torchpar.config import AD_HOC, Config, Kind, Service
+from torchpar.conf.services import AD_HOC, Config, Kind, Service
+from torchpar.conf.settings import TrainSettings
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import CpuRequest, CpuRequestKind, GpuRequest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
 from torchpar.contract.job import VARIABLE, parse_job_environment
@@ -22,9 +25,6 @@ from torchpar.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.facts.topology import HostFacts
 from torchpar.placement import Share, place
 from torchpar.plan import ServicePlan, make_plan
-from torchpar.settings import TrainSettings
-from torchpar.syntax import ConfFile
-from torchpar.values import CpuRequest, CpuRequestKind, GpuRequest
 
 UNIT_PREFIX = "torchpar-run-"
 COMMAND = "torchpar run"

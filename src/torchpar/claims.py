@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torchpar.config import Service
+from torchpar.conf.services import Service
+from torchpar.conf.values import CpuRequest, CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.cores import Core
 from torchpar.facts.topology import Held, PciDevice
-from torchpar.values import CpuRequest, CpuRequestKind
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchpar.claims import Claim, Reason, request_text
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores
 from torchpar.facts.topology import HostFacts
-from torchpar.values import CpuRequestKind
 
 
 def place_explicit(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> None:

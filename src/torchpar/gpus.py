@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.values import CpuRequestKind
 
 
 def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from torchpar.config import Service
+from torchpar.conf.services import Service
+from torchpar.conf.settings import InferSettings
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.errors import PlacementError
-from torchpar.settings import InferSettings
-from torchpar.values import CpuRequestKind
 
 # What a service without Listen= gets: Triton's port for HTTP, where only this host can reach it.
 DEFAULT = ("127.0.0.1:8000",)

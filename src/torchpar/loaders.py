@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torchpar.claims import Claim, Reason, largest_remainder
-from torchpar.config import Service
+from torchpar.conf.services import Service
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores
 from torchpar.layout import Need, lay_out

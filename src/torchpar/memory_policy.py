@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torchpar.claims import Reason
-from torchpar.config import Kind, Service
+from torchpar.conf.services import Kind, Service
+from torchpar.conf.values import MemoryPolicy, memory_bytes
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.placement import Share
-from torchpar.values import MemoryPolicy, memory_bytes
 
 # What a process holds that has imported torch 2.13 for CPUs, 237 MB, and room to breathe.
 LEAST = 256 * 2**20

@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torchpar.config import Config, Service
+from torchpar.conf.directives import is_too_new
+from torchpar.conf.passed import judge_directive, opened
+from torchpar.conf.services import Config, Service
 from torchpar.contract.errors import Problem, printable
-from torchpar.directives import is_too_new
-from torchpar.passed import judge_directive, opened
 
 
 class Named(NamedTuple):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torchpar.claims import Claim, Reason, largest_remainder, make_claims
-from torchpar.config import Config
+from torchpar.conf.services import Config
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.cores import Core, UsableCores, find_usable_cores, node_distance
 from torchpar.explicit import place_explicit
@@ -20,7 +21,6 @@ from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.gpus import place_gpus
 from torchpar.layout import Need, lay_out
 from torchpar.loaders import place_loaders
-from torchpar.values import CpuRequestKind
 
 
 @dataclass(frozen=True)

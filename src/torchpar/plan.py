@@ -13,7 +13,8 @@ from typing import Any
 
 from torchpar.allocator import choose_allocator
 from torchpar.claims import Reason
-from torchpar.config import OWN_USER, Config, Service
+from torchpar.conf.services import OWN_USER, Config, Service
+from torchpar.conf.settings import TrainSettings
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import VARIABLE
 from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
@@ -23,7 +24,6 @@ from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_li
 from torchpar.placement import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
 from torchpar.sandbox import explain_writing, needed_files, write_paths
-from torchpar.settings import TrainSettings
 from torchpar.variables import make_environment
 
 # The package's launchers. run.py becomes the script, so no process of ours stays above it; launch.py stays above

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchpar.conf.values import MemoryPolicy
 from torchpar.contract.cpulist import CpuSet
 from torchpar.units import drop_in_path, socket_of
-from torchpar.values import MemoryPolicy
 
 # set_mempolicy(2) modes, which are the values of systemd's NUMAPolicy property; -1 is none.
 _MODES = {

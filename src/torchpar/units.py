@@ -13,16 +13,16 @@ from pathlib import Path
 
 import jinja2
 
-from torchpar.config import Service
-from torchpar.directives import SINCE, is_too_new
+from torchpar.conf.directives import SINCE, is_too_new
+from torchpar.conf.services import Service
+from torchpar.conf.settings import InferSettings, TrainSettings
+from torchpar.conf.values import MemoryPolicy, simple_path
 from torchpar.facts.exec_limits import LINE, size
 from torchpar.facts.topology import HostFacts
 from torchpar.opened import opened_paths
 from torchpar.plan import Plan, ServicePlan
 from torchpar.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
 from torchpar.sandbox import needed_mounts, sandbox_settings
-from torchpar.settings import InferSettings, TrainSettings
-from torchpar.values import MemoryPolicy, simple_path
 
 # Where the package puts the template files, and where they are in the source tree.
 _TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")

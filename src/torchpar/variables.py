@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 
 from torchpar.claims import Reason
-from torchpar.config import Kind, Service
+from torchpar.conf.endpoint import whole_endpoint
+from torchpar.conf.services import Kind, Service
+from torchpar.conf.settings import InferSettings, TrainSettings
+from torchpar.conf.values import WaitPolicy
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings, job_environment
-from torchpar.endpoint import whole_endpoint
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.listening import addresses
 from torchpar.memory_policy import PlannedMemory
 from torchpar.placement import Share
 from torchpar.ranks import Rank
 from torchpar.sandbox import caches
-from torchpar.settings import InferSettings, TrainSettings
-from torchpar.values import WaitPolicy
 
 # vLLM's rule for the pool that compiles kernels; PyTorch's own default of up to 32 can exhaust a small host's memory.
 MAX_COMPILE_THREADS = 8

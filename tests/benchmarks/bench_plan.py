@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, facts_json
 from torchpar.plan import make_plan
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 
 TREE = Path(__file__).parents[2]

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.settings import SECTIONS, settings_of
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.host.facts import read_facts
 from torchpar.plan import make_plan
-from torchpar.settings import SECTIONS, settings_of
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "600"))

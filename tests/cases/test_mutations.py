@@ -20,7 +20,8 @@ import pytest
 
 from tests.cases.conftest import CAPTURES
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, TorchparError
 from torchpar.contract.typed_json import ShapeError, parse_json
@@ -30,7 +31,6 @@ from torchpar.host.facts import read_facts
 from torchpar.plan import make_plan, plan_json
 from torchpar.readback import compare_unit
 from torchpar.record import parse_places, parse_plan
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 from torchpar.verify import verify
 

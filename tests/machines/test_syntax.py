@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tests.machines.machine import Machine
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 from torchpar.quoting import quote_word
-from torchpar.syntax import ConfFile
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "120"))
 SEED = int(os.environ.get("SEED", "1"))

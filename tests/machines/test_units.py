@@ -9,8 +9,8 @@ import pytest
 
 from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply
-from torchpar.directives import SINCE
-from torchpar.passed import PASSED
+from torchpar.conf.directives import SINCE
+from torchpar.conf.passed import PASSED
 
 # Stands in for /usr/bin/torchpar: says with which rights it was called, and fails if it is told to.
 REPORTER = """\

@@ -13,13 +13,13 @@ from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply, torchpar
 from tests.unit.hosts import make_host
 from tests.unit.unit_file import read_unit
-from torchpar.config import Service, parse_config
+from torchpar.conf.services import Service, parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError
 from torchpar.host.systemd import object_path
 from torchpar.plan import make_plan
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
-from torchpar.values import simple_path
 
 SERVER = "torchpar-infer@walls.service"
 

@@ -18,9 +18,9 @@ from torchpar.access import (
     make_warnings,
     silent_paths,
 )
-from torchpar.config import Config, parse_config
-from torchpar.syntax import ConfFile
-from torchpar.values import simple_path
+from torchpar.conf.services import Config, parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import simple_path
 
 ML = Identity("ml")
 TORCHPAR = Identity("torchpar")

@@ -8,12 +8,12 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.adhoc import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
 from torchpar.plan import ServicePlan
-from torchpar.syntax import ConfFile
 from torchpar.transient import environment_file, make_command
 from torchpar.units import placement_settings
 

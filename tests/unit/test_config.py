@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
-from torchpar.config import Config, parse_config
+from torchpar.conf.services import Config, parse_config
+from torchpar.conf.settings import SECTIONS, settings_of
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import CpuRequest, CpuRequestKind
 from torchpar.contract.errors import ConfigError
-from torchpar.settings import SECTIONS, settings_of
-from torchpar.syntax import ConfFile
-from torchpar.values import CpuRequest, CpuRequestKind
 
 HOST = make_host(packages=2, gpu_nodes=(0,))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import BusyError, StoreError
 from torchpar.generations import Content
 from torchpar.store import Store
-from torchpar.syntax import ConfFile
 
 
 def content(mark: str) -> Content:

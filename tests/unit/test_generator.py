@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from torchpar.conf.syntax import ConfFile
 from torchpar.generations import Content
 from torchpar.store import Store
-from torchpar.syntax import ConfFile
 
 GENERATOR = Path(__file__).parents[2] / "systemd" / "torchpar-generator"
 

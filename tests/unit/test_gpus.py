@@ -10,13 +10,13 @@ import pytest
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.test_read_facts import MACHINE, write
 from tests.unit.test_stability import apply
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import Distances, HostFacts, NumaNode, facts_json, parse_facts
 from torchpar.host.facts import read_facts
 from torchpar.plan import ServicePlan
-from torchpar.syntax import ConfFile
 
 UUID = "GPU-5c8c2a1f-0d3e-4b7a-9f60-1e2d3c4b5a6{}"
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar import guard
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.host import systemd
 from torchpar.plan import make_plan
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 
 TLS = "[Infer a]\nModel=/m.pt\nTLSCertificate=/etc/c.pem\nTLSKey=/etc/100% k.pem\n"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import PlacementError
 from torchpar.plan import Plan, make_plan
-from torchpar.syntax import ConfFile
 
 
 def plan_of(text: str) -> Plan:

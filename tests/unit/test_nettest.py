@@ -6,9 +6,9 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.cli.nettest import _find
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
-from torchpar.syntax import ConfFile
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ import pytest
 from debian.changelog import Changelog
 
 from torchpar.cli.main import COMMANDS, torchpar
-from torchpar.config import Config, parse_config
+from torchpar.conf.services import Config, parse_config
+from torchpar.conf.settings import SECTIONS, settings_of
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.version import version
 from torchpar.facts.topology import HostFacts, NumaNode
-from torchpar.settings import SECTIONS, settings_of
-from torchpar.syntax import ConfFile
-from torchpar.values import CpuRequestKind
 
 TREE = Path(__file__).resolve().parents[2]
 

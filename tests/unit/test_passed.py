@@ -15,14 +15,14 @@ from torchpar.adhoc import conf_of
 from torchpar.cli import compile as compile_module
 from torchpar.cli import run
 from torchpar.cli.inputs import Inputs
-from torchpar.config import Service, parse_config
+from torchpar.conf.directives import SINCE
+from torchpar.conf.passed import GROUPS, PASSED, judge
+from torchpar.conf.services import Service, parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
-from torchpar.directives import SINCE
 from torchpar.generations import Content
 from torchpar.opened import opened_paths
 from torchpar.ownership import add_questions
-from torchpar.passed import GROUPS, PASSED, judge
-from torchpar.syntax import ConfFile
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "systemd" / f"torchpar-{kind}@.service" for kind in ("train", "infer")]

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import HostFacts
 from torchpar.placement import Placement, place
-from torchpar.syntax import ConfFile
 
 
 def place_text(text: str, facts: HostFacts) -> Placement:

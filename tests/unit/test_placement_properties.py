@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.test_stability import in_force
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import CpuKind, Held, HostFacts
 from torchpar.plan import Plan, make_plan, plan_json
-from torchpar.syntax import ConfFile
 
 
 @st.composite

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, PlacementError
 from torchpar.cores import find_usable_cores
@@ -22,7 +23,6 @@ from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
 from torchpar.plan import make_plan
-from torchpar.syntax import ConfFile
 
 CPU = "sys/devices/system/cpu"
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.host import systemd
 from torchpar.plan import make_plan, plan_json
 from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points, retry_named
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.access import make_questions, make_warnings
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError
 from torchpar.host.access import ask_below
 from torchpar.plan import ServicePlan, make_plan
 from torchpar.sandbox import caches
-from torchpar.syntax import ConfFile
 from torchpar.units import make_units
-from torchpar.values import simple_path
 
 TRAIN = "[Train a]\nScript=/a.py\n"
 INFER = "[Infer a]\nModel=/m.pt\n"

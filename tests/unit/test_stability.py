@@ -10,11 +10,11 @@ import pytest
 
 from tests.unit.hosts import make_gpu, make_host
 from torchpar.cli.main import run
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, HostFacts, facts_json, parse_facts
 from torchpar.host.facts import read_facts
 from torchpar.plan import Plan, make_plan, plan_json
-from torchpar.syntax import ConfFile
 
 FOUR = make_host()
 EIGHT = make_host(packages=2, cores_per_complex=4)

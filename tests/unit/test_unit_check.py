@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.config import parse_config
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, SystemdError
 from torchpar.plan import make_plan
-from torchpar.syntax import ConfFile
 from torchpar.unit_check import check_units, in_conf
 from torchpar.units import drop_in_path, make_units
 

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.unit_file import read_unit
-from torchpar.characters import NOT_TEXT
-from torchpar.config import parse_config
+from torchpar.conf.characters import NOT_TEXT
+from torchpar.conf.services import parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import simple_path
+from torchpar.conf.words import split_words
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
 from torchpar.plan import make_plan
 from torchpar.quoting import only_unit_text, quote_path, quote_word, whole_line
 from torchpar.sandbox import write_paths
-from torchpar.syntax import ConfFile
 from torchpar.units import UnitSet, make_units
-from torchpar.values import simple_path
-from torchpar.words import split_words
 
 WHOLE = """\
 # Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.config import Config, parse_config
+from torchpar.conf.services import Config, parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.words import MisreadError, split_words
 from torchpar.contract.errors import ConfigError
-from torchpar.syntax import ConfFile
-from torchpar.words import MisreadError, split_words
 
 
 def read(text: str) -> Config:

@@ -11,7 +11,8 @@ import click
 
 from torchpar.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.cli.paths import FilePath
-from torchpar.config import Config, parse_config
+from torchpar.conf.services import Config, parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
 from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.facts.topology import HostFacts, parse_facts
@@ -21,7 +22,6 @@ from torchpar.host.facts import add_interpreters, read_facts
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.opened import find_refused
 from torchpar.ownership import add_questions, find_refusals
-from torchpar.syntax import ConfFile
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -9,12 +9,12 @@ import click
 
 from torchpar.cli.inputs import load
 from torchpar.cli.start import start
-from torchpar.config import OWN_USER, Service
+from torchpar.conf.services import OWN_USER, Service
+from torchpar.conf.settings import TrainSettings
 from torchpar.contract.errors import ConfigError, TorchparError
 from torchpar.enforce import read_active
 from torchpar.host import systemd
 from torchpar.plan import make_plan
-from torchpar.settings import TrainSettings
 from torchpar.store import Store
 
 MODULE = "torchpar.runtime.allreduce"

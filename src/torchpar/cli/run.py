@@ -15,7 +15,8 @@ from torchpar.adhoc import AdHocJob
 from torchpar.cli.inputs import Inputs, load
 from torchpar.cli.output import warn
 from torchpar.cli.start import as_unit, start
-from torchpar.config import AD_HOC
+from torchpar.conf.services import AD_HOC
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError
 from torchpar.enforce import read_active
 from torchpar.host import direct, systemd
@@ -25,7 +26,6 @@ from torchpar.host.turns import in_turn
 from torchpar.opened import find_refused
 from torchpar.plan import RUN, ServicePlan
 from torchpar.store import Store
-from torchpar.syntax import ConfFile
 
 # Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.
 TURN_SECONDS = 10

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError, Place, Problem, printable
 from torchpar.contract.owners import find_strangers
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.syntax import ConfFile
 
 T = TypeVar("T")
 

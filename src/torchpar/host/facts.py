@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from torchpar.config import Config
+from torchpar.conf.services import Config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.host.cgroup import read_limits

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from torchpar.characters import BLANKS, NOT_PLAIN, ODD, name_of
+from torchpar.conf.characters import BLANKS, NOT_PLAIN, ODD, name_of
 from torchpar.contract.errors import Place, Problem, printable
 
 KNOWN_SECTIONS = ("Match", "Host", "Train", "Infer")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from torchpar.directives import SINCE
-from torchpar.syntax import hint
+from torchpar.conf.directives import SINCE
+from torchpar.conf.syntax import hint
 
 # What they are for, and their names.
 GROUPS: tuple[tuple[str, str], ...] = (

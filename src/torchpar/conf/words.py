@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from torchpar.characters import BLANKS, DASH, INVISIBLE, NOT_TEXT, ODD, QUOTE, name_of
+from torchpar.conf.characters import BLANKS, DASH, INVISIBLE, NOT_TEXT, ODD, QUOTE, name_of
 from torchpar.contract.errors import printable
 
 _ESCAPE = re.compile(

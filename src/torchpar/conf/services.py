@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
-from torchpar import values as v
-from torchpar.characters import INVISIBLE, name_of
-from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
-from torchpar.directives import SINCE
-from torchpar.endpoint import whole_endpoint
-from torchpar.facts.exec_limits import check_strings
-from torchpar.facts.topology import HostFacts
-from torchpar.passed import RENDERED, judge_directive
-from torchpar.settings import (
+from torchpar.conf import values as v
+from torchpar.conf.characters import INVISIBLE, name_of
+from torchpar.conf.directives import SINCE
+from torchpar.conf.endpoint import whole_endpoint
+from torchpar.conf.passed import RENDERED, judge_directive
+from torchpar.conf.settings import (
     SECTIONS,
     HostSettings,
     InferSettings,
@@ -31,8 +28,11 @@ from torchpar.settings import (
     TrainSettings,
     settings_of,
 )
-from torchpar.syntax import MOST_PROBLEMS, Assignment, ConfFile, Problems, Section, hint, split_sections
-from torchpar.words import MisreadError, notes_on, notes_on_text
+from torchpar.conf.syntax import MOST_PROBLEMS, Assignment, ConfFile, Problems, Section, hint, split_sections
+from torchpar.conf.words import MisreadError, notes_on, notes_on_text
+from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
+from torchpar.facts.exec_limits import check_strings
+from torchpar.facts.topology import HostFacts
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torchpar import values as v
+from torchpar.conf import values as v
 from torchpar.contract.cpulist import CpuSet
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from torchpar.characters import BLANKS, NOT_PLAIN
+from torchpar.conf.characters import BLANKS, NOT_PLAIN
+from torchpar.conf.words import MisreadError, split_words
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import printable
 from torchpar.contract.job import VARIABLE
-from torchpar.words import MisreadError, split_words
 
 E = TypeVar("E", bound=enum.Enum)
 
