@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.claims import Reason
 from torchpar.conf.services import AD_HOC, Config, Kind, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.conf.syntax import ConfFile
@@ -21,9 +20,10 @@ from torchpar.conf.values import CpuRequest, CpuRequestKind, GpuRequest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
 from torchpar.contract.job import VARIABLE, parse_job_environment
-from torchpar.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.facts.topology import HostFacts
-from torchpar.placement import Share, place
+from torchpar.placement.claims import Reason
+from torchpar.placement.cores import choose_cores, find_usable_cores, node_distance
+from torchpar.placement.place import Share, place
 from torchpar.plan import ServicePlan, make_plan
 
 UNIT_PREFIX = "torchpar-run-"

@@ -12,11 +12,11 @@ newer with conda: what needs that one cannot be loaded ("version `GLIBCXX_3.4.32
 
 from __future__ import annotations
 
-from torchpar.claims import Reason
 from torchpar.conf.services import Kind, Service
 from torchpar.conf.values import AllocatorChoice
 from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE
 from torchpar.facts.topology import HostFacts, Library
+from torchpar.placement.claims import Reason
 
 JEMALLOC_CONF = "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:30000,muzzy_decay_ms:-1"
 # tcmalloc reports blocks above 1 GiB on stderr, which are ordinary here.

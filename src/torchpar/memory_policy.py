@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchpar.claims import Reason
 from torchpar.conf.services import Kind, Service
 from torchpar.conf.values import MemoryPolicy, memory_bytes
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
-from torchpar.placement import Share
+from torchpar.placement.claims import Reason
+from torchpar.placement.place import Share
 
 # What a process holds that has imported torch 2.13 for CPUs, 237 MB, and room to breathe.
 LEAST = 256 * 2**20

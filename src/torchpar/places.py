@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torchpar.claims import Reason
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import Core
+from torchpar.placement.claims import Reason
+from torchpar.placement.cores import Core
 
 # A process has a copy of the model and an event loop of its own; below this many cores it is not worth them.
 LEAST_CORES = 4

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchpar.allocator import choose_allocator
-from torchpar.claims import Reason
 from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.contract.cpulist import CpuSet
@@ -21,7 +20,8 @@ from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_comma
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.listening import addresses, find_collisions
 from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits
-from torchpar.placement import Placement, Share, place
+from torchpar.placement.claims import Reason
+from torchpar.placement.place import Placement, Share, place
 from torchpar.ranks import Rank, make_ranks
 from torchpar.sandbox import explain_writing, needed_files, write_paths
 from torchpar.variables import make_environment

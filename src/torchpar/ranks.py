@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchpar.claims import Reason, largest_remainder
 from torchpar.conf.services import Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.conf.values import Binding
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import Core
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.placement import Share
+from torchpar.placement.claims import Reason, largest_remainder
+from torchpar.placement.cores import Core
+from torchpar.placement.place import Share
 from torchpar.places import split_places
 
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.

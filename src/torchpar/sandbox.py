@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import shlex
 
-from torchpar.claims import Reason
 from torchpar.conf.services import Service
 from torchpar.conf.values import simple_path
+from torchpar.placement.claims import Reason
 
 # What ProtectSystem=full makes read-only, see systemd.exec(5).
 SYSTEM_FOLDERS = ("/usr", "/boot", "/efi", "/etc")

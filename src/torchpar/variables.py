@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from torchpar.claims import Reason
 from torchpar.conf.endpoint import whole_endpoint
 from torchpar.conf.services import Kind, Service
 from torchpar.conf.settings import InferSettings, TrainSettings
@@ -14,7 +13,8 @@ from torchpar.contract.job import JobSettings, RankSettings, ServeSettings, job_
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.listening import addresses
 from torchpar.memory_policy import PlannedMemory
-from torchpar.placement import Share
+from torchpar.placement.claims import Reason
+from torchpar.placement.place import Share
 from torchpar.ranks import Rank
 from torchpar.sandbox import caches
 

@@ -32,7 +32,6 @@ ROOMS = {
 }
 # Modules that have not moved into their rooms yet.
 FLAT = {
-    "placement": "cores claims explicit gpus layout loaders placement",
     "plan": "ranks places memory_policy allocator variables listening plan picture record sandbox opened access "
     "ownership",
     "units": "units quoting changes",

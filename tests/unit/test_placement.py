@@ -12,7 +12,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import HostFacts
-from torchpar.placement import Placement, place
+from torchpar.placement.place import Placement, place
 
 
 def place_text(text: str, facts: HostFacts) -> Placement:

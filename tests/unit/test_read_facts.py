@@ -16,12 +16,12 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, PlacementError
-from torchpar.cores import find_usable_cores
 from torchpar.facts.topology import HostFacts, Library, facts_json, parse_facts, topology_json
 from torchpar.host.cgroup import read_limits
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
+from torchpar.placement.cores import find_usable_cores
 from torchpar.plan import make_plan
 
 CPU = "sys/devices/system/cpu"

@@ -10,8 +10,8 @@ from torchpar.cli.inputs import LIVE, load_facts
 from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import find_usable_cores
 from torchpar.facts.topology import HostFacts, topology_json
+from torchpar.placement.cores import find_usable_cores
 
 
 @click.command()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import Core, choose_cores
+from torchpar.placement.cores import Core, choose_cores
 
 
 @dataclass(frozen=True)

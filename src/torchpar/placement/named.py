@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torchpar.claims import Claim, Reason, request_text
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import Core, UsableCores
 from torchpar.facts.topology import HostFacts
+from torchpar.placement.claims import Claim, Reason, request_text
+from torchpar.placement.cores import Core, UsableCores
 
 
 def place_explicit(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torchpar.claims import Claim, Reason, largest_remainder
 from torchpar.conf.services import Service
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import Core, UsableCores
-from torchpar.layout import Need, lay_out
+from torchpar.placement.claims import Claim, Reason, largest_remainder
+from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.staying import Need, lay_out
 
 
 def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:

@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from torchpar.claims import Claim, Reason, largest_remainder, make_claims
 from torchpar.conf.services import Config
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.cores import Core, UsableCores, find_usable_cores, node_distance
-from torchpar.explicit import place_explicit
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.gpus import place_gpus
-from torchpar.layout import Need, lay_out
-from torchpar.loaders import place_loaders
+from torchpar.placement.accelerators import place_gpus
+from torchpar.placement.claims import Claim, Reason, largest_remainder, make_claims
+from torchpar.placement.cores import Core, UsableCores, find_usable_cores, node_distance
+from torchpar.placement.loader_cores import place_loaders
+from torchpar.placement.named import place_explicit
+from torchpar.placement.staying import Need, lay_out
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torchpar.conf.services import Service
 from torchpar.conf.values import CpuRequest, CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
-from torchpar.cores import Core
 from torchpar.facts.topology import Held, PciDevice
+from torchpar.placement.cores import Core
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from torchpar.claims import Claim, Reason, largest_remainder
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
+from torchpar.placement.claims import Claim, Reason, largest_remainder
 
 
 def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:

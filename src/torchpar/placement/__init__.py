@@ -1,0 +1,1 @@
+"""Which service gets which cores and accelerators of a host."""
