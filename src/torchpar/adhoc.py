@@ -24,7 +24,7 @@ from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Reason
 from torchpar.placement.cores import choose_cores, find_usable_cores, node_distance
 from torchpar.placement.place import Share, place
-from torchpar.plan import ServicePlan, make_plan
+from torchpar.plan.plan import ServicePlan, make_plan
 
 UNIT_PREFIX = "torchpar-run-"
 COMMAND = "torchpar run"

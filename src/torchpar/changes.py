@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torchpar.facts.topology import Held
-from torchpar.plan import Plan
+from torchpar.plan.plan import Plan
 from torchpar.units import unit_of
 
 

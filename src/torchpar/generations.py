@@ -17,7 +17,7 @@ from torchpar.contract.errors import StoreError, printable
 from torchpar.contract.typed_json import ShapeError
 from torchpar.host.files import sync_directory, write_new
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.record import parse_plan
+from torchpar.plan.record import parse_plan
 
 _LIMIT = 2**26  # of a file; the plan of a hundred services has less than 1 MiB
 

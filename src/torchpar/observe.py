@@ -24,7 +24,7 @@ from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.store import Store
 from torchpar.unconfirmed import Unconfirmed
 from torchpar.verify import Item, Verdict, summary, verify

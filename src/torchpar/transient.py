@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from torchpar.plan import ServicePlan
+from torchpar.plan.plan import ServicePlan
 from torchpar.units import AFTER_GRACE, STOP, placement_settings
 
 # As in torchpar-train@.service, and why there.

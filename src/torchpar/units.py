@@ -19,10 +19,10 @@ from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import MemoryPolicy, simple_path
 from torchpar.facts.exec_limits import LINE, size
 from torchpar.facts.topology import HostFacts
-from torchpar.opened import opened_paths
-from torchpar.plan import Plan, ServicePlan
+from torchpar.plan.opened import opened_paths
+from torchpar.plan.plan import Plan, ServicePlan
+from torchpar.plan.sandbox import needed_mounts, sandbox_settings
 from torchpar.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
-from torchpar.sandbox import needed_mounts, sandbox_settings
 
 # Where the package puts the template files, and where they are in the source tree.
 _TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")

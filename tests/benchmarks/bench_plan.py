@@ -24,7 +24,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, facts_json
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.units import make_units
 
 TREE = Path(__file__).parents[2]

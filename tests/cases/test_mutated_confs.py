@@ -19,7 +19,7 @@ from torchpar.conf.settings import SECTIONS, settings_of
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.host.facts import read_facts
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.units import make_units
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "600"))

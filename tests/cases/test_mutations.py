@@ -28,9 +28,9 @@ from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.facts.topology import facts_json, parse_facts, topology_json
 from torchpar.host.facts import read_facts
-from torchpar.plan import make_plan, plan_json
+from torchpar.plan.plan import make_plan, plan_json
+from torchpar.plan.record import parse_places, parse_plan
 from torchpar.readback import compare_unit
-from torchpar.record import parse_places, parse_plan
 from torchpar.units import make_units
 from torchpar.verify import verify
 

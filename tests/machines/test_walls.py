@@ -18,7 +18,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError
 from torchpar.host.systemd import object_path
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.units import make_units
 
 SERVER = "torchpar-infer@walls.service"

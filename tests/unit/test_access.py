@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.access import (
+from torchpar.conf.services import Config, parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.conf.values import simple_path
+from torchpar.plan.access import (
     Answer,
     Found,
     Identity,
@@ -18,9 +21,6 @@ from torchpar.access import (
     make_warnings,
     silent_paths,
 )
-from torchpar.conf.services import Config, parse_config
-from torchpar.conf.syntax import ConfFile
-from torchpar.conf.values import simple_path
 
 ML = Identity("ml")
 TORCHPAR = Identity("torchpar")

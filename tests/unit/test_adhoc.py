@@ -13,7 +13,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
-from torchpar.plan import ServicePlan
+from torchpar.plan.plan import ServicePlan
 from torchpar.transient import environment_file, make_command
 from torchpar.units import placement_settings
 

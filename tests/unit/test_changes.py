@@ -8,7 +8,7 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import Held
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 
 PATH = "torchpar-train@{}.service.d/20-torchpar.conf"
 

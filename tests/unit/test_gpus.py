@@ -16,7 +16,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import Distances, HostFacts, NumaNode, facts_json, parse_facts
 from torchpar.host.facts import read_facts
-from torchpar.plan import ServicePlan
+from torchpar.plan.plan import ServicePlan
 
 UUID = "GPU-5c8c2a1f-0d3e-4b7a-9f60-1e2d3c4b5a6{}"
 

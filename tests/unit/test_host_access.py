@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.access import Answer, Found, Identity, Need, Question, Verdict
 from torchpar.host import access
 from torchpar.host.access import ask, ask_below
+from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict
 from torchpar.store import Store
 
 # Each identity is a process of its own.

@@ -32,8 +32,6 @@ ROOMS = {
 }
 # Modules that have not moved into their rooms yet.
 FLAT = {
-    "plan": "ranks places memory_policy allocator variables listening plan picture record sandbox opened access "
-    "ownership",
     "units": "units quoting changes",
     "generations": "generations store transition enforce drift unconfirmed unit_check retry guard readback",
     "adhoc": "adhoc transient host.ad_hoc_jobs",

@@ -8,7 +8,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import PlacementError
-from torchpar.plan import Plan, make_plan
+from torchpar.plan.plan import Plan, make_plan
 
 
 def plan_of(text: str) -> Plan:

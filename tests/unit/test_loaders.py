@@ -10,7 +10,7 @@ from tests.unit.hosts import make_host, make_hybrid_host
 from tests.unit.test_stability import apply
 from torchpar.contract.job import parse_job_environment
 from torchpar.facts.topology import HostFacts
-from torchpar.plan import Plan, plan_json
+from torchpar.plan.plan import Plan, plan_json
 from torchpar.units import make_units
 
 HYBRID = make_hybrid_host()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.access import make_questions
 from torchpar.adhoc import conf_of
 from torchpar.cli import compile as compile_module
 from torchpar.cli import run
@@ -21,8 +20,9 @@ from torchpar.conf.services import Service, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 from torchpar.generations import Content
-from torchpar.opened import opened_paths
-from torchpar.ownership import add_questions
+from torchpar.plan.access import make_questions
+from torchpar.plan.opened import opened_paths
+from torchpar.plan.ownership import add_questions
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "systemd" / f"torchpar-{kind}@.service" for kind in ("train", "infer")]

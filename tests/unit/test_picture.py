@@ -10,8 +10,8 @@ from tests.unit.hosts import make_host, make_hybrid_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import HostFacts
-from torchpar.picture import FREE, LEFT_OUT, PALETTE, draw_plan
-from torchpar.plan import Plan, make_plan
+from torchpar.plan.picture import FREE, LEFT_OUT, PALETTE, draw_plan
+from torchpar.plan.plan import Plan, make_plan
 
 SVG = "{http://www.w3.org/2000/svg}"
 CONF = "[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=2\n[Train b]\nScript=/b.py\nEnabled=yes\n"

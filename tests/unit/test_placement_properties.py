@@ -16,7 +16,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import CpuKind, Held, HostFacts
-from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.plan.plan import Plan, make_plan, plan_json
 
 
 @st.composite

@@ -8,7 +8,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import HostFacts
-from torchpar.plan import ServicePlan, make_plan
+from torchpar.plan.plan import ServicePlan, make_plan
 
 
 def plan_of(host: HostFacts, *lines: str) -> ServicePlan:

@@ -8,14 +8,14 @@ import json
 import pytest
 
 from tests.unit.hosts import JEMALLOC, TCMALLOC, make_gpu, make_host
-from torchpar.allocator import JEMALLOC_CONF
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.contract.job import parse_job_environment
 from torchpar.facts.topology import HostFacts, Library, NumaNode, facts_json, parse_facts
-from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
+from torchpar.plan.allocator import JEMALLOC_CONF
+from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
 
 TWO_NODES = make_host(packages=2, cores_per_complex=4)
 FOUR = make_host()

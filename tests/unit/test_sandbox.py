@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.access import make_questions, make_warnings
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError
 from torchpar.host.access import ask_below
-from torchpar.plan import ServicePlan, make_plan
-from torchpar.sandbox import caches
+from torchpar.plan.access import make_questions, make_warnings
+from torchpar.plan.plan import ServicePlan, make_plan
+from torchpar.plan.sandbox import caches
 from torchpar.units import make_units
 
 TRAIN = "[Train a]\nScript=/a.py\n"

@@ -14,7 +14,7 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, HostFacts, facts_json, parse_facts
 from torchpar.host.facts import read_facts
-from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.plan.plan import Plan, make_plan, plan_json
 
 FOUR = make_host()
 EIGHT = make_host(packages=2, cores_per_complex=4)

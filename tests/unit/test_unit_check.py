@@ -8,7 +8,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, SystemdError
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.unit_check import check_units, in_conf
 from torchpar.units import drop_in_path, make_units
 

@@ -19,9 +19,9 @@ from torchpar.conf.values import simple_path
 from torchpar.conf.words import split_words
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
+from torchpar.plan.sandbox import write_paths
 from torchpar.quoting import only_unit_text, quote_path, quote_word, whole_line
-from torchpar.sandbox import write_paths
 from torchpar.units import UnitSet, make_units
 
 WHOLE = """\

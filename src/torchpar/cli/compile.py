@@ -11,7 +11,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import PlacementError
 from torchpar.generations import Content
 from torchpar.host.facts import read_manifest
-from torchpar.plan import Plan, make_plan, plan_json
+from torchpar.plan.plan import Plan, make_plan, plan_json
 from torchpar.units import make_refusal, make_units
 
 

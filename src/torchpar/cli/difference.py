@@ -7,7 +7,7 @@ from pathlib import Path
 from torchpar.changes import Change, compare, compare_links
 from torchpar.cli.inputs import load
 from torchpar.cli.output import warn
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.store import Store
 from torchpar.units import make_units
 

@@ -11,7 +11,7 @@ from torchpar.cli.inputs import LIVE, input_options, load
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.contract.cpulist import CpuSet
 from torchpar.daemon.client import ask_daemon
-from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
+from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
 
 
 @click.command()

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-from torchpar.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.cli.paths import FilePath
 from torchpar.conf.services import Config, parse_config
 from torchpar.conf.syntax import ConfFile
@@ -20,8 +19,9 @@ from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import add_interpreters, read_facts
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.opened import find_refused
-from torchpar.ownership import add_questions, find_refusals
+from torchpar.plan.access import Found, Identity, make_questions, make_warnings, silent_paths
+from torchpar.plan.opened import find_refused
+from torchpar.plan.ownership import add_questions, find_refusals
 
 F = TypeVar("F", bound=Callable[..., Any])
 

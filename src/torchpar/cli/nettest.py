@@ -14,7 +14,7 @@ from torchpar.conf.settings import TrainSettings
 from torchpar.contract.errors import ConfigError, TorchparError
 from torchpar.enforce import read_active
 from torchpar.host import systemd
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.store import Store
 
 MODULE = "torchpar.runtime.allreduce"

@@ -11,8 +11,8 @@ from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import echo_json, echo_table, shorten, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
-from torchpar.picture import draw_plan
-from torchpar.plan import Plan, ServicePlan, make_plan, plan_json
+from torchpar.plan.picture import draw_plan
+from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
 
 
 @click.command()

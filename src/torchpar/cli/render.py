@@ -10,7 +10,7 @@ from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.units import make_units, unit_of
 
 

@@ -23,8 +23,8 @@ from torchpar.host import direct, systemd
 from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader
 from torchpar.host.turns import in_turn
-from torchpar.opened import find_refused
-from torchpar.plan import RUN, ServicePlan
+from torchpar.plan.opened import find_refused
+from torchpar.plan.plan import RUN, ServicePlan
 from torchpar.store import Store
 
 # Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.

@@ -14,7 +14,7 @@ from torchpar.cli.output import warn
 from torchpar.contract.preload import preloaded
 from torchpar.host import direct, systemd
 from torchpar.host.transient import private_file, run_transient
-from torchpar.plan import ServicePlan
+from torchpar.plan.plan import ServicePlan
 
 # What a malloc that does not fit ends a process with. A launcher of several ranks exits with 128 and the number, too.
 FATAL = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}

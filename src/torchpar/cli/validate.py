@@ -10,7 +10,7 @@ from torchpar.cli.inputs import LIVE, load
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
 from torchpar.host.conf import ConfReader
-from torchpar.plan import make_plan
+from torchpar.plan.plan import make_plan
 from torchpar.unit_check import can_check, check_units
 from torchpar.units import make_units
 

@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
 from torchpar.contract.owners import code_places, find_strangers
 from torchpar.host.reading import NotReadableError, read_start
 from torchpar.host.sysfs import Tree
+from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
 
 # For all users together. What does not answer within it hangs.
 SECONDS = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchpar.contract.typed_json import ShapeError
 from torchpar.facts.topology import Held
 from torchpar.host.sysfs import Tree
-from torchpar.record import parse_places
+from torchpar.plan.record import parse_places
 
 _PLAN = "var/lib/torchpar/active/plan.json"
 _LIMIT = 2**26  # a plan of a hundred services takes less than one MiB

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.values import parse_boolean, simple_path
-from torchpar.sandbox import SYSTEM_FOLDERS, caches, sandbox_settings, write_paths
+from torchpar.plan.sandbox import SYSTEM_FOLDERS, caches, sandbox_settings, write_paths
 
 # Below it PyTorch has a compiler put what it makes, unless TORCHINDUCTOR_CACHE_DIR says otherwise.
 _TMP = "/tmp"

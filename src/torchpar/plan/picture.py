@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, NumaNode, PciDevice
-from torchpar.plan import Plan, ServicePlan
+from torchpar.plan.plan import Plan, ServicePlan
 
 # Okabe and Ito's colours, which people of all kinds of colour vision can tell apart, and lighter ones of the same.
 PALETTE = (

@@ -18,7 +18,7 @@ from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason, largest_remainder
 from torchpar.placement.cores import Core
 from torchpar.placement.place import Share
-from torchpar.places import split_places
+from torchpar.plan.inference_processes import split_places
 
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.
 GPU_RANK_THREADS = 4

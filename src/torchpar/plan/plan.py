@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchpar.allocator import choose_allocator
 from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import VARIABLE
 from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.listening import addresses, find_collisions
-from torchpar.memory_policy import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.placement.claims import Reason
 from torchpar.placement.place import Placement, Share, place
-from torchpar.ranks import Rank, make_ranks
-from torchpar.sandbox import explain_writing, needed_files, write_paths
-from torchpar.variables import make_environment
+from torchpar.plan.allocator import choose_allocator
+from torchpar.plan.listening import addresses, find_collisions
+from torchpar.plan.memory import PlannedMemory, choose_memory_policy, doubt_limits
+from torchpar.plan.ranks import Rank, make_ranks
+from torchpar.plan.sandbox import explain_writing, needed_files, write_paths
+from torchpar.plan.variables import make_environment
 
 # The package's launchers. run.py becomes the script, so no process of ours stays above it; launch.py stays above
 # several ranks, each of which it starts by run.py.

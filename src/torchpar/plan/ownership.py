@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torchpar.access import Answer, Found, Identity, Need, Question, Verdict, has_other_files, identity_of
 from torchpar.conf.services import Config, Service
 from torchpar.contract.errors import Problem, printable
-from torchpar.opened import Named, opened_paths
+from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict, has_other_files, identity_of
+from torchpar.plan.opened import Named, opened_paths
 
 ROOT = Identity(None)
 

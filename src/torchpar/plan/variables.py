@@ -11,12 +11,12 @@ from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import WaitPolicy
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings, job_environment
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.listening import addresses
-from torchpar.memory_policy import PlannedMemory
 from torchpar.placement.claims import Reason
 from torchpar.placement.place import Share
-from torchpar.ranks import Rank
-from torchpar.sandbox import caches
+from torchpar.plan.listening import addresses
+from torchpar.plan.memory import PlannedMemory
+from torchpar.plan.ranks import Rank
+from torchpar.plan.sandbox import caches
 
 # vLLM's rule for the pool that compiles kernels; PyTorch's own default of up to 32 can exhaust a small host's memory.
 MAX_COMPILE_THREADS = 8
