@@ -12,7 +12,7 @@ from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
 from torchpar.readback import ReadBack, compare_socket, compare_unit
 from torchpar.store import Store
-from torchpar.units import socket_of
+from torchpar.units.drop_ins import socket_of
 
 WAY_BACK = "torchpar-way-back.service"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchpar.conf.values import MemoryPolicy
 from torchpar.contract.cpulist import CpuSet
-from torchpar.units import drop_in_path, socket_of
+from torchpar.units.drop_ins import drop_in_path, socket_of
 
 # set_mempolicy(2) modes, which are the values of systemd's NUMAPolicy property; -1 is none.
 _MODES = {

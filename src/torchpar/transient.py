@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from torchpar.plan.plan import ServicePlan
-from torchpar.units import AFTER_GRACE, STOP, placement_settings
+from torchpar.units.drop_ins import AFTER_GRACE, STOP, placement_settings
 
 # As in torchpar-train@.service, and why there.
 _ALWAYS = (

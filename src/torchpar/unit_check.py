@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torchpar.contract.errors import ConfigError, Place, Problem, SystemdError, printable
 from torchpar.host import systemd
 from torchpar.plan.plan import Plan, ServicePlan
-from torchpar.units import socket_of, unit_of
+from torchpar.units.drop_ins import socket_of, unit_of
 
 # The package's template units, without which a drop-in belongs to nothing.
 _TEMPLATE = systemd.PACKAGED / "torchpar-train@.service"

@@ -25,7 +25,7 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, facts_json
 from torchpar.plan.plan import make_plan
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 TREE = Path(__file__).parents[2]
 CAPTURES = TREE / "tests/cases/topology/captures"

@@ -20,7 +20,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.host.facts import read_facts
 from torchpar.plan.plan import make_plan
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "600"))
 SEED = int(os.environ.get("SEED", "1"))

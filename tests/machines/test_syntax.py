@@ -19,7 +19,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
-from torchpar.quoting import quote_word
+from torchpar.units.quoting import quote_word
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "120"))
 SEED = int(os.environ.get("SEED", "1"))

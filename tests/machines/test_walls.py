@@ -19,7 +19,7 @@ from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError
 from torchpar.host.systemd import object_path
 from torchpar.plan.plan import make_plan
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 SERVER = "torchpar-infer@walls.service"
 

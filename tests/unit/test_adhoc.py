@@ -15,7 +15,7 @@ from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.plan import ServicePlan
 from torchpar.transient import environment_file, make_command
-from torchpar.units import placement_settings
+from torchpar.units.drop_ins import placement_settings
 
 FOUR = make_host()
 

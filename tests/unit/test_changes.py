@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.unit.hosts import make_host
-from torchpar.changes import Change, compare, compare_links, find_moves, unified
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import Held
 from torchpar.plan.plan import make_plan
+from torchpar.units.changes import Change, compare, compare_links, find_moves, unified
 
 PATH = "torchpar-train@{}.service.d/20-torchpar.conf"
 

@@ -16,7 +16,7 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.host import systemd
 from torchpar.plan.plan import make_plan
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 TLS = "[Infer a]\nModel=/m.pt\nTLSCertificate=/etc/c.pem\nTLSKey=/etc/100% k.pem\n"
 

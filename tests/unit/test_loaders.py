@@ -11,7 +11,7 @@ from tests.unit.test_stability import apply
 from torchpar.contract.job import parse_job_environment
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.plan import Plan, plan_json
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 HYBRID = make_hybrid_host()
 

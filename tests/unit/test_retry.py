@@ -15,7 +15,7 @@ from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.host import systemd
 from torchpar.plan.plan import make_plan, plan_json
 from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points, retry_named
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 
 def state(active: str = "failed", result: str = "exit-code", status: int = 78, **others: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torchpar.host.access import ask_below
 from torchpar.plan.access import make_questions, make_warnings
 from torchpar.plan.plan import ServicePlan, make_plan
 from torchpar.plan.sandbox import caches
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 TRAIN = "[Train a]\nScript=/a.py\n"
 INFER = "[Infer a]\nModel=/m.pt\n"

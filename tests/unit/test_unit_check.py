@@ -10,7 +10,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, SystemdError
 from torchpar.plan.plan import make_plan
 from torchpar.unit_check import check_units, in_conf
-from torchpar.units import drop_in_path, make_units
+from torchpar.units.drop_ins import drop_in_path, make_units
 
 CONF = """\
 [Train]

@@ -21,8 +21,8 @@ from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.plan import make_plan
 from torchpar.plan.sandbox import write_paths
-from torchpar.quoting import only_unit_text, quote_path, quote_word, whole_line
-from torchpar.units import UnitSet, make_units
+from torchpar.units.drop_ins import UnitSet, make_units
+from torchpar.units.quoting import only_unit_text, quote_path, quote_word, whole_line
 
 WHOLE = """\
 # Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet

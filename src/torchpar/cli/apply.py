@@ -8,7 +8,6 @@ import math
 
 import click
 
-from torchpar.changes import Change, compare, compare_links, unified
 from torchpar.cli.compile import Compiled, compile_as_applied, compile_conf
 from torchpar.cli.idle import is_idle
 from torchpar.cli.inputs import load
@@ -24,6 +23,7 @@ from torchpar.store import Store
 from torchpar.transition import hold, prune, put_new_in_force
 from torchpar.unconfirmed import Unconfirmed, begin
 from torchpar.unit_check import check_units
+from torchpar.units.changes import Change, compare, compare_links, unified
 
 
 @click.command()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from torchpar.changes import Change
 from torchpar.cli.difference import find_changes
 from torchpar.cli.output import brief
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, StoreError
 from torchpar.drift import find_drift
 from torchpar.store import Store
+from torchpar.units.changes import Change
 
 
 @click.command()

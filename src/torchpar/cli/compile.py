@@ -12,7 +12,7 @@ from torchpar.contract.errors import PlacementError
 from torchpar.generations import Content
 from torchpar.host.facts import read_manifest
 from torchpar.plan.plan import Plan, make_plan, plan_json
-from torchpar.units import make_refusal, make_units
+from torchpar.units.drop_ins import make_refusal, make_units
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from torchpar.changes import unified
 from torchpar.cli.difference import find_changes
 from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, TorchparError
 from torchpar.enforce import running_among
+from torchpar.units.changes import unified
 
 
 @click.command()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchpar.changes import Change, compare, compare_links
 from torchpar.cli.inputs import load
 from torchpar.cli.output import warn
 from torchpar.plan.plan import make_plan
 from torchpar.store import Store
-from torchpar.units import make_units
+from torchpar.units.changes import Change, compare, compare_links
+from torchpar.units.drop_ins import make_units
 
 
 def find_changes(conf_file: Path | None) -> tuple[Change, ...]:

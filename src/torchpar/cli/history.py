@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from torchpar.changes import compare, compare_links
 from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.contract.errors import StoreError
 from torchpar.enforce import read_active
 from torchpar.generations import Generation
 from torchpar.host.clocks import read_clocks
 from torchpar.store import Store
+from torchpar.units.changes import compare, compare_links
 
 
 @click.command()

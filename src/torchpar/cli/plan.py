@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from torchpar.changes import find_moves
 from torchpar.cli.inputs import input_options, load
 from torchpar.cli.output import echo_json, echo_table, shorten, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
 from torchpar.plan.picture import draw_plan
 from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
+from torchpar.units.changes import find_moves
 
 
 @click.command()

@@ -11,7 +11,7 @@ from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
 from torchpar.plan.plan import make_plan
-from torchpar.units import make_units, unit_of
+from torchpar.units.drop_ins import make_units, unit_of
 
 
 @click.command()

@@ -6,7 +6,6 @@ import contextlib
 
 import click
 
-from torchpar.changes import compare
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.cli.way_back import go_back_in_time, restore
@@ -25,6 +24,7 @@ from torchpar.generations import Generation
 from torchpar.host import systemd
 from torchpar.store import Store
 from torchpar.transition import Outcome, put_old_in_force
+from torchpar.units.changes import compare
 
 
 @click.command()

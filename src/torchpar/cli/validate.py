@@ -12,7 +12,7 @@ from torchpar.cli.paths import FilePath
 from torchpar.host.conf import ConfReader
 from torchpar.plan.plan import make_plan
 from torchpar.unit_check import can_check, check_units
-from torchpar.units import make_units
+from torchpar.units.drop_ins import make_units
 
 
 @click.command()

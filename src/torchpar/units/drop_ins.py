@@ -22,10 +22,10 @@ from torchpar.facts.topology import HostFacts
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.plan import Plan, ServicePlan
 from torchpar.plan.sandbox import needed_mounts, sandbox_settings
-from torchpar.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
+from torchpar.units.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
 
 # Where the package puts the template files, and where they are in the source tree.
-_TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[2] / "systemd")
+_TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[3] / "systemd")
 
 # RDMA's connection manager. It is one of the kernel's many "misc" devices, so the template unit cannot allow it by its
 # driver; and of a path that is not there systemd 252 warns at every start.

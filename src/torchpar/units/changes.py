@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torchpar.facts.topology import Held
 from torchpar.plan.plan import Plan
-from torchpar.units import unit_of
+from torchpar.units.drop_ins import unit_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Plans to the text of unit files: drop-ins, their quoting, and how two sets of them differ."""
