@@ -18,15 +18,15 @@ from torchpar.conf.services import parse_config
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
-from torchpar.drift import find_drift
-from torchpar.generations import Content, Generation
+from torchpar.generations.drift import find_drift
+from torchpar.generations.generation import Content, Generation
+from torchpar.generations.store import Store
+from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
 from torchpar.plan.plan import make_plan
-from torchpar.store import Store
-from torchpar.unconfirmed import Unconfirmed
 from torchpar.verify import Item, Verdict, summary, verify
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.

@@ -27,10 +27,10 @@ from torchpar.contract.errors import FactsError, TorchparError
 from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.facts.topology import facts_json, parse_facts, topology_json
+from torchpar.generations.readback import compare_unit
 from torchpar.host.facts import read_facts
 from torchpar.plan.plan import make_plan, plan_json
 from torchpar.plan.record import parse_places, parse_plan
-from torchpar.readback import compare_unit
 from torchpar.units.drop_ins import make_units
 from torchpar.verify import verify
 

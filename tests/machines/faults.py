@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchpar.drift import find_drift
-from torchpar.store import Store
+from torchpar.generations.drift import find_drift
+from torchpar.generations.store import Store
 
 STORE = Store()
 UNIT = "torchpar-train@a.service"

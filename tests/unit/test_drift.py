@@ -11,12 +11,12 @@ import pytest
 
 from tests.unit.test_generations import content
 from tests.unit.test_transition import FakeSystemd
-from torchpar import drift
 from torchpar.contract.errors import StoreError
-from torchpar.drift import find_drift, find_foreign, find_generation_drift, find_unloaded
+from torchpar.generations import drift
+from torchpar.generations.drift import find_drift, find_foreign, find_generation_drift, find_unloaded
+from torchpar.generations.store import Store
+from torchpar.generations.transition import put_new_in_force
 from torchpar.host import systemd
-from torchpar.store import Store
-from torchpar.transition import put_new_in_force
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import BusyError, StoreError
-from torchpar.generations import Content
-from torchpar.store import Store
+from torchpar.generations.generation import Content
+from torchpar.generations.store import Store
 
 
 def content(mark: str) -> Content:

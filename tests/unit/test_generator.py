@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from torchpar.conf.syntax import ConfFile
-from torchpar.generations import Content
-from torchpar.store import Store
+from torchpar.generations.generation import Content
+from torchpar.generations.store import Store
 
 GENERATOR = Path(__file__).parents[2] / "systemd" / "torchpar-generator"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar import guard
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
+from torchpar.generations import guard
 from torchpar.host import systemd
 from torchpar.plan.plan import make_plan
 from torchpar.units.drop_ins import make_units

@@ -32,7 +32,6 @@ ROOMS = {
 }
 # Modules that have not moved into their rooms yet.
 FLAT = {
-    "generations": "generations store transition enforce drift unconfirmed unit_check retry guard readback",
     "adhoc": "adhoc transient host.ad_hoc_jobs",
     "verify": "verify observe",
 }

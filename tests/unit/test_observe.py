@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from torchpar import observe
-from torchpar.generations import Content
+from torchpar.generations.generation import Content
+from torchpar.generations.retry import LACKING
+from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
-from torchpar.retry import LACKING
-from torchpar.store import Store
 
 RUNNING = "torchpar-train@x.service"
 PROPERTIES = {"MainPID": 0, "ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": 0}

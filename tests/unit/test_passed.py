@@ -19,7 +19,7 @@ from torchpar.conf.passed import GROUPS, PASSED, judge
 from torchpar.conf.services import Service, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
-from torchpar.generations import Content
+from torchpar.generations.generation import Content
 from torchpar.plan.access import make_questions
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.ownership import add_questions

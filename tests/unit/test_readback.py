@@ -10,9 +10,9 @@ import pytest
 from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
+from torchpar.generations.readback import compare_socket, compare_unit
 from torchpar.plan.plan import make_plan, plan_json
 from torchpar.plan.record import parse_plan
-from torchpar.readback import compare_socket, compare_unit
 
 OURS = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
 OVERRIDE = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"

@@ -12,9 +12,9 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import StoreError, SystemdError
+from torchpar.generations.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points, retry_named
 from torchpar.host import systemd
 from torchpar.plan.plan import make_plan, plan_json
-from torchpar.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points, retry_named
 from torchpar.units.drop_ins import make_units
 
 

@@ -10,11 +10,11 @@ from tests.unit.test_generations import content
 from tests.unit.test_transition import WAITS, FakeSystemd
 from torchpar.cli import apply, confirm, rollback
 from torchpar.contract.errors import BusyError
+from torchpar.generations.store import Store
+from torchpar.generations.transition import put_new_in_force
+from torchpar.generations.unconfirmed import begin
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
-from torchpar.store import Store
-from torchpar.transition import put_new_in_force
-from torchpar.unconfirmed import begin
 
 
 @pytest.fixture

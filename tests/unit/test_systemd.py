@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from torchpar.generations.readback import compare_unit
 from torchpar.host.systemd import object_path, parse_properties
-from torchpar.readback import compare_unit
 
 ANSWERS = Path(__file__).parent / "busctl"
 

@@ -19,12 +19,12 @@ import pytest
 
 from tests.unit.test_generations import content
 from torchpar.contract.errors import SystemdError, TorchparError
-from torchpar.drift import find_drift
-from torchpar.generations import Content, Generation
+from torchpar.generations.drift import find_drift
+from torchpar.generations.generation import Content, Generation
+from torchpar.generations.store import Store
+from torchpar.generations.transition import confirm, hold, prune, put_new_in_force, put_old_in_force
+from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host.files import exchange
-from torchpar.store import Store
-from torchpar.transition import confirm, hold, prune, put_new_in_force, put_old_in_force
-from torchpar.unconfirmed import Unconfirmed
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 CHANGING = ("write", "fsync", "rename", "symlink", "mkdir", "unlink", "rmdir", "fchmod", "fchown", "open")
@@ -284,7 +284,7 @@ def test_a_folder_in_place_of_the_link_is_in_force_until_the_link_is(
     """As a program that follows links copies the store. With a fault at each call what was in force comes back, and
     what waits goes on waiting."""
     tmp_path.chmod(0o755)
-    monkeypatch.setattr("torchpar.store.exchange", disk.wrap("exchange", exchange))
+    monkeypatch.setattr("torchpar.generations.store.exchange", disk.wrap("exchange", exchange))
     case = Case("apply", 2, apply_new, "new", None if is_only_copy else WAITS, refuses)
     for number, error, onwards in faults():
         (tmp_path / str(number) / str(error) / str(onwards)).mkdir(mode=0o755, parents=True)
@@ -315,7 +315,7 @@ def test_a_file_system_that_cannot_exchange_says_what_to_do(
 ) -> None:
     """And has what it had."""
     tmp_path.chmod(0o755)
-    monkeypatch.setattr("torchpar.store.exchange", disk.wrap("exchange", exchange))
+    monkeypatch.setattr("torchpar.generations.store.exchange", disk.wrap("exchange", exchange))
     host = Host(tmp_path, disk, CASES[1])
     host.store.link.unlink()
     shutil.copytree(host.store.generations / "2", host.store.link, symlinks=True)

@@ -9,9 +9,9 @@ import pytest
 
 from torchpar.contract.errors import StoreError
 from torchpar.contract.typed_json import ShapeError
+from torchpar.generations.store import Store
+from torchpar.generations.unconfirmed import begin, parse_unconfirmed
 from torchpar.host.clocks import Clocks, read_clocks
-from torchpar.store import Store
-from torchpar.unconfirmed import begin, parse_unconfirmed
 
 HOUR = 3600.0
 THEN = Clocks("one boot", monotonic=500.0, since_boot=400.0, time_of_day=1e9)

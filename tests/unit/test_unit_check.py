@@ -8,8 +8,8 @@ from tests.unit.hosts import make_host
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, SystemdError
+from torchpar.generations.unit_check import check_units, in_conf
 from torchpar.plan.plan import make_plan
-from torchpar.unit_check import check_units, in_conf
 from torchpar.units.drop_ins import drop_in_path, make_units
 
 CONF = """\

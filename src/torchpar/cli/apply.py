@@ -14,15 +14,15 @@ from torchpar.cli.inputs import load
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.contract.errors import ExitStatus, StoreError, TorchparError
-from torchpar.drift import find_foreign, find_generation_drift, find_unloaded
-from torchpar.enforce import LiveSystemd, changing, is_in_force, read_active, running_among
-from torchpar.generations import Content, Generation
+from torchpar.generations.drift import find_foreign, find_generation_drift, find_unloaded
+from torchpar.generations.enforce import LiveSystemd, changing, is_in_force, read_active, running_among
+from torchpar.generations.generation import Content, Generation
+from torchpar.generations.store import Store
+from torchpar.generations.transition import hold, prune, put_new_in_force
+from torchpar.generations.unconfirmed import Unconfirmed, begin
+from torchpar.generations.unit_check import check_units
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
-from torchpar.store import Store
-from torchpar.transition import hold, prune, put_new_in_force
-from torchpar.unconfirmed import Unconfirmed, begin
-from torchpar.unit_check import check_units
 from torchpar.units.changes import Change, compare, compare_links, unified
 
 

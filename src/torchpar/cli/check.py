@@ -10,8 +10,8 @@ from torchpar.cli.difference import find_changes
 from torchpar.cli.output import brief
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, StoreError
-from torchpar.drift import find_drift
-from torchpar.store import Store
+from torchpar.generations.drift import find_drift
+from torchpar.generations.store import Store
 from torchpar.units.changes import Change
 
 

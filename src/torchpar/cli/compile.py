@@ -9,7 +9,7 @@ from collections.abc import Container
 from torchpar.cli.inputs import Inputs, load
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import PlacementError
-from torchpar.generations import Content
+from torchpar.generations.generation import Content
 from torchpar.host.facts import read_manifest
 from torchpar.plan.plan import Plan, make_plan, plan_json
 from torchpar.units.drop_ins import make_refusal, make_units

@@ -8,10 +8,10 @@ import click
 
 from torchpar.cli.root import require_root
 from torchpar.contract.errors import SystemdError
-from torchpar.enforce import WAY_BACK, changing
+from torchpar.generations.enforce import WAY_BACK, changing
+from torchpar.generations.store import Store
+from torchpar.generations.transition import confirm as confirm_active
 from torchpar.host import systemd
-from torchpar.store import Store
-from torchpar.transition import confirm as confirm_active
 
 
 @click.command()

@@ -10,7 +10,7 @@ from torchpar.cli.difference import find_changes
 from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, TorchparError
-from torchpar.enforce import running_among
+from torchpar.generations.enforce import running_among
 from torchpar.units.changes import unified
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torchpar.cli.inputs import load
 from torchpar.cli.output import warn
+from torchpar.generations.store import Store
 from torchpar.plan.plan import make_plan
-from torchpar.store import Store
 from torchpar.units.changes import Change, compare, compare_links
 from torchpar.units.drop_ins import make_units
 

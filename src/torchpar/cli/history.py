@@ -9,10 +9,10 @@ import click
 
 from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.contract.errors import StoreError
-from torchpar.enforce import read_active
-from torchpar.generations import Generation
+from torchpar.generations.enforce import read_active
+from torchpar.generations.generation import Generation
+from torchpar.generations.store import Store
 from torchpar.host.clocks import read_clocks
-from torchpar.store import Store
 from torchpar.units.changes import compare, compare_links
 
 

@@ -12,10 +12,10 @@ from torchpar.cli.start import start
 from torchpar.conf.services import OWN_USER, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.contract.errors import ConfigError, TorchparError
-from torchpar.enforce import read_active
+from torchpar.generations.enforce import read_active
+from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.plan.plan import make_plan
-from torchpar.store import Store
 
 MODULE = "torchpar.runtime.allreduce"
 

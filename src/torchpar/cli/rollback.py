@@ -10,7 +10,7 @@ from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.cli.way_back import go_back_in_time, restore
 from torchpar.contract.errors import StoreError, SystemdError
-from torchpar.enforce import (
+from torchpar.generations.enforce import (
     WAY_BACK,
     LiveSystemd,
     changing,
@@ -20,10 +20,10 @@ from torchpar.enforce import (
     refuse_other_host,
     running_among,
 )
-from torchpar.generations import Generation
+from torchpar.generations.generation import Generation
+from torchpar.generations.store import Store
+from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
-from torchpar.store import Store
-from torchpar.transition import Outcome, put_old_in_force
 from torchpar.units.changes import compare
 
 

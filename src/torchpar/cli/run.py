@@ -18,14 +18,14 @@ from torchpar.cli.start import as_unit, start
 from torchpar.conf.services import AD_HOC
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError
-from torchpar.enforce import read_active
+from torchpar.generations.enforce import read_active
+from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
 from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import RUN, ServicePlan
-from torchpar.store import Store
 
 # Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.
 TURN_SECONDS = 10

@@ -10,13 +10,13 @@ from torchpar.cli.output import brief, echo_json, echo_table, shorten
 from torchpar.contract.errors import ConfigError, ExitStatus, printable
 from torchpar.contract.typed_json import shape
 from torchpar.daemon.client import ask_daemon, why_no_answer
-from torchpar.enforce import WAY_BACK
+from torchpar.generations.enforce import WAY_BACK
+from torchpar.generations.store import Store
+from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.conf import ConfReader
 from torchpar.observe import observe
-from torchpar.store import Store
-from torchpar.unconfirmed import Unconfirmed
 
 # Reports come every two seconds or, where that takes longer, with each step.
 SILENT_SECONDS = 60

@@ -9,9 +9,9 @@ import click
 from torchpar.cli.inputs import LIVE, load
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
+from torchpar.generations.unit_check import can_check, check_units
 from torchpar.host.conf import ConfReader
 from torchpar.plan.plan import make_plan
-from torchpar.unit_check import can_check, check_units
 from torchpar.units.drop_ins import make_units
 
 

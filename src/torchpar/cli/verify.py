@@ -8,9 +8,9 @@ import click
 
 from torchpar.cli.output import brief, echo_json
 from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, printable
+from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.observe import item_json, observe_out_of_force, verify_unit
-from torchpar.store import Store
 from torchpar.verify import Item, Verdict, summary
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}

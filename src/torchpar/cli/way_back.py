@@ -12,11 +12,11 @@ import click
 
 from torchpar.cli.compile import compile_as_applied
 from torchpar.cli.output import warn
-from torchpar.enforce import LiveSystemd, changing, refuse_foreign
+from torchpar.generations.enforce import LiveSystemd, changing, refuse_foreign
+from torchpar.generations.store import Store
+from torchpar.generations.transition import Outcome, put_new_in_force, put_old_in_force
 from torchpar.host.clocks import read_clocks
 from torchpar.host.facts import read_manifest
-from torchpar.store import Store
-from torchpar.transition import Outcome, put_new_in_force, put_old_in_force
 
 # A clock may be set, and a generation confirmed by a command that cannot tell this process.
 _LONGEST_SLEEP = 30.0

@@ -17,7 +17,7 @@ from torchpar.daemon.look import Looks
 from torchpar.daemon.receiver import Receiver, read_cgroup_of
 from torchpar.daemon.server import ROOT_SOCKET, SOCKET, Client, Server
 from torchpar.daemon.watch import POLL_SECONDS, Watch
-from torchpar.store import Store
+from torchpar.generations.store import Store
 
 # Seconds until the loop comes round by itself.
 _PAUSE = 1.0

@@ -13,11 +13,11 @@ from torchpar.contract.advice import Loading, say_loading
 from torchpar.contract.errors import TorchparError
 from torchpar.daemon.ledger import Ledger
 from torchpar.daemon.look import Write
+from torchpar.generations.store import Store
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_manifest
 from torchpar.host.systemd import reload_without_waiting, service_states
 from torchpar.observe import observe
-from torchpar.store import Store
 
 DAEMON = "torchpard.service"
 POLL_SECONDS = 5.0

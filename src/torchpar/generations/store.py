@@ -23,11 +23,11 @@ from pathlib import Path
 
 from torchpar.contract.errors import BusyError, StoreError, printable
 from torchpar.contract.typed_json import ShapeError
-from torchpar.generations import Content, Generation, write_tree
+from torchpar.generations.generation import Content, Generation, write_tree
+from torchpar.generations.unconfirmed import Unconfirmed, parse_unconfirmed
 from torchpar.host.files import exchange, find_open, own_directory, remove, sync_directory, write_new
 from torchpar.host.lock import locked_file
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.unconfirmed import Unconfirmed, parse_unconfirmed
 
 STORE = Path("/var/lib/torchpar")
 KEPT = 10

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from torchpar.contract.errors import StoreError, SystemdError
-from torchpar.drift import find_foreign
-from torchpar.generations import Content, Generation
+from torchpar.generations.drift import find_foreign
+from torchpar.generations.generation import Content, Generation
+from torchpar.generations.readback import ReadBack, compare_socket, compare_unit
+from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
-from torchpar.readback import ReadBack, compare_socket, compare_unit
-from torchpar.store import Store
 from torchpar.units.drop_ins import socket_of
 
 WAY_BACK = "torchpar-way-back.service"

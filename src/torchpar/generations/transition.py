@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
-from torchpar.generations import Content, Generation
-from torchpar.store import KEPT, Store
-from torchpar.unconfirmed import Unconfirmed
+from torchpar.generations.generation import Content, Generation
+from torchpar.generations.store import KEPT, Store
+from torchpar.generations.unconfirmed import Unconfirmed
 
 
 class Stage(enum.Enum):

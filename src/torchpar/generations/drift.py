@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torchpar.contract.errors import StoreError, printable
 from torchpar.contract.owners import find_strangers
-from torchpar.generations import Content, Generation
+from torchpar.generations.generation import Content, Generation
+from torchpar.generations.store import LITTER, Store
 from torchpar.host import systemd
 from torchpar.host.lock import is_locked
-from torchpar.store import LITTER, Store
 
 # Where systemd keeps what the generator copied.
 LOADED = Path("/run/systemd/generator")

@@ -47,8 +47,8 @@ def retry_named(unit: str) -> None:
     told = os.environ.get("MONITOR_SERVICE_RESULT"), os.environ.get("MONITOR_EXIT_STATUS")
     if told[0] != "success" and told not in [("exit-code", str(status)) for status in LACKING]:
         return
-    from torchpar.enforce import read_active
-    from torchpar.store import Store
+    from torchpar.generations.enforce import read_active
+    from torchpar.generations.store import Store
 
     left = BOOT_SECONDS - systemd.seconds_since_boot()
     active = read_active(Store()) if left > 0 else None
