@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from torchpar.adhoc import running
+from torchpar.adhoc.running import read_ad_hoc_jobs
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import JobSettings, RankSettings, job_environment
-from torchpar.host import ad_hoc_jobs, systemd
-from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
+from torchpar.host import systemd
 
 SETTINGS = JobSettings("torchpar-run-x-1.service", 1, None, (RankSettings(0, "3", "0", 1, 0, ("0000:17:00.0",)),))
 ((NAME, VALUE),) = job_environment(SETTINGS).items()
@@ -97,7 +98,7 @@ def test_a_variable_that_torchpar_has_not_written_names_no_accelerator(job: Call
 
 def test_a_process_that_does_not_answer_holds_nobody(job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found until then counts."""
-    monkeypatch.setattr(ad_hoc_jobs, "_SECONDS", 0.2)
+    monkeypatch.setattr(running, "_SECONDS", 0.2)
     folder = job()
     (folder / "environ").unlink()
     os.mkfifo(folder / "environ")

@@ -7,14 +7,14 @@ import re
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.adhoc import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
+from torchpar.adhoc.plan import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
+from torchpar.adhoc.systemd_run import environment_file, make_command
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.plan import ServicePlan
-from torchpar.transient import environment_file, make_command
 from torchpar.units.drop_ins import placement_settings
 
 FOUR = make_host()

@@ -32,7 +32,6 @@ ROOMS = {
 }
 # Modules that have not moved into their rooms yet.
 FLAT = {
-    "adhoc": "adhoc transient host.ad_hoc_jobs",
     "verify": "verify observe",
 }
 # What the server and a job may have of the runtime's and the host's.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.adhoc import conf_of
+from torchpar.adhoc.plan import conf_of
 from torchpar.cli import compile as compile_module
 from torchpar.cli import run
 from torchpar.cli.inputs import Inputs

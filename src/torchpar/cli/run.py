@@ -10,8 +10,17 @@ import shutil
 
 import click
 
-from torchpar import adhoc
-from torchpar.adhoc import AdHocJob
+from torchpar.adhoc.plan import (
+    AdHocJob,
+    conf_of,
+    inherited,
+    job_name,
+    own_problems,
+    plan_job,
+    replaced,
+    take_job,
+)
+from torchpar.adhoc.running import read_ad_hoc_jobs
 from torchpar.cli.inputs import Inputs, load
 from torchpar.cli.output import warn
 from torchpar.cli.start import as_unit, start
@@ -21,7 +30,6 @@ from torchpar.contract.errors import ConfigError, NotPermittedError
 from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
-from torchpar.host.ad_hoc_jobs import read_ad_hoc_jobs
 from torchpar.host.conf import ConfReader
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
@@ -71,18 +79,18 @@ def run(
     with contextlib.ExitStack() as choosing:
         if not choosing.enter_context(in_turn(RUN, TURN_SECONDS)):
             warn([f"{RUN} is locked for long; another job that starts at this moment may get the same CPUs"])
-        inputs = _read(adhoc.conf_of([("WorkingDirectory", ""), *pairs]))
+        inputs = _read(conf_of([("WorkingDirectory", ""), *pairs]))
         script, module = (None, what) if as_module else (what, None)
-        config, job = adhoc.take_job(
-            inputs.config, adhoc.job_name(what, os.getpid()), script=script, module=module, arguments=arguments
+        config, job = take_job(
+            inputs.config, job_name(what, os.getpid()), script=script, module=module, arguments=arguments
         )
         user = _user(user, job)
         running = systemd.running_services() if systemd.is_running() else ()
         used, used_gpus = read_ad_hoc_jobs()
-        plan = adhoc.plan_job(config, job, inputs.facts, running=running, used=used, used_gpus=used_gpus)
+        plan = plan_job(config, job, inputs.facts, running=running, used=used, used_gpus=used_gpus)
         name = pwd.getpwuid(os.geteuid()).pw_name
-        environment = adhoc.inherited(os.environ, plan.environment, same_user=user == name)
-        warn((*plan.warnings, *adhoc.replaced(os.environ, plan.environment)))
+        environment = inherited(os.environ, plan.environment, same_user=user == name)
+        warn((*plan.warnings, *replaced(os.environ, plan.environment)))
         _echo_plan(plan, user if user != name else "")
         # Once the job is there others see its CPUs.
         return start(plan, unit=plan.unit, user=user, environment=environment, started=choosing.close)
@@ -109,12 +117,12 @@ def _read(own: ConfFile) -> Inputs:
     try:
         inputs = load(files=(*files, own))
     except ConfigError as error:
-        raise ConfigError(adhoc.own_problems(error.found) or error.found) from None
+        raise ConfigError(own_problems(error.found) or error.found) from None
     refused = find_refused(inputs.config)
     for service in inputs.config.find(f"train@{AD_HOC}"):
         if service.unit in refused:
             raise ConfigError(refused[service.unit])
-    warn(adhoc.own_problems(inputs.config.notes))
+    warn(own_problems(inputs.config.notes))
     facts = inputs.facts
     if not as_unit():
         # Whoever runs this by taskset, or in a container with a set of CPUs, means the job.

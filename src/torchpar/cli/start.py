@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from torchpar import transient
+from torchpar.adhoc import systemd_run
 from torchpar.cli.output import warn
 from torchpar.contract.preload import preloaded
 from torchpar.host import direct, systemd
@@ -37,14 +37,14 @@ def start(
     if not as_unit():
         _become(plan, user, environment)
     path = f"/run/{unit.removesuffix('.service')}.env"
-    with private_file(path, transient.environment_file(environment)) as remove:
+    with private_file(path, systemd_run.environment_file(environment)) as remove:
 
         def runs() -> None:
             # systemd has read the file.
             remove()
             started()
 
-        argv = transient.make_command(plan, unit=unit, user=user, directory=os.getcwd(), environment_file=path)
+        argv = systemd_run.make_command(plan, unit=unit, user=user, directory=os.getcwd(), environment_file=path)
         status, note = run_transient(unit, argv, runs)
     if note:
         click.echo(f"torchpar: {note}", err=True)

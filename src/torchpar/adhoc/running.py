@@ -11,7 +11,7 @@ import os
 import re
 import stat
 
-from torchpar import adhoc
+from torchpar.adhoc import plan
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import VARIABLE
 from torchpar.host import systemd
@@ -35,7 +35,7 @@ def read_ad_hoc_jobs(proc: str = "/proc") -> tuple[CpuSet, frozenset[str]]:
     found: list[tuple[CpuSet, frozenset[str]]] = []
     told = systemd.is_running()
     if told:
-        found += (adhoc.held_by(systemd.unit_properties(unit)) for unit in systemd.ad_hoc_jobs())
+        found += (plan.held_by(systemd.unit_properties(unit)) for unit in systemd.ad_hoc_jobs())
     reader = ProcReader(_SECONDS, proc)
 
     def read_own() -> None:
@@ -84,4 +84,4 @@ def _held_by(proc: ProcReader, pid: int) -> tuple[CpuSet, frozenset[str]]:
         return CpuSet(), frozenset()
     prefix = f"{VARIABLE}=".encode()
     told = next((os.fsdecode(variable[len(prefix) :]) for variable in variables if variable.startswith(prefix)), "")
-    return cpus, adhoc.accelerators_of(told)
+    return cpus, plan.accelerators_of(told)

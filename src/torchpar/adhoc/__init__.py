@@ -1,0 +1,1 @@
+"""Jobs that nobody declared: what `torchpar run` gives them of a host."""
