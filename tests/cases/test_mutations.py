@@ -32,7 +32,7 @@ from torchpar.host.facts import read_facts
 from torchpar.plan.plan import make_plan, plan_json
 from torchpar.plan.record import parse_places, parse_plan
 from torchpar.units.drop_ins import make_units
-from torchpar.verify import verify
+from torchpar.verify.compare import verify
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "300"))
 

@@ -32,7 +32,6 @@ ROOMS = {
 }
 # Modules that have not moved into their rooms yet.
 FLAT = {
-    "verify": "verify observe",
 }
 # What the server and a job may have of the runtime's and the host's.
 INSIDE_A_JOB = ("runtime", "serve")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from torchpar import observe
 from torchpar.generations.generation import Content
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
+from torchpar.verify import observe
 
 RUNNING = "torchpar-train@x.service"
 PROPERTIES = {"MainPID": 0, "ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": 0}

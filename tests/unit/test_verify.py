@@ -20,8 +20,8 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.host import processes
 from torchpar.host.processes import read_running_unit
-from torchpar.observe import item_json
-from torchpar.verify import Verdict, summary, verify
+from torchpar.verify.compare import Verdict, summary, verify
+from torchpar.verify.observe import item_json
 
 PLAN: dict[str, Any] = {
     "unit": "torchpar-train@a.service",

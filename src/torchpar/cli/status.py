@@ -16,7 +16,7 @@ from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.conf import ConfReader
-from torchpar.observe import observe
+from torchpar.verify.observe import observe
 
 # Reports come every two seconds or, where that takes longer, with each step.
 SILENT_SECONDS = 60

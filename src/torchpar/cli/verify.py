@@ -10,8 +10,8 @@ from torchpar.cli.output import brief, echo_json
 from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.generations.store import Store
 from torchpar.host import systemd
-from torchpar.observe import item_json, observe_out_of_force, verify_unit
-from torchpar.verify import Item, Verdict, summary
+from torchpar.verify.compare import Item, Verdict, summary
+from torchpar.verify.observe import item_json, observe_out_of_force, verify_unit
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
 

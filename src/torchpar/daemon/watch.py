@@ -17,7 +17,7 @@ from torchpar.generations.store import Store
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_manifest
 from torchpar.host.systemd import reload_without_waiting, service_states
-from torchpar.observe import observe
+from torchpar.verify.observe import observe
 
 DAEMON = "torchpard.service"
 POLL_SECONDS = 5.0

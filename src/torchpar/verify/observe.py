@@ -27,7 +27,7 @@ from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
 from torchpar.plan.plan import make_plan
-from torchpar.verify import Item, Verdict, summary, verify
+from torchpar.verify.compare import Item, Verdict, summary, verify
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
 _EXIT_CODES = {

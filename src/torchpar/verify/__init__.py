@@ -1,0 +1,1 @@
+"""What runs, compared with what was planned."""
