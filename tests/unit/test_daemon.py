@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from torchpar.contract.errors import SystemdError
-from torchpar.daemon import main, server, watch
+from torchpar.daemon import main, status_socket, watch
 from torchpar.daemon.look import Looks, Write
-from torchpar.daemon.server import Client, Server
+from torchpar.daemon.status_socket import Client, Server
 from torchpar.host.systemd import service_states
 
 OBSERVATION: dict[str, Any] = {
@@ -121,8 +121,8 @@ Door = tuple[Server, selectors.BaseSelector, list[Client]]
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     """A server, its selector, and who has asked. Who connects is user 1000, a member, unless a test says otherwise."""
-    monkeypatch.setattr(server, "_peer_uid", lambda client: 1000)
-    monkeypatch.setattr(server, "may_ask", lambda uid: uid in (0, 1000, 1001))
+    monkeypatch.setattr(status_socket, "_peer_uid", lambda client: 1000)
+    monkeypatch.setattr(status_socket, "may_ask", lambda uid: uid in (0, 1000, 1001))
     selector = selectors.DefaultSelector()
     asked: list[Client] = []
     made = Server(str(tmp_path / "door"), 0o660, selector, lambda server, client: asked.append(client))
@@ -148,7 +148,7 @@ def test_one_users_flood_takes_no_place_from_root(
     turn(selector, lambda: not selector.select(0))
     assert len(asked) == 8
     for uid in (1001, 0):
-        monkeypatch.setattr(server, "_peer_uid", lambda client, uid=uid: uid)
+        monkeypatch.setattr(status_socket, "_peer_uid", lambda client, uid=uid: uid)
         (mine,) = connect(tmp_path)
         turn(selector, lambda uid=uid: asked[-1].uid == uid)
         made.answer(asked[-1], b"answer\n")
@@ -170,7 +170,7 @@ def test_a_client_that_never_reads_is_hung_up_on(
     for _ in range(20):
         for key, _ in selector.select(0):
             key.data()
-    monkeypatch.setattr(server, "_PATIENCE", -1.0)
+    monkeypatch.setattr(status_socket, "_PATIENCE", -1.0)
     made.drop_slow_clients()
     connections += connect(tmp_path)
     turn(selector, lambda: len(asked) == 9)
@@ -183,7 +183,7 @@ def test_the_user_database_is_asked_once_for_a_flood(
     """It may be on the network."""
     _, selector, asked = door
     times: list[int] = []
-    monkeypatch.setattr(server, "may_ask", lambda uid: bool(times.append(uid)))
+    monkeypatch.setattr(status_socket, "may_ask", lambda uid: bool(times.append(uid)))
     connections = connect(tmp_path, 100)
     turn(selector, lambda: not selector.select(0))
     assert times == [1000] and asked == [] and connections[99].recv(1) == b""
@@ -245,7 +245,7 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A daemon that has just started, asked by root."""
-    monkeypatch.setattr(server, "_peer_uid", lambda client: 0)
+    monkeypatch.setattr(status_socket, "_peer_uid", lambda client: 0)
     return Host(tmp_path, monkeypatch)
 
 
@@ -274,9 +274,9 @@ def test_other_users_share_a_glance(host: Host, monkeypatch: pytest.MonkeyPatch)
     """However many ask, within a second of it; root has what holds."""
     host.ask()
     monkeypatch.setattr(main, "_SHARED_SECONDS", 1e9)
-    monkeypatch.setattr(server, "may_ask", lambda uid: True)
+    monkeypatch.setattr(status_socket, "may_ask", lambda uid: True)
     uids = iter([1000, 1000, 1001, 0, 1000])
-    monkeypatch.setattr(server, "_peer_uid", lambda client: next(uids))
+    monkeypatch.setattr(status_socket, "_peer_uid", lambda client: next(uids))
     generations = [host.ask()["generation"]]
     host.say("changed", generation=2)
     generations += [host.ask()["generation"] for _ in range(4)]

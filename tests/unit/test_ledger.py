@@ -10,7 +10,7 @@ import pytest
 from torchpar.cli.status import speed
 from torchpar.contract.typed_json import parse_json, shape
 from torchpar.daemon.client import _Throughput
-from torchpar.daemon.ledger import Ledger, Report, parse_report
+from torchpar.daemon.throughput import Ledger, Report, parse_report
 
 UNIT = "torchpar-train@a.service"
 FIRST = Report(local_rank=0, time=100.0, steps=10, samples=640, batches=10, waited=0.5)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.daemon.ledger import Ledger, Report
-from torchpar.daemon.receiver import Receiver, root_group, unit_of
+from torchpar.daemon.job_socket import Receiver, root_group, unit_of
+from torchpar.daemon.throughput import Ledger, Report
 
 MINE = "0::/torchpar.slice/torchpar-train@a.service\n"
 MESSAGE = {"version": 1, "local_rank": 0, "time": 1.0, "steps": 1, "samples": 1, "batches": 1, "waited": 0.0}

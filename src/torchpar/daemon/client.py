@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
-from torchpar.daemon.server import ROOT_SOCKET, SOCKET
+from torchpar.daemon.status_socket import ROOT_SOCKET, SOCKET
 
 _SECONDS = 15.0  # a look that it takes first may have to wait for a disk that does not answer
 _DOOR_SECONDS = 0.5

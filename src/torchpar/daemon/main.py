@@ -12,10 +12,10 @@ import time
 from torchpar.contract.errors import printable
 from torchpar.contract.job import JOB_SOCKET
 from torchpar.contract.notify import Notifier
-from torchpar.daemon.ledger import Ledger
+from torchpar.daemon.job_socket import Receiver, read_cgroup_of
 from torchpar.daemon.look import Looks
-from torchpar.daemon.receiver import Receiver, read_cgroup_of
-from torchpar.daemon.server import ROOT_SOCKET, SOCKET, Client, Server
+from torchpar.daemon.status_socket import ROOT_SOCKET, SOCKET, Client, Server
+from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.generations.store import Store
 

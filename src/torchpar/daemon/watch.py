@@ -11,8 +11,8 @@ from typing import Any
 
 from torchpar.contract.advice import Loading, say_loading
 from torchpar.contract.errors import TorchparError
-from torchpar.daemon.ledger import Ledger
 from torchpar.daemon.look import Write
+from torchpar.daemon.throughput import Ledger
 from torchpar.generations.store import Store
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_manifest

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import RANK, has_torch, printed, told, train
 from torchpar.contract.job import JOB_SOCKET
-from torchpar.daemon.ledger import parse_report
+from torchpar.daemon.throughput import parse_report
 from torchpar.runtime import progress
 
 # A script's start that keeps the meter which torchpar makes when torch is imported.

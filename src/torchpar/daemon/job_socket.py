@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from torchpar.daemon.ledger import Ledger, parse_report
+from torchpar.daemon.throughput import Ledger, parse_report
 
 # A message has about 150 bytes; more is no message.
 _MOST_BYTES = 1024
