@@ -64,7 +64,7 @@ print(json.dumps([(time.perf_counter() - wall) / batches, (time.process_time() -
 MESSAGE = """
 import socket, sys, tempfile, time, types
 sys.path.append(sys.argv[1])
-from torchpar.runtime import progress
+from torchpar.runtime.patches import progress
 progress.JOB_SOCKET = tempfile.mkdtemp() + "/job.sock"
 door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 door.bind(progress.JOB_SOCKET)

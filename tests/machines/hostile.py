@@ -85,7 +85,7 @@ def send() -> None:
 
 
 def report(steps: int) -> dict[str, Any]:
-    """A rank's message; see runtime/progress.py."""
+    """A rank's message; see runtime/patches/progress.py."""
     return {
         "version": 1, "local_rank": 0, "time": time.monotonic(), "steps": steps, "samples": steps, "batches": steps,
         "waited": 0.0,

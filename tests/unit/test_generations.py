@@ -188,7 +188,7 @@ _KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from tests.unit.test_generations import content
-from torchpar.store import Store
+from torchpar.generations.store import Store
 left = int(sys.argv[2])
 def hook(event, arguments):
     global left

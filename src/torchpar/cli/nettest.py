@@ -17,7 +17,7 @@ from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.plan.plan import make_plan
 
-MODULE = "torchpar.runtime.allreduce"
+MODULE = "torchpar.runtime.nettest"
 
 
 @click.command()

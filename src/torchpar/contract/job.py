@@ -17,7 +17,7 @@ from torchpar.contract.errors import JobSettingsError
 
 VARIABLE = "TORCHPAR_JOB"
 
-# Where torchpard hears how far a job is, datagrams of one JSON object; see runtime/progress.py.
+# Where torchpard hears how far a job is, datagrams of one JSON object; see runtime/patches/progress.py.
 JOB_SOCKET = "/run/torchpar/job.sock"
 
 

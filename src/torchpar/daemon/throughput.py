@@ -28,7 +28,7 @@ _TOGETHER = 60.0
 
 @dataclass(frozen=True)
 class Report:
-    """The totals of one rank at `time`, its own monotonic clock in seconds; see Meter in runtime/progress.py.
+    """The totals of one rank at `time`, its own monotonic clock in seconds; see Meter in runtime/patches/progress.py.
 
     `waited` and `fetching` are in seconds too. What has a default here is what an older runtime does not say.
     """

@@ -4,7 +4,7 @@
     PYTHON /usr/lib/torchpar/launch.py -m MODULE [ARGUMENT...]
 
 Each rank is started as run.py with the same arguments. Like that file this one is compiled anew at every start; so the
-work is in torchpar.runtime.launcher.
+work is in torchpar.runtime.ranks.launcher.
 """
 
 import os
@@ -16,11 +16,11 @@ if __name__ == "__main__":
     if folder not in sys.path:
         sys.path.append(folder)
 
-    from torchpar.runtime.fallback import start_without
+    from torchpar.runtime.start.fallback import start_without
 
     # Its ranks inherit what it has.
     start_without()
 
-    from torchpar.runtime.launcher import main
+    from torchpar.runtime.ranks.launcher import main
 
     sys.exit(main(os.path.join(folder, "run.py")))

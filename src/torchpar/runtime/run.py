@@ -4,8 +4,8 @@
     PYTHON /usr/lib/torchpar/run.py -m MODULE [ARGUMENT...]
 
 The interpreter compiles this file anew at every start, before the script's first line; so the work is in
-torchpar.runtime.script, which it keeps compiled. Any Python from 3.9 on runs both, whether torchpar is installed for it
-or not: the folder `python` beside this file holds the package, and nothing else.
+torchpar.runtime.start.script, which it keeps compiled. Any Python from 3.9 on runs both, whether torchpar is installed
+for it or not: the folder `python` beside this file holds the package, and nothing else.
 """
 
 import os
@@ -23,6 +23,6 @@ if __name__ == "__main__":
     if folder not in paths.split(os.pathsep):
         os.environ["PYTHONPATH"] = paths + os.pathsep + folder if paths else folder
 
-    from torchpar.runtime.script import main
+    from torchpar.runtime.start.script import main
 
     main()

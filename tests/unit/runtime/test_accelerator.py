@@ -41,7 +41,7 @@ def test_batches_that_are_not_pinned_are_told_at_the_end(place: Place, asked: bo
     script = SCRIPT + (
         "torch.cuda.is_initialized = lambda: True\n"
         "import warnings; warnings.simplefilter('ignore')\n"
-        "from torchpar.runtime import progress; progress.LONG_ENOUGH = 0\n"
+        "from torchpar.runtime.patches import progress; progress.LONG_ENOUGH = 0\n"
         "loader = DataLoader(Numbers(), batch_size=2)\n"
         "print(json.dumps([len(list(loader)), loader.pin_memory]))\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 
-from torchpar.runtime.allreduce import connections, parse_address, report, ways
+from torchpar.runtime.nettest import connections, parse_address, report, ways
 
 
 def test_a_connection_of_this_process_is_found() -> None:

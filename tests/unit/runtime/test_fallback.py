@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.runtime.jobs import Outcome, Place
 from torchpar.contract.preload import GLIBC_THRESHOLDS
-from torchpar.runtime import fallback
+from torchpar.runtime.start import fallback
 
 STOPPED = Path(__file__).resolve().parents[3] / "systemd" / "torchpar-stopped"
 

@@ -154,7 +154,7 @@ def test_a_flag_that_this_torchrun_lacks_is_told_apart(place: Place) -> None:
         """
         import sys
         from torch.distributed.run import get_args_parser
-        from torchpar.runtime.torchrun import spelled
+        from torchpar.runtime.ranks.torchrun import spelled
         print(spelled(get_args_parser(), ["--local-addr=192.0.2.1", "--rdzv-id=a=b", "--no-python", "--rdzv"]))
         """,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import JOB, RANK, all_cpus, has_torch, printed, told, train
-from torchpar.runtime.workers import worker_cpus
+from torchpar.runtime.patches.workers import worker_cpus
 
 pytestmark = pytest.mark.subprocess
 

@@ -14,12 +14,12 @@ from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import RANK, has_torch, printed, told, train
 from torchpar.contract.job import JOB_SOCKET
 from torchpar.daemon.throughput import parse_report
-from torchpar.runtime import progress
+from torchpar.runtime.patches import progress
 
 # A script's start that keeps the meter which torchpar makes when torch is imported.
 BEGIN = """
 import json
-from torchpar.runtime import progress
+from torchpar.runtime.patches import progress
 meters = []
 class Kept(progress.Meter):
     def __init__(self, *arguments):

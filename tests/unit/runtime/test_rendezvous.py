@@ -14,9 +14,9 @@ from tests.unit.runtime.jobs import PYTHON, Place
 from tests.unit.runtime.test_launch import environment
 from torchpar.contract.errors import ExitStatus, RendezvousError
 from torchpar.contract.job import JobSettings
-from torchpar.runtime import network, rendezvous
-from torchpar.runtime.network import Address
-from torchpar.runtime.rendezvous import (
+from torchpar.runtime.ranks import network, rendezvous
+from torchpar.runtime.ranks.network import Address
+from torchpar.runtime.ranks.rendezvous import (
     Endpoint,
     NotYet,
     arguments,

@@ -28,7 +28,7 @@ def main() -> None:
     # The name of a note in fallback.py, which is not imported for nothing.
     cache = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
     if cache and os.path.exists(cache + "/torchpar-preload"):
-        from torchpar.runtime.fallback import start_without
+        from torchpar.runtime.start.fallback import start_without
 
         start_without()
     if cache and not os.access(os.path.expanduser("~"), os.W_OK):
@@ -61,12 +61,12 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
         del sys.path[0]
     job = os.environ.get("TORCHPAR_JOB")
     if job is not None:
-        from torchpar.runtime.torch_import import TorchImport
+        from torchpar.runtime.start.torch_import import TorchImport
 
         # Whoever is the only process on all of the service's CPUs has been bound by systemd. To read the plan takes
         # longer than all else here, which that one is spared until it imports torch.
         if "LOCAL_RANK" in os.environ or job.count('"loader_cpus":"') > job.count('"loader_cpus":""'):
-            from torchpar.runtime import rank
+            from torchpar.runtime.ranks import rank
 
             rank.prepare()
         sys.meta_path.insert(0, TorchImport())
@@ -114,7 +114,7 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
 
 def run_launcher(run: "Callable[..., object]", parameters: "tuple[Any, ...]") -> None:
     """Run PyTorch's own launcher of ranks, which then ends them as launch.py does when the service is stopped."""
-    from torchpar.runtime.calm import run_calmly
+    from torchpar.runtime.ranks.calm import run_calmly
 
     run_calmly(run, parameters)
 
@@ -140,7 +140,7 @@ def new_main(**names: object) -> "dict[str, Any]":
 
 def refuse(what: str, why: str, keys: str) -> "NoReturn":
     """Say what cannot be run and which keys of the conf decide it, and exit."""
-    from torchpar.runtime.refusal import refusal
+    from torchpar.runtime.start.refusal import refusal
 
     sys.stderr.write(f"torchpar: {refusal(what, why, keys)}\n")
     sys.exit(EXIT_CONFIG)
@@ -160,7 +160,7 @@ def refuse_foreign(key: str, path: str, *, code: bool) -> None:
         except OSError:
             continue  # whoever opens it is told
         if found:
-            from torchpar.runtime.refusal import word_stranger
+            from torchpar.runtime.start.refusal import word_stranger
 
             refuse(path, word_stranger(found, user), key + " or User=")
 
@@ -170,7 +170,7 @@ def keep_cause(error: BaseException) -> None:
     if "TORCHPAR_PRELOAD" not in os.environ:
         return
     try:
-        from torchpar.runtime import fallback
+        from torchpar.runtime.start import fallback
 
         fallback.keep_cause(error)
     except Exception as failure:  # whatever it is, the script's own error is what counts
@@ -181,7 +181,7 @@ def say_read_only(error: BaseException) -> None:
     """Say which keys open a folder that the sandbox of the service keeps read-only (EROFS)."""
     if not isinstance(error, OSError) or error.errno != EROFS or "TORCHPAR_JOB" not in os.environ:
         return
-    from torchpar.runtime.refusal import section
+    from torchpar.runtime.start.refusal import section
 
     if where := section():
         what = f"{error.filename!r:.300} cannot be written by this service"

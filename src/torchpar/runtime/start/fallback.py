@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE, WITHOUT, preloaded
 from torchpar.runtime.observed import say
-from torchpar.runtime.refusal import section
+from torchpar.runtime.start.refusal import section
 
 NOTE = "torchpar-preload"  # in CACHE_DIRECTORY: "without" or "with", the preload, and why, a line each
 CAUSE = "died-of"  # in RUNTIME_DIRECTORY

@@ -14,7 +14,7 @@ from typing import Any
 
 from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.runtime.observed import say
-from torchpar.runtime.stand_in import replace_method
+from torchpar.runtime.patches.stand_in import replace_method
 
 _MOST_LINES = 100
 

@@ -45,7 +45,7 @@ class TorchImport:
         if self.missed or os.getpid() != self.process:
             return
         self.missed = True
-        from torchpar.runtime.refusal import refusal
+        from torchpar.runtime.start.refusal import refusal
 
         os.write(2, f"torchpar: {refusal(sys.executable, 'this Python has no torch', 'Python=')}\n".encode())
 
@@ -75,7 +75,7 @@ class TorchImport:
         if os.getpid() != self.process:
             return
         try:
-            from torchpar.runtime.hook import torch_imported
+            from torchpar.runtime.start.hook import torch_imported
 
             torch_imported(torch, self.cpus)
         except Exception as error:  # whatever it is, it is the launcher's failure and must not become the job's

@@ -18,8 +18,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
-from torchpar.runtime.calm import SIGNALLED, ended, exit_status, stop_calmly, stop_status
 from torchpar.runtime.observed import say
+from torchpar.runtime.ranks.calm import SIGNALLED, ended, exit_status, stop_calmly, stop_status
 from torchpar.runtime.stop import requested
 
 # The first version that knows --monitor-interval as a fraction has 5 s, which is long to notice a dead rank.

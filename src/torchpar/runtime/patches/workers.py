@@ -17,7 +17,7 @@ from typing import Any
 from torchpar.contract.job import RankSettings
 from torchpar.runtime.binding import parse_cpulist
 from torchpar.runtime.observed import cpulist, say
-from torchpar.runtime.stand_in import StandIn, replace_method
+from torchpar.runtime.patches.stand_in import StandIn, replace_method
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # OpenBLAS as Debian, numpy's wheels (64_), and conda have it.

@@ -15,9 +15,9 @@ from typing import Any
 
 from torchpar.contract.errors import JobSettingsError
 from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
-from torchpar.runtime import loader, progress, workers
 from torchpar.runtime.observed import observe, say, tell
-from torchpar.runtime.stand_in import StandIn
+from torchpar.runtime.patches import loader, progress, workers
+from torchpar.runtime.patches.stand_in import StandIn
 
 # Seconds. gloo's thread lets go of a tensor a moment after its operation is done, and needs the interpreter for that;
 # where the interpreter is ending just then, the process aborts. Of jobs of two ranks that ended right after their last

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torchpar.contract.errors import ExitStatus, RendezvousError
 from torchpar.contract.job import JobSettings
-from torchpar.runtime import network
-from torchpar.runtime.network import Address
 from torchpar.runtime.observed import say
-from torchpar.runtime.refusal import refusal
+from torchpar.runtime.ranks import network
+from torchpar.runtime.ranks.network import Address
+from torchpar.runtime.start.refusal import refusal
 
 # How long interfaces, names and a port that is taken may need. network-online.target may be reached long before a
 # fabric has its addresses, and an agent that lost its peers holds its port for up to five minutes.

@@ -11,8 +11,8 @@ import sys
 from torchpar.contract.errors import JobSettingsError, RendezvousError
 from torchpar.contract.job import JobSettings, parse_job_environment
 from torchpar.runtime.observed import say
-from torchpar.runtime.refusal import refusal
-from torchpar.runtime.rendezvous import arguments
+from torchpar.runtime.ranks.rendezvous import arguments
+from torchpar.runtime.start.refusal import refusal
 
 EXIT_USAGE = 64  # sysexits.h
 EXIT_CONFIG = 78
@@ -49,7 +49,7 @@ def launch(settings: JobSettings, run: str) -> int:
     if not torch.distributed.is_available():
         say(refusal(sys.executable, f"its torch {torch.__version__} is built without torch.distributed", "Python="))
         return EXIT_CONFIG
-    from torchpar.runtime import torchrun
+    from torchpar.runtime.ranks import torchrun
 
     try:
         flags, environment = arguments(settings)

@@ -19,9 +19,9 @@ from typing import Any
 from torchpar.contract.advice import LOADER_BOUND, Loading, say_loading
 from torchpar.contract.job import JOB_SOCKET, RankSettings
 from torchpar.runtime import accelerator
-from torchpar.runtime.loader import caller
 from torchpar.runtime.observed import say
-from torchpar.runtime.stand_in import replace_method
+from torchpar.runtime.patches.loader import caller
+from torchpar.runtime.patches.stand_in import replace_method
 
 VERSION = 1
 

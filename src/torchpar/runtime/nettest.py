@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from torchpar.runtime import accelerator, network
+from torchpar.runtime import accelerator
+from torchpar.runtime.ranks import network
 
 SMALL, LARGE = 2, 4 * 2**20  # numbers of 4 bytes
 REPEATS = {SMALL: 100, LARGE: 10}

@@ -1,0 +1,1 @@
+"""The processes of a job: how they are started, find each other, and end."""
