@@ -6,10 +6,10 @@ import asyncio
 import struct
 from typing import Any
 
+from torchpar.serve.engine.metadata import READY, UNAVAILABLE, ModelIndex, ModelMetadata
+from torchpar.serve.engine.requests import Done, Request, Response, Ticket
+from torchpar.serve.engine.statistics import OTHER, Statistics
 from torchpar.serve.errors import ServeError
-from torchpar.serve.metadata import READY, UNAVAILABLE, ModelIndex, ModelMetadata
-from torchpar.serve.requests import Done, Request, Response, Ticket
-from torchpar.serve.statistics import OTHER, Statistics
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from torchpar.serve.engine import Engine
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.requests import Request, Response
+from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ServeError
-from torchpar.serve.requests import Request, Response
-from torchpar.serve.settings import EngineSettings
 from torchpar.serve.tensors import Tensor
 
 DATATYPES = {

@@ -15,8 +15,8 @@ from torchpar.serve.http.application import Application
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
+from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 from torchpar.serve.protocol.service import Service
-from torchpar.serve.protocol.settings import LogSettings, TraceSettings
 
 
 @dataclass

@@ -16,7 +16,7 @@ from tests.serve.models import mlp
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.compiled import Made, parse_made, read_made
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.models.loading import load_program
+from torchpar.serve.models.kinds import load_program
 from torchpar.serve.tensors import TensorSpec
 
 pytestmark = [

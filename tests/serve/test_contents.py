@@ -17,7 +17,7 @@ from tests.serve.models import mlp, save_script
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models import files
 from torchpar.serve.models.files import ModelFile, check_owner
-from torchpar.serve.models.loading import load_program
+from torchpar.serve.models.kinds import load_program
 
 
 def refusal(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchpar.serve.curve import Curve, measure
+from torchpar.serve.engine.curve import Curve, measure
 
 # A small model: more rows cost next to nothing. One whose activations leave the cache: best at 8.
 FLAT = {1: 1.0, 2: 1.0, 4: 1.1, 8: 1.2, 16: 1.5, 32: 2.0, 64: 3.0}

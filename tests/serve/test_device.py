@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from torchpar.serve.columns import Column
-from torchpar.serve.device import Accelerator, Cuda
+from torchpar.serve.engine.columns import Column
 from torchpar.serve.models.program import Program
+from torchpar.serve.runners.device import Accelerator, Cuda
+from torchpar.serve.runners.fork_server import serve_lane
+from torchpar.serve.runners.memory import Memory
+from torchpar.serve.runners.worker import Lane
 from torchpar.serve.tensors import TensorSpec
-from torchpar.serve.workers.lane import Lane
-from torchpar.serve.workers.memory import Memory
-from torchpar.serve.workers.nursery import serve_lane
 
 
 class Recorder(Cuda):

@@ -27,9 +27,9 @@ from tests.serve.models import (
     mlp,
     save_script,
 )
-from torchpar.serve.engine import rows_of_a_request
+from torchpar.serve.engine.engine import rows_of_a_request
+from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 ROWS = described(-1, 3)
@@ -433,7 +433,7 @@ def test_a_stop_does_not_wait_for_a_model_that_is_being_loaded(
 
     async def run() -> float:
         async with serving(tmp_path / "m.pt") as engine:
-            monkeypatch.setattr("torchpar.serve.engine.load_served", load)
+            monkeypatch.setattr("torchpar.serve.engine.engine.load_served", load)
             reload = asyncio.ensure_future(engine.reload())
             await asyncio.get_running_loop().run_in_executor(None, loading.wait)
             asyncio.get_running_loop().call_later(5, end.set)

@@ -17,12 +17,12 @@ import torch
 
 from tests.serve.engines import Answer, request
 from tests.serve.models import Affine, described, save_script
-from torchpar.serve.engine import Engine
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, OtherFilesError
-from torchpar.serve.identity import Serves, changed, differs, own_files, same, shortened
-from torchpar.serve.opened import Opened
-from torchpar.serve.settings import EngineSettings
-from torchpar.serve.workers import runner
+from torchpar.serve.models.identity import Serves, changed, differs, own_files, same, shortened
+from torchpar.serve.models.opened import Opened
+from torchpar.serve.runners import processes
 
 pytestmark = pytest.mark.subprocess
 
@@ -257,7 +257,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_not_served(tmp_path: Path) ->
 
 
 def test_a_process_whose_workers_would_load_other_files_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its nursery was killed; with the same files it goes on."""
+    """Where its fork server was killed; with the same files it goes on."""
     path = _handler(tmp_path, "ending")
     ended: list[int] = []
 
@@ -269,7 +269,7 @@ def test_a_process_whose_workers_would_load_other_files_ends(tmp_path: Path, mon
         engine = Engine(EngineSettings("m", model=str(path)))
         await engine.start()
         served = engine._repository.get("m").runner
-        assert isinstance(served, runner.ProcessRunner)
+        assert isinstance(served, processes.ProcessRunner)
         x = torch.ones(1, 3)
         for status in (200, 503):
             (worker,) = served.pids()
@@ -282,7 +282,7 @@ def test_a_process_whose_workers_would_load_other_files_ends(tmp_path: Path, mon
                 while served.pids() == [None] and time.monotonic() < until:
                     await asyncio.sleep(0.05)
                 assert float((await Answer(engine, request(x)).values())[0][0, 0]) == 3.0 and not ended
-                monkeypatch.setattr(runner.os, "_exit", end)
+                monkeypatch.setattr(processes.os, "_exit", end)
                 os.utime(path)
         until = time.monotonic() + 60
         while not ended and time.monotonic() < until:

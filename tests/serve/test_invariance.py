@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from tests.serve.engines import serving
 from tests.serve.models import Affine, Lookup, described, mlp, save_script
-from torchpar.serve.curve import Curve
+from torchpar.serve.engine.curve import Curve
+from torchpar.serve.engine.probe import beside_many, try_model
+from torchpar.serve.engine.rows import Part, bytes_of, cut, difference, odd_rows, only
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.models.loading import load_program
-from torchpar.serve.probe import beside_many, try_model
-from torchpar.serve.rows import Part, bytes_of, cut, difference, odd_rows, only
-from torchpar.serve.runner import ThreadRunner
+from torchpar.serve.models.kinds import load_program
+from torchpar.serve.runners.runner import ThreadRunner
 from torchpar.serve.tensors import Tensor as Wire
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from torchpar.serve.pool import Pool
+from torchpar.serve.engine.pool import Pool
 
 
 def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
+from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.process import bind, engine_settings, visible_devices
-from torchpar.serve.settings import EngineSettings
 
 SERVE = ServeSettings(
     model="/srv/m.pt", handler=None, listen=(), grpc=(), workers=None, backend="thread", max_batch=8, max_queue=None,

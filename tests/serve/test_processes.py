@@ -21,8 +21,8 @@ from tests.serve.models import mlp, save_script
 from tests.serve.service import Load, Service, install
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
 from torchpar.contract.notify import Notifier
-from torchpar.serve.channel import Channel, make_pair
-from torchpar.serve.processes import Processes
+from torchpar.serve.supervisor.channel import Channel, make_pair
+from torchpar.serve.supervisor.processes import Processes
 
 pytestmark = pytest.mark.subprocess
 

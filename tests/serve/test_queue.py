@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchpar.serve.queue import Queue, Waiting
-from torchpar.serve.requests import Request
+from torchpar.serve.engine.queue import Queue, Waiting
+from torchpar.serve.engine.requests import Request
 
 
 def waiting(name: str, rows: int = 1, key: Any = "", priority: int = 0, deadline: float | None = None) -> Waiting:

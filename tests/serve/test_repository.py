@@ -16,7 +16,7 @@ from tests.serve.engines import Answer, ask, request, serving
 from tests.serve.models import Affine, Slow, described, save_script
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.files import ModelFile, check_owner
-from torchpar.serve.models.loading import load_program
+from torchpar.serve.models.kinds import load_program
 
 ROWS = described(-1, 3)
 X = torch.tensor([[1.0, 2.0, 3.0]])

@@ -17,8 +17,8 @@ import torch
 
 from tests.serve.engines import Answer, ask, request, serving, value
 from tests.serve.service import SOURCE, Service
+from torchpar.serve.engine.requests import Response
 from torchpar.serve.errors import ModelError
-from torchpar.serve.requests import Response
 
 pytestmark = pytest.mark.subprocess
 

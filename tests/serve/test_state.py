@@ -15,7 +15,7 @@ from tests.serve.engines import Answer, ask, request, serving
 from tests.serve.models import Affine, described, mlp, save_script
 from torchpar.serve.models.torchscript import _sums
 from torchpar.serve.models.writes import find_write
-from torchpar.serve.workers.runner import ProcessRunner
+from torchpar.serve.runners.processes import ProcessRunner
 
 X = torch.full((1, 1), 20.0)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from torchpar.serve.channel import Channel, make_pair
-from torchpar.serve.statistics import BACKEND, Statistics
-from torchpar.serve.totals import Sender, add_up, from_json, merge, to_json
+from torchpar.serve.engine.statistics import BACKEND, Statistics
+from torchpar.serve.supervisor.channel import Channel, make_pair
+from torchpar.serve.supervisor.totals import Sender, add_up, from_json, merge, to_json
 
 
 def counted(rows: int, times: int) -> Statistics:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from tests.serve.engines import ask, request, serving
 from tests.serve.models import Affine, described, save_script
-from torchpar.serve import loading, served
-from torchpar.serve.columns import Column, Computed
-from torchpar.serve.curve import Curve
-from torchpar.serve.engine import Engine
-from torchpar.serve.settings import EngineSettings
+from torchpar.serve.engine import loading, served
+from torchpar.serve.engine.columns import Column, Computed
+from torchpar.serve.engine.curve import Curve
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.settings import EngineSettings
 
 # More, to look further than every run of the tests can.
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))

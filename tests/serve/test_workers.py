@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from tests.serve.engines import Answer, ask, request, serving, value
 from tests.serve.models import Affine, described, mlp, save_script
-from torchpar.serve.columns import Column
-from torchpar.serve.engine import Engine
+from torchpar.serve.engine.columns import Column
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.requests import Request, Response
+from torchpar.serve.runners.memory import Memory, end_of
 from torchpar.serve.tensors import Tensor
-from torchpar.serve.workers.memory import Memory, end_of
 
 pytestmark = pytest.mark.subprocess
 
@@ -247,7 +247,7 @@ def test_a_worker_that_cannot_come_back_ends_no_thread(tmp_path: Path, caplog: p
 
 
 def test_a_worker_that_is_stuck_ends_with_its_server(tmp_path: Path) -> None:
-    """It never looks at its socket: the nursery ends it."""
+    """It never looks at its socket: the fork server ends it."""
 
     async def run() -> int:
         async with serving(handler(tmp_path, SLEEPER), drain=0) as engine:

@@ -7,15 +7,15 @@ import socket
 from collections.abc import Sequence
 from ssl import SSLContext
 
-from torchpar.serve.engine import Engine
+from torchpar.serve.engine.engine import Engine
 from torchpar.serve.errors import StartError
 from torchpar.serve.grpc.server import GrpcServer
 from torchpar.serve.http.application import Application
 from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog, say
 from torchpar.serve.http.server import Server
+from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 from torchpar.serve.protocol.service import Service
-from torchpar.serve.protocol.settings import LogSettings, TraceSettings
 
 # A request that takes longer is told in the journal.
 SLOW_SECONDS = 1.0

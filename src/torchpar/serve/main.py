@@ -9,12 +9,12 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from torchpar.serve.engine import Engine
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, StartError
 from torchpar.serve.front import Front
 from torchpar.serve.http.log import say
 from torchpar.serve.journal import log_to_journal
-from torchpar.serve.settings import EngineSettings
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,13 +17,13 @@ from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.runtime.binding import bind_cpus, bind_memory
 from torchpar.runtime.observed import observe, say, tell
-from torchpar.serve.channel import Channel
+from torchpar.serve.engine.metadata import READY
+from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
 from torchpar.serve.journal import log_to_journal
-from torchpar.serve.metadata import READY
-from torchpar.serve.settings import EngineSettings
+from torchpar.serve.supervisor.channel import Channel
+from torchpar.serve.supervisor.totals import Sender, from_json, merge, to_json
 from torchpar.serve.tls import make_tls
-from torchpar.serve.totals import Sender, from_json, merge, to_json
 
 # How often it says that it makes progress.
 HEARTBEAT_SECONDS = 1.0
@@ -113,8 +113,8 @@ class _Serving:
     async def run(self) -> int:
         """Returns the exit status."""
         # Not before bind(): this imports torch.
+        from torchpar.serve.engine.shared import SharedEngine
         from torchpar.serve.front import Front
-        from torchpar.serve.shared import SharedEngine
 
         self._loop = asyncio.get_running_loop()
         self._stop, self._hurry = self._loop.create_future(), self._loop.create_future()

@@ -12,10 +12,10 @@ from torchpar.contract.errors import ExitStatus, JobSettingsError
 from torchpar.contract.job import JobSettings, parse_job_environment
 from torchpar.contract.notify import Notifier
 from torchpar.runtime.observed import say
-from torchpar.serve.control import ask_to_reload
 from torchpar.serve.errors import StartError
-from torchpar.serve.processes import Processes
 from torchpar.serve.sockets import adopt_sockets, refuse_unnamed
+from torchpar.serve.supervisor.control import ask_to_reload
+from torchpar.serve.supervisor.processes import Processes
 
 USAGE = "usage: serve.py [reload]"
 

@@ -16,12 +16,12 @@ from tests.serve.echo import EchoEngine, EchoTicket
 from tests.serve.grpc.raw import INFER, LIVE, STREAM, Raw, block, call, message
 from tests.serve.grpc.test_unread import until
 from tests.serve.running import Running, running
+from torchpar.serve.engine.requests import Done, Request, Response, Ticket
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
 from torchpar.serve.grpc.taking import SOON_SECONDS, TURN
 from torchpar.serve.http.limits import MANY_SMALL, Limits
-from torchpar.serve.requests import Done, Request, Response, Ticket
 from torchpar.serve.tensors import Tensor
 
 OPEN = frames.END_HEADERS

@@ -19,9 +19,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tests.serve.echo import EchoEngine, EchoTicket
 from tests.serve.grpc.raw import INFER, Raw, call, message
 from tests.serve.running import Running, running
+from torchpar.serve.engine.requests import Done, Request, Response, Ticket
 from torchpar.serve.grpc import frames
 from torchpar.serve.http.limits import Limits
-from torchpar.serve.requests import Done, Request, Response, Ticket
 from torchpar.serve.tensors import Tensor
 
 SIZE = 5_000_000

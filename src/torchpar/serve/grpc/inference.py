@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 from typing import Any
 
+from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
 from torchpar.serve.grpc.messages import INFER_REQUEST
 from torchpar.serve.grpc.wire import Message, WireError, structure_size
@@ -13,7 +14,6 @@ from torchpar.serve.protocol.classes import largest
 from torchpar.serve.protocol.elements import data_from_values, pack_bytes, unpack_bytes
 from torchpar.serve.protocol.layout import check_datatype, check_shape, number
 from torchpar.serve.protocol.service import INLINE, Service
-from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Data, Tensor
 
 # Which of a tensor's contents holds elements of which datatype; FP16 and BF16 have none and come raw.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.beside import do_beside, do_json, do_sized
 from torchpar.serve.http.coding import LEAST, compress, decompress, wanted_coding
@@ -14,7 +15,6 @@ from torchpar.serve.protocol import apart
 from torchpar.serve.protocol.answer import encode
 from torchpar.serve.protocol.layout import Layout, Wanted, parse_layout
 from torchpar.serve.protocol.service import INLINE, Service
-from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor, byte_size
 
 # How many layouts and heads of answers are kept, and how long a text is worth keeping.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Callable
 
-from torchpar.serve.statistics import Histogram, Statistics
+from torchpar.serve.engine.statistics import Histogram, Statistics
 
 if TYPE_CHECKING:
-    from torchpar.serve.engine import Engine
+    from torchpar.serve.engine.engine import Engine
     from torchpar.serve.http.server import Server
 
 Samples = Iterable[tuple[str, float]]

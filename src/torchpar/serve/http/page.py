@@ -13,9 +13,9 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from torchpar.serve.engine.metadata import READY, ModelMetadata
 from torchpar.serve.http.exchange import HTML, Exchange
 from torchpar.serve.http.metrics import mean_and_percentile
-from torchpar.serve.metadata import READY, ModelMetadata
 from torchpar.serve.protocol.service import Service
 from torchpar.serve.tensors import TensorSpec
 

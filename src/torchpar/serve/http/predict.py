@@ -16,15 +16,15 @@ from functools import partial
 from typing import Any, Optional, Union
 from urllib.parse import unquote_to_bytes
 
+from torchpar.serve.engine.metadata import READY
+from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.beside import do_json
 from torchpar.serve.http.exchange import HTML, JSON, Body, Exchange
 from torchpar.serve.http.limits import Limits
-from torchpar.serve.metadata import READY
 from torchpar.serve.protocol.elements import data_from_values, flatten, nested, values_from_data
 from torchpar.serve.protocol.layout import check_shape, parse_json
 from torchpar.serve.protocol.service import INLINE, Service
-from torchpar.serve.requests import Request, Response
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 FLOATS = ("FP16", "BF16", "FP32", "FP64")

@@ -34,10 +34,10 @@ from typing import Any
 
 from torchpar.serve.errors import ModelError, NoInputError, OutputError
 from torchpar.serve.models.description import Description, limit_of, specs_of
+from torchpar.serve.models.opened import Opened
 from torchpar.serve.models.program import Program, example_of, fitting
 from torchpar.serve.models.results import Results
 from torchpar.serve.models.values import tensor_of
-from torchpar.serve.opened import Opened
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.identity import Files
+from torchpar.serve.models.identity import Files
 from torchpar.serve.protocol.elements import data_from_values
 from torchpar.serve.tensors import Tensor, TensorSpec
 

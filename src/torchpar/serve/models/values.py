@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchpar.serve.columns import Column, elements, lay
+from torchpar.serve.engine.columns import Column, elements, lay
 from torchpar.serve.errors import OutputError
 from torchpar.serve.tensors import TORCH_NAMES, Tensor
 

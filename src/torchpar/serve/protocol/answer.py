@@ -6,11 +6,11 @@ import json
 import math
 from typing import Any
 
+from torchpar.serve.engine.requests import Response
 from torchpar.serve.errors import ServeError
 from torchpar.serve.protocol.classes import largest
 from torchpar.serve.protocol.elements import pack_bytes, values_from_data
 from torchpar.serve.protocol.layout import Wanted
-from torchpar.serve.requests import Response
 
 
 def encode(response: Response, wanted: Wanted) -> tuple[bytes, list[Any]]:

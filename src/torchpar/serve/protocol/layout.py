@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+from torchpar.serve.engine.requests import Request
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.limits import MAX_NAMES, MAX_TEXT
 from torchpar.serve.protocol.elements import data_from_values, unpack_bytes
-from torchpar.serve.requests import Request
 from torchpar.serve.tensors import SIZES, Tensor
 
 # torch counts elements in 64 bits; what is far below that fits any other count on the way.

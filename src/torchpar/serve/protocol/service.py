@@ -7,16 +7,16 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.contract.version import version
+from torchpar.serve.engine.metadata import READY
+from torchpar.serve.engine.requests import Done, Request, Ticket
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.limits import ORDER
-from torchpar.serve.metadata import READY
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
-from torchpar.serve.protocol.settings import LogSettings, TraceSettings
-from torchpar.serve.requests import Done, Request, Ticket
+from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 
 if TYPE_CHECKING:
-    from torchpar.serve.engine import Engine
+    from torchpar.serve.engine.engine import Engine
 
 # Only what is there: clients look an extension up here before they use it.
 EXTENSIONS = (

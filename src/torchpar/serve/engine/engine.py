@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from torchpar.serve.engine.failures import failure
+from torchpar.serve.engine.loading import load_served, save_curve
+from torchpar.serve.engine.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
+from torchpar.serve.engine.pool import Pool
+from torchpar.serve.engine.queue import ENDED, Waiting
+from torchpar.serve.engine.repository import Repository
+from torchpar.serve.engine.requests import Done, Request, Ticket
+from torchpar.serve.engine.served import Batch, Served, expired
+from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
-from torchpar.serve.failures import failure
-from torchpar.serve.identity import Files, Serves, differs, own_files, own_key, shortened
-from torchpar.serve.loading import load_served, save_curve
-from torchpar.serve.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.pool import Pool
-from torchpar.serve.queue import ENDED, Waiting
-from torchpar.serve.repository import Repository
-from torchpar.serve.requests import Done, Request, Ticket
-from torchpar.serve.served import Batch, Served, expired
-from torchpar.serve.settings import EngineSettings
-from torchpar.serve.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
+from torchpar.serve.models.identity import Files, Serves, differs, own_files, own_key, shortened
 from torchpar.serve.tensors import TensorSpec, byte_size
 
 log = logging.getLogger("torchpar.serve")

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from torchpar.serve.answering import ENDED, difference_to_declared, is_open, refuse, refuse_nothing
-from torchpar.serve.columns import Column, Computed
+from torchpar.serve.engine.answering import ENDED, difference_to_declared, is_open, refuse, refuse_nothing
+from torchpar.serve.engine.columns import Column, Computed
+from torchpar.serve.engine.rows import Part, cut, difference, odd_rows, only, repeat
 from torchpar.serve.errors import CannotAnswer, ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
-from torchpar.serve.rows import Part, cut, difference, odd_rows, only, repeat
-from torchpar.serve.runner import Runner
+from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 # Sizes that stand for a dimension that requests choose: the first with which the model runs.

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from torchpar.serve.requests import Done, Request, Ticket
+from torchpar.serve.engine.requests import Done, Request, Ticket
 
 # Where priority 0, "no wish", stands among the others.
 NO_WISH = 101

@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from torchpar.serve.queue import Waiting
-from torchpar.serve.runner import Runner
-from torchpar.serve.served import Batch, Served
+from torchpar.serve.engine.queue import Waiting
+from torchpar.serve.engine.served import Batch, Served
+from torchpar.serve.runners.runner import Runner
 
 log = logging.getLogger("torchpar.serve")
 

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from torchpar.serve.identity import Look, look_at
+from torchpar.serve.models.identity import Look, look_at
 
 # What is in these is no model's; nor is what comes with the interpreter, see Opened.
 _DEVICES = ("/proc/", "/sys/", "/dev/")

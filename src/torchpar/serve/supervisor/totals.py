@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable
 
-from torchpar.serve.statistics import Histogram, Statistics
+from torchpar.serve.engine.statistics import Histogram, Statistics
 
 
 def to_json(counters: Iterable[tuple[str, str, Statistics, int]]) -> list[list[Any]]:

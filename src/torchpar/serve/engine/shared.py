@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Any, Callable
 
-from torchpar.serve.engine import Engine
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import ServeError
-from torchpar.serve.settings import EngineSettings
-from torchpar.serve.statistics import Statistics
 
 
 class SharedEngine(Engine):

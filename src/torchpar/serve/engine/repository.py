@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
+from torchpar.serve.engine.metadata import LOADING, READY, UNAVAILABLE, UNLOADING, ModelIndex
+from torchpar.serve.engine.served import Served
+from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.metadata import LOADING, READY, UNAVAILABLE, UNLOADING, ModelIndex
 from torchpar.serve.models.files import ModelFile, find_models
-from torchpar.serve.served import Served
-from torchpar.serve.settings import EngineSettings
-from torchpar.serve.statistics import Statistics
 
 log = logging.getLogger("torchpar.serve")
 

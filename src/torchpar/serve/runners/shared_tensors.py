@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchpar.serve.models.values import DTYPES
-from torchpar.serve.workers.memory import Memory, Place
+from torchpar.serve.runners.memory import Memory, Place
 
 
 def value_at(memory: Memory, place: Place) -> Any:

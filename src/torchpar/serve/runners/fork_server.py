@@ -24,19 +24,19 @@ import time
 import traceback
 from typing import Any
 
-from torchpar.serve.columns import Column
+from torchpar.serve.engine.columns import Column
+from torchpar.serve.engine.failures import failure
 from torchpar.serve.errors import ModelError
-from torchpar.serve.failures import failure
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.models.loading import load_program
+from torchpar.serve.models.kinds import load_program
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of
+from torchpar.serve.runners.memory import Memory, Place, end_of
+from torchpar.serve.runners.shared_tensors import value_at
+from torchpar.serve.runners.threads import left_behind, others
+from torchpar.serve.runners.worker import receive, send
 from torchpar.serve.tensors import Tensor
 from torchpar.serve.trim import TRIM_FROM, trim
-from torchpar.serve.workers.lane import receive, send
-from torchpar.serve.workers.memory import Memory, Place, end_of
-from torchpar.serve.workers.threads import left_behind, others
-from torchpar.serve.workers.values import value_at
 
 # What is stuck in a model is told to say where it is and to end; what cannot is killed. Seconds for each.
 PATIENCE = 0.5
@@ -140,7 +140,7 @@ def _work(
             send(channel, memory, {}, 0)
         _draw_anew()
         if device:
-            from torchpar.serve.device import Accelerator, Cuda
+            from torchpar.serve.runners.device import Accelerator, Cuda
 
             serve_lane(channel, memory, program, Accelerator(Cuda(device)))
         else:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from torchpar.serve.columns import Column, Computed
+from torchpar.serve.engine.columns import Column, Computed
+from torchpar.serve.engine.failures import failure
 from torchpar.serve.errors import ServeError
-from torchpar.serve.failures import failure
-from torchpar.serve.identity import Files
+from torchpar.serve.models.identity import Files
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of, value_of
 from torchpar.serve.tensors import Tensor, TensorSpec

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from torchpar.serve.columns import Column, elements, lay
+from torchpar.serve.engine.columns import Column, elements, lay
 from torchpar.serve.models.values import bytes_of
 from torchpar.serve.tensors import Tensor
 

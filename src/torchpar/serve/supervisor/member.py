@@ -8,9 +8,9 @@ import subprocess
 from typing import Any
 
 from torchpar.runtime.observed import say
-from torchpar.serve.channel import Channel
-from torchpar.serve.identity import Serves
-from torchpar.serve.totals import Sender
+from torchpar.serve.models.identity import Serves
+from torchpar.serve.supervisor.channel import Channel
+from torchpar.serve.supervisor.totals import Sender
 
 
 class Member:

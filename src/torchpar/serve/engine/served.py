@@ -10,16 +10,16 @@ from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
-from torchpar.serve.columns import Column, Computed
-from torchpar.serve.curve import Curve
+from torchpar.serve.engine.columns import Column, Computed
+from torchpar.serve.engine.curve import Curve
+from torchpar.serve.engine.failures import failure
+from torchpar.serve.engine.queue import Queue, Waiting
+from torchpar.serve.engine.requests import Request, Response
+from torchpar.serve.engine.rows import Part, cut, difference, only
+from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import ServeError
-from torchpar.serve.failures import failure
-from torchpar.serve.identity import Files
-from torchpar.serve.queue import Queue, Waiting
-from torchpar.serve.requests import Request, Response
-from torchpar.serve.rows import Part, cut, difference, only
-from torchpar.serve.runner import Runner
-from torchpar.serve.statistics import Statistics
+from torchpar.serve.models.identity import Files
+from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
 
 log = logging.getLogger("torchpar.serve")

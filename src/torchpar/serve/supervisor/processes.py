@@ -21,11 +21,11 @@ from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings
 from torchpar.contract.notify import Notifier
 from torchpar.runtime.observed import say
-from torchpar.serve import control
-from torchpar.serve.channel import make_pair
-from torchpar.serve.identity import Serves, same
-from torchpar.serve.member import Member, describe
-from torchpar.serve.totals import add_up, merge, to_json
+from torchpar.serve.models.identity import Serves, same
+from torchpar.serve.supervisor import control
+from torchpar.serve.supervisor.channel import make_pair
+from torchpar.serve.supervisor.member import Member, describe
+from torchpar.serve.supervisor.totals import add_up, merge, to_json
 from torchpar.serve.usage import add_usage, past_usage
 
 # Beyond the drain timeout, which a serving process keeps by itself.

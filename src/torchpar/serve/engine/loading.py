@@ -11,18 +11,18 @@ from dataclasses import replace
 
 import torch
 
-from torchpar.serve.curve import Curve, measure
+from torchpar.serve.engine.curve import Curve, measure
+from torchpar.serve.engine.probe import Probe, batch_of, beside_many, find_state, try_model
+from torchpar.serve.engine.served import Served
+from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
-from torchpar.serve.identity import changed, own_files
 from torchpar.serve.models.files import ModelFile
+from torchpar.serve.models.identity import changed, own_files
 from torchpar.serve.models.inductor import Inductor
-from torchpar.serve.models.loading import load_program, runs_in_threads
-from torchpar.serve.probe import Probe, batch_of, beside_many, find_state, try_model
-from torchpar.serve.runner import Runner, ThreadRunner
-from torchpar.serve.served import Served
-from torchpar.serve.settings import EngineSettings
-from torchpar.serve.statistics import Statistics
-from torchpar.serve.workers.runner import ProcessRunner
+from torchpar.serve.models.kinds import load_program, runs_in_threads
+from torchpar.serve.runners.processes import ProcessRunner
+from torchpar.serve.runners.runner import Runner, ThreadRunner
 
 log = logging.getLogger("torchpar.serve")
 

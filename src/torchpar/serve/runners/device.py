@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from torchpar.serve.models.program import Program
-from torchpar.serve.workers.memory import Memory
+from torchpar.serve.runners.memory import Memory
 
 
 class Cuda:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from torchpar.serve.columns import Column, Computed
+from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.errors import Lasting, ModelError, ServeError
-from torchpar.serve.workers.memory import Memory, end_of
+from torchpar.serve.runners.memory import Memory, end_of
 
 # Where a batch's tensors lie, in one packet; of hundreds of tensors it is in the memory, and the packet says where.
 PACKET = 1 << 16

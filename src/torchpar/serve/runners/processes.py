@@ -1,4 +1,4 @@
-"""A model in worker processes: one nursery, and a worker for each lane."""
+"""A model in worker processes: one fork server, and a worker for each lane."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any
 
 import torchpar
 from torchpar.contract.errors import ExitStatus
-from torchpar.serve.columns import Column, Computed
+from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.errors import ModelError, ServeError
-from torchpar.serve.identity import changed, own_files
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.runner import Runner
+from torchpar.serve.models.identity import changed, own_files
+from torchpar.serve.runners.fork_server import unpacked
+from torchpar.serve.runners.runner import Runner
+from torchpar.serve.runners.worker import Lane, WorkerDied
 from torchpar.serve.tensors import TensorSpec
-from torchpar.serve.workers.lane import Lane, WorkerDied
-from torchpar.serve.workers.nursery import unpacked
 
 log = logging.getLogger("torchpar.serve")
 
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
 _START = (
     "import sys; sys.path.insert(0, {0!r});"
-    " from torchpar.serve.workers.guard import guard; guard({1});"
-    " from torchpar.serve.workers.nursery import main; main({1}, {2!r})"
+    " from torchpar.serve.runners.guard import guard; guard({1});"
+    " from torchpar.serve.runners.fork_server import main; main({1}, {2!r})"
 )
 
 
@@ -48,7 +48,7 @@ class ProcessRunner(Runner):
             self.kind = "KIND_GPU"
         self._apart = False  # each worker loads the model by itself
         own = own_files(file.path)
-        face = self._start_nursery()
+        face = self._start_fork_server()
         self.files = {path: look and tuple(look) for path, look in face["files"]}
         self._all_files = {**self.files, **own}
         self.platform = face["platform"]
@@ -75,7 +75,7 @@ class ProcessRunner(Runner):
             raise
 
     def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
-        """See Runner. A worker is one thread: a team would be the nursery's to make, and does not outlive a fork."""
+        """See Runner. A worker is one thread: a team would be the fork server's, and does not outlive a fork."""
         lane %= len(self._lanes)
         worker = self._lanes[lane]
         if worker is None:
@@ -88,7 +88,7 @@ class ProcessRunner(Runner):
             raise ServeError(503, "the worker process died while it computed this") from None
 
     def mend(self, lane: int) -> None:
-        """Fork a worker where one died; where the nursery is gone too, load the model again.
+        """Fork a worker where one died; where the fork server is gone too, load the model again.
 
         Where that fails it is tried again with the next batch. Where the files are others by now, this process ends:
         its workers would serve another model than those of the service's other processes.
@@ -103,14 +103,14 @@ class ProcessRunner(Runner):
                         self._end_if_changed()  # such a worker loads the file itself
                     worker = self._fork(lane)
                 except (OSError, WorkerDied):
-                    self._stop_nursery()
+                    self._stop_fork_server()
                     self._end_if_changed()
-                    self._start_nursery()
+                    self._start_fork_server()
                     worker = self._fork(lane)
                 self._loaded(worker)
                 if self._closed:
                     worker.close()
-                    self._stop_nursery()
+                    self._stop_fork_server()
                 else:
                     self._lanes[lane] = worker
             except (OSError, WorkerDied, ModelError) as error:
@@ -147,14 +147,14 @@ class ProcessRunner(Runner):
         return [lane.pid if lane else None for lane in self._lanes]
 
     def close(self) -> None:
-        """End the workers and the nursery."""
+        """End the workers and the fork server."""
         self._closed = True
         for lane in getattr(self, "_lanes", ()):
             if lane:
                 lane.close()
-        self._stop_nursery()
+        self._stop_fork_server()
 
-    def _start_nursery(self) -> dict[str, Any]:
+    def _start_fork_server(self) -> dict[str, Any]:
         near, far = socket.socketpair()
         wish = json.dumps({"file": asdict(self._file), "devices": self._devices, "apart": self._apart})
         folder = os.path.dirname(os.path.dirname(os.path.abspath(torchpar.__file__)))
@@ -173,19 +173,19 @@ class ProcessRunner(Runner):
             status = self._process.wait()
             raise ModelError(f"{self._file.path}: loading it ended the process (status {status}); see the log")
         if "error" in face:
-            self._stop_nursery()
+            self._stop_fork_server()
             raise ModelError(face["error"])
         if face.get("threads"):
             log.warning(
                 "%s: loading it leaves threads behind (%s), which a fork would lose: every worker process loads it by"
                 " itself, and they share no memory of the weights", self._file.path, face["threads"],
             )  # fmt: skip
-            self._stop_nursery()
+            self._stop_fork_server()
             self._apart = True
-            self._start_nursery()
+            self._start_fork_server()
         return face
 
-    def _stop_nursery(self) -> None:
+    def _stop_fork_server(self) -> None:
         if self._control:
             self._control.close()
             self._control = None
@@ -223,7 +223,7 @@ class ProcessRunner(Runner):
                 raise
 
     def _hear(self) -> dict[str, Any] | None:
-        """One line from the nursery; None when it is gone."""
+        """One line from the fork server; None when it is gone."""
         assert self._control
         line = b""
         while not line.endswith(b"\n"):

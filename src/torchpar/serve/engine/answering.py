@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from torchpar.serve.errors import CannotAnswer, Lasting, ServeError
-from torchpar.serve.runner import Runner
+from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 # Of a worker that computed the first request, or several rows.
