@@ -16,7 +16,7 @@ from torchpar.cli.output import to_json
 
 pytestmark = pytest.mark.subprocess
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+SOURCE = Path(__file__).resolve().parents[3] / "src"
 
 PROGRAM = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from torchpar.cli.main import main; main()"
 

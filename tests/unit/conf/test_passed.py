@@ -24,7 +24,7 @@ from torchpar.plan.access import make_questions
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.ownership import add_questions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "systemd" / f"torchpar-{kind}@.service" for kind in ("train", "infer")]
 
 

@@ -187,7 +187,7 @@ def test_a_store_that_cannot_be_written_says_where_and_leaves_nothing_behind(sto
 _KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from tests.unit.test_generations import content
+from tests.unit.generations.test_generation import content
 from torchpar.generations.store import Store
 left = int(sys.argv[2])
 def hook(event, arguments):
@@ -207,7 +207,7 @@ store.activate(store.write(content("new")))
 @pytest.mark.subprocess
 def test_a_writer_killed_anywhere_leaves_the_old_or_the_new_generation_whole(store: Store) -> None:
     """Killed before each of its changes in turn; the next writer cleans up and succeeds."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}", "PYTHONDONTWRITEBYTECODE": "1"}
     old = store.write(content("old"))
     store.activate(old)

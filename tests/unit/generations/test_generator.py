@@ -14,7 +14,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.generations.generation import Content
 from torchpar.generations.store import Store
 
-GENERATOR = Path(__file__).parents[2] / "systemd" / "torchpar-generator"
+GENERATOR = Path(__file__).parents[3] / "systemd" / "torchpar-generator"
 
 # All that it may start; anything else would not be found.
 PROGRAMS = ("cat", "cp", "find", "ln", "mkdir", "mv", "readlink", "rm", "sha256sum")

@@ -74,7 +74,7 @@ def test_a_mount_that_failed_has_not_even_let_the_service_start() -> None:
 
 def test_its_unit_may_start_as_often_as_a_service_fails() -> None:
     """systemd 257 starts it at each failure; by the limit of five in ten seconds it would itself fail, for nothing."""
-    unit = (Path(__file__).parents[2] / "systemd" / "torchpar-retry@.service").read_text().splitlines()
+    unit = (Path(__file__).parents[3] / "systemd" / "torchpar-retry@.service").read_text().splitlines()
     assert "StartLimitIntervalSec=0" in unit[: unit.index("[Service]")]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_generations import content
-from tests.unit.test_transition import WAITS, FakeSystemd
+from tests.unit.generations.test_generation import content
+from tests.unit.generations.test_transition import WAITS, FakeSystemd
 from torchpar.cli import apply, confirm, rollback
 from torchpar.contract.errors import BusyError
 from torchpar.generations.store import Store

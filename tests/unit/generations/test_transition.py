@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_generations import content
+from tests.unit.generations.test_generation import content
 from torchpar.contract.errors import SystemdError, TorchparError
 from torchpar.generations.drift import find_drift
 from torchpar.generations.generation import Content, Generation

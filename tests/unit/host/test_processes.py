@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_verify import PLAN
+from tests.unit.verify.test_compare import PLAN
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.running import RunningUnit
 from torchpar.host import processes

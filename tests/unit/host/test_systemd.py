@@ -10,7 +10,7 @@ import pytest
 from torchpar.generations.readback import compare_unit
 from torchpar.host.systemd import object_path, parse_properties
 
-ANSWERS = Path(__file__).parent / "busctl"
+ANSWERS = Path(__file__).parents[1] / "busctl"
 
 UNIT = "torchpar-train@a.service"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.host.test_facts import MACHINE, write
 from tests.unit.hosts import make_gpu, make_host
-from tests.unit.test_read_facts import MACHINE, write
-from tests.unit.test_stability import apply
+from tests.unit.placement.test_staying import apply
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet

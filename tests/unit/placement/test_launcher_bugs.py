@@ -10,8 +10,8 @@ import dataclasses
 import pytest
 
 from tests.unit.hosts import JEMALLOC, make_gpu, make_host, make_hybrid_host
-from tests.unit.test_placement import cpus, refused
-from tests.unit.test_plan import plan_of
+from tests.unit.placement.test_place import cpus, refused
+from tests.unit.plan.test_plan import plan_of
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import Distances, HostFacts, NumaNode

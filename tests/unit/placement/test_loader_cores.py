@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from tests.unit.hosts import make_host, make_hybrid_host
-from tests.unit.test_stability import apply
+from tests.unit.placement.test_staying import apply
 from torchpar.contract.job import parse_job_environment
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.plan import Plan, plan_json

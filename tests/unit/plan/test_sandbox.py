@@ -110,7 +110,7 @@ def test_a_service_without_user_has_its_caches_from_the_template_unit_too(text: 
     """
     service, lines = planned(text)
     assert "Environment=" not in lines
-    template = Path(__file__).parents[2] / "systemd" / f"torchpar-{service.service.kind.value}@.service"
+    template = Path(__file__).parents[3] / "systemd" / f"torchpar-{service.service.kind.value}@.service"
     said = [line for line in template.read_text().splitlines() if line.startswith("Environment=")]
     own = caches(service.service)
     expected = [f"Environment={name}={value[:-1]}%i" for name, value in own.items() if value.endswith("/a")]

@@ -94,6 +94,6 @@ def test_a_service_may_be_called_like_a_socket(store: Store, monkeypatch: pytest
 @pytest.mark.parametrize("kind", ["train", "infer"])
 def test_an_exit_status_of_a_start_that_lacks_a_file_is_known_everywhere(kind: str) -> None:
     """The status says it in words, and systemd does not try again what only waiting for the file mends."""
-    unit = Path(__file__).parents[2] / "systemd" / f"torchpar-{kind}@.service"
+    unit = Path(__file__).parents[3] / "systemd" / f"torchpar-{kind}@.service"
     (line,) = (line for line in unit.read_text().splitlines() if line.startswith("RestartPreventExitStatus="))
     assert {*LACKING} <= observe._EXIT_CODES.keys() & {*map(int, line.partition("=")[2].split())}
