@@ -129,7 +129,7 @@ def judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
     if name in RENDERED:
         return f"torchpar sets {name}= itself; use {RENDERED[name]}=", None
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
-        return "is not Service.KEY of systemd", None
+        return f"is not Service.KEY of systemd{hint(name, PASSED)}", None
     if name not in SINCE:
         return f"systemd knows no {name}= in [Service]{hint(name, PASSED)}", None
     return judge(name, text), _DOUBTFUL.get(name) if text else None

@@ -17,7 +17,7 @@ from torchpar.conf import values as v
 from torchpar.conf.characters import INVISIBLE, name_of
 from torchpar.conf.directives import SINCE
 from torchpar.conf.endpoint import whole_endpoint
-from torchpar.conf.passed import RENDERED, judge_directive
+from torchpar.conf.passed import PASSED, RENDERED, judge_directive
 from torchpar.conf.settings import (
     SECTIONS,
     HostSettings,
@@ -29,7 +29,7 @@ from torchpar.conf.settings import (
     settings_of,
 )
 from torchpar.conf.syntax import MOST_PROBLEMS, Assignment, ConfFile, Problems, Section, hint, split_sections
-from torchpar.conf.words import MisreadError, notes_on, notes_on_text
+from torchpar.conf.words import MisreadError, notes_on, notes_on_odd, notes_on_text
 from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
 from torchpar.facts.exec_limits import check_strings
 from torchpar.facts.topology import HostFacts
@@ -258,6 +258,9 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
             wrong, note = judge_directive(name, text)
             if note and not wrong:
                 problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
+            for at, what in notes_on_odd(text):
+                place, character = assignment.place(at)
+                problems.note(place, f"[{section.header}] {key}=: character {character}: {what}")
             # One that was in force and is refused now keeps its own service from starting, see find_refused().
             if wrong and not (problems.applied and name in SINCE):
                 problems.unknown(origin, f"[{section.header}] {key}=: {wrong}")
@@ -266,7 +269,7 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
             continue
         row = rows.get(key)
         if row is None:
-            what = f"unknown key{_where_it_belongs(key, rows)}"
+            what = f"unknown key{_where_it_belongs(key, word)}"
             problems.unknown(origin, f"[{section.header}] {key}={printable(text, 60)}: {what}")
             continue
         if row.later and text not in ("", row.default):
@@ -319,13 +322,17 @@ def _strings(value: Any) -> Iterator[str]:
     yield from (text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str))
 
 
-def _where_it_belongs(key: str, rows: Mapping[str, Setting]) -> str:
+def _where_it_belongs(key: str, section: str) -> str:
     """The end of a message on a key that its section does not have."""
     sections = [word for word in SECTIONS if key in _SETTINGS[word]]
     if sections:
         headers = [f"[{word}]" if word in ("Match", "Host") else f"[{word} NAME]" for word in sections]
         return f" here; it belongs in {' or '.join(headers)}"
-    return f"; use {RENDERED[key]}=" if key in RENDERED else hint(key, rows)
+    if key in RENDERED:
+        return f"; use {RENDERED[key]}="
+    if key in PASSED and issubclass(SECTIONS[section], ServiceSettings):
+        return f"; a setting of systemd is written Service.{key}="
+    return hint(key, _SETTINGS[section])
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ def notes_on_text(text: str) -> Iterator[tuple[int, str]]:
     """The same for a value that is not split into words."""
     if found := _SPECIFIER.search(text):
         yield found.start(), f"'{found[0]}' is plain text here; in a unit it would be a specifier"
+    yield from notes_on_odd(text)
+
+
+def notes_on_odd(text: str) -> Iterator[tuple[int, str]]:
+    """The first character that could be another, of a value that is systemd's to read."""
     if odd := ODD.search(text):
         yield odd.start(), f"{name_of(odd[0])} looks like another character; is it meant?"
 

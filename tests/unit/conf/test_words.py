@@ -118,6 +118,8 @@ def test_a_problem_names_the_line_and_the_character() -> None:
         ("Arguments=it’s", "character 13: U+2019 RIGHT SINGLE QUOTATION MARK looks like another character"),
         ("Arguments='a\u00a0b'", "character 13: U+00A0 NO-BREAK SPACE looks like another character"),
         ("WorkingDirectory=/a\u00a0b", "character 20: U+00A0 NO-BREAK SPACE looks like another character"),
+        ("Service.Nice=\u20135", "Service.Nice=: character 14: U+2013 EN DASH looks like another character"),
+        ("Service.LimitNOFILE=9\u200b", "character 22: U+200B ZERO WIDTH SPACE looks like another character"),
     ],
 )
 def test_what_a_unit_would_read_otherwise_has_a_note(line: str, note: str) -> None:
