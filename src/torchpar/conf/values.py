@@ -281,6 +281,8 @@ def parse_path(text: str) -> str:
         raise ValueError("has '..' in it; write the path itself")
     if len(text.encode()) > _LONGEST_PATH:
         raise ValueError(f"is longer than the {_LONGEST_PATH} bytes that a path can have")
+    if any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
+        raise ValueError(f"has a name of more than the {_LONGEST_NAME} bytes that a file's can have")
     if NOT_PLAIN.search(text):
         raise ValueError("has a control character")
     if simple_path(text).endswith((" ", "\t", "\\")):
