@@ -22,6 +22,9 @@ _KEYS = {
     "ListenStream": "Listen",
 }
 
+# What systemd says of a unit after it has said why.
+_BAD = "has a bad unit file setting."
+
 
 def can_check() -> bool:
     """Whether this host has what reads units: systemd, and the package's own."""
@@ -40,11 +43,14 @@ def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
         if "is not executable" in line:
             # An interpreter that is not there is told by access, and the package's own programs are there.
             continue
-        if problem := in_conf(line, plan, files):
+        if problem := in_conf(line, plan, files) or of_whole_unit(line, plan):
             errors.append(problem)
         else:
             (errors if _is_of_ours(line, plan) else warnings).append(printable(line))
     problems = [error for error in errors if isinstance(error, Problem)]
+    # What comes of a problem is no other one.
+    named = {f"Unit {service.unit} {_BAD}" for service in plan.services for it in problems if _is_of(it, service)}
+    errors = [error for error in errors if error not in named]
     if len(problems) < len(errors):
         lines = dict.fromkeys(map(str, errors))
         raise SystemdError("\n".join(("systemd does not accept the rendered units; nothing has changed:", *lines)))
@@ -68,6 +74,22 @@ def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> Problem | None:
     passed = (directive, value) in service.service.directives
     key = f"Service.{directive}" if passed else _KEYS.get(directive, directive)
     return _problem(service, key, value, f"systemd says: {printable(match[3], 300)}")
+
+
+def of_whole_unit(said: str, plan: Plan) -> Problem | None:
+    """What systemd says of a unit and not of a line of it, said of the conf's line with the directive that it names."""
+    unit, _, what = said.partition(": ")
+    service = next((service.service for service in plan.services if service.unit == unit), None)
+    if service:
+        for directive in re.findall(r"\b([A-Z][A-Za-z]+)=", what):
+            for key in (f"Service.{directive}", _KEYS.get(directive, directive)):
+                if key in service.origins:
+                    return service.problem(key, f"{key}=: systemd says: {printable(what, 300)}")
+    return None
+
+
+def _is_of(problem: Problem, service: ServicePlan) -> bool:
+    return problem.what.startswith(f"{service.service.section} ")
 
 
 def _problem(service: ServicePlan, key: str, value: str, what: str) -> Problem:

@@ -80,6 +80,26 @@ def test_a_default_of_all_services_is_refused_once(monkeypatch: pytest.MonkeyPat
         check_units(plan, files)
 
 
+def test_what_is_wrong_with_a_unit_as_a_whole_is_said_with_the_line_that_makes_it_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a key of torchpar's or of systemd's; that the unit is bad is no second problem."""
+    text = "[Train a]\nScript=/a.py\nWorkingDirectory=/proc/1/cwd\nService.RestartMaxDelaySec=9\n"
+    plan = make_plan(parse_config([ConfFile("/c", text)], make_host()), make_host())
+    unit = "torchpar-train@a.service"
+    said = (
+        f"{unit}: WorkingDirectory= may not be below /proc/, /sys/ or /dev/ when using mount namespacing. Refusing.",
+        f"{unit}: RestartMaxDelaySec= has no effect with RestartSteps=0. Ignoring.",
+        f"Unit {unit} has a bad unit file setting.",
+    )
+    monkeypatch.setattr("torchpar.host.systemd.verify_units", lambda files: said)
+    with pytest.raises(ConfigError) as error:
+        check_units(plan, make_units(plan).files)
+    directory, delay = error.value.problems
+    assert directory.startswith("/c:3: [Train a] WorkingDirectory=: systemd says: WorkingDirectory= may not be below")
+    assert delay.startswith("/c:4: [Train a] Service.RestartMaxDelaySec=: systemd says: RestartMaxDelaySec= has no ")
+
+
 @pytest.mark.parametrize(
     ("said", "refused"),
     [
