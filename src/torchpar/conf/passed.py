@@ -6,6 +6,8 @@ has root open, mount or give away something whose name torchpar cannot look at b
 
 from __future__ import annotations
 
+import itertools
+import posixpath
 import re
 from collections.abc import Iterator
 
@@ -187,6 +189,19 @@ def opened(name: str, text: str, unit: str) -> Iterator[str]:
     elif name == "TemporaryFileSystem":
         for word in text.split():
             yield _folder(word.partition(":")[0], unit)
+
+
+def needed(name: str, text: str, unit: str) -> Iterator[str]:
+    """Those of the opened paths that have to be there at a start; of a file that systemd makes, its folder.
+
+    Raises ValueError as opened() does.
+    """
+    for word in text.split() if name in ("BindPaths", "BindReadOnlyPaths") else [text]:
+        options = word.rpartition(":")[2].split(",") if name == "OpenFile" else ()
+        if not word.startswith("-") and "graceful" not in options and name != "TemporaryFileSystem":
+            # The second of two is where the first is shown, and is made.
+            for path in itertools.islice(opened(name, word, unit), 1):
+                yield posixpath.dirname(path) if name in ("StandardOutput", "StandardError") else path.rstrip("/")
 
 
 def _folder(path: str, unit: str) -> str:

@@ -327,8 +327,14 @@ def _look_at(walk: Answer, need: Need) -> Answer:
     folder = os.path.isdir(place)
     if need is Need.ENTER and not folder:
         return replace(walk, verdict=Verdict.BROKEN, why="is not a folder")
-    if need is Need.READ and not folder and not os.path.isfile(place):
+    if need is Need.THERE:
+        return walk
+    if need in (Need.READ, Need.SCRIPT) and not folder and not os.path.isfile(place):
         return replace(walk, verdict=Verdict.BROKEN, why="is neither a file nor a folder")
+    if need is Need.SCRIPT and folder and os.access(place, os.X_OK):
+        main = os.path.join(place, "__main__.py")
+        if not os.path.exists(main):
+            return replace(walk, verdict=Verdict.BROKEN, why="is a folder without __main__.py, which would be run")
     right = {Need.ENTER: 0, Need.WRITE: os.W_OK}.get(need, os.R_OK)
     rights = right | (os.X_OK if folder else 0)
     if os.access(place, rights):

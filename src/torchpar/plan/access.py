@@ -5,11 +5,13 @@ Pure; host/access.py gets the answers.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torchpar.conf.passed import needed
 from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.values import parse_boolean, simple_path
 from torchpar.plan.sandbox import SYSTEM_FOLDERS, caches, sandbox_settings, write_paths
@@ -21,7 +23,9 @@ _TMP = "/tmp"
 class Need(enum.Enum):
     """What is to be done with a path."""
 
-    READ = "read"  # Script=, Model=, Handler=: opened and read
+    READ = "read"  # Model=, Handler=: opened and read
+    SCRIPT = "script"  # Script=: the same; of a folder or a zip file, its __main__.py
+    THERE = "there"  # what systemd opens as root by Service.KEY=
     RUN = "run"  # Python=: executed, and code beside it mapped
     ENTER = "enter"  # WorkingDirectory=: made the current folder
     WRITE = "write"  # WorkingDirectory=, ReadWritePaths=: files are made in it, or it is a file that is written
@@ -153,12 +157,17 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
     directives = dict(service.directives)
     system, user = Identity(None), identity_of(service)
     yield "", user, None
+    for key, value in service.directives:
+        # With one that is refused nothing is started.
+        with contextlib.suppress(ValueError):
+            for path in needed(key, value, service.unit):
+                yield f"Service.{key}", system, Question(path or "/", Need.THERE)
     if has_other_files(service):
         return
     # What others are allowed is not known; but not even they can open what is not there.
     who = system if directives.keys() & _OTHER_RIGHTS else user
     paths = [("Python", settings.python, Need.RUN)]
-    paths += [("Script", train.script, Need.READ)] if train and train.script else []
+    paths += [("Script", train.script, Need.SCRIPT)] if train and train.script else []
     if infer:
         paths += [(k, p, Need.READ) for k, p in (("Model", infer.model), ("Handler", infer.handler)) if p]
     if settings.working_directory:
@@ -210,7 +219,8 @@ def _word(service: Service, key: str, identity: Identity, question: Question, an
     if question.need is Need.MAP:
         return _word_cache(answer)
     subject = f"{service.origin(key)}: {service.section} {key}={question.path:.200}"
-    own = key in ("TLSCertificate", "TLSKey")  # systemd itself reads them
+    # systemd itself reads them, before it shows other files to the service.
+    own = key in ("TLSCertificate", "TLSKey") or question.need is Need.THERE
     hidden = None if own else _hidden(service, (question.path, answer.place, *answer.way))
     again = question.need is Need.WRITE and key == "WorkingDirectory"
     if hidden and answer.verdict is not Verdict.MISSING:
@@ -229,7 +239,8 @@ def _word_refusal(identity: Identity, question: Question, answer: Answer) -> str
     linked = "" if _is_below(question.path, place) else ", to which links lead"
     who = f"user {identity.user}" if identity.user else "root"
     if answer.verdict is Verdict.MISSING:
-        what = {Need.RUN: "program", Need.ENTER: "folder"}.get(question.need, "file")
+        words = {Need.RUN: "program", Need.ENTER: "folder", Need.THERE: "file or folder"}
+        what = words.get(question.need, "file")
         links = f": its links lead to {place}" if linked else ""
         return f"no such {what} on this host{links}; {until} it is there"
     if answer.verdict is Verdict.NOEXEC:
@@ -276,8 +287,10 @@ def _word_write(identity: Identity, key: str, answer: Answer, closed: str | None
         enter = answer.verdict is Verdict.CLOSED
         where = f"enter {answer.place}" if enter else "write there"
         mode = "" if answer.mode is None else f" (mode {answer.mode:04o}, {answer.owner}:{answer.group})"
-        acl = f"setfacl -m u:{identity.user}:{'x' if enter else 'rwx'} {answer.place}"
-        return f"user {identity.user} cannot {where}{mode}; {cannot}" + ("" if closed else f", or allow it: {acl}")
+        acl = f", or allow it: setfacl -m u:{identity.user}:{'x' if enter else 'rwx'} {answer.place}"
+        # Whoever may write in a folder of the system may become root.
+        of_system = answer.place == "/" or any(_is_below(answer.place, folder) for folder in SYSTEM_FOLDERS)
+        return f"user {identity.user} cannot {where}{mode}; {cannot}" + ("" if closed or of_system else acl)
     return f"{closed}; {cannot}" if closed and answer.verdict is Verdict.ALLOWED else None
 
 

@@ -15,7 +15,7 @@ from torchpar.cli import compile as compile_module
 from torchpar.cli import run
 from torchpar.cli.inputs import Inputs
 from torchpar.conf.directives import SINCE
-from torchpar.conf.passed import GROUPS, PASSED, judge
+from torchpar.conf.passed import GROUPS, PASSED, judge, needed
 from torchpar.conf.services import Service, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
@@ -102,6 +102,28 @@ def test_what_systemd_opens_as_root_is_known_by_its_path(line: str, paths: list[
     assert [named.path for named in opened] == paths
     key, _, value = f"Service.{line}".partition("=")
     assert all((named.key, named.value) == (key, value) for named in opened)
+
+
+@pytest.mark.parametrize(
+    ("line", "paths"),
+    [
+        ("EnvironmentFile=/etc/x", ["/etc/x"]),
+        ("EnvironmentFile=-/etc/x", []),
+        ("StandardOutput=append:/var/log/a/%i.log", ["/var/log/a"]),
+        ("StandardInput=file:/srv/in", ["/srv/in"]),
+        ("OpenFile=/etc/x:name:read-only", ["/etc/x"]),
+        ("OpenFile=/etc/x:name:read-only,graceful", []),
+        ("BindPaths=-/a:/b:rbind /c:/d /e", ["/c", "/e"]),
+        ("TemporaryFileSystem=/a:ro", []),
+        ("LoadCredential=a:/etc/x", ["/etc/x"]),
+        ("LoadCredential=a", []),
+        ("Nice=5", []),
+    ],
+)
+def test_what_has_to_be_there_at_a_start_is_known(line: str, paths: list[str]) -> None:
+    """Not what systemd makes, nor what the conf says may be missing."""
+    name, _, value = line.partition("=")
+    assert list(needed(name, value, "torchpar-train@a.service")) == paths
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,21 @@ def test_what_leads_nowhere_is_named_where_it_ends(folder: Path) -> None:
     assert asked(folder / "circle", Need.READ).why == "Too many levels of symbolic links"
     assert asked(folder / "file/x", Need.READ).verdict is Verdict.MISSING
     assert asked(folder / ("x" * 300), Need.READ).why == "File name too long"
+
+
+def test_a_folder_in_the_place_of_a_script_is_one_with_a_program(folder: Path) -> None:
+    """As Python runs it; a model may be a folder without."""
+    assert asked(folder, Need.SCRIPT).why == "is a folder without __main__.py, which would be run"
+    assert asked(folder, Need.READ).verdict is Verdict.ALLOWED
+    make(folder / "__main__.py")
+    assert asked(folder, Need.SCRIPT).verdict is Verdict.ALLOWED
+
+
+def test_of_what_systemd_opens_it_is_asked_whether_it_is_there(folder: Path) -> None:
+    """Whatever it is: systemd takes a socket for OpenFile= too."""
+    os.mkfifo(folder / "pipe", 0o600)
+    assert asked(folder / "pipe", Need.THERE).verdict is Verdict.ALLOWED
+    assert asked(folder / "absent", Need.THERE).verdict is Verdict.MISSING
     assert asked(make(folder / "text", "hello", 0o755), Need.RUN).why.startswith("is neither a program nor")
     moved = make(folder / "moved", "#! /no/such/python3 -I\n", 0o755)
     assert asked(moved, Need.RUN).why == "begins with #!/no/such/python3, which is not there"

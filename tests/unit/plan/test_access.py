@@ -80,6 +80,8 @@ def test_a_working_folder_that_cannot_be_written_is_told_before_the_first_checkp
     refused = Answer(Verdict.REFUSED, "/data", 0o755, "root", "root")
     (warning,) = told(where, answers(ML, ENTER=("/data", Answer(Verdict.ALLOWED, "/data")), WRITE=("/data", refused)))
     assert "user ml cannot write there (mode 0755, root:root)" in warning and "setfacl -m u:ml:rwx /data" in warning
+    (warning,) = told(where, answers(ML, WRITE=("/data", Answer(Verdict.REFUSED, "/etc/x", 0o755, "root", "root"))))
+    assert warning.endswith("fails; name another folder"), "who may write there may become root"
     closed = Answer(Verdict.CLOSED, "/data", 0o700, "root", "root")
     (warning,) = told(where, answers(ML, ENTER=("/data", closed), WRITE=("/data", closed)))
     assert "user ml cannot enter /data" in warning
@@ -114,13 +116,13 @@ def test_a_user_and_groups_that_are_not_there_are_told_where_they_stand() -> Non
 def test_what_the_unit_hides_is_told_though_the_user_could_reach_it(directive: str, path: str, words: str) -> None:
     """The sandbox decides as much as modes do."""
     config = read(f"[Train a]\nScript={path}\nService.{directive}\n")
-    warnings = make_warnings(config, answers(TORCHPAR, READ=(path, Answer(Verdict.ALLOWED, path, way=(path,)))))
+    warnings = make_warnings(config, answers(TORCHPAR, SCRIPT=(path, Answer(Verdict.ALLOWED, path, way=(path,)))))
     assert [words in warning for warning in warnings] == [True] * bool(words)
 
 
 def test_a_unit_with_other_files_or_rights_is_not_judged_by_those_of_the_host() -> None:
     """RootDirectory= has other files; a capability may open what a mode does not."""
-    closed = answers(TORCHPAR, READ=("/s.py", HOME))
+    closed = answers(TORCHPAR, SCRIPT=("/s.py", HOME))
     assert told("", closed)
     for directive in ("RootDirectory=/srv/image", "BindPaths=/a:/b", "AmbientCapabilities=CAP_DAC_READ_SEARCH"):
         assert not told(f"Service.{directive}", closed)
@@ -205,3 +207,15 @@ def test_certificates_are_read_by_systemd_and_not_by_the_user() -> None:
     questions = make_questions(read("[Infer a]\nModel=/m\nTLSCertificate=/c\nTLSKey=/k\n"))
     assert Question("/k", Need.READ) in questions[Identity(None)]
     assert [question.path for question in questions[TORCHPAR]] == ["/usr/bin/python3", "/m"]
+
+
+def test_what_systemd_is_to_open_and_is_not_there_is_told_with_its_line() -> None:
+    """Whatever the service itself sees."""
+    path = Question("/etc/job.env", Need.THERE)
+    text = "Service.PrivateTmp=yes\nService.EnvironmentFile=/etc/job.env"
+    (warning,) = told(text, {Identity(None): Found(answers={path: Answer(Verdict.MISSING, "/etc/job.env")})})
+    assert warning == (
+        "/c:4: [Train a] Service.EnvironmentFile=/etc/job.env: no such file or folder on this host; the service fails "
+        "until it is there"
+    )
+    assert not told(text, {Identity(None): Found(answers={path: Answer(Verdict.ALLOWED, "/etc/job.env")})})
