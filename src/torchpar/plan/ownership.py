@@ -6,6 +6,7 @@ user. What systemd opens as root is root's alone. Pure; host/access.py gets the 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Mapping
 
 from torchpar.conf.services import Config, Service
@@ -81,6 +82,9 @@ def _word(named: Named, identity: Identity, answer: Answer) -> str:
     if named.key in ("Model", "Handler"):
         who = f"a model is a program, and {who}"
     if answer.shared:
-        return f"everybody may write to {place} (mode {mode:04o}); {who}: chmod o-w {place}"
+        # /tmp, or a device: so they have to be.
+        meant = mode & stat.S_ISVTX or f"{answer.place}/".startswith("/dev/")
+        remedy = "put it elsewhere" if meant else f"chmod o-w {place}"
+        return f"everybody may write to {place} (mode {mode:04o}); {who}: {remedy}"
     theirs = f"set User={owner}, or " if answer.owner and not owner.isdigit() and owner != "root" else ""
     return f"{place} belongs to {owner}; {who}: {theirs}chown it to root or to {user}"

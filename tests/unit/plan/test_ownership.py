@@ -75,6 +75,14 @@ def test_what_everybody_may_write_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(("place", "mode"), [("/tmp", 0o1777), ("/dev/null", 0o666)])
+def test_what_everybody_has_to_be_able_to_write_is_not_to_be_closed(place: str, mode: int) -> None:
+    """A host without a /tmp or a /dev/null for all does not work any more."""
+    answer = foreign(place, "root", mode, shared=True)
+    (problem,) = refused(TRAIN, TORCHPAR, {"/srv/p/s.py": answer})
+    assert problem.endswith(f"(mode {mode:04o}); whoever can change it runs as torchpar: put it elsewhere")
+
+
 def test_a_key_that_others_than_root_could_replace_is_refused() -> None:
     """A link of another user on the way, a folder that a group may write to."""
     (problem,) = refused(INFER, ROOT, {"/etc/tls/k.pem": foreign("/srv/tls", "ml", 0)})
