@@ -30,7 +30,8 @@ class UsableCores:
 
     `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
     efficiency cores of a hybrid host, for loader workers and shared services. `left_out` says of every online CPU
-    outside `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none.
+    outside `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none. `warnings` is what of [Host]
+    could not be done.
     """
 
     named: tuple[Core, ...]
@@ -38,6 +39,7 @@ class UsableCores:
     slow: tuple[Core, ...]
     left_out: Mapping[int, str]
     quota: int | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def cpus(self) -> CpuSet:
@@ -82,7 +84,9 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
             dict.fromkeys(core.cpus, "an efficiency core: for loader workers, shared services, and who names it")
         )
     pool = [core for core in pool if core not in slow]
-    for core in _reserved(pool, slow, reserve):
+    reserved = _reserved(pool, slow, reserve)
+    warnings = () if reserve is None or len(reserved) == reserve else (_reduced(reserve, reserved),)
+    for core in reserved:
         left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))
         (pool if core in pool else slow).remove(core)
     quota = None if facts.cpu_limit is None else max(1, int(facts.cpu_limit))
@@ -91,7 +95,7 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
         for core in set(pool) - set(kept):
             left_out.update(dict.fromkeys(core.cpus, f"beyond the CPU quota of {facts.cpu_limit:g} CPUs"))
         pool = list(kept)
-    return UsableCores(named, tuple(pool), tuple(slow), dict(sorted(left_out.items())), quota)
+    return UsableCores(named, tuple(pool), tuple(slow), dict(sorted(left_out.items())), quota, warnings)
 
 
 def _make_cores(facts: HostFacts, allowed: CpuSet) -> tuple[Core, ...]:
@@ -140,6 +144,10 @@ def _reserved(pool: list[Core], slow: list[Core], reserve: int | None) -> list[C
     by_package = [[core for core in pool if core.package == package] for package in sorted(packages)]
     in_turn = [cores[i] for i in range(len(pool)) for cores in by_package if i < len(cores)]
     return in_turn[: min(reserve, len(pool) - 1)]
+
+
+def _reduced(reserve: int, reserved: list[Core]) -> str:
+    return f"[Host] ReserveCores={reserve}: reduced to {len(reserved)}, as services need a core at least"
 
 
 def node_distance(facts: HostFacts) -> Callable[[int, int], int]:

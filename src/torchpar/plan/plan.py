@@ -109,7 +109,7 @@ def make_plan(config: Config, facts: HostFacts) -> Plan:
     services = tuple(_plan_service(service, config, placement, facts) for service in config.services)
     collisions = find_collisions(config.services)
     held = CpuSet.union(plan.cpus for plan in services if plan.service.settings.enabled)
-    told = (*config.warnings, *facts.doubts, *collisions)
+    told = (*config.warnings, *placement.usable.warnings, *facts.doubts, *collisions)
     warnings = [*told, *(warning for plan in services for warning in plan.warnings)]
     return Plan(
         facts,

@@ -207,6 +207,14 @@ def test_reserved_cores_grow_with_the_host(cores: int, reserved: str) -> None:
     assert str(CpuSet(place_text("a", host).usable.left_out)) == reserved
 
 
+def test_more_reserved_cores_than_there_are_is_said() -> None:
+    """Services get one core at least, which is less than was asked for the system."""
+    usable = place_text("Host ReserveCores=99\na", make_host()).usable
+    assert usable.warnings == ("[Host] ReserveCores=99: reduced to 3, as services need a core at least",)
+    assert not place_text("Host ReserveCores=3\na", make_host()).usable.warnings
+    assert not place_text("a", make_host(cores_per_complex=3)).usable.warnings
+
+
 def test_a_cpu_quota_limits_the_pool_rounded_down() -> None:
     """More cores than the quota would only be throttled."""
     placement = place_text("Host ReserveCores=0\na Enabled=yes", make_host(cpu_limit=2.9))
