@@ -20,7 +20,8 @@ class Notifier:
         """Send assignments such as READY="1", STATUS="...". Never blocks; a message that cannot be sent is lost."""
         if not self._address:
             return
-        message = "\n".join(f"{key}={value}" for key, value in state.items())
+        # systemd takes a backslash for an escape, and a message that ends in one for none.
+        message = "\n".join(f"{key}={value}" for key, value in state.items()).replace("\\", r"\\")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as door:
             try:
                 door.sendto(message.encode(), self._address)
