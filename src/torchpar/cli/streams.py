@@ -29,7 +29,8 @@ class _Output(io.FileIO):
             while (written := super().write(data)) is None:
                 select.select((), (self,), ())
         except BrokenPipeError:
-            raise
+            # Without its number, by which click would know it and exit with 1.
+            raise BrokenPipeError("nobody reads any more") from None
         except OSError as error:
             raise OutputError(f"{self._called} cannot be written: {error.strerror}") from None
         return written
