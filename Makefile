@@ -237,6 +237,7 @@ install: man
 	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
 	$(call put,644,etc/torchpar.conf,/etc)
+	mkdir -p '$(DESTDIR)/etc/torchpar.conf.d'
 	$(call put,644,debian/completion/torchpar,/usr/share/bash-completion/completions)
 	$(foreach page,$(MAN_PAGES),$(call put,644,$(page),/usr/share/man/man$(lastword $(subst ., ,$(page)))) &&) true
 .PHONY: install

@@ -127,6 +127,7 @@ def test_the_first_install_puts_the_shipped_conf_in_force(installed: Machine) ->
     assert installed.run("systemctl", "is-enabled", "torchpar.target", "torchpard.service").stdout == "enabled\n" * 2
     assert installed.run("torchpar", "check", check=False).returncode == 0
     assert "torchpar-train@demo.service.d" in installed.run("ls", "/run/systemd/generator").stdout
+    assert installed.run("ls", "/etc/torchpar.conf.d").stdout == "", "the shipped conf names it, and it is there"
     assert installed.run("systemctl", "--failed", "--no-legend").stdout == ""
 
 
