@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ class Need(enum.Enum):
 
     READ = "read"  # Model=, Handler=: opened and read
     SCRIPT = "script"  # Script=: the same; of a folder or a zip file, its __main__.py
-    THERE = "there"  # what systemd opens as root by Service.KEY=
+    THERE = "there"  # what systemd opens or mounts by Service.KEY=
     RUN = "run"  # Python=: executed, and code beside it mapped
     ENTER = "enter"  # WorkingDirectory=: made the current folder
     WRITE = "write"  # WorkingDirectory=, ReadWritePaths=: files are made in it, or it is a file that is written
@@ -110,6 +111,8 @@ _OTHER_FILES = {
     "RootDirectory", "RootImage", "BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem", "MountImages",
     "ExtensionImages", "ExtensionDirectories",
 }  # fmt: skip
+# Of these systemd mounts anew what they name, and starts nothing where that is missing.
+_SHOWN = {"ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths"}
 # With one of these it has rights that its user alone has not.
 _OTHER_RIGHTS = {"AmbientCapabilities", "CapabilityBoundingSet", "PermissionsStartOnly", "PAMName"}
 
@@ -174,8 +177,12 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
         paths += [("WorkingDirectory", settings.working_directory, need) for need in (Need.ENTER, Need.WRITE)]
     paths += [("ReadWritePaths", path, Need.WRITE) for path in settings.read_write_paths]
     for key, value in service.directives:
+        # Those with quotes or specifiers are systemd's to read.
+        words = [word for word in value.split() if not re.search("[%\"'\\\\]", word)] if key in _SHOWN else []
         if key == "ReadWritePaths":
-            paths += [("Service.ReadWritePaths", path, Need.WRITE) for path in value.split()]
+            paths += [(f"Service.{key}", path, Need.WRITE) for path in words]
+        else:
+            yield from ((f"Service.{key}", system, Question(p, Need.THERE)) for p in words if p.startswith("/"))
     for key, path, need in paths:
         if path.startswith("/"):  # "-" before it: it need not be there
             yield key, who, Question(path, need)

@@ -219,3 +219,12 @@ def test_what_systemd_is_to_open_and_is_not_there_is_told_with_its_line() -> Non
         "until it is there"
     )
     assert not told(text, {Identity(None): Found(answers={path: Answer(Verdict.ALLOWED, "/etc/job.env")})})
+
+
+def test_what_a_unit_shows_otherwise_has_to_be_there() -> None:
+    """But for what begins with a -; what has specifiers or quotes is not guessed at."""
+    lines = "ReadOnlyPaths=/a -/b +/c", "InaccessiblePaths=/d/%i", "ExecPaths=/e", "ReadWritePaths=/f '/g h' /i/%i"
+    text = "".join(f"Service.{line}\n" for line in lines)
+    asked = make_questions(read(f"[Train a]\nScript=/s.py\n{text}"))
+    assert [question.path for question in asked[Identity(None)] if question.need is Need.THERE] == ["/a", "/e"]
+    assert [question.path for question in asked[TORCHPAR] if question.need is Need.WRITE] == ["/f"]
