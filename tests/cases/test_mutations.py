@@ -199,6 +199,7 @@ def test_a_plan_is_read_as_it_was_written(unpack: Callable[[str], Path]) -> None
         ({"cpu_limit": float("nan")}, "cpu_limit: NaN is not what is expected there"),
         ({"cpu_limit": 10**400}, "cpu_limit: 1000"),
         ({"memory_bytes": True}, "memory_bytes: true is not what is expected there"),
+        ({"hostname": "h" * 256}, "hostname: is longer than 255 letters"),
         ({"hostname": "a\nb"}, "hostname: has a letter that no text has: \\n"),
         ({"distances": {"nodes": [0], "matrix": [[10, 20]]}}, "distances.matrix: is not square"),
         ({"cores": [[0], [0]]}, "cores[1]: has CPUs that another one has too"),

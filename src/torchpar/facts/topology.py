@@ -272,6 +272,7 @@ def parse_facts(data: Any) -> HostFacts:
 def _check(facts: HostFacts) -> None:
     """Raise ShapeError unless the parts of the facts are those of one machine."""
     online = facts.online_cpus
+    _refuse(len(facts.hostname) > _LONGEST_NAME, "hostname", f"is longer than {_LONGEST_NAME} letters")
     _refuse(not online, "online_cpus", "is empty")
     _refuse(not facts.allowed_cpus, "allowed_cpus", "is empty")
     groups = {
@@ -291,6 +292,10 @@ def _check(facts: HostFacts) -> None:
     _refuse(CpuSet.union(facts.cores) != online, "cores", "are not those of the online CPUs")
     _refuse(not all(facts.cores), "cores", "has one without CPUs")
     _check_numbers(facts)
+
+
+# More than any kernel's or DNS's: it stands in tables and messages.
+_LONGEST_NAME = 255
 
 
 def _check_numbers(facts: HostFacts) -> None:
