@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.notify import Notifier
+from torchpar.contract.notify import Notifier
 
 
 def test_a_backslash_arrives_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
