@@ -122,6 +122,19 @@ def test_a_service_that_leaves_the_conf_while_it_runs_is_seen_until_it_ends(host
     assert seen.returncode == 0 and left not in seen.stdout
 
 
+def test_a_socket_that_leaves_the_conf_is_seen_until_it_is_closed(host: Machine, ports: None) -> None:
+    """At once: nobody closes it twice, or looks for what is not there."""
+    left = "torchpar-infer@left.socket"
+    host.write(CONF, "[Infer left]\nModel=/srv/job.py\nListen=127.0.0.1:18013\n")
+    host.run("systemctl", "reload", DAEMON)
+    host.run("systemctl", "start", left)
+    host.write(CONF, "")
+    host.run("systemctl", "reload", DAEMON)
+    assert f"{left} is out of force and still listens" in host.run("torchpar", "status").stdout
+    host.run("systemctl", "stop", left)
+    assert left not in host.run("torchpar", "status").stdout
+
+
 def test_nothing_waits_for_what_is_no_file(host: Machine) -> None:
     """Pipes, devices, folders and links among the files of the conf, also while the machine boots."""
     host.sh(

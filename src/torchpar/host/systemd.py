@@ -26,6 +26,7 @@ PACKAGED = Path("/usr/lib/systemd/system")
 _PRIVATE = "/run/torchpar-verify-"
 
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
+_SOCKETS = "torchpar-infer@*.socket"
 
 
 def is_running() -> bool:
@@ -77,13 +78,16 @@ def ad_hoc_jobs() -> tuple[str, ...]:
 
 
 def service_states() -> str:
-    """What changes whenever a training or inference service starts, is ready, ends or fails. Raises SystemdError."""
-    return _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS)
+    """What changes whenever a training or inference service, or a socket, starts, is ready, ends or fails.
+
+    Raises SystemdError.
+    """
+    return _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS, _SOCKETS)
 
 
 def open_sockets() -> tuple[str, ...]:
     """The sockets of inference services that listen. Raises SystemdError."""
-    done = _systemctl("list-units", "--output=json", "--state=active", "torchpar-infer@*.socket")
+    done = _systemctl("list-units", "--output=json", "--state=active", _SOCKETS)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
