@@ -179,7 +179,7 @@ _WORDS: Mapping[Callable[[str], Any], bool] = {
     v.parse_environment: False,
     v.parse_arguments: True,
 }
-_TEXT = (v.parse_path, v.parse_text)
+_TEXT = (v.parse_path, v.parse_program, v.parse_text)
 
 # A list of all the CPUs that Linux can have, one by one, is shorter; so is every other value that is not of words.
 _LONGEST_VALUE = 2**16

@@ -122,7 +122,7 @@ class ServiceSettings:
     enabled: bool = _setting("Enabled", v.parse_boolean, "no", "yes, no", "start at boot, and hold the CPUs")
     python: str = _setting(
         "Python",
-        v.parse_path,
+        v.parse_program,
         "/usr/bin/python3",
         "an absolute path",
         "the interpreter; that of a virtual environment too",

@@ -290,6 +290,13 @@ def parse_path(text: str) -> str:
     return text
 
 
+def parse_program(text: str) -> str:
+    """An absolute path of a file."""
+    if text.endswith("/"):
+        raise ValueError("names a folder, and a program is a file")
+    return parse_path(text)
+
+
 def parse_paths(text: str) -> tuple[str, ...]:
     """Absolute paths separated by blanks; `-` before one says that it may be missing."""
     words = parse_words(text)

@@ -243,7 +243,7 @@ def _word(service: Service, key: str, identity: Identity, question: Question, an
 
 def _word_refusal(identity: Identity, question: Question, answer: Answer) -> str:
     place, until = answer.place, "the service fails until"
-    linked = "" if _is_below(question.path, place) else ", to which links lead"
+    linked = "" if _is_below(simple_path(question.path), place) else ", to which links lead"
     who = f"user {identity.user}" if identity.user else "root"
     if answer.verdict is Verdict.MISSING:
         words = {Need.RUN: "program", Need.ENTER: "folder", Need.THERE: "file or folder"}

@@ -74,6 +74,13 @@ def test_each_answer_about_an_interpreter_has_its_words(answer: Answer, words: s
     assert warning.startswith("/c:3: [Train a] Python=/p: ") and words in warning
 
 
+def test_a_path_that_is_written_in_a_roundabout_way_has_no_links() -> None:
+    """Of which a message would speak in vain."""
+    path = "/data//./own/"
+    (warning,) = told(f"WorkingDirectory={path}", answers(TORCHPAR, ENTER=(path, Answer(Verdict.MISSING, "/data/own"))))
+    assert "no such folder on this host; the service fails" in warning
+
+
 def test_a_working_folder_that_cannot_be_written_is_told_before_the_first_checkpoint() -> None:
     """One warning, also where it cannot be entered at all."""
     where = "User=ml\nWorkingDirectory=/data"
