@@ -8,29 +8,27 @@ import math
 
 import click
 
-from torchpar.cli.compile import Compiled, compile_as_applied, compile_conf
-from torchpar.cli.idle import is_idle
-from torchpar.cli.inputs import load
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
-from torchpar.contract.errors import ExitStatus, StoreError, TorchparError
-from torchpar.generations.drift import find_foreign, find_generation_drift, find_unloaded
-from torchpar.generations.enforce import LiveSystemd, changing, is_in_force, read_active, running_among
+from torchpar.contract.errors import ExitStatus, StoreError
+from torchpar.generations.apply import Applied, Request, Restart, find_changes
+from torchpar.generations.apply import apply as put_in_force
+from torchpar.generations.compile import Compiled, compile_as_applied, compile_conf
+from torchpar.generations.drift import find_foreign
+from torchpar.generations.enforce import LiveSystemd, changing, read_active
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
-from torchpar.generations.transition import hold, prune, put_new_in_force
-from torchpar.generations.unconfirmed import Unconfirmed, begin
-from torchpar.generations.unit_check import check_units
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
-from torchpar.units.changes import Change, compare, compare_links, unified
+from torchpar.host.inputs import load
+from torchpar.units.changes import Change, unified
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would change; exit 2 if anything would.")
 @click.option(
     "--restart",
-    type=click.Choice(["never", "if-changed", "when-idle"]),
+    type=click.Choice([each.value for each in Restart]),
     default="never",
     help="Restart running services that changed; when-idle: only those that use no CPU now. Default: never.",
 )
@@ -53,37 +51,15 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
     with contextlib.nullcontext() if dry_run else changing(store):
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
-        warn(compiled.warnings)
-        before = active[1] if active else Content({}, {}, "", (), {})
-        changes = compare(before.files, compiled.content.files) + compare_links(before.links, compiled.content.links)
         if dry_run:
-            for line in unified(changes):
-                click.echo(brief(line))
-            return ExitStatus.DIFFERS if changes else ExitStatus.DONE
-        door = LiveSystemd(at_boot=boot)
-        same = active is not None and before == compiled.content
-        told: tuple[str, ...] = ()
-        drift = find_generation_drift(*active) if active else ()
-        warn(f"{line}; generation {active[0].number} is replaced" for line in drift if active)
-        if active and same and not drift:
-            done = hold(store, door, active[0], loaded=not find_unloaded(before))
-        else:
-            # What was in force may have lines that systemd passes over, and did when it was applied.
-            told = () if boot else check_units(compiled.plan, compiled.content.files)
-            warn(told)
-            # Last, so that the time begins when it is about to be in force.
-            unconfirmed = _way_back(store, active[0] if active else None, confirm_within, carry=boot or same)
-            done = put_new_in_force(store, door, compiled.content, unconfirmed)
-        warn((*done.notes, *prune(store)))
-        waits = _what_waits(store, done.generation)
-        with is_in_force(done.generation):
-            outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
-            restarted = _restart(outdated, restart)
-    outdated = tuple(unit for unit in outdated if unit not in restarted)
+            return _show(compiled, find_changes(active, compiled))
+        request = Request(Restart(restart), confirm_within, at_boot=boot)
+        applied = put_in_force(store, LiveSystemd(at_boot=boot), compiled, request, warn)
+        waits = _what_waits(store, applied.generation)
     if as_json:
-        echo_json(_report(done.generation, changes, outdated, (*compiled.warnings, *told, *done.notes), waits))
+        echo_json(_report(applied, waits))
     else:
-        _echo(done.generation, changes, outdated, restarted)
+        _echo(applied)
         _echo_what_waits(waits, asked=confirm_within is not None)
     return ExitStatus.DONE
 
@@ -93,39 +69,16 @@ def _compile(active: tuple[Generation, Content] | None, *, boot: bool, afresh: b
         inputs = load()
         inputs.refuse_foreign()
         return compile_conf(dataclasses.replace(inputs, facts=inputs.facts.afresh()) if afresh else inputs)
-    # Who can change what was applied last must not decide by that what runs as whom.
-    return compile_as_applied(active[1].conf if active and not find_foreign(active[0]) else None)
+    # An edit that was not applied is not put in force by a reboot. Who can change what was applied last must not decide
+    # by that what runs as whom.
+    return compile_as_applied(load(files=active[1].conf if active and not find_foreign(active[0]) else None))
 
 
-def _way_back(
-    store: Store, active: Generation | None, confirm_within: int | None, *, carry: bool
-) -> Unconfirmed | None:
-    """What comes back unless what is applied now is confirmed. A generation that waits for that already can only be
-    made anew, for this host as it is now or because it is damaged, and then waits as long as it did."""
-    waits = None
-    with contextlib.suppress(StoreError):
-        # One that is damaged, too, and so not `active`.
-        waiting = store.active()
-        try:
-            waits = store.unconfirmed(waiting) if waiting else None
-        except StoreError as error:
-            # A boot goes on without it.
-            if not carry:
-                raise TorchparError(f"{error}; nothing has changed") from None
-            warn([str(error)])
-    if waits and carry:
-        return waits
-    if waits and waiting:
-        left = waits.seconds_left(read_clocks())
-        raise TorchparError(
-            f"generation {waiting.number} still waits for its confirmation, for {left:.0f} s; first: torchpar confirm, "
-            "or torchpar rollback; nothing has changed"
-        )
-    if not confirm_within or carry:
-        return None
-    if active is None:
-        raise TorchparError("--confirm-within: there is no generation to go back to yet; apply once without it")
-    return begin(active.number, confirm_within, read_clocks())
+def _show(compiled: Compiled, changes: tuple[Change, ...]) -> int:
+    warn(compiled.warnings)
+    for line in unified(changes):
+        click.echo(brief(line))
+    return ExitStatus.DIFFERS if changes else ExitStatus.DONE
 
 
 def _what_waits(store: Store, generation: Generation) -> dict[str, int] | None:
@@ -136,45 +89,28 @@ def _what_waits(store: Store, generation: Generation) -> dict[str, int] | None:
     return None
 
 
-def _restart(outdated: tuple[str, ...], policy: str) -> tuple[str, ...]:
-    chosen = outdated if policy == "if-changed" else () if policy == "never" else tuple(filter(is_idle, outdated))
-    if chosen:
-        systemd.restart(chosen)
-    return chosen
-
-
-def _report(
-    generation: Generation,
-    changes: tuple[Change, ...],
-    outdated: tuple[str, ...],
-    warnings: tuple[str, ...],
-    waits: dict[str, int] | None,
-) -> dict[str, object]:
+def _report(applied: Applied, waits: dict[str, int] | None) -> dict[str, object]:
     return {
-        "changed": bool(changes),
-        "generation": generation.number,
+        "changed": bool(applied.changes),
+        "generation": applied.generation.number,
         "unconfirmed": waits,
         "units": [
-            {"name": change.unit, "change": change.what, "restart_required": change.unit in outdated}
-            for change in changes
+            {"name": change.unit, "change": change.what, "restart_required": change.unit in applied.outdated}
+            for change in applied.changes
         ],
-        "warnings": list(warnings),
+        "warnings": list(applied.warnings),
     }
 
 
-def _echo(
-    generation: Generation,
-    changes: tuple[Change, ...],
-    outdated: tuple[str, ...],
-    restarted: tuple[str, ...],
-) -> None:
-    for change in changes:
+def _echo(applied: Applied) -> None:
+    for change in applied.changes:
         click.echo(f"{change.unit}: {change.what}")
-    click.echo(f"generation {generation.number} is in force" + ("" if changes else "; no unit differs"))
-    for unit in restarted:
+    same = "" if applied.changes else "; no unit differs"
+    click.echo(f"generation {applied.generation.number} is in force{same}")
+    for unit in applied.restarted:
         click.echo(f"{unit}: restarted")
-    removed = {change.unit for change in changes if change.what == "removed"}
-    for unit in outdated:
+    removed = {change.unit for change in applied.changes if change.what == "removed"}
+    for unit in applied.outdated:
         if unit in removed:
             click.echo(f"{unit} is no longer in the conf; it runs until it is stopped: systemctl stop {unit}")
         else:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchpar.cli.inputs import load
 from torchpar.cli.output import warn
+from torchpar.generations import apply
+from torchpar.generations.compile import compile_conf
 from torchpar.generations.store import Store
-from torchpar.plan.plan import make_plan
-from torchpar.units.changes import Change, compare, compare_links
-from torchpar.units.drop_ins import make_units
+from torchpar.host.inputs import load
+from torchpar.units.changes import Change
 
 
 def find_changes(conf_file: Path | None) -> tuple[Change, ...]:
@@ -17,12 +17,7 @@ def find_changes(conf_file: Path | None) -> tuple[Change, ...]:
 
     Raises ConfigError, PlacementError and StoreError.
     """
-    inputs = load(conf_file=conf_file)
-    plan = make_plan(inputs.config, inputs.facts)
-    units = make_units(plan)
-    warn((*plan.warnings, *units.warnings))
+    compiled = compile_conf(load(conf_file=conf_file))
+    warn(compiled.warnings)
     active = Store().active()
-    if active is None:
-        return compare({}, units.files) + compare_links({}, units.links)
-    content = active.read()
-    return compare(content.files, units.files) + compare_links(content.links, units.links)
+    return apply.find_changes((active, active.read()) if active else None, compiled)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import LIVE
 from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus
 from torchpar.doctor import CHECKS, Severity
+from torchpar.host.inputs import LIVE
 
 # The modules that hold checks; importing one registers its checks.
 _MODULES = ("torchpar.doctor.blas",)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import LIVE, input_options, load
+from torchpar.cli.options import input_options
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.contract.cpulist import CpuSet
 from torchpar.daemon.client import ask_daemon
+from torchpar.host.inputs import LIVE, load
 from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
 
 

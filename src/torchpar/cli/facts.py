@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import LIVE, load, load_facts
 from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ConfigError
 from torchpar.facts.topology import facts_json
+from torchpar.host.inputs import LIVE, load, load_facts
 
 
 @click.command()

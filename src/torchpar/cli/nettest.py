@@ -7,14 +7,15 @@ import os
 
 import click
 
-from torchpar.cli.inputs import load
-from torchpar.cli.start import start
+from torchpar.adhoc.start import start
+from torchpar.cli.output import warn
 from torchpar.conf.services import OWN_USER, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.contract.errors import ConfigError, TorchparError
 from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.host.inputs import load
 from torchpar.plan.plan import make_plan
 
 MODULE = "torchpar.runtime.nettest"
@@ -37,7 +38,7 @@ def nettest(name: str) -> int:
     plan = dataclasses.replace(plan, service=dataclasses.replace(service, settings=settings))
     user = service.settings.user or OWN_USER
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
-    return start(plan, unit=f"torchpar-nettest-{service.name}.service", user=user, environment=environment)
+    return start(plan, unit=f"torchpar-nettest-{service.name}.service", user=user, environment=environment, warn=warn)
 
 
 def _find(found: tuple[Service, ...]) -> tuple[Service, TrainSettings]:

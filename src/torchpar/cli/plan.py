@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import input_options, load
+from torchpar.cli.options import input_options
 from torchpar.cli.output import echo_json, echo_table, shorten, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
+from torchpar.generations.compile import compile_conf
+from torchpar.host.inputs import load
 from torchpar.plan.picture import draw_plan
-from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
+from torchpar.plan.plan import Plan, ServicePlan, plan_json
 from torchpar.units.changes import find_moves
 
 
@@ -28,7 +31,10 @@ def plan(
     Services stay on the CPUs that they have in force, as far as these are still right; those that move are named.
     """
     inputs = load(root, facts_file, conf_file)
-    made = make_plan(inputs.config, inputs.facts.afresh() if afresh else inputs.facts)
+    if afresh:
+        inputs = dataclasses.replace(inputs, facts=inputs.facts.afresh())
+    compiled = compile_conf(inputs)
+    made = compiled.plan
     if svg:
         try:
             svg.write_text(draw_plan(made), encoding="utf-8")
@@ -40,7 +46,7 @@ def plan(
     _echo_plan(made)
     for move in find_moves(inputs.facts.in_force, made):
         click.echo(move)
-    warn((*inputs.unreachable(), *made.warnings))
+    warn(compiled.warnings)
 
 
 def _echo_plan(plan: Plan) -> None:

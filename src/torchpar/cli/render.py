@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import input_options, load
+from torchpar.cli.options import input_options
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
-from torchpar.plan.plan import make_plan
-from torchpar.units.drop_ins import make_units, unit_of
+from torchpar.generations.compile import compile_conf
+from torchpar.host.inputs import load
+from torchpar.units.drop_ins import unit_of
 
 
 @click.command()
@@ -23,11 +24,11 @@ def render(
 ) -> None:
     """Print the drop-ins of all services, or of NAMES; the same bytes that `torchpar apply` would put in force."""
     inputs = load(root, facts_file, conf_file)
-    plan = make_plan(inputs.config, inputs.facts)
-    units = make_units(plan)
+    compiled = compile_conf(inputs)
+    units = compiled.content
     wanted = {service.unit for name in names for service in inputs.config.find(name)}
     files = {path: text for path, text in units.files.items() if not wanted or unit_of(path) in wanted}
-    warn((*plan.warnings, *units.warnings))
+    warn(compiled.warnings)
     if output is None:
         click.echo("\n".join(f"# {path}\n{text}" for path, text in files.items()), nl=False)
         return

@@ -21,9 +21,8 @@ from torchpar.adhoc.plan import (
     take_job,
 )
 from torchpar.adhoc.running import read_ad_hoc_jobs
-from torchpar.cli.inputs import Inputs, load
+from torchpar.adhoc.start import as_unit, start
 from torchpar.cli.output import warn
-from torchpar.cli.start import as_unit, start
 from torchpar.conf.services import AD_HOC
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError
@@ -31,6 +30,7 @@ from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import ConfReader
+from torchpar.host.inputs import Inputs, load
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import RUN, ServicePlan
@@ -93,7 +93,7 @@ def run(
         warn((*plan.warnings, *replaced(os.environ, plan.environment)))
         _echo_plan(plan, user if user != name else "")
         # Once the job is there others see its CPUs.
-        return start(plan, unit=plan.unit, user=user, environment=environment, started=choosing.close)
+        return start(plan, unit=plan.unit, user=user, environment=environment, warn=warn, started=choosing.close)
 
 
 def _interpreter(python: str | None) -> str | None:

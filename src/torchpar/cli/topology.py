@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import LIVE, load_facts
 from torchpar.cli.output import echo_json, echo_table, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, topology_json
+from torchpar.host.inputs import LIVE, load_facts
 from torchpar.placement.cores import find_usable_cores
 
 

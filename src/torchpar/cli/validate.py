@@ -6,13 +6,12 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.inputs import LIVE, load
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
+from torchpar.generations.compile import compile_conf
 from torchpar.generations.unit_check import can_check, check_units
 from torchpar.host.conf import ConfReader
-from torchpar.plan.plan import make_plan
-from torchpar.units.drop_ins import make_units
+from torchpar.host.inputs import LIVE, load
 
 
 @click.command()
@@ -27,10 +26,9 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None) -> No
     given = ConfReader().read_files(files, trusted=False) if files else None
     inputs = load(root, facts_file, files=given)
     inputs.refuse_foreign()
-    plan = make_plan(inputs.config, inputs.facts)
-    units = make_units(plan)
-    warn((*inputs.unreachable(), *plan.warnings, *units.warnings))
+    compiled = compile_conf(inputs)
+    warn(compiled.warnings)
     if root == LIVE and not facts_file and can_check():
-        warn(check_units(plan, units.files))
+        warn(check_units(compiled.plan, compiled.content.files))
     count = len(inputs.config.services)
     click.echo(f"{', '.join(file.path for file in inputs.files) or 'no file'}: valid, {count} services")

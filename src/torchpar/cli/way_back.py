@@ -10,13 +10,14 @@ import time
 
 import click
 
-from torchpar.cli.compile import compile_as_applied
 from torchpar.cli.output import warn
+from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.enforce import LiveSystemd, changing, refuse_foreign
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_new_in_force, put_old_in_force
 from torchpar.host.clocks import read_clocks
 from torchpar.host.facts import read_manifest
+from torchpar.host.inputs import load
 
 # A clock may be set, and a generation confirmed by a command that cannot tell this process.
 _LONGEST_SLEEP = 30.0
@@ -53,6 +54,6 @@ def restore(store: Store, number: int) -> Outcome:
     refuse_foreign(generation)
     if dict(content.manifest) == read_manifest():
         return put_old_in_force(store, LiveSystemd(), generation)
-    compiled = compile_as_applied(content.conf)
+    compiled = compile_as_applied(load(files=content.conf))
     warn(compiled.warnings)
     return put_new_in_force(store, LiveSystemd(), compiled.content)

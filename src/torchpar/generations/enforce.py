@@ -6,10 +6,13 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from torchpar.contract.errors import StoreError, SystemdError
+from torchpar.generations.compile import Compiled
 from torchpar.generations.drift import find_foreign
 from torchpar.generations.generation import Content, Generation
+from torchpar.generations.idle import is_idle
 from torchpar.generations.readback import ReadBack, compare_socket, compare_unit
 from torchpar.generations.store import Store
+from torchpar.generations.unit_check import check_units
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
 from torchpar.units.drop_ins import socket_of
@@ -35,6 +38,22 @@ class LiveSystemd:
     def start_way_back(self) -> None:
         """Start what goes back in time unless the generation is confirmed. Raises SystemdError."""
         systemd.start(WAY_BACK, wait=not self._at_boot)
+
+    def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
+        """What systemd would pass over in new units. Raises ConfigError for what it would refuse."""
+        return check_units(compiled.plan, compiled.content.files)
+
+    def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
+        """Those of the units that run now. Raises SystemdError."""
+        return running_among(units)
+
+    def is_idle(self, unit: str) -> bool:
+        """Whether a running unit uses no CPU now. Raises SystemdError."""
+        return is_idle(unit)
+
+    def restart(self, units: Iterable[str]) -> None:
+        """Restart units, and wait until they have. Raises SystemdError."""
+        systemd.restart(units)
 
 
 @contextlib.contextmanager

@@ -11,15 +11,15 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.adhoc.plan import conf_of
-from torchpar.cli import compile as compile_module
 from torchpar.cli import run
-from torchpar.cli.inputs import Inputs
 from torchpar.conf.directives import SINCE
 from torchpar.conf.passed import GROUPS, PASSED, judge, needed
 from torchpar.conf.services import Service, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
+from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.generation import Content
+from torchpar.host.inputs import Inputs
 from torchpar.plan.access import make_questions
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.ownership import add_questions
@@ -180,12 +180,11 @@ def test_in_a_conf_that_was_in_force_what_is_refused_now_keeps_its_own_service_f
     file, facts = ConfFile("/c", text, applied=True), make_host()
     config = parse_config([file], facts)
     assert len(config.warnings) == 1 and "OldName" in config.warnings[0] and "passed over" in config.warnings[0]
-    inputs = Inputs(config, facts, (file,), {})
+    inputs = Inputs(config, facts, (file,), {}, {})
     (problem,) = inputs.refusals()["torchpar-train@a.service"]
     assert str(problem).startswith(f"/c:2: [Train a] Service.{line}: ") and len(inputs.refusals()) == 1
     assert make_questions(config) and add_questions(config, {})
-    monkeypatch.setattr(compile_module, "load", lambda files: inputs)
-    compiled = compile_module.compile_as_applied((file,))
+    compiled = compile_as_applied(inputs)
     units = compiled.content.files
     assert "exit 78" in units["torchpar-train@a.service.d/20-torchpar.conf"]
     assert f"\n{line}\n" not in "".join(units.values())
@@ -200,7 +199,7 @@ def test_a_job_that_nobody_declared_gets_no_directive_that_is_refused_now(monkey
     file, facts = ConfFile("/c", "[Train]\nService.User=root\n", applied=True), make_host()
 
     def load(files: tuple[ConfFile, ...]) -> Inputs:
-        return Inputs(parse_config(files, facts), facts, files, {})
+        return Inputs(parse_config(files, facts), facts, files, {}, {})
 
     monkeypatch.setattr(run, "load", load)
     monkeypatch.setattr(run, "read_active", lambda store: (None, Content({}, {}, "", (file,), {})))

@@ -10,6 +10,7 @@ from tests.unit.generations.test_generation import content
 from tests.unit.generations.test_transition import WAITS, FakeSystemd
 from torchpar.cli import apply, confirm, rollback
 from torchpar.contract.errors import BusyError
+from torchpar.generations.apply import Applied
 from torchpar.generations.store import Store
 from torchpar.generations.transition import put_new_in_force
 from torchpar.generations.unconfirmed import begin
@@ -71,7 +72,7 @@ def test_apply_says_what_waits_whether_or_not_a_unit_differs(store: Store, capsy
     apply._echo_what_waits(waits, asked=False)
     line = f"it is taken back in {waits['seconds_left']} s unless you run: torchpar confirm\n"
     assert capsys.readouterr().out == line
-    assert apply._report(generation, (), (), (), waits)["unconfirmed"] == waits
+    assert apply._report(Applied(generation, (), (), (), ()), waits)["unconfirmed"] == waits
     store.settle(generation)
     assert apply._what_waits(store, generation) is None
     apply._echo_what_waits(None, asked=True)

@@ -1,4 +1,4 @@
-"""From a conf to what a generation is made of: as it is now, or as it was last applied."""
+"""Conf and facts to what a generation is made of: the placement, the plan and the units, in one view."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import dataclasses
 import json
 from collections.abc import Container
 
-from torchpar.cli.inputs import Inputs, load
-from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import PlacementError
 from torchpar.generations.generation import Content
-from torchpar.host.facts import read_manifest
+from torchpar.host.inputs import Inputs
 from torchpar.plan.plan import Plan, make_plan, plan_json
 from torchpar.units.drop_ins import make_refusal, make_units
 
@@ -25,22 +23,19 @@ class Compiled:
 
 
 def compile_conf(inputs: Inputs) -> Compiled:
-    """What a conf comes to. Raises ConfigError and PlacementError."""
+    """The whole way of a conf: what it comes to on a host. Raises PlacementError."""
     plan = make_plan(inputs.config, inputs.facts)
     units = make_units(plan)
-    content = Content(
-        units.files, units.links, json.dumps(plan_json(plan), indent=1) + "\n", inputs.files, read_manifest()
-    )
+    text = json.dumps(plan_json(plan), indent=1) + "\n"
+    content = Content(units.files, units.links, text, inputs.files, dict(inputs.manifest))
     return Compiled(plan, content, (*inputs.unreachable(), *plan.warnings, *units.warnings))
 
 
-def compile_as_applied(files: tuple[ConfFile, ...] | None) -> Compiled:
-    """The conf as last applied, for the host as it is now; a service that no longer fits is left out, and named.
+def compile_as_applied(inputs: Inputs) -> Compiled:
+    """A conf that was in force, for the host as it is now; a service that no longer fits is left out, and named.
 
-    An edit that was not applied is not put in force by a reboot, and one service that asks for a CPU that is gone does
-    not keep the others from starting. Without `files` it is the conf as it is. Raises ConfigError and PlacementError.
+    One service that asks for a CPU that is gone does not keep the others from starting. Raises PlacementError.
     """
-    inputs = load(files=files)
     # A start would be refused, too; and one service keeps no other from starting.
     left_out = {unit: "; ".join(map(str, problems)) for unit, problems in inputs.refusals().items()}
     inputs = _without(inputs, left_out)

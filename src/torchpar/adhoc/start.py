@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
-import click
-
 from torchpar.adhoc import systemd_run
-from torchpar.cli.output import warn
 from torchpar.contract.preload import preloaded
 from torchpar.host import direct, systemd
 from torchpar.host.transient import private_file, run_transient
@@ -31,10 +28,12 @@ def start(
     unit: str,
     user: str,
     environment: Mapping[str, str],
+    warn: Callable[[Iterable[str]], None],
     started: Callable[[], None] = lambda: None,
 ) -> int:
     """Start a plan's command and return its exit status, or become it. `started` is called when the unit runs."""
     if not as_unit():
+        warn(_confine(plan))
         _become(plan, user, environment)
     path = f"/run/{unit.removesuffix('.service')}.env"
     with private_file(path, systemd_run.environment_file(environment)) as remove:
@@ -47,16 +46,15 @@ def start(
         argv = systemd_run.make_command(plan, unit=unit, user=user, directory=os.getcwd(), environment_file=path)
         status, note = run_transient(unit, argv, runs)
     if note:
-        click.echo(f"torchpar: {note}", err=True)
+        warn([note])
     library = preloaded(plan.environment)
     if library and status - 128 in FATAL:
-        click.echo(
-            f"torchpar: {library} was preloaded, which may be why; to run without it: --set Allocator=glibc", err=True
-        )
+        warn([f"{library} was preloaded, which may be why; to run without it: --set Allocator=glibc"])
     return status
 
 
-def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoReturn:
+def _confine(plan: ServicePlan) -> Iterator[str]:
+    """Give this process the CPUs and memory of the plan; yields what to warn of."""
     notes = [direct.set_cpus(plan.cpus), direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)]
     missing = tuple(_beyond(plan))
     why = "no root" if systemd.is_running() else "no systemd here"
@@ -64,7 +62,10 @@ def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoR
         notes.append(f"{why}, so the job has no unit, and this is not set: {' '.join(missing)}")
     if systemd.is_running():
         notes.append("without root nothing keeps others off these CPUs; sudo torchpar run gives the job its own unit")
-    warn(note for note in notes if note)
+    yield from filter(None, notes)
+
+
+def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoReturn:
     settings = plan.service.settings
     direct.become(
         plan.command,

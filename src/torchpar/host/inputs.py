@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
-import click
-
-from torchpar.cli.paths import FilePath
 from torchpar.conf.services import Config, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
@@ -17,13 +13,11 @@ from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.facts.topology import HostFacts, parse_facts
 from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
-from torchpar.host.facts import add_interpreters, read_facts
+from torchpar.host.facts import add_interpreters, read_facts, read_manifest
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.plan.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.plan.opened import find_refused
 from torchpar.plan.ownership import add_questions, find_refusals
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 LIVE = Path("/")
 
@@ -32,12 +26,14 @@ _FACTS_LIMIT = 2**24  # those of a host with thousands of CPUs and devices have 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The conf, the facts, the texts the conf was read from, and what the host answers about the paths in it."""
+    """The conf, the facts, the texts the conf was read from, what the host answers about the paths in it, and what
+    tells later whether the host is still the one that was planned for."""
 
     config: Config
     facts: HostFacts
     files: tuple[ConfFile, ...]
     found: Mapping[Identity, Found]
+    manifest: Mapping[str, str]
 
     def unreachable(self) -> tuple[str, ...]:
         """What of what the conf names the services cannot use on this host, as warnings."""
@@ -55,17 +51,6 @@ class Inputs:
         problems = [problem for problems in self.refusals().values() for problem in problems]
         if problems:
             raise ConfigError(problems)
-
-
-def input_options(command: F) -> F:
-    """The options --root, --config and --facts, gathered by `load`."""
-    for option in (
-        click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR."),
-        click.option("--facts", "facts_file", type=FilePath(), help="Plan for the host of FILE."),
-        click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf."),
-    ):
-        command = option(command)
-    return command
 
 
 def load(
@@ -87,10 +72,11 @@ def load(
         )
     config = parse_config(files, facts)
     if facts_file is not None:
-        return Inputs(config, facts, files, {})
+        return Inputs(config, facts, files, {}, {})
     questions = add_questions(config, make_questions(config))
     found = ask(questions) if root == LIVE else ask_below(root, questions)
-    return Inputs(config, add_interpreters(facts, config, root, silent_paths(questions, found)), files, found)
+    facts = add_interpreters(facts, config, root, silent_paths(questions, found))
+    return Inputs(config, facts, files, found, read_manifest())
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:
