@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.machines.machine import Machine, MachineError
 from tests.machines.package import build_package
 from tests.machines.roots import Suite
-from tests.machines.wheel import MOUNT, PYTHON, suite_of_this_host, wheel_environment
+from tests.machines.wheel import MOUNT, PYTHON, wheel_environment, wheel_suite
 
 STACKS = ("wheel", *(suite.value for suite in Suite))
 JOBS = ("mlp", "conv", "encoder", "loader")
@@ -235,7 +235,7 @@ def main() -> None:
     arguments = parser.parse_args()
     figures: dict[str, dict[str, object]] = {}
     for stack in arguments.stacks:
-        suite = suite_of_this_host() if stack == "wheel" else Suite(stack)
+        suite = wheel_suite() if stack == "wheel" else Suite(stack)
         mounts = {MOUNT: wheel_environment(suite)} if stack == "wheel" else {}
         with Machine(suite, "bench", mounts=mounts) as machine:
             # The wheel brings its own BLAS and needs nothing of Debian's torch.

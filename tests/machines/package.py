@@ -14,15 +14,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.machines.container import Container
-from tests.machines.roots import TREE, Report, Suite, build_root, locked, make_root
+from tests.machines.roots import TREE, Report, Suite, build_root, locked, make_root, suite_of_this_host
 
-# As a user, since a build that needs root is a broken one, and without network, since a Debian builder has none.
+# $1 is for pytest. As a user, since a build that needs root is a broken one, and without network, since a Debian
+# builder has none.
 _BUILD = """
 useradd --create-home builder
 chown -R builder: /build
 cd /build/torchpar
 exec setpriv --reuid=builder --regid=builder --init-groups --reset-env \
-    dpkg-buildpackage --no-sign --build=source,all
+    env PYTEST_ADDOPTS="$1" dpkg-buildpackage --no-sign --build=source,all
 """
 
 # That an older release knows only an older Policy is not the package's fault.
@@ -42,7 +43,13 @@ class PackageError(Exception):
 
 
 def build_package(suite: Suite, report: Report = print, tree: Path = TREE) -> Path:
-    """The binary package of the tree as it is now, built on this release. It is built again only after a change."""
+    """The binary package of the tree as it is now, built on this release. It is built again only after a change.
+
+    The build runs the unit tests where nothing else does: with the Python of the other release than this host's, which
+    is that of `make unit`. Where that has run them, or the build of the tree that this one is a copy of, they are
+    collected alone, which shows that Debian's own pytest takes them.
+    """
+    collected = tree != TREE or suite is suite_of_this_host()
     target = tree / "build" / suite.value
     files = _source_files(tree)
     root = make_root(build_root(suite, tree), report)
@@ -57,7 +64,7 @@ def build_package(suite: Suite, report: Report = print, tree: Path = TREE) -> Pa
             with Container(root, f"{suite.value}-package") as container:
                 for file in files:
                     _copy(tree / file, container.layer / "build" / "torchpar" / file)
-                _run(container, _BUILD, (), target / "build.log")
+                _run(container, _BUILD, ["--collect-only" if collected else ""], target / "build.log")
                 for product in (container.layer / "build").glob("torchpar_*"):
                     shutil.copy(product, target)
             stamp.write_text(state)

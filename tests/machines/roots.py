@@ -42,6 +42,15 @@ class Suite(Enum):
         return {"bookworm": "Debian 12", "trixie": "Debian 13"}[self.value]
 
 
+_PYTHON_OF = {Suite.BOOKWORM: "Python 3.11.", Suite.TRIXIE: "Python 3.13."}
+
+
+def suite_of_this_host() -> Suite | None:
+    """The release whose Python is this host's, if it is one of them."""
+    version = subprocess.run(["/usr/bin/python3", "--version"], capture_output=True, text=True, check=True).stdout
+    return next((suite for suite, python in _PYTHON_OF.items() if version.startswith(python)), None)
+
+
 class Kind(Enum):
     """What a root is for."""
 

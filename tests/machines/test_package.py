@@ -97,7 +97,7 @@ def active(machine: Machine, unit: str) -> str:
 
 
 def test_the_build_is_reproducible(suite: Suite, deb: Path, tmp_path: Path, progress: Callable[[str], None]) -> None:
-    """The same sources give the same bytes, also from another folder and with other file times."""
+    """The same sources give the same bytes, also from another folder, with other file times and after fewer tests."""
     listing = subprocess.run(
         ["git", "-c", f"safe.directory={TREE}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=TREE,

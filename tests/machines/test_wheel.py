@@ -13,7 +13,7 @@ from tests.machines.stop_scripts import KINDS
 from tests.machines.test_apply import TRAIN, apply
 from tests.machines.test_ranks import kill_ranks, lines, run_examples
 from tests.machines.test_stop import HANDLES, came_to_its_end, save_and_stop, stop_and_start
-from tests.machines.wheel import MOUNT, PYTHON, suite_of_this_host, wheel_environment
+from tests.machines.wheel import MOUNT, PYTHON, wheel_environment, wheel_suite
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def wheel_machine(progress: Callable[[str], None]) -> Iterator[Machine]:
     """A machine with the package, the wheel and no torch of Debian's."""
     if missing := missing_here():
         pytest.fail(missing, pytrace=False)
-    suite = suite_of_this_host()
+    suite = wheel_suite()
     with Machine(suite, "wheel", mounts={MOUNT: wheel_environment(suite, progress)}, report=progress) as booted:
         booted.install_deb(build_package(suite, progress), recommends=False)
         yield booted

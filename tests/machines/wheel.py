@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.machines.roots import Report, Suite, cache, locked
+from tests.machines.roots import Report, Suite, cache, locked, suite_of_this_host
 
 TORCH = "2.13.0"
 
@@ -16,24 +16,20 @@ TORCH = "2.13.0"
 MOUNT = "/srv/wheel"
 PYTHON = f"{MOUNT}/bin/python3"
 
-_PYTHON_OF = {Suite.BOOKWORM: "Python 3.11", Suite.TRIXIE: "Python 3.13"}
-
 
 class WheelError(Exception):
     """There can be no such environment for the release on this host."""
 
 
-def suite_of_this_host() -> Suite:
-    """The release whose Python is this host's. Raises WheelError."""
-    version = subprocess.run(["/usr/bin/python3", "--version"], capture_output=True, text=True, check=True).stdout
-    for suite, python in _PYTHON_OF.items():
-        if version.startswith(f"{python}."):
-            return suite
-    raise WheelError(f"/usr/bin/python3 is {version.strip()}: no release's that is tested")
+def wheel_suite() -> Suite:
+    """The release whose machines can have the environment. Raises WheelError."""
+    if suite := suite_of_this_host():
+        return suite
+    raise WheelError("the Python of /usr/bin/python3 is no release's that is tested")
 
 
 def wheel_environment(suite: Suite, report: Report = print) -> Path:
-    """The folder of the environment, for a machine of suite_of_this_host(), to be mounted at MOUNT."""
+    """The folder of the environment, for a machine of wheel_suite(), to be mounted at MOUNT."""
     folder = cache() / f"wheel-{suite.value}-torch-{TORCH}"
     with locked(cache() / "wheel.lock"):
         if not (folder / "complete").exists():
