@@ -60,7 +60,7 @@ import torch.distributed
 torch.distributed.init_process_group("gloo")
 rank = os.environ["RANK"]
 def save(number, frame):
-    time.sleep(40 * int(rank))
+    time.sleep(35 * int(rank))
     print(f"rank {rank} has saved", flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
@@ -114,7 +114,7 @@ def test_slow_saves_are_not_cut_off_however_a_job_is_asked(host: Machine) -> Non
     host.write("/srv/plain.py", PLAIN)
     apply(
         host,
-        "[Train test-saves]\nScript=/srv/saves.py\nArguments=40\nRanks=2\n"
+        "[Train test-saves]\nScript=/srv/saves.py\nArguments=35\nRanks=2\n"
         "[Train test-handles]\nScript=/srv/handles.py\nRanks=2\nMaxRestarts=2\n"
         "[Train test-plain]\nScript=/srv/plain.py\n"
         "[Train test-plain-ranks]\nScript=/srv/plain.py\nRanks=2\n",
@@ -184,7 +184,7 @@ def test_a_stop_before_the_first_line_ends_the_job(host: Machine) -> None:
 def test_sigterm_from_elsewhere_is_a_failure_and_the_job_starts_again(host: Machine, ranks: int) -> None:
     """earlyoom sends it, say, to the main process or to a rank; Restart=no is respected."""
     host.write("/srv/plain.py", PLAIN)
-    host.write("/srv/handles.py", HANDLES.replace("40 * int(rank)", "0"))
+    host.write("/srv/handles.py", HANDLES.replace("35 * int(rank)", "0"))
     script, name = {1: "plain", 2: "handles"}[ranks], f"test-killed-{ranks}"
     unit = TRAIN.format(name)
     for restart, state in (("on-failure", "activating"), ("no", "failed")):
