@@ -132,10 +132,11 @@ test-runtime: $(SERVE_VENV)/complete
 test: check test-runtime test-serve test-machines
 .PHONY: test
 
+# Three at a time: two releases, and the tests with machines of their own. See tests/machines/conftest.py for their order.
 test-machines: $(VENV)/complete machine-packages
 	$(call twice,$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' \
-		'$(VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest' -v -m machine --numprocesses=2 --dist=loadgroup,\
-		tests/machines)
+		'$(VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest' -v -m machine --numprocesses=3 --dist=loadgroup \
+		--no-loadscope-reorder,tests/machines)
 .PHONY: test-machines
 
 demo: machine-packages

@@ -1,7 +1,7 @@
 """Fixtures for tests on booted machines. All tests in this folder are marked `machine`, and run on every release.
 
-`machine` has the package installed and is shared by all tests of a release: a test leaves it as it was. `bare_machine`
-is the test's own, without the package. SUITE=bookworm or SUITE=trixie in the environment keeps to one release.
+`machine` has the package installed and is shared by all tests of a release: a test leaves it as it was. SUITE=bookworm
+or SUITE=trixie in the environment keeps to one release.
 """
 
 from __future__ import annotations
@@ -25,14 +25,38 @@ _HERE = Path(__file__).parent
 _SUITES = [Suite(os.environ["SUITE"])] if os.environ.get("SUITE") else list(Suite)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder. Those that share a machine stay in one process, where the releases are tested at
-    the same time (pytest-xdist)."""
-    for item in items:
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.machine)
-            item.add_marker(pytest.mark.xdist_group(str(_parameters(item).get("suite", item.path.stem))))
+# The modules whose tests have machines of their own, those that take longest first.
+_OWN = ("test_wheel", "test_numa", "test_package", "test_machine", "test_lint")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark the tests of this folder, and put them in an order in which no process of pytest-xdist waits for another."""
+    ours = {item for item in items if _HERE in item.path.parents}
+    for item in ours:
+        item.add_marker(pytest.mark.machine)
+        suite, module, shared = _group(item)
+        item.add_marker(pytest.mark.xdist_group(suite if shared else f"{module} {suite}".strip()))
+    # After pytest, which puts the tests of a release together.
+    yield
+    items.sort(key=lambda item: _place(item) if item in ours else ())
+
+
+def _group(item: pytest.Item) -> tuple[str, str, bool]:
+    """The release of a test, its module, and whether it shares the machine of its release."""
+    suite = _parameters(item).get("suite")
+    shared = "machine" in getattr(item, "fixturenames", ())
+    return suite.value if isinstance(suite, Suite) else "", item.path.stem, shared
+
+
+def _place(item: pytest.Item) -> tuple[object, ...]:
+    """Where a test comes. First what shares a machine, which is for one process each; then the others, a group for each
+    module and release, for whichever process is free. One release has its modules the other way round: those that need
+    this host's ports, or all of its CPUs, do not meet."""
+    suite, module, shared = _group(item)
+    if shared:
+        return 0, suite, [-ord(letter) for letter in module] if suite == Suite.TRIXIE.value else module
+    return 1, _OWN.index(module) if module in _OWN else len(_OWN), module, suite
 
 
 def _parameters(item: pytest.Item) -> dict[str, object]:
@@ -98,11 +122,3 @@ def ports() -> Iterator[None]:
     """The ports of this host are the module's alone, as machines share its network."""
     with locked(cache() / "ports.lock"):
         yield
-
-
-@pytest.fixture
-def bare_machine(suite: Suite, deb: Path, progress: Callable[[str], None]) -> Iterator[Machine]:
-    """A fresh machine with nothing but the package's file, in /var/tmp/torchpar.deb."""
-    with Machine(suite, "bare", report=progress) as booted:
-        booted.push(deb, "/var/tmp/torchpar.deb")
-        yield booted
