@@ -54,7 +54,7 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     assert re.search(rf"drift +CPUs +planned 0-1; found: .* of process {pid} on 0", drifted.stdout)
     machine.run("taskset", "-apc", demo["cpus"], pid)
 
-    machine.wait_until(lambda: machine.show(UNIT, "ActiveState") != "active", "the end of the training", 400)
+    machine.wait_until(lambda: machine.show(UNIT, "ActiveState") != "active", "the end of the training", 1200)
     assert machine.show(UNIT, "Result") == "success"
     journal = machine.journal(UNIT)
     entropy = float(re.search(r"unigram entropy ([\d.]+)", journal)[1])  # type: ignore[index]
@@ -78,7 +78,7 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
 
 def test_a_finished_demo_says_so_and_a_stopped_one_goes_on(machine: Machine) -> None:
     """A checkpoint is worth a restart."""
-    machine.run("systemctl", "start", "--wait", UNIT, timeout=400)
+    machine.run("systemctl", "start", "--wait", UNIT, timeout=1200)
     machine.run("systemctl", "start", "--wait", UNIT)
     assert "already trained to the end" in machine.journal(UNIT)
     machine.sh('rm -rf "$1"', STATE)
