@@ -31,9 +31,7 @@ def plan(
     Services stay on the CPUs that they have in force, as far as these are still right; those that move are named.
     """
     inputs = load(root, facts_file, conf_file)
-    if afresh:
-        inputs = dataclasses.replace(inputs, facts=inputs.facts.afresh())
-    compiled = compile_conf(inputs)
+    compiled = compile_conf(dataclasses.replace(inputs, facts=inputs.facts.afresh()) if afresh else inputs)
     made = compiled.plan
     if svg:
         try:
