@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -169,7 +170,7 @@ def test_no_plan_of_the_store_ends_in_a_traceback(unpack: Callable[[str], Path])
             raise TorchparError(str(error)) from None
         for service in services:
             ranks = ({"pid": 7, "local_rank": 0},)
-            running = RunningUnit(service["unit"], 7, processes, True, CpuSet([0]), 1, 2, ranks)
+            running = RunningUnit(service.unit, 7, processes, True, CpuSet([0]), 1, 2, ranks)
             json.dumps([item.actual for item in verify(service, running)]).encode()
             compare_unit(service, {"DropInPaths": []})
         compared += 1
@@ -183,11 +184,21 @@ def test_a_plan_is_read_as_it_was_written(unpack: Callable[[str], Path]) -> None
     facts = read_facts(unpack("nri-xeon-pmem-6n"))
     plan = plan_json(make_plan(parse_config([ConfFile("/etc/torchpar.conf", CONFS[0])], facts), facts))
     for read, written in zip(parse_plan(json.dumps(plan)), plan["services"], strict=True):
-        assert read == {name: written[name] for name in read}
+        assert texts(read) == {name: written[name] for name in texts(read)}
+        assert read.cpuset == CpuSet.parse(written["allowed_cpus"])
     for service in plan["services"]:
         del service["allowed_cpus"], service["loader_cpus"], service["listen"], service["ranks"][0]["budget"]
     for read, written in zip(parse_plan(json.dumps(plan)), plan["services"], strict=True):
-        assert (read["allowed_cpus"], read["listen"], read["ranks"][0]["budget"]) == (written["cpus"], [], 0)
+        assert (str(read.cpuset), read.listen, read.ranks[0].budget) == (written["cpus"], (), 0)
+
+
+def texts(value: Any) -> Any:
+    """A record as JSON data."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: texts(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [texts(item) for item in value]
+    return str(value) if isinstance(value, CpuSet) else value
 
 
 @pytest.mark.parametrize(

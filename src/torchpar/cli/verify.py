@@ -10,6 +10,7 @@ from torchpar.cli.output import brief, echo_json
 from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
 from torchpar.verify.observe import item_json, observe_out_of_force, verify_unit
 
@@ -30,24 +31,24 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     verdicts = []
     services = _chosen(names)
     for service in services:
-        properties = systemd.unit_properties(service["unit"])
+        properties = systemd.unit_properties(service.unit)
         if not properties["MainPID"] or properties["ActiveState"] not in ("active", "reloading", "deactivating"):
             if names and not as_json:
-                click.echo(f"{service['unit']} is not running")
+                click.echo(f"{service.unit} is not running")
             continue
         items = verify_unit(service, properties)
         verdicts.append(summary(items))
         results.append(
             {
-                "unit": service["unit"],
+                "unit": service.unit,
                 "main_pid": properties["MainPID"],
                 "verdict": verdicts[-1].value,
                 "items": [item_json(item) for item in items],
             }
         )
         if not as_json:
-            _echo_unit(service["unit"], properties["MainPID"], verdicts[-1], items)
-    strays, notices = ([], []) if names else observe_out_of_force({service["unit"] for service in services})
+            _echo_unit(service.unit, properties["MainPID"], verdicts[-1], items)
+    strays, notices = ([], []) if names else observe_out_of_force({service.unit for service in services})
     for stray in strays:
         verdicts.append(Verdict.DRIFT)
         results.append({"unit": stray["unit"], "main_pid": stray["main_pid"], "verdict": "out of force", "items": []})
@@ -62,7 +63,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     return ExitStatus.UNKNOWN if Verdict.UNKNOWN in verdicts else ExitStatus.DONE
 
 
-def _chosen(names: tuple[str, ...]) -> list[dict[str, Any]]:
+def _chosen(names: tuple[str, ...]) -> list[ServiceRecord]:
     active = Store().active()
     if active is None:
         raise StoreError("nothing has been applied on this host yet; run: torchpar apply")
@@ -71,8 +72,7 @@ def _chosen(names: tuple[str, ...]) -> list[dict[str, Any]]:
         return list(services)
     chosen = []
     for name in names:
-        wanted = name.removeprefix("torchpar-").removesuffix(".service")
-        found = [s for s in services if wanted in (s["name"], f"{s['kind']}@{s['name']}")]
+        found = [service for service in services if service.is_called(name)]
         if not found:
             name = printable(name, 100)
             raise ConfigError([f"no service '{name}' in generation {active.number}; see: torchpar status"])

@@ -79,10 +79,10 @@ def read_active(store: Store) -> tuple[Generation, Content] | None:
 def check_in_force(generation: Generation) -> tuple[str, ...]:
     """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
     services = generation.read().services()
-    compared = [compare_unit(service, systemd.unit_properties(service["unit"])) for service in services]
+    compared = [compare_unit(service, systemd.unit_properties(service.unit)) for service in services]
     for service in services:
-        if service["listen"]:
-            compared.append(compare_socket(service, systemd.unit_properties(socket_of(service["unit"]))))
+        if service.listen:
+            compared.append(compare_socket(service, systemd.unit_properties(socket_of(service.unit))))
     wrong = _all(compared, "wrong")
     if wrong:
         raise SystemdError("\n".join(("systemd does not hold what was planned:", *wrong)))

@@ -10,14 +10,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import StoreError, printable
 from torchpar.contract.typed_json import ShapeError
 from torchpar.host.files import sync_directory, write_new
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.plan.record import parse_plan
+from torchpar.plan.record import ServiceRecord, parse_plan
 
 _LIMIT = 2**26  # of a file; the plan of a hundred services has less than 1 MiB
 
@@ -36,8 +35,8 @@ class Content:
     conf: tuple[ConfFile, ...]
     manifest: Mapping[str, str]
 
-    def services(self) -> tuple[dict[str, Any], ...]:
-        """The services of the plan, as plan_json() has them. Raises StoreError when it is no plan."""
+    def services(self) -> tuple[ServiceRecord, ...]:
+        """The services of the plan. Raises StoreError when it is no plan."""
         try:
             return parse_plan(self.plan)
         except ShapeError as error:

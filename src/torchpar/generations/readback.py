@@ -12,6 +12,7 @@ from typing import Any
 
 from torchpar.conf.values import MemoryPolicy
 from torchpar.contract.cpulist import CpuSet
+from torchpar.plan.record import ServiceRecord
 from torchpar.units.drop_ins import drop_in_path, socket_of
 
 # set_mempolicy(2) modes, which are the values of systemd's NUMAPolicy property; -1 is none.
@@ -33,15 +34,15 @@ class ReadBack:
     notes: tuple[str, ...]
 
 
-def compare_unit(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> ReadBack:
-    """Compare a unit's D-Bus properties with its plan, a service of plan_json()."""
-    return _compare(plan["unit"], _values(plan, properties), properties)
+def compare_unit(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBack:
+    """Compare a unit's D-Bus properties with its plan."""
+    return _compare(plan.unit, _values(plan, properties), properties)
 
 
-def compare_socket(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> ReadBack:
+def compare_socket(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBack:
     """Compare the D-Bus properties of an inference service's socket with the plan of the service."""
     held = " ".join(address for _, address in properties.get("Listen", ()))
-    return _compare(socket_of(plan["unit"]), [("ListenStream", held, " ".join(plan["listen"]))], properties)
+    return _compare(socket_of(plan.unit), [("ListenStream", held, " ".join(plan.listen))], properties)
 
 
 def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapping[str, Any]) -> ReadBack:
@@ -62,26 +63,27 @@ def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapp
     return ReadBack(tuple(differences), ())
 
 
-def _values(plan: Mapping[str, Any], properties: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    memory = plan["memory_policy"]
+def _values(plan: ServiceRecord, properties: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    memory = plan.memory_policy
     planned_sets = {
-        "CPUAffinity": plan["cpus"],
-        "AllowedCPUs": plan.get("allowed_cpus", plan["cpus"]),
-        "AllowedMemoryNodes": memory["allowed_nodes"],
-        "NUMAMask": memory["nodes"],
+        "CPUAffinity": plan.cpus,
+        "AllowedCPUs": plan.cpuset,
+        "AllowedMemoryNodes": memory.allowed_nodes,
+        "NUMAMask": memory.nodes,
     }
-    values = [(key, str(CpuSet.from_bitmap(properties.get(key, ()))), planned) for key, planned in planned_sets.items()]
-    values.append(("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, memory["policy"]))
+    held_sets = {key: CpuSet.from_bitmap(properties.get(key, ())) for key in planned_sets}
+    values = [(key, str(held_sets[key]), str(planned)) for key, planned in planned_sets.items()]
+    values.append(("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, memory.policy))
     held = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
-    values += [(f"Environment {name}", held.get(name, ""), value) for name, value in plan["environment"].items()]
-    if plan.get("user") is not None:  # not in plans of older versions
-        values.append(("User", str(properties.get("User", "")), plan["user"]))
-        paths = plan["read_write_paths"]
+    values += [(f"Environment {name}", held.get(name, ""), value) for name, value in plan.environment.items()]
+    if plan.user is not None:
+        values.append(("User", str(properties.get("User", "")), plan.user))
+        paths = plan.read_write_paths
         # Service.ReadWritePaths= adds to them.
         opened = [str(path) for path in properties.get("ReadWritePaths", ())][: len(paths)]
         values.append(("ReadWritePaths", " ".join(opened), " ".join(paths)))
-    if plan["command"]:
-        values.append(("ExecStart", " ".join(_argv(properties)), " ".join(plan["command"])))
+    if plan.command:
+        values.append(("ExecStart", " ".join(_argv(properties)), " ".join(plan.command)))
     return values
 
 

@@ -54,8 +54,8 @@ def retry_named(unit: str) -> None:
     active = read_active(Store()) if left > 0 else None
     services = active[1].services() if active else ()
     for service in services:
-        if service["unit"] == unit and service["enabled"]:
-            retry(unit, service["needed_files"], left)
+        if service.unit == unit and service.enabled:
+            retry(unit, service.needed_files, left)
 
 
 def retry(unit: str, files: Iterable[str], left: float) -> None:

@@ -1,11 +1,9 @@
-"""plan.json, read back: what a generation keeps of each service, checked, with what older plans leave out filled in."""
+"""plan.json, read back and checked: what a generation keeps of each service. It alone knows the older forms."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
@@ -15,14 +13,18 @@ _MOST_SERVICES = 10_000
 
 
 @dataclass(frozen=True)
-class _Policy:
+class PolicyRecord:
+    """Where a service's memory goes: systemd's word, its nodes, and the nodes that it may use at all."""
+
     policy: str
     nodes: CpuSet
     allowed_nodes: CpuSet
 
 
 @dataclass(frozen=True)
-class _Rank:
+class RankRecord:
+    """What one rank was given. `budget` is how many loader workers it could have."""
+
     local_rank: int
     cpus: CpuSet
     numa_nodes: CpuSet
@@ -34,15 +36,17 @@ class _Rank:
 
 
 @dataclass(frozen=True)
-class _Service:
+class ServiceRecord:
+    """What one service was given. None is what an older torchpar did not write: nothing is known of it."""
+
     unit: str
     kind: str
     name: str
     enabled: bool
     cpus: CpuSet
-    memory_policy: _Policy
+    memory_policy: PolicyRecord
     allocator: str
-    ranks: tuple[_Rank, ...]
+    ranks: tuple[RankRecord, ...]
     environment: Mapping[str, Text]
     command: tuple[Text, ...] = ()
     gpus: tuple[str, ...] = ()
@@ -53,23 +57,37 @@ class _Service:
     user: str | None = None
     read_write_paths: tuple[Text, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """What people call it, such as "train@demo"."""
+        return f"{self.kind}@{self.name}"
+
+    @property
+    def cpuset(self) -> CpuSet:
+        """All CPUs that its processes may use; an older torchpar allowed those that it computes on."""
+        return self.cpus if self.allowed_cpus is None else self.allowed_cpus
+
+    def is_called(self, name: str) -> bool:
+        """Whether a person means it: "demo", "train@demo", or the name of its unit."""
+        return name.removeprefix("torchpar-").removesuffix(".service") in (self.name, self.title)
+
 
 @dataclass(frozen=True)
 class _Plan:
-    services: tuple[_Service, ...]
+    services: tuple[ServiceRecord, ...]
 
 
-def parse_plan(text: str | bytes) -> tuple[dict[str, Any], ...]:
-    """The services of a plan_json() text, as that has them. Raises ShapeError with the place of what is wrong."""
+def parse_plan(text: str | bytes) -> tuple[ServiceRecord, ...]:
+    """The services of a plan_json() text. Raises ShapeError with the place of what is wrong."""
     plan = shape(parse_json(text), _Plan)
     if len(plan.services) > _MOST_SERVICES:
         raise ShapeError(f"services: are more than {_MOST_SERVICES}")
     for number, service in enumerate(plan.services):
-        if service.unit != f"torchpar-{service.kind}@{service.name}.service" or service.kind not in ("train", "infer"):
+        if service.unit != f"torchpar-{service.title}.service" or service.kind not in ("train", "infer"):
             raise ShapeError(f"services[{number}].unit: is not that of its kind and name")
         if not service.ranks or not service.cpus:
             raise ShapeError(f"services[{number}]: has no rank or no CPUs")
-    return tuple(_texts(service) for service in plan.services)
+    return plan.services
 
 
 @dataclass(frozen=True)
@@ -86,17 +104,3 @@ def parse_places(text: str | bytes) -> dict[str, Held]:
     """Where the services of a plan_json() text are, whatever else it says of them. Raises ShapeError."""
     services = shape(parse_json(text), _Places).services
     return {held.unit: Held(held.cpus, held.gpus, held.loader_cpus) for held in services}
-
-
-def _texts(value: Any) -> Any:
-    """JSON data again, with sets of CPUs as texts."""
-    if isinstance(value, CpuSet):
-        return str(value)
-    if dataclasses.is_dataclass(value):
-        named = {field.name: _texts(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if named.get("allowed_cpus", "") is None:
-            named["allowed_cpus"] = named["cpus"]
-        return named
-    if isinstance(value, tuple):
-        return [_texts(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import printable
 from torchpar.facts.running import Process, RunningUnit
+from torchpar.plan.record import ServiceRecord
 
 # The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.
 _POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleave", "local": "local"}
@@ -49,8 +49,8 @@ class Item:
     notice: str = ""
 
 
-def verify(plan: Mapping[str, Any], running: RunningUnit) -> tuple[Item, ...]:
-    """Compare a running unit with its plan, a service of plan_json()."""
+def verify(plan: ServiceRecord, running: RunningUnit) -> tuple[Item, ...]:
+    """Compare a running unit with its plan."""
     return (
         _cpus(plan, running),
         _cpuset(plan, running),
@@ -71,11 +71,11 @@ def summary(items: Sequence[Item]) -> Verdict:
     return Verdict.OK
 
 
-def _cpus(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+def _cpus(plan: ServiceRecord, running: RunningUnit) -> Item:
     """Every thread must be allowed what the service, or one of its ranks, was given: no more, no less."""
-    planned = {CpuSet.parse(plan["cpus"])}
-    for rank in plan["ranks"]:
-        own, loaders = CpuSet.parse(rank["cpus"]), CpuSet.parse(rank.get("loader_cpus", ""))
+    planned = {plan.cpus}
+    for rank in plan.ranks:
+        own, loaders = rank.cpus, rank.loader_cpus
         # Its loader workers are on their own CPUs or on all that are allowed.
         planned |= {own, loaders or own, own | loaders}
     wrong: list[str] = []
@@ -91,22 +91,21 @@ def _cpus(plan: Mapping[str, Any], running: RunningUnit) -> Item:
         ]
     count = sum(len(process.threads or ()) for process in running.processes)
     if wrong:
-        return Item("CPUs", Verdict.DRIFT, plan["cpus"], _first("; ", wrong))
+        return Item("CPUs", Verdict.DRIFT, str(plan.cpus), _first("; ", wrong))
     if unread or running.unread:
-        return _unread("CPUs", plan["cpus"], running)
-    return Item("CPUs", Verdict.OK, plan["cpus"], f"threads: {count}, processes: {len(running.processes)}")
+        return _unread("CPUs", str(plan.cpus), running)
+    return Item("CPUs", Verdict.OK, str(plan.cpus), f"threads: {count}, processes: {len(running.processes)}")
 
 
-def _cpuset(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+def _cpuset(plan: ServiceRecord, running: RunningUnit) -> Item:
     if running.cpuset is None:
-        return Item("cpuset", Verdict.NOT_APPLICABLE, plan["cpus"], "this host has no cpuset controller for systemd")
-    allowed = plan.get("allowed_cpus", plan["cpus"])
-    same = running.cpuset == CpuSet.parse(allowed)
-    return Item("cpuset", Verdict.OK if same else Verdict.DRIFT, allowed, str(running.cpuset))
+        return Item("cpuset", Verdict.NOT_APPLICABLE, str(plan.cpus), "this host has no cpuset controller for systemd")
+    same = running.cpuset == plan.cpuset
+    return Item("cpuset", Verdict.OK if same else Verdict.DRIFT, str(plan.cpuset), str(running.cpuset))
 
 
-def _memory_policy(plan: Mapping[str, Any], running: RunningUnit) -> Item:
-    policy, nodes = plan["memory_policy"]["policy"], plan["memory_policy"]["nodes"]
+def _memory_policy(plan: ServiceRecord, running: RunningUnit) -> Item:
+    policy, nodes = plan.memory_policy.policy, plan.memory_policy.nodes
     expected = f"{policy} {nodes}".strip()
     if not running.has_numa:
         return Item("memory policy", Verdict.NOT_APPLICABLE, expected, "this kernel has no NUMA policies")
@@ -124,31 +123,31 @@ def _memory_policy(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     return Item("memory policy", Verdict.OK, expected, _locality(plan, running) or wanted)
 
 
-def _policies_of_ranks(plan: Mapping[str, Any], word: str, nodes: str) -> set[str]:
+def _policies_of_ranks(plan: ServiceRecord, word: str, nodes: CpuSet) -> set[str]:
     """What the ranks make of the service's policy: each has those of its nodes that are near its own CPUs."""
     policies = set()
-    for rank in plan["ranks"] if nodes and len(plan["ranks"]) > 1 else ():
-        near = CpuSet.parse(rank["numa_nodes"])
+    for rank in plan.ranks if nodes and len(plan.ranks) > 1 else ():
+        near = rank.numa_nodes
         if near:
-            near = CpuSet([near.first()]) if word == "prefer" else near & CpuSet.parse(nodes)
+            near = CpuSet([near.first()]) if word == "prefer" else near & nodes
             policies.add(f"{word}:{near}")
     return policies
 
 
-def _locality(plan: Mapping[str, Any], running: RunningUnit) -> str:
+def _locality(plan: ServiceRecord, running: RunningUnit) -> str:
     pages: Counter[int] = Counter()
     for process in running.processes:
         pages.update(process.pages or {})
-    planned = CpuSet.parse(plan["memory_policy"]["nodes"] or plan["ranks"][0]["numa_nodes"])
+    planned = plan.memory_policy.nodes or plan.ranks[0].numa_nodes
     if not planned or not pages:
         return ""
     local = sum(count for node, count in pages.items() if node in planned)
     return f"{100 * local / pages.total():.0f} % of its pages on node {planned}"
 
 
-def _allocator(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+def _allocator(plan: ServiceRecord, running: RunningUnit) -> Item:
     """The malloc of the main process, and of each rank where that is torchrun: ranks are what allocates."""
-    expected = "glibc" if plan["allocator"] == "none" else plan["allocator"]
+    expected = "glibc" if plan.allocator == "none" else plan.allocator
     ranks = {rank.get("pid") for rank in running.ranks}
     looked_at = [process for process in running.processes if process.pid == running.main_pid or process.pid in ranks]
     all_seen = not running.unread or ranks <= {process.pid for process in running.processes}
@@ -159,7 +158,7 @@ def _allocator(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     why = _without_preload(running)
     notice = why and (
         f"runs with glibc's malloc, since its last start with {expected} preloaded failed ({why}); Allocator=glibc in"
-        f" [Train {plan['name']}] makes that permanent, see HOW A PRELOAD IS LEFT OUT in torchpar-runtime(7)"
+        f" [Train {plan.name}] makes that permanent, see HOW A PRELOAD IS LEFT OUT in torchpar-runtime(7)"
     )
     return Item("allocator", Verdict.OK if same else Verdict.DRIFT, expected, ", ".join(found), "" if same else notice)
 
@@ -171,8 +170,8 @@ def _without_preload(running: RunningUnit) -> str:
     return printable(why, 200)
 
 
-def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
-    planned = plan["environment"]
+def _environment(plan: ServiceRecord, running: RunningUnit) -> Item:
+    planned = plan.environment
     expected = f"{len(planned)} variables"
     main = _main(running)
     if main is None or main.environment is None:
@@ -189,24 +188,24 @@ def _environment(plan: Mapping[str, Any], running: RunningUnit) -> Item:
     return Item("environment", Verdict.DRIFT if wrong else Verdict.OK, expected, "; ".join(wrong) or "as planned")
 
 
-def _threads(plan: Mapping[str, Any], running: RunningUnit) -> Item:
+def _threads(plan: ServiceRecord, running: RunningUnit) -> Item:
     """What torch itself says, once the script has imported it, and whether other processes compute too."""
-    planned = {rank["local_rank"]: rank["threads"] for rank in plan["ranks"]}
+    planned = {rank.local_rank: rank.threads for rank in plan.ranks}
     expected = ", ".join(str(threads) for threads in planned.values())
     pids = {process.pid for process in running.processes}
-    if plan["kind"] == "train" and len(planned) == 1 and (item := _own_ranks(plan, running, expected)):
+    if plan.kind == "train" and len(planned) == 1 and (item := _own_ranks(plan, running, expected)):
         return item
     told = {rank.get("local_rank"): rank.get("threads") for rank in running.ranks if rank.get("pid") in pids}
     if not told and not running.unread:
         return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
     actual = ", ".join(str(told.get(rank, "?")) for rank in planned)
-    same = all(planned.get(rank) == threads for rank, threads in told.items())
+    same = all(rank in planned and planned[rank] == threads for rank, threads in told.items())
     if same and running.unread:
         return _unread("threads", expected, running)
     return Item("threads", Verdict.OK if same else Verdict.DRIFT, expected, f"torch computes with {actual}")
 
 
-def _own_ranks(plan: Mapping[str, Any], running: RunningUnit, expected: str) -> Item | None:
+def _own_ranks(plan: ServiceRecord, running: RunningUnit, expected: str) -> Item | None:
     """Processes of a job of one rank that multiply its threads beyond its CPUs: ranks that its script starts, mostly.
 
     Ranks do the same work, each with several threads that are nearly as busy as the busiest of all. Loader workers and
@@ -217,7 +216,7 @@ def _own_ranks(plan: Mapping[str, Any], running: RunningUnit, expected: str) -> 
         return None
     busy = [sum(2 * seconds >= busiest for seconds in process.cpu_seconds.values()) for process in running.processes]
     threads = [count for count in busy if count > 1]
-    cpus = len(CpuSet.parse(plan["cpus"]))
+    cpus = len(plan.cpus)
     if len(threads) < 2 or sum(threads) <= cpus:
         return None
     actual = f"{len(threads)} processes compute with {sum(threads)} threads on {cpus} CPUs"

@@ -27,6 +27,7 @@ from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
 from torchpar.plan.plan import make_plan
+from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary, verify
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
@@ -55,7 +56,7 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     """The whole state as JSON data. Whatever cannot be read is said in it, not raised."""
     notices: list[str] = []
     # None where that cannot be known.
-    planned: tuple[dict[str, Any], ...] | None = None
+    planned: tuple[ServiceRecord, ...] | None = None
     try:
         active = store.active()
         content = active.read() if active else None
@@ -115,7 +116,7 @@ def _unconfirmed(store: Store, active: Generation, notices: list[str]) -> Unconf
         return None
 
 
-def _planned(content: Content, notices: list[str]) -> tuple[dict[str, Any], ...] | None:
+def _planned(content: Content, notices: list[str]) -> tuple[ServiceRecord, ...] | None:
     try:
         return content.services()
     except StoreError as error:
@@ -197,18 +198,22 @@ def _out_of_force(unit: str, kind: str, name: str, until: float) -> dict[str, An
     }  # fmt: skip
 
 
-def observe_service(plan: Mapping[str, Any], in_force_since: float, until: float = math.inf) -> dict[str, Any]:
+def observe_service(plan: ServiceRecord, in_force_since: float, until: float = math.inf) -> dict[str, Any]:
     """One service: its state in words, and whether it runs as planned."""
-    unit = plan["unit"]
-    row = {
+    unit = plan.unit
+    row: dict[str, Any] = {
         "unit": unit,
-        **{key: plan[key] for key in ("kind", "name", "enabled", "cpus", "memory_policy", "allocator")},
+        "kind": plan.kind,
+        "name": plan.name,
+        "enabled": plan.enabled,
+        "cpus": str(plan.cpus),
+        "memory_policy": {key: str(value) for key, value in vars(plan.memory_policy).items()},
+        "allocator": plan.allocator,
+        "in_force": True,
+        "threads": [rank.threads for rank in plan.ranks],
+        "loader_workers": [rank.loader_workers for rank in plan.ranks],
+        "budgets": [rank.budget for rank in plan.ranks],
     }
-    row["in_force"] = True
-    row["threads"] = [rank["threads"] for rank in plan["ranks"]]
-    row["loader_workers"] = [rank["loader_workers"] for rank in plan["ranks"]]
-    # Not in plans of older versions.
-    row["budgets"] = [rank.get("budget", 0) for rank in plan["ranks"]]
     try:
         properties = systemd.unit_properties(unit)
     except TorchparError as error:
@@ -225,19 +230,19 @@ def observe_service(plan: Mapping[str, Any], in_force_since: float, until: float
         if properties["ActiveEnterTimestamp"] / 1e6 < in_force_since:
             notices.append(f"{unit} runs with what was in force when it started ({what}): systemctl restart {unit}")
         else:
-            notices.append(f"{unit} does not run as planned ({what}): torchpar verify {plan['kind']}@{plan['name']}")
+            notices.append(f"{unit} does not run as planned ({what}): torchpar verify {plan.title}")
     return {**row, "placed": verdict.value, "items": [item_json(item) for item in items], "notices": notices}
 
 
 def verify_unit(
-    plan: Mapping[str, Any], properties: Mapping[str, Any], seconds: float = SECONDS
+    plan: ServiceRecord, properties: Mapping[str, Any], seconds: float = SECONDS
 ) -> tuple[Item, ...]:
     """Compare a running unit with its plan; its processes are read for so many seconds at the most."""
     running = read_running_unit(
-        plan["unit"],
+        plan.unit,
         properties["MainPID"],
         properties.get("ControlGroup", ""),
-        variables={*plan["environment"], preload.WITHOUT},
+        variables={*plan.environment, preload.WITHOUT},
         seconds=seconds,
     )
     return verify(plan, running)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.unit.hosts import make_host
+from tests.unit.records import make_record
 from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.generations.readback import compare_socket, compare_unit
 from torchpar.plan.plan import make_plan, plan_json
-from torchpar.plan.record import parse_plan
+from torchpar.plan.record import ServiceRecord, parse_plan
 
 OURS = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
 OVERRIDE = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"
@@ -21,12 +22,16 @@ OVERRIDE = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"
 LINES = "Script=/a.py\nEnabled=yes\nReadWritePaths=/data\nService.ReadWritePaths=/by/hand\n"
 
 
-def make_service() -> dict[str, Any]:
+def make_plan_json() -> dict[str, Any]:
     """The plan of [Train a] on a host of four cores and one node."""
     host = make_host()
     config = parse_config([ConfFile("/c", f"[Host]\nReserveCores=0\n[Train a]\n{LINES}")], host)
-    # As a generation keeps it, since that is what a unit is compared with.
-    return parse_plan(json.dumps(plan_json(make_plan(config, host))))[0]
+    return plan_json(make_plan(config, host))
+
+
+def make_service() -> ServiceRecord:
+    """As a generation keeps it, since that is what a unit is compared with."""
+    return parse_plan(json.dumps(make_plan_json()))[0]
 
 
 def held(**changes: Any) -> dict[str, Any]:
@@ -41,8 +46,8 @@ def held(**changes: Any) -> dict[str, Any]:
         "NUMAPolicy": 1,
         "User": "torchpar",
         "ReadWritePaths": ["/data", "/by/hand"],
-        "Environment": [f"{name}={value}" for name, value in service["environment"].items()] + ["LANG=C"],
-        "ExecStart": [["/usr/bin/python3", service["command"], False, 0, 0, 0, 0, 0, 0, 0]],
+        "Environment": [f"{name}={value}" for name, value in service.environment.items()] + ["LANG=C"],
+        "ExecStart": [["/usr/bin/python3", service.command, False, 0, 0, 0, 0, 0, 0, 0]],
     }
     return {**properties, **changes}
 
@@ -76,7 +81,8 @@ def test_a_difference_is_wrong_and_named(changes: dict[str, Any], message: str) 
 
 def test_a_plan_of_an_older_version_says_nothing_of_user_and_paths() -> None:
     """So neither is compared: what systemd holds of them is the older version's."""
-    older = [{k: v for k, v in make_service().items() if k not in ("user", "read_write_paths")}]
+    (whole,) = make_plan_json()["services"]
+    older = [{k: v for k, v in whole.items() if k not in ("user", "read_write_paths")}]
     (service,) = parse_plan(json.dumps({"services": older}))
     assert not compare_unit(service, held(User="x", ReadWritePaths=["/x"])).wrong
 
@@ -90,7 +96,7 @@ def test_a_difference_behind_an_override_is_the_administrators() -> None:
 
 def test_a_socket_listens_where_planned() -> None:
     """Listen is a(ss) on D-Bus: kind and address."""
-    plan = {"unit": "torchpar-infer@a.service", "listen": ["127.0.0.1:8000", "[::1]:8000"]}
+    plan = make_record({"unit": "torchpar-infer@a.service", "listen": ["127.0.0.1:8000", "[::1]:8000"]})
     drop_in = "/run/systemd/generator/torchpar-infer@a.socket.d/20-torchpar.conf"
     listen = [["Stream", "127.0.0.1:8000"], ["Stream", "[::1]:8000"]]
     assert not compare_socket(plan, {"DropInPaths": [drop_in], "Listen": listen}).wrong

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.records import make_record
 from tests.unit.verify.test_compare import PLAN
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.running import RunningUnit
@@ -72,7 +73,7 @@ def test_no_name_of_a_file_is_taken_for_what_the_kernel_says(tmp_path: Path, nam
     (found,) = unit.processes
     assert (found.policies, found.pages) == ({"prefer:0": 1, "default": 2}, {0: 5, 1: 2})
     assert found.allocator == "glibc"
-    for item in verify(PLAN, unit):
+    for item in verify(make_record(PLAN), unit):
         assert all(text.isprintable() for text in item_json(item).values())
 
 
@@ -84,7 +85,7 @@ def test_a_process_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
     began = time.monotonic()
     unit = look(tmp_path, seconds=0.2)
     assert time.monotonic() - began < 30 and "have not answered within 0.2 s" in unit.unread
-    items = verify(PLAN, unit)
+    items = verify(make_record(PLAN), unit)
     assert Verdict.OK not in {item.verdict for item in items if item.what not in ("cpuset", "CPU quota")}
     assert {item.notice for item in items if item.notice} == {f"cannot be seen as a whole: {unit.unread}"}
     os.close(os.open(folder / "numa_maps", os.O_RDWR))
@@ -99,7 +100,7 @@ def test_what_has_no_end_is_unknown(tmp_path: Path, name: str) -> None:
     unit = look(tmp_path)
     assert "too long" in unit.unread
     item = {"maps": "allocator", "numa_maps": "memory policy", "environ": "environment"}[name]
-    assert {found.what: found.verdict for found in verify(PLAN, unit)}[item] is Verdict.UNKNOWN
+    assert {found.what: found.verdict for found in verify(make_record(PLAN), unit)}[item] is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_threads_with_the_same_cpus_share_them_and_all_are_counted(
         ThreadReader(ProcReader(60, str(tmp_path))).read(10)
     unit = look(tmp_path)
     assert unit.processes[0].threads is None and "its threads" in unit.unread
-    assert {item.what: item.verdict for item in verify(PLAN, unit)}["CPUs"] is Verdict.UNKNOWN
+    assert {item.what: item.verdict for item in verify(make_record(PLAN), unit)}["CPUs"] is Verdict.UNKNOWN
     for tid in range(20, 60):
         (folder / f"{tid}/status").write_bytes(STATUS)
     assert look(tmp_path).unread == ""
@@ -191,7 +192,7 @@ def test_more_processes_than_can_be_read_in_time_are_unknown(tmp_path: Path, mon
         read.clear()
         most += 1
         unit = read_running_unit(UNIT, 10, "/group", variables=("OMP_NUM_THREADS",), proc=str(tmp_path))
-        found = {item.what: item.verdict for item in verify(PLAN, unit)}
+        found = {item.what: item.verdict for item in verify(make_record(PLAN), unit)}
         assert read[0] == 10 and found["CPUs"] is cpus
         assert found["memory policy"] is found["threads"] is Verdict.UNKNOWN
         assert found["allocator"] is found["environment"] is Verdict.OK
@@ -202,7 +203,7 @@ def test_what_is_wrong_with_thousands_of_processes_is_a_line(tmp_path: Path) -> 
     process(tmp_path, status=STATUS.replace(b"0-1", b"5"))
     unit = look(tmp_path)
     many = RunningUnit(UNIT, 10, unit.processes * 10_000, True)
-    (item,) = (item for item in verify(PLAN, many) if item.what == "CPUs")
+    (item,) = (item for item in verify(make_record(PLAN), many) if item.what == "CPUs")
     assert len(item.actual) < 1000 and item.actual.endswith("; 9990 more")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.records import make_record
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.host import processes
@@ -58,19 +59,20 @@ def verdicts(process: dict[str, Any] | None = None, **unit: Any) -> dict[str, Ve
     """The verdict of each item for a unit that differs in these fields."""
     changed = dataclasses.replace(PROCESS, **(process or {}))
     running = dataclasses.replace(RUNNING, processes=(changed,), **unit)
-    return {item.what: item.verdict for item in verify(PLAN, running)}
+    return {item.what: item.verdict for item in verify(make_record(PLAN), running)}
 
 
 def test_a_unit_that_runs_as_planned_is_ok_in_every_item() -> None:
     """Seven items, all ok."""
     assert set(verdicts().values()) == {Verdict.OK} and len(verdicts()) == 7
-    assert summary(verify(PLAN, RUNNING)) is Verdict.OK
+    assert summary(verify(make_record(PLAN), RUNNING)) is Verdict.OK
 
 
 @pytest.mark.parametrize("cpus", [CpuSet([1]), CpuSet([0, 1, 2]), CpuSet([5])])
 def test_one_thread_elsewhere_is_drift(cpus: CpuSet) -> None:
     """On fewer CPUs, on more, or on others: all cost speed, the service's own or another's."""
-    found = verify(PLAN, dataclasses.replace(RUNNING, processes=(dataclasses.replace(PROCESS, threads={11: cpus}),)))
+    process = dataclasses.replace(PROCESS, threads={11: cpus})
+    found = verify(make_record(PLAN), dataclasses.replace(RUNNING, processes=(process,)))
     assert found[0].verdict is Verdict.DRIFT and f"1 of 1 threads of process 10 on {cpus}" in found[0].actual
 
 
@@ -78,7 +80,7 @@ def test_a_rank_may_have_its_own_part_of_the_services_cpus() -> None:
     """Each rank is bound to its share."""
     plan = {**PLAN, "ranks": [{**PLAN["ranks"][0], "cpus": "0"}, {**PLAN["ranks"][0], "local_rank": 1, "cpus": "1"}]}
     process = dataclasses.replace(PROCESS, threads={10: CpuSet([1])})
-    assert verify(plan, dataclasses.replace(RUNNING, processes=(process,)))[0].verdict is Verdict.OK
+    assert verify(make_record(plan), dataclasses.replace(RUNNING, processes=(process,)))[0].verdict is Verdict.OK
 
 
 def test_a_rank_without_the_allocator_is_drift() -> None:
@@ -87,7 +89,7 @@ def test_a_rank_without_the_allocator_is_drift() -> None:
     running = dataclasses.replace(RUNNING, processes=(PROCESS, *others))
     rank = {"local_rank": 0, "threads": 2}
     for pid, verdict in ((10, Verdict.OK), (11, Verdict.DRIFT), (12, Verdict.OK)):
-        item = verify(PLAN, dataclasses.replace(running, ranks=({"pid": pid, **rank},)))[3]
+        item = verify(make_record(PLAN), dataclasses.replace(running, ranks=({"pid": pid, **rank},)))[3]
         assert (item.what, item.verdict) == ("allocator", verdict)
 
 
@@ -108,7 +110,7 @@ def test_a_rank_has_the_nodes_of_the_policy_that_are_near_its_cpus(policy: str, 
     nodes = "0" if policy == "preferred" else "0-1"
     plan = {**PLAN, "ranks": ranks, "memory_policy": {"policy": policy, "nodes": nodes, "allowed_nodes": "0-1"}}
     process = dataclasses.replace(PROCESS, policies={found: 9})
-    items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
+    items = {item.what: item for item in verify(make_record(plan), dataclasses.replace(RUNNING, processes=(process,)))}
     assert items["memory policy"].verdict is verdict
 
 
@@ -135,7 +137,7 @@ def test_ranks_that_a_script_starts_are_told_when_their_threads_are_more_than_th
     """By what has computed, not by what could."""
     processes = tuple(dataclasses.replace(PROCESS, pid=10 + n, cpu_seconds=s) for n, s in enumerate(seconds))
     running = dataclasses.replace(RUNNING, processes=processes or (PROCESS,))
-    item = next(item for item in verify(PLAN, running) if item.what == "threads")
+    item = next(item for item in verify(make_record(PLAN), running) if item.what == "threads")
     assert item.verdict is (Verdict.DRIFT if count else Verdict.OK)
     assert item.notice == (
         f"has {count} processes that compute with {2 * count} threads on 2 CPUs: Threads=1 divides the CPUs among them;"
@@ -145,8 +147,8 @@ def test_ranks_that_a_script_starts_are_told_when_their_threads_are_more_than_th
     )
     # Room for all, ranks of the plan, and processes of a server.
     ranks = [{**PLAN["ranks"][0], "local_rank": n} for n in (0, 1)]
-    for other in ({"cpus": "0-15"}, {"ranks": ranks}, {"kind": "infer"}):
-        found = verify({**PLAN, **other}, running)
+    for other in ({"cpus": "0-15"}, {"ranks": ranks}, {"kind": "infer", "unit": "torchpar-infer@a.service"}):
+        found = verify(make_record({**PLAN, **other}), running)
         assert not any(item.notice for item in found)
 
 
@@ -197,13 +199,14 @@ def test_another_value_than_planned_is_drift(process: dict[str, Any], item: str)
 def test_a_job_without_the_preload_that_killed_it_drifts_in_one_item_which_says_why() -> None:
     """Its environment is as planned but for that; what the process wrote there is not trusted."""
     planned = {**PLAN["environment"], "LD_PRELOAD": "/l.so", "TORCHPAR_PRELOAD": "/l.so"}
-    plan = {**PLAN, "name": "a", "environment": planned}
+    plan = {**PLAN, "environment": planned}
     environment = {**PLAN["environment"], "TORCHPAR_PRELOAD": "/l.so"}
     notices = {"\x1b[1mSIGABRT after 2 s": "runs with glibc's malloc, since its last start with jemalloc", "": ""}
     for why, notice in notices.items():
         told = {**environment, "TORCHPAR_WITHOUT_PRELOAD": why} if why else environment
         process = dataclasses.replace(PROCESS, allocator="glibc", environment=told)
-        items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
+        running = dataclasses.replace(RUNNING, processes=(process,))
+        items = {item.what: item for item in verify(make_record(plan), running)}
         assert (items["allocator"].verdict, items["allocator"].actual) == (Verdict.DRIFT, "glibc")
         assert items["allocator"].notice.startswith(notice) and bool(items["allocator"].notice) == bool(why)
         assert items["environment"].verdict is (Verdict.OK if why else Verdict.DRIFT)
@@ -217,7 +220,7 @@ def test_what_a_process_makes_of_its_variables_is_a_line_of_text(value: str) -> 
     environment = {"OMP_NUM_THREADS": value, "TORCHPAR_WITHOUT_PRELOAD": value}
     process = dataclasses.replace(PROCESS, allocator="glibc", environment=environment)
     running = dataclasses.replace(RUNNING, processes=(process,))
-    for item in verify({**PLAN, "name": "a"}, running):
+    for item in verify(make_record(PLAN), running):
         for text in item_json(item).values():
             assert text.isprintable() and len(text) < 1000, text
 
@@ -239,7 +242,7 @@ def test_what_only_root_may_read_is_unknown_and_never_ok(process: dict[str, Any]
 def test_a_process_that_has_overwritten_its_environment_is_unknown_and_no_drift() -> None:
     """setproctitle does that; the variables that the process was started with are in force all the same."""
     running = dataclasses.replace(RUNNING, processes=(dataclasses.replace(PROCESS, environment={}),))
-    item = next(item for item in verify(PLAN, running) if item.what == "environment")
+    item = next(item for item in verify(make_record(PLAN), running) if item.what == "environment")
     assert item.verdict is Verdict.UNKNOWN
     assert "overwritten" in item.actual
 
