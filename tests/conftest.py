@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,10 @@ class _Guard:
             self.seen.append(f"{event}{arguments!r:.200}")
             raise RuntimeError(f"this test may not start a process ({event}); mark it with @pytest.mark.subprocess")
 
+
+# A job in the background of a shell ignores SIGINT, and so would everything that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _guard = _Guard()
 sys.addaudithook(_guard.hook)
