@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.unit.records import make_record
 from torchpar.generations.readback import compare_unit
 from torchpar.host.systemd import object_path, parse_properties
+from torchpar.plan.record import ServiceRecord
 
 ANSWERS = Path(__file__).parents[1] / "busctl"
 
@@ -26,7 +28,7 @@ def make_memory(policy: str, nodes: str, allowed_nodes: str) -> dict[str, Any]:
     return {"memory_policy": {"policy": policy, "nodes": nodes, "allowed_nodes": allowed_nodes}}
 
 
-def make_plan(**changes: Any) -> dict[str, Any]:
+def make_plan(**changes: Any) -> ServiceRecord:
     """The service in the plan that was in force, but for these."""
     planned = {
         "unit": UNIT,
@@ -35,7 +37,7 @@ def make_plan(**changes: Any) -> dict[str, Any]:
         "environment": {"OMP_NUM_THREADS": "2", "LD_PRELOAD": "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"},
         "command": ["/usr/bin/python3", "/usr/lib/torchpar/run.py", "--", "/srv/job.py"],
     }
-    return {**planned, **changes}
+    return make_record({**planned, **changes})
 
 
 def test_every_property_has_its_plain_value(properties: dict[str, Any]) -> None:
