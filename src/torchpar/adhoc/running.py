@@ -14,12 +14,13 @@ import stat
 from torchpar.adhoc import plan
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import VARIABLE
+from torchpar.contract.paths import PROGRAMS
 from torchpar.host import systemd
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.host.threads import ThreadReader
 
-_LAUNCHERS = b"/usr/lib/torchpar/"
+_PROGRAMS = f"{PROGRAMS}/".encode()
 _SERVICE = re.compile(rb"/torchpar-(train|infer)@")
 _JOB = re.compile(rb"/torchpar-run-")
 _USERS = re.compile(rb"^Uid:\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
@@ -62,7 +63,7 @@ def _is_own_job(proc: ProcReader, pid: int, told: bool) -> bool:
         if os.stat(f"{proc.root}/{pid}").st_uid != uid:
             return False
         words = proc.start(f"{pid}/cmdline", 4096).split(b"\0")
-        if len(words) < 2 or not words[1].startswith(_LAUNCHERS):
+        if len(words) < 2 or not words[1].startswith(_PROGRAMS):
             return False
         users = _USERS.search(proc.read(f"{pid}/status"))
         if not users or {int(number) for number in users.groups()} != {uid}:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from torchpar.contract.paths import JOBS, STOP
 from torchpar.plan.plan import ServicePlan
-from torchpar.units.drop_ins import AFTER_GRACE, STOP, placement_settings
+from torchpar.units.drop_ins import AFTER_GRACE, placement_settings
 
 # As in torchpar-train@.service, and why there.
 _ALWAYS = (
@@ -41,7 +42,7 @@ def make_command(plan: ServicePlan, *, unit: str, user: str, directory: str, env
         *([f"--gid={settings.group}"] if settings.group else []),
         f"--working-directory={settings.working_directory or directory}",
         # Where stop_requested() says that the script asks, and stop looks.
-        f"--property=RuntimeDirectory=torchpar-jobs/{unit.removesuffix('.service')}",
+        f"--property=RuntimeDirectory={JOBS.removeprefix('/run/')}/{unit.removesuffix('.service')}",
         *(f"--property={key}={value}" for key, value in _properties(plan)),
         # It is gone when the job runs, and for ExecStop= it would be read again.
         f"--property=EnvironmentFile=-{environment_file}",

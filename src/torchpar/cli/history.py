@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.contract import unit_names
 from torchpar.contract.errors import StoreError
 from torchpar.generations.enforce import read_active
 from torchpar.generations.generation import Generation
@@ -74,7 +75,7 @@ def _changed(generation: Generation, older: Generation | None) -> str:
         return str(error)
     by_what: dict[str, list[str]] = {}
     for change in compare(old.files, new.files) + compare_links(old.links, new.links):
-        by_what.setdefault(change.what, []).append(change.unit.removeprefix("torchpar-").removesuffix(".service"))
+        by_what.setdefault(change.what, []).append(unit_names.shorten(change.unit))
     return "; ".join(f"{what} {_few(units)}" for what, units in by_what.items()) or "no unit"
 
 

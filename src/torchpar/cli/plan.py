@@ -70,7 +70,7 @@ def _row(plan: ServicePlan) -> tuple[str, ...]:
     threads = sorted({rank.threads for rank in plan.ranks}, reverse=True)
     workers = sorted({rank.loader_workers for rank in plan.ranks}, reverse=True)
     return (
-        f"{plan.service.kind.value}@{plan.service.name}",
+        plan.service.title,
         "yes" if plan.service.settings.enabled else "no",
         shorten(str(plan.cpus)) + ("" if plan.own else "*"),
         str(plan.cores),

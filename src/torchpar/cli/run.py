@@ -26,6 +26,7 @@ from torchpar.cli.output import warn
 from torchpar.conf.services import AD_HOC
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError
+from torchpar.contract.paths import RUN
 from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
@@ -33,7 +34,7 @@ from torchpar.host.conf import ConfReader
 from torchpar.host.inputs import Inputs, load
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
-from torchpar.plan.plan import RUN, ServicePlan
+from torchpar.plan.plan import ServicePlan
 
 # Long enough for another `torchpar run` to choose its CPUs and have systemd start the job.
 TURN_SECONDS = 10

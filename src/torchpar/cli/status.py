@@ -9,6 +9,7 @@ import click
 from torchpar.cli.output import brief, echo_json, echo_table, shorten
 from torchpar.contract.errors import ConfigError, ExitStatus, printable
 from torchpar.contract.typed_json import shape
+from torchpar.contract.unit_names import is_called, title_of
 from torchpar.daemon.client import ask_daemon, why_no_answer
 from torchpar.generations.enforce import WAY_BACK
 from torchpar.generations.store import Store
@@ -66,15 +67,14 @@ def _exit_status(services: list[dict[str, Any]]) -> ExitStatus:
 
 
 def _is_named(service: dict[str, Any], names: tuple[str, ...]) -> bool:
-    known = {service["unit"], service["name"], f"{service['kind']}@{service['name']}"}
-    return bool(known & set(names))
+    return any(is_called(service["kind"], service["name"], name) for name in names)
 
 
 def _row(service: dict[str, Any]) -> tuple[str, ...]:
     policy = service["memory_policy"]
     drifted = [item["what"] for item in service["items"] if item["verdict"] == "drift"]
     return (
-        f"{service['kind']}@{service['name']}",
+        title_of(service["kind"], service["name"]),
         service["state"],
         f"{service['placed'] or ''}{': ' + ', '.join(drifted) if drifted else ''}",
         shorten(service["cpus"]),

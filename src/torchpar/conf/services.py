@@ -31,6 +31,7 @@ from torchpar.conf.settings import (
 from torchpar.conf.syntax import MOST_PROBLEMS, Assignment, ConfFile, Problems, Section, hint, split_sections
 from torchpar.conf.words import MisreadError, notes_on, notes_on_odd, notes_on_text
 from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
+from torchpar.contract.unit_names import is_called, shorten, title_of, unit_name
 from torchpar.facts.exec_limits import check_strings
 from torchpar.facts.topology import HostFacts
 
@@ -66,7 +67,12 @@ class Service:
     @property
     def unit(self) -> str:
         """The name of its unit."""
-        return f"torchpar-{self.kind.value}@{self.name}.service"
+        return unit_name(self.kind.value, self.name)
+
+    @property
+    def title(self) -> str:
+        """What people call it, such as "train@demo"."""
+        return title_of(self.kind.value, self.name)
 
     @property
     def section(self) -> str:
@@ -138,9 +144,9 @@ class Config:
 
         Raises ConfigError when there is none.
         """
-        wanted = name.removeprefix("torchpar-").removesuffix(".service")
-        found = tuple(s for s in self.services if wanted in (s.name, f"{s.kind.value}@{s.name}"))
+        found = tuple(service for service in self.services if is_called(service.kind.value, service.name, name))
         if not found:
+            wanted = shorten(name)
             declared = [service.name for service in self.services]
             near, wanted = hint(wanted[: _LONGEST_NAME + 1], declared), printable(wanted, _LONGEST_NAME)
             raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{near}"])

@@ -17,9 +17,6 @@ from torchpar.contract.errors import JobSettingsError
 
 VARIABLE = "TORCHPAR_JOB"
 
-# Where torchpard hears how far a job is, datagrams of one JSON object; see runtime/patches/progress.py.
-JOB_SOCKET = "/run/torchpar/job.sock"
-
 
 @dataclass(frozen=True)
 class RankSettings:

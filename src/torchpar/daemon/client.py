@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
-from torchpar.daemon.status_socket import ROOT_SOCKET, SOCKET
 
 _SECONDS = 15.0  # a look that it takes first may have to wait for a disk that does not answer
 _DOOR_SECONDS = 0.5
@@ -87,7 +87,7 @@ def _connect(door: socket.socket) -> None:
     until = time.monotonic() + _DOOR_SECONDS
     while True:
         try:
-            return door.connect(ROOT_SOCKET if os.geteuid() == 0 else SOCKET)
+            return door.connect(ROOT_STATUS_SOCKET if os.geteuid() == 0 else STATUS_SOCKET)
         except BlockingIOError:
             if time.monotonic() > until:
                 raise
@@ -96,7 +96,7 @@ def _connect(door: socket.socket) -> None:
 
 def why_no_answer() -> str:
     """What to say where ask_daemon() has no answer."""
-    if os.path.exists(SOCKET) and not os.access(SOCKET, os.W_OK):
+    if os.path.exists(STATUS_SOCKET) and not os.access(STATUS_SOCKET, os.W_OK):
         return "torchpard answers root and the members of the group torchpar only"
     return "torchpard does not answer (systemctl status torchpard)"
 

@@ -10,11 +10,11 @@ import sys
 import time
 
 from torchpar.contract.errors import printable
-from torchpar.contract.job import JOB_SOCKET
 from torchpar.contract.notify import Notifier
+from torchpar.contract.paths import JOB_SOCKET, ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.job_socket import Receiver, read_cgroup_of
 from torchpar.daemon.look import Looks
-from torchpar.daemon.status_socket import ROOT_SOCKET, SOCKET, Client, Server
+from torchpar.daemon.status_socket import Client, Server
 from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.generations.store import Store
@@ -52,8 +52,8 @@ class _Daemon:
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked)
         self._servers = (
-            Server(ROOT_SOCKET, 0o600, self.selector, self._asked),
-            Server(SOCKET, 0o660, self.selector, self._asked),
+            Server(ROOT_STATUS_SOCKET, 0o600, self.selector, self._asked),
+            Server(STATUS_SOCKET, 0o660, self.selector, self._asked),
         )
         self._fresh_until = 0.0
         self._looks.want()

@@ -17,9 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SOCKET = "/run/torchpar/torchpard.sock"
-# Root's own, as the other one may have a thousand others waiting at it.
-ROOT_SOCKET = "/run/torchpar/root.sock"
 GROUP = "torchpar"
 
 _MOST_OF_ROOT = 128

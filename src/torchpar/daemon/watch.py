@@ -11,6 +11,7 @@ from typing import Any
 
 from torchpar.contract.advice import Loading, say_loading
 from torchpar.contract.errors import TorchparError
+from torchpar.contract.unit_names import title_of
 from torchpar.daemon.look import Write
 from torchpar.daemon.throughput import Ledger
 from torchpar.generations.store import Store
@@ -142,7 +143,7 @@ class Watch:
             running = bool(service["main_pid"])
             services.append({**service, "throughput": throughput if running else None, "loading": loading})
             if running and throughput and (throughput["bound"] == "loader" or throughput["loading"]["pageable"]):
-                notices.append(f"{service['kind']}@{service['name']} {loading}")
+                notices.append(f"{title_of(service['kind'], service['name'])} {loading}")
         return _line({**self.observation, "services": services, "notices": notices})
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torchpar.contract.errors import BusyError, StoreError, printable
+from torchpar.contract.paths import STORE
 from torchpar.contract.typed_json import ShapeError
 from torchpar.generations.generation import Content, Generation, write_tree
 from torchpar.generations.unconfirmed import Unconfirmed, parse_unconfirmed
@@ -29,7 +30,6 @@ from torchpar.host.files import exchange, find_open, own_directory, remove, sync
 from torchpar.host.lock import locked_file
 from torchpar.host.reading import NotReadableError, Reader
 
-STORE = Path("/var/lib/torchpar")
 KEPT = 10
 
 LITTER = re.compile(r"\.[0-9]+\.new")
@@ -41,7 +41,7 @@ _UNCONFIRMED = re.compile(r"([0-9]+)\.unconfirmed")
 class Store:
     """The generations of this host, below one directory."""
 
-    def __init__(self, directory: Path = STORE) -> None:
+    def __init__(self, directory: Path = Path(STORE)) -> None:
         self.directory = directory
         self.generations = directory / "generations"
         self.link = directory / "active"

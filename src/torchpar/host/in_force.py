@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from torchpar.contract.paths import STORE
 from torchpar.contract.typed_json import ShapeError
 from torchpar.facts.topology import Held
 from torchpar.host.sysfs import Tree
 from torchpar.plan.record import parse_places
 
-_PLAN = "var/lib/torchpar/active/plan.json"
+_PLAN = f"{STORE}/active/plan.json".lstrip("/")
 _LIMIT = 2**26  # a plan of a hundred services takes less than one MiB
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.paths import JOBS
 from torchpar.contract.typed_json import ShapeError, parse_json, shape
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
@@ -33,7 +34,7 @@ _GRACE = 1.2
 
 # Where systemd's own hierarchy can be: unified, hybrid, and cgroup v1.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
-_RANKS = Path("/run/torchpar-jobs")
+_RANKS = Path(JOBS)
 _MOST_RANKS = 1024  # of one unit
 _MOST_FILES = 2**14  # in the folder of its ranks, in which it may make any
 _MOST_GROUPS = 1024  # below its own, where Delegate= lets it make some

@@ -176,7 +176,7 @@ def _legend(plan: Plan, colours: dict[str, str]) -> Iterable[tuple[str, str]]:
         if service.unit in colours:
             threads = " + ".join(str(rank.threads) for rank in service.ranks)
             memory = f"{service.memory.policy.value} {service.memory.nodes}".strip()
-            name = f"{service.service.kind.value}@{service.service.name}"
+            name = service.service.title
             shared = "" if service.own else ", shared"
             cores = "1 core" if service.cores == 1 else f"{service.cores} cores"
             loaders = f"; loader workers also on {service.loader_cpus} (dashed)" if service.loader_cpus else ""
@@ -185,7 +185,7 @@ def _legend(plan: Plan, colours: dict[str, str]) -> Iterable[tuple[str, str]]:
         yield FREE, f"{_cpus(plan.unassigned_cpus)}: free"
     for service in plan.services:
         if service.unit not in colours:
-            name = f"{service.service.kind.value}@{service.service.name}"
+            name = service.service.title
             yield FREE, f"{name}: holds nothing, may run on {_cpus(service.cpus)}"
     by_reason: dict[str, list[int]] = {}
     for cpu, why in plan.left_out.items():
@@ -213,7 +213,7 @@ def _memory(size: int | None) -> str:
 
 
 def _gpu_title(plan: Plan, gpu: PciDevice) -> str:
-    holders = [f"{s.service.kind.value}@{s.service.name}" for s in plan.services for g in s.gpus if g == gpu]
+    holders = [s.service.title for s in plan.services for g in s.gpus if g == gpu]
     name = f"GPU {gpu.pci}" if gpu.mig is None else f"GPU {gpu.pci} MIG {gpu.mig}"
     return name + (f": {', '.join(holders)}" if holders else "")
 

@@ -15,6 +15,7 @@ from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import VARIABLE
+from torchpar.contract.paths import LAUNCH, RUN, SERVE
 from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason
@@ -25,13 +26,6 @@ from torchpar.plan.memory import PlannedMemory, choose_memory_policy, doubt_limi
 from torchpar.plan.ranks import Rank, make_ranks
 from torchpar.plan.sandbox import explain_writing, needed_files, write_paths
 from torchpar.plan.variables import make_environment
-
-# The package's launchers. run.py becomes the script, so no process of ours stays above it; launch.py stays above
-# several ranks, each of which it starts by run.py.
-RUN = "/usr/lib/torchpar/run.py"
-LAUNCH = "/usr/lib/torchpar/launch.py"
-# The inference server.
-SERVE = "/usr/lib/torchpar/serve.py"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
+from torchpar.contract.unit_names import is_called, title_of, unit_name
 from torchpar.facts.topology import Held
 
 _MOST_SERVICES = 10_000
@@ -60,7 +61,7 @@ class ServiceRecord:
     @property
     def title(self) -> str:
         """What people call it, such as "train@demo"."""
-        return f"{self.kind}@{self.name}"
+        return title_of(self.kind, self.name)
 
     @property
     def cpuset(self) -> CpuSet:
@@ -69,7 +70,7 @@ class ServiceRecord:
 
     def is_called(self, name: str) -> bool:
         """Whether a person means it: "demo", "train@demo", or the name of its unit."""
-        return name.removeprefix("torchpar-").removesuffix(".service") in (self.name, self.title)
+        return is_called(self.kind, self.name, name)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def parse_plan(text: str | bytes) -> tuple[ServiceRecord, ...]:
     if len(plan.services) > _MOST_SERVICES:
         raise ShapeError(f"services: are more than {_MOST_SERVICES}")
     for number, service in enumerate(plan.services):
-        if service.unit != f"torchpar-{service.title}.service" or service.kind not in ("train", "infer"):
+        if service.unit != unit_name(service.kind, service.name) or service.kind not in ("train", "infer"):
             raise ShapeError(f"services[{number}].unit: is not that of its kind and name")
         if not service.ranks or not service.cpus:
             raise ShapeError(f"services[{number}]: has no rank or no CPUs")

@@ -52,7 +52,7 @@ def find_moves(in_force: Mapping[str, Held], plan: Plan) -> tuple[str, ...]:
         if set(held.gpus) != set(gpus):
             changed.append(f"from GPUs {' '.join(held.gpus) or 'none'} to {' '.join(gpus) or 'none'}")
         if changed:
-            moves.append(f"{service.service.kind.value}@{service.service.name} moves {' and '.join(changed)}")
+            moves.append(f"{service.service.title} moves {' and '.join(changed)}")
     return tuple(moves)
 
 

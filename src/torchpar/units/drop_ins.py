@@ -17,6 +17,7 @@ from torchpar.conf.directives import SINCE, is_too_new
 from torchpar.conf.services import Service
 from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import MemoryPolicy, simple_path
+from torchpar.contract.paths import GUARD, STOP, TEMPLATES
 from torchpar.facts.exec_limits import LINE, size
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.opened import opened_paths
@@ -25,17 +26,14 @@ from torchpar.plan.sandbox import needed_mounts, sandbox_settings
 from torchpar.units.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
 
 # Where the package puts the template files, and where they are in the source tree.
-_TEMPLATES = (Path("/usr/share/torchpar/templates"), Path(__file__).parents[3] / "systemd")
+_TEMPLATES = (Path(TEMPLATES), Path(__file__).parents[3] / "systemd")
 
 # RDMA's connection manager. It is one of the kernel's many "misc" devices, so the template unit cannot allow it by its
 # driver; and of a path that is not there systemd 252 warns at every start.
 CONNECTION_MANAGER = "/dev/infiniband/rdma_cm"
 
-# What ExecStop= runs. After the grace it sends SIGTERM, and SIGKILL ten seconds later.
-STOP = "/usr/lib/torchpar/stop"
+# After the grace ExecStop= sends SIGTERM, and SIGKILL ten seconds later.
 AFTER_GRACE = 15
-# What looks at the files that systemd opens as root.
-GUARD = "/usr/lib/torchpar/guard"
 # The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
 CERTIFICATE, KEY = "tls-certificate", "tls-key"
 

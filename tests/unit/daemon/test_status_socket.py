@@ -200,8 +200,8 @@ class Host:
         self.states = folder / "states"
         self.told: list[str] = []
         monkeypatch.setattr(main, "JOB_SOCKET", str(folder / "job"))
-        monkeypatch.setattr(main, "SOCKET", str(folder / "door"))
-        monkeypatch.setattr(main, "ROOT_SOCKET", str(folder / "root"))
+        monkeypatch.setattr(main, "STATUS_SOCKET", str(folder / "door"))
+        monkeypatch.setattr(main, "ROOT_STATUS_SOCKET", str(folder / "root"))
         monkeypatch.setattr(main, "tell", lambda level, line: self.told.append(line))
         monkeypatch.setattr(watch, "service_states", self.read_states)
         monkeypatch.setattr(watch, "observe", lambda store, conf: self.observe())

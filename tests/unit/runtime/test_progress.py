@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import RANK, has_torch, printed, told, train
-from torchpar.contract.job import JOB_SOCKET
+from torchpar.contract.paths import JOB_SOCKET
 from torchpar.daemon.throughput import parse_report
 from torchpar.runtime.patches import progress
 

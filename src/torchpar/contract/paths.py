@@ -1,0 +1,27 @@
+"""Where torchpar's own files are: what units, jobs, torchpard and commands find each other by."""
+
+from __future__ import annotations
+
+# What units run; an installed unit has these paths in it. run.py becomes the script, so that no process of torchpar
+# stays above it; launch.py stays above several ranks, each of which it starts by run.py. stop is ExecStop=, and guard
+# looks at the files that systemd opens as root.
+PROGRAMS = "/usr/lib/torchpar"
+RUN = f"{PROGRAMS}/run.py"
+LAUNCH = f"{PROGRAMS}/launch.py"
+SERVE = f"{PROGRAMS}/serve.py"
+STOP = f"{PROGRAMS}/stop"
+GUARD = f"{PROGRAMS}/guard"
+
+TEMPLATES = "/usr/share/torchpar/templates"
+
+# Generations, and the link to the one in force.
+STORE = "/var/lib/torchpar"
+
+# torchpard's sockets: its state, the same for root alone, as the other may have a thousand others waiting at it, and
+# where it hears how far jobs are.
+STATUS_SOCKET = "/run/torchpar/torchpard.sock"
+ROOT_STATUS_SOCKET = "/run/torchpar/root.sock"
+JOB_SOCKET = "/run/torchpar/job.sock"
+
+# In it a folder for each running service, named as its unit without ".service", with what its ranks say.
+JOBS = "/run/torchpar-jobs"
