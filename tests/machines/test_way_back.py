@@ -12,6 +12,7 @@ from tests.machines.test_apply import CONF, SCRIPT, TRAIN, apply, generation, to
 
 UNIT = "torchpar-way-back.service"
 LOCK = "/var/lib/torchpar/.lock"
+LATE = f"/run/systemd/system/{UNIT}.d/late.conf"
 
 # They fit on a host that has lost a CPU, too.
 ONE = "[Train a]\nScript=/srv/job.py\nEnabled=yes\nCPUs=shared\n"
@@ -45,8 +46,12 @@ def end_time(host: Machine) -> None:
 
 
 def test_an_unconfirmed_apply_is_taken_back_by_itself(host: Machine) -> None:
-    """Also when the shell that ran it is gone; and nothing is left of it."""
+    """Also when the shell that ran it is gone, and where an earlier way back has looked for the last time and not ended
+    yet; and nothing is left of it."""
     before = generation(host)
+    host.write(LATE, "[Unit]\nConditionPathExistsGlob=\n[Service]\nExecStart=\nExecStart=sleep infinity\n")
+    host.sh("systemctl daemon-reload; systemctl start $1; rm $2; systemctl daemon-reload", UNIT, LATE)
+    assert host.show(UNIT, "ActiveState") == "active"
     host.write(CONF, ONE)
     # On a slow host it may be taken back before this command has ended.
     host.run("torchpar", "apply", "--confirm-within", "1")

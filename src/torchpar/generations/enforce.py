@@ -37,7 +37,9 @@ class LiveSystemd:
 
     def start_way_back(self) -> None:
         """Start what goes back in time unless the generation is confirmed. Raises SystemdError."""
-        systemd.start(WAY_BACK, wait=not self._at_boot)
+        # One of an earlier generation may have looked for the last time and not have ended yet: it would not see this
+        # one, and a start would change nothing. It holds no lock now, so that nothing is lost with it.
+        systemd.restart([WAY_BACK], wait=not self._at_boot)
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
         """What systemd would pass over in new units. Raises ConfigError for what it would refuse."""

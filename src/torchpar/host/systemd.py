@@ -91,14 +91,14 @@ def open_sockets() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
-def restart(units: Iterable[str]) -> None:
-    """Restart units and wait for it. Raises SystemdError."""
-    _systemctl("restart", *units)
+def restart(units: Iterable[str], *, wait: bool = True) -> None:
+    """Restart units, or start those that do not run, and wait for it if so asked. Raises SystemdError."""
+    _systemctl("restart", *([] if wait else ["--no-block"]), *units)
 
 
-def start(unit: str, *, wait: bool = True) -> None:
-    """Start a unit, and wait for it if so asked. Raises SystemdError."""
-    _systemctl("start", *([] if wait else ["--no-block"]), unit)
+def start(unit: str) -> None:
+    """Start a unit and wait for it. Raises SystemdError."""
+    _systemctl("start", unit)
 
 
 def stop(unit: str) -> None:
