@@ -270,6 +270,25 @@ def test_apply_restarts_what_changed_when_asked(host: Machine) -> None:
     assert json.loads(torchpar(host, "apply", "--json")[1])["changed"] is False
 
 
+def test_a_restart_that_fails_is_told_with_what_is_in_force(host: Machine) -> None:
+    """One service may not be restarted, the other is all the same."""
+    units = [TRAIN.format(name) for name in ("a", "b")]
+    apply(host, TWO)
+    host.run("systemctl", "start", *units)
+    before = [host.show(unit, "MainPID") for unit in units]
+    override = f"/run/systemd/system/{units[0]}.d/override.conf"
+    host.write(override, "[Unit]\nRefuseManualStop=yes\n")
+    try:
+        host.write(CONF, TWO.replace("[Train b]", "[Train]\nMemoryMax=997M\n[Train b]"))
+        status, output, errors = torchpar(host, "apply", "--restart=if-changed")
+    finally:
+        host.sh('rm "$1"; systemctl daemon-reload', override)
+    assert status == 1 and output == ""
+    assert f"not restarted and run with their old values: {units[0]}; again: systemctl restart {units[0]}\n" in errors
+    assert errors.endswith(f"generation {generation(host).rpartition('/')[2]} is in force\n")
+    assert [host.show(unit, "MainPID") == pid for unit, pid in zip(units, before, strict=True)] == [True, False]
+
+
 def test_an_administrators_own_drop_in_wins_and_is_named(host: Machine) -> None:
     """`systemctl edit` is theirs; apply goes on and says so."""
     override = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"

@@ -14,6 +14,8 @@ from torchpar.generations.compile import Compiled
 from torchpar.generations.drift import find_generation_drift, find_unloaded
 from torchpar.generations.enforce import is_in_force, read_active
 from torchpar.generations.generation import Content, Generation
+from torchpar.generations.restart import Services
+from torchpar.generations.restart import restart as restart_services
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, hold, prune, put_new_in_force
 from torchpar.generations.unconfirmed import Unconfirmed, begin
@@ -31,7 +33,7 @@ class Restart(enum.Enum):
     WHEN_IDLE = "when-idle"  # only those that use no CPU now
 
 
-class Systemd(transition.Systemd, Protocol):
+class Systemd(transition.Systemd, Services, Protocol):
     """The door to systemd, as much of it as an apply needs. Everything raises SystemdError."""
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
@@ -42,9 +44,6 @@ class Systemd(transition.Systemd, Protocol):
 
     def is_idle(self, unit: str) -> bool:
         """Whether a running unit uses no CPU now."""
-
-    def restart(self, units: Iterable[str]) -> None:
-        """Restart units, and wait until they have."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,11 @@ def apply(
     tell(compiled.warnings)
     done = _put_in_force(store, systemd, active, compiled, request, tell)
     tell((*done.notes, *prune(store)))
-    with is_in_force(done.generation):
+    with is_in_force(done.generation, but="" if request.restart is Restart.NEVER else "no service was restarted"):
         running = systemd.running_among(change.unit for change in changes if change.what in ("changed", "removed"))
         restarted = tuple(unit for unit in running if _is_chosen(unit, request.restart, systemd))
-        if restarted:
-            systemd.restart(restarted)
+    with is_in_force(done.generation):
+        restart_services(systemd, restarted)
     outdated = tuple(unit for unit in running if unit not in restarted)
     return Applied(done.generation, changes, outdated, restarted, tuple(warnings))
 

@@ -53,9 +53,13 @@ class LiveSystemd:
         """Whether a running unit uses no CPU now. Raises SystemdError."""
         return is_idle(unit)
 
-    def restart(self, units: Iterable[str]) -> None:
-        """Restart units, and wait until they have. Raises SystemdError."""
+    def restart(self, units: tuple[str, ...]) -> None:
+        """Restart services and wait for it. Raises SystemdError."""
         systemd.restart(units)
+
+    def invocations(self, units: tuple[str, ...]) -> dict[str, str]:
+        """Of those that run, what tells this run from others. Raises SystemdError."""
+        return systemd.invocations(units)
 
 
 @contextlib.contextmanager
@@ -92,12 +96,16 @@ def check_in_force(generation: Generation) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def is_in_force(generation: Generation) -> Iterator[None]:
-    """What is asked or done once a generation is in force: where that fails, the error says that the generation is."""
+def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
+    """What is asked or done once a generation is in force: where that fails, the error says that the generation is,
+    but that something else is not done."""
+    says = f"generation {generation.number} is in force{but and f', but {but}'}"
     try:
         yield
     except SystemdError as error:
-        raise SystemdError(f"{error}\ngeneration {generation.number} is in force") from None
+        raise SystemdError(f"{error}\n{says}") from None
+    except KeyboardInterrupt:
+        raise SystemdError(f"interrupted; {says}") from None
 
 
 def running_among(units: Iterable[str]) -> tuple[str, ...]:

@@ -91,6 +91,13 @@ def open_sockets() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
+def invocations(units: Iterable[str]) -> dict[str, str]:
+    """The InvocationID of those of the units that run. Raises SystemdError."""
+    shown = _systemctl("show", "--property=Id,ActiveState,InvocationID", "--", *units)
+    told = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
+    return {one["Id"]: one["InvocationID"] for one in told if one["ActiveState"] not in ("inactive", "failed")}
+
+
 def restart(units: Iterable[str], *, wait: bool = True) -> None:
     """Restart units, or start those that do not run, and wait for it if so asked. Raises SystemdError."""
     _systemctl("restart", *([] if wait else ["--no-block"]), *units)
