@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,64 @@ def test_long_huffman_codes() -> None:
     """Of C.6: a cookie and a date, with symbols of many lengths."""
     coded = "94e7821dd7f2e6c7b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007"
     assert hpack.decode_text(bytes.fromhex(coded)) == b"foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1"
+
+
+def codes() -> dict[int, str]:
+    """The bits of each symbol: of a length one follows the other, and a longer one follows on what is left."""
+    found, code, before = {}, 0, 0
+    for length, symbols in hpack._LENGTHS.items():
+        for symbol in symbols.split():
+            code, before = code << length - before, length
+            found[int(symbol, 16)] = f"{code:0{length}b}"
+            code += 1
+    return found
+
+
+CODES = codes()
+
+
+def coded(text: bytes) -> bytes:
+    bits = "".join(CODES[byte] for byte in text)
+    bits += "1" * (-len(bits) % 8)
+    return int(bits or "0", 2).to_bytes(len(bits) // 8, "big")
+
+
+@given(st.binary(max_size=300))
+def test_every_symbol_is_read_in_a_huffman_code(text: bytes) -> None:
+    assert hpack.decode_text(coded(text)) == text
+
+
+def test_a_huffman_code_that_is_cut_or_padded_too_far_is_refused() -> None:
+    """A code of more than a byte has only its first, or a whole byte of ones follows."""
+    for symbol, bits in CODES.items():
+        whole = coded(bytes((symbol,))) if symbol < 256 else b""
+        for wrong in (whole + b"\xff", int(bits[:8], 2).to_bytes(1, "big") if len(bits) > 8 else b"\xff"):
+            with pytest.raises(HpackError):
+                hpack.decode_text(wrong)
+
+
+class Counted(list[tuple[int, bytes]]):
+    """Steps that are counted."""
+
+    taken = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.taken += 1
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("symbol", [b"0", b"\n", b"\xff"])
+def test_a_huffman_code_costs_two_steps_a_byte_whatever_it_holds(
+    symbol: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a block as large as may be holds nobody else up, kept in the table or not."""
+    steps = Counted(hpack._STEPS)
+    monkeypatch.setattr(hpack, "_STEPS", steps)
+    code = coded(symbol * 30_000)
+    value = bytearray(hpack._sized(code))
+    value[0] |= 0x80
+    assert Decoder(50).decode(b"\x40\x01a" + bytes(value)) is None
+    assert steps.taken == 2 * len(code)
 
 
 @pytest.mark.parametrize(

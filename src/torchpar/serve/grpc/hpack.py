@@ -54,27 +54,42 @@ _END = 256
 OVERHEAD = 32
 TABLE = 4096
 
-_HEAD = 8  # codes up to so many bits are found at once
-_SHORT: list[tuple[int, int]] = [(0, 0)] * (1 << _HEAD)  # by the next bits: symbol and length
-_LONG: dict[tuple[int, int], int] = {}  # by length and code
 
-
-def _make_tables() -> None:
+def _make_steps() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
+    """Of each place within a code, by the four bits that follow: the next place, and the symbol that ended, if one did;
+    and the places where a text may end. Places are in sixteens, so that the bits are added."""
+    nodes = [[0, 0], [1, 1]]  # where a zero and a one lead, the first where a code begins; none leads out of the second
     code = previous = 0
     for length, symbols in _LENGTHS.items():
         for symbol in (int(text, 16) for text in symbols.split()):
             code <<= length - previous
             previous = length
-            if length <= _HEAD:
-                first = code << _HEAD - length
-                _SHORT[first : first + (1 << _HEAD - length)] = [(symbol, length)] * (1 << _HEAD - length)
-            else:
-                _LONG[length, code] = symbol
+            node = 0
+            for place in range(length - 1, 0, -1):
+                bit = code >> place & 1
+                if not nodes[node][bit]:
+                    nodes[node][bit] = len(nodes)
+                    nodes.append([0, 0])
+                node = nodes[node][bit]
+            nodes[node][code & 1] = 1 if symbol == _END else ~symbol
             code += 1
+    steps = []
+    for start in range(len(nodes)):
+        for bits in range(16):
+            node, text = start, b""  # no code is shorter than five bits
+            for place in (3, 2, 1, 0):
+                node = nodes[node][bits >> place & 1]
+                if node < 0:
+                    node, text = 0, bytes((~node,))
+            steps.append((node * 16, text))
+    # Padding is of ones, and shorter than a byte.
+    ends = [0]
+    while len(ends) < 8:
+        ends.append(nodes[ends[-1]][1])
+    return steps, frozenset(node * 16 for node in ends)
 
 
-_make_tables()
-_LONG_LENGTHS = tuple(length for length in _LENGTHS if length > _HEAD)
+_STEPS, _ENDS = _make_steps()
 
 
 class HpackError(ValueError):
@@ -84,43 +99,15 @@ class HpackError(ValueError):
 def decode_text(data: bytes) -> bytes:
     """The text of a Huffman code. Raises HpackError."""
     found = bytearray()
-    bits = count = 0
+    state, steps = 0, _STEPS
     for byte in data:
-        bits, count = bits << 8 | byte, count + 8
-        while count >= _HEAD:
-            symbol, length = _SHORT[bits >> count - _HEAD & 0xFF]
-            if not length:
-                symbol, length = _long(bits, count)
-                if not length:
-                    break
-            found.append(symbol)
-            count -= length
-            bits &= (1 << count) - 1
-    # Less than eight bits, or a code that is not there whole: padding is of ones, and shorter than a byte.
-    while count:
-        symbol, length = _SHORT[bits << 8 >> count & 0xFF] if count < 8 else (0, 0)
-        if not length or length > count:
-            break
-        found.append(symbol)
-        count -= length
-        bits &= (1 << count) - 1
-    if count > 7 or bits != (1 << count) - 1:
-        raise HpackError("a Huffman code ends wrongly")
+        state, text = steps[state + (byte >> 4)]
+        found += text
+        state, text = steps[state + (byte & 15)]
+        found += text
+    if state not in _ENDS:
+        raise HpackError("a Huffman code ends wrongly, or holds its end")
     return bytes(found)
-
-
-def _long(bits: int, count: int) -> tuple[int, int]:
-    for length in _LONG_LENGTHS:
-        if length > count:
-            break
-        symbol = _LONG.get((length, bits >> count - length))
-        if symbol is not None:
-            if symbol == _END:
-                raise HpackError("a Huffman code holds its end")
-            return symbol, length
-    if count > 30:
-        raise HpackError("an unknown Huffman code")
-    return 0, 0
 
 
 class Decoder:
