@@ -71,6 +71,12 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
         host.write(CONF, f"{TLS}Service.{line}\n")
         status, _, errors = torchpar(host, "validate")
         assert status == 78 and f"Service.{line}: /home/mallory, which is on the way, belongs" in errors
+        status, _, errors = torchpar(host, "run", "--set", f"Service.{line}", "/srv/walls/handler.py")
+        assert status == 78 and f"Service.{line}: /home/mallory, which is on the way, belongs" in errors
+    host.write("/srv/walls/a%b", "GIVEN=by-root\n")
+    host.write("/srv/walls/handler.py", "import os; print('GIVEN' in os.environ and os.environ['GIVEN'])\n")
+    words = ("run", "--set", "Service.EnvironmentFile=/srv/walls/a%%b", "/srv/walls/handler.py")
+    assert torchpar(host, *words)[1] == "by-root\n"
     apply(host, TLS)
     host.run("systemctl", "start", SERVER)
     assert "given: key-of-root" in host.journal(SERVER)

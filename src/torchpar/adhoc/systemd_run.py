@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from torchpar.conf.passed import expanded
 from torchpar.contract.paths import JOBS, STOP
 from torchpar.plan.plan import ServicePlan
 from torchpar.units.drop_ins import AFTER_GRACE, placement_settings
@@ -68,7 +69,7 @@ def _properties(plan: ServicePlan) -> Iterator[tuple[str, str]]:
     if train:
         yield "ExecStop", f":{STOP} {train.checkpoint_grace}"
         yield "TimeoutStopSec", f"{train.checkpoint_grace + AFTER_GRACE}s"
-    yield from plan.service.directives
+    yield from ((key, expanded(key, value, plan.unit)) for key, value in plan.service.directives)
 
 
 def environment_file(variables: Mapping[str, str]) -> str:

@@ -31,7 +31,7 @@ from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import ConfReader
-from torchpar.host.inputs import Inputs, load
+from torchpar.host.inputs import Inputs, load, refuse_foreign_files
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import ServicePlan
@@ -85,6 +85,10 @@ def run(
         config, job = take_job(
             inputs.config, job_name(what, os.getpid()), script=script, module=module, arguments=arguments
         )
+        if as_unit():
+            warn(job.left_out(inputs.facts.systemd_version))
+            job = job.known_to(inputs.facts.systemd_version)
+            _refuse_foreign_files(job)
         user = _user(user, job)
         running = systemd.running_services() if systemd.is_running() else ()
         used, used_gpus = read_ad_hoc_jobs()
@@ -131,6 +135,14 @@ def _read(own: ConfFile) -> Inputs:
         facts = dataclasses.replace(facts, allowed_cpus=allowed or facts.allowed_cpus)
     # What is odd in the conf concerns its services, and `torchpar plan` says it.
     return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, notes=()), facts=facts)
+
+
+def _refuse_foreign_files(job: AdHocJob) -> None:
+    """Raise ConfigError where others can change what systemd opens for the job as root, as apply does."""
+    try:
+        refuse_foreign_files(job)
+    except ConfigError as error:
+        raise ConfigError(own_problems(error.found) or error.found) from None
 
 
 def _user(asked: str | None, job: AdHocJob) -> str:

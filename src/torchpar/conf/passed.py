@@ -151,6 +151,13 @@ def judge(name: str, text: str) -> str | None:
     return None
 
 
+# Directives with such paths.
+OPENING = frozenset(
+    "BindPaths BindReadOnlyPaths EnvironmentFile LoadCredential LoadCredentialEncrypted NetworkNamespacePath OpenFile "
+    "RootDirectory RootImage StandardError StandardInput StandardOutput TemporaryFileSystem".split()
+)
+
+
 def opened(name: str, text: str, unit: str) -> Iterator[str]:
     """The paths that systemd opens as root for a directive of this unit; those with a / at the end may be folders.
 
@@ -210,19 +217,32 @@ def _folder(path: str, unit: str) -> str:
 
 def _path(path: str, unit: str) -> str:
     """A path with what its specifiers stand for; see "Specifiers" in systemd.unit(5)."""
-    prefix, _, instance = unit.removesuffix(".service").partition("@")
-    known = {"%": "%", "i": instance, "n": unit, "N": unit.removesuffix(".service"), "p": prefix}
-
-    def replace(match: re.Match[str]) -> str:
-        if match[1] not in known:
-            raise ValueError(f"{match[0]} cannot be in a path that systemd opens; %i, %n, %N, %p and %% can")
-        return known[match[1]]
-
     if not path.startswith("/"):
         raise ValueError(f"'{path:.60}' is not an absolute path")
     if re.search(r"[\\\"']", path):
         raise ValueError("a path that systemd opens is written without quotes and backslashes")
-    return re.sub(r"%(.?)", replace, path)
+    known = _specifiers(unit)
+    for specifier in re.findall(r"%.?", path):
+        if specifier not in known:
+            raise ValueError(f"{specifier} cannot be in a path that systemd opens; %i, %n, %N, %p and %% can")
+    return _expand(path, unit)
+
+
+def expanded(name: str, text: str, unit: str) -> str:
+    """A directive as a transient unit must have it, in which systemd replaces no specifiers: with those replaced that a
+    path may have which systemd opens."""
+    return _expand(text, unit) if name in OPENING else text
+
+
+def _expand(text: str, unit: str) -> str:
+    known = _specifiers(unit)
+    return re.sub(r"%.?", lambda match: known.get(match[0], match[0]), text)
+
+
+def _specifiers(unit: str) -> dict[str, str]:
+    name = unit.removesuffix(".service")
+    prefix, _, instance = name.partition("@")
+    return {"%%": "%", "%i": instance, "%n": unit, "%N": name, "%p": prefix}
 
 
 def _is_own_folder(word: str) -> bool:

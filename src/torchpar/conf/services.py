@@ -10,12 +10,12 @@ import enum
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from torchpar.conf import values as v
 from torchpar.conf.characters import INVISIBLE, name_of
-from torchpar.conf.directives import SINCE
+from torchpar.conf.directives import SINCE, is_too_new
 from torchpar.conf.endpoint import whole_endpoint
 from torchpar.conf.passed import PASSED, RENDERED, judge_directive
 from torchpar.conf.settings import (
@@ -109,6 +109,20 @@ class Service:
         """
         return self.own_user or self.kind is Kind.INFER
 
+    def known_to(self, systemd_version: int | None) -> Self:
+        """This without the directives that a systemd does not have yet; None is not known, and has all."""
+        known = tuple(pair for pair in self.directives if not is_too_new(pair[0], systemd_version))
+        return replace(self, directives=known)
+
+    def left_out(self, systemd_version: int | None) -> tuple[str, ...]:
+        """What is to be said of the directives that a systemd does not have yet."""
+        return tuple(
+            f"{self.origin(f'Service.{key}')}: {self.section} Service.{key}= needs systemd {SINCE[key]}; this host has "
+            f"{systemd_version}, so it is left out"
+            for key, _ in self.directives
+            if is_too_new(key, systemd_version)
+        )
+
     def variable(self, name: str) -> str | None:
         """The value that its Environment= sets; of several the last, as in systemd."""
         return dict(assignment.partition("=")[::2] for assignment in self.settings.environment).get(name)
@@ -134,6 +148,10 @@ class Config:
     def warnings(self) -> tuple[str, ...]:
         """What is not wrong, but worth a line."""
         return tuple(map(str, self.notes))
+
+    def known_to(self, systemd_version: int | None) -> Config:
+        """This without the directives that a systemd does not have yet."""
+        return replace(self, services=tuple(service.known_to(systemd_version) for service in self.services))
 
     def interpreters(self) -> tuple[str, ...]:
         """The interpreters of all services, sorted."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.services import Config, Service, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
 from torchpar.contract.typed_json import ShapeError, parse_json
@@ -17,7 +17,7 @@ from torchpar.host.facts import add_interpreters, read_facts, read_manifest
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.plan.access import Found, Identity, make_questions, make_warnings, silent_paths
 from torchpar.plan.opened import find_refused
-from torchpar.plan.ownership import add_questions, find_refusals
+from torchpar.plan.ownership import add_questions, find_opened_refusals, find_refusals, opened_questions
 
 LIVE = Path("/")
 
@@ -27,7 +27,10 @@ _FACTS_LIMIT = 2**24  # those of a host with thousands of CPUs and devices have 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """The conf, the facts, the texts the conf was read from, what the host answers about the paths in it, and what
-    tells later whether the host is still the one that was planned for."""
+    tells later whether the host is still the one that was planned for.
+
+    What this systemd does not have is left out of units, so nothing is asked about it.
+    """
 
     config: Config
     facts: HostFacts
@@ -38,19 +41,29 @@ class Inputs:
     def unreachable(self) -> tuple[str, ...]:
         """What of what the conf names the services cannot use on this host, as warnings."""
         refused = (str(problem) for problems in self.refusals().values() for problem in problems)
-        return (*refused, *make_warnings(self.config, self.found))
+        return (*refused, *make_warnings(self._known(), self.found))
 
     def refusals(self) -> dict[str, tuple[Problem, ...]]:
         """What others could change of what services run and systemd opens for them, and which directives of a conf
         that was in force are refused now, by unit."""
-        refused, foreign = find_refused(self.config), find_refusals(self.config, self.found)
+        refused, foreign = find_refused(self.config), find_refusals(self._known(), self.found)
         return {unit: (*refused.get(unit, ()), *foreign.get(unit, ())) for unit in {**refused, **foreign}}
+
+    def _known(self) -> Config:
+        return self.config.known_to(self.facts.systemd_version)
 
     def refuse_foreign(self) -> None:
         """Raise ConfigError for everything that others could change."""
         problems = [problem for problems in self.refusals().values() for problem in problems]
         if problems:
             raise ConfigError(problems)
+
+
+def refuse_foreign_files(service: Service) -> None:
+    """Raise ConfigError for everything that systemd would open as root for it and that others could change."""
+    problems = find_opened_refusals(service, ask(opened_questions(service)))
+    if problems:
+        raise ConfigError(problems)
 
 
 def load(
@@ -73,7 +86,8 @@ def load(
     config = parse_config(files, facts)
     if facts_file is not None:
         return Inputs(config, facts, files, {}, {})
-    questions = add_questions(config, make_questions(config))
+    known = config.known_to(facts.systemd_version)
+    questions = add_questions(known, make_questions(known))
     found = ask(questions) if root == LIVE else ask_below(root, questions)
     facts = add_interpreters(facts, config, root, silent_paths(questions, found))
     return Inputs(config, facts, files, found, read_manifest())

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torchpar.conf.directives import is_too_new
 from torchpar.conf.passed import judge_directive, opened
 from torchpar.conf.services import Config, Service
 from torchpar.contract.errors import Problem, printable
@@ -25,19 +24,17 @@ class Named(NamedTuple):
     path: str
 
 
-def opened_paths(service: Service, systemd_version: int | None = None) -> tuple[Named, ...]:
-    """Each such file, in the order of the unit; of a version only what it has, of None all."""
-    return tuple(dict.fromkeys(_opened(service, systemd_version)))
+def opened_paths(service: Service) -> tuple[Named, ...]:
+    """Each such file, in the order of the unit."""
+    return tuple(dict.fromkeys(_opened(service)))
 
 
-def _opened(service: Service, systemd_version: int | None) -> Iterator[Named]:
+def _opened(service: Service) -> Iterator[Named]:
     infer = service.infer()
     if infer and infer.tls_certificate and infer.tls_key:
         yield Named("TLSCertificate", infer.tls_certificate, infer.tls_certificate)
         yield Named("TLSKey", infer.tls_key, infer.tls_key)
     for name, value in service.directives:
-        if is_too_new(name, systemd_version):
-            continue
         # With one that is refused the service does not start, see find_refused().
         with contextlib.suppress(ValueError):
             yield from (Named(f"Service.{name}", value, path) for path in opened(name, value, service.unit))

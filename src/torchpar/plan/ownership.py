@@ -7,7 +7,7 @@ user. What systemd opens as root is root's alone. Pure; host/access.py gets the 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torchpar.conf.services import Config, Service
 from torchpar.contract.errors import Problem, printable
@@ -30,18 +30,31 @@ def add_questions(
 
 def find_refusals(config: Config, found: Mapping[Identity, Found]) -> dict[str, tuple[Problem, ...]]:
     """What keeps services from being put in force, by unit."""
-    refusals: dict[str, tuple[Problem, ...]] = {}
-    for service in config.services:
-        problems: dict[Problem, None] = {}
-        for named, identity, question in _questions(service):
-            answer = found[identity].answers.get(question) if identity in found else None
-            if answer and answer.verdict in (Verdict.FOREIGN, Verdict.BROKEN):
-                what = f"{named.key}={printable(named.value, 200)}: {_word(named, identity, answer)}"
-                line = f"{named.key}={named.value}"
-                problems[service.problem(line if line in service.origins else named.key, what)] = None
-        if problems:
-            refusals[service.unit] = tuple(problems)
-    return refusals
+    refusals = {service.unit: _refusals(service, _questions(service), found) for service in config.services}
+    return {unit: problems for unit, problems in refusals.items() if problems}
+
+
+def opened_questions(service: Service) -> dict[Identity, tuple[Question, ...]]:
+    """The questions about what systemd opens for it, whatever it runs."""
+    return {ROOT: tuple(question for _, _, question in _opened_questions(service))}
+
+
+def find_opened_refusals(service: Service, found: Mapping[Identity, Found]) -> tuple[Problem, ...]:
+    """What is wrong with what systemd opens for it."""
+    return _refusals(service, _opened_questions(service), found)
+
+
+def _refusals(
+    service: Service, questions: Iterable[tuple[Named, Identity, Question]], found: Mapping[Identity, Found]
+) -> tuple[Problem, ...]:
+    problems: dict[Problem, None] = {}
+    for named, identity, question in questions:
+        answer = found[identity].answers.get(question) if identity in found else None
+        if answer and answer.verdict in (Verdict.FOREIGN, Verdict.BROKEN):
+            what = f"{named.key}={printable(named.value, 200)}: {_word(named, identity, answer)}"
+            line = f"{named.key}={named.value}"
+            problems[service.problem(line if line in service.origins else named.key, what)] = None
+    return tuple(problems)
 
 
 def code_paths(service: Service) -> Iterator[tuple[Named, Need]]:
@@ -62,6 +75,10 @@ def _questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
     if not has_other_files(service):
         for named, need in code_paths(service):
             yield named, identity_of(service), Question(named.path, need)
+    yield from _opened_questions(service)
+
+
+def _opened_questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
     for named in opened_paths(service):
         yield named, ROOT, Question(named.path, Need.OWN)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jinja2
 
-from torchpar.conf.directives import SINCE, is_too_new
 from torchpar.conf.services import Service
 from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import MemoryPolicy, simple_path
@@ -66,7 +65,7 @@ def make_units(plan: Plan) -> UnitSet:
             files[drop_in_path(socket_of(service.unit))] = _template("socket.conf.j2").render(
                 source=_source(service), name=service.service.name, listen=service.listen, conflicts=service.slot_mates
             )
-        if opened := opened_paths(service.service, plan.facts.systemd_version):
+        if opened := opened_paths(service.service.known_to(plan.facts.systemd_version)):
             files[drop_in_path(guard_of(service.unit))] = _template("guard.conf.j2").render(
                 source=_source(service),
                 name=service.service.name,
@@ -108,7 +107,8 @@ def unit_of(path: str) -> str:
 
 
 def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
-    service, settings, systemd_version = plan.service, plan.service.settings, facts.systemd_version
+    service, settings = plan.service.known_to(facts.systemd_version), plan.service.settings
+    warnings += plan.service.left_out(facts.systemd_version)
     train, infer = service.train(), service.infer()
     identity = {
         "User": settings.user,
@@ -127,14 +127,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         # systemd reads both as root, of paths without //, and hands copies to the service's user; see systemd.exec(5).
         for name, path in ((CERTIFICATE, infer.tls_certificate), (KEY, infer.tls_key)):
             directives.append(("LoadCredential", quote_path(f"{name}:{simple_path(path)}")))
-    for key, value in service.directives:
-        if is_too_new(key, systemd_version):
-            warnings.append(
-                f"{service.origin(f'Service.{key}')}: {service.section} Service.{key}= needs systemd {SINCE[key]}; "
-                f"this host has {systemd_version}, so it is left out"
-            )
-        else:
-            directives.append((key, value))
+    directives += service.directives
     if not _may_use_devices(service, facts):
         directives.insert(0, ("PrivateDevices", "yes"))
     if infer and plan.gpus:
@@ -146,7 +139,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         source=_source(plan),
         name=service.name,
         mounts=needed_mounts(service),
-        guarded=bool(opened_paths(service, systemd_version)),
+        guarded=bool(opened_paths(service)),
         enabled=settings.enabled,
         conflicts=plan.slot_mates,
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,14 +15,14 @@ from tests.unit.hosts import make_host
 from torchpar.adhoc.plan import conf_of
 from torchpar.cli import run
 from torchpar.conf.directives import SINCE
-from torchpar.conf.passed import GROUPS, PASSED, judge, needed
+from torchpar.conf.passed import GROUPS, OPENING, PASSED, expanded, judge, needed, opened
 from torchpar.conf.services import Service, parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.generation import Content
 from torchpar.host.inputs import Inputs
-from torchpar.plan.access import make_questions
+from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict, make_questions
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.ownership import add_questions
 
@@ -98,10 +100,49 @@ def test_the_page_lists_what_is_passed() -> None:
 )
 def test_what_systemd_opens_as_root_is_known_by_its_path(line: str, paths: list[str]) -> None:
     """With the key and the value that name it; a / at the end allows a folder."""
-    opened = opened_paths(service_of(f"Service.{line}"))
-    assert [named.path for named in opened] == paths
+    found = opened_paths(service_of(f"Service.{line}"))
+    assert [named.path for named in found] == paths
     key, _, value = f"Service.{line}".partition("=")
-    assert all((named.key, named.value) == (key, value) for named in opened)
+    assert all((named.key, named.value) == (key, value) for named in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("StandardOutput=append:/var/log/%N-%%-%i", "append:/var/log/torchpar-run-x-%-"),
+        ("BindPaths=/a/%p:/b/%n", "/a/torchpar-run-x:/b/torchpar-run-x.service"),
+        ("LoadCredential=%H:/etc/%N", "%H:/etc/torchpar-run-x"),
+        ("SyslogIdentifier=%N", "%N"),
+    ],
+)
+def test_a_transient_unit_is_given_the_paths_that_are_looked_at(line: str, given: str) -> None:
+    """systemd replaces no specifiers in one."""
+    name, _, value = line.partition("=")
+    unit = "torchpar-run-x.service"
+    assert expanded(name, value, unit) == given
+    assert list(opened(name, given.replace("%", "%%"), unit)) == list(opened(name, value, unit))
+
+
+@pytest.mark.parametrize("name", sorted(PASSED))
+def test_the_directives_with_paths_that_systemd_opens_are_known(name: str) -> None:
+    found = []
+    for value in ("/x", "file:/x", "a:/x"):
+        with contextlib.suppress(ValueError):
+            found += opened(name, value, "")
+    assert bool(found) == (name in OPENING)
+
+
+@pytest.mark.parametrize(("version", "is_refused"), [(252, False), (253, True), (None, True)])
+def test_nothing_is_asked_about_a_directive_that_is_left_out(version: int | None, is_refused: bool) -> None:
+    """Neither whose the path is, nor whether it is there; of a systemd that is not known all are asked about."""
+    text = "[Train a]\nScript=/s.py\nService.OpenFile=/home/ml/f\n"
+    file, facts = ConfFile("/c", text), dataclasses.replace(make_host(), systemd_version=version)
+    config = parse_config([file], facts)
+    foreign = Answer(Verdict.FOREIGN, "/home/ml", 0o755, "ml", "ml")
+    missing = Answer(Verdict.MISSING, "/home/ml/f")
+    answers = {Question("/home/ml/f", Need.OWN): foreign, Question("/home/ml/f", Need.THERE): missing}
+    inputs = Inputs(config, facts, (file,), {Identity(None): Found(answers=answers)})
+    assert bool(inputs.refusals()) == is_refused and len(inputs.unreachable()) == 2 * is_refused
 
 
 @pytest.mark.parametrize(
