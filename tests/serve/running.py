@@ -57,7 +57,7 @@ def running(
         world.service = service
         application = Application(service)
         world.server = server = Server(application, limits or Limits(), log)
-        application.serve(server)
+        application.serve(server.state)
         listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         await server.start([listener])
         world.port = listener.getsockname()[1]

@@ -58,11 +58,10 @@ def room_of(module: str) -> str:
     return flat[0] if flat else below.partition(".")[0]
 
 
-def imports(path: Path, *, at_run_time: bool = False) -> Iterator[str]:
-    """Every module that a file imports, anywhere in it; what only type checkers read is left out at run time."""
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it, for type checkers alone too."""
     known = {name_of(other) for other in modules()}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in run_time_nodes(tree) if at_run_time else ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,16 +71,8 @@ def imports(path: Path, *, at_run_time: bool = False) -> Iterator[str]:
                 yield whole if whole in known else str(node.module)
 
 
-def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            continue
-        yield child
-        yield from run_time_nodes(child)
-
-
-def own_imports(path: Path, *, at_run_time: bool = False) -> set[str]:
-    return {module for module in imports(path, at_run_time=at_run_time) if module.split(".")[0] == "torchpar"}
+def own_imports(path: Path) -> set[str]:
+    return {module for module in imports(path) if module.split(".")[0] == "torchpar"}
 
 
 def each(*rooms: str, but: Iterable[str] = ()) -> pytest.MarkDecorator:
@@ -100,7 +91,7 @@ def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """A cycle is a wrong module."""
-    graph = {name_of(path): own_imports(path, at_run_time=True) - {name_of(path)} for path in modules()}
+    graph = {name_of(path): own_imports(path) - {name_of(path)} for path in modules()}
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:

@@ -38,7 +38,7 @@ class Front:
         self._addresses = grpc
         self._shared = shared
         self._grpc: list[GrpcServer] = []
-        application.serve(self.server)
+        application.serve(self.server.state)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept. Raises StartError where gRPC cannot be served on its addresses."""

@@ -165,7 +165,7 @@ class _Serving:
         if unbatched := list(self._engine.unbatched()):
             self._channel.send(unbatched=unbatched)
         if self._several:
-            self._channel.send(usage=self._front.server.usage())
+            self._channel.send(usage=self._front.server.state.usage())
             self._count(to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
@@ -187,7 +187,7 @@ class _Serving:
             if "setting" in message:
                 self._front.service.take(message["setting"])
             if "usage" in message:
-                self._front.server.totals = message["usage"]
+                self._front.server.state.totals = message["usage"]
             if "stop" in message:
                 due = self._hurry if self._stop.done() else self._stop
                 if not due.done():

@@ -55,15 +55,15 @@ def test_messages_that_are_not_ended_are_bounded_together() -> None:
     """One more is refused, and so is one that says to be too large; small ones are taken all the same."""
     with running(grpc=True, limits=Limits(held=1_000_000, body=900_000)) as world, client(world) as raw:
         begin(raw, 1, 800_000, 780_000)
-        until(lambda: world.server.held > 700_000)
+        until(lambda: world.server.state.held > 700_000)
         begin(raw, 3, 800_000, 0)
         assert raw.status(3) == (14, "the server holds as many requests as it may; try again")
         begin(raw, 5, 2_000_000, 0)
         assert raw.status(5) == (8, "the message has 2000000 bytes; the limit is 1948576")
-        assert 700_000 < world.server.held < 1_000_000
+        assert 700_000 < world.server.state.held < 1_000_000
         assert is_served(world)
         raw.close()
-        until(lambda: world.server.held == 0)
+        until(lambda: world.server.state.held == 0)
 
 
 @pytest.mark.parametrize("size", [16_000, 60_000])
@@ -78,12 +78,12 @@ def test_whole_messages_of_calls_that_do_not_end_are_bounded_together(size: int)
                 raw.send(*(frame(frames.DATA, 0, stream, data[at : at + 16_000]) for at in range(0, len(data), 16_000)))
             raw.send(PING)
             raw.until(frames.PING)
-        assert 1_000_000 <= world.server.held + size
-        assert world.server.held <= 1_000_000 + len(held) * (MANY_SMALL + size)
+        assert 1_000_000 <= world.server.state.held + size
+        assert world.server.state.held <= 1_000_000 + len(held) * (MANY_SMALL + size)
         assert is_served(world)
         for raw in held:
             raw.close()
-        until(lambda: world.server.held == 0)
+        until(lambda: world.server.state.held == 0)
 
 
 def test_messages_of_a_stream_are_held_until_they_are_answered() -> None:
@@ -94,7 +94,7 @@ def test_messages_of_a_stream_are_held_until_they_are_answered() -> None:
             raw.send(*(frame(frames.DATA, 0, 1, data[at : at + 16_000]) for at in range(0, len(data), 16_000)))
         raw.send(frame(frames.DATA, frames.END_STREAM, 1))
         assert raw.status(1) == (0, "")
-        until(lambda: world.server.held == 0)
+        until(lambda: world.server.state.held == 0)
 
 
 def test_time_in_which_a_message_or_a_frame_is_not_read_is_not_its_clients() -> None:
@@ -104,7 +104,7 @@ def test_time_in_which_a_message_or_a_frame_is_not_read_is_not_its_clients() -> 
         rest = frame(frames.DATA, frames.END_STREAM, 1, b"\xff" * 100)
         raw.send(PING, rest[:50])
         raw.until(frames.PING)
-        (connection,) = world.server.all_connections()
+        (connection,) = world.server.state.all_connections()
         world.server.loop.call_soon_threadsafe(connection.pause_writing)
         threading.Event().wait(3.0)
         raw.send(rest[50:])
@@ -172,7 +172,7 @@ def test_streams_of_a_connection_are_computed_within_a_bound_together() -> None:
 
         world.server.loop.call_soon_threadsafe(answer)
         assert raw.answered(10) == set(range(1, 21, 2))
-        assert all(connection.working == 0 for connection in world.server.all_connections())
+        assert all(connection.working == 0 for connection in world.server.state.all_connections())
 
 
 @pytest.mark.parametrize("sent", [0, 10_000, 100_000])
@@ -181,7 +181,7 @@ def test_a_message_that_does_not_come_in_time_is_given_up(sent: int) -> None:
     with running(grpc=True, limits=Limits(body_seconds=0.3)) as world, client(world) as raw:
         begin(raw, 1, 200_000, sent)
         assert raw.status(1) == (4, "the request did not come in time")
-        until(lambda: world.server.held == 0)
+        until(lambda: world.server.state.held == 0)
         raw.send(call(3))
         assert raw.status(3) == (0, "")
 
@@ -237,18 +237,18 @@ def test_frames_that_ask_for_nothing_are_read_slowly(kind: str) -> None:
 
         flood = threading.Thread(target=send)
         flood.start()
-        until(lambda: world.server.calmed)
+        until(lambda: world.server.state.calmed)
         assert is_served(world)
-        until(lambda: world.server.connections() == 0)
+        until(lambda: world.server.state.connections() == 0)
         flood.join()
-        assert world.server.calmed == 0
+        assert world.server.state.calmed == 0
 
 
 def test_a_client_that_was_read_slowly_is_served() -> None:
     with running(grpc=True) as world, client(world) as raw:
         raw.send(PING * 600, call(1))
         assert raw.status(1) == (0, "")
-        assert world.server.calmed == 0
+        assert world.server.state.calmed == 0
 
 @contextmanager
 def never_calmed(world: Running) -> Iterator[None]:
@@ -258,7 +258,7 @@ def never_calmed(world: Running) -> Iterator[None]:
         start = Connection._start_calm
         patch.setattr(Connection, "_start_calm", lambda self: (seen.append(1), start(self)))
         yield
-    assert not seen and not world.server.calmed
+    assert not seen and not world.server.state.calmed
 
 
 def test_calls_with_large_metadata_are_read_like_others() -> None:
@@ -293,11 +293,11 @@ def test_cancelled_calls_that_had_their_time_cost_nothing() -> None:
 def test_resets_are_forgiven_however_many_clients_are_read_slowly() -> None:
     """What counts against a client is what it sent, not how long it was not read for the sake of others."""
     with running(grpc=True, limits=Limits(header_seconds=1.5)) as world, client(world) as raw:
-        world.server.loop.call_soon_threadsafe(setattr, world.server, "calmed", 4)
+        world.server.loop.call_soon_threadsafe(setattr, world.server.state, "calmed", 4)
         raw.send(*RESETS[:60], call(121))
         assert raw.status(121) == (0, "")
-        until(lambda: world.server.calmed == 4)
-        world.server.calmed = 0
+        until(lambda: world.server.state.calmed == 4)
+        world.server.state.calmed = 0
 
 
 def test_headers_are_decoded_in_turns() -> None:
@@ -340,8 +340,8 @@ def test_answers_to_clients_that_have_gone_leave_the_journal_alone(caplog: pytes
             with client(world) as raw:
                 raw.send(*(frame(frames.HEADERS, OPEN, stream, block(STREAM)) for stream in range(1, 255, 2)))
                 raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        world.server.loop.call_soon_threadsafe(lambda: [each.drain() for each in world.server.all_connections()])
-        until(lambda: world.server.connections() == 0)
+        world.server.loop.call_soon_threadsafe(lambda: [each.drain() for each in world.server.state.all_connections()])
+        until(lambda: world.server.state.connections() == 0)
     assert caplog.messages == []
 
 
@@ -393,13 +393,13 @@ def test_a_stream_that_is_begun_during_a_drain_ends_with_it() -> None:
         world.grace = 60.0
 
         def drain() -> None:
-            for connection in world.server.all_connections():
+            for connection in world.server.state.all_connections():
                 connection.start_drain()
                 connection.data_received(frame(frames.HEADERS, OPEN, 3, block(STREAM)))
                 connection.drain()
 
         world.server.loop.call_soon_threadsafe(drain)
-        until(lambda: world.server.connections() == 0)
+        until(lambda: world.server.state.connections() == 0)
 
 
 def test_a_connection_has_no_more_calls_than_it_is_told_and_idle_ones_give_way() -> None:
@@ -409,7 +409,7 @@ def test_a_connection_has_no_more_calls_than_it_is_told_and_idle_ones_give_way()
         for raw in held:
             raw.send(*(frame(frames.HEADERS, OPEN, stream, block(STREAM)) for stream in range(1, 12, 2)))
             assert raw.until(frames.RST_STREAM, of=9) == struct.pack(">I", frames.REFUSED_STREAM)
-        until(lambda: world.server.connections() == 3)
+        until(lambda: world.server.state.connections() == 3)
         threading.Event().wait(0.2)  # until they are idle
         assert is_served(world)
         assert held[0].end() == (frames.NO_ERROR, "another client needs the place")

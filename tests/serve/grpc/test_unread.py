@@ -93,26 +93,26 @@ def test_answers_that_nobody_takes_are_bounded_and_their_clients_cut_off() -> No
     with running(Images(), grpc=True, limits=limits) as world, channel(world) as other:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(other)
         assert infer(stub) == ""
-        until(lambda: world.server.owed == 0)
+        until(lambda: world.server.state.owed == 0)
         with slow_client(world, calls=3) as slow:
-            until(lambda: len(world.engine.requests) == 4 and world.server.owed)
-            assert SIZE <= world.server.owed < SIZE + 1000
+            until(lambda: len(world.engine.requests) == 4 and world.server.state.owed)
+            assert SIZE <= world.server.state.owed < SIZE + 1000
             assert infer(stub) == f"UNAVAILABLE: {BUSY}"
             while slow.recv(1 << 20):
                 pass
-        until(lambda: world.server.owed == 0)
+        until(lambda: world.server.state.owed == 0)
         assert infer(stub) == ""
-        until(lambda: world.server.owed == 0)
+        until(lambda: world.server.state.owed == 0)
 
 
 def test_one_connection_has_its_own_bound_and_may_have_one_answer_of_any_size() -> None:
     with running(Images(), grpc=True, limits=Limits(owed_each=4_000_000)) as world, channel(world) as other:
         with slow_client(world, calls=2) as slow:
-            until(lambda: len(world.engine.requests) == 2 and world.server.owed)
-            assert SIZE <= world.server.owed < SIZE + 1000
+            until(lambda: len(world.engine.requests) == 2 and world.server.state.owed)
+            assert SIZE <= world.server.state.owed < SIZE + 1000
             assert infer(service_pb2_grpc.GRPCInferenceServiceStub(other)) == ""
             slow.close()
-            until(lambda: world.server.owed == 0)
+            until(lambda: world.server.state.owed == 0)
 
 
 @pytest.mark.parametrize("read", [True, False])
@@ -123,15 +123,15 @@ def test_answers_of_a_stream_wait_in_bounds(read: bool) -> None:
         for _ in range(4):
             asked.put(question())
         answers = service_pb2_grpc.GRPCInferenceServiceStub(client).ModelStreamInfer(iter(asked.get, None))
-        until(lambda: len(world.engine.requests) == 4 and world.server.owed)
-        assert SIZE <= world.server.owed < SIZE + 1000
+        until(lambda: len(world.engine.requests) == 4 and world.server.state.owed)
+        assert SIZE <= world.server.state.owed < SIZE + 1000
         if read:
             asked.put(None)
             assert [answer.error_message for answer in answers] == ["", BUSY, BUSY, BUSY]
         else:
             answers.cancel()
             asked.put(None)
-        until(lambda: world.server.owed == 0)
+        until(lambda: world.server.state.owed == 0)
 
 
 class FirstLate(Images):
@@ -154,13 +154,13 @@ def test_an_answer_whose_turn_has_not_come_is_nobodys_delay() -> None:
         asked.put(question())
         until(lambda: world.engine.requests)
         asked.put(question())
-        until(lambda: world.server.owed)
+        until(lambda: world.server.state.owed)
         time.sleep(1.5)  # several times as long as a client may take nothing
         answer = Response("image", "1", "", [Tensor("x", "UINT8", (1, 1), b"a")])
         world.server.loop.call_soon_threadsafe(world.engine.late, answer)
         asked.put(None)
         assert [answer.error_message for answer in answers] == ["", ""]
-        until(lambda: world.server.owed == 0)
+        until(lambda: world.server.state.owed == 0)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_an_answer_of_which_next_to_nothing_is_taken_at_a_time_is_given_up(of: i
         ended.set()
         widening.join()
         assert last == end
-        until(lambda: world.server.owed == 0)
+        until(lambda: world.server.state.owed == 0)
         if end == frames.RST_STREAM:
             raw.send(call(3))
             assert raw.status(3) == (0, "")

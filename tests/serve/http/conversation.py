@@ -114,8 +114,8 @@ def converse(
         world = World(server, application, listener.getsockname(), lines)
         await talk(world)
         await server.stop(0.2)
-        assert server.held == 0 and server.owed == 0
-        assert server.connections() == 0
+        assert server.state.held == 0 and server.state.owed == 0
+        assert server.state.connections() == 0
         assert [e for e in errors if not isinstance(e.get("exception"), KeyError)] == []
 
     asyncio.run(run())

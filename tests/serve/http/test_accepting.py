@@ -28,7 +28,7 @@ def test_servers_that_share_a_socket_take_turns() -> None:
             await server.start([listener.dup()])  # an event loop has one reader of a file descriptor
         clients = [socket.create_connection(listener.getsockname()) for _ in range(20)]
         await asyncio.sleep(0.1)
-        counts = [server.connections() for server in servers]
+        counts = [server.state.connections() for server in servers]
         for client in clients:
             client.close()
         for server in servers:
@@ -49,10 +49,10 @@ def test_who_comes_during_a_drain_waits_for_whoever_accepts_next() -> None:
         await first.stop(0.2)
         client = socket.create_connection(listener.getsockname())
         await asyncio.sleep(0.05)
-        assert first.connections() == 0
+        assert first.state.connections() == 0
         await second.start([listener])
         await asyncio.sleep(0.05)
-        accepted = second.connections()
+        accepted = second.state.connections()
         client.close()
         await second.stop(0.2)
         listener.close()

@@ -217,20 +217,20 @@ def test_answers_that_wait_to_be_written_are_bounded_too(path: str) -> None:
             target=lambda: answers.append(ask(world, "/v2/models/identity_fp32/infer", text + bytes(size), **fields))
         )
         first.start()
-        while not world.server.owed:
+        while not world.server.state.owed:
             time.sleep(0.01)
-        assert world.server.owed == size
+        assert world.server.state.owed == size
         if path.startswith("/predict"):
             text, fields = json.dumps([[0]] * 100).encode(), {}
             status, answer = ask(world, path, text)
-            assert status == 200 and world.server.owed == size  # a small one is given all the same
+            assert status == 200 and world.server.state.owed == size  # a small one is given all the same
         else:
             status, answer = ask(world, path, text + bytes(size), **fields)
             assert status == 503 and b"have not taken" in answer
         later.release.set()
         first.join(60)
         assert answers[0][0] == 200 and json.loads(answers[0][1])["outputs"][0]["data"] == [0.0] * count
-        while world.server.owed:
+        while world.server.state.owed:
             time.sleep(0.01)
 
 
@@ -263,14 +263,14 @@ def test_large_bodies_count_until_they_are_answered() -> None:
         answers: list[tuple[int, bytes]] = []
         first = threading.Thread(target=lambda: answers.append(ask(world, path, large)))
         first.start()
-        until(lambda: world.server.held == len(large))
+        until(lambda: world.server.state.held == len(large))
         status, answer = ask(world, path, large)
         assert status == 503 and b"holds as many requests as it may" in answer
         assert ask(world, path, body)[0] == 200
         later.release.set()
         first.join()
         assert answers[0][0] == 200
-        until(lambda: world.server.held == 0)
+        until(lambda: world.server.state.held == 0)
 
 
 def test_much_json_is_read_piece_by_piece() -> None:

@@ -130,8 +130,8 @@ def test_a_body_of_very_small_chunks_leaves_others_a_turn() -> None:
         most = seen = 0
         while seen < 60_000:
             await asyncio.sleep(0)
-            most = max(most, world.server.held - seen)
-            seen = world.server.held
+            most = max(most, world.server.state.held - seen)
+            seen = world.server.state.held
         assert most <= 2048
         client.send(b"0\r\n\r\n")
         assert (await client.answer())[0] == 200
@@ -174,7 +174,7 @@ def test_a_body_of_many_tiny_chunks_takes_no_more_memory_than_its_bytes() -> Non
         client = await world.connect()
         client.send(b"POST /later HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000)
         await asyncio.sleep(0.1)
-        assert world.server.held == 5000
+        assert world.server.state.held == 5000
         client.send(b"0\r\n\r\n")
         await until(lambda: world.application.held)
         assert world.application.held[0].body == b"a" * 5000
@@ -356,14 +356,14 @@ def test_a_client_that_takes_its_answer_slowly_is_too_late_with_nothing_else() -
             await asyncio.sleep(0.05)
             world.application.held.pop().respond(200, b"text/plain", b"y" * 10_000_000)
             await asyncio.sleep(1.2)
-            assert world.server.connections() == 1
+            assert world.server.state.connections() == 1
             taken = 0
             while taken < 10_000_000:
                 taken += (await client.reader.read(1_000_000)).count(b"y")
             client.send({b"P": b"x" * 20_000, b"G": b"Host: x\r\n\r\n"}.get(begun[:1], GET))
             assert (await client.reader.readexactly(15)) == b"HTTP/1.1 200 OK"
             client.writer.transport.abort()
-            await until(lambda: world.server.connections() == 0)
+            await until(lambda: world.server.state.connections() == 0)
 
     converse(story, replace(QUICK, write_seconds=30.0))
 
@@ -383,9 +383,9 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         client = await world.connect(receive_buffer=4096)
         client.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.sleep(0.2)
-        assert world.server.connections() == 1
+        assert world.server.state.connections() == 1
         await asyncio.sleep(1.5)
-        assert world.server.connections() == 0
+        assert world.server.state.connections() == 0
 
     converse(story, QUICK)
 
@@ -393,8 +393,8 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
 async def leave_a_little(world: World, last: bytes) -> Client:
     """A client that has not read all of its answers: what is left is too little for the server to slow down."""
     client = await world.connect(receive_buffer=100_000)
-    await until(lambda: world.server.connections() == 1)
-    connection: Any = world.server.all_connections()[0]
+    await until(lambda: world.server.state.connections() == 1)
+    connection: Any = world.server.state.all_connections()[0]
     while not connection._transport.get_write_buffer_size():
         client.send(post(b"", path=b"/later"))
         await until(lambda: world.application.held)
@@ -410,7 +410,7 @@ LAST = [post(b"", b"Connection: close"), b"hello\r\n\r\n"]
 def test_the_end_of_a_connection_waits_for_a_client_that_does_not_read_no_longer_than_others(last: bytes) -> None:
     async def story(world: World) -> None:
         client = await leave_a_little(world, last)
-        await until(lambda: world.server.connections() == 0)
+        await until(lambda: world.server.state.connections() == 0)
         client.writer.transport.abort()
 
     converse(story, QUICK)
@@ -421,7 +421,7 @@ def test_a_client_that_reads_slowly_has_all_before_the_end(last: bytes) -> None:
     async def story(world: World) -> None:
         client = await leave_a_little(world, last)
         await asyncio.sleep(0.5)
-        assert world.server.connections() == 1
+        assert world.server.state.connections() == 1
         taken = b""
         while piece := await client.reader.read(1_000_000):
             taken += piece
@@ -561,7 +561,7 @@ def test_answers_that_nobody_takes_are_bounded_together() -> None:
         for end in ("read", "go"):
             slow = await world.connect(receive_buffer=4096)
             slow.send(LARGE)
-            await until(lambda: world.server.owed > 5_000_000)
+            await until(lambda: world.server.state.owed > 5_000_000)
             other = await world.connect()
             for _ in range(3):
                 other.send(LARGE + GET)
@@ -572,7 +572,7 @@ def test_answers_that_nobody_takes_are_bounded_together() -> None:
                 assert len(await slow.reader.readexactly(10_000_000)) == 10_000_000
             else:
                 slow.writer.transport.abort()
-            await until(lambda: world.server.owed == 0)
+            await until(lambda: world.server.state.owed == 0)
             other.send(LARGE)
             assert len((await other.answer())[2]) == 10_000_000
 
@@ -586,16 +586,16 @@ def test_answers_whose_turn_has_not_come_are_bounded_for_each_client() -> None:
         client, other = await world.connect(), await world.connect()
         client.send(post(b"", path=b"/later") + LARGE * 3 + GET)
         await until(lambda: len(world.application.paths) == 5)
-        assert 10_000_000 < world.server.owed < 10_010_000
+        assert 10_000_000 < world.server.state.owed < 10_010_000
         other.send(LARGE)
         assert (await other.answer())[0] == 200
         world.application.held[0].respond(200, b"text/plain", b"")
         assert [(await client.answer())[0] for _ in range(5)] == [200, 200, 503, 503, 200]
-        await until(lambda: world.server.owed == 0)
+        await until(lambda: world.server.state.owed == 0)
         client.send(post(b"", path=b"/later") + LARGE)
-        await until(lambda: world.server.owed > 0)
+        await until(lambda: world.server.state.owed > 0)
         client.writer.transport.abort()
-        await until(lambda: world.server.owed == 0)
+        await until(lambda: world.server.state.owed == 0)
 
     converse(story, Limits(owed_each=5_000_000))
 
@@ -678,7 +678,7 @@ def test_a_body_of_which_nothing_comes_any_more_is_given_up(framing: bytes) -> N
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing + (b"\r\n" if b"ea60" in framing else b"\r\n\r\n"))
         client.send(b"x" * 59_000)
         assert (await client.answer())[0] == 408
-        assert world.server.held == 0
+        assert world.server.state.held == 0
 
     converse(story, QUICK)
 
@@ -687,7 +687,7 @@ def test_a_small_body_is_taken_whatever_others_hold() -> None:
     async def story(world: World) -> None:
         large = await world.connect()
         large.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 99_000)
-        await until(lambda: world.server.held > 0)
+        await until(lambda: world.server.state.held > 0)
         client = await world.connect()
         for size, status in ((60_000, 200), (70_000, 503)):
             client.send(post(b"x" * size))
@@ -707,12 +707,12 @@ def test_a_slow_body_gives_way_where_no_more_may_be_held(length: bytes) -> None:
     async def story(world: World) -> None:
         slow, quick, late = [await world.connect() for _ in range(3)]
         slow.send(begun + b"x" * 119_000)
-        await until(lambda: world.server.held == 119_000)
+        await until(lambda: world.server.state.held == 119_000)
         now = asyncio.get_running_loop().time
-        arriving = [each for each in world.server.all_connections() if each.arriving(now())]
+        arriving = [each for each in world.server.state.all_connections() if each.arriving(now())]
         await until(lambda: (arriving[0].arriving(now()) or (0, 0))[1] < limits.quick_rate)
         quick.send(begun + b"x" * 119_000)
-        await until(lambda: world.server.held >= 238_000)
+        await until(lambda: world.server.state.held >= 238_000)
         body = b"x" * 120_000
         late.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n")
         late.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if b"chunked" in length else body)
@@ -731,14 +731,14 @@ def test_a_request_that_was_answered_is_not_kept() -> None:
     async def story(world: World) -> None:
         client = await world.connect()
         client.send(post(b"x" * 90_000, path=b"/later"))
-        await until(lambda: world.application.held and world.server.held == 90_000)
+        await until(lambda: world.application.held and world.server.state.held == 90_000)
         world.application.held[0].respond(200, b"text/plain", b"")
         await client.answer()
-        assert world.server.held == 0 and world.application.held[0].body == b""
+        assert world.server.state.held == 0 and world.application.held[0].body == b""
         client.send(post(b"x" * 90_000, path=b"/later"))
-        await until(lambda: world.server.held == 90_000)
+        await until(lambda: world.server.state.held == 90_000)
         client.writer.transport.abort()
-        await until(lambda: world.server.held == 0)
+        await until(lambda: world.server.state.held == 0)
 
     converse(story)
 

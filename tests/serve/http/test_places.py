@@ -59,8 +59,8 @@ def test_one_that_sends_a_body_or_takes_an_answer_is_not_waited_for_until_it_sto
         sending, idle = await rest(world, begun, GET)
         sending.send(b"x" * 10_000)
         await taking.reader.readexactly(2_000_000)
-        owed = world.server.owed
-        await until(lambda: world.server.owed < owed)
+        owed = world.server.state.owed
+        await until(lambda: world.server.state.owed < owed)
         await asyncio.sleep(LEAST_SECONDS)
         late = await world.connect()
         late.send(GET)
@@ -83,7 +83,7 @@ def test_one_that_waits_for_an_answer_never_goes() -> None:
             exchange.respond(200, b"text/plain", b"late")
         for client in clients:
             assert (await client.answer())[2] == b"late"
-        await until(lambda: world.server.connections() == 3)
+        await until(lambda: world.server.state.connections() == 3)
 
     converse(story, LIMITS)
 
@@ -96,8 +96,8 @@ def test_who_makes_room_is_gone_with_all_that_it_has_not_taken() -> None:
             clients[-1].send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: len(world.application.paths) == len(clients))
             await asyncio.sleep(2 * LEAST_SECONDS)
-        assert world.server.connections() == LIMITS.connections
-        await until(lambda: world.server.owed <= LIMITS.connections * 10_000_000)
+        assert world.server.state.connections() == LIMITS.connections
+        await until(lambda: world.server.state.owed <= LIMITS.connections * 10_000_000)
         for client in clients:
             client.writer.transport.abort()
 

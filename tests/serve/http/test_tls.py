@@ -61,6 +61,6 @@ def test_a_client_that_does_not_shake_hands_is_gone_soon(contexts: tuple[ssl.SSL
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await client.answer())[0] == 200
         client.writer.close()
-        await until(lambda: world.server.connections() == 0)
+        await until(lambda: world.server.state.connections() == 0)
 
     converse(story, Limits(header_seconds=0.5), tls=server)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from asyncio import AbstractEventLoop
+from typing import Protocol
 
 from torchpar.serve.grpc import frames
-from torchpar.serve.http.limits import NOT_HELD, SMALL
-
-if TYPE_CHECKING:
-    from torchpar.serve.grpc.outgoing import Outgoing
+from torchpar.serve.http.limits import NOT_HELD, SMALL, Limits
 
 # The status of a call.
 OK, CANCELLED, _, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND = range(6)
@@ -50,6 +48,23 @@ class Handler(Protocol):
         """Nobody waits for answers any more."""
 
 
+class Source(Protocol):
+    """The connection that a call's messages come by. `reading_paused`: the client may send, and nothing is read."""
+
+    limits: Limits
+    loop: AbstractEventLoop
+    reading_paused: bool
+
+    def may_hold(self, missing: int, whole: int) -> bool:
+        """Whether the rest of a message may come."""
+
+    def hold(self, size: int) -> None:
+        """Count so many bytes more, or less, that are kept of what the client sent."""
+
+    def write(self, data: bytes) -> None:
+        """Send some bytes, now or with others."""
+
+
 class Arriving(ABC):
     """The half of a call that reads. `over`: its status is known, and nothing more is read."""
 
@@ -68,8 +83,8 @@ class Arriving(ABC):
         "uncredited",
     )
 
-    def __init__(self, connection: Outgoing, number: int) -> None:
-        self.connection = connection
+    def __init__(self, connection: Source, number: int) -> None:
+        self.connection: Source = connection
         self.number = number
         self.handler: Handler | None = None
         self.over = False

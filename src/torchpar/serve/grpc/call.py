@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from torchpar.serve.grpc import frames, hpack
-from torchpar.serve.grpc.arriving import OK, PREFIX, Arriving
+from torchpar.serve.grpc.arriving import OK, PREFIX, Arriving, Source
 from torchpar.serve.http.local import is_local
-
-if TYPE_CHECKING:
-    from torchpar.serve.grpc.outgoing import Outgoing
 
 _FIRST = b"\x88" + hpack.encode(
     ((b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity, deflate, gzip"))
 )
 _DONE = hpack.encode(((b"grpc-status", b"0"),))
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+class Link(Source, Protocol):
+    """The connection of a call, both ways.
+
+    `window` is what the client allows to be sent on all of it, `first_window` what it allows each call at first;
+    `frame_size` is the largest frame. `peer` is the other end's address as accept(2) gave it.
+    `working` counts the messages of streams that are being computed; `draining`: no further call is to be made.
+    """
+
+    peer: Any
+    window: int
+    first_window: int
+    frame_size: int
+    working: int
+    draining: bool
+
+    def may_owe(self, size: int) -> bool:
+        """Whether an answer may wait to be taken."""
+
+    def count_owed(self, size: int) -> None:
+        """Count so many bytes of answers that wait more, or less."""
+
+    def may_send(self, call: Call, size: int) -> bool:
+        """Whether so many bytes of a call can go at once, before those of others."""
+
+    def block(self, block: bytes) -> bytes:
+        """A header as it is to be sent next."""
+
+    def sends(self, call: Call) -> None:
+        """Give a call its turn: it has something to send, or its end."""
+
+    def forget(self, call: Call) -> None:
+        """Take leave of a call that has its answer."""
+
+    def reset(self, call: Call, code: int) -> None:
+        """End a call without an answer."""
 
 
 class Call(Arriving):
@@ -41,7 +75,9 @@ class Call(Arriving):
         "window",
     )
 
-    def __init__(self, connection: Outgoing, number: int, fields: dict[bytes, bytes]) -> None:
+    connection: Link
+
+    def __init__(self, connection: Link, number: int, fields: dict[bytes, bytes]) -> None:
         super().__init__(connection, number)
         self.begun = connection.loop.time()
         self.path = fields.get(b":path", b"")

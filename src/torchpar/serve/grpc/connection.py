@@ -11,15 +11,13 @@ cut off. So nobody is who does no harm, and none of them has more than a small p
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.call import Call
 from torchpar.serve.grpc.frames import HEAD, HEAD_SIZE, PREFACE, ConnectionFailed
 from torchpar.serve.grpc.taking import TURN, Taking
-
-if TYPE_CHECKING:
-    from torchpar.serve.http.server import Server
+from torchpar.serve.http.state import ServerState
 
 # How long a client that has used it up is not read, and what it gains by that.
 CALM_SECONDS = 0.1
@@ -29,9 +27,9 @@ CALM_GAIN = 20
 class Connection(Taking):
     """The asyncio protocol, its clock, and the calm that is imposed on clients that ask too much."""
 
-    def __init__(self, server: Server, peer: Any, application: Callable[[Call], None]) -> None:
+    def __init__(self, state: ServerState, peer: Any, application: Callable[[Call], None]) -> None:
         """peer: the other end's address as accept(2) gave it; application is given each call that begins."""
-        super().__init__(server, peer, application)
+        super().__init__(state, peer, application)
         self._rest = b""
         self._begun = False  # its preface is there
         self._since: float | None = self.loop.time()  # when it began what is not whole yet
@@ -44,10 +42,10 @@ class Connection(Taking):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         self._transport = transport
-        if not self.server.opened(self):
+        if not self.state.opened(self):
             transport.abort()
             return
-        if self.server.is_full(self):
+        if self.state.is_full(self):
             self.close(frames.CALM, f"there are {self.limits.connections} connections already")
             return
         self.write(
@@ -79,10 +77,10 @@ class Connection(Taking):
         if self._calm is not None:
             self._calm.cancel()
             self._calm = None
-            self.server.calmed -= 1
+            self.state.calmed -= 1
         if self._soon is not None:
             self._soon.cancel()
-        self.server.closed(self)
+        self.state.closed(self)
 
     def pause_writing(self) -> None:
         """The client takes its answers more slowly than they come."""
@@ -170,13 +168,13 @@ class Connection(Taking):
         if self._calm is None:
             # Counted, not timed: that it takes longer the more others are calmed is not this client's doing.
             self._calms += 1
-            self.server.calmed += 1
-            self._calm = self.loop.call_later(CALM_SECONDS * self.server.calmed, self._end_calm)
+            self.state.calmed += 1
+            self._calm = self.loop.call_later(CALM_SECONDS * self.state.calmed, self._end_calm)
             self._update_reading()
 
     def _end_calm(self) -> None:
         self._calm = None
-        self.server.calmed -= 1
+        self.state.calmed -= 1
         self.allowance += CALM_GAIN
         self._since = None
         self._read()

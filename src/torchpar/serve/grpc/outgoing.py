@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchpar.serve.grpc import frames, hpack
+from torchpar.serve.grpc.call import Call
 from torchpar.serve.http.limits import ALLOWANCE, MANY_SMALL, SMALL
 from torchpar.serve.http.peer import Peer
-
-if TYPE_CHECKING:
-    from torchpar.serve.grpc.call import Call
-    from torchpar.serve.http.server import Server
+from torchpar.serve.http.state import ServerState
 
 # Bytes of one frame at the most.
 FRAME = 128 * 1024
@@ -25,11 +23,11 @@ class Outgoing(Peer):
     """`window` and those of calls are what the client allows to be sent; `owed` and `held` the bytes of answers
     and of requests that wait."""
 
-    def __init__(self, server: Server, peer: Any) -> None:
-        self.server = server
+    def __init__(self, state: ServerState, peer: Any) -> None:
+        self.state = state
         self.peer = peer
-        self.limits = server.limits
-        self.loop = server.loop
+        self.limits = state.limits
+        self.loop = state.loop
         self.calls: dict[int, Call] = {}
         self.newest = 0  # the last call that was begun
         self.owed = 0
@@ -103,23 +101,23 @@ class Outgoing(Peer):
         """Whether an answer may wait to be taken: a small one, unless there are very many."""
         if size <= SMALL and self.owed <= MANY_SMALL:
             return True
-        return self.server.may_owe(max(size, SMALL + 1), self.owed)
+        return self.state.may_owe(max(size, SMALL + 1), self.owed)
 
     def count_owed(self, size: int) -> None:
         """So many bytes of answers wait more, or less."""
         self.owed += size
-        self.server.owed += size
+        self.state.owed += size
 
     def may_hold(self, missing: int, whole: int) -> bool:
         """Whether the rest of a message may come."""
         if whole <= SMALL and self.held <= MANY_SMALL:
             return True
-        return self.server.may_hold(missing)
+        return self.state.may_hold(missing)
 
     def hold(self, size: int) -> None:
         """So many bytes of requests are kept more, or less."""
         self.held += size
-        self.server.held += size
+        self.state.held += size
 
     def sends(self, call: Call) -> None:
         """A call has something to send, or its end."""

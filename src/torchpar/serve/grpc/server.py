@@ -33,7 +33,8 @@ class GrpcServer:
         """server: whose connections, limits and clock these are too."""
         self._service = service
         self._server = server
-        self._limits = server.limits
+        self._state = server.state
+        self._limits = server.state.limits
         self._listener: socket.socket | None = None
         calls: dict[str, Callable[[Call], Unary | Stream]] = {
             f"/{NAME}/{name}": self._unary(request, answer) for name, (request, answer) in self._calls().items()
@@ -76,12 +77,12 @@ class GrpcServer:
         if self._listener is not None:
             self._server.listen_no_more(self._listener)
             self._listener.close()
-        for connection in self._server.all_connections():
+        for connection in self._state.all_connections():
             if isinstance(connection, Connection):
                 connection.start_drain()
 
     def _connect(self, peer: Any) -> Connection:
-        return Connection(self._server, peer, self._answer)
+        return Connection(self._state, peer, self._answer)
 
     def _answer(self, call: Call) -> None:
         make = self._handlers.get(call.path)
@@ -98,7 +99,7 @@ class GrpcServer:
             return lambda fields, _: make(fields.get("name", ""), fields.get("version", ""))
 
         def ready(name: str, version: str) -> bytes:
-            return m.READY.encode({"ready": engine.ready(name, version) and not self._server.draining})
+            return m.READY.encode({"ready": engine.ready(name, version) and not self._state.draining})
 
         def memory(kind: str, verb: str) -> tuple[Message, Answer]:
             def answer(fields: dict[str, Any], _: Any) -> bytes:
@@ -149,7 +150,7 @@ class GrpcServer:
         return m.STREAM_RESPONSE.encode({"infer_response": fields})
 
     def _is_ready(self) -> bool:
-        return self._service.engine.ready() and not self._server.draining
+        return self._service.engine.ready() and not self._state.draining
 
     def _health(self, fields: dict[str, Any], _: Any) -> bytes:
         name = fields.get("service", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.arriving import RESOURCE_EXHAUSTED
@@ -10,9 +10,7 @@ from torchpar.serve.grpc.call import Call
 from torchpar.serve.grpc.fields import refusal, request_fields
 from torchpar.serve.grpc.frames import ConnectionFailed
 from torchpar.serve.grpc.outgoing import FRAME, Outgoing
-
-if TYPE_CHECKING:
-    from torchpar.serve.http.server import Server
+from torchpar.serve.http.state import ServerState
 
 # What of a connection's allowance such frames take.
 COST = {frames.SETTINGS: 10, frames.PING: 1, frames.PRIORITY: 1, frames.WINDOW_UPDATE: 1}
@@ -35,8 +33,8 @@ SETTINGS_SIZE = 600
 class Taking(Outgoing):
     """The half of a connection that reads frames; what it raises ends the connection."""
 
-    def __init__(self, server: Server, peer: Any, application: Callable[[Call], None]) -> None:
-        super().__init__(server, peer)
+    def __init__(self, state: ServerState, peer: Any, application: Callable[[Call], None]) -> None:
+        super().__init__(state, peer)
         self._application = application
         self._decoder = hpack.Decoder(self.limits.header)
         self._block: bytearray | None = None  # a header that goes on

@@ -15,7 +15,7 @@ from torchpar.serve.http.inference import Inference
 from torchpar.serve.http.metrics import render_metrics
 from torchpar.serve.http.page import Page
 from torchpar.serve.http.predict import Predict
-from torchpar.serve.http.server import Server
+from torchpar.serve.http.state import ServerState
 from torchpar.serve.protocol.service import Service, body_object
 
 # How many targets are remembered with the model that they name.
@@ -33,17 +33,17 @@ class Application:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._server: Server
+        self._state: ServerState
         self._infer: Inference
         self._targets: dict[bytes, tuple[str, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def serve(self, server: Server) -> None:
+    def serve(self, state: ServerState) -> None:
         """Say whose exchanges it answers, before the first comes."""
-        self._server = server
-        self._infer = Inference(self._service, server.limits)
-        self._predict = Predict(self._service, server.limits)
-        self._page = Page(self._service, server)
+        self._state = state
+        self._infer = Inference(self._service, state.limits)
+        self._predict = Predict(self._service, state.limits)
+        self._page = Page(self._service, state)
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request, now or later."""
@@ -72,7 +72,7 @@ class Application:
             self._health(exchange, self._is_ready(), {"ready": True, "live": True})
         elif path == "/metrics":
             if self._method(exchange, "GET", "HEAD"):
-                exchange.respond(200, TEXT, render_metrics(self._service.engine, self._server))
+                exchange.respond(200, TEXT, render_metrics(self._service.engine, self._state))
         elif path == "/predict" or path.startswith("/predict/"):
             if self._method(exchange, "POST"):
                 self._predict(exchange, unquote(path[9:]))
@@ -106,7 +106,7 @@ class Application:
                 self._targets[exchange.target] = name, version
                 self._infer(exchange, name, version)
         elif verb == "ready":
-            ready = service.engine.ready(name, version) and not self._server.draining
+            ready = service.engine.ready(name, version) and not self._state.draining
             self._health(exchange, ready, {"name": name, "ready": True})
         elif verb == "config":
             self._get(exchange, lambda: service.config(name, version))
@@ -118,7 +118,7 @@ class Application:
             self._get(exchange, lambda: service.model(name, version))
 
     def _is_ready(self) -> bool:
-        return self._service.engine.ready() and not self._server.draining
+        return self._service.engine.ready() and not self._state.draining
 
     def _health(self, exchange: Exchange, well: bool, body: dict[str, Any]) -> None:
         if not self._method(exchange, "GET", "HEAD", well=well):
@@ -199,6 +199,6 @@ class Application:
             else:
                 exchange.respond_json({})
 
-        task = self._server.loop.create_task(run())
+        task = self._state.loop.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

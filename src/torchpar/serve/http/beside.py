@@ -68,7 +68,7 @@ def do_beside(threads: Executor, exchange: Exchange, work: Work, then: Then, fai
             raise ServeError(503, "the client has gone")  # and what is to be worked on need not be kept
         return work()
 
-    exchange.connection.server.loop.run_in_executor(threads, work_if_awaited).add_done_callback(ended)
+    exchange.connection.loop.run_in_executor(threads, work_if_awaited).add_done_callback(ended)
 
 
 def _fail(exchange: Exchange, error: ServeError, fail: Fail | None) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.http.limits import NOT_HELD, SMALL
 from torchpar.serve.http.parser import BLANK_LINE, Head, Malformed, Parser
 from torchpar.serve.http.peer import Peer
+from torchpar.serve.http.state import ServerState
 from torchpar.serve.http.writing import write_pieces
-
-if TYPE_CHECKING:
-    from torchpar.serve.http.server import Server
 
 # In place of an answer that is written, or that nobody waits for.
 GONE: list[Any] = []
@@ -56,7 +54,6 @@ class Connection(Peer):
         "_feed_due",
         "_held",
         "_kept",
-        "_loop",
         "_paused",
         "_paused_at",
         "_phase",
@@ -71,15 +68,16 @@ class Connection(Peer):
         "_write_due",
         "_write_left",
         "deadline",
+        "loop",
         "owed",
-        "server",
+        "state",
     )
 
-    def __init__(self, server: Server, peer: Any) -> None:
-        self.server = server
+    def __init__(self, state: ServerState, peer: Any) -> None:
+        self.state = state
         self.peer = peer
         self.deadline: float | None = None
-        self._loop = server.loop
+        self.loop = state.loop
         self._transport: Any = None
         self._parser: Any = None
         self._phase = Phase.IDLE
@@ -106,14 +104,14 @@ class Connection(Peer):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         self._transport = transport
-        self._parser = Parser(self, self.server.limits.header, self.server.heads)
-        if not self.server.opened(self):
+        self._parser = Parser(self, self.state.limits.header, self.state.heads)
+        if not self.state.opened(self):
             transport.abort()
-        elif self.server.is_full(self):
-            self._refuse(503, f"there are {self.server.limits.connections} connections already", retry_after=1.0)
+        elif self.state.is_full(self):
+            self._refuse(503, f"there are {self.state.limits.connections} connections already", retry_after=1.0)
         else:
-            self._since = self._loop.time()
-            self.deadline = self._since + self.server.limits.header_seconds
+            self._since = self.loop.time()
+            self.deadline = self._since + self.state.limits.header_seconds
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -126,7 +124,7 @@ class Connection(Peer):
 
     def _feed(self, data: bytes) -> None:
         """Parse, until as many requests wait as may, or as many were handed on while others had no turn."""
-        limit, size, place = self.server.limits.pipeline, len(data), 0
+        limit, size, place = self.state.limits.pipeline, len(data), 0
         whole = size <= PIECE and data.count(BLANK_LINE) < 2  # one request, as most of the time
         self._turn = 0.0
         try:
@@ -172,13 +170,13 @@ class Connection(Peer):
         self._rest = b""
         self._forget_waiting()
         self._count_owed()
-        self.server.closed(self)
+        self.state.closed(self)
         self._parser = None
 
     def pause_writing(self) -> None:
         """The client takes its answers more slowly than they come: read no further requests of it."""
         self._write_left = self._transport.get_write_buffer_size()
-        self._write_due = self._loop.time() + self.server.limits.write_seconds
+        self._write_due = self.loop.time() + self.state.limits.write_seconds
         self._update_reading()
 
     def resume_writing(self) -> None:
@@ -186,7 +184,7 @@ class Connection(Peer):
         self._write_due = None
         self._count_owed()
         if self._phase is Phase.ENDING and not self._waiting:
-            self._loop.call_soon(self._finish)  # not here: the transport is not done with what it has written
+            self.loop.call_soon(self._finish)  # not here: the transport is not done with what it has written
         self._update_reading()
 
     # ---- from the parser ----
@@ -197,8 +195,8 @@ class Connection(Peer):
             return
         self._phase = Phase.HEADER
         self._reading = Exchange(self)
-        self._since = self._loop.time()
-        self.deadline = self._since + self.server.limits.header_seconds
+        self._since = self.loop.time()
+        self.deadline = self._since + self.state.limits.header_seconds
 
     def on_head(self, head: Head) -> None:
         """The header is whole: may the body come?"""
@@ -215,8 +213,8 @@ class Connection(Peer):
         if refusal:
             self._refuse(*refusal)
             return
-        self._since = self._loop.time()
-        self.deadline = self._since + self.server.limits.body_seconds
+        self._since = self.loop.time()
+        self.deadline = self._since + self.state.limits.body_seconds
         self._body_mark, self._body_rate = 0, float("inf")
         if b"expect" in head.fields and exchange.version == "1.1":
             exchange.continue_due = True
@@ -224,11 +222,11 @@ class Connection(Peer):
 
     def _refusal(self, head: Head) -> tuple[int, str] | None:
         """Why a body is not wanted, None if it is."""
-        limits = self.server.limits
+        limits = self.state.limits
         if head.length is not None:
             if head.length > limits.body:
                 return 413, f"the body has {head.length} bytes; the limit is {limits.body}"
-            if head.length > SMALL and not self.server.may_hold(head.length, self):
+            if head.length > SMALL and not self.state.may_hold(head.length, self):
                 return 503, NOT_HELD
         if head.fields.get(b"expect", b"100-continue").lower() != b"100-continue":
             return 417, "the only Expect here is 100-continue"
@@ -236,7 +234,7 @@ class Connection(Peer):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        exchange, server = self._reading, self.server
+        exchange, state = self._reading, self.state
         if self._phase is not Phase.BODY or exchange is None:
             return
         if self._chunks is None:
@@ -250,14 +248,14 @@ class Connection(Peer):
             self._chunks = exchange.body = bytearray(exchange.body)
             self._hold(len(self._chunks) - self._held)
         self._chunks += body
-        self._since = self._loop.time()
+        self._since = self.loop.time()
         self._hold(len(body))
         if len(body) < TINY:
             self._turn += OF_A_TURN
         size = len(self._chunks)
-        if size > server.limits.body:
-            self._refuse(413, f"the body is larger than {server.limits.body} bytes")
-        elif size > SMALL and not server.may_hold(0, self):
+        if size > state.limits.body:
+            self._refuse(413, f"the body is larger than {state.limits.body} bytes")
+        elif size > SMALL and not state.may_hold(0, self):
             self._refuse(503, NOT_HELD, retry_after=1.0)
 
     def on_message_complete(self) -> None:
@@ -269,19 +267,19 @@ class Connection(Peer):
         self._release()
         if (size := len(exchange.body)) > SMALL:
             exchange.held = size  # it takes memory as long as it is in work, in more forms than one
-            self.server.held += size
-        exchange.received = self._loop.time()
+            self.state.held += size
+        exchange.received = self.loop.time()
         exchange.continue_due = False
         self._waiting.append(exchange)
         self._turn += 1
         self.deadline = None
         self._phase = Phase.IDLE if exchange.keep_alive else Phase.ENDING
         try:
-            self.server.application(exchange)
+            self.state.application(exchange)
         except Exception as error:
             # A bug of ours: the client is told, the journal has the traceback, and the service goes on.
             exchange.fail(500, f"internal error: {type(error).__name__}")
-            self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
+            self.loop.call_exception_handler({"message": "answering a request failed", "exception": error})
 
     # ---- answers ----
 
@@ -297,7 +295,7 @@ class Connection(Peer):
             if exchange.kept:
                 self.keep(exchange, 0)
             write_pieces(self._transport, exchange.answer)
-            self.server.finished(exchange)
+            self.state.finished(exchange)
             if exchange.held:
                 self._let_go(exchange)
             # It may be large, and would wait for the garbage collector: `cancel` leads back to the exchange.
@@ -313,13 +311,15 @@ class Connection(Peer):
             self._update_reading()
         if not waiting:
             if self._phase is Phase.IDLE:
-                self._since = self._loop.time()
-                self.deadline = self._since + self.server.limits.idle_seconds
+                self._since = self.loop.time()
+                self.deadline = self._since + self.state.limits.idle_seconds
             elif self._phase is Phase.ENDING:
                 self._finish()
 
     def is_last(self, exchange: Exchange) -> bool:
-        """Whether no request has come, or begun, after this one; if so none is read any more."""
+        """Whether the server is stopping, and no request has come, or begun, after this one; then none is read."""
+        if not self.state.draining:
+            return False
         if self._phase is Phase.IDLE and self._waiting and self._waiting[-1] is exchange and not self._rest:
             self._phase = Phase.ENDING
         return self._phase is Phase.ENDING and bool(self._waiting) and self._waiting[-1] is exchange
@@ -348,14 +348,14 @@ class Connection(Peer):
         exchange.keep_alive = False
         exchange.continue_due = False
         exchange.body = b""
-        exchange.received = self._loop.time()
+        exchange.received = self.loop.time()
         self._release()
         self._reading = None
         self._phase = Phase.ENDING
         self._unread = True
         self.deadline = None
         self._waiting.append(exchange)
-        self.server.refused += 1
+        self.state.refused += 1
         exchange.fail(status, message, 1.0 if status == 503 and retry_after is None else retry_after)
 
     def _finish(self) -> None:
@@ -375,7 +375,7 @@ class Connection(Peer):
             self._transport.close()
             return
         self._phase = Phase.LINGERING
-        self.deadline = self._loop.time() + self.server.limits.linger_seconds
+        self.deadline = self.loop.time() + self.state.limits.linger_seconds
         self._transport.write_eof()
         self._update_reading()
 
@@ -406,11 +406,11 @@ class Connection(Peer):
                 self._transport.abort()
                 return
             self._write_left = left
-            self._write_due = now + self.server.limits.write_seconds
+            self._write_due = now + self.state.limits.write_seconds
         if self.deadline is None or now <= self.deadline or self._paused:
             return
         if self._phase is Phase.BODY and self._reading is not None:
-            size, limits = len(self._reading.body), self.server.limits
+            size, limits = len(self._reading.body), self.state.limits
             if size - self._body_mark >= limits.body_rate * limits.body_seconds:
                 self._body_rate = (size - self._body_mark) / limits.body_seconds
                 self._body_mark, self.deadline = size, now + limits.body_seconds
@@ -436,8 +436,8 @@ class Connection(Peer):
         """Of a large body that is not whole: how many bytes have come, and lately in a second."""
         if self._phase is not Phase.BODY or self._reading is None or self.deadline is None or self._held <= SMALL:
             return None
-        looked = self.deadline - self.server.limits.body_seconds
-        if now - looked < self.server.limits.body_seconds / 10:
+        looked = self.deadline - self.state.limits.body_seconds
+        if now - looked < self.state.limits.body_seconds / 10:
             return self._held, self._body_rate
         return self._held, (len(self._reading.body) - self._body_mark) / (now - looked)
 
@@ -461,7 +461,7 @@ class Connection(Peer):
 
     def _is_full(self) -> bool:
         """Whether no more requests are wanted: as many wait as may, or the client does not read."""
-        return self._write_due is not None or len(self._waiting) >= self.server.limits.pipeline
+        return self._write_due is not None or len(self._waiting) >= self.state.limits.pipeline
 
     def _update_reading(self) -> None:
         """Read on or not: neither more requests than may wait, nor any while the client does not read."""
@@ -472,17 +472,17 @@ class Connection(Peer):
             if not pause and not self._feed_due:
                 # Not here: this is called while answers are written, and others want their turn.
                 self._feed_due = True
-                self._loop.call_soon(self._feed_rest)
+                self.loop.call_soon(self._feed_rest)
             pause = True
         if pause == self._paused or self._phase is Phase.CLOSED:
             return
         self._paused = pause
         if pause:
-            self._paused_at = self._loop.time()
+            self._paused_at = self.loop.time()
             self._transport.pause_reading()
         else:
             if self.deadline is not None:  # what was not read could not come in time
-                self.deadline += self._loop.time() - self._paused_at
+                self.deadline += self.loop.time() - self._paused_at
             self._transport.resume_reading()
 
     def keep(self, exchange: Exchange, size: int) -> None:
@@ -493,24 +493,28 @@ class Connection(Peer):
 
     def may_owe(self, size: int) -> bool:
         """Whether an answer may wait to be taken."""
-        return self.server.may_owe(size, self.owed)
+        return not self.state.owed or self.state.may_owe(size, self.owed)
+
+    def status_line(self, status: int) -> bytes:
+        """See ServerState.status_line."""
+        return self.state.status_line(status)
 
     def _count_owed(self) -> None:
         owed = 0
         if self._phase is not Phase.CLOSED:
             owed = self._kept + int(self._transport.get_write_buffer_size())
-        self.server.owed += owed - self.owed
+        self.state.owed += owed - self.owed
         self.owed = owed
 
     def _let_go(self, exchange: Exchange) -> None:
-        self.server.held -= exchange.held
+        self.state.held -= exchange.held
         exchange.held, exchange.body = 0, b""
 
     def _hold(self, size: int) -> None:
         self._held += size
-        self.server.held += size
+        self.state.held += size
 
     def _release(self) -> None:
-        self.server.held -= self._held
+        self.state.held -= self._held
         self._held = 0
         self._chunks = None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, Callable, Union
+from asyncio import AbstractEventLoop
+from typing import Any, Callable, Protocol, Union
 
 from torchpar.serve.http.limits import NOT_TAKEN
 from torchpar.serve.http.local import is_local
-
-if TYPE_CHECKING:
-    from torchpar.serve.http.connection import Connection
 
 Body = Union[bytes, bytearray]
 
@@ -41,6 +39,31 @@ TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 HTML = b"text/html; charset=utf-8"
 
 
+class Client(Protocol):
+    """The connection that a request came by, and that its answer leaves by.
+
+    `peer` is the other end's address as accept(2) gave it.
+    """
+
+    peer: Any
+    loop: AbstractEventLoop
+
+    def answered(self, exchange: Exchange) -> None:
+        """Write what is due: an exchange has its answer."""
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether the connection ends with this answer, for the server is stopping."""
+
+    def keep(self, exchange: Exchange, size: int) -> None:
+        """Count so many bytes that wait for this answer's turn, or to be written as JSON."""
+
+    def may_owe(self, size: int) -> bool:
+        """Whether an answer of so many bytes may wait to be taken."""
+
+    def status_line(self, status: int) -> bytes:
+        """The status line and the Date field."""
+
+
 class Exchange:
     """A request that has come whole, and where its answer goes.
 
@@ -69,7 +92,7 @@ class Exchange:
         "version",
     )
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Client) -> None:
         self.connection = connection
         self.target = b""
         self.method = b""
@@ -111,7 +134,7 @@ class Exchange:
         if not self.may_wait(sum(map(len, body))):
             return
         self.status = status
-        self.answer = [self.connection.server.status_line(status), head, self.connection_field(), b"\r\n", *body]
+        self.answer = [self.connection.status_line(status), head, self.connection_field(), b"\r\n", *body]
         self.connection.answered(self)
 
     def expect(self, size: int) -> bool:
@@ -123,14 +146,14 @@ class Exchange:
 
     def may_wait(self, size: int) -> bool:
         """Whether an answer of so many bytes may wait to be taken; if not, say so."""
-        if self.connection.server.owed and not self.connection.may_owe(size):
+        if not self.connection.may_owe(size):
             self.fail(503, NOT_TAKEN, 1.0)
             return False
         return True
 
     def connection_field(self) -> bytes:
         """The Connection field, where it says something."""
-        if self.connection.server.draining and self.connection.is_last(self):
+        if self.connection.is_last(self):
             self.keep_alive = False
         if not self.keep_alive:
             return b"Connection: close\r\n"

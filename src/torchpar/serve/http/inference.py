@@ -125,7 +125,7 @@ class Inference:
             exchange.cancel = ticket.cancel
         trace = self._service.trace
         if trace.active and trace.wanted(request.model):
-            exchange.traced = request.model, request.id, exchange.connection.server.loop.time()
+            exchange.traced = request.model, request.id, exchange.connection.loop.time()
 
     def _done(self, exchange: Exchange, wanted: Wanted, uniform: bool, outcome: Response | ServeError) -> None:
         """The engine's answer."""
@@ -199,7 +199,7 @@ class Inference:
         stamps = {
             "received": exchange.received,
             "submitted": submitted,
-            "computed": exchange.connection.server.loop.time(),
+            "computed": exchange.connection.loop.time(),
         }
         status = outcome.status if isinstance(outcome, ServeError) else 200
         self._service.trace.trace(model, id_, status, stamps)

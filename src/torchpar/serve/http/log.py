@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
-if TYPE_CHECKING:
-    from torchpar.serve.http.exchange import Exchange
+from torchpar.serve.http.exchange import Exchange
 
 # A service that is slow is slow for every request; its journal must not become the next problem.
 SLOW_LINES_PER_SECOND = 5

@@ -9,12 +9,12 @@ from torchpar.serve.engine.statistics import Histogram, Statistics
 
 if TYPE_CHECKING:
     from torchpar.serve.engine.engine import Engine
-    from torchpar.serve.http.server import Server
+    from torchpar.serve.http.state import ServerState
 
 Samples = Iterable[tuple[str, float]]
 
 
-def render_metrics(engine: Engine, server: Server) -> bytes:
+def render_metrics(engine: Engine, state: ServerState) -> bytes:
     """The Prometheus text format, version 0.0.4."""
     models = [(_labels(model=name, version=version), s, waiting) for name, version, s, waiting in engine.counters()]
     lines: list[str] = []
@@ -38,7 +38,7 @@ def render_metrics(engine: Engine, server: Server) -> bytes:
         for name, version, _, _ in engine.counters()
     ]
     lines += _family("torchpar_inference_unbatched", "gauge", "1: batching ended at a difference", unbatched)
-    lines += _usage(server.usage_of_all())
+    lines += _usage(state.usage_of_all())
     return ("\n".join(lines) + "\n").encode()
 
 

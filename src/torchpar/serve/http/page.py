@@ -20,7 +20,7 @@ from torchpar.serve.protocol.service import Service
 from torchpar.serve.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from torchpar.serve.http.server import Server
+    from torchpar.serve.http.state import ServerState
 
 # An example of more numbers than this is no help to a reader.
 EXAMPLE_LIMIT = 4096
@@ -96,9 +96,9 @@ POLICY = (
 class Page:
     """Renders the page, and its numbers as JSON."""
 
-    def __init__(self, service: Service, server: Server) -> None:
+    def __init__(self, service: Service, state: ServerState) -> None:
         self._service = service
-        self._server = server
+        self._state = state
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer with the page."""
@@ -126,7 +126,7 @@ class Page:
                     },
                 }
             )
-        return {"models": models, "connections": int(self._server.usage_of_all()["connections"])}
+        return {"models": models, "connections": int(self._state.usage_of_all()["connections"])}
 
     def render(self) -> str:
         """The page as HTML."""

@@ -1,0 +1,132 @@
+"""Counts what all connections of one process share, HTTP's and gRPC's, and says what one of them may still take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import Callable
+
+from torchpar.serve.http.exchange import REASONS, Exchange
+from torchpar.serve.http.holding import choose_slow
+from torchpar.serve.http.limits import SMALL, Limits
+from torchpar.serve.http.log import RequestLog
+from torchpar.serve.http.parser import Head
+from torchpar.serve.http.peer import Peer
+from torchpar.serve.http.places import Places
+from torchpar.serve.usage import read_usage
+
+
+class ServerState:
+    """Counts of one server, and the connections that it has; it accepts none and times none, which `Server` does.
+
+    `loop` is there from the server's start on. `held` counts the bytes of bodies that arrive and `owed` those of
+    answers that clients have not taken; `answers` counts answers by status; `refused` counts requests that were not
+    even read to their end; `calmed` counts connections that are not read for a moment, for they asked too much.
+    `totals` is the `usage()` of all processes of the service where it has several.
+    """
+
+    def __init__(self, application: Callable[[Exchange], None], limits: Limits, log: RequestLog) -> None:
+        self.application = application
+        self.limits = limits
+        self.log = log
+        self.loop: asyncio.AbstractEventLoop
+        self.heads: dict[bytes, Head] = {}
+        self.draining = False
+        self.held = 0
+        self.owed = 0
+        self.calmed = 0
+        self.refused = 0
+        self.answers: dict[int, int] = {}
+        self.totals: dict[str, float] | None = None
+        self._connections: set[Peer] = set()
+        self._surplus: set[Peer] = set()
+        self._places = Places()
+        self._lines: dict[int, bytes] = {}
+        self._lines_second = 0
+
+    def opened(self, connection: Peer) -> bool:
+        """A connection is there; False if it must go without a word."""
+        if len(self._connections) < self.limits.connections or self._make_room(connection):
+            self._connections.add(connection)
+        elif len(self._surplus) < self.limits.connections:
+            # These are told so, which takes a moment each; of twice as many there is no time for it.
+            self._surplus.add(connection)
+        else:
+            return False
+        return True
+
+    def _make_room(self, connection: Peer) -> bool:
+        gone = self._places.make(self._connections, connection, self.loop.time())
+        if gone is not None:
+            self._connections.discard(gone)
+            gone.make_way()
+        return gone is not None
+
+    def may_owe(self, size: int, owed: int) -> bool:
+        """Whether an answer may wait to be taken, where its connection's `owed` bytes do.
+
+        Of large ones each connection may have one, within what all may.
+        """
+        if size <= SMALL:
+            return True
+        if owed and owed + size > self.limits.owed_each:
+            return False
+        return not self.owed or self.owed + size <= self.limits.owed
+
+    def may_hold(self, size: int, newcomer: Peer | None = None) -> bool:
+        """Whether so many bytes of requests may come, of the newcomer; slow ones may have to go for that."""
+        missing = self.held + size - self.limits.held
+        if missing <= 0:
+            return True
+        slow = choose_slow(
+            self._connections, newcomer, missing=missing, quick_rate=self.limits.quick_rate, now=self.loop.time()
+        )
+        for peer in slow:
+            peer.give_up()
+        return bool(slow)
+
+    def all_connections(self) -> list[Peer]:
+        """Those that there are."""
+        return [*self._connections, *self._surplus]
+
+    def is_full(self, connection: Peer) -> bool:
+        """Whether the connection that has just come is one too many."""
+        return connection in self._surplus
+
+    def closed(self, connection: Peer) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        self._surplus.discard(connection)
+
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._connections)
+
+    def usage(self) -> dict[str, float]:
+        """What this process has answered and uses."""
+        return read_usage(self.answers, self.refused, self.connections(), self.held)
+
+    def usage_of_all(self) -> dict[str, float]:
+        """What the processes of the service have answered and use: of several, as it was a second or two ago."""
+        return self.totals or self.usage()
+
+    def status_line(self, status: int) -> bytes:
+        """The status line and the Date field, made once a second for each status."""
+        line = self._lines.get(status)
+        if line is None:
+            date = formatdate(time.time(), usegmt=True).encode()
+            line = b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (status, REASONS.get(status, b"-"), date)
+            self._lines[status] = line
+        return line
+
+    def forget_date(self, second: int) -> None:
+        """Make the Date field anew where the last one was of another second."""
+        if second != self._lines_second:
+            self._lines_second = second
+            self._lines.clear()
+
+    def finished(self, exchange: Exchange) -> None:
+        """An answer has been handed to the kernel."""
+        self.answers[exchange.status] = self.answers.get(exchange.status, 0) + 1
+        self.log.finished(exchange, self.loop.time() - exchange.received)
