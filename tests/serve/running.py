@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.serve.echo import EchoEngine
 from torchpar.serve.http.application import Application
-from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
+from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 from torchpar.serve.protocol.service import Service
 

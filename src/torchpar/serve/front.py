@@ -11,9 +11,9 @@ from torchpar.serve.engine.engine import Engine
 from torchpar.serve.errors import StartError
 from torchpar.serve.grpc.server import GrpcServer
 from torchpar.serve.http.application import Application
-from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog, say
 from torchpar.serve.http.server import Server
+from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 from torchpar.serve.protocol.service import Service
 

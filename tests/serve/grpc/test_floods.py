@@ -21,7 +21,7 @@ from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.connection import Connection
 from torchpar.serve.grpc.frames import frame
 from torchpar.serve.grpc.taking import SOON_SECONDS, TURN
-from torchpar.serve.http.limits import MANY_SMALL, Limits
+from torchpar.serve.limits import MANY_SMALL, Limits
 from torchpar.serve.tensors import Tensor
 
 OPEN = frames.END_HEADERS

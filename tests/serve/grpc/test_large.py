@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.serve.http.test_beside import Counting
 from tests.serve.running import Running, running
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 
 COUNT = 60_000
 

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.serve.blocking import Blocking
 from tests.serve.running import Running, running
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 
 A = np.arange(16, dtype=np.int32).reshape(1, 16)
 B = np.ones((1, 16), dtype=np.int32)

@@ -21,7 +21,7 @@ from tests.serve.grpc.raw import INFER, Raw, call, message
 from tests.serve.running import Running, running
 from torchpar.serve.engine.requests import Done, Request, Response, Ticket
 from torchpar.serve.grpc import frames
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 from torchpar.serve.tensors import Tensor
 
 SIZE = 5_000_000

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
+from torchpar.serve.limits import Limits
 
 
 @dataclass

@@ -13,9 +13,9 @@ import pytest
 
 from tests.serve.http.conversation import Application
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
+from torchpar.serve.limits import Limits
 
 
 def test_servers_that_share_a_socket_take_turns() -> None:

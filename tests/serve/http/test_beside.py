@@ -19,7 +19,7 @@ import pytest
 
 from tests.serve.running import Running, running
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 from torchpar.serve.protocol import apart as beside
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json

@@ -11,7 +11,7 @@ import pytest
 
 from tests.serve.http.conversation import Client, World, converse, until
 from torchpar.serve.http import server
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 
 QUICK = Limits(
     connections=3, header=2048, body=100_000, held=250_000, pipeline=4, header_seconds=0.3, body_seconds=0.3,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.serve.http.conversation import World, converse
 from tests.serve.running import Running, running
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.elements import data_from_values, nested, unpack_bytes, values_from_data
 from torchpar.serve.protocol.layout import parse_layout
 from torchpar.serve.tensors import SIZES, Tensor

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.serve.http.conversation import Client, World, converse, until
-from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.places import LEAST_SECONDS, Places
+from torchpar.serve.limits import Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LATER = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.http.conversation import World, converse, until
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 
 pytestmark = [
     pytest.mark.subprocess,

@@ -8,7 +8,7 @@ from asyncio import AbstractEventLoop
 from typing import Protocol
 
 from torchpar.serve.grpc import frames
-from torchpar.serve.http.limits import NOT_HELD, SMALL, Limits
+from torchpar.serve.limits import NOT_HELD, SMALL, Limits
 
 # The status of a call.
 OK, CANCELLED, _, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND = range(6)

@@ -11,7 +11,7 @@ from torchpar.serve.grpc import arriving as status
 from torchpar.serve.grpc.arriving import MARGIN
 from torchpar.serve.grpc.call import Call
 from torchpar.serve.http.coding import decompress
-from torchpar.serve.http.limits import NOT_TAKEN
+from torchpar.serve.limits import NOT_TAKEN
 from torchpar.serve.protocol.service import Service
 
 # Of one message: its answer. Raises ServeError.

@@ -7,9 +7,9 @@ from typing import Any
 
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.call import Call
-from torchpar.serve.http.limits import ALLOWANCE, MANY_SMALL, SMALL
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.state import ServerState
+from torchpar.serve.limits import ALLOWANCE, MANY_SMALL, SMALL
 
 # Bytes of one frame at the most.
 FRAME = 128 * 1024

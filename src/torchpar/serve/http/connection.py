@@ -11,11 +11,11 @@ from collections import deque
 from typing import Any
 
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.http.limits import NOT_HELD, SMALL
 from torchpar.serve.http.parser import BLANK_LINE, Head, Malformed, Parser
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.state import ServerState
 from torchpar.serve.http.writing import write_pieces
+from torchpar.serve.limits import NOT_HELD, SMALL
 
 # In place of an answer that is written, or that nobody waits for.
 GONE: list[Any] = []

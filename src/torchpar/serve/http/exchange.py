@@ -7,8 +7,8 @@ import math
 from asyncio import AbstractEventLoop
 from typing import Any, Callable, Protocol, Union
 
-from torchpar.serve.http.limits import NOT_TAKEN
 from torchpar.serve.http.local import is_local
+from torchpar.serve.limits import NOT_TAKEN
 
 Body = Union[bytes, bytearray]
 

@@ -10,7 +10,7 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.http.beside import do_beside, do_json, do_sized
 from torchpar.serve.http.coding import LEAST, compress, decompress, wanted_coding
 from torchpar.serve.http.exchange import BINARY, JSON, Body, Exchange
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 from torchpar.serve.protocol import apart
 from torchpar.serve.protocol.answer import encode
 from torchpar.serve.protocol.layout import Layout, Wanted, parse_layout

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from torchpar.serve.http.limits import FRAMING, FRAMING_SHARE
+from torchpar.serve.limits import FRAMING, FRAMING_SHARE
 
 CRLF = b"\r\n"
 BLANK_LINE = b"\r\n\r\n"

@@ -21,7 +21,7 @@ from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.beside import do_json
 from torchpar.serve.http.exchange import HTML, JSON, Body, Exchange
-from torchpar.serve.http.limits import Limits
+from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.elements import data_from_values, flatten, nested, values_from_data
 from torchpar.serve.protocol.layout import check_shape, parse_json
 from torchpar.serve.protocol.service import INLINE, Service

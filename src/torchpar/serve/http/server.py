@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.http.limits import Limits
 from torchpar.serve.http.log import RequestLog, say
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.state import ServerState
+from torchpar.serve.limits import Limits
 from torchpar.serve.trim import PAUSE, Trimmer
 
 if TYPE_CHECKING:

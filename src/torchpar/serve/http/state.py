@@ -9,11 +9,11 @@ from typing import Callable
 
 from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.holding import choose_slow
-from torchpar.serve.http.limits import SMALL, Limits
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.parser import Head
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.places import Places
+from torchpar.serve.limits import SMALL, Limits
 from torchpar.serve.usage import read_usage
 
 

@@ -24,7 +24,7 @@ from typing import Any, Callable
 
 import torchpar
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.limits import ROOM
+from torchpar.serve.limits import ROOM
 from torchpar.serve.protocol.elements import pack_bytes, unpack_bytes
 from torchpar.serve.tensors import Tensor
 from torchpar.serve.trim import trim

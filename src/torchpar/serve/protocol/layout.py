@@ -14,7 +14,7 @@ from typing import Any
 
 from torchpar.serve.engine.requests import Request
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.limits import MAX_NAMES, MAX_TEXT
+from torchpar.serve.limits import MAX_NAMES, MAX_TEXT
 from torchpar.serve.protocol.elements import data_from_values, unpack_bytes
 from torchpar.serve.tensors import SIZES, Tensor
 

@@ -10,7 +10,7 @@ from torchpar.contract.version import version
 from torchpar.serve.engine.metadata import READY
 from torchpar.serve.engine.requests import Done, Request, Ticket
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.limits import ORDER
+from torchpar.serve.limits import ORDER
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings

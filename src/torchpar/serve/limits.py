@@ -1,4 +1,4 @@
-"""What one client, and all of them together, may take of the server."""
+"""Bounds what one client, and all of them together, may take of the server."""
 
 from __future__ import annotations
 
