@@ -22,24 +22,22 @@ def spec(name: str, datatype: str, *shape: int) -> TensorSpec:
     return TensorSpec(name, datatype, shape)
 
 
+def model(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...] = ()) -> ModelMetadata:
+    return ModelMetadata(name, ("1",), "python", inputs, outputs or inputs, rowwise=True, most=8)
+
+
 MODELS = {
-    "simple": ModelMetadata(
-        "simple",
-        ("1",),
-        "python",
-        (spec("INPUT0", "INT32", -1, 16), spec("INPUT1", "INT32", -1, 16)),
-        (spec("OUTPUT0", "INT32", -1, 16), spec("OUTPUT1", "INT32", -1, 16)),
-    ),
-    "odd name é": ModelMetadata(
-        "odd name é", ("1",), "python", (spec("x", "FP32", -1, 2),), (spec("x", "FP32", -1, 2),)
-    ),
-    "text": ModelMetadata("text", ("1",), "python", (spec("x", "BYTES", -1, 1),), (spec("x", "BYTES", -1, 1),)),
-    **{
-        f"identity_{name.lower()}": ModelMetadata(
-            f"identity_{name.lower()}", ("1",), "python", (spec("x", name, -1, -1),), (spec("x", name, -1, -1),)
-        )
-        for name in SIZES
-    },
+    each.name: each
+    for each in (
+        model(
+            "simple",
+            (spec("INPUT0", "INT32", -1, 16), spec("INPUT1", "INT32", -1, 16)),
+            (spec("OUTPUT0", "INT32", -1, 16), spec("OUTPUT1", "INT32", -1, 16)),
+        ),
+        model("odd name é", (spec("x", "FP32", -1, 2),)),
+        model("text", (spec("x", "BYTES", -1, 1),)),
+        *(model(f"identity_{name.lower()}", (spec("x", name, -1, -1),)) for name in SIZES),
+    )
 }
 
 
@@ -96,20 +94,6 @@ class EchoEngine:
             raise ServeError(404, f"Request for unknown model: '{model}' is not found")
         return MODELS[model]
 
-    def config(self, model: str, version: str = "") -> dict[str, Any]:
-        face = self.metadata(model, version)
-        return {
-            "name": model,
-            "platform": face.platform,
-            "backend": "python",
-            "max_batch_size": 8,
-            "input": [{"name": s.name, "data_type": f"TYPE_{s.datatype}", "dims": list(s.shape)} for s in face.inputs],
-            "output": [
-                {"name": s.name, "data_type": f"TYPE_{s.datatype}", "dims": list(s.shape)} for s in face.outputs
-            ],
-            "dynamic_batching": {},
-        }
-
     def index(self) -> list[ModelIndex]:
         return [ModelIndex(name, "1", UNAVAILABLE if name in self.unloaded else READY, "") for name in MODELS]
 
@@ -121,10 +105,10 @@ class EchoEngine:
         self.metadata(model)
         self.unloaded.add(model)
 
-    def statistics(self, model: str | None = None, version: str = "") -> list[dict[str, Any]]:
+    def statistics(self, model: str | None = None, version: str = "") -> list[tuple[str, str, Statistics]]:
         if model is not None:
             self.metadata(model, version)
-        return [s.as_triton(name, "1") for name, s in self._statistics.items() if model in (None, name)]
+        return [(name, "1", s) for name, s in self._statistics.items() if model in (None, name)]
 
     def counters(self) -> list[tuple[str, str, Statistics, int]]:
         return [(name, "1", statistics, 0) for name, statistics in self._statistics.items()]

@@ -16,6 +16,7 @@ from tests.serve.models import Affine, Lookup, described, mlp, save_script
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.description import Description
 from torchpar.serve.models.torchscript import TorchScript
+from torchpar.serve.protocol.triton import model_config
 
 
 class Complex(torch.nn.Module):
@@ -343,7 +344,7 @@ def test_what_made_up_numbers_cannot_try_is_said_to_be_not_tried(
             async with serving(path) as engine:
                 x = torch.tensor([[3000, 4000]])
                 assert torch.equal((await Answer(engine, request(x)).values())[0], 2 * x)
-                return engine.index()[0].reason, engine.config("m")["max_batch_size"] > 0
+                return engine.index()[0].reason, model_config(engine.metadata("m"))["max_batch_size"] > 0
 
         reason, batched = asyncio.run(run(path))
         assert batched is bool(example)

@@ -17,6 +17,7 @@ from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.compiled import Made, parse_made, read_made
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.kinds import load_program
+from torchpar.serve.protocol.triton import model_config
 from torchpar.serve.tensors import TensorSpec
 
 pytestmark = [
@@ -146,7 +147,8 @@ def test_other_rows_than_it_was_compiled_for_are_refused(served: Path) -> None:
     async def run() -> None:
         async with serving(served) as engine:
             assert engine.metadata("m").platform == "pytorch_aotinductor"
-            assert engine.metadata("m").inputs[0].shape == (4, 3) and engine.config("m")["max_batch_size"] == 0
+            model = engine.metadata("m")
+            assert model.inputs[0].shape == (4, 3) and model_config(model)["max_batch_size"] == 0
             x = torch.randn(4, 3)
             answers = ask(engine, [request(x * i) for i in range(3)])
             for i, answer in enumerate(answers):
@@ -200,7 +202,7 @@ def test_it_is_batched_within_its_bounds(served: Path, compiled: Path) -> None:
     async def run() -> None:
         async with serving(served) as engine:
             version = engine._repository.get("m")
-            assert version.batched and version.cap() <= 4 and engine.config("m")["max_batch_size"] == 4
+            assert version.batched and version.cap() <= 4 and model_config(engine.metadata("m"))["max_batch_size"] == 4
             asked = [inputs(rows, many) for rows in (1, 2, 3, 1, 4, 2) for many in (3, 4)]
             for each, answer in zip(asked, ask(engine, [request(*each, names=names) for each in asked]), strict=True):
                 x, index, by = each
@@ -236,7 +238,8 @@ def test_one_that_does_not_tell_gets_what_is_described_and_nothing_else(
 
         async def run() -> None:
             async with serving(served) as engine:
-                assert engine.metadata("m").inputs[0].shape == (4, 3) and engine.config("m")["max_batch_size"] == 0
+                model = engine.metadata("m")
+                assert model.inputs[0].shape == (4, 3) and model_config(model)["max_batch_size"] == 0
                 assert torch.allclose((await Answer(engine, request(x)).values())[0], mlp()(x), atol=1e-5)
                 with pytest.raises(ServeError, match="is expected"):
                     Answer(engine, request(torch.randn(5, 3)))

@@ -27,9 +27,9 @@ from tests.serve.models import (
     mlp,
     save_script,
 )
-from torchpar.serve.engine.engine import rows_of_a_request
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.protocol.triton import model_config, model_statistics, rows_of_a_request
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 ROWS = described(-1, 3)
@@ -101,7 +101,7 @@ def test_requests_of_one_turn_are_one_batch(tmp_path: Path) -> None:
             answers = ask(engine, [request(torch.ones(rows, 3)) for rows in (1, 2, 3)])
             for answer in answers:
                 await answer.values()
-            (stats,) = engine.statistics("m")
+            stats = model_statistics(*engine.statistics("m")[0])
             assert (stats["inference_count"], stats["execution_count"]) == (6, 1)
             assert stats["inference_stats"]["success"]["count"] == 3
             assert stats["batch_stats"][0]["batch_size"] == 6
@@ -119,7 +119,7 @@ def test_max_batch_is_never_exceeded(tmp_path: Path) -> None:
         async with serving(tmp_path / "m.pt", max_batch=4) as engine:
             for answer in ask(engine, [request(torch.ones(rows, 3)) for rows in (3, 2, 4, 1, 1, 1, 1, 1)]):
                 await answer.values()
-            assert max(entry["batch_size"] for entry in engine.statistics("m")[0]["batch_stats"]) <= 4
+            assert max(engine.statistics("m")[0][2].by_rows) <= 4
             with pytest.raises(ServeError, match="MaxBatch=4") as refused:
                 engine.submit(request(torch.ones(5, 3)), lambda _: None)
             assert refused.value.status == 413
@@ -141,7 +141,7 @@ def test_a_model_that_is_not_batch_invariant_is_served_unbatched(
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt", workers=2) as engine:
-            assert engine.config("m")["max_batch_size"] == 0
+            assert model_config(engine.metadata("m"))["max_batch_size"] == 0
             for x, answer in zip(inputs, ask(engine, [request(x) for x in inputs]), strict=True):
                 assert torch.equal((await answer.values())[0], module(x))
 
@@ -167,10 +167,10 @@ def test_outputs_that_are_not_the_rows_turn_batching_off_while_serving(
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt") as engine:
-            config = engine.config("m")
+            config = model_config(engine.metadata("m"))
             for x, answer in zip(inputs, ask(engine, [request(x) for x in inputs]), strict=True):
                 assert torch.equal((await answer.values())[0], x[:1])
-            assert engine.config("m") == config
+            assert model_config(engine.metadata("m")) == config
 
     asyncio.run(run())
     assert "served unbatched from now on" in caplog.text
@@ -238,7 +238,7 @@ def test_cancelled_and_late_requests_are_not_computed(tmp_path: Path) -> None:
             assert refused.value.status == 504
             await busy.values()
             await kept.values()
-            assert engine.statistics("m")[0]["execution_count"] == 2
+            assert engine.statistics("m")[0][2].batches == 2
 
     asyncio.run(run())
 
@@ -382,7 +382,7 @@ def test_a_model_that_says_nothing_of_its_inputs_takes_what_comes(tmp_path: Path
             answers = ask(engine, [request(x, names=name) for x in (flat, deep, flat)])
             for x, answer in zip((flat, deep, flat), answers, strict=True):
                 assert torch.allclose((await answer.values())[0], module(x), atol=1e-6)
-            assert engine.statistics("m")[0]["execution_count"] == 2
+            assert engine.statistics("m")[0][2].batches == 2
 
     asyncio.run(run())
 
@@ -468,10 +468,10 @@ def test_the_configuration_says_what_a_request_may_bring(tmp_path: Path) -> None
 
     async def run(**limits: int) -> dict[str, Any]:
         async with serving(tmp_path / "m.pt", state=str(tmp_path / "state"), **limits) as engine:
-            config = engine.config("m")
+            config = model_config(engine.metadata("m"))
             x = torch.randn(config["max_batch_size"], 3)
             assert (await Answer(engine, request(x)).values())[0].shape[0] == x.shape[0]
-            assert engine.config("m") == config
+            assert model_config(engine.metadata("m")) == config
             return config
 
     config = asyncio.run(run())

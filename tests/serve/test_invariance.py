@@ -16,6 +16,7 @@ from torchpar.serve.engine.probe import beside_many, try_model
 from torchpar.serve.engine.rows import Part, bytes_of, cut, difference, odd_rows, only
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.kinds import load_program
+from torchpar.serve.protocol.triton import model_config
 from torchpar.serve.runners.runner import ThreadRunner
 from torchpar.serve.tensors import Tensor as Wire
 
@@ -185,7 +186,7 @@ def largest_batch(path: Path) -> int:
 
     async def run() -> int:
         async with serving(path) as engine:
-            return int(engine.config("m")["max_batch_size"])
+            return int(model_config(engine.metadata("m"))["max_batch_size"])
 
     return asyncio.run(run())
 
@@ -236,7 +237,7 @@ def test_what_an_earlier_start_has_measured_is_tried_at_each(tmp_path: Path) -> 
             engine._repository.get("m").curve = Curve({1: 0.001, 256: 0.001})
         async with serving(path, state=str(tmp_path)) as engine:
             assert engine._repository.get("m").curve.cap == 256
-            return int(engine.config("m")["max_batch_size"])
+            return int(model_config(engine.metadata("m"))["max_batch_size"])
 
     assert asyncio.run(run()) == 0
 

@@ -14,6 +14,7 @@ import torch
 from tests.serve.engines import Answer, request, serving
 from tests.serve.models import described, save_script
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.protocol.triton import model_config
 
 X = torch.tensor([[1.0, 2.0, 3.0]])
 ONES = torch.ones(1, 3)
@@ -274,7 +275,7 @@ def test_the_bounds_of_an_exported_program_are_those_of_requests(tmp_path: Path)
 
     async def run() -> None:
         async with serving(export_deep(tmp_path / "m.pt2")) as engine:
-            assert engine.config("m")["max_batch_size"] == 8
+            assert model_config(engine.metadata("m"))["max_batch_size"] == 8
             for rows, size, says in ((9, 4, "dimension 0 to 8"), (1, 3, "dimension 1 from 4 to 20"), (1, 21, "to 20")):
                 x = torch.ones(rows, size)
                 with pytest.raises(ServeError, match=says) as refusal:

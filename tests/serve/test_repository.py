@@ -44,7 +44,7 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
             ]  # fmt: skip
             assert "c/1/model.pt: it is no archive" in engine.index()[3].reason
             assert (engine.ready("a"), engine.ready("a", "3"), engine.ready("c")) == (True, False, False)
-            assert [(s["name"], s["version"]) for s in engine.statistics()] == [("a", "2"), ("a", "10"), ("b", "1")]
+            assert [counted[:2] for counted in engine.statistics()] == [("a", "2"), ("a", "10"), ("b", "1")]
             for model, version, status in (("a", "3", 404), ("d", "", 404), ("c", "", 503)):
                 with pytest.raises(ServeError) as refused:
                     Answer(engine, request(X, model=model, version=version))
@@ -167,7 +167,7 @@ def test_reload_under_load_loses_no_request(tmp_path: Path) -> None:
             await asking
             seen = [float((await answer.values())[0][0, 0]) - 2 for answer in answers]
             assert seen == sorted(seen) and set(seen) <= {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
-            assert engine.statistics("m")[0]["inference_stats"]["success"]["count"] == len(answers) + 5
+            assert engine.statistics("m")[0][2].success[0] == len(answers) + 5
 
     asyncio.run(run())
 

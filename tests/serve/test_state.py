@@ -15,6 +15,7 @@ from tests.serve.engines import Answer, ask, request, serving
 from tests.serve.models import Affine, described, mlp, save_script
 from torchpar.serve.models.torchscript import _sums
 from torchpar.serve.models.writes import find_write
+from torchpar.serve.protocol.triton import model_config
 from torchpar.serve.runners.processes import ProcessRunner
 
 X = torch.full((1, 1), 20.0)
@@ -287,7 +288,7 @@ def test_the_first_answer_is_that_of_a_model_that_was_never_asked(tmp_path: Path
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt", backend=backend) as engine:
-            assert engine.config("m")["max_batch_size"] == 0
+            assert model_config(engine.metadata("m"))["max_batch_size"] == 0
             for x in (X, X * 2, -X):
                 (y,) = await Answer(engine, request(x)).values()
                 assert torch.allclose(y, fresh(x))
@@ -332,7 +333,7 @@ def test_a_program_that_writes_to_itself_runs_once_at_a_time(tmp_path: Path, cap
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt", workers=4) as engine:
-            assert engine.config("m")["instance_group"][0]["count"] == 1
+            assert model_config(engine.metadata("m"))["instance_group"][0]["count"] == 1
             lengths = [3 + i % 8 for i in range(200)]
             for n, answer in zip(lengths, ask(engine, [request(torch.ones(1, n)) for n in lengths]), strict=True):
                 assert (await answer.values())[0].tolist() == [[float(n)] * n]
@@ -365,7 +366,7 @@ def test_backend_overrules_the_one_worker(tmp_path: Path, backend: str) -> None:
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt", backend=backend, workers=2) as engine:
-            config = engine.config("m")
+            config = model_config(engine.metadata("m"))
             assert (config["instance_group"][0]["count"], config["max_batch_size"]) == (2, 0)
 
     asyncio.run(run())

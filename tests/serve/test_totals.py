@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from torchpar.serve.engine.statistics import BACKEND, Statistics
+from torchpar.serve.protocol.triton import model_statistics
 from torchpar.serve.supervisor.channel import Channel, make_pair
 from torchpar.serve.supervisor.totals import Sender, add_up, from_json, merge, to_json
 
@@ -23,9 +24,9 @@ def test_what_is_sent_comes_back() -> None:
     sent = json.loads(json.dumps(to_json([("m", "1", counted(4, 3), 7)])))
     (name, version, statistics, waiting), = from_json(sent)
     assert (name, version, waiting) == ("m", "1", 7)
-    assert statistics.as_triton("m", "1") == counted(4, 3).as_triton("m", "1") | {
-        "last_inference": statistics.as_triton("m", "1")["last_inference"]
-    }
+    wanted = counted(4, 3)
+    wanted.last = statistics.last
+    assert model_statistics("m", "1", statistics) == model_statistics("m", "1", wanted)
     assert statistics.batch_rows.counts == counted(4, 3).batch_rows.counts
 
 

@@ -21,6 +21,7 @@ from torchpar.serve.engine.columns import Column
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
+from torchpar.serve.protocol.triton import model_config
 from torchpar.serve.runners.memory import Memory, end_of
 from torchpar.serve.tensors import Tensor
 
@@ -93,7 +94,8 @@ def test_ten_lines_are_a_handler(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with serving(handler(tmp_path, MINIMUM), workers=2, max_batch=8) as engine:
-            assert engine.metadata("m").platform == "python" and engine.config("m")["max_batch_size"] == 8
+            model = engine.metadata("m")
+            assert model.platform == "python" and model_config(model)["max_batch_size"] == 8
             assert len(set(runner(engine).pids())) == 2
             for answer in ask(engine, [request(X * i) for i in range(6)]):
                 await answer.get()
@@ -315,7 +317,7 @@ def test_an_exported_program_names_its_tensors_itself(tmp_path: Path) -> None:
             face = engine.metadata("m")
             assert [(s.name, s.datatype, s.shape) for s in face.inputs] == [("input", "FP32", (-1, 3))]
             assert [(s.datatype, s.shape) for s in face.outputs] == [("FP32", (-1, 3))]
-            assert engine.config("m")["max_batch_size"] > 1
+            assert model_config(engine.metadata("m"))["max_batch_size"] > 1
             for i, answer in enumerate(ask(engine, [request(X * i, names="input") for i in range(5)])):
                 assert torch.allclose((await answer.values())[0], module(X * i), atol=1e-5)
 
@@ -330,7 +332,8 @@ def test_a_program_with_fixed_rows_is_served_as_it_is(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt2") as engine:
-            assert engine.config("m")["max_batch_size"] == 0 and engine.metadata("m").inputs[0].shape == (2, 3)
+            model = engine.metadata("m")
+            assert model_config(model)["max_batch_size"] == 0 and model.inputs[0].shape == (2, 3)
             assert torch.equal((await Answer(engine, request(X, names="input")).values())[0], module(X))
 
     asyncio.run(run())

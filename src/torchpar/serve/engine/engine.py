@@ -25,7 +25,6 @@ from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED,
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.identity import Files, Serves, differs, own_files, own_key, shortened
-from torchpar.serve.tensors import TensorSpec, byte_size
 
 log = logging.getLogger("torchpar.serve")
 
@@ -36,10 +35,6 @@ SWITCH_INTERVAL = 0.0005
 QUEUE_SECONDS, LEAST_QUEUE, LARGEST_QUEUE = 1.0, 64, 8192
 # All that waits, in bytes: bodies are bounded one by one, their number is, and this bounds the product.
 QUEUE_BYTES = 1 << 29
-
-# What a configuration says that one request may bring where nothing else bounds it: clients cut their data by it. So
-# many bytes fit a body; how many rows are computed together is another number, which moves.
-REQUEST_ROWS, REQUEST_BYTES = 1024, 1 << 25
 
 # From one look through all that waits to the next, at the least: where thousands wait it takes a millisecond, and each
 # of them may have its own deadline. Whoever takes a batch leaves out what is too late anyway.
@@ -217,43 +212,17 @@ class Engine:
         """Raises ServeError 404 when there is no such model, 503 when it is not served now."""
         served = self._repository.get(model, version)
         versions = self._repository.versions(model)
-        return ModelMetadata(model, versions, served.runner.platform, served.inputs, served.outputs)
-
-    def config(self, model: str, version: str = "") -> dict[str, Any]:
-        """Triton's model configuration, as its clients read it. Raises ServeError as `metadata` does."""
-        served = self._repository.get(model, version)
-        rows = 1 if served.rowwise else 0  # Triton's dims leave the rows out where it batches
-
-        def tensors(specs: Sequence[Any]) -> list[dict[str, Any]]:
-            return [
-                {
-                    "name": spec.name,
-                    "data_type": f"TYPE_{'STRING' if spec.datatype == 'BYTES' else spec.datatype}",
-                    "dims": list(spec.shape[rows:]),
-                }
-                for spec in specs
-            ]
-
-        config: dict[str, Any] = {
-            "name": model,
-            "platform": served.runner.platform,
-            "backend": "python" if served.runner.platform == "python" else "pytorch",
-            "version_policy": {"all": {}},
-            "max_batch_size": (served.most or rows_of_a_request(served.inputs)) if served.rowwise else 0,
-            "input": tensors(served.inputs),
-            "output": tensors(served.outputs),
-            "instance_group": [
-                {
-                    "name": model,
-                    "kind": served.runner.kind,
-                    "count": 1 if served.single else self.settings.lanes(),
-                    "gpus": [],
-                }
-            ],
-        }
-        if served.rowwise:
-            config["dynamic_batching"] = {"max_queue_delay_microseconds": 0, "preferred_batch_size": []}
-        return config
+        return ModelMetadata(
+            model,
+            versions,
+            served.runner.platform,
+            served.inputs,
+            served.outputs,
+            kind=served.runner.kind,
+            instances=1 if served.single else self.settings.lanes(),
+            rowwise=served.rowwise,
+            most=served.most,
+        )
 
     def index(self) -> list[ModelIndex]:
         """Everything in the repository, served or not."""
@@ -294,12 +263,12 @@ class Engine:
             names.update(served.name for served in self._repository.all())
             _refuse([problem for name in sorted(names) for problem in await self._load_all(name)])
 
-    def statistics(self, model: str | None = None, version: str = "") -> list[dict[str, Any]]:
-        """The statistics extension's objects, for one version, one model or all. Raises ServeError 404 or 503."""
+    def statistics(self, model: str | None = None, version: str = "") -> list[tuple[str, str, Statistics]]:
+        """(model, version, statistics) of one version, one model or all. Raises ServeError 404 or 503."""
         if model is not None:
             self._repository.get(model, version)
         return [
-            served.statistics.as_triton(served.name, served.version)
+            (served.name, served.version, served.statistics)
             for served in self._repository.all(model)
             if version in ("", served.version)
         ]
@@ -467,12 +436,6 @@ class Engine:
     async def _beside(self, function: Any, *arguments: Any) -> Any:
         """Run a function that takes its time in a thread."""
         return await self._loop.run_in_executor(self._loader, function, *arguments)
-
-
-def rows_of_a_request(specs: Sequence[TensorSpec]) -> int:
-    """How many rows one request may bring, by the bytes of their inputs; sizes that a request chooses count as 1."""
-    row = sum(byte_size(spec.datatype, [max(size, 1) for size in spec.shape[1:]]) or 4 for spec in specs)
-    return max(1, min(REQUEST_ROWS, REQUEST_BYTES // max(row, 1)))
 
 
 def _only(files: Sequence[ModelFile], like: Serves) -> list[ModelFile]:

@@ -15,13 +15,22 @@ UNAVAILABLE = "UNAVAILABLE"
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """A model's face. versions are those that are served, oldest first; platform is Triton's word or the nearest."""
+    """One version of a model, described.
+
+    versions are those that are served, oldest first; platform is Triton's word or the nearest, and kind its word for
+    what computes, on so many instances. rowwise: its requests' first dimension is rows, which may be computed together,
+    `most` of them at once; None: no number is set.
+    """
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    kind: str = "KIND_CPU"
+    instances: int = 1
+    rowwise: bool = False
+    most: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Any, Callable
+from typing import Callable
 
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.settings import EngineSettings
@@ -50,15 +50,11 @@ class SharedEngine(Engine):
         """Those of this process alone."""
         return super().counters()
 
-    def statistics(self, model: str | None = None, version: str = "") -> list[dict[str, Any]]:
+    def statistics(self, model: str | None = None, version: str = "") -> list[tuple[str, str, Statistics]]:
         """Those of all processes. Raises ServeError 404 or 503."""
         own = super().statistics(model, version)
         totals = {(name, number): statistics for name, number, statistics, _ in self.totals or ()}
-        found = []
-        for entry in own:
-            total = totals.get((entry["name"], entry["version"]))
-            found.append(total.as_triton(entry["name"], entry["version"]) if total else entry)
-        return found
+        return [(name, number, totals.get((name, number), statistics)) for name, number, statistics in own]
 
     def counters(self) -> Sequence[tuple[str, str, Statistics, int]]:
         """Those of all processes."""

@@ -1,6 +1,6 @@
-"""Counters of one model version: what Triton's statistics extension and /metrics tell.
+"""Counts what one version of a model did, for Triton's statistics extension and /metrics.
 
-Written by the workers and the event loop under the model's lock, read at any time.
+The event loop writes here, and compute threads that find a difference; it is read at any time.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -108,36 +107,3 @@ class Statistics:
         """A request was not answered; seconds since it came."""
         self.failed[reason] += 1
         self.failed_ns += int(seconds * 1e9)
-
-    def as_triton(self, name: str, version: str) -> dict[str, Any]:
-        """The statistics extension's object for one version of a model."""
-
-        def duration(count: int, ns: int) -> dict[str, int]:
-            return {"count": count, "ns": ns}
-
-        return {
-            "name": name,
-            "version": version,
-            "last_inference": int(self.last * 1000),
-            "inference_count": self.rows,
-            "execution_count": self.batches,
-            "inference_stats": {
-                "success": duration(*self.success),
-                "fail": duration(sum(self.failed.values()), self.failed_ns),
-                "queue": duration(*self.queue),
-                "compute_input": duration(*self.input),
-                "compute_infer": duration(*self.infer),
-                "compute_output": duration(*self.output),
-                "cache_hit": duration(0, 0),
-                "cache_miss": duration(0, 0),
-            },
-            "batch_stats": [
-                {
-                    "batch_size": rows,
-                    "compute_input": duration(places[0], places[1]),
-                    "compute_infer": duration(places[0], places[2]),
-                    "compute_output": duration(places[0], places[3]),
-                }
-                for rows, places in sorted(self.by_rows.items())
-            ],
-        }

@@ -14,6 +14,7 @@ from torchpar.serve.limits import ORDER
 from torchpar.serve.protocol.apart import Apart
 from torchpar.serve.protocol.layout import parse_json
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
+from torchpar.serve.protocol.triton import model_config, model_statistics
 
 if TYPE_CHECKING:
     from torchpar.serve.engine.engine import Engine
@@ -101,11 +102,11 @@ class Service:
 
     def config(self, name: str, version: str) -> dict[str, Any]:
         """A model's configuration in Triton's words. Raises ServeError 404."""
-        return self.engine.config(name, version)
+        return model_config(self.engine.metadata(name, version))
 
     def statistics(self, name: str | None, version: str) -> dict[str, Any]:
         """The statistics of one version, one model, or all. Raises ServeError 404."""
-        return {"model_stats": self.engine.statistics(name, version)}
+        return {"model_stats": [model_statistics(*counted) for counted in self.engine.statistics(name, version)]}
 
     def index(self, only_ready: bool) -> list[dict[str, str]]:
         """The repository."""
