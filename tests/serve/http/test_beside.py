@@ -22,7 +22,7 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol import apart as beside
 from torchpar.serve.protocol.apart import Apart
-from torchpar.serve.protocol.layout import parse_json
+from torchpar.serve.protocol.parsing import parse_json
 
 pytestmark = pytest.mark.subprocess
 

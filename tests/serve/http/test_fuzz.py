@@ -20,7 +20,7 @@ from tests.serve.running import Running, running
 from torchpar.serve.errors import ServeError
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.elements import data_from_values, nested, unpack_bytes, values_from_data
-from torchpar.serve.protocol.layout import parse_layout
+from torchpar.serve.protocol.parsing import parse_layout
 from torchpar.serve.tensors import SIZES, Tensor
 
 LIMITS = Limits(body=1 << 20, json=1 << 18)

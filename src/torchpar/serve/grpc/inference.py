@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,10 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.grpc.messages import INFER_REQUEST
 from torchpar.serve.grpc.wire import Message, WireError, structure_size
 from torchpar.serve.protocol.classes import largest
-from torchpar.serve.protocol.elements import data_from_values, pack_bytes, unpack_bytes
-from torchpar.serve.protocol.layout import check_datatype, check_shape, number
+from torchpar.serve.protocol.elements import data_from_values, pack_bytes
+from torchpar.serve.protocol.layout import Input, Wanted, check_number, describe_input, make_layout
 from torchpar.serve.protocol.service import INLINE, Service
-from torchpar.serve.tensors import Data, Tensor
+from torchpar.serve.tensors import Data
 
 # Which of a tensor's contents holds elements of which datatype; FP16 and BF16 have none and come raw.
 _CONTENTS = {
@@ -103,66 +104,45 @@ def _taken_apart(fields: dict[str, Any]) -> list[tuple[str, str]]:
 
 def read_request(
     fields: dict[str, Any], now: float, remaining: float | None
-) -> tuple[Request, dict[str, int]]:
+) -> tuple[Request, Mapping[str, int]]:
     """The engine's request, and the outputs of which only the largest values are wanted. Raises ServeError 400."""
-    parameters = _parameters(fields)
-    timeout = number(parameters, "timeout", 1 << 62)
-    priority = number(parameters, "priority", 1 << 32)
-    waits = [seconds for seconds in (timeout / 1e6 or None, remaining) if seconds is not None]
+    items, outputs = fields.get("inputs", []), fields.get("outputs", [])
     raw = fields.get("raw_input_contents", [])
-    inputs = fields.get("inputs", [])
-    if raw and len(raw) != len(inputs):
-        raise ServeError(400, f"there are {len(inputs)} inputs and {len(raw)} raw_input_contents")
-    tensors = [_tensor(item, raw[i] if raw else None) for i, item in enumerate(inputs)]
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise ServeError(400, "two inputs have the same name")
-    outputs = [item.get("name", "") for item in fields.get("outputs", [])]
-    if len(set(outputs)) != len(outputs):
-        raise ServeError(400, "an output is asked for twice")
-    classes: dict[str, int] = {}
-    for item in fields.get("outputs", []):
-        wanted = _parameters(item)
-        _no_shared_memory(item.get("name", ""), wanted)
-        count = number(wanted, "classification", 1 << 31)
-        if count:
-            classes[item.get("name", "")] = count
-    request = Request(
-        fields.get("model_name", ""),
-        tensors,
-        fields.get("model_version", ""),
-        outputs or None,
-        fields.get("id", ""),
-        priority,
-        now + min(waits) if waits else None,
-        parameters,
-    )
-    return request, classes
+    if raw and len(raw) != len(items):
+        raise ServeError(400, f"there are {len(items)} inputs and {len(raw)} raw_input_contents")
+    parameters = _parameters(fields)
+    for name, several in (("inputs", items), ("outputs", outputs), ("parameters", parameters)):
+        check_number(name, several)
+    inputs = [
+        describe_input(item.get("name", ""), item.get("datatype", ""), item.get("shape", ()), _parameters(item))
+        for item in items
+    ]
+    asked = [(item.get("name", ""), _parameters(item)) for item in outputs]
+    layout = make_layout(inputs, asked, Wanted(binary=True), fields.get("id", ""), parameters)
+    tensors = [
+        each.tensor(_contents(each, item.get("contents", {})) if not raw else _only_raw(each, item, raw[i]))
+        for i, (each, item) in enumerate(zip(inputs, items))
+    ]
+    model, version = fields.get("model_name", ""), fields.get("model_version", "")
+    return layout.request_of(model, version, tensors, now, remaining), layout.wanted.classes
 
 
-def _tensor(item: dict[str, Any], raw: memoryview | None) -> Tensor:
-    name, datatype = item.get("name", ""), item.get("datatype", "")
-    element = check_datatype(name, datatype)
-    shape = tuple(item.get("shape", ()))
-    count = check_shape(name, shape)
-    _no_shared_memory(name, _parameters(item))
-    if raw is None:
-        contents = item.get("contents", {})
-        kind = _CONTENTS.get(datatype)
-        if kind is None:
-            raise ServeError(400, f"input '{name}': {datatype} can only come in raw_input_contents")
-        values = contents.get(kind, [])
-        if datatype != "BYTES":
-            return Tensor(name, datatype, shape, data_from_values(name, datatype, shape, list(values)))
-        if len(values) != count:
-            raise ServeError(400, f"input '{name}' has {len(values)} elements; its shape needs {count}")
-        return Tensor(name, datatype, shape, [bytes(value) for value in values])
+def _contents(described: Input, contents: dict[str, Any]) -> Data:
+    """The data of a tensor that comes as single elements."""
+    name, datatype = described.name, described.datatype
+    kind = _CONTENTS.get(datatype)
+    if kind is None:
+        raise ServeError(400, f"input '{name}': {datatype} can only come in raw_input_contents")
+    values = contents.get(kind, [])
+    if datatype == "BYTES":
+        return [bytes(value) for value in values]
+    return data_from_values(name, datatype, described.shape, list(values))
+
+
+def _only_raw(described: Input, item: dict[str, Any], raw: memoryview) -> memoryview:
     if "contents" in item:
-        raise ServeError(400, f"input '{name}' has contents beside raw_input_contents")
-    if element is None:
-        return Tensor(name, datatype, shape, unpack_bytes(name, count, raw))
-    if len(raw) != element * count:
-        raise ServeError(400, f"input '{name}' has {len(raw)} bytes; its shape and datatype need {element * count}")
-    return Tensor(name, datatype, shape, raw)
+        raise ServeError(400, f"input '{described.name}' has contents beside raw_input_contents")
+    return raw
 
 
 def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +150,7 @@ def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: next(iter(value.values()), "") for name, value in fields.get("parameters", {}).items()}
 
 
-def _no_shared_memory(name: str, parameters: dict[str, Any]) -> None:
-    if "shared_memory_region" in parameters:
-        raise ServeError(400, f"'{name}' is in shared memory, which this server does not map; send the tensor itself")
-
-
-def response_fields(response: Response, classes: dict[str, int]) -> dict[str, Any]:
+def response_fields(response: Response, classes: Mapping[str, int]) -> dict[str, Any]:
     """The fields of a ModelInferResponse."""
     tensors = [largest(t, classes[t.name]) if t.name in classes else t for t in response.outputs]
     fields: dict[str, Any] = {

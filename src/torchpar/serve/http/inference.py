@@ -13,7 +13,8 @@ from torchpar.serve.http.exchange import BINARY, JSON, Body, Exchange
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol import apart
 from torchpar.serve.protocol.answer import encode
-from torchpar.serve.protocol.layout import Layout, Wanted, parse_layout
+from torchpar.serve.protocol.layout import Layout, Wanted
+from torchpar.serve.protocol.parsing import parse_layout
 from torchpar.serve.protocol.service import INLINE, Service
 from torchpar.serve.tensors import Tensor, byte_size
 

@@ -23,7 +23,8 @@ from torchpar.serve.http.beside import do_json
 from torchpar.serve.http.exchange import HTML, JSON, Body, Exchange
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.elements import data_from_values, flatten, nested, values_from_data
-from torchpar.serve.protocol.layout import check_shape, parse_json
+from torchpar.serve.protocol.layout import check_shape
+from torchpar.serve.protocol.parsing import parse_json
 from torchpar.serve.protocol.service import INLINE, Service
 from torchpar.serve.tensors import Tensor, TensorSpec
 

@@ -12,8 +12,8 @@ from torchpar.serve.engine.requests import Done, Request, Ticket
 from torchpar.serve.errors import ServeError
 from torchpar.serve.limits import ORDER
 from torchpar.serve.protocol.apart import Apart
-from torchpar.serve.protocol.layout import parse_json
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
+from torchpar.serve.protocol.parsing import parse_json
 from torchpar.serve.protocol.triton import model_config, model_statistics
 
 if TYPE_CHECKING:

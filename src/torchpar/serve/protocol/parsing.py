@@ -1,0 +1,99 @@
+"""Parses the JSON of a request: what comes in which form, and what is wanted back.
+
+A client sends the same JSON again and again, with other bytes after it; so a layout is kept and found again by the
+JSON's text, and understanding costs one look-up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from torchpar.serve.errors import ServeError
+from torchpar.serve.protocol.layout import Input, Layout, Wanted, check_number, check_size, describe_input, make_layout
+
+
+def parse_layout(text: bytes | memoryview) -> Layout:
+    """Understand the JSON of a request. Raises ServeError 400."""
+    fields = parse_json(text)
+    if not isinstance(fields, dict):
+        raise ServeError(400, "the request is not a JSON object")
+    parameters = dict(_object(fields, "parameters"))
+    binary = parameters.pop("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise ServeError(400, "parameter 'binary_data_output' is not true or false")
+    id_ = fields.get("id", "")
+    if not isinstance(id_, str):
+        raise ServeError(400, "'id' is not a string")
+    inputs = fields.get("inputs")
+    if not isinstance(inputs, list):
+        raise ServeError(400, "'inputs' is not an array of tensors")
+    check_number("inputs", inputs)
+    outputs = fields.get("outputs")
+    if outputs is not None and not isinstance(outputs, list):
+        raise ServeError(400, "'outputs' is not an array")
+    check_number("outputs", outputs or ())
+    for name, value in parameters.items():
+        if not isinstance(value, (str, int, float, bool)):
+            raise ServeError(400, f"parameter '{name:.40}' is not a string, a number, true or false")
+    asked = [_parse_output(item) for item in outputs or ()]
+    layout = make_layout(list(map(_parse_input, inputs)), asked, _parse_forms(asked, binary), id_, parameters)
+    if not inputs:
+        raise ServeError(400, "'inputs' is an empty array")
+    return layout
+
+
+def parse_json(text: bytes | bytearray | memoryview) -> Any:
+    """JSON, however it is built. Raises ServeError 400."""
+    try:
+        return json.loads(bytes(text))
+    except RecursionError:
+        raise ServeError(400, "the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise ServeError(400, f"not JSON: {str(error)[:100]}") from None
+
+
+def _parse_input(item: Any) -> Input:
+    name, parameters = _parse_named(item, "an input")
+    described = describe_input(name, item.get("datatype"), item.get("shape"), parameters)
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if not isinstance(item.get("data"), list):
+            raise ServeError(400, f"input '{name}' has neither an array of data nor a 'binary_data_size'")
+        return described._replace(values=item["data"])
+    if type(size) is not int or size < 0:
+        raise ServeError(400, f"input '{name}': its 'binary_data_size' is not a number of bytes")
+    if "data" in item:
+        raise ServeError(400, f"input '{name}' has both data and a 'binary_data_size'")
+    if described.datatype != "BYTES":
+        check_size(described, size)
+    return described._replace(size=size)
+
+
+def _parse_output(item: Any) -> tuple[str, dict[str, Any]]:
+    name, parameters = _parse_named(item, "an output")
+    if not isinstance(parameters.get("binary_data", False), bool):
+        raise ServeError(400, f"output '{name:.40}': 'binary_data' is not true or false")
+    return name, parameters
+
+
+def _parse_named(item: Any, what: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        raise ServeError(400, f"{what} is not an object with a name")
+    return item["name"], _object(item, "parameters")
+
+
+def _parse_forms(outputs: Iterable[tuple[str, dict[str, Any]]], binary: bool) -> Wanted:
+    """The form of each output that is asked for."""
+    each = {name: parameters.get("binary_data", binary) for name, parameters in outputs}
+    forms = set(each.values())
+    return Wanted(forms.pop() if len(forms) == 1 else binary, each)
+
+
+def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name, {})
+    if not isinstance(value, dict):
+        raise ServeError(400, f"'{name}' is not an object")
+    check_number(name, value)
+    return value
