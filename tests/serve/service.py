@@ -63,8 +63,11 @@ class Service:
         self._notify.bind(str(folder / "notify"))
 
     def __enter__(self) -> Service:
+        (self.folder / "log").touch()
+        journal = (self.folder / "log").stat()
         environment = {
             "PATH": os.environ["PATH"],
+            "JOURNAL_STREAM": f"{journal.st_dev}:{journal.st_ino}",
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "RUNTIME_DIRECTORY": str(self.folder),
             **job_environment(self.job),
@@ -101,7 +104,7 @@ class Service:
                     self.told.append((time.monotonic(), name, value))
 
     def log(self) -> str:
-        """All that it printed."""
+        """All that it printed, as the journal gets it."""
         return (self.folder / "log").read_text()
 
     def count(self, name: str) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_it_tells_what_it_writes_to(compiled: Path) -> None:
 
 @pytest.mark.parametrize("tells", [True, False], ids=["told", "found out"])
 def test_a_package_that_changes_a_buffer_is_computed_by_one_process(
-    tmp_path: Path, compiled: Path, caplog: pytest.LogCaptureFixture, tells: bool
+    tmp_path: Path, compiled: Path, journal: Callable[[], str], tells: bool
 ) -> None:
     """From the first request on, as it was compiled; also where its code tells nothing, for it answers differently."""
     with zipfile.ZipFile(compiled / "kept.pt2") as package, zipfile.ZipFile(tmp_path / "m.pt2", "w") as served:
@@ -137,7 +138,7 @@ def test_a_package_that_changes_a_buffer_is_computed_by_one_process(
             assert [float(answer[0, 0]) for answer in answers] == [1.0, 2.0, 3.0, 4.0]
 
     asyncio.run(run())
-    assert "it writes to itself when it runs" in caplog.text
+    assert "it writes to itself when it runs" in journal()
 
 
 def test_other_rows_than_it_was_compiled_for_are_refused(served: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_exported_programs_are_looked_at_too(model: type[nn.Module], counts: boo
 
 
 @pytest.mark.parametrize("backend", ["thread", pytest.param("process", marks=pytest.mark.subprocess)])
-def test_it_is_served_unbatched_and_says_why(backend: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_served_unbatched_and_says_why(backend: str, tmp_path: Path, journal: Callable[[], str]) -> None:
     """The line of its source is in the log."""
     save_script(Added(), tmp_path / "m.pt", described(-1, 3))
 
@@ -202,7 +203,7 @@ def test_it_is_served_unbatched_and_says_why(backend: str, tmp_path: Path, caplo
         async with serving(tmp_path / "m.pt", backend=backend) as engine:
             assert not engine._repository.get("m").batched
 
-    caplog.set_level("INFO", "torchpar.serve")
     asyncio.run(run())
-    assert "it computes with the number of its rows (aten::add: " in caplog.text
-    assert "x[:, 2:] + x.size(0)" in caplog.text
+    said = journal()
+    assert "it computes with the number of its rows (aten::add: " in said
+    assert "x[:, 2:] + x.size(0)" in said

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def test_max_batch_is_never_exceeded(tmp_path: Path) -> None:
     ids=["one answer for all", "rows that see each other"],
 )
 def test_a_model_that_is_not_batch_invariant_is_served_unbatched(
-    tmp_path: Path, module: torch.nn.Module, why: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, module: torch.nn.Module, why: str, journal: Callable[[], str]
 ) -> None:
     """Right answers, one by one, and the log says why."""
     save_script(module, tmp_path / "m.pt", ROWS)
@@ -145,10 +145,9 @@ def test_a_model_that_is_not_batch_invariant_is_served_unbatched(
             for x, answer in zip(inputs, ask(engine, [request(x) for x in inputs]), strict=True):
                 assert torch.equal((await answer.values())[0], module(x))
 
-    with caplog.at_level(logging.INFO, "torchpar.serve"):
-        asyncio.run(run())
-    (line,) = [record.getMessage() for record in caplog.records if "unbatched" in record.getMessage()]
-    assert re.search(why, line), line
+    asyncio.run(run())
+    (line,) = [line for line in journal().splitlines() if "unbatched" in line]
+    assert line.startswith("<6>torchpar: model m version 1: ") and re.search(why, line), line
 
 
 class Late(torch.nn.Module):
@@ -159,7 +158,7 @@ class Late(torch.nn.Module):
 
 
 def test_outputs_that_are_not_the_rows_turn_batching_off_while_serving(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, journal: Callable[[], str]
 ) -> None:
     """The batch in question is computed again, one request at a time."""
     save_script(Late(), tmp_path / "m.pt", ROWS)
@@ -173,7 +172,7 @@ def test_outputs_that_are_not_the_rows_turn_batching_off_while_serving(
             assert model_config(engine.metadata("m")) == config
 
     asyncio.run(run())
-    assert "served unbatched from now on" in caplog.text
+    assert "served unbatched from now on" in journal()
 
 
 def test_a_request_that_the_model_cannot_stand_costs_only_itself(tmp_path: Path) -> None:
@@ -318,7 +317,7 @@ def test_tensors_that_do_not_fit_are_a_400(tmp_path: Path, asked: Request, says:
     asyncio.run(run())
 
 
-def test_data_that_cannot_be_laid_out_ends_no_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_data_that_cannot_be_laid_out_ends_no_worker(tmp_path: Path, journal: Callable[[], str]) -> None:
     """A list where bytes belong: a protocol's mistake costs that request alone."""
     save_script(Affine(), tmp_path / "m.pt", ROWS)
     wrong = Request("m", [Tensor("x", "FP32", (1, 3), [b"0"] * 12)])
@@ -331,7 +330,7 @@ def test_data_that_cannot_be_laid_out_ends_no_worker(tmp_path: Path, caplog: pyt
             assert engine.live()
 
     asyncio.run(run())
-    assert "a batch was not computed" in caplog.text
+    assert "a batch was not computed" in journal()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64])
@@ -495,17 +494,16 @@ def test_so_many_rows_fit_the_body_of_a_request(specs: list[Any], rows: int) -> 
     assert rows_of_a_request([TensorSpec(*spec) for spec in specs]) == rows
 
 
-def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path, journal: Callable[[], str]) -> None:
     """The next start does not measure again, unless the file is another."""
     save_script(mlp(), tmp_path / "m.pt", ROWS)
     (tmp_path / "state").mkdir()
 
     async def run() -> int:
-        caplog.clear()
+        journal()
         async with serving(tmp_path / "m.pt", state=str(tmp_path / "state")):
-            return int(re.findall(r"batches of up to (\d+) rows", caplog.text)[0])
+            return int(re.findall(r"batches of up to (\d+) rows", journal())[0])
 
-    caplog.set_level(logging.INFO)
     asyncio.run(run())
     (kept,) = (tmp_path / "state").iterdir()
     kept.write_text(kept.read_text().split('"points"')[0] + '"points": [[1, 0.1], [2, 0.1], [4, 0.4]]}')

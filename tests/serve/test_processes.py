@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serve.models import mlp, save_script
+from tests.serve.models import Total, mlp, save_script
 from tests.serve.service import Load, Service, install
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
 from torchpar.contract.notify import Notifier
@@ -76,6 +76,19 @@ def wait_until_back(service: Service, count: int = 2) -> None:
 
 def is_answer(values: list[float], seed: int = 0) -> bool:
     return torch.allclose(torch.tensor(values), mlp(seed)(ROW)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["thread", "process"])
+def test_the_journal_has_why_a_model_is_served_unbatched(
+    start: Callable[..., Service], tmp_path: Path, backend: str
+) -> None:
+    """A line of every process that serves it, wherever it computes."""
+    save_script(Total(), tmp_path / "model.pt", {"inputs": FACE["inputs"]})
+    service = start(processes=2, backend=backend)
+    service.wait_ready()
+    lines = [line for line in service.log().splitlines() if "unbatched" in line]
+    line = r"<6>torchpar: model m version 1: .*/model\.pt, loaded in [\d.]+ s, unbatched: (output '.*' has shape .*)"
+    assert len(lines) == 2 and all(re.fullmatch(line, each) for each in lines), lines
 
 
 def test_it_is_ready_when_every_process_answers(start: Callable[..., Service]) -> None:

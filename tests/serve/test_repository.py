@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ROWS = described(-1, 3)
 X = torch.tensor([[1.0, 2.0, 3.0]])
 
 
-def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_is_models_and_versions(tmp_path: Path, journal: Callable[[], str]) -> None:
     """The latest is the highest number; what is no model is named in the log or the index."""
     save_script(Affine(1), tmp_path / "a/2/model.pt", ROWS)
     save_script(Affine(2), tmp_path / "a/10/model.pt", ROWS)
@@ -51,9 +52,10 @@ def test_a_directory_is_models_and_versions(tmp_path: Path, caplog: pytest.LogCa
                 assert refused.value.status == status
 
     asyncio.run(run())
-    assert "b/2: no model.pt, model.pt2 or model.py in it" in caplog.text
-    assert "notes: no version in it, such as notes/1/model.pt" in caplog.text
-    assert "a/config.pbtxt: it is Triton's, and is not read here: " in caplog.text
+    said = journal()
+    assert "b/2: no model.pt, model.pt2 or model.py in it" in said
+    assert "notes: no version in it, such as notes/1/model.pt" in said
+    assert "a/config.pbtxt: it is Triton's, and is not read here: " in said
 
 
 def test_what_was_unloaded_leaves_the_memory(tmp_path: Path) -> None:

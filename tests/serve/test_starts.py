@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def load():
     ("load", "named"), [(POOL, "ThreadPoolExecutor-0_0; "), (TEAM, ", of native code"), (OVER, "")]
 )
 def test_a_model_that_leaves_threads_behind_is_loaded_by_each_worker(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, load: str, named: str
+    tmp_path: Path, journal: Callable[[], str], load: str, named: str
 ) -> None:
     """A fork would have the pool or the team without its threads, and wait for them for ever."""
     path = tmp_path / "m.py"
@@ -197,8 +198,9 @@ def test_a_model_that_leaves_threads_behind_is_loaded_by_each_worker(
             assert len(answers) >= 18 and all(torch.equal(answer, x * 2) for answer in answers)
 
     asyncio.run(run())
-    assert "leaves threads behind (" in caplog.text if named else "threads" not in caplog.text
-    assert named in caplog.text
+    said = journal()
+    assert "leaves threads behind (" in said if named else "threads" not in said
+    assert named in said
 
 
 def test_what_cannot_be_loaded_twice_is_said_so(tmp_path: Path) -> None:

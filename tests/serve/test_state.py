@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -327,7 +326,7 @@ def test_a_handler_has_not_been_called_before_its_first_request(tmp_path: Path) 
     asyncio.run(run())
 
 
-def test_a_program_that_writes_to_itself_runs_once_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_program_that_writes_to_itself_runs_once_at_a_time(tmp_path: Path, journal: Callable[[], str]) -> None:
     """Every answer is that of its own length, and the log says what it writes to."""
     save_script(Positions(), tmp_path / "m.pt", described(-1, -1))
 
@@ -339,8 +338,8 @@ def test_a_program_that_writes_to_itself_runs_once_at_a_time(tmp_path: Path, cap
                 assert (await answer.values())[0].tolist() == [[float(n)] * n]
 
     asyncio.run(run())
-    (record,) = [record for record in caplog.records if "writes to itself" in record.getMessage()]
-    assert record.levelno == logging.WARNING and "attribute 'table'" in record.getMessage()
+    (line,) = [line for line in journal().splitlines() if "writes to itself" in line]
+    assert line.startswith("<4>torchpar: model m version 1: ") and "attribute 'table'" in line
 
 
 def test_others_are_served_beside_a_program_that_writes_to_itself(tmp_path: Path) -> None:

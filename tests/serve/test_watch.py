@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import logging
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ async def _answers(engine: Engine, inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("after", [0, 3], ids=["at once", "later"])
 def test_a_difference_ends_batching_before_anybody_has_the_answer(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, after: int
+    tmp_path: Path, journal: Callable[[], str], after: int
 ) -> None:
     """All in that batch are answered as if alone; the log has an error, and the metrics count it."""
     save_script(Secret(), tmp_path / "m.pt", described(-1, 3))
@@ -72,11 +72,11 @@ def test_a_difference_ends_batching_before_anybody_has_the_answer(
             assert engine.counters()[0][2].differences == 1
 
     asyncio.run(run())
-    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "depends on the rows beside it: served unbatched from now on" in record.getMessage()
+    (line,) = [line for line in journal().splitlines() if line.startswith("<3>")]
+    assert "depends on the rows beside it: served unbatched from now on" in line
 
 
-def test_a_difference_in_another_process_ends_batching_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_difference_in_another_process_ends_batching_too(tmp_path: Path, journal: Callable[[], str]) -> None:
     """Of the same files, until they are loaded again; also in a process that is started after it."""
     save_script(Secret(), tmp_path / "m.pt", described(-1, 3))
 
@@ -88,10 +88,10 @@ def test_a_difference_in_another_process_ends_batching_too(tmp_path: Path, caplo
         async with serving(tmp_path / "m.pt", max_batch=8) as engine:
             engine.end_batching(["m/1 of other files"])
             assert engine._repository.get("m").batched
-            caplog.clear()
+            journal()
             engine.end_batching([key])
             assert list(engine.unbatched()) == [key] and not engine._repository.get("m").batched
-            assert "as in another process an answer differed" in caplog.text
+            assert "as in another process an answer differed" in journal()
             await engine.reload()
             assert not engine.unbatched() and engine._repository.get("m").batched
         later = Engine(EngineSettings("m", model=str(tmp_path / "m.pt"), max_batch=8))

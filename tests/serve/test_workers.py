@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ FRAGILE = MINIMUM.replace(
 )
 
 
-def test_a_worker_that_cannot_come_back_ends_no_thread(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_cannot_come_back_ends_no_thread(tmp_path: Path, journal: Callable[[], str]) -> None:
     """Its model is gone from the disk, and it died while a batch's requests were computed one by one."""
 
     async def run() -> None:
@@ -245,7 +246,7 @@ def test_a_worker_that_cannot_come_back_ends_no_thread(tmp_path: Path, caplog: p
                 await asyncio.sleep(0.05)
 
     asyncio.run(run())
-    assert "a worker cannot be started again" in caplog.text
+    assert "a worker cannot be started again" in journal()
 
 
 def test_a_worker_that_is_stuck_ends_with_its_server(tmp_path: Path) -> None:

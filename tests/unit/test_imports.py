@@ -127,6 +127,12 @@ def test_the_product_uses_no_package_but_its_dependencies(path: Path) -> None:
     assert tops <= set(sys.stdlib_module_names) | {"torchpar", "click", "jinja2", "debian"}
 
 
+@each("contract", "runtime", "serve", "daemon")
+def test_what_is_said_goes_to_the_journal_and_to_no_logger(path: Path) -> None:
+    """A logger that nobody has set up in some process says nothing; torch.export's alone is listened to."""
+    assert "logging" not in set(imports(path)) or name_of(path) == "torchpar.serve.models.exported"
+
+
 @each("daemon")
 def test_the_daemon_stays_small(path: Path) -> None:
     """torchpard runs all the time: neither torch nor jinja2 in it."""

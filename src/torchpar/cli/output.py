@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from torchpar.contract.errors import TorchparError, printable
+from torchpar.contract.journal import Priority, mark
 
 _LONGEST = 1000  # of a line for people, in letters
 
@@ -58,28 +58,15 @@ def brief(text: str) -> str:
 def warn(warnings: Iterable[str]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:
-        _say(4, f"warning: {warning}")
+        _say(Priority.WARNING, f"warning: {warning}")
 
 
 def warn_of(error: TorchparError) -> None:
     """Print an error on stderr, each of its lines with the name of the program."""
     for line in str(error).splitlines():
-        _say(3, f"torchpar: {line}")
+        _say(Priority.ERROR, f"torchpar: {line}")
 
 
-def _say(level: int, line: str) -> None:
+def _say(priority: Priority, line: str) -> None:
     """A line for people; where stderr is the journal, with its priority there (sd-daemon(3))."""
-    line = brief(line)
-    click.echo(f"<{level}>{line}" if _is_journal(2) else line, err=True)
-
-
-def _is_journal(descriptor: int) -> bool:
-    """Whether a stream leads to the journal: systemd tells a process which one does ($JOURNAL_STREAM, systemd.exec(5)).
-
-    It may have been redirected since.
-    """
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    click.echo(mark(priority) + brief(line), err=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
-import sys
 import time
 
 from torchpar.contract.errors import printable
+from torchpar.contract.job import JOB_SOCKET
+from torchpar.contract.journal import Priority, write
 from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import JOB_SOCKET, ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.job_socket import Receiver, read_cgroup_of
@@ -133,11 +133,9 @@ def main() -> None:
             next_poll = time.monotonic() + POLL_SECONDS
 
 
-def tell(level: int, line: str) -> None:
-    """A line for the journal, with its level (sd-daemon(3))."""
-    # Without a journal it goes on looking and answering.
-    with contextlib.suppress(OSError):
-        print(f"<{level}>{printable(line, 2000)}", file=sys.stderr, flush=True)
+def tell(priority: Priority, line: str) -> None:
+    """A line for the journal."""
+    write([printable(line, 2000)], priority)
 
 
 def _stop_signals(selector: selectors.BaseSelector) -> object:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torchpar.contract.advice import Loading, say_loading
 from torchpar.contract.errors import TorchparError
+from torchpar.contract.journal import Priority
 from torchpar.contract.unit_names import title_of
 from torchpar.daemon.look import Write
 from torchpar.daemon.throughput import Ledger
@@ -34,7 +35,7 @@ class Watch:
     when something begins to be wrong, and when it is right again.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, tell: Callable[[int, str], None]) -> None:
+    def __init__(self, store: Store, ledger: Ledger, tell: Callable[[Priority, str], None]) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
         self._store = store
@@ -85,7 +86,7 @@ class Watch:
         said = json.loads(lines[0]) if lines else {"problem": "the conf and systemd have not answered in time"}
         problem = said.get("problem", "")
         if problem and problem != self._problem:
-            self._tell(4, problem)
+            self._tell(Priority.WARNING, problem)
         self._problem = problem
         return None if problem else str(said["stamp"])
 
@@ -96,7 +97,8 @@ class Watch:
             # Not again at once, whatever held it.
             self._next_verify = time.monotonic() + SETTLING_SECONDS
             if stamp is not None:
-                self._tell(4, "the services could not be looked at in time; what is shown of them is older")
+                late = "the services could not be looked at in time; what is shown of them is older"
+                self._tell(Priority.WARNING, late)
             return False
         self._next_verify = time.monotonic() + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
         self.stamp = stamp
@@ -106,14 +108,14 @@ class Watch:
             applied = json.loads(lines[2])
             self._applied_for = applied["applied_for"]
             if applied["problem"]:
-                self._tell(4, applied["problem"])
+                self._tell(Priority.WARNING, applied["problem"])
         self._ledger.keep(service["unit"] for service in self.observation["services"])
         now = self.observation["notices"]
         for notice in now:
             if notice not in before:
-                self._tell(4, notice)
+                self._tell(Priority.WARNING, notice)
         for notice in sorted(before - set(now)):
-            self._tell(6, f"no longer: {notice}")
+            self._tell(Priority.INFO, f"no longer: {notice}")
         return True
 
     def status(self) -> str:

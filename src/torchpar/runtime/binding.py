@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 
+from torchpar.contract.journal import say
 from torchpar.contract.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED, read_memory_policy, set_memory_policy
-from torchpar.runtime.observed import cpulist, say
+from torchpar.runtime.observed import cpulist
 
 
 def bind_cpus(planned: str) -> None:

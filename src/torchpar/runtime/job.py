@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from torchpar.contract.job import JobSettings, parse_job_environment
+from torchpar.contract.journal import say
 from torchpar.runtime import accelerator
-from torchpar.runtime.observed import say
 
 
 class Job:

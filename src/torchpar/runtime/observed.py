@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from torchpar.contract.journal import say
+
 VERSION = 1
 
 
@@ -43,15 +45,6 @@ def tell(truth: dict[str, Any]) -> None:
             _write_whole(path, json.dumps(truth, sort_keys=True) + "\n")
         except OSError as error:
             say(f"{path}: cannot be written: {error.strerror}; torchpar verify will not know this process's threads")
-
-
-def say(line: str) -> None:
-    """A line in the journal: the file descriptor itself, as a script may have put something else in sys.stderr."""
-    try:
-        os.write(2, f"torchpar: {line}\n".encode(errors="backslashreplace"))
-    except OSError:
-        # Nobody reads it, and the job must not end for that.
-        return
 
 
 def cpulist(cpus: Iterable[int]) -> str:

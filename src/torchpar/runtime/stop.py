@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 
 REQUEST = "stop"
 ASKS = "stop-{}"  # by which process {} says that it looks at the request

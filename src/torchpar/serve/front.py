@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 from collections.abc import Sequence
 from ssl import SSLContext
+from typing import Any
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.errors import StartError
 from torchpar.serve.grpc.server import GrpcServer
 from torchpar.serve.http.application import Application
-from torchpar.serve.http.log import RequestLog, say
+from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
@@ -45,6 +48,8 @@ class Front:
         # What is there by now stays: to look through it for garbage delays every answer by a tenth of a second.
         gc.collect()
         gc.freeze()
+        # asyncio's own handler tells it to a logger that nobody has set up.
+        asyncio.get_running_loop().set_exception_handler(_say_failure)
         await self.server.start(sockets, self._tls)
         for address in self._addresses:
             grpc = GrpcServer(self.service, self.server)
@@ -61,3 +66,7 @@ class Front:
         await self.server.stop(grace)
         self.service.threads.shutdown(wait=False, cancel_futures=True)
         self.service.apart.close()
+
+
+def _say_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    say(str(context.get("message", "")), Priority.ERROR, error=context.get("exception"))

@@ -9,12 +9,11 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from torchpar.contract.journal import say
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, StartError
 from torchpar.serve.front import Front
-from torchpar.serve.http.log import say
-from torchpar.serve.journal import log_to_journal
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +44,6 @@ def main(arguments: Sequence[str]) -> int:
 
 async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
     """Load, accept, and on SIGTERM finish what was accepted."""
-    log_to_journal()
     engine = Engine(settings)
     await engine.start()
     front = Front(engine, grpc=[grpc] if grpc else [])

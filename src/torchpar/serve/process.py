@@ -15,12 +15,12 @@ from typing import Any
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings, RankSettings
+from torchpar.contract.journal import say
 from torchpar.runtime.binding import bind_cpus, bind_memory
-from torchpar.runtime.observed import observe, say, tell
+from torchpar.runtime.observed import observe, tell
 from torchpar.serve.engine.metadata import READY
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
-from torchpar.serve.journal import log_to_journal
 from torchpar.serve.supervisor.channel import Channel
 from torchpar.serve.supervisor.totals import Sender, from_json, merge, to_json
 from torchpar.serve.tls import make_tls
@@ -80,7 +80,6 @@ def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, soc
     faulthandler.enable()
     # So does a SIGTERM, which comes to it where the start is over before it is done.
     faulthandler.register(signal.SIGTERM, chain=True)
-    log_to_journal()
     try:
         return asyncio.run(_Serving(settings, rank, Channel(channel), sockets).run())
     except (ModelError, StartError) as error:

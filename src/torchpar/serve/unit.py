@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torchpar.contract.errors import ExitStatus, JobSettingsError
 from torchpar.contract.job import JobSettings, parse_job_environment
+from torchpar.contract.journal import say
 from torchpar.contract.notify import Notifier
-from torchpar.runtime.observed import say
 from torchpar.serve.errors import StartError
 from torchpar.serve.sockets import adopt_sockets, refuse_unnamed
 from torchpar.serve.supervisor.control import ask_to_reload

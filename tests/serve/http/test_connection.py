@@ -744,7 +744,7 @@ def test_a_request_that_was_answered_is_not_kept() -> None:
 
 
 def test_memory_is_given_back_again_after_it_failed_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
 
@@ -760,4 +760,4 @@ def test_memory_is_given_back_again_after_it_failed_once(
         await until(lambda: len(calls) >= 2)
 
     converse(story)
-    assert "cannot give memory back" in capsys.readouterr().err
+    assert "cannot give memory back" in capfd.readouterr().err

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from torchpar.contract.job import JobSettings, RankSettings
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.runtime.patches.stand_in import replace_method
 
 _MOST_LINES = 100

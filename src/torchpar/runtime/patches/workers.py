@@ -15,8 +15,9 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from torchpar.contract.job import RankSettings
+from torchpar.contract.journal import say
 from torchpar.runtime.binding import parse_cpulist
-from torchpar.runtime.observed import cpulist, say
+from torchpar.runtime.observed import cpulist
 from torchpar.runtime.patches.stand_in import StandIn, replace_method
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -15,7 +15,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.runtime.stop import requested
 
 SIGNALLED = 128  # how shells say that a signal ended a process

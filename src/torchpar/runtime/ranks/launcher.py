@@ -10,7 +10,7 @@ import sys
 
 from torchpar.contract.errors import JobSettingsError, RendezvousError
 from torchpar.contract.job import JobSettings, parse_job_environment
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.runtime.ranks.rendezvous import arguments
 from torchpar.runtime.start.refusal import refusal
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torchpar.contract.errors import ExitStatus, RendezvousError
 from torchpar.contract.job import JobSettings
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.runtime.ranks import network
 from torchpar.runtime.ranks.network import Address
 from torchpar.runtime.start.refusal import refusal

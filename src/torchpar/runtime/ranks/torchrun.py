@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.runtime.ranks.calm import SIGNALLED, ended, exit_status, stop_calmly, stop_status
 from torchpar.runtime.stop import requested
 

@@ -13,8 +13,8 @@ import stat
 import sys
 from collections.abc import Iterator
 
+from torchpar.contract.journal import say
 from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE, WITHOUT, preloaded
-from torchpar.runtime.observed import say
 from torchpar.runtime.start.refusal import section
 
 NOTE = "torchpar-preload"  # in CACHE_DIRECTORY: "without" or "with", the preload, and why, a line each

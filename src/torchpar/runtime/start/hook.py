@@ -15,7 +15,8 @@ from typing import Any
 
 from torchpar.contract.errors import JobSettingsError
 from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
-from torchpar.runtime.observed import observe, say, tell
+from torchpar.contract.journal import say
+from torchpar.runtime.observed import observe, tell
 from torchpar.runtime.patches import loader, progress, workers
 from torchpar.runtime.patches.stand_in import StandIn
 

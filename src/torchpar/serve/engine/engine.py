@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.failures import failure
 from torchpar.serve.engine.loading import load_served, save_curve
 from torchpar.serve.engine.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
@@ -25,8 +25,6 @@ from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED,
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.identity import Files, Serves, differs, own_files, own_key, shortened
-
-log = logging.getLogger("torchpar.serve")
 
 # A thread that waits for Python's lock gets it after this many seconds; Python's own 5 ms are a batch or more.
 SWITCH_INTERVAL = 0.0005
@@ -108,10 +106,7 @@ class Engine:
         """What another process has found; where it is of other files than those served here, it means nothing."""
         for served in self._repository.all() if keys else ():
             if served.batched and _key(served) in keys:
-                log.error(
-                    "model %s version %s: served unbatched from now on, as in another process an answer differed",
-                    served.name, served.version,
-                )  # fmt: skip
+                served.say("served unbatched from now on, as in another process an answer differed")
                 served.end_batching()
 
     def _compare(self, like: Serves) -> None:
@@ -293,7 +288,7 @@ class Engine:
         try:
             answers = served.answers(batch)
         except Exception as error:  # outputs that cannot be cut: those who wait are answered all the same
-            log.exception("model %s version %s: a batch was not answered", served.name, served.version)
+            served.say("a batch was not answered", error=error)
             batch.error, batch.computed, batch.each = failure(error), None, None
             answers = served.answers(batch)
         now = time.monotonic()
@@ -315,8 +310,8 @@ class Engine:
             waiting.request = None
             try:
                 waiting.done(answer)
-            except Exception:
-                log.exception("the receiver of an answer failed")
+            except Exception as error:
+                say("the receiver of an answer failed", Priority.ERROR, error=error)
         if served.retired and not served.open:
             self._close(served)
 
@@ -401,7 +396,7 @@ class Engine:
                 error = problem
             else:
                 error = ModelError(f"{file.path}: {type(problem).__name__}: {problem}")
-            log.error("%s", error, exc_info=None if error is problem else problem)
+            say(str(error), Priority.ERROR, error=None if error is problem else problem)
             self._repository.mark(file, UNAVAILABLE, str(error))
             return error
         served.limit = self._queue_limit(served)

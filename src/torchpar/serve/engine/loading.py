@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.curve import Curve, measure
 from torchpar.serve.engine.probe import Probe, batch_of, beside_many, find_state, try_model
 from torchpar.serve.engine.served import Served
@@ -23,8 +23,6 @@ from torchpar.serve.models.inductor import Inductor
 from torchpar.serve.models.kinds import load_program, runs_in_threads
 from torchpar.serve.runners.processes import ProcessRunner
 from torchpar.serve.runners.runner import Runner, ThreadRunner
-
-log = logging.getLogger("torchpar.serve")
 
 # A team of threads is for requests that take this long on one thread, in seconds, if it takes this part of the time.
 TEAM_SECONDS, TEAM_GAIN = 0.002, 0.75
@@ -69,14 +67,10 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     if single:
         reason += ", and by one worker alone, which Backend= overrules"
     batched = not reason and (settings.max_batch is None or settings.max_batch > 1)
-    log.log(
-        logging.WARNING if writes else logging.INFO,
-        "model %s version %s: %s, loaded in %.1f s, %s",
-        file.name,
-        file.version,
-        file.path,
-        time.monotonic() - began,
-        f"batches of up to {curve.cap} rows" if batched else f"unbatched: {reason or 'MaxBatch=1'}",
+    how = f"batches of up to {curve.cap} rows" if batched else f"unbatched: {reason or 'MaxBatch=1'}"
+    say(
+        f"model {file.name} version {file.version}: {file.path}, loaded in {time.monotonic() - began:.1f} s, {how}",
+        Priority.WARNING if writes else Priority.INFO,
     )
     served = Served(
         file.name,
@@ -111,7 +105,7 @@ def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
     seeds = runner.seeds
     runner.close()
     del runner
-    log.info("%s: processes compute it, for it seeds torch's random numbers when it runs (%s)", file.path, seeds)
+    say(f"{file.path}: processes compute it, for it seeds torch's random numbers when it runs ({seeds})")
     return ProcessRunner(file, settings.lanes())
 
 
@@ -126,7 +120,7 @@ def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> Non
             json.dump({"of": _fingerprint(file, settings), "points": list(served.curve.points().items())}, out)
         os.replace(new, path)
     except OSError as error:
-        log.warning("%s: not written: %s", path, error.strerror)
+        say(f"{path}: not written: {error.strerror}", Priority.WARNING)
 
 
 def _most(runner: Runner, settings: EngineSettings) -> int | None:
@@ -155,7 +149,7 @@ def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettin
         run(1), run(1)
         return Curve(measure(run, 1 if probe.reason else most), most)
     except ServeError as error:
-        log.warning("model %s version %s: not measured: %s", file.name, file.version, error.message)
+        say(f"model {file.name} version {file.version}: not measured: {error.message}", Priority.WARNING)
         return Curve(UNKNOWN, most)
 
 

@@ -7,17 +7,15 @@ finished takes the next batch itself. Answers go back to the event loop with one
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.queue import Waiting
 from torchpar.serve.engine.served import Batch, Served
 from torchpar.serve.runners.runner import Runner
-
-log = logging.getLogger("torchpar.serve")
 
 # A batch that takes this many times as long as measured, and this long at least, does not make progress any more.
 STUCK_TIMES = 50.0
@@ -242,4 +240,4 @@ def _mend(runner: Runner, lane: int) -> None:
     try:
         runner.mend(lane)
     except Exception as error:  # the thread must go on: it is tried again with the next batch
-        log.error("compute worker %d cannot be started again: %s", lane, error)
+        say(f"compute worker {lane} cannot be started again: {error}", Priority.ERROR)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.metadata import LOADING, READY, UNAVAILABLE, UNLOADING, ModelIndex
 from torchpar.serve.engine.served import Served
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.files import ModelFile, find_models
-
-log = logging.getLogger("torchpar.serve")
 
 
 class Repository:
@@ -37,7 +35,7 @@ class Repository:
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror}") from None
         for problem in problems:
-            log.warning("%s", problem)
+            say(problem, Priority.WARNING)
         if not files:
             raise ModelError(f"{path}: no model in it; expected is a file, or NAME/VERSION/model.pt below it")
         return files

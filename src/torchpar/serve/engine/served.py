@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 import time
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.engine.curve import Curve
 from torchpar.serve.engine.failures import failure
@@ -21,8 +21,6 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.models.identity import Files
 from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import SIZES, Tensor, TensorSpec, byte_size
-
-log = logging.getLogger("torchpar.serve")
 
 # Shapes that were seen before need not be looked at again; clients that send ever new ones must not fill the memory.
 SHAPES_KEPT, KINDS_KEPT = 512, 4096
@@ -111,6 +109,10 @@ class Served:
         self._output_names = frozenset(spec.name for spec in outputs)
         self._shapes: dict[Any, tuple[int, Hashable, tuple[int, ...]]] = {}
 
+    def say(self, what: str, error: BaseException | None = None) -> None:
+        """Tell the journal what went wrong with it."""
+        say(f"model {self.name} version {self.version}: {what}", Priority.ERROR, error=error)
+
     def end_batching(self) -> None:
         """Each request alone from now on: an answer in a batch was another than alone, here or in another process."""
         self.ended = True
@@ -191,10 +193,8 @@ class Served:
                 if not tensor.shape or tensor.shape[0] != batch.rows:
                     self.statistics.differences += 1
                     if self.batched:
-                        log.error(
-                            "model %s version %s: output '%s' has shape %s for %d rows: served unbatched from now on",
-                            self.name, self.version, tensor.name, list(tensor.shape), batch.rows,
-                        )  # fmt: skip
+                        found = f"output '{tensor.name}' has shape {list(tensor.shape)} for {batch.rows} rows"
+                        self.say(f"{found}: served unbatched from now on")
                     self.end_batching()
                     batch.each = self._one_by_one(lane, items)
                     return
@@ -246,10 +246,7 @@ class Served:
                 return
         if reason:
             if self.batched:
-                log.error(
-                    "model %s version %s: in a batch of %d rows %s: served unbatched from now on",
-                    self.name, self.version, batch.rows, reason,
-                )  # fmt: skip
+                self.say(f"in a batch of {batch.rows} rows {reason}: served unbatched from now on")
             self.end_batching()
             self.statistics.differences += 1
             batch.each = self._one_by_one(lane, items)
@@ -308,7 +305,7 @@ class Served:
             raise
         except Exception as error:
             # No memory for what a request asks, data that is not what it says: the worker must go on.
-            log.exception("model %s version %s: a batch was not computed", self.name, self.version)
+            self.say("a batch was not computed", error=error)
             raise failure(error) from error
 
     def _one_by_one(self, lane: int, items: Sequence[Waiting]) -> list[Computed | ServeError]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Callable
 
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.errors import ServeError
 from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.protocol.apart import LEAST
 from torchpar.serve.protocol.service import INLINE, Service
-
-log = logging.getLogger("torchpar.serve")
 
 Work = Callable[[], Any]
 Then = Callable[[Any], None]
@@ -58,7 +56,7 @@ def do_beside(threads: Executor, exchange: Exchange, work: Work, then: Then, fai
         except ServeError as error:
             _fail(exchange, error, fail)
         except Exception as error:  # a bug, but the client waits for an answer
-            log.error("a request was not understood", exc_info=error)
+            say("a request was not understood", Priority.ERROR, error=error)
             _fail(exchange, ServeError(500, f"the server failed: {type(error).__name__}"), fail)
         else:
             then(result)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Callable
 
+from torchpar.contract.journal import say
 from torchpar.serve.http.exchange import Exchange
 
 # A service that is slow is slow for every request; its journal must not become the next problem.
 SLOW_LINES_PER_SECOND = 5
-
-
-def say(line: str) -> None:
-    """One line for the journal."""
-    print(f"torchpar: {line}", file=sys.stderr, flush=True)
 
 
 class RequestLog:

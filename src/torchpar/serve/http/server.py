@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
+from torchpar.contract.journal import say
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import Exchange
-from torchpar.serve.http.log import RequestLog, say
+from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.state import ServerState
 from torchpar.serve.limits import Limits

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.binding import Argument, bind, is_numbered
 from torchpar.serve.models.compiled import Made, read_made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import torchpar
 from torchpar.contract.errors import ExitStatus
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.files import ModelFile
@@ -23,8 +23,6 @@ from torchpar.serve.runners.fork_server import unpacked
 from torchpar.serve.runners.runner import Runner
 from torchpar.serve.runners.worker import Lane, WorkerDied
 from torchpar.serve.tensors import TensorSpec
-
-log = logging.getLogger("torchpar.serve")
 
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
 _START = (
@@ -114,14 +112,15 @@ class ProcessRunner(Runner):
                 else:
                     self._lanes[lane] = worker
             except (OSError, WorkerDied, ModelError) as error:
-                log.error("a worker cannot be started again: %s", str(error) or f"{self._file.path}: it died at once")
+                why = str(error) or f"{self._file.path}: it died at once"
+                say(f"a worker cannot be started again: {why}", Priority.ERROR)
 
     def _end_if_changed(self) -> None:
         path = changed(self._all_files)
         if path and not self.in_service:
             raise ModelError(f"{self._file.path}: {path} has changed while it was loaded: load it again")
         if path and os.path.exists(self._file.path):  # else it cannot be loaded, which costs this model alone
-            log.error("%s is not what was loaded, and a worker has to load it again: this process ends", path)
+            say(f"{path} is not what was loaded, and a worker has to load it again: this process ends", Priority.ERROR)
             os._exit(ExitStatus.FAILED)
 
     def writes(self) -> str:
@@ -176,10 +175,11 @@ class ProcessRunner(Runner):
             self._stop_fork_server()
             raise ModelError(face["error"])
         if face.get("threads"):
-            log.warning(
-                "%s: loading it leaves threads behind (%s), which a fork would lose: every worker process loads it by"
-                " itself, and they share no memory of the weights", self._file.path, face["threads"],
-            )  # fmt: skip
+            say(
+                f"{self._file.path}: loading it leaves threads behind ({face['threads']}), which a fork would lose:"
+                " every worker process loads it by itself, and they share no memory of the weights",
+                Priority.WARNING,
+            )
             self._stop_fork_server()
             self._apart = True
             self._start_fork_server()

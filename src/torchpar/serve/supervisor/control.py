@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Callable
 
 from torchpar.contract.errors import ExitStatus
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 
 _DONE = b"done"
 

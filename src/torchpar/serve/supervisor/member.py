@@ -7,7 +7,7 @@ import signal
 import subprocess
 from typing import Any
 
-from torchpar.runtime.observed import say
+from torchpar.contract.journal import say
 from torchpar.serve.models.identity import Serves
 from torchpar.serve.supervisor.channel import Channel
 from torchpar.serve.supervisor.totals import Sender

@@ -19,8 +19,8 @@ from typing import Any
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings
+from torchpar.contract.journal import say
 from torchpar.contract.notify import Notifier
-from torchpar.runtime.observed import say
 from torchpar.serve.models.identity import Serves, same
 from torchpar.serve.supervisor import control
 from torchpar.serve.supervisor.channel import make_pair
