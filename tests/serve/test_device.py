@@ -14,9 +14,9 @@ import torch
 from torchpar.serve.engine.columns import Column
 from torchpar.serve.models.program import Program
 from torchpar.serve.runners.device import Accelerator, Cuda
-from torchpar.serve.runners.fork_server import serve_lane
+from torchpar.serve.runners.fork_server import serve_batches
 from torchpar.serve.runners.memory import Memory
-from torchpar.serve.runners.worker import Lane
+from torchpar.serve.runners.worker import Worker
 from torchpar.serve.tensors import TensorSpec
 
 
@@ -93,20 +93,20 @@ def test_a_batch_is_queued_whole_and_waited_for_once() -> None:
 def test_a_worker_with_an_accelerator_answers_from_the_shared_memory() -> None:
     """The memory is registered at the first batch, and anew when a larger one made it grow."""
     driver = Recorder()
-    lane = Lane()
-    far, fd = (os.dup(end) for end in lane.far_ends())
-    lane.handed_over(os.getpid())
+    worker = Worker()
+    far, fd = (os.dup(end) for end in worker.far_ends())
+    worker.handed_over(os.getpid())
     ends = socket.socket(fileno=far), Memory(fd)
-    worker = threading.Thread(target=serve_lane, args=(*ends, Both(), Accelerator(driver)))
-    worker.start()
+    thread = threading.Thread(target=serve_batches, args=(*ends, Both(), Accelerator(driver)))
+    thread.start()
     for count in (2, 2, 5000):
         a = torch.arange(float(count))
         columns = [Column("FP32", (count,), [a.numpy().tobytes()]) for _ in "ab"]
-        total, difference = lane.compute(["a", "b"], columns).outputs
+        total, difference = worker.compute(["a", "b"], columns).outputs
         assert bytes(total.data) == (a + a).numpy().tobytes()  # type: ignore[arg-type]
         assert bytes(difference.data) == bytes(4 * count)  # type: ignore[arg-type]
-    lane.close()
-    worker.join(60)
-    assert not worker.is_alive()
+    worker.close()
+    thread.join(60)
+    assert not thread.is_alive()
     registered = [told for told in driver.told if told.startswith("reg") or told == "release"]
     assert registered[:2] == ["register 4096", "release"] and registered[2].startswith("register ")

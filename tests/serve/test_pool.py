@@ -20,7 +20,7 @@ def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:
 
         count = 0
         pool = Pool(
-            1, asyncio.get_running_loop(), prepare=lambda lane: None, finished=finished, expired=lambda *_: None
+            1, asyncio.get_running_loop(), prepare=lambda slot: None, finished=finished, expired=lambda *_: None
         )
         batch: Any = object()
         pool._post(batch)

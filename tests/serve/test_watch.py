@@ -127,9 +127,9 @@ def test_all_of_the_first_batches_are_watched_and_later_one_answer_in_256(
             runner = engine._repository.get("m").runner
             compute = runner.compute
 
-            def count(lane: int, columns: list[Column], team: int = 1) -> Computed:
+            def count(slot: int, columns: list[Column], team: int = 1) -> Computed:
                 rows.append(columns[0].shape[0])
-                return compute(lane, columns, team)
+                return compute(slot, columns, team)
 
             monkeypatch.setattr(runner, "compute", count)
             for _ in range(600):
@@ -178,9 +178,9 @@ def test_sizes_that_were_compared_at_the_start_are_not_new(tmp_path: Path) -> No
             runner = engine._repository.get("m").runner
             compute = runner.compute
 
-            def count(lane: int, columns: list[Column], team: int = 1) -> Computed:
+            def count(slot: int, columns: list[Column], team: int = 1) -> Computed:
                 rows.append(columns[0].shape[0])
-                return compute(lane, columns, team)
+                return compute(slot, columns, team)
 
             for _ in range(70):
                 await _answers(engine, _rows(1.0, 2.0))
@@ -204,9 +204,9 @@ def test_clients_that_send_ever_new_shapes_cost_no_more_than_others(
             runner = engine._repository.get("m").runner
             compute = runner.compute
 
-            def count(lane: int, columns: list[Column], team: int = 1) -> Computed:
+            def count(slot: int, columns: list[Column], team: int = 1) -> Computed:
                 alone.append(columns[0].shape[0] == 1)
-                return compute(lane, columns, team)
+                return compute(slot, columns, team)
 
             monkeypatch.setattr(runner, "compute", count)
             for width in range(1, 601):

@@ -89,7 +89,7 @@ class Engine:
             self._loader.shutdown(wait=False)
             raise
         self._pool = Pool(
-            self.settings.lanes(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
+            self.settings.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
         )
         self._pool.start()
         self._accepting = True
@@ -214,7 +214,7 @@ class Engine:
             served.inputs,
             served.outputs,
             kind=served.runner.kind,
-            instances=1 if served.single else self.settings.lanes(),
+            instances=1 if served.single else self.settings.slots(),
             rowwise=served.rowwise,
             most=served.most,
         )
@@ -278,7 +278,7 @@ class Engine:
         for served in self._repository.all():
             cap = served.cap()
             seconds += served.queue.rows / cap * served.curve.seconds(cap)
-        return max(seconds / self.settings.lanes(), 0.01)
+        return max(seconds / self.settings.slots(), 0.01)
 
     def _finished(self, batch: Batch) -> None:
         """A batch is computed: tell who waits for it. On the event loop."""
@@ -410,7 +410,7 @@ class Engine:
         if self.settings.max_queue:
             return self.settings.max_queue
         cap = served.cap()
-        rate = cap / served.curve.seconds(cap) * self.settings.lanes()
+        rate = cap / served.curve.seconds(cap) * self.settings.slots()
         return int(min(max(rate * QUEUE_SECONDS, LEAST_QUEUE), LARGEST_QUEUE))
 
     def _retire(self, served: Served) -> None:
@@ -459,6 +459,6 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ServeError(400, "; ".join(problems))
 
 
-def _prepare(lane: int) -> None:
+def _prepare(slot: int) -> None:
     """In each compute thread: one thread of its own, and no team."""
     torch.set_num_threads(1)

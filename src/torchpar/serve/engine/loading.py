@@ -97,7 +97,7 @@ def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
     devices = [f"cuda:{i}" for i in range(settings.gpus)]
     threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[settings.backend]
     if devices or not threads:
-        return ProcessRunner(file, settings.lanes(), devices)
+        return ProcessRunner(file, settings.slots(), devices)
     runner = ThreadRunner(lambda: load_program(file))
     if not runner.seeds or settings.backend != "auto":
         return runner
@@ -106,7 +106,7 @@ def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
     runner.close()
     del runner
     say(f"{file.path}: processes compute it, for it seeds torch's random numbers when it runs ({seeds})")
-    return ProcessRunner(file, settings.lanes())
+    return ProcessRunner(file, settings.slots())
 
 
 def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:
@@ -158,7 +158,7 @@ def _team_from(runner: Runner, probe: Probe, curve: Curve, settings: EngineSetti
 
     A team waits for its last thread: on CPUs that others use too, one that is held up holds up all. Then never.
     """
-    if not settings.own or settings.lanes() < 2 or not isinstance(runner, ThreadRunner) or probe.sample is None:
+    if not settings.own or settings.slots() < 2 or not isinstance(runner, ThreadRunner) or probe.sample is None:
         return None
     rows = next((rows for rows, seconds in sorted(curve.points().items()) if seconds >= TEAM_SECONDS), None)
     if rows is None:
@@ -166,13 +166,13 @@ def _team_from(runner: Runner, probe: Probe, curve: Curve, settings: EngineSetti
     columns = batch_of(probe.sample, rows)
     times: dict[int, float] = {}
     try:
-        for team in (1, settings.lanes()) * 4:
+        for team in (1, settings.slots()) * 4:
             began = time.monotonic()
             runner.compute(0, columns, team)
             times[team] = min(times.get(team, float("inf")), time.monotonic() - began)
     except ServeError:
         return None
-    return rows if times[settings.lanes()] < TEAM_GAIN * times[1] else None
+    return rows if times[settings.slots()] < TEAM_GAIN * times[1] else None
 
 
 def _saved_points(file: ModelFile, settings: EngineSettings) -> dict[int, float] | None:
@@ -198,4 +198,4 @@ def _fingerprint(file: ModelFile, settings: EngineSettings) -> Sequence[object]:
         about = os.stat(file.path)
     except OSError as error:
         raise ModelError(f"{file.path}: {error.strerror}") from None
-    return [about.st_size, int(about.st_mtime), torch.__version__, settings.backend, settings.lanes()]
+    return [about.st_size, int(about.st_mtime), torch.__version__, settings.backend, settings.slots()]

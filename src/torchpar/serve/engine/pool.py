@@ -23,10 +23,10 @@ STUCK_SECONDS = 60.0
 
 
 class _Worker:
-    __slots__ = ("lane", "wake", "batch", "since", "thread")
+    __slots__ = ("slot", "wake", "batch", "since", "thread")
 
-    def __init__(self, lane: int) -> None:
-        self.lane = lane
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
         self.wake = threading.Lock()
         self.wake.acquire()
         self.batch: Batch | None = None
@@ -49,7 +49,7 @@ class Pool:
         finished: Callable[[Batch], None],
         expired: Callable[[Served, Sequence[Waiting]], None],
     ) -> None:
-        """prepare is called in each thread before its first batch, with its lane."""
+        """prepare is called in each thread before its first batch, with its slot."""
         self._loop = loop
         self._prepare = prepare
         self._on_finished = finished
@@ -62,14 +62,14 @@ class Pool:
         self._posted = False  # `_deliver` is on its way
         self._done: deque[Batch] = deque()
         self._late: deque[tuple[Served, list[Waiting]]] = deque()
-        self._workers = [_Worker(lane) for lane in range(workers)]
+        self._workers = [_Worker(slot) for slot in range(workers)]
         self._idle = list(self._workers)
 
     def start(self) -> None:
         """Start the threads."""
         for worker in self._workers:
             worker.thread = threading.Thread(
-                target=self._work, args=(worker,), name=f"compute-{worker.lane}", daemon=True
+                target=self._work, args=(worker,), name=f"compute-{worker.slot}", daemon=True
             )
             worker.thread.start()
 
@@ -187,7 +187,7 @@ class Pool:
                 batch.team = len(self._workers)
 
     def _work(self, worker: _Worker) -> None:
-        self._prepare(worker.lane)
+        self._prepare(worker.slot)
         while True:
             worker.wake.acquire()
             if self._stopping and worker.batch is None:
@@ -195,13 +195,13 @@ class Pool:
             batch = worker.batch
             while batch:
                 worker.since = batch.taken
-                batch.served.compute(worker.lane, batch)
+                batch.served.compute(worker.slot, batch)
                 broken = batch.error is not None and batch.error.status == 503
                 runner = batch.served.runner
                 self._post(batch)
                 if broken:
                     worker.since = None  # a model may take long to be loaded again
-                    _mend(runner, worker.lane)
+                    _mend(runner, worker.slot)
                 del runner  # an idle thread would keep a model that was unloaded
                 with self._lock:
                     batch.served.computes = False
@@ -236,8 +236,8 @@ class Pool:
             self._on_expired(*self._late.popleft())
 
 
-def _mend(runner: Runner, lane: int) -> None:
+def _mend(runner: Runner, slot: int) -> None:
     try:
-        runner.mend(lane)
+        runner.mend(slot)
     except Exception as error:  # the thread must go on: it is tried again with the next batch
-        say(f"compute worker {lane} cannot be started again: {error}", Priority.ERROR)
+        say(f"compute worker {slot} cannot be started again: {error}", Priority.ERROR)

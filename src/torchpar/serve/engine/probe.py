@@ -48,12 +48,12 @@ class Probe:
     tried: bool = True
 
 
-def try_model(runner: Runner, lane: int = 0) -> Probe:
+def try_model(runner: Runner, slot: int = 0) -> Probe:
     """Run it on made-up rows, or on its own example. Raises CannotAnswer where no request would be answered."""
     try:
-        sample, size = _find_sample(runner, lane)
+        sample, size = _find_sample(runner, slot)
     except ServeError as error:
-        refuse(runner, error, lambda: _others(runner, lane))
+        refuse(runner, error, lambda: _others(runner, slot))
         reason = f"not tried, as it fails on made-up inputs: describe an example: {error.message}"
         return Probe(reason, None, runner.outputs, tried=False)
     outputs = runner.outputs
@@ -69,12 +69,12 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
         return Probe("it fails on a single row of its example", None, outputs)
     try:
         seen: dict[int, list[Tensor]] = {}
-        reason = _changes(runner, lane, sample)
+        reason = _changes(runner, slot, sample)
         for groups in GROUPS:
             if runner.max_batch is not None and sum(groups) > runner.max_batch:
                 continue
-            reason = reason or _compare(runner, lane, sample, size, groups, seen)
-        reason = reason or _beside_odd_rows(runner, lane, sample)
+            reason = reason or _compare(runner, slot, sample, size, groups, seen)
+        reason = reason or _beside_odd_rows(runner, slot, sample)
         if reason:
             return Probe(reason, sample, outputs)
     except ServeError as error:
@@ -84,11 +84,11 @@ def try_model(runner: Runner, lane: int = 0) -> Probe:
     return Probe("", sample, outputs or _specs(seen))
 
 
-def find_state(runner: Runner, lane: int = 0) -> str:
+def find_state(runner: Runner, slot: int = 0) -> str:
     """Whether its answers to the same question differ, in words, as those of a program that keeps something do."""
     try:
-        sample, _ = _find_sample(runner, lane)
-        return _changes(runner, lane, sample) if sample is not None else ""
+        sample, _ = _find_sample(runner, slot)
+        return _changes(runner, slot, sample) if sample is not None else ""
     except ServeError:
         return ""
 
@@ -98,15 +98,15 @@ def batch_of(sample: Sequence[Tensor], rows: int) -> list[Column]:
     return [Column(t.datatype, (rows, *t.shape[1:]), [t.data] * rows) for t in sample]
 
 
-def _find_sample(runner: Runner, lane: int) -> tuple[tuple[Tensor, ...] | None, int]:
+def _find_sample(runner: Runner, slot: int) -> tuple[tuple[Tensor, ...] | None, int]:
     """One row that it answers. None where only all rows of its example are."""
     if runner.example is not None:
-        _check_outputs(runner, lane, runner.example)
+        _check_outputs(runner, slot, runner.example)
         if not _has_rows(runner):
             return tuple(runner.example), 0
         first = tuple(cut(tensor, 0, 1) for tensor in runner.example)
         try:
-            _run(runner, lane, first, quiet=True)
+            _run(runner, slot, first, quiet=True)
         except ServeError:
             return None, 0
         return first, 0
@@ -114,7 +114,7 @@ def _find_sample(runner: Runner, lane: int) -> tuple[tuple[Tensor, ...] | None, 
     for size in SIZES_TO_TRY:
         sample = tuple(_made_up(spec, 1, size, seed=0) for spec in runner.inputs)
         try:
-            _check_outputs(runner, lane, sample)
+            _check_outputs(runner, slot, sample)
             return sample, size
         except ServeError as error:
             refused = refused or error
@@ -128,19 +128,19 @@ def _has_rows(runner: Runner) -> bool:
     return bool(runner.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in runner.inputs)
 
 
-def _check_outputs(runner: Runner, lane: int, inputs: Sequence[Tensor]) -> None:
+def _check_outputs(runner: Runner, slot: int, inputs: Sequence[Tensor]) -> None:
     """Ask for these, and for a row more where the outputs are not as declared: those of a single row may be squeezed.
 
     Raises CannotAnswer where neither are.
     """
-    outputs = _run(runner, lane, inputs).outputs
+    outputs = _run(runner, slot, inputs).outputs
     if not outputs:
-        refuse_nothing(runner, lambda: _others(runner, lane))
+        refuse_nothing(runner, lambda: _others(runner, slot))
     found = difference_to_declared(runner, outputs)
     if found and _has_rows(runner) and runner.max_batch != 1:
         more = [repeat(tensor, tensor.shape[0] + 1) for tensor in inputs]
         try:
-            several = _run(runner, lane, more, quiet=True).outputs
+            several = _run(runner, slot, more, quiet=True).outputs
         except ServeError:
             return
         found = found if difference_to_declared(runner, several) else ""
@@ -148,14 +148,14 @@ def _check_outputs(runner: Runner, lane: int, inputs: Sequence[Tensor]) -> None:
         raise CannotAnswer(found)
 
 
-def _others(runner: Runner, lane: int) -> Iterator[ServeError | Sequence[Tensor]]:
+def _others(runner: Runner, slot: int) -> Iterator[ServeError | Sequence[Tensor]]:
     """What comes of other rows, and of other values: nothing, small, large and negative ones."""
     rows = (1, 2, 3, 5) if _has_rows(runner) and runner.max_batch != 1 else (1,) * 4
     size = SIZES_TO_TRY[0]
     for seed, count in enumerate(rows):
         made = [_made_up(spec, count, size, seed) for spec in runner.inputs]
         try:
-            yield _run(runner, lane, [_times(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True).outputs
+            yield _run(runner, slot, [_times(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True).outputs
         except ServeError as error:
             yield error
 
@@ -169,27 +169,27 @@ def _times(tensor: Tensor, factor: int) -> Tensor:
     return tensor_of(tensor.name, (value * factor).to(dtype))
 
 
-def _changes(runner: Runner, lane: int, sample: Sequence[Tensor]) -> str:
+def _changes(runner: Runner, slot: int, sample: Sequence[Tensor]) -> str:
     """Whether the same row has another answer each time: random numbers, or something that is kept."""
-    first, second, third = (_run(runner, lane, sample).outputs for _ in range(3))
+    first, second, third = (_run(runner, slot, sample).outputs for _ in range(3))
     found = difference([Part(first, second, lambda _: third)])
     return found and "the answer to the same row is another each time"
 
 
-def _beside_odd_rows(runner: Runner, lane: int, sample: tuple[Tensor, ...]) -> str:
+def _beside_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> str:
     """Ask for rows of other scales alone, and then beside the sample and beside each other; "" if that is the same."""
     until = time.monotonic() + ODD_SECONDS
     rows = [sample]
-    answers = [_run(runner, lane, sample).outputs]
+    answers = [_run(runner, slot, sample).outputs]
     for row in itertools.islice(odd_rows(sample, indices=runner.kind == "KIND_CPU"), MOST_ODD_ROWS):
         if time.monotonic() > until:
             break
         try:
-            answer = _run(runner, lane, row, quiet=True).outputs
+            answer = _run(runner, slot, row, quiet=True).outputs
         except ServeError as error:
             # A row that the model cannot stand, which costs only its own request.
             if error.status == 503:
-                runner.mend(lane)
+                runner.mend(slot)
             continue
         for tensor in answer:
             if tensor.shape[:1] != (1,):
@@ -205,14 +205,14 @@ def _beside_odd_rows(runner: Runner, lane: int, sample: tuple[Tensor, ...]) -> s
     for batch in places:
         if time.monotonic() > until + ODD_SECONDS:
             break
-        reason = _agrees(runner, lane, [rows[i] for i in batch], [answers[i] for i in batch])
+        reason = _agrees(runner, slot, [rows[i] for i in batch], [answers[i] for i in batch])
         if reason:
             return reason
     return ""
 
 
 def beside_many(
-    runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], lane: int = 0
+    runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], slot: int = 0
 ) -> tuple[str, int]:
     """Ask for batches of so many rows, a few that differ again and again; "" if each row has its answer alone.
 
@@ -220,28 +220,28 @@ def beside_many(
     """
     compared = 1
     until = time.monotonic() + ODD_SECONDS
-    rows, answers = [sample], [_run(runner, lane, sample).outputs]
+    rows, answers = [sample], [_run(runner, slot, sample).outputs]
     for row in itertools.islice(odd_rows(sample, indices=runner.kind == "KIND_CPU"), MOST_ODD_ROWS):
         if len(rows) == DIFFERENT_ROWS or time.monotonic() > until:
             break
         if any(_is_special(tensor) for tensor in row):
             continue
         try:
-            answers.append(_run(runner, lane, row, quiet=True).outputs)
+            answers.append(_run(runner, slot, row, quiet=True).outputs)
             rows.append(row)
         except ServeError as error:
             if error.status == 503:
-                runner.mend(lane)
+                runner.mend(slot)
     for size in sorted(sizes):
         if time.monotonic() > until + ODD_SECONDS:
             break
         order = [i % len(rows) for i in range(size)]
         try:
-            reason = _agrees(runner, lane, [rows[i] for i in order], [answers[i] for i in order])
+            reason = _agrees(runner, slot, [rows[i] for i in order], [answers[i] for i in order])
         except ServeError as error:
             reason = error.message
             if error.status == 503:
-                runner.mend(lane)
+                runner.mend(slot)
         if reason:
             return f"in a batch of {size} rows {reason}", compared
         compared = size
@@ -249,10 +249,10 @@ def beside_many(
 
 
 def _agrees(
-    runner: Runner, lane: int, rows: Sequence[tuple[Tensor, ...]], answers: Sequence[Sequence[Tensor]]
+    runner: Runner, slot: int, rows: Sequence[tuple[Tensor, ...]], answers: Sequence[Sequence[Tensor]]
 ) -> str:
     """Compute rows at once; "" if each has the answer that it has alone."""
-    whole = _run(runner, lane, _joined(rows), quiet=True).outputs
+    whole = _run(runner, slot, _joined(rows), quiet=True).outputs
     for tensor in whole:
         if tensor.shape[:1] != (len(rows),):
             return f"output '{tensor.name}' has shape {list(tensor.shape)} for {len(rows)} rows of input"
@@ -261,7 +261,7 @@ def _agrees(
 
         def again(more: int, row: tuple[Tensor, ...] = row, i: int = i) -> list[Tensor]:
             inputs, place = only(row, i, len(rows), more, runner.max_batch)
-            return [cut(tensor, place, place + 1) for tensor in _run(runner, lane, inputs).outputs]
+            return [cut(tensor, place, place + 1) for tensor in _run(runner, slot, inputs).outputs]
 
         parts.append(Part(answer, [cut(tensor, i, i + 1) for tensor in whole], again))
     return difference(parts, whole, runner.kind)
@@ -287,7 +287,7 @@ def _is_special(tensor: Tensor) -> bool:
 
 def _compare(
     runner: Runner,
-    lane: int,
+    slot: int,
     sample: Sequence[Tensor],
     size: int,
     groups: tuple[int, ...],
@@ -299,7 +299,7 @@ def _compare(
         inputs = [repeat(tensor, rows) for tensor in runner.example]
     else:
         inputs = [_made_up(spec, rows, size, seed=rows) for spec in runner.inputs]
-    whole = _run(runner, lane, inputs).outputs
+    whole = _run(runner, slot, inputs).outputs
     seen[rows] = whole
     for tensor in whole:
         if not tensor.shape or tensor.shape[0] != rows:
@@ -308,24 +308,24 @@ def _compare(
     for count in groups:
         end = start + count
         asked = [cut(tensor, start, end) for tensor in inputs]
-        alone = _run(runner, lane, asked).outputs
+        alone = _run(runner, slot, asked).outputs
         seen[count] = alone
 
         def again(more: int, asked: list[Tensor] = asked, start: int = start, count: int = count) -> list[Tensor]:
             # At the same place: the rows before it are its own too, and it begins anew there.
             inputs, place = only(asked, start, rows, more, runner.max_batch)
-            return [cut(tensor, place, place + count) for tensor in _run(runner, lane, inputs).outputs]
+            return [cut(tensor, place, place + count) for tensor in _run(runner, slot, inputs).outputs]
 
         parts.append(Part(alone, [cut(tensor, start, end) for tensor in whole], again))
         start = end
     return difference(parts, whole, runner.kind)
 
 
-def _run(runner: Runner, lane: int, inputs: Sequence[Tensor], quiet: bool = False) -> Computed:
+def _run(runner: Runner, slot: int, inputs: Sequence[Tensor], quiet: bool = False) -> Computed:
     """quiet: what a handler raises is no failure that its author should see."""
     runner.quiet = quiet
     try:
-        return runner.compute(lane, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
+        return runner.compute(slot, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
     finally:
         runner.quiet = False
 

@@ -173,21 +173,21 @@ class Served:
         # A bucket of its own: what is not as the model declares is not put together with anything.
         return rows, object() if key is None else key, whole
 
-    def compute(self, lane: int, batch: Batch) -> None:
+    def compute(self, slot: int, batch: Batch) -> None:
         """Run a batch in one of the pool's threads; the outcome is in the batch."""
         items = batch.items
         try:
-            batch.computed = self._run(lane, items, batch.rows, batch.team)
+            batch.computed = self._run(slot, items, batch.rows, batch.team)
         except ServeError as error:
             if error.status == 503 or len(items) == 1:
                 batch.error = error
                 return
             # One request's values may be what the model cannot stand: the others must not pay for it.
-            batch.each = self._one_by_one(lane, items)
+            batch.each = self._one_by_one(slot, items)
             return
         if len(items) > 1:
             if not self.batched:  # another batch ended this while this one was computed
-                batch.each = self._one_by_one(lane, items)
+                batch.each = self._one_by_one(slot, items)
                 return
             for tensor in batch.computed.outputs:
                 if not tensor.shape or tensor.shape[0] != batch.rows:
@@ -196,11 +196,11 @@ class Served:
                         found = f"output '{tensor.name}' has shape {list(tensor.shape)} for {batch.rows} rows"
                         self.say(f"{found}: served unbatched from now on")
                     self.end_batching()
-                    batch.each = self._one_by_one(lane, items)
+                    batch.each = self._one_by_one(slot, items)
                     return
             watched = self._watched(batch)
             if watched:
-                self._watch(lane, batch, watched)
+                self._watch(slot, batch, watched)
 
     def _watched(self, batch: Batch) -> Sequence[int]:
         """Which answers of a batch are computed alone too."""
@@ -224,7 +224,7 @@ class Served:
         self._kinds[kind] = times + 1, max(largest, batch.rows)
         return chosen
 
-    def _watch(self, lane: int, batch: Batch, places: Sequence[int]) -> None:
+    def _watch(self, slot: int, batch: Batch, places: Sequence[int]) -> None:
         """Compute some answers of a batch alone, before anybody has them. A difference ends batching for this model."""
         items, computed = batch.items, batch.computed
         assert computed
@@ -233,30 +233,30 @@ class Served:
             for i, waiting in enumerate(items):
                 start, row = row, row + waiting.rows
                 if i in places:
-                    alone = self._run(lane, [waiting], waiting.rows).outputs
+                    alone = self._run(slot, [waiting], waiting.rows).outputs
                     answer = [cut(tensor, start, row) for tensor in computed.outputs]
-                    parts.append(Part(alone, answer, partial(self._only, lane, waiting, start, batch.rows)))
+                    parts.append(Part(alone, answer, partial(self._only, slot, waiting, start, batch.rows)))
             reason = difference(parts, computed.outputs, self.runner.kind)
         except ServeError as error:
             reason = f"it fails alone: {error.message}"
             if error.status == 503:
                 # That the worker died tells nothing of the model; nor is there more than the batch's own answer.
-                self.runner.mend(lane)
-                batch.each = self._one_by_one(lane, items)
+                self.runner.mend(slot)
+                batch.each = self._one_by_one(slot, items)
                 return
         if reason:
             if self.batched:
                 self.say(f"in a batch of {batch.rows} rows {reason}: served unbatched from now on")
             self.end_batching()
             self.statistics.differences += 1
-            batch.each = self._one_by_one(lane, items)
+            batch.each = self._one_by_one(slot, items)
 
-    def _only(self, lane: int, waiting: Waiting, start: int, rows: int, more: int) -> list[Tensor]:
+    def _only(self, slot: int, waiting: Waiting, start: int, rows: int, more: int) -> list[Tensor]:
         """The answer to a request at its place in a batch that holds nothing else; more: see rows.only."""
         request = waiting.request
         assert request
         inputs, place = only(request.inputs, start, rows, more, self.runner.max_batch)
-        computed = self.runner.compute(lane, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
+        computed = self.runner.compute(slot, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
         return [cut(tensor, place, place + waiting.rows) for tensor in computed.outputs]
 
     def answers(self, batch: Batch) -> list[Response | ServeError]:
@@ -289,7 +289,7 @@ class Served:
             row = end
         return found
 
-    def _run(self, lane: int, items: Sequence[Waiting], rows: int, team: int = 1) -> Computed:
+    def _run(self, slot: int, items: Sequence[Waiting], rows: int, team: int = 1) -> Computed:
         requests: list[Any] = [waiting.request for waiting in items]
         first = requests[0].inputs
         if len(requests) == 1:
@@ -300,7 +300,7 @@ class Served:
                 for i, tensor in enumerate(first)
             ]
         try:
-            return self.runner.compute(lane, columns, team)
+            return self.runner.compute(slot, columns, team)
         except ServeError:
             raise
         except Exception as error:
@@ -308,15 +308,15 @@ class Served:
             self.say("a batch was not computed", error=error)
             raise failure(error) from error
 
-    def _one_by_one(self, lane: int, items: Sequence[Waiting]) -> list[Computed | ServeError]:
+    def _one_by_one(self, slot: int, items: Sequence[Waiting]) -> list[Computed | ServeError]:
         found: list[Computed | ServeError] = []
         for waiting in items:
             try:
-                found.append(self._run(lane, [waiting], waiting.rows))
+                found.append(self._run(slot, [waiting], waiting.rows))
             except ServeError as error:
                 found.append(error)
                 if error.status == 503:
-                    self.runner.mend(lane)
+                    self.runner.mend(slot)
         return found
 
     def _answer(self, waiting: Waiting, outputs: list[Tensor]) -> Response | ServeError:

@@ -27,6 +27,6 @@ class EngineSettings:
     gpus: int = 0
     state: str | None = None
 
-    def lanes(self) -> int:
+    def slots(self) -> int:
         """Computations that run at the same time: one for each accelerator, where there are any."""
         return self.gpus or self.workers

@@ -47,9 +47,9 @@ IDLE_SECONDS = 1.0
 def main(fd: int, text: str) -> None:
     """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
 
-    First a line of JSON goes back: the model's face, or an error. Then each byte that comes with two descriptors (a
-    lane's far ends) is a wish for a worker, answered by a line with its process number. Workers that load by themselves
-    say first on their lane that they have, or the error.
+    First a line of JSON goes back: the model's face, or an error. Then each byte that comes with two descriptors (the
+    far ends of a worker's socket and memory) is a wish for a worker, answered by a line with its process number.
+    Workers that load by themselves say first on their socket that they have, or the error.
     """
     control = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
@@ -128,9 +128,9 @@ def _work(
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
-        lane = int.from_bytes(order, "little")
+        slot = int.from_bytes(order, "little")
         channel, memory = socket.socket(fileno=fds[0]), Memory(fds[1])
-        device = devices[lane % len(devices)] if devices else None
+        device = devices[slot % len(devices)] if devices else None
         if program is None:
             try:
                 program = load_program(file, device or "cpu")
@@ -142,9 +142,9 @@ def _work(
         if device:
             from torchpar.serve.runners.device import Accelerator, Cuda
 
-            serve_lane(channel, memory, program, Accelerator(Cuda(device)))
+            serve_batches(channel, memory, program, Accelerator(Cuda(device)))
         else:
-            serve_lane(channel, memory, program, None)
+            serve_batches(channel, memory, program, None)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -164,7 +164,7 @@ def _draw_anew() -> None:
         numpy.random.seed()
 
 
-def serve_lane(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:
+def serve_batches(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:
     """Compute what comes, until the socket is closed. device: see device.py; None is the CPU."""
     moved = 0  # bytes, since memory was given back
     while True:

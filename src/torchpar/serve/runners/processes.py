@@ -1,4 +1,4 @@
-"""A model in worker processes: one fork server, and a worker for each lane."""
+"""A model in worker processes: one fork server, and a worker for each compute thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.identity import changed, own_files
 from torchpar.serve.runners.fork_server import unpacked
 from torchpar.serve.runners.runner import Runner
-from torchpar.serve.runners.worker import Lane, WorkerDied
+from torchpar.serve.runners.worker import Worker, WorkerDied
 from torchpar.serve.tensors import TensorSpec
 
 # The server's own copy of torchpar, before anything else of that name; the job's PYTHONPATH stays as it is.
@@ -33,9 +33,9 @@ _START = (
 
 
 class ProcessRunner(Runner):
-    """devices names accelerators such as "cuda:0", one a lane; empty: the CPU."""
+    """devices names accelerators such as "cuda:0", one a slot; empty: the CPU."""
 
-    def __init__(self, file: ModelFile, lanes: int, devices: Sequence[str] = ()) -> None:
+    def __init__(self, file: ModelFile, slots: int, devices: Sequence[str] = ()) -> None:
         self._file = file
         self._devices = list(devices)
         self._lock = threading.Lock()
@@ -59,10 +59,10 @@ class ProcessRunner(Runner):
         self.counts = face["counts"]
         self._names = [spec.name for spec in self.inputs]
         try:
-            self._lanes: list[Lane | None] = []
-            for lane in range(lanes):
-                self._lanes.append(self._fork(lane))
-            for worker in self._lanes:
+            self._workers: list[Worker | None] = []
+            for slot in range(slots):
+                self._workers.append(self._fork(slot))
+            for worker in self._workers:
                 self._loaded(worker)
         except (OSError, WorkerDied) as error:
             self.close()
@@ -72,45 +72,45 @@ class ProcessRunner(Runner):
             self.close()
             raise
 
-    def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
+    def compute(self, slot: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner. A worker is one thread: a team would be the fork server's, and does not outlive a fork."""
-        lane %= len(self._lanes)
-        worker = self._lanes[lane]
+        slot %= len(self._workers)
+        worker = self._workers[slot]
         if worker is None:
             raise ServeError(503, "the worker process is being started again")
         try:
             return worker.compute(self._names, columns, self.quiet)
         except WorkerDied:
             worker.close()
-            self._lanes[lane] = None
+            self._workers[slot] = None
             raise ServeError(503, "the worker process died while it computed this") from None
 
-    def mend(self, lane: int) -> None:
+    def mend(self, slot: int) -> None:
         """Fork a worker where one died; where the fork server is gone too, load the model again.
 
         Where that fails it is tried again with the next batch. Where the files are others by now, this process ends:
         its workers would serve another model than those of the service's other processes.
         """
-        lane %= len(self._lanes)
-        if self._lanes[lane] is not None or self._closed:
+        slot %= len(self._workers)
+        if self._workers[slot] is not None or self._closed:
             return
         with self._lock:
             try:
                 try:
                     if self._devices or self._apart:
                         self._end_if_changed()  # such a worker loads the file itself
-                    worker = self._fork(lane)
+                    worker = self._fork(slot)
                 except (OSError, WorkerDied):
                     self._stop_fork_server()
                     self._end_if_changed()
                     self._start_fork_server()
-                    worker = self._fork(lane)
+                    worker = self._fork(slot)
                 self._loaded(worker)
                 if self._closed:
                     worker.close()
                     self._stop_fork_server()
                 else:
-                    self._lanes[lane] = worker
+                    self._workers[slot] = worker
             except (OSError, WorkerDied, ModelError) as error:
                 why = str(error) or f"{self._file.path}: it died at once"
                 say(f"a worker cannot be started again: {why}", Priority.ERROR)
@@ -129,28 +129,28 @@ class ProcessRunner(Runner):
 
     def keep_one(self) -> None:
         """See Runner."""
-        others, self._lanes = self._lanes[1:], self._lanes[:1]
-        for lane in others:
-            if lane:
-                lane.close()
+        others, self._workers = self._workers[1:], self._workers[:1]
+        for worker in others:
+            if worker:
+                worker.close()
 
     def renew(self) -> None:
         """See Runner. A fork ends, and another is made of what was loaded and never computes."""
-        worker, self._lanes[0] = self._lanes[0], None
+        worker, self._workers[0] = self._workers[0], None
         if worker:
             worker.close()
         self.mend(0)
 
     def pids(self) -> list[int | None]:
-        """The workers' process numbers, by lane."""
-        return [lane.pid if lane else None for lane in self._lanes]
+        """The workers' process numbers, by slot."""
+        return [worker.pid if worker else None for worker in self._workers]
 
     def close(self) -> None:
         """End the workers and the fork server."""
         self._closed = True
-        for lane in getattr(self, "_lanes", ()):
-            if lane:
-                lane.close()
+        for worker in getattr(self, "_workers", ()):
+            if worker:
+                worker.close()
         self._stop_fork_server()
 
     def _start_fork_server(self) -> dict[str, Any]:
@@ -197,23 +197,23 @@ class ProcessRunner(Runner):
                 self._process.wait()
             self._process = None
 
-    def _fork(self, number: int) -> Lane:
-        lane = Lane()
+    def _fork(self, number: int) -> Worker:
+        worker = Worker()
         if self._control is None:
-            lane.close()
+            worker.close()
             raise WorkerDied
         try:
-            socket.send_fds(self._control, [number.to_bytes(4, "little")], lane.far_ends())
+            socket.send_fds(self._control, [number.to_bytes(4, "little")], worker.far_ends())
             reply = self._hear()
         except OSError:
             reply = None
         if reply is None:
-            lane.close()
+            worker.close()
             raise WorkerDied
-        lane.handed_over(reply["pid"])
-        return lane
+        worker.handed_over(reply["pid"])
+        return worker
 
-    def _loaded(self, worker: Lane | None) -> None:
+    def _loaded(self, worker: Worker | None) -> None:
         """Wait for a worker that loads the model by itself."""
         if worker and (self._apart or self._devices):
             try:

@@ -1,4 +1,8 @@
-"""What computes a batch, in threads or in processes; the pool calls it from one of its threads, the lane."""
+"""Computes batches, in threads or in processes.
+
+The pool calls it from one of its compute threads and says which: a slot is the number of one, and of what computes
+for it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from torchpar.serve.tensors import Tensor, TensorSpec
 
 
 class Runner(ABC):
-    """One loaded version of a model, and the means to run it in several lanes at the same time.
+    """One loaded version of a model, and the means to run it in several slots at the same time.
 
     example holds one batch that the model itself names as typical, None if it does not. guessed says that nothing
     declares the inputs' shapes. files are those that were read beside the model's own.
@@ -38,15 +42,15 @@ class Runner(ABC):
     kind = "KIND_CPU"
 
     @abstractmethod
-    def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
+    def compute(self, slot: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """Run a batch, with `team` threads where the runner can.
 
         Raises ServeError: 500 when the model fails, 503 when what computed has died.
         """
 
     @abstractmethod
-    def mend(self, lane: int) -> None:
-        """Bring back what died in a lane, if anything did."""
+    def mend(self, slot: int) -> None:
+        """Bring back what died in a slot, if anything did."""
 
     @abstractmethod
     def writes(self) -> str:
@@ -54,11 +58,11 @@ class Runner(ABC):
 
     @abstractmethod
     def keep_one(self) -> None:
-        """Whatever the lane, one copy of the program computes; the caller never computes in two lanes at once."""
+        """Whatever the slot, one copy of the program computes; the caller never computes in two slots at once."""
 
     @abstractmethod
     def renew(self) -> None:
-        """Put a program that has not run yet in the place of what lane 0 has computed with."""
+        """Put a program that has not run yet in the place of what slot 0 has computed with."""
 
     @abstractmethod
     def close(self) -> None:
@@ -83,7 +87,7 @@ class ThreadRunner(Runner):
         self.seeds = program.seeds
         self.counts = program.counts
 
-    def compute(self, lane: int, columns: Sequence[Column], team: int = 1) -> Computed:
+    def compute(self, slot: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner."""
         values = [value_of(column) for column in columns]
         ready = time.monotonic()
@@ -104,7 +108,7 @@ class ThreadRunner(Runner):
             if team > 1:
                 torch.set_num_threads(1)
 
-    def mend(self, lane: int) -> None:
+    def mend(self, slot: int) -> None:
         """Nothing to do: a thread does not die."""
 
     def writes(self) -> str:

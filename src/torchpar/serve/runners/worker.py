@@ -44,12 +44,12 @@ def receive(channel: socket.socket, memory: Memory) -> dict[str, Any] | None:
     return message
 
 
-class Lane:
-    """A socket and a memory that one worker process has the other ends of."""
+class Worker:
+    """One worker process, as the server has it: a socket and a memory of which it has the other ends."""
 
     def __init__(self) -> None:
         self._socket, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._fd = os.memfd_create("torchpar-lane")
+        self._fd = os.memfd_create("torchpar-worker")
         self._memory = Memory(self._fd)
         self.pid: int | None = None
 
