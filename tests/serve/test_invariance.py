@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.serve.engines import serving
 from tests.serve.models import Affine, Lookup, described, mlp, save_script
 from torchpar.serve.engine.curve import Curve
-from torchpar.serve.engine.probe import beside_many, try_model
+from torchpar.serve.engine.probe import compare_many, try_model
 from torchpar.serve.engine.rows import Part, bytes_of, cut, difference, odd_rows, only
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.kinds import load_program
@@ -221,11 +221,11 @@ def test_batches_as_large_as_they_will_be_are_tried(tmp_path: Path) -> None:
     """A limit that a model has is found at the first size beyond it."""
     limited = ThreadRunner(lambda: load_program(_file(Hundred(), tmp_path / "m.pt")))
     sample = try_model(limited).sample
-    assert sample and beside_many(limited, sample, [2, 64, 100]) == ("", 100)
-    reason, compared = beside_many(limited, sample, [2, 64, 128])
+    assert sample and compare_many(limited, sample, [2, 64, 100]) == ("", 100)
+    reason, compared = compare_many(limited, sample, [2, 64, 128])
     assert reason.startswith("in a batch of 128 rows output 'OUTPUT__0' of a row") and compared == 64
     exact = ThreadRunner(lambda: load_program(_file(Far(), tmp_path / "n.pt")))
-    assert beside_many(exact, sample, [2**i for i in range(1, 11)]) == ("", 1024)
+    assert compare_many(exact, sample, [2**i for i in range(1, 11)]) == ("", 1024)
 
 
 def test_what_an_earlier_start_has_measured_is_tried_at_each(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ class Seventy(nn.Module):
 
 def test_batches_of_more_rows_than_before_are_watched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many smaller ones there have been, and though none of that size was tried."""
-    monkeypatch.setattr(loading, "beside_many", lambda *_: ("", 1))
+    monkeypatch.setattr(loading, "compare_many", lambda *_: ("", 1))
     save_script(Seventy(), tmp_path / "m.pt", described(-1, 3))
 
     async def run() -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.serve.http.test_beside import Counting
+from tests.serve.http.test_offload import Counting
 from tests.serve.running import Running, running
 from torchpar.serve.limits import Limits
 

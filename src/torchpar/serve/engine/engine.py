@@ -75,7 +75,7 @@ class Engine:
         if self.settings.gpus == 0 and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         try:
-            files = await self._beside(self._repository.look)
+            files = await self._offload(self._repository.look)
             self._repository.found(files)
             files = [file for file in files if file.name not in unloaded]
             if like is not None:
@@ -145,7 +145,7 @@ class Engine:
                 await self._loop.run_in_executor(None, served.runner.close)
         else:
             for served in self._repository.all():
-                await self._beside(self._put_away, served)
+                await self._offload(self._put_away, served)
             if self._closing:
                 await asyncio.wait(self._closing)
         self._loader.shutdown(wait=False)
@@ -368,7 +368,7 @@ class Engine:
     async def _look(self) -> None:
         """See what is on disk now. Raises ServeError."""
         try:
-            self._repository.found(await self._beside(self._repository.look))
+            self._repository.found(await self._offload(self._repository.look))
         except ModelError as error:
             raise ServeError(400, str(error)) from None
 
@@ -389,7 +389,7 @@ class Engine:
         self._repository.mark(file, LOADING)
         statistics = self._repository.statistics(file)
         try:
-            served = await self._beside(load_served, file, self.settings, statistics)
+            served = await self._offload(load_served, file, self.settings, statistics)
         except Exception as problem:
             # A file may be wrong in ways that nobody thought of: the others are served, and who asked is answered.
             if isinstance(problem, ModelError):
@@ -401,7 +401,7 @@ class Engine:
             return error
         served.limit = self._queue_limit(served)
         old = self._repository.put(served)
-        await self._beside(save_curve, served, file, self.settings)
+        await self._offload(save_curve, served, file, self.settings)
         if old:
             self._retire(old)
         return None
@@ -424,11 +424,11 @@ class Engine:
         if served in self._retiring:
             self._retiring.discard(served)
             self._repository.gone(served)
-            closing = asyncio.ensure_future(self._beside(served.runner.close))
+            closing = asyncio.ensure_future(self._offload(served.runner.close))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def _beside(self, function: Any, *arguments: Any) -> Any:
+    async def _offload(self, function: Any, *arguments: Any) -> Any:
         """Run a function that takes its time in a thread."""
         return await self._loop.run_in_executor(self._loader, function, *arguments)
 

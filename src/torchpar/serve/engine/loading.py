@@ -12,7 +12,7 @@ import torch
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.curve import Curve, measure
-from torchpar.serve.engine.probe import Probe, batch_of, beside_many, find_state, try_model
+from torchpar.serve.engine.probe import Probe, batch_of, compare_many, find_state, try_model
 from torchpar.serve.engine.served import Served
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import Statistics
@@ -44,7 +44,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         if not probe.reason and probe.sample:
             # Every size that was measured, by this start or an earlier one, may be a batch's from the first request on.
             sizes = {rows for rows in (*curve.points(), curve.cap) if 1 < rows <= (_most(runner, settings) or rows)}
-            reason, compared = beside_many(runner, probe.sample, sorted(sizes))
+            reason, compared = compare_many(runner, probe.sample, sorted(sizes))
             probe = replace(probe, reason=reason)
         team_from = _team_from(runner, probe, curve, settings)
         # Compiled code tells most of what it writes to, and nothing of it on accelerators.

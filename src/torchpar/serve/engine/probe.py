@@ -74,7 +74,7 @@ def try_model(runner: Runner, slot: int = 0) -> Probe:
             if runner.max_batch is not None and sum(groups) > runner.max_batch:
                 continue
             reason = reason or _compare(runner, slot, sample, size, groups, seen)
-        reason = reason or _beside_odd_rows(runner, slot, sample)
+        reason = reason or _compare_odd_rows(runner, slot, sample)
         if reason:
             return Probe(reason, sample, outputs)
     except ServeError as error:
@@ -176,7 +176,7 @@ def _changes(runner: Runner, slot: int, sample: Sequence[Tensor]) -> str:
     return found and "the answer to the same row is another each time"
 
 
-def _beside_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> str:
+def _compare_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> str:
     """Ask for rows of other scales alone, and then beside the sample and beside each other; "" if that is the same."""
     until = time.monotonic() + ODD_SECONDS
     rows = [sample]
@@ -211,7 +211,7 @@ def _beside_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> s
     return ""
 
 
-def beside_many(
+def compare_many(
     runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], slot: int = 0
 ) -> tuple[str, int]:
     """Ask for batches of so many rows, a few that differ again and again; "" if each row has its answer alone.

@@ -48,7 +48,7 @@ async def decode(service: Service, message: Message, data: bytes | memoryview, l
     raw = _RAW if message is INFER_REQUEST else 0
     try:
         few = structure_size(data, raw, DECODED_INLINE) <= DECODED_INLINE
-        return message.decode(data) if few else await _beside(service, _decode_many, message, data, raw, limit)
+        return message.decode(data) if few else await _offload(service, _decode_many, message, data, raw, limit)
     except WireError as error:
         raise ServeError(400, f"not the message of this call: {error}") from None
 
@@ -59,7 +59,7 @@ def _decode_many(message: Message, data: bytes | memoryview, raw: int, limit: in
     return message.decode(data)
 
 
-async def _beside(service: Service, function: Any, *arguments: Any) -> Any:
+async def _offload(service: Service, function: Any, *arguments: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(service.threads, partial(function, *arguments))
 
 
@@ -75,7 +75,7 @@ async def infer(service: Service, fields: dict[str, Any], size: int, remaining: 
             fields.get("model_name", ""),
             fields.get("model_version", ""),
         )
-        request, classes = await _beside(service, read_request, fields, loop.time(), remaining)
+        request, classes = await _offload(service, read_request, fields, loop.time(), remaining)
     else:
         request, classes = read_request(fields, loop.time(), remaining)
     future: asyncio.Future[Response | ServeError] = loop.create_future()

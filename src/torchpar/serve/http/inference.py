@@ -7,9 +7,9 @@ from typing import Any
 
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.beside import do_beside, do_json, do_sized
 from torchpar.serve.http.coding import LEAST, compress, decompress, wanted_coding
 from torchpar.serve.http.exchange import BINARY, JSON, Body, Exchange
+from torchpar.serve.http.offload import offload, offload_json, offload_large
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol import apart
 from torchpar.serve.protocol.answer import encode
@@ -40,7 +40,7 @@ class Inference:
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.strip().lower() not in (b"identity", b""):
             name = coding.strip().lower().decode("ascii", "replace")
-            do_beside(
+            offload(
                 self._service.threads,
                 exchange,
                 partial(decompress, exchange.body, name, self._limits.body),
@@ -69,7 +69,7 @@ class Inference:
             if layout is None:
                 if size > INLINE:
                     self._service.engine.metadata(model, version)
-                    do_json(
+                    offload_json(
                         self._service,
                         exchange,
                         size,
@@ -85,7 +85,7 @@ class Inference:
             rest = memoryview(body)[size:]
             if len(rest) > INLINE and (names := layout.bytes_inputs()):
                 self._service.check_bytes(names, model, version)
-                do_beside(
+                offload(
                     self._service.threads,
                     exchange,
                     partial(layout.request, model, version, rest, exchange.received),
@@ -173,9 +173,10 @@ class Inference:
 
         work = partial(encode, response, wanted)
         if all(wanted.each.get(output.name, wanted.binary) for output in response.outputs):
-            do_sized(self._service.threads, exchange, size, work, send)  # elements of BYTES, which are put together
+            # Elements of BYTES, which are put together.
+            offload_large(self._service.threads, exchange, size, work, send)
         else:
-            do_json(self._service, exchange, size, work, send)
+            offload_json(self._service, exchange, size, work, send)
 
     def _compressed(self, exchange: Exchange, wanted: Wanted, response: Response, coding: str) -> None:
         size = sum(len(output.data) for output in response.outputs)
@@ -192,7 +193,7 @@ class Inference:
             fields = b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % coding.encode()
             return answer_head(text, pieces, len(body)) + fields, body
 
-        do_beside(self._service.threads, exchange, make, lambda made: exchange.send(200, *made))
+        offload(self._service.threads, exchange, make, lambda made: exchange.send(200, *made))
 
     def _trace(self, exchange: Exchange, outcome: Response | ServeError) -> None:
         assert exchange.traced is not None

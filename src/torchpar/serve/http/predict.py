@@ -19,8 +19,8 @@ from urllib.parse import unquote_to_bytes
 from torchpar.serve.engine.metadata import READY
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
-from torchpar.serve.http.beside import do_json
 from torchpar.serve.http.exchange import HTML, JSON, Body, Exchange
+from torchpar.serve.http.offload import offload_json
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.elements import data_from_values, flatten, nested, values_from_data
 from torchpar.serve.protocol.layout import check_shape
@@ -61,7 +61,7 @@ class Predict:
             self._fail(exchange, _form_text(body[:INLINE]) if form else None, error)
             return
         work = partial(_understand, body, form, face.inputs, self._limits.json)
-        do_json(self._service, exchange, len(body), work, partial(self._submit, exchange, model))
+        offload_json(self._service, exchange, len(body), work, partial(self._submit, exchange, model))
 
     def _submit(self, exchange: Exchange, model: str, understood: Understood) -> None:
         shown, outcome = understood
@@ -97,7 +97,7 @@ class Predict:
         size = sum(len(tensor.data) for tensor in outcome.outputs)
         if size > INLINE and not exchange.expect(size):
             return
-        do_json(self._service, exchange, size, partial(_answer, outcome, whole), send, fail)
+        offload_json(self._service, exchange, size, partial(_answer, outcome, whole), send, fail)
 
     def _fail(self, exchange: Exchange, shown: bytes | None, error: ServeError) -> None:
         if shown is not None:

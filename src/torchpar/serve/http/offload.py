@@ -1,4 +1,7 @@
-"""Work whose size the client chooses, such as reading its JSON: large pieces of it leave the event loop alone."""
+"""Gives work whose size the client chooses, such as reading its JSON, to other threads and processes.
+
+Large pieces of it would hold up the event loop, and with it everybody else.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Then = Callable[[Any], None]
 Fail = Callable[[ServeError], None]
 
 
-def do_sized(
+def offload_large(
     threads: Executor, exchange: Exchange, size: int, work: Work, then: Then, fail: Fail | None = None
 ) -> None:
     """Do some work on so many bytes here if they are few, else on another thread, and go on with what comes of it.
@@ -27,7 +30,7 @@ def do_sized(
     error is the answer.
     """
     if size > INLINE:
-        do_beside(threads, exchange, work, then, fail)
+        offload(threads, exchange, work, then, fail)
         return
     try:
         result = work()
@@ -37,18 +40,18 @@ def do_sized(
         then(result)
 
 
-def do_json(
+def offload_json(
     service: Service, exchange: Exchange, size: int, work: partial[Any], then: Then, fail: Fail | None = None
 ) -> None:
-    """As `do_sized`, and much of it in another process: to read or write JSON is to hold Python's lock."""
+    """As `offload_large`, and much of it in another process: to read or write JSON is to hold Python's lock."""
     if size > LEAST:
-        do_beside(service.threads, exchange, partial(service.apart.call, work.func, *work.args), then, fail)
+        offload(service.threads, exchange, partial(service.apart.call, work.func, *work.args), then, fail)
     else:
-        do_sized(service.threads, exchange, size, work, then, fail)
+        offload_large(service.threads, exchange, size, work, then, fail)
 
 
-def do_beside(threads: Executor, exchange: Exchange, work: Work, then: Then, fail: Fail | None = None) -> None:
-    """As `do_sized`, and always on another thread."""
+def offload(threads: Executor, exchange: Exchange, work: Work, then: Then, fail: Fail | None = None) -> None:
+    """As `offload_large`, and always on another thread."""
 
     def ended(future: asyncio.Future[Any]) -> None:
         try:
