@@ -31,6 +31,7 @@ from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import ConfReader
+from torchpar.host.inputs import Inputs, load, refuse_foreign_files
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import ServicePlan

@@ -8,7 +8,6 @@ import signal
 import time
 
 from torchpar.contract.errors import printable
-from torchpar.contract.job import JOB_SOCKET
 from torchpar.contract.journal import Priority, write
 from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import JOB_SOCKET, ROOT_STATUS_SOCKET, STATUS_SOCKET

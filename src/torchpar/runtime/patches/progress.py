@@ -17,7 +17,7 @@ import weakref
 from typing import Any
 
 from torchpar.contract.advice import LOADER_BOUND, Loading, say_loading
-from torchpar.contract.job import JOB_SOCKET, RankSettings
+from torchpar.contract.job import RankSettings
 from torchpar.contract.journal import say
 from torchpar.contract.paths import JOB_SOCKET
 from torchpar.runtime import accelerator
