@@ -139,7 +139,7 @@ test-machines: $(VENV)/complete machine-packages
 		--no-loadscope-reorder,tests/machines)
 .PHONY: test-machines
 
-demo: machine-packages
+demo: container-packages
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.machines.demo --suite $(or $(SUITE),trixie)
 .PHONY: demo
 
@@ -170,8 +170,13 @@ bench-serve: $(SERVE_VENV)/complete
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE '$(SERVE_VENV)/bin/python' -B -m tests.benchmarks.bench_serve $(ARGUMENTS)
 .PHONY: bench-serve
 
-machine-packages:
-	$(call packages,e2fsprogs mmdebstrap python3 qemu-system-x86 systemd-container)
+container-packages:
+	$(call packages,mmdebstrap python3 systemd-container)
+.PHONY: container-packages
+
+# Machines with several NUMA nodes are emulated.
+machine-packages: container-packages
+	$(call packages,e2fsprogs qemu-system-x86)
 .PHONY: machine-packages
 
 

@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def main() -> None:
     if missing := missing_here():
         sys.exit(missing)
     try:
-        run_demo(Suite(arguments.suite), arguments.deb)
+        with _Clock():
+            run_demo(Suite(arguments.suite), arguments.deb)
     except (CommandError, DemoError, MachineError, PackageError, RootError, OSError) as error:
         sys.exit(f"\nthe demo failed: {error}")
     except KeyboardInterrupt:
@@ -81,7 +83,7 @@ def _install(machine: Machine, package: Path) -> None:
 
 
 class _Progress:
-    """How far apt is: on a terminal a line that changes, elsewhere nothing."""
+    """How far apt is: on a terminal a line that changes, elsewhere a line when the clock asks for one."""
 
     def __init__(self) -> None:
         self.packages = 0
@@ -90,16 +92,41 @@ class _Progress:
     def line(self, text: str) -> None:
         if found := re.search(r"(\d+) newly installed", text):
             self.packages = int(found[1])
-        if text.startswith(("Unpacking ", "Setting up ")) and self.packages and sys.stdout.isatty():
+        if text.startswith(("Unpacking ", "Setting up ")) and self.packages:
             self._done += 1
             # Every package comes twice.
             part = min(1.0, self._done / (2 * self.packages))
-            bar = f"[{'#' * round(40 * part):40}] {part:4.0%} {text.split(' (')[0]:.36}"
-            print(f"\r\033[K    {bar}", end="", flush=True)
+            _Clock.now_at = f"{part:.0%}, {text.split(' (')[0]:.60}"
+            if sys.stdout.isatty():
+                bar = f"[{'#' * round(40 * part):40}] {part:4.0%} {text.split(' (')[0]:.36}"
+                print(f"\r\033[K    {bar}", end="", flush=True)
 
     def end(self) -> None:
+        _Clock.now_at = ""
         if sys.stdout.isatty():
             print("\r\033[K", end="")
+
+
+class _Clock:
+    """Where there is no terminal, says every ten seconds how far the demo is, so that nobody takes it for dead."""
+
+    now_at = ""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> None:
+        if not sys.stdout.isatty():
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _tick(self) -> None:
+        started = time.monotonic()
+        while not self._over.wait(10):
+            print(f"    {time.monotonic() - started:.0f} s{': ' if self.now_at else ''}{self.now_at}", flush=True)
 
 
 def _train(machine: Machine) -> None:
