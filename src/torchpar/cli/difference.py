@@ -1,4 +1,4 @@
-"""What the conf means now against what is in force: what `diff` shows and `check` tells by its exit status."""
+"""Compares what the conf means now with what is in force, for `diff` and for the exit status of `check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print: JSON on stdout as the whole answer, tables, and warnings on stderr."""
+"""Prints for the commands: JSON on stdout as the whole answer, tables, and warnings on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may change the host."""
+"""Refuses to change the host for anybody but root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torchpar-way-back.service does: it waits until a generation should have been confirmed, and goes back from it.
+"""Waits until a generation should have been confirmed, and goes back from it: torchpar-way-back.service.
 
 It is a servant of what is in the store, see torchpar.unconfirmed: started before such a generation is in force, at each
 boot that finds one, and again when it fails.

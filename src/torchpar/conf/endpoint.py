@@ -1,4 +1,4 @@
-"""Where the hosts of a job meet: a port of its own for every job, the same on every host without asking anybody."""
+"""Gives each job of several hosts its port to meet at: the same on every host, without asking anybody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the value of a setting can be: small types, and one `parse_*` for each, text in and value out.
+"""Parses the values of settings: small types, and one `parse_*` for each, text in and value out.
 
 Every parser raises ValueError with a clause that says what is wrong; the reader of the conf adds file, line and key.
 """

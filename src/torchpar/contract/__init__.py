@@ -1,1 +1,1 @@
-"""What a unit, its job and torchpard know of each other; Python 3.9, the standard library, and nothing else."""
+"""Shared by a unit, its job and torchpard; Python 3.9, the standard library, and nothing else."""

@@ -1,4 +1,4 @@
-"""What loader workers would do for a job that waits for its data, from how long its batches took to fetch.
+"""Computes what loader workers would do for a job that waits for its data, from the times of its batches.
 
 The process itself, torchpard and the commands say the same words, so the rule is here and knows nothing of any of them.
 """

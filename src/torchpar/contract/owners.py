@@ -1,4 +1,4 @@
-"""Who could change what a path leads to: the owner and the mode of everything on the way, link by link.
+"""Finds out who could change what a path leads to: owners and modes of everything on the way, link by link.
 
 A file is as safe as the weakest place on its way: who owns a folder above it, or a link in it, can put another file in
 its place. Runs under any Python from 3.9 on, also within a job before its first line, and needs nothing else.

@@ -1,4 +1,4 @@
-"""Where torchpar's own files are: what units, jobs, torchpard and commands find each other by."""
+"""Names torchpar's own files: units, jobs, torchpard and commands find each other by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a unit, its job and torchpard know of each other about the malloc that torchpar preloads.
+"""Names what a unit, its job and torchpard tell each other about the malloc that torchpar preloads.
 
 A preloaded malloc can kill a job by what nobody sees before: a handle of libc itself whose free() is glibc's, or a
 library that needs a newer libstdc++ than the one that came with it. Such a job is started once more without it.

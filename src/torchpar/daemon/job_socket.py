@@ -1,4 +1,4 @@
-"""Where the jobs' messages arrive: datagrams that anybody may send, believed of nobody but of the sender's own unit.
+"""Receives the jobs' messages: datagrams that anybody may send, believed only of the sender's own unit.
 
 Which unit that is, the kernel says: it adds the process that sent (SO_PASSCRED, unix(7)), whose control group is read.
 """

@@ -1,4 +1,4 @@
-"""How far the running jobs are: the latest reports of each rank, and the rates that follow from them.
+"""Keeps how far the running jobs are: the latest reports of each rank, and the rates that follow from them.
 
 Reports hold totals, so one that is lost changes nothing. A job may say what it likes of itself: it is a number in the
 status and decides nothing. What is kept is bounded, whatever is sent.

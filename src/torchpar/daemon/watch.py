@@ -1,4 +1,4 @@
-"""What torchpard keeps an eye on, and when it looks again: the conf and the host often, running services less often."""
+"""Decides when torchpard looks again: at the conf and the host often, at running services less often."""
 
 from __future__ import annotations
 

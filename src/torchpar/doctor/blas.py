@@ -1,4 +1,4 @@
-"""Which BLAS Debian's PyTorch multiplies matrices with."""
+"""Checks which BLAS Debian's PyTorch multiplies matrices with."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a host and its processes are: immutable values and their JSON, no reading."""
+"""The host and its processes as immutable values with their JSON; nothing here reads."""

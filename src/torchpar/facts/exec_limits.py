@@ -1,4 +1,4 @@
-"""What execve(2) and systemd take of arguments and variables, so that no unit is made that no kernel can start.
+"""The limits of execve(2) and systemd for arguments and variables, so that every unit can be started.
 
 Figures of 6.1 and 6.12, and of systemd 252 and 257.
 """

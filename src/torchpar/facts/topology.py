@@ -1,4 +1,4 @@
-"""What a host is: immutable values, no reading.
+"""The host as immutable values; nothing here reads.
 
 The field names and meanings of `topology_json` are those that users see in `torchpar topology --json`. CPU numbers
 are the kernel's. Unknown is None; a list is empty where the machine is known to have none.

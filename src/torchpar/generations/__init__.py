@@ -1,1 +1,1 @@
-"""From plans to what systemd holds, and back: kept, put in force, read back, and gone back from."""
+"""Plans become what systemd holds: compiled, kept, put in force, read back, and gone back from."""

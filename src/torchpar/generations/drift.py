@@ -1,4 +1,4 @@
-"""What is in the store against what torchpar put there: the places, the active generation's own files, and leftovers.
+"""Compares the store with what torchpar put there: places, the active generation's own files, and leftovers.
 
 What it finds `torchpar apply` mends, also where the conf has not changed, or the line says what is to be done first.
 """

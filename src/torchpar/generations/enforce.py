@@ -1,4 +1,4 @@
-"""What is in force: what systemd holds of it, and whether a generation may be. Callers hold the store's lock."""
+"""Asks what systemd holds of a generation, and whether one may be in force. Callers hold the store's lock."""
 
 from __future__ import annotations
 

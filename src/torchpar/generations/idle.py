@@ -1,4 +1,4 @@
-"""Whether a running service is idle, for `torchpar apply --restart=when-idle`."""
+"""Tells whether a running service is idle, for `torchpar apply --restart=when-idle`."""
 
 from __future__ import annotations
 

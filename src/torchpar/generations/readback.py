@@ -1,4 +1,4 @@
-"""What systemd holds of a unit against what was planned for it.
+"""Compares what systemd holds of a unit with what was planned for it.
 
 A value that an administrator's own drop-in changes is theirs to change, so it is a note; any other difference means
 that systemd did not get what was meant.

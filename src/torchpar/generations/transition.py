@@ -1,4 +1,4 @@
-"""From one generation in force to another, and what is true wherever that ends.
+"""Goes from one generation in force to another, and says what is true wherever that ends.
 
     prepared   the new generation is whole on the disk; nothing has changed
        |       the flip of `active`, one rename: the commit point

@@ -1,4 +1,4 @@
-"""What `torchpar apply --confirm-within` leaves with a generation: what comes back, and when, unless it is confirmed.
+"""Keeps with a generation what comes back, and when, unless `torchpar confirm` is run.
 
 It is written before the generation is in force and counts only while that is: whoever puts another one in force has
 settled it. Within the boot in which it was written it goes by a clock that nobody can set. After another boot it goes

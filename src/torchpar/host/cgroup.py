@@ -1,4 +1,4 @@
-"""What the control groups leave to torchpar.slice: CPUs, memory nodes, and the CPU quota.
+"""Reads what the control groups leave to torchpar.slice: CPUs, memory nodes, and the CPU quota.
 
 Asked is the place where systemd puts torchpar.slice, not the login session of whoever asks: the group of PID 1, without
 the init.scope that it sits in. A capture has no PID 1; then it is the group of the process that captured. All ancestors

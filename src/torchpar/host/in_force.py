@@ -1,4 +1,4 @@
-"""What each service has in the generation in force, by the plan that is kept with it below the root."""
+"""Reads what each service has in the generation in force, from the plan that is kept with it below the root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command starts from: the conf and the facts of this host, of a captured one, or of an exported file."""
+"""Reads what every command starts from: conf and facts of this host, of a captured one, or of an exported file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed that plans depend on: allocators, interpreters and systemd, by their files alone."""
+"""Finds installed allocators, interpreters and systemd, on which plans depend, by their files alone."""
 
 from __future__ import annotations
 

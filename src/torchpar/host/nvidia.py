@@ -1,4 +1,4 @@
-"""What NVIDIA's driver shows of its GPUs below /proc: UUIDs, device minors, and the instances that MIG made of a GPU.
+"""Reads what NVIDIA's driver shows of its GPUs below /proc: UUIDs, device minors, and MIG's instances.
 
 Sources: "Using the /proc File System Interface" in the driver's README; "Device Nodes and Capabilities" in NVIDIA's MIG
 User Guide. The driver asks the GPU for its UUID when it is first used, and shows question marks until then.

@@ -1,1 +1,1 @@
-"""Which service gets which cores and accelerators of a host."""
+"""Gives services their cores and accelerators of a host."""

@@ -1,4 +1,4 @@
-"""Where amounts of cores go, with as few moves as possible from where services have them now.
+"""Puts amounts of cores where services have them now, as far as that is possible.
 
 It knows neither services nor what is in force: only amounts, and cores that are better kept than left.
 """

@@ -1,4 +1,4 @@
-"""Whether a service's user can reach what the conf names: the questions to a host, and what its answers mean.
+"""Finds out whether a service's user can reach what the conf names: questions to a host, and their answers.
 
 Pure; host/access.py gets the answers.
 """

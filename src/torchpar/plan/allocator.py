@@ -1,4 +1,4 @@
-"""Which malloc a service runs with, and the environment that makes it so.
+"""Chooses the malloc that a service runs with, and the environment that makes it so.
 
 The order and the settings are measured. tcmalloc takes about 0.9 of jemalloc's CPU time for a step of a job that
 allocates much (a loader in the training process), and has a few per cent of glibc's page faults: once in a while it

@@ -1,4 +1,4 @@
-"""Where inference services listen, and which of them would take each other's address."""
+"""Finds the addresses of inference services, and which of them would take each other's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a service may write, and what its drop-in says so that it is so.
+"""Decides where a service may write, and what its drop-in says so that it is so.
 
 The template units confine torchpar's own user to the service's folders. Another user has a home, files and rights,
 which are the limits of its training jobs: those see and write what a login of that user does, but for the folders of

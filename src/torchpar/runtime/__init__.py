@@ -1,4 +1,4 @@
-"""What a training script can ask torchpar for: `import torchpar.runtime`, under any Python from 3.9 on.
+"""Answers a training script: `import torchpar.runtime`, under any Python from 3.9 on.
 
 A script needs none of it to be placed. Importing this must cost next to nothing: the launcher does it at every start.
 See torchpar-runtime(7).

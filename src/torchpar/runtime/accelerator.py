@@ -1,4 +1,4 @@
-"""What the job does with accelerators, as its own torch tells: the one place that asks torch.cuda and its like."""
+"""Tells what the job does with accelerators, by its own torch: nothing else asks torch.cuda and its like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a distributed script starts with: its process group, its devices, its model wrapped."""
+"""Starts a distributed script: its process group, its devices, its model wrapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `torchpar nettest` runs as every rank of a job: how fast the hosts are together, and over which addresses.
+"""Measures as every rank of a job how fast the hosts are together, and over which addresses.
 
 A script for run.py, as any job's. gloo, or NCCL where there are GPUs, is set up by what the job itself would have.
 """

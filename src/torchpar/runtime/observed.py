@@ -1,4 +1,4 @@
-"""What holds in a job's process: read back from torch and the kernel, never from the plan.
+"""Reads back what holds in a job's process, from torch and the kernel, never from the plan.
 
 Told to people as one line in the journal, and to torchpar as a file in the service's RuntimeDirectory=.
 """

@@ -1,1 +1,1 @@
-"""What runs, compared with what was planned."""
+"""Compares what runs with what was planned."""

@@ -1,4 +1,4 @@
-"""What is: one look at the conf, the active generation, the host and every running service.
+"""Collects the state of the host: the conf, the active generation, the host and every running service.
 
 `torchpar status` prints it, torchpard keeps it; both get it here, as JSON data.
 """

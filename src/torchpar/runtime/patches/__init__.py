@@ -1,1 +1,1 @@
-"""What is put in the place of functions of torch: arguments of loaders, and counting."""
+"""Stands in for functions of torch: arguments of loaders, and counting."""

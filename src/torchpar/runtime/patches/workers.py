@@ -1,4 +1,4 @@
-"""What a DataLoader worker begins with: one thread, and all CPUs of its rank.
+"""Prepares a DataLoader worker: one thread, and all CPUs of its rank.
 
 torch gives a worker one thread of its own, but not of numpy's BLAS or OpenCV. And where the user's environment has
 OpenMP bind its threads (OMP_PROC_BIND=true), the process that forks sits on one core, and all its workers with it.

@@ -1,4 +1,4 @@
-"""What launch.py does: look whether there is something to run, start the ranks, and end as they end.
+"""Starts the ranks of a job, if there is something to run, and ends as they end.
 
 It is the main process of its unit. `torchrun` knows torch's agent, and what that does when the service is stopped.
 """

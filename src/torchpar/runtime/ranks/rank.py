@@ -1,4 +1,4 @@
-"""What a rank needs before its script's first line: its own CPUs and memory, its number of threads.
+"""Prepares a rank before its script's first line: its own CPUs and memory, its number of threads.
 
 What the unit says holds for all ranks at once, so each makes of it what the plan says of itself. Nothing here ends a
 job: what cannot be set is a line in the journal.

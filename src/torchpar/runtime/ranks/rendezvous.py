@@ -1,4 +1,4 @@
-"""How the processes of a job find each other: torchrun's flags and the environment that the network needs.
+"""Makes the processes of a job find each other: torchrun's flags and the environment of the network.
 
 A job of several hosts starts only when what it needs of the network is there. Until then it waits, and each reason to
 wait is one line in the journal. Nothing ever falls back to this host alone: that would be another training run.

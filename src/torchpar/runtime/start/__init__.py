@@ -1,1 +1,1 @@
-"""From run.py to the first line of a script, and what is set when it imports torch."""
+"""Leads from run.py to the first line of a script, and sets the plan when the script imports torch."""

@@ -1,4 +1,4 @@
-"""What happens in a job when its script has imported torch: the plan's numbers are set, and what is then true is told.
+"""Sets the plan's numbers once a script has imported torch, and tells what is then true.
 
 Takes the torch that the script imported and imports none itself. What the service's own environment or the script says
 goes before the plan. It sets nothing that fails only later, in the middle of a run.
