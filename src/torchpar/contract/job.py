@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchpar.contract.errors import JobSettingsError
 
 VARIABLE = "TORCHPAR_JOB"
+
+# The variables that say how many threads each process computes with. A unit has them once for all of its processes.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,24 @@ class JobSettings:
     def rank(self, local_rank: int) -> RankSettings | None:
         """The settings of one process, None if the plan has no such rank."""
         return next((rank for rank in self.ranks if rank.local_rank == local_rank), None)
+
+    @property
+    def unit_threads(self) -> str:
+        """What the unit says of threads: the most that one of its processes has."""
+        return str(max(rank.threads for rank in self.ranks))
+
+    def narrow_threads(self, rank: RankSettings, environ: MutableMapping[str, str]) -> None:
+        """Make what the unit says of threads what this process has; what an administrator says stays."""
+        for name in THREAD_VARIABLES:
+            if environ.get(name) == self.unit_threads:
+                environ[name] = str(rank.threads)
+
+    def is_planned(self, rank: RankSettings, stated: str) -> bool:
+        """Whether an OMP_NUM_THREADS is the plan's, the unit's word or this process's own, and not an administrator's.
+
+        Of a list, which is for nested regions, the first counts (OpenMP 5.2, 21.2.2).
+        """
+        return stated.partition(",")[0].strip() in (self.unit_threads, str(rank.threads))
 
 
 def job_environment(settings: JobSettings) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torchpar.conf.endpoint import whole_endpoint
 from torchpar.conf.services import Kind, Service
 from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import WaitPolicy
-from torchpar.contract.job import JobSettings, RankSettings, ServeSettings, job_environment
+from torchpar.contract.job import THREAD_VARIABLES, JobSettings, RankSettings, ServeSettings, job_environment
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason
 from torchpar.placement.place import Share
@@ -53,8 +53,7 @@ def make_environment(
     reasons: list[Reason] = []
     planned = {
         **caches(service),
-        "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
+        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "TORCHINDUCTOR_COMPILE_THREADS": str(min(MAX_COMPILE_THREADS, threads)),
         **allocator,
         **_wait_policy(settings.wait_policy, share, quota, service.variable("OMP_WAIT_POLICY"), reasons),

@@ -35,11 +35,7 @@ def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str,
     """Set this process's CPUs, memory nodes, threads and accelerators. Call it before torch is imported."""
     bind_cpus(rank.cpus)
     bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
-    planned = {str(other.threads) for other in settings.ranks}
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        # The unit says the largest of all processes; what the service's Environment= says stays.
-        if environ.get(name) in planned:
-            environ[name] = str(rank.threads)
+    settings.narrow_threads(rank, environ)
     environ.update(visible_devices(settings, rank, environ))
 
 

@@ -224,3 +224,20 @@ def test_halves_of_letters_and_numbers_without_end_do_not_belong_there() -> None
     for gpus in (["\udfff"], [["x"] * 1000] * 100):
         with pytest.raises(JobSettingsError, match="gpus: "):
             parse_job_environment(changed_rank(gpus=gpus))
+
+
+@pytest.mark.parametrize(
+    ("stated", "is_planned", "held"),
+    [("4", (True, True), ("4", "3")), ("3", (False, True), ("3", "3")), ("7", (False, False), ("7", "7"))],
+)
+def test_what_an_administrator_says_of_threads_stays_for_every_rank(
+    stated: str, is_planned: tuple[bool, bool], held: tuple[str, str]
+) -> None:
+    """Ranks of 4 and 3 threads: the unit says 4, and a 3 is not the plan's for the rank that has 4."""
+    ranks = tuple(RankSettings(number, "0-3", "0", threads, 0, ()) for number, threads in enumerate((4, 3)))
+    settings = JobSettings("torchpar-train@a.service", 1, None, ranks)
+    assert tuple(settings.is_planned(rank, f"{stated},1") for rank in ranks) == is_planned
+    for rank, own in zip(ranks, held, strict=True):
+        environ = {"OMP_NUM_THREADS": stated}
+        settings.narrow_threads(rank, environ)
+        assert environ == {"OMP_NUM_THREADS": own}

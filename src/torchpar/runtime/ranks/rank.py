@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 
 from torchpar.contract.errors import JobSettingsError
-from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
+from torchpar.contract.job import parse_job_environment
 from torchpar.runtime import binding
-
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what the unit sets
 
 
 def prepare() -> None:
@@ -30,15 +28,7 @@ def prepare() -> None:
         binding.bind_cpus(rank.cpus)
     if len(settings.ranks) > 1:
         binding.bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
-        set_threads(settings, rank)
+        settings.narrow_threads(rank, os.environ)
         if settings.nodes == "1":
             # torchrun may say the host's own name, which leads anywhere or nowhere. --local-addr is not in torch 1.13.
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-
-
-def set_threads(settings: JobSettings, rank: RankSettings) -> None:
-    """The rank's share of the threads, where the unit says the largest: what Environment= has changed stays."""
-    largest = str(max(other.threads for other in settings.ranks))
-    for name in THREADS:
-        if os.environ.get(name) == largest:
-            os.environ[name] = str(rank.threads)

@@ -63,13 +63,9 @@ def _local_rank() -> int:
 
 
 def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
-    """The compute threads, unless the service's Environment= says otherwise.
-
-    The unit says OMP_NUM_THREADS once for all ranks, so the number of any rank is the plan's own word.
-    """
+    """Set the compute threads, unless an administrator says otherwise."""
     stated = os.environ.get("OMP_NUM_THREADS")
-    # A list is for nested regions (OpenMP 5.2, 21.2.2); torch's are the outermost.
-    if stated is not None and stated.partition(",")[0].strip() not in {str(other.threads) for other in settings.ranks}:
+    if stated is not None and not settings.is_planned(rank, stated):
         say(f"OMP_NUM_THREADS={stated} is not the plan's ({rank.threads}): it stays, and the plan's is not set")
         return
     # Where the environment has done it already there is nothing to do, and that is better: in builds with XNNPACK the
