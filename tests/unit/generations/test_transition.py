@@ -420,6 +420,36 @@ def test_who_interrupts_it_after_the_flip_is_told_what_is_active(disk: Disk, tmp
     assert host.do() == "" and host.systemd.holds == "new"
 
 
+@pytest.mark.parametrize(
+    ("restarting", "asking", "told"),
+    [
+        ("interrupt", "", "interrupted; systemd goes on restarting {0}; see: systemctl list-jobs"),
+        ("fail", "", "failed\nthese were not restarted and run with their old values: {0}; again: {1}"),
+        ("fail", "fail", "failed\nwhether these were restarted is not known (failed): {0}; see: systemctl status {0}"),
+    ],
+)
+def test_a_restart_that_ends_otherwise_is_told_with_what_is_in_force(
+    disk: Disk, tmp_path: Path, restarting: str, asking: str, told: str
+) -> None:
+    """Ctrl-C, which does not keep systemd from going on, or a systemd that answers no more."""
+    tmp_path.chmod(0o755)
+    host = Host(tmp_path, disk, Case("", 2, apply_and_restart, "new"))
+    answers = itertools.count()
+
+    def restart_none(units: tuple[str, ...]) -> None:
+        raise KeyboardInterrupt if restarting == "interrupt" else SystemdError("failed")
+
+    def ask(units: tuple[str, ...]) -> dict[str, str]:
+        if asking and next(answers):
+            raise SystemdError("failed")
+        return dict(host.systemd.runs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host.systemd, "restart", restart_none)
+        patch.setattr(host.systemd, "invocations", ask)
+        assert host.do() == told.format("a b c", "systemctl restart a b c") + "\ngeneration 3 is in force"
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("call", ["reload", "check"])
 @pytest.mark.parametrize(
