@@ -1,4 +1,4 @@
-"""The asynchronous clients of tritonclient with the face of the others, so that one test serves both."""
+"""The asynchronous clients of tritonclient with the methods of the others, so that one test serves both."""
 
 from __future__ import annotations
 

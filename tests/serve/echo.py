@@ -42,7 +42,7 @@ MODELS = {
 
 
 class EchoEngine:
-    """Has the face of torchpar.serve.engine.Engine. `full` refuses everything; `requests` keeps what came."""
+    """Has the methods of torchpar.serve.engine.Engine. `full` refuses everything; `requests` keeps what came."""
 
     def __init__(self) -> None:
         self.unloaded: set[str] = set()
@@ -51,12 +51,12 @@ class EchoEngine:
         self._statistics = {name: Statistics() for name in MODELS}
 
     def submit(self, request: Request, done: Done) -> Ticket:
-        face = self.metadata(request.model, request.version)
+        metadata = self.metadata(request.model, request.version)
         if self.full:
             raise ServeError(503, "the queue is full", 2.2)
         if request.model in self.unloaded:
             raise ServeError(503, f"model '{request.model}' is not loaded")
-        specs = {s.name: s for s in face.inputs}
+        specs = {s.name: s for s in metadata.inputs}
         for tensor in request.inputs:
             if tensor.name not in specs or tensor.datatype != specs[tensor.name].datatype:
                 self._statistics[request.model].failure(OTHER)

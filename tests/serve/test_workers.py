@@ -315,9 +315,9 @@ def test_an_exported_program_names_its_tensors_itself(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt2") as engine:
-            face = engine.metadata("m")
-            assert [(s.name, s.datatype, s.shape) for s in face.inputs] == [("input", "FP32", (-1, 3))]
-            assert [(s.datatype, s.shape) for s in face.outputs] == [("FP32", (-1, 3))]
+            metadata = engine.metadata("m")
+            assert [(s.name, s.datatype, s.shape) for s in metadata.inputs] == [("input", "FP32", (-1, 3))]
+            assert [(s.datatype, s.shape) for s in metadata.outputs] == [("FP32", (-1, 3))]
             assert model_config(engine.metadata("m"))["max_batch_size"] > 1
             for i, answer in enumerate(ask(engine, [request(X * i, names="input") for i in range(5)])):
                 assert torch.allclose((await answer.values())[0], module(X * i), atol=1e-5)

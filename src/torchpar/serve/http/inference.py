@@ -100,10 +100,11 @@ class Inference:
 
     def _raw(self, model: str, version: str, body: Body) -> Request:
         """A body without JSON is the only input, as one row."""
-        face = self._service.engine.metadata(model, version)
-        if len(face.inputs) != 1:
-            raise ServeError(400, f"model '{model}' has {len(face.inputs)} inputs: a body without JSON can only be one")
-        spec = face.inputs[0]
+        metadata = self._service.engine.metadata(model, version)
+        if len(metadata.inputs) != 1:
+            count = len(metadata.inputs)
+            raise ServeError(400, f"model '{model}' has {count} inputs: a body without JSON can only be one")
+        spec = metadata.inputs[0]
         shape = list(spec.shape)
         if shape[:1] == [-1]:
             shape[0] = 1

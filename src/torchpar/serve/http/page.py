@@ -138,10 +138,10 @@ class Page:
         for entry in sorted(self._service.engine.index(), key=lambda entry: entry.state != READY):
             if entry.name not in seen:
                 seen.add(entry.name)
-                face = self._service.engine.metadata(entry.name, "") if entry.state == READY else None
+                model = self._service.engine.metadata(entry.name, "") if entry.state == READY else None
                 sections.append(
                     _section(
-                        entry.name, entry.state, entry.reason, face, shown.get(entry.name, {}), entry.name in ended
+                        entry.name, entry.state, entry.reason, model, shown.get(entry.name, {}), entry.name in ended
                     )
                 )
         return (
@@ -163,16 +163,18 @@ _VALUES = (
 )
 
 
-def _section(name: str, state: str, reason: str, face: ModelMetadata | None, shown: dict[str, str], ended: bool) -> str:
+def _section(
+    name: str, state: str, reason: str, model: ModelMetadata | None, shown: dict[str, str], ended: bool
+) -> str:
     shown_name = html.escape(name)
     parts = [
         f'<section data-model="{shown_name}"><header><h2>{shown_name}</h2>'
         f'<span class="state {html.escape(state)}">{html.escape(state)}</span>'
-        f"<span>{html.escape(face.platform if face else reason)}</span></header>"
+        f"<span>{html.escape(model.platform if model else reason)}</span></header>"
     ]
-    if face is not None:
+    if model is not None:
         parts.append(
-            f"<p class=specs>in {', '.join(map(_spec, face.inputs))}<br>out {', '.join(map(_spec, face.outputs))}</p>"
+            f"<p class=specs>in {', '.join(map(_spec, model.inputs))}<br>out {', '.join(map(_spec, model.outputs))}</p>"
         )
         if ended:
             parts.append(
@@ -183,7 +185,7 @@ def _section(name: str, state: str, reason: str, face: ModelMetadata | None, sho
             parts.append(f'<div><dt>{label}<dd data-value="{key}">{html.escape(shown.get(key, "–"))}</div>')
         parts.append("</dl>")
         action = "/predict/" + quote(name, safe="")
-        example = html.escape(json.dumps(example_of(face)))
+        example = html.escape(json.dumps(example_of(model)))
         parts.append(
             f'<form method=post action="{action}"><label for="input-{shown_name}">Try it: JSON in</label>'
             f'<textarea id="input-{shown_name}" name=input spellcheck=false>{example}</textarea>'
@@ -198,9 +200,9 @@ def _spec(spec: TensorSpec) -> str:
     return f"<code>{html.escape(spec.name)}</code> {html.escape(spec.datatype)} [{sizes}]"
 
 
-def example_of(face: ModelMetadata) -> Any:
+def example_of(model: ModelMetadata) -> Any:
     """A value that /predict takes: one row of zeros, or of texts."""
-    shapes = {spec: spec.shape[1:] if spec.shape[:1] == (-1,) else spec.shape for spec in face.inputs}
+    shapes = {spec: spec.shape[1:] if spec.shape[:1] == (-1,) else spec.shape for spec in model.inputs}
     values = {spec.name: _zeros(spec, shape) for spec, shape in shapes.items()}
     return values if len(values) != 1 else next(iter(values.values()))
 

@@ -56,11 +56,11 @@ class Predict:
             if len(body) > self._limits.json * (3 if form else 1):
                 raise ServeError(413, f"the JSON has {len(body)} bytes; the limit is {self._limits.json}")
             model = model or self._only_model()
-            face = self._service.engine.metadata(model, "")
+            metadata = self._service.engine.metadata(model, "")
         except ServeError as error:
             self._fail(exchange, _form_text(body[:INLINE]) if form else None, error)
             return
-        work = partial(_understand, body, form, face.inputs, self._limits.json)
+        work = partial(_understand, body, form, metadata.inputs, self._limits.json)
         offload_json(self._service, exchange, len(body), work, partial(self._submit, exchange, model))
 
     def _submit(self, exchange: Exchange, model: str, understood: Understood) -> None:

@@ -1,1 +1,1 @@
-"""The kinds of models, each behind one small face: see program.py."""
+"""The kinds of models, each behind one small interface: see program.py."""

@@ -91,13 +91,13 @@ class Service:
 
     def model(self, name: str, version: str) -> dict[str, Any]:
         """A model's metadata. Raises ServeError 404."""
-        face = self.engine.metadata(name, version)
+        metadata = self.engine.metadata(name, version)
         return {
-            "name": face.name,
-            "versions": list(face.versions),
-            "platform": face.platform,
-            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in face.inputs],
-            "outputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in face.outputs],
+            "name": metadata.name,
+            "versions": list(metadata.versions),
+            "platform": metadata.platform,
+            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in metadata.inputs],
+            "outputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in metadata.outputs],
         }
 
     def config(self, name: str, version: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The process that loads a model and forks its workers, and what a worker does.
+"""Loads a model in a process of its own, and forks its workers, which compute.
 
 It is started fresh, for the server itself has threads, and a fork of those is not safe. It never computes: a worker
 that dies is forked again from the same clean state, and all share the memory of the weights. A driver of accelerators
-does not survive a fork: with those only the model's face is read here, and each worker loads it on its own device.
+does not survive a fork: with those only the model's description is read here, and each worker loads the model on its
+own device.
 
 Nor does a thread survive it, of a pool, of OpenMP or of any library. Where loading leaves some behind, the server
 throws this process away and starts another one `apart`: that loads nothing, and each worker loads the model by itself.
@@ -47,8 +48,8 @@ IDLE_SECONDS = 1.0
 def main(fd: int, text: str) -> None:
     """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
 
-    First a line of JSON goes back: the model's face, or an error. Then each byte that comes with two descriptors (the
-    far ends of a worker's socket and memory) is a wish for a worker, answered by a line with its process number.
+    First a line of JSON goes back: the model's description, or an error. Then each byte that comes with two descriptors
+    (the far ends of a worker's socket and memory) is a wish for a worker, answered by a line with its process number.
     Workers that load by themselves say first on their socket that they have, or the error.
     """
     control = socket.socket(fileno=fd)
@@ -57,7 +58,7 @@ def main(fd: int, text: str) -> None:
     faulthandler.register(signal.SIGIO, file=2, chain=True)
     wish = json.loads(text)
     file, apart = ModelFile(**wish["file"]), wish["apart"]
-    program, face = None, {}
+    program, description = None, {}
     if not apart:
         # While it loads, it does not look at its socket: the kernel sends SIGIO when the server is gone.
         fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
@@ -77,8 +78,8 @@ def main(fd: int, text: str) -> None:
             # Only now: the server closes its end when it has read this.
             _tell(control, {"error": wrong})
             return
-        face = {**_face(program), "threads": left_behind(before)}
-    _tell(control, face)
+        description = {**_describe(program), "threads": left_behind(before)}
+    _tell(control, description)
     shared = None if wish["devices"] else program
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     workers: list[int] = []  # descriptors: a process number may be another's by then
@@ -202,8 +203,8 @@ def _lay_out(memory: Memory, outputs: list[Tensor], start: int) -> list[Place]:
     return memory.write([(t.name, Column(t.datatype, t.shape, [t.data])) for t in outputs], start)
 
 
-def _face(program: Program) -> dict[str, Any]:
-    face = {
+def _describe(program: Program) -> dict[str, Any]:
+    description = {
         "platform": program.platform,
         "inputs": [spec.to_json() for spec in program.inputs],
         "outputs": [spec.to_json() for spec in program.outputs],
@@ -214,8 +215,8 @@ def _face(program: Program) -> dict[str, Any]:
         "files": list(program.files.items()),
     }
     if program.example is not None:
-        face["example"] = [_packed(tensor) for tensor in program.example]
-    return face
+        description["example"] = [_packed(tensor) for tensor in program.example]
+    return description
 
 
 def _packed(tensor: Tensor) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def _packed(tensor: Tensor) -> dict[str, Any]:
 
 
 def unpacked(packed: dict[str, Any]) -> Tensor:
-    """A tensor of the face's example."""
+    """A tensor of the description's example."""
     data = packed["data"]
     raw = [base64.b64decode(e) for e in data] if isinstance(data, list) else base64.b64decode(data)
     return Tensor(packed["name"], packed["datatype"], tuple(packed["shape"]), raw)

@@ -46,17 +46,17 @@ class ProcessRunner(Runner):
             self.kind = "KIND_GPU"
         self._apart = False  # each worker loads the model by itself
         own = own_files(file.path)
-        face = self._start_fork_server()
-        self.files = {path: look and tuple(look) for path, look in face["files"]}
+        description = self._start_fork_server()
+        self.files = {path: look and tuple(look) for path, look in description["files"]}
         self._all_files = {**self.files, **own}
-        self.platform = face["platform"]
-        self.inputs = tuple(map(TensorSpec.from_json, face["inputs"]))
-        self.outputs = tuple(map(TensorSpec.from_json, face["outputs"]))
-        self.max_batch = face["max_batch"]
-        self.guessed = face["guessed"]
-        self.example = [unpacked(tensor) for tensor in face["example"]] if "example" in face else None
-        self._writes: str = face["writes"]
-        self.counts = face["counts"]
+        self.platform = description["platform"]
+        self.inputs = tuple(map(TensorSpec.from_json, description["inputs"]))
+        self.outputs = tuple(map(TensorSpec.from_json, description["outputs"]))
+        self.max_batch = description["max_batch"]
+        self.guessed = description["guessed"]
+        self.example = [unpacked(tensor) for tensor in description["example"]] if "example" in description else None
+        self._writes: str = description["writes"]
+        self.counts = description["counts"]
         self._names = [spec.name for spec in self.inputs]
         try:
             self._workers: list[Worker | None] = []
@@ -167,23 +167,23 @@ class ProcessRunner(Runner):
         )
         far.close()
         self._control = near
-        face = self._hear()
-        if face is None:
+        description = self._hear()
+        if description is None:
             status = self._process.wait()
             raise ModelError(f"{self._file.path}: loading it ended the process (status {status}); see the log")
-        if "error" in face:
+        if "error" in description:
             self._stop_fork_server()
-            raise ModelError(face["error"])
-        if face.get("threads"):
+            raise ModelError(description["error"])
+        if description.get("threads"):
             say(
-                f"{self._file.path}: loading it leaves threads behind ({face['threads']}), which a fork would lose:"
-                " every worker process loads it by itself, and they share no memory of the weights",
+                f"{self._file.path}: loading it leaves threads behind ({description['threads']}), which a fork would"
+                " lose: every worker process loads it by itself, and they share no memory of the weights",
                 Priority.WARNING,
             )
             self._stop_fork_server()
             self._apart = True
             self._start_fork_server()
-        return face
+        return description
 
     def _stop_fork_server(self) -> None:
         if self._control:
