@@ -7,13 +7,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchpar.serve.engine.fitting import Fit
 from torchpar.serve.engine.queue import Queue, Waiting
 from torchpar.serve.engine.requests import Request
 
 
 def waiting(name: str, rows: int = 1, key: Any = "", priority: int = 0, deadline: float | None = None) -> Waiting:
     request = Request("m", [], id=name, priority=priority, deadline=deadline)
-    return Waiting(request, lambda _: None, None, (rows, key, 10), lambda _: None)
+    return Waiting(request, lambda _: None, None, Fit(rows, key, 10), lambda _: None)
 
 
 def take(queue: Queue, most: int, now: float = 0.0) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tests.serve.engines import ask, request, serving
 from tests.serve.models import Affine, described, save_script
-from torchpar.serve.engine import loading, served
+from torchpar.serve.engine import loading, watching
 from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.engine.curve import Curve
 from torchpar.serve.engine.engine import Engine
@@ -136,7 +136,7 @@ def test_all_of_the_first_batches_are_watched_and_later_one_answer_in_256(
                 await _answers(engine, _rows(1.0, 2.0, 3.0))
 
     asyncio.run(run())
-    assert (served.WATCHED, served.WATCHED_LATER) == (64, 256)
+    assert (watching.WATCHED, watching.WATCHED_LATER) == (64, 256)
     assert rows.count(3) == 600 and rows.count(1) == 64 * 3 + 2
     assert rows[:8] == [3, 1, 1, 1, 3, 1, 1, 1]
 
@@ -195,7 +195,7 @@ def test_clients_that_send_ever_new_shapes_cost_no_more_than_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is new; so many are watched, and then as few as of the rest."""
-    monkeypatch.setattr(served, "WATCHED_NEWS", 20)
+    monkeypatch.setattr(watching, "WATCHED_NEWS", 20)
     save_script(Affine(), tmp_path / "m.pt", described(-1, -1))
     alone: list[int] = []
 

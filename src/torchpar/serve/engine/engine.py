@@ -165,15 +165,15 @@ class Engine:
             raise ServeError(503, "the server is not ready" if self._pool is None else "the server is stopping", 1.0)
         served = self._repository.get(request.model, request.version)
         try:
-            place = served.place(request)
+            fit = served.fitting.check(request)
         except ServeError:
             served.statistics.failure(OTHER)
             raise
         queue = served.queue
-        if len(queue) >= served.limit or queue.size + place[2] > QUEUE_BYTES:
+        if len(queue) >= served.limit or queue.size + fit.size > QUEUE_BYTES:
             served.statistics.failure(REJECTED)
             raise ServeError(503, f"the queue of model '{served.name}' is full", self.retry_after())
-        waiting = Waiting(request, done, served, place, self._cancel)
+        waiting = Waiting(request, done, served, fit, self._cancel)
         deadline = request.deadline
         if deadline is not None:
             if deadline <= waiting.arrived:

@@ -88,7 +88,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         files=files,
         untried="" if probe.tried else probe.reason,
     )
-    served.note_compared([tensor.shape[1:] for tensor in probe.sample or ()], compared)
+    served.watch.note_compared([tensor.shape[1:] for tensor in probe.sample or ()], compared)
     return served
 
 

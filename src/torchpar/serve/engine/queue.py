@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from torchpar.serve.engine.fitting import Fit
 from torchpar.serve.engine.requests import Done, Request, Ticket
 
 # Where priority 0, "no wish", stands among the others.
@@ -30,13 +31,13 @@ class Waiting(Ticket):
         request: Request,
         done: Done,
         served: Any,
-        place: tuple[int, Hashable, int],
+        fit: Fit,
         on_cancel: Callable[[Waiting], None],
     ) -> None:
         self.request: Request | None = request
         self.done = done
         self.served = served
-        self.rows, self.key, self.size = place
+        self.rows, self.key, self.size = fit
         self.arrived = time.monotonic()
         self.order: tuple[int, int] = (0, 0)
         self.state = QUEUED
