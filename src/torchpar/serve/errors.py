@@ -1,4 +1,4 @@
-"""What a request can end with instead of an answer, and why a model cannot be served."""
+"""Errors that a request can end with instead of an answer, and those of models that cannot be served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in front of the engine: the protocols, put together."""
+"""Puts the protocols together, in front of the engine."""
 
 from __future__ import annotations
 

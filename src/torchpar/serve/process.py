@@ -1,4 +1,4 @@
-"""One serving process: bound to its place, one event loop, an engine, and the protocols in front of it."""
+"""One serving process: bound to its CPUs, with one event loop, an engine, and the protocols in front of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a serving process has answered and what it uses, beside the counters of its models. Imports no torch."""
+"""Reads what a serving process has answered and what it uses, besides its models' counters. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model would answer requests, by what came of the first ones that were made up for it.
+"""Finds out whether a model would answer requests, by what came of the first that were made up for it.
 
 Values that were made up may be what a model cannot stand; then it is served, and said to be not tried. What no values
 can change ends the start: outputs that cannot be sent or are not as declared, a device or an operator that is not

@@ -1,4 +1,4 @@
-"""What a model raised, as the answer to its request, and whether that says something about every other request too.
+"""Makes the answer to a request of what a model raised, and tells whether every other request would fail so too.
 
 Only its type and place tell. What a handler or the code of a TorchScript file raises is the author's text, of which
 nothing follows. What torch itself raises in a program that has no code of its own has a type, and begins as

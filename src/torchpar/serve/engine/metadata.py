@@ -1,4 +1,4 @@
-"""What the engine tells about its models, in the protocol's words."""
+"""Describes the engine's models in the protocol's words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the protocols hand to the engine, and what they get back."""
+"""Requests and responses, as the protocols hand them to the engine and get them back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine is told of the plan and the conf; every number has a default that suits a small host."""
+"""Settings of the engine, from the plan and the conf; every number has a default that suits a small host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What arrives of a call: messages, whole, when they are wanted, within bounds and in time."""
+"""Receives the messages of a call: whole, when they are wanted, within bounds and in time."""
 
 from __future__ import annotations
 

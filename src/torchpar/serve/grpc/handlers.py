@@ -1,4 +1,4 @@
-"""What answers calls: of one message, or of a stream of them."""
+"""Answers calls: of one message, or of a stream of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection sends: answers in turn, within the client's windows, and no more than it takes."""
+"""Sends what a connection has to send: answers in turn, within the client's windows, and no more than it takes."""
 
 from __future__ import annotations
 

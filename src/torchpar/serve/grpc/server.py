@@ -1,4 +1,4 @@
-"""The gRPC server: which call is what."""
+"""Serves the inference protocol's calls over gRPC, each by its name."""
 
 from __future__ import annotations
 

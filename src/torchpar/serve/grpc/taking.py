@@ -1,4 +1,4 @@
-"""What each frame of a client means, and what it costs."""
+"""Takes the frames of a client: each has a meaning, and a cost."""
 
 from __future__ import annotations
 

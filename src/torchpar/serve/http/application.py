@@ -1,4 +1,4 @@
-"""Which request is what: paths and methods, and who may ask for what."""
+"""Answers each request by its path and method, where its client may ask for it."""
 
 from __future__ import annotations
 

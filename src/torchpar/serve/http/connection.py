@@ -2,6 +2,12 @@
 
 Requests of one connection are handed on as they come, also while earlier ones wait for their answers (pipelining); the
 answers leave in the order of the requests. It knows nothing of models.
+
+    IDLE ──first byte──> HEADER ──> BODY ──whole──> IDLE, or ENDING where the request is the connection's last
+    any of them ──a refusal, a drain──> ENDING ──all is taken──> LINGERING or CLOSED
+
+The module is long, for it is this one machine: parser, answers, clock and memory all move it, and each of them asks in
+which phase it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whose body is given up when no more may be held and one more comes.
+"""Chooses the bodies that are given up when no more may be held and one more comes.
 
 Those that come slowly, the slowest first, of the address of which most has come: a few clients that send a byte now and
 then would keep all large bodies away. Nobody's is given up who sends quickly, nor for a client whose address has more.

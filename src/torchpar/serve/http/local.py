@@ -1,4 +1,4 @@
-"""Whether a request comes from this host: models and settings are changed from here alone."""
+"""Tells whether a request comes from this host: models and settings are changed from here alone."""
 
 from __future__ import annotations
 

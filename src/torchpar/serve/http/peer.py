@@ -1,4 +1,4 @@
-"""What the server sees of a connection, whichever protocol it speaks."""
+"""A connection as the server sees it, whichever protocol it speaks."""
 
 from __future__ import annotations
 

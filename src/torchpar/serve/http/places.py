@@ -1,4 +1,4 @@
-"""Who goes when all places are taken and one more client comes.
+"""Chooses the connection that is closed when there are as many as may be and one more client comes.
 
 The one that has been waited for longest, of the address that has the most connections: a flood gives way to the others,
 and behind a load balancer, where all have one address, it is the connection that was used least recently. Nobody goes

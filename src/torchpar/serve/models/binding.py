@@ -1,4 +1,4 @@
-"""Which input goes to which argument: by name where the program has names, or by number, as Triton does."""
+"""Binds inputs to arguments: by name where the program has names, or by number, as Triton does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an AOTInductor package was made for: the loader does not tell it, the C++ that was compiled does.
+"""Reads for which inputs an AOTInductor package was compiled: its loader does not tell it, its C++ code does.
 
 It lies beside the machine code, and has a function for each input that checks datatype, sizes and strides. torch calls
 these only where an environment variable says so; without them machine code reads beyond what it is given.

@@ -1,4 +1,4 @@
-"""What a file is that is no model: said before torch, whose words for it tell of archives and opcodes.
+"""Names a file that is no model, before torch does, whose words for it tell of archives and opcodes.
 
 It is only looked at. Nothing in it is loaded or run.
 """

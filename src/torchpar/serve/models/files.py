@@ -1,4 +1,4 @@
-"""Where models are, and whether they may be trusted: a model file is a program, and runs as the service's user.
+"""Finds models and who may write them: a model file is a program, and runs as the service's user.
 
 Model= is a file, served as version 1 under the service's name, or a directory of models: NAME/VERSION/model.pt (.pt2,
 .py), VERSION a number. A description is beside the file: model.json.

@@ -1,4 +1,4 @@
-"""Which files a model was made of, so that all processes of a service serve the same. Imports no torch.
+"""Identifies the files that a model was made of: all processes of a service serve the same. Imports no torch.
 
 A file is told from another by its inode, size and time: what is in it need not be read again.
 """

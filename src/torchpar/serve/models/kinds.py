@@ -1,4 +1,4 @@
-"""From a file to a program: which kind it is, and loading it."""
+"""Loads the program of a file, by its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a handler reads while it loads, by Python or by a library in C++ or Rust. Imports no torch.
+"""Sees the files that a handler reads while it loads, by Python or by a library in C++ or Rust. Imports no torch.
 
 Python tells of its own. Of all others the kernel does, by inotify(7), in folders that can be known beforehand: those of
 the handler and of what Python reads, and those that its text, its settings and the environment name; the path of what a

@@ -1,4 +1,4 @@
-"""What a program returns, as outputs with names: tuples within tuples, dictionaries and None among them."""
+"""Names what a program returns as outputs: tuples within tuples, dictionaries and None among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients may change of the journal's lines: the log settings and the trace settings, in Triton's words."""
+"""Log settings and trace settings, in Triton's words: clients change by them which lines the journal gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that one can ask an inference server for but inference, as JSON's values; HTTP and gRPC both ask here."""
+"""Answers everything but inference, as JSON's values; HTTP and gRPC both ask here."""
 
 from __future__ import annotations
 

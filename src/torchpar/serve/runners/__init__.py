@@ -1,1 +1,1 @@
-"""What computes a batch: threads of the serving process, or forked processes with tensors in shared memory."""
+"""Computes batches: in threads of the serving process, or in forked processes with tensors in shared memory."""

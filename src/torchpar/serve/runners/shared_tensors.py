@@ -1,4 +1,4 @@
-"""What a worker computes with: tensors that lie in the shared memory, not copies."""
+"""Makes the tensors that a worker computes with: they lie in the shared memory and are no copies."""
 
 from __future__ import annotations
 

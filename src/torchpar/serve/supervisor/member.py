@@ -1,4 +1,4 @@
-"""What the first process of an inference service knows of one that serves."""
+"""One serving process, as the first process of the service knows it."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 It imports no torch and serves nothing itself, so little can happen to it: while it lives, a serving process that is
 killed, or makes no progress, is started again by it, and the others go on.
+
+The module is long, for starts, reloads and ends change the same few things, which each of the others then reads: who
+answers, with which files, and what has been asked of it.
 """
 
 from __future__ import annotations
