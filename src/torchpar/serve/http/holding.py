@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from torchpar.serve.http.eviction import address_of
 from torchpar.serve.http.peer import Peer
-from torchpar.serve.http.places import address_of
 
 
 def choose_slow(

@@ -7,12 +7,12 @@ import time
 from email.utils import formatdate
 from typing import Callable
 
+from torchpar.serve.http.eviction import Eviction
 from torchpar.serve.http.exchange import REASONS, Exchange
 from torchpar.serve.http.holding import choose_slow
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.parser import Head
 from torchpar.serve.http.peer import Peer
-from torchpar.serve.http.places import Places
 from torchpar.serve.limits import SMALL, Limits
 from torchpar.serve.usage import read_usage
 
@@ -41,7 +41,7 @@ class ServerState:
         self.totals: dict[str, float] | None = None
         self._connections: set[Peer] = set()
         self._surplus: set[Peer] = set()
-        self._places = Places()
+        self._eviction = Eviction()
         self._lines: dict[int, bytes] = {}
         self._lines_second = 0
 
@@ -57,7 +57,7 @@ class ServerState:
         return True
 
     def _make_room(self, connection: Peer) -> bool:
-        gone = self._places.make(self._connections, connection, self.loop.time())
+        gone = self._eviction.choose(self._connections, connection, self.loop.time())
         if gone is not None:
             self._connections.discard(gone)
             gone.make_way()

@@ -18,16 +18,16 @@ from torchpar.serve.http.peer import Peer
 LEAST_SECONDS = 0.1
 
 
-class Places:
-    """Of one server."""
+class Eviction:
+    """The choice of one server."""
 
     def __init__(self) -> None:
         self._next: deque[tuple[float, Peer]] = deque()
         self._many: Counter[Any] = Counter()
         self._looked = float("-inf")
 
-    def make(self, peers: Collection[Peer], newcomer: Peer, now: float) -> Peer | None:
-        """Which of them is to go, and the newcomer takes its place; None where none may."""
+    def choose(self, peers: Collection[Peer], newcomer: Peer, now: float) -> Peer | None:
+        """Which of them is to go for the newcomer; None where none may."""
         if now >= self._looked + LEAST_SECONDS:
             self._looked = now
             self._many = Counter(map(address_of, peers))

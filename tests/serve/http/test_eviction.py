@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.serve.http.conversation import Client, World, converse, until
+from torchpar.serve.http.eviction import LEAST_SECONDS, Eviction
 from torchpar.serve.http.peer import Peer
-from torchpar.serve.http.places import LEAST_SECONDS, Places
 from torchpar.serve.limits import Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -123,10 +123,10 @@ class Waiting(Peer):
 def test_the_address_with_the_most_connections_gives_way_first() -> None:
     busy, oldest, first, second = Waiting("b", None), Waiting("a", 1), Waiting("b", 2), Waiting("b", 3)
     peers = {second, oldest, busy, first}
-    places = Places()
+    eviction = Eviction()
     gone = []
     for now in range(10, 15):
-        gone.append(places.make(peers, Waiting("c", None), now))
+        gone.append(eviction.choose(peers, Waiting("c", None), now))
         peers.discard(gone[-1])
     assert gone == [first, second, oldest, None, None]
 
@@ -134,22 +134,22 @@ def test_the_address_with_the_most_connections_gives_way_first() -> None:
 def test_one_that_was_heard_of_meanwhile_stays() -> None:
     first, second, third = (Waiting("a", number) for number in range(3))
     peers = {first, second, third}
-    places = Places()
-    assert places.make(peers, first, 10) is first
+    eviction = Eviction()
+    assert eviction.choose(peers, first, 10) is first
     peers.remove(first)
     second.since = 9.99
-    assert places.make(peers, first, 10.01) is third
+    assert eviction.choose(peers, first, 10.01) is third
 
 
 @pytest.mark.parametrize("pause", [0.0001, 0.05, 1.0])
 def test_a_flood_takes_no_more_places_than_its_share(pause: float) -> None:
     """However fast it comes: with one address each, the others lose one or two."""
     peers = {Waiting(f"10.0.0.{number}", number * 0.01) for number in range(100)}
-    places, now = Places(), 100.0
+    eviction, now = Eviction(), 100.0
     for _ in range(1000):
         now += pause
         newcomer = Waiting("6.6.6.6", now)
-        gone = places.make(peers, newcomer, now)
+        gone = eviction.choose(peers, newcomer, now)
         if gone is not None:
             peers.remove(gone)
             peers.add(newcomer)
@@ -159,14 +159,14 @@ def test_a_flood_takes_no_more_places_than_its_share(pause: float) -> None:
 def test_a_client_with_more_connections_takes_no_place_of_one_with_fewer() -> None:
     busy = [Waiting("b", None) for _ in range(2)]
     idle = Waiting("a", 1)
-    places, newcomer = Places(), Waiting("b", 10)
-    assert places.make({idle, *busy}, newcomer, 10) is None
-    assert places.make({idle, busy[0]}, newcomer, 11) is idle
+    eviction, newcomer = Eviction(), Waiting("b", 10)
+    assert eviction.choose({idle, *busy}, newcomer, 10) is None
+    assert eviction.choose({idle, busy[0]}, newcomer, 11) is idle
 
 
 def test_clients_behind_one_load_balancer_have_each_others_places() -> None:
     """Also the second within a moment."""
     peers = {Waiting("a", number) for number in range(5)}
-    places = Places()
-    gone = [places.make(peers, Waiting("a", 10), 10) for _ in range(3)]
+    eviction = Eviction()
+    gone = [eviction.choose(peers, Waiting("a", 10), 10) for _ in range(3)]
     assert [peer.since for peer in gone if isinstance(peer, Waiting)] == [0, 1, 2]
