@@ -173,8 +173,7 @@ def test_a_body_of_many_tiny_chunks_takes_no_more_memory_than_its_bytes() -> Non
     async def story(world: World) -> None:
         client = await world.connect()
         client.send(b"POST /later HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000)
-        await asyncio.sleep(0.1)
-        assert world.server.state.held == 5000
+        await until(lambda: world.server.state.held == 5000)
         client.send(b"0\r\n\r\n")
         await until(lambda: world.application.held)
         assert world.application.held[0].body == b"a" * 5000

@@ -111,10 +111,13 @@ def test_sigterm_answers_what_was_accepted_and_exits_0(served: Any) -> None:
                 failed.append(error)
 
     threads = [threading.Thread(target=ask) for _ in range(20)]
-    for i, thread in enumerate(threads):
+    for thread in threads[:10]:
         thread.start()
-        if i == 10:
-            process.send_signal(signal.SIGTERM)
+    for thread in threads[:5]:
+        thread.join(20)
+    process.send_signal(signal.SIGTERM)
+    for thread in threads[10:]:
+        thread.start()
     for thread in threads:
         thread.join(20)
     assert process.wait(40) == 0
