@@ -42,12 +42,13 @@ class Package:
 class CpuKind:
     """CPUs of one kind on a host with several; a larger efficiency is a faster kind (hwloc's rank).
 
-    Compute belongs on the `performance` kinds: the fastest, and those that are nearly as fast.
+    `capacity` is how fast one of its CPUs computes: 1 for the fastest kind.
     """
 
     cpus: CpuSet
     efficiency: int
     performance: bool
+    capacity: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ are made from the sibling masks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError
@@ -157,15 +157,37 @@ def read_cpu_kinds(tree: Tree, online: CpuSet) -> tuple[CpuKind, ...]:
     by_pmu = [tree.cpulist(f"sys/devices/{pmu}/cpus") for pmu in ("cpu_lowpower", "cpu_atom", "cpu_core")]
     kinds = [cpus & online for cpus in by_pmu if cpus and cpus & online]
     if len(kinds) > 1:
-        return tuple(CpuKind(cpus, rank, rank == len(kinds) - 1) for rank, cpus in enumerate(kinds))
-    capacities = _by_value(tree, online, "cpu_capacity")
-    if capacities:
-        fastest = max(capacities)
+        capacities = _capacities(tree, kinds)
+        return tuple(CpuKind(cpus, rank, rank == len(kinds) - 1, capacities[rank]) for rank, cpus in enumerate(kinds))
+    values = _by_value(tree, online, "cpu_capacity")
+    if values:
+        fastest = max(values)
         return tuple(
-            CpuKind(CpuSet(cpus), rank, capacity >= (1 - KIND_GAP) * fastest)
-            for rank, (capacity, cpus) in enumerate(sorted(capacities.items()))
+            CpuKind(CpuSet(cpus), rank, value >= (1 - KIND_GAP) * fastest, round(value / fastest, 4))
+            for rank, (value, cpus) in enumerate(sorted(values.items()))
         )
-    return _kinds_by_frequency(_by_value(tree, online, "cpufreq/cpuinfo_max_freq"))
+    groups = [CpuSet(cpus) for cpus in _groups_by_frequency(_by_value(tree, online, "cpufreq/cpuinfo_max_freq"))]
+    capacities = _capacities(tree, groups)
+    return tuple(CpuKind(cpus, rank, rank == len(groups) - 1, capacities[rank]) for rank, cpus in enumerate(groups))
+
+
+# What tells how fast a CPU is, the best first: the scheduler's own number, the firmware's, the highest frequency.
+_SPEEDS = ("cpu_capacity", "acpi_cppc/highest_perf", "cpufreq/cpuinfo_max_freq")
+
+# An Intel efficiency core beside a performance core where no file tells: it executes a 256-bit vector instruction as
+# two of 128 bits (Intel 64 and IA-32 Architectures Optimization Reference Manual, Gracemont), so half the floating
+# point of a clock. A low-power one has half the clock too.
+_UNKNOWN_CAPACITY = 0.5
+
+
+def _capacities(tree: Tree, kinds: Sequence[CpuSet]) -> list[float]:
+    """How fast a CPU of each kind is, the slowest of it counts: 1 for the fastest kind. The kinds are slowest first."""
+    for file in _SPEEDS:
+        values = [[tree.number(f"{_CPU}/cpu{cpu}/{file}") for cpu in cpus] for cpus in kinds]
+        slowest = [min((value or 0 for value in kind), default=0) for kind in values]
+        if slowest and min(slowest) > 0 and len(set(slowest)) > 1:
+            return [round(speed / max(slowest), 4) for speed in slowest]
+    return [_UNKNOWN_CAPACITY ** (len(kinds) - 1 - rank) for rank in range(len(kinds))]
 
 
 def _by_value(tree: Tree, online: CpuSet, file: str) -> dict[int, list[int]]:
@@ -179,7 +201,8 @@ def _by_value(tree: Tree, online: CpuSet, file: str) -> dict[int, list[int]]:
     return values if len(values) > 1 else {}
 
 
-def _kinds_by_frequency(frequencies: dict[int, list[int]]) -> tuple[CpuKind, ...]:
+def _groups_by_frequency(frequencies: dict[int, list[int]]) -> list[list[int]]:
+    """The CPUs between two gaps of frequency, the slowest first; nothing where there is no gap."""
     groups: list[list[int]] = []
     last = None
     for frequency in sorted(frequencies):
@@ -187,9 +210,7 @@ def _kinds_by_frequency(frequencies: dict[int, list[int]]) -> tuple[CpuKind, ...
             groups.append([])
         groups[-1] += frequencies[frequency]
         last = frequency
-    if len(groups) < 2:
-        return ()
-    return tuple(CpuKind(CpuSet(cpus), rank, rank == len(groups) - 1) for rank, cpus in enumerate(groups))
+    return groups if len(groups) > 1 else []
 
 
 def read_numa_nodes(tree: Tree, online: CpuSet, memory_bytes: int | None) -> tuple[NumaNode, ...]:

@@ -15,13 +15,17 @@ from torchpar.facts.topology import HostFacts
 
 @dataclass(frozen=True)
 class Core:
-    """A core's usable CPUs, and the ids of what it is in: numbers that only tell places apart, -1 for unknown."""
+    """A core's usable CPUs, and the ids of what it is in: numbers that only tell places apart, -1 for unknown.
+
+    `capacity` is how fast it computes: 1 for the fastest kind of the host.
+    """
 
     cpus: CpuSet
     package: int
     numa_node: int
     core_complex: int
     performance: bool
+    capacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,17 +102,37 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     return UsableCores(named, tuple(pool), tuple(slow), dict(sorted(left_out.items())), quota, warnings)
 
 
+def usable_before_reserve(facts: HostFacts, host_cpus: CpuSet | None) -> tuple[Core, ...]:
+    """The cores that services could get without a name: those of [Host] CPUs=, not isolated, none kept back."""
+    allowed = facts.online_cpus & facts.allowed_cpus & (facts.online_cpus if host_cpus is None else host_cpus)
+    isolated = facts.isolated_cpus - (host_cpus or CpuSet())
+    named = _make_cores(facts, allowed)
+    return tuple(core for core in named if core.cpus.isdisjoint(isolated)) or named
+
+
+def auto_reserve(cores: Sequence[Core]) -> int:
+    """How many cores ReserveCores=auto keeps for the system: none below 4, 1 below 16, then one for each NUMA node.
+
+    It is never more than a sixteenth of them. Packages are not counted: a virtual machine may have one for each CPU.
+    """
+    count = len(cores)
+    return 0 if count < 4 else 1 if count < 16 else min(len({core.numa_node for core in cores}), count // 16)
+
+
 def _make_cores(facts: HostFacts, allowed: CpuSet) -> tuple[Core, ...]:
     package = _place(((p.id, p.cpus) for p in facts.packages or ()), facts.online_cpus)
     numa_node = _place(((n.id, n.cpus) for n in facts.numa_nodes), facts.online_cpus)
     core_complex = _place(enumerate(facts.l3_groups or ()), facts.online_cpus)
     slow = CpuSet.union(kind.cpus for kind in facts.cpu_kinds if not kind.performance)
+    capacity = {cpu: kind.capacity for kind in facts.cpu_kinds for cpu in kind.cpus}
     cores = []
     for cpus in facts.cores:
         usable = cpus & allowed
         if usable:
             cpu = usable.first()
-            cores.append(Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], cpu not in slow))
+            cores.append(
+                Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], cpu not in slow, capacity.get(cpu, 1.0))
+            )
     return tuple(sorted(cores, key=_first_cpu))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Claim, Reason, request_text
-from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.cores import UsableCores
 
 
 def place_explicit(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> None:
@@ -39,7 +40,7 @@ def _place(claim: Claim, usable: UsableCores, facts: HostFacts) -> None:
     for core in usable.named:
         cpus = core.cpus & wanted
         if cpus:
-            cores.append(Core(cpus, core.package, core.numa_node, core.core_complex, core.performance))
+            cores.append(dataclasses.replace(core, cpus=cpus))
     claim.cores = tuple(cores)
     claim.reasons.append(Reason("CPUs", str(wanted), f"named by CPUs={request_text(request)}"))
 

@@ -359,3 +359,33 @@ def test_a_size_of_pages_that_linux_has_not_is_no_fact() -> None:
     assert parse_facts({**facts, "page_size": 65536}).page_size == 65536
     with pytest.raises(FactsError, match="page_size: is none of Linux"):
         parse_facts({**facts, "page_size": -1})
+
+
+PMU = {"sys/devices/cpu_atom/cpus": b"2-3", "sys/devices/cpu_core/cpus": b"0-1"}
+PER_CPU = {
+    "cpu_capacity": (1024, 1000, 512, 512),
+    "acpi_cppc/highest_perf": (61, 65, 39, 35),
+    "cpufreq/cpuinfo_max_freq": (4_800_000, 4_800_000, 3_600_000, 3_600_000),
+}
+
+
+@pytest.mark.parametrize(
+    ("pmu", "files", "expected"),
+    [
+        (PMU, [], [("2-3", 0.5), ("0-1", 1.0)]),
+        (PMU, ["cpufreq/cpuinfo_max_freq"], [("2-3", 0.75), ("0-1", 1.0)]),
+        (PMU, ["cpufreq/cpuinfo_max_freq", "acpi_cppc/highest_perf"], [("2-3", 0.5738), ("0-1", 1.0)]),
+        ({}, ["cpufreq/cpuinfo_max_freq"], [("2-3", 0.75), ("0-1", 1.0)]),
+        ({}, ["cpufreq/cpuinfo_max_freq", "acpi_cppc/highest_perf"], [("2-3", 0.5738), ("0-1", 1.0)]),
+        ({}, list(PER_CPU), [("2-3", 0.5), ("1", 0.9766), ("0", 1.0)]),
+        ({}, ["acpi_cppc/highest_perf"], []),
+    ],
+)
+def test_the_speed_of_a_kind_of_cpus_is_that_of_its_slowest(
+    pmu: dict[str, bytes], files: list[str], expected: list[tuple[str, float]], tmp_path: Path
+) -> None:
+    """By the best of the files that say it; an efficiency core of which none says it has half the speed."""
+    write(tmp_path, {f"{CPU}/online": b"0-3", **pmu})
+    for file in files:
+        write(tmp_path, {f"{CPU}/cpu{i}/{file}": str(value).encode() for i, value in enumerate(PER_CPU[file])})
+    assert [(str(kind.cpus), kind.capacity) for kind in read_facts(tmp_path).cpu_kinds] == expected
