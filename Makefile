@@ -28,6 +28,7 @@ help:
 	@echo 'make test-serve     the tests of the inference server, with a torch of their own'
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
+	@echo 'make bench-plan-quality  how good the plans of many machines and confs are'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
 	@echo 'make bench-progress what the runtime costs a training step (TORCH_PYTHON=: an interpreter with torch)'
 	@echo 'make bench-serve    inference servers side by side (ARGUMENTS=... for its arguments)'
@@ -148,6 +149,11 @@ bench: $(VENV)/complete machine-packages
 	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_plan
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.benchmarks.bench_boot $(or $(SUITE),trixie)
 .PHONY: bench
+
+# ARGUMENTS='--worst 40': as many of the worst plans are listed.
+bench-plan-quality: $(VENV)/complete
+	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_plan_quality $(ARGUMENTS)
+.PHONY: bench-plan-quality
 
 # BENCH='--stacks wheel --jobs mlp conv': only those; see bench_train.py.
 bench-train: $(VENV)/complete machine-packages
