@@ -102,7 +102,8 @@ class HostSettings:
         v.auto_or(v.parse_count),
         "auto",
         "auto, or a number",
-        "cores kept for the system; auto: none below 4 cores, 1 from 4 to 15, 1 for each package from 16",
+        "cores kept for the system; auto: none below 4 cores, 1 below 16, then 1 for each NUMA node, and no more than "
+        "a sixteenth of the cores",
     )
     smt: bool = _setting(
         "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"

@@ -154,19 +154,20 @@ def _without(cores: Iterable[Core], cpus: CpuSet, why: str, left_out: dict[int, 
 
 
 def _reserved(pool: list[Core], slow: list[Core], reserve: int | None) -> list[Core]:
-    """The cores kept for the system: slow ones if there are any, else the first of each package in turn.
+    """The cores kept for the system: slow ones if there are any, else the first of each NUMA node in turn.
 
-    auto: none below 4 cores, 1 from 4 to 15, one for each package from 16 (tuned's cpu-partitioning keeps one for each
-    package). At least one core always stays in the pool.
+    At least one core always stays in the pool.
     """
-    count = len(pool) + len(slow)
-    packages = {core.package for core in pool}
     if reserve is None:
-        reserve = 0 if count < 4 else 1 if count < 16 else len(packages)
+        reserve = auto_reserve([*pool, *slow])
     if reserve <= len(slow):
         return slow[:reserve]
-    by_package = [[core for core in pool if core.package == package] for package in sorted(packages)]
-    in_turn = [cores[i] for i in range(len(pool)) for cores in by_package if i < len(cores)]
+    by_node: dict[int, list[Core]] = {}
+    for core in pool:
+        by_node.setdefault(core.numa_node, []).append(core)
+    # The largest nodes first, so that what is left of them is more alike.
+    in_order = sorted(by_node.values(), key=lambda cores: -len(cores))
+    in_turn = [cores[i] for i in range(len(pool)) for cores in in_order if i < len(cores)]
     return in_turn[: min(reserve, len(pool) - 1)]
 
 

@@ -11,7 +11,7 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
-from torchpar.facts.topology import HostFacts
+from torchpar.facts.topology import HostFacts, NumaNode
 from torchpar.placement.place import Placement, place
 
 
@@ -200,11 +200,21 @@ def test_a_hybrid_host_computes_on_performance_cores() -> None:
     assert "kept for the system" in placement.usable.left_out[8]
 
 
-@pytest.mark.parametrize(("cores", "reserved"), [(3, ""), (4, "0"), (15, "0"), (16, "0,8")])
-def test_reserved_cores_grow_with_the_host(cores: int, reserved: str) -> None:
-    """None below 4, one from 4 to 15, one for each package from 16."""
-    host = make_host(packages=2, cores_per_complex=8) if cores == 16 else make_host(cores_per_complex=cores)
+@pytest.mark.parametrize(
+    ("nodes", "cores_of_each", "reserved"),
+    [(1, 3, ""), (1, 4, "0"), (1, 15, "0"), (2, 8, "0"), (2, 16, "0,16"), (16, 2, "0,2"), (1, 64, "0")],
+)
+def test_reserved_cores_grow_with_the_host(nodes: int, cores_of_each: int, reserved: str) -> None:
+    """None below 4, one below 16, then one for each NUMA node, and no more than a sixteenth."""
+    host = make_host(packages=nodes, cores_per_complex=cores_of_each)
     assert str(CpuSet(place_text("a", host).usable.left_out)) == reserved
+
+
+def test_a_virtual_machine_with_a_package_for_each_cpu_keeps_one_core() -> None:
+    """As QEMU's plain -smp 32 makes it."""
+    host = make_host(packages=32, cores_per_complex=1)
+    host = dataclasses.replace(host, numa_nodes=(NumaNode(0, host.online_cpus, 2**34),))
+    assert cpus("a Enabled=yes", host) == {"a": "1-31"}
 
 
 def test_more_reserved_cores_than_there_are_is_said() -> None:
