@@ -15,9 +15,10 @@ from torchpar.conf.settings import TrainSettings
 from torchpar.conf.values import Binding
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.placement.claims import Reason, largest_remainder
+from torchpar.placement.claims import Reason
 from torchpar.placement.cores import Core
 from torchpar.placement.place import Share
+from torchpar.placement.split import by_node, chunks, split_cores, split_nodes
 from torchpar.plan.inference_processes import split_places
 
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.
@@ -55,8 +56,8 @@ def make_ranks(
     warnings: list[str] = []
     ranks = []
     if train:
-        count = _count_ranks(service, train, share, facts)
-        parts = _split_by_gpus(share, count, train.gpus_per_rank) or split_cores(share.cores, count)
+        parts = _split(service, train, share)
+        count = len(parts)
         per_rank = train.gpus_per_rank if count > 1 else len(share.gpus)
         binding = train.binding
     else:
@@ -68,7 +69,7 @@ def make_ranks(
             reason = Reason("Processes", str(count), "one for each accelerator")
         count, per_rank, binding = len(parts), -(-len(share.gpus) // len(parts)), Binding.AUTO
         reasons.append(reason)
-    loader_parts = _chunks(share.loader_cores, len(parts))
+    loader_parts = chunks(share.loader_cores, len(parts))
     for local_rank, (cores, loader_cores) in enumerate(zip(parts, loader_parts, strict=True)):
         cpus = _bind(cores, share, facts, binding)
         gpus = share.gpus[local_rank * per_rank : (local_rank + 1) * per_rank]
@@ -81,59 +82,42 @@ def make_ranks(
     if train and count > 1:
         crossing = [rank.local_rank for rank in ranks if len(rank.numa_nodes) > 1]
         how = f"crossing NUMA nodes: rank {CpuSet(crossing)}" if crossing else "none crosses a NUMA node"
-        reasons.insert(0, Reason("Ranks", str(count), f"{len(share.cores)} cores split evenly; {how}"))
+        used = sum(map(len, parts))
+        unused = f", {len(share.cores) - used} left out so that ranks are alike" if used < len(share.cores) else ""
+        reasons.insert(0, Reason("Ranks", str(count), f"{used} cores split evenly{unused}; {how}"))
+    if train and train.ranks == "numa" and count < len(facts.node_of(share.cpus)):
+        why = f"equal parts of {count} of its {len(facts.node_of(share.cpus))} NUMA nodes are faster than of all"
+        reasons.insert(0, Reason("Ranks", "numa", why))
     if train and (count > 1 or binding is not Binding.AUTO):
         reasons.append(_binding_reason(binding, ranks))
     return tuple(ranks), tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(warnings))
 
 
-def _count_ranks(service: Service, train: TrainSettings, share: Share, facts: HostFacts) -> int:
-    if train.ranks == "gpu":
-        count = len(share.gpus) // train.gpus_per_rank
+def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Core]]:
+    """The cores of each rank."""
+    if train.ranks == "numa":
+        named = service.settings.cpus.is_explicit()
+        parts = by_node(share.cores) if named else split_nodes(share.cores)
+        count = len(parts)
+    elif train.ranks == "gpu":
+        parts, count = [], len(share.gpus) // train.gpus_per_rank
         if count == 0:
             why = f"it has {len(share.gpus)} accelerators here and GPUsPerRank={train.gpus_per_rank}"
             raise service.refuse("Ranks", "gpu", f"{why}; for hosts without GPUs use a file with [Match] GPUs=")
-    elif train.ranks == "numa":
-        count = max(1, len(facts.node_of(share.cpus)))
     else:
-        count = train.ranks
+        parts, count = [], train.ranks
     if count > len(share.cores):
         why = f"it has {len(share.cores)} cores ({share.cpus}), and each of {count} ranks needs one at least"
         raise service.refuse("Ranks", train.ranks, why)
     if count > 1 and share.gpus and count * train.gpus_per_rank > len(share.gpus):
         why = f"with GPUsPerRank={train.gpus_per_rank} that is more than its {len(share.gpus)} accelerators"
         raise service.refuse("Ranks", count, f"{why}; GPUs=none trains on CPUs")
-    return count
-
-
-def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
-    """Split cores into `count` parts that are as even as whole NUMA nodes allow; the first parts get the remainder.
-
-    With at least as many parts as nodes no part crosses a node; with fewer, each is made of neighbouring cores.
-    """
-    if count == 1:
-        return [list(cores)]
-    nodes: dict[int, list[Core]] = {}
-    for core in sorted(cores, key=lambda core: (core.numa_node, core.package, core.core_complex, core.cpus.first())):
-        nodes.setdefault(core.numa_node, []).append(core)
-    if len(nodes) > count:
-        return _chunks([core for members in nodes.values() for core in members], count)
-    shares = largest_remainder(count, [len(members) for members in nodes.values()], least=1)
-    return [part for members, n in zip(nodes.values(), shares, strict=True) for part in _chunks(members, n)]
-
-
-def _chunks(cores: Sequence[Core], count: int) -> list[list[Core]]:
-    size, larger = divmod(len(cores), count)
-    parts, start = [], 0
-    for i in range(count):
-        end = start + size + (i < larger)
-        parts.append(list(cores[start:end]))
-        start = end
-    return parts
+    return _split_by_gpus(share, count, train.gpus_per_rank) or parts or split_cores(share.cores, count)
 
 
 def _split_by_gpus(share: Share, count: int, per_rank: int) -> list[list[Core]] | None:
-    """The ranks' cores near their GPUs: the ranks of a node share its cores; None where that cannot be."""
+    """The ranks' cores near their GPUs: the ranks of a node share its cores, and none has more than one core more than
+    another; None where that cannot be."""
     if count == 1 or len(share.gpus) < count * per_rank:
         return None
     nodes = [share.gpus[rank * per_rank].numa_node for rank in range(count)]
@@ -142,8 +126,9 @@ def _split_by_gpus(share: Share, count: int, per_rank: int) -> list[list[Core]] 
         on_node.setdefault(core.numa_node, []).append(core)
     if any(node is None or len(on_node.get(node, ())) < nodes.count(node) for node in nodes):
         return None
-    chunks = {node: iter(_chunks(on_node[node], nodes.count(node))) for node in set(nodes)}
-    return [next(chunks[node]) for node in nodes]
+    most = min(len(on_node[node]) // nodes.count(node) for node in set(nodes)) + 1
+    parts = {node: iter(chunks(on_node[node][: most * nodes.count(node)], nodes.count(node))) for node in set(nodes)}
+    return [next(parts[node]) for node in nodes]
 
 
 def _bind(cores: Sequence[Core], share: Share, facts: HostFacts, binding: Binding) -> CpuSet:

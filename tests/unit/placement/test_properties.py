@@ -134,6 +134,10 @@ def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]
             assert service.loader_cpus.isdisjoint(loading)
             loading |= CpuSet() if settings_.slot else service.loader_cpus
         assert service.loader_cpus.isdisjoint(computing)
+        train = service.service.train()
+        if train and train.binding.value in ("auto", "exclusive") and not settings_.cpus.is_explicit():
+            sizes = [sum(1 for core in host.cores if core & rank.cpus) for rank in service.ranks]
+            assert max(sizes) - min(sizes) <= 1
         smt = bool(settings_.smt)
         for rank in service.ranks:
             assert rank.cpus and rank.cpus <= service.cpus and rank.threads >= 1

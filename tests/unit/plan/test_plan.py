@@ -79,7 +79,7 @@ def test_ranks_split_cores_evenly_and_the_first_get_the_remainder() -> None:
 
 def test_no_rank_crosses_a_node_where_there_are_as_many_ranks_as_nodes() -> None:
     """Each rank's memory is near it."""
-    assert [r[0] for r in ranks(plan_of("Ranks=3", TWO_NODES))] == ["0-1", "2-3", "4-7"]
+    assert [r[0] for r in ranks(plan_of("Ranks=3", TWO_NODES))] == ["0-1", "2-3", "4-6"]
     assert [r[0] for r in ranks(plan_of("Ranks=numa", TWO_NODES))] == ["0-3", "4-7"]
 
 

@@ -1,0 +1,90 @@
+"""Cores to the ranks of one service: equal ones, as the fastest of them waits for the slowest.
+
+Ranks differ by one core at the most. They keep to a NUMA node each, with fewer cores where that is faster than to have
+some across nodes; cores that equal ranks have no use for are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torchpar.placement.cores import Core
+from torchpar.placement.quality import ACROSS_NODES
+
+
+def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
+    """The cores of each of `count` ranks; there are as many cores at least."""
+    if count == 1:
+        return [list(cores)]
+    nodes = by_node(cores)
+    size = len(cores) // count
+    within = size_within_nodes([len(node) for node in nodes], count)
+    return _within(nodes, count, within) if within >= ACROSS_NODES * size else _across(nodes, count, size)
+
+
+def split_nodes(cores: Sequence[Core]) -> list[list[Core]]:
+    """The cores of a rank for each NUMA node: equal parts of all nodes, or of fewer where that is faster."""
+    nodes = sorted(by_node(cores), key=lambda node: -len(node))
+    number = best_nodes([len(node) for node in nodes])
+    size = len(nodes[number - 1])
+    return sorted((node[: size + 1] for node in nodes[:number]), key=lambda part: part[0].numa_node)
+
+
+def by_node(cores: Iterable[Core]) -> list[list[Core]]:
+    """The cores of each NUMA node, neighbours beside each other."""
+    nodes: dict[int, list[Core]] = {}
+    for core in sorted(cores, key=lambda core: (core.numa_node, core.package, core.core_complex, core.cpus.first())):
+        nodes.setdefault(core.numa_node, []).append(core)
+    return list(nodes.values())
+
+
+def size_within_nodes(sizes: Sequence[int], count: int) -> int:
+    """The most cores that each of `count` ranks can have if none crosses a node; 0 where nodes are too small."""
+    # The size that is best just fills some node with a whole number of ranks.
+    possible = {size // ranks for size in set(sizes) for ranks in range(1, min(size, count) + 1)}
+    return max((each for each in possible if sum(size // each for size in sizes) >= count), default=0)
+
+
+def best_nodes(sizes: Sequence[int]) -> int:
+    """On how many of the nodes, which are the largest first, equal parts are most together; the more if equal."""
+    return max(range(1, len(sizes) + 1), key=lambda number: (number * sizes[number - 1], number))
+
+
+def chunks(cores: Sequence[Core], count: int) -> list[list[Core]]:
+    """Cut cores into `count` parts of neighbours, the first of which get the remainder."""
+    size, larger = divmod(len(cores), count)
+    parts, start = [], 0
+    for i in range(count):
+        end = start + size + (i < larger)
+        parts.append(list(cores[start:end]))
+        start = end
+    return parts
+
+
+def _within(nodes: Sequence[Sequence[Core]], count: int, size: int) -> list[list[Core]]:
+    ranks = [0] * len(nodes)
+    for _ in range(count):
+        room = [i for i, node in enumerate(nodes) if len(node) // size > ranks[i]]
+        ranks[max(room, key=lambda i: (len(nodes[i]) / (ranks[i] + 1), -i))] += 1
+    return [
+        part
+        for node, number in zip(nodes, ranks, strict=True)
+        if number
+        for part in chunks(node[: number * (size + 1)], number)
+    ]
+
+
+def _across(nodes: Sequence[Sequence[Core]], count: int, size: int) -> list[list[Core]]:
+    """Whole ranks of each node, and the others of what these leave."""
+    parts, rest = [], []
+    for node in nodes:
+        whole = len(node) // size * size
+        parts += chunks(node[:whole], whole // size)[:count] if whole else []
+        rest += node[whole:]
+    missing = count - len(parts)
+    parts += chunks(rest[: missing * size], missing)
+    for core in rest[missing * size :]:
+        smaller = [p for p in parts if len(p) == size and {c.numa_node for c in p} == {core.numa_node}]
+        if smaller:
+            smaller[0].append(core)
+    return sorted(parts, key=lambda part: (part[0].numa_node, part[0].cpus.first()))
