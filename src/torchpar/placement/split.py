@@ -76,7 +76,8 @@ def _within(nodes: Sequence[Sequence[Core]], count: int, size: int) -> list[list
 
 def _across(nodes: Sequence[Sequence[Core]], count: int, size: int) -> list[list[Core]]:
     """Whole ranks of each node, and the others of what these leave."""
-    parts, rest = [], []
+    parts: list[list[Core]] = []
+    rest: list[Core] = []
     for node in nodes:
         whole = len(node) // size * size
         parts += chunks(node[:whole], whole // size)[:count] if whole else []
