@@ -53,7 +53,7 @@ NOT_FOR_A_JOB = ("Script", "Module", "Arguments", "User", "Enabled", "Slot", "Re
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key of [Train NAME].")
 @click.argument("what", metavar="SCRIPT", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(
+def run(  # noqa: PLR0913 - click gives every option as an argument
     as_module: bool,
     cpus: str | None,
     gpus: str | None,

@@ -158,7 +158,7 @@ OPENING = frozenset(
 )
 
 
-def opened(name: str, text: str, unit: str) -> Iterator[str]:
+def opened(name: str, text: str, unit: str) -> Iterator[str]:  # noqa: C901 - a branch for each way in which a directive names a file
     """The paths that systemd opens as root for a directive of this unit; those with a / at the end may be folders.
 
     Raises ValueError where that cannot be known.

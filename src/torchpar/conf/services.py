@@ -270,7 +270,7 @@ def _error(problems: Problems, files: Sequence[ConfFile]) -> ConfigError:
     return ConfigError(errors)
 
 
-def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iterator[_Value]:
+def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iterator[_Value]:  # noqa: C901 - a branch for each thing that a line can be
     word = section.header.split()[0]
     rows = _SETTINGS[word]
     for assignment in section.assignments:

@@ -35,7 +35,7 @@ class Setting:
     later: bool
 
 
-def _setting(
+def _setting(  # noqa: PLR0913 - a row of the table has as many columns
     key: str,
     parse: Callable[[str], Any],
     default: str,

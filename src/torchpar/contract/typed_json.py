@@ -44,7 +44,7 @@ def shape(data: Any, kind: type[T], where: str = "") -> T:
     return typing.cast(T, _shape(data, kind, where))
 
 
-def _shape(data: Any, kind: Any, where: str) -> Any:
+def _shape(data: Any, kind: Any, where: str) -> Any:  # noqa: C901 - a branch for each kind of type
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if type(None) in arguments:
         if data is None:

@@ -154,7 +154,7 @@ def make_warnings(config: Config, found: Mapping[Identity, Found]) -> tuple[str,
     return tuple(dict.fromkeys(warnings))
 
 
-def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | None]]:
+def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | None]]:  # noqa: C901 - a branch for each key that names a path
     """What is asked for a service: the key, who asks, and the question; None asks for the names alone."""
     settings, train, infer = service.settings, service.train(), service.infer()
     directives = dict(service.directives)

@@ -166,7 +166,7 @@ def _binding_reason(binding: Binding, ranks: Sequence[Rank]) -> Reason:
     return Reason("Binding", binding.value, f"{_BOUND_TO[binding]}: CPUs {bound}{beside}")
 
 
-def _divide(
+def _divide(  # noqa: PLR0913 - each is a number of the rank
     service: Service,
     train: TrainSettings | None,
     cores: Sequence[Core],

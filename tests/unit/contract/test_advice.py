@@ -57,7 +57,7 @@ def test_no_advice_where_it_would_not_help(loading: Loading, threads: int, budge
     passes=st.integers(0, 10**6), workers=st.integers(0, 100), threads=st.integers(0, 200), budget=st.integers(0, 300),
     pageable=st.booleans(),
 )  # fmt: skip
-def test_whatever_a_job_reports_is_put_into_words(
+def test_whatever_a_job_reports_is_put_into_words(  # noqa: PLR0913 - a column of the table each
     seconds: float, share: float, own: float, batches: int, passes: int, workers: int, threads: int, budget: int,
     pageable: bool,
 ) -> None:  # fmt: skip

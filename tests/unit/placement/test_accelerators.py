@@ -290,7 +290,7 @@ def display(
         "Radeon without driver", "GeForce", "GeForce without driver",
     ],
 )  # fmt: skip
-def test_a_gpu_for_the_display_makes_no_gpu_job_of_a_job_on_cpus(
+def test_a_gpu_for_the_display_makes_no_gpu_job_of_a_job_on_cpus(  # noqa: PLR0913 - a column of the table each
     address: str, vendor: str, class_code: str, driver: str, beside: str, auto: bool, named: bool, tmp_path: Path
 ) -> None:
     """One that is a part of the processor is used where it is named, and one without a driver not at all."""

@@ -105,7 +105,9 @@ def plan_or_refusal(text: str, host: HostFacts) -> Plan | str:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hosts_in_use(), SERVICES)
-def test_no_plan_breaks_a_promise(host: HostFacts, services: list[dict[str, str]]) -> None:
+def test_no_plan_breaks_a_promise(  # noqa: C901 - promise by promise
+    host: HostFacts, services: list[dict[str, str]]
+) -> None:
     """No core in two exclusive services, every rank inside its service, threads and loaders within the budget, nothing
     outside the allowed CPUs; and what cannot be is refused with its place."""
     plan = plan_or_refusal(conf_of(services), host)

@@ -43,7 +43,7 @@ def run_calmly(main: Callable[..., object], arguments: Sequence[Any]) -> None:
         sys.exit(stop_status(stopped.statuses))
 
 
-def stop_calmly() -> None:
+def stop_calmly() -> None:  # noqa: C901 - the states of torch's agent, in its order
     """Let each rank end by itself while the service is being stopped.
 
     ExecStop= asks and signals the ranks, and this process too. torch's agent would send SIGTERM to all of them, and

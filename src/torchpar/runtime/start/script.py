@@ -53,7 +53,7 @@ def main() -> None:
         raise
 
 
-def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[..., object], tuple[Any, ...]]":
+def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[..., object], tuple[Any, ...]]":  # noqa: C901 - the order in which the interpreter itself starts
     """Make the interpreter's state that of a start without a launcher; what to call then, and with what."""
     # With PYTHONSAFEPATH, -P or -I the interpreter puts no folder in front, neither the launcher's nor the script's.
     safe_path = getattr(sys.flags, "safe_path", sys.flags.isolated)

@@ -43,7 +43,7 @@ class Batch:
 class Served:
     """Everything that one version has; `open` counts requests that were accepted and have no answer yet."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a version is made of, put together in one place
         self,
         name: str,
         version: str,

@@ -46,7 +46,7 @@ class Taking(Outgoing):
         """Whether the frame that follows is the rest of a header."""
         return self._block is not None
 
-    def take(self, kind: int, flags: int, stream: int, payload: memoryview) -> None:
+    def take(self, kind: int, flags: int, stream: int, payload: memoryview) -> None:  # noqa: C901 - a branch for each type of frame
         """One frame. Raises ConnectionFailed, and HpackError."""
         if self._block is not None and (kind != frames.CONTINUATION or stream != self._block_of[0]):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a header is not ended")

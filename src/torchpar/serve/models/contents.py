@@ -86,7 +86,7 @@ def _beginning(first: bytes) -> str:
     return f"but something that begins with the bytes {first[:8].hex(' ')}"
 
 
-def _look_at_archive(path: str, first: bytes) -> None:
+def _look_at_archive(path: str, first: bytes) -> None:  # noqa: C901 - a branch for each thing that a file can be instead
     if first.startswith(b"\x80"):
         raise ModelError(f"{path}: {_pickled(_names_in_file(path), 'a pickle, as torch.save wrote before 1.6')}")
     if first[8:10] == b'{"':

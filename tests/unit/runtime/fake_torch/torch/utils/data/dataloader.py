@@ -9,7 +9,7 @@ _NO_PREFETCH = 2 if os.environ.get("FAKE_TORCH") == "1.13" else None
 
 
 class DataLoader:
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the arguments of the real one
         self, dataset, batch_size=1, shuffle=None, sampler=None, batch_sampler=None, num_workers=0, collate_fn=None,
         pin_memory=False, drop_last=False, timeout=0, worker_init_fn=None, multiprocessing_context=None,
         generator=None, *, prefetch_factor=_NO_PREFETCH, persistent_workers=False
