@@ -1,4 +1,4 @@
-"""From a model's file to what serves it: load, try, measure. Runs beside the event loop, while others are served."""
+"""Loads a model from its file, tries it and measures it, on another thread than the event loop's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.curve import Curve, measure
-from torchpar.serve.engine.probe import Probe, batch_of, compare_many, find_state, try_model
+from torchpar.serve.engine.probe import Probe, compare_many, find_state, try_model
+from torchpar.serve.engine.samples import batch_of
 from torchpar.serve.engine.served import Served
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import Statistics

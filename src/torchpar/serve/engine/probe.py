@@ -8,19 +8,15 @@ largest number, is not seen where all rows decide alike. What fails is served on
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from torchpar.serve.engine.answering import ENDED, difference_to_declared, is_open, refuse, refuse_nothing
 from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.engine.rows import Part, cut, difference, odd_rows, only, repeat
+from torchpar.serve.engine.samples import is_special, joined, made_up, multiplied, specs_of
 from torchpar.serve.errors import CannotAnswer, ServeError
-from torchpar.serve.models.values import DTYPES, tensor_of
 from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
@@ -81,7 +77,7 @@ def try_model(runner: Runner, slot: int = 0) -> Probe:
         if error.status == 503:
             raise CannotAnswer(ENDED) from None
         return Probe(f"it failed on several rows: {error.message}", sample, outputs)
-    return Probe("", sample, outputs or _specs(seen))
+    return Probe("", sample, outputs or specs_of(seen))
 
 
 def find_state(runner: Runner, slot: int = 0) -> str:
@@ -91,11 +87,6 @@ def find_state(runner: Runner, slot: int = 0) -> str:
         return _changes(runner, slot, sample) if sample is not None else ""
     except ServeError:
         return ""
-
-
-def batch_of(sample: Sequence[Tensor], rows: int) -> list[Column]:
-    """A batch of equal rows."""
-    return [Column(t.datatype, (rows, *t.shape[1:]), [t.data] * rows) for t in sample]
 
 
 def _find_sample(runner: Runner, slot: int) -> tuple[tuple[Tensor, ...] | None, int]:
@@ -112,7 +103,7 @@ def _find_sample(runner: Runner, slot: int) -> tuple[tuple[Tensor, ...] | None, 
         return first, 0
     refused: ServeError | None = None
     for size in SIZES_TO_TRY:
-        sample = tuple(_made_up(spec, 1, size, seed=0) for spec in runner.inputs)
+        sample = tuple(made_up(spec, 1, size, seed=0) for spec in runner.inputs)
         try:
             _check_outputs(runner, slot, sample)
             return sample, size
@@ -153,20 +144,11 @@ def _others(runner: Runner, slot: int) -> Iterator[ServeError | Sequence[Tensor]
     rows = (1, 2, 3, 5) if _has_rows(runner) and runner.max_batch != 1 else (1,) * 4
     size = SIZES_TO_TRY[0]
     for seed, count in enumerate(rows):
-        made = [_made_up(spec, count, size, seed) for spec in runner.inputs]
+        made = [made_up(spec, count, size, seed) for spec in runner.inputs]
         try:
-            yield _run(runner, slot, [_times(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True).outputs
+            yield _run(runner, slot, [multiplied(tensor, (0, 1, 100, -1)[seed]) for tensor in made], quiet=True).outputs
         except ServeError as error:
             yield error
-
-
-def _times(tensor: Tensor, factor: int) -> Tensor:
-    """Its values times a number. What has no sign wraps."""
-    dtype = DTYPES.get(tensor.datatype)
-    if dtype is None or tensor.datatype == "BOOL" or not len(tensor.data):
-        return tensor
-    value = torch.frombuffer(bytearray(tensor.data), dtype=dtype).view(tensor.shape)  # type: ignore[arg-type]
-    return tensor_of(tensor.name, (value * factor).to(dtype))
 
 
 def _changes(runner: Runner, slot: int, sample: Sequence[Tensor]) -> str:
@@ -198,7 +180,7 @@ def _compare_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> 
         answers.append(answer)
     most = runner.max_batch or len(rows)
     everything = list(range(len(rows)))
-    finite = [i for i in everything if not any(_is_special(tensor) for tensor in rows[i])]
+    finite = [i for i in everything if not any(is_special(tensor) for tensor in rows[i])]
     places = [[0, i, 0][:most] for i in everything[1:]]
     for whole in (finite, everything):
         places[:0] = [whole[start : start + most] for start in range(0, len(whole), most)]
@@ -224,7 +206,7 @@ def compare_many(
     for row in itertools.islice(odd_rows(sample, indices=runner.kind == "KIND_CPU"), MOST_ODD_ROWS):
         if len(rows) == DIFFERENT_ROWS or time.monotonic() > until:
             break
-        if any(_is_special(tensor) for tensor in row):
+        if any(is_special(tensor) for tensor in row):
             continue
         try:
             answers.append(_run(runner, slot, row, quiet=True).outputs)
@@ -252,7 +234,7 @@ def _agrees(
     runner: Runner, slot: int, rows: Sequence[tuple[Tensor, ...]], answers: Sequence[Sequence[Tensor]]
 ) -> str:
     """Compute rows at once; "" if each has the answer that it has alone."""
-    whole = _run(runner, slot, _joined(rows), quiet=True).outputs
+    whole = _run(runner, slot, joined(rows), quiet=True).outputs
     for tensor in whole:
         if tensor.shape[:1] != (len(rows),):
             return f"output '{tensor.name}' has shape {list(tensor.shape)} for {len(rows)} rows of input"
@@ -265,24 +247,6 @@ def _agrees(
 
         parts.append(Part(answer, [cut(tensor, i, i + 1) for tensor in whole], again))
     return difference(parts, whole, runner.kind)
-
-
-def _joined(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    found = []
-    for parts in zip(*rows):
-        first = parts[0]
-        data: Any = [element for part in parts for element in part.data]
-        if first.datatype != "BYTES":
-            data = b"".join(bytes(part.data) for part in parts)
-        found.append(Tensor(first.name, first.datatype, (len(rows), *first.shape[1:]), data))
-    return found
-
-
-def _is_special(tensor: Tensor) -> bool:
-    dtype = DTYPES.get(tensor.datatype)
-    if dtype is None or not dtype.is_floating_point or not len(tensor.data):
-        return False
-    return not bool(torch.frombuffer(bytearray(tensor.data), dtype=dtype).isfinite().all())  # type: ignore[arg-type]
 
 
 def _compare(
@@ -298,7 +262,7 @@ def _compare(
     if runner.example is not None:
         inputs = [repeat(tensor, rows) for tensor in runner.example]
     else:
-        inputs = [_made_up(spec, rows, size, seed=rows) for spec in runner.inputs]
+        inputs = [made_up(spec, rows, size, seed=rows) for spec in runner.inputs]
     whole = _run(runner, slot, inputs).outputs
     seen[rows] = whole
     for tensor in whole:
@@ -328,30 +292,3 @@ def _run(runner: Runner, slot: int, inputs: Sequence[Tensor], quiet: bool = Fals
         return runner.compute(slot, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
     finally:
         runner.quiet = False
-
-
-def _made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
-    """Rows that differ: small numbers, which are indices for most models that want whole ones."""
-    shape = [size if n == -1 else n for n in spec.shape]
-    if spec.shape and spec.shape[0] == -1:
-        shape[0] = rows
-    for i, (low, high) in enumerate(spec.limits):
-        shape[i] = max(low, shape[i] if high is None else min(high, shape[i]))
-    if spec.datatype == "BYTES":
-        count = math.prod(shape)
-        return Tensor(spec.name, "BYTES", tuple(shape), [str((seed + i) % 10).encode() for i in range(count)])
-    generator = torch.Generator().manual_seed(seed)
-    dtype = DTYPES.get(spec.datatype)
-    if dtype is None:
-        raise ServeError(500, f"this torch has no {spec.datatype}")
-    if dtype.is_floating_point:
-        value: Any = torch.randn(shape, generator=generator).to(dtype)
-    else:
-        value = torch.randint(0, 2, shape, generator=generator).to(dtype)
-    return tensor_of(spec.name, value)
-
-
-def _specs(seen: dict[int, list[Tensor]]) -> tuple[TensorSpec, ...]:
-    """The outputs as seen, with the rows open."""
-    some = next(iter(seen.values()))
-    return tuple(TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape[1:])) for tensor in some)
