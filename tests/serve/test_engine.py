@@ -432,7 +432,7 @@ def test_a_stop_does_not_wait_for_a_model_that_is_being_loaded(
 
     async def run() -> float:
         async with serving(tmp_path / "m.pt") as engine:
-            monkeypatch.setattr("torchpar.serve.engine.engine.load_served", load)
+            monkeypatch.setattr("torchpar.serve.engine.lifecycle.load_served", load)
             reload = asyncio.ensure_future(engine.reload())
             await asyncio.get_running_loop().run_in_executor(None, loading.wait)
             asyncio.get_running_loop().call_later(5, end.set)

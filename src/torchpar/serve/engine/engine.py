@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.failures import failure
-from torchpar.serve.engine.loading import load_served, save_curve
-from torchpar.serve.engine.metadata import LOADING, UNAVAILABLE, ModelIndex, ModelMetadata
+from torchpar.serve.engine.lifecycle import Lifecycle
+from torchpar.serve.engine.metadata import ModelIndex, ModelMetadata
 from torchpar.serve.engine.pool import Pool
 from torchpar.serve.engine.queue import ENDED, Waiting
 from torchpar.serve.engine.repository import Repository
@@ -22,15 +21,12 @@ from torchpar.serve.engine.requests import Done, Request, Ticket
 from torchpar.serve.engine.served import Batch, Served, expired
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
-from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
-from torchpar.serve.models.files import ModelFile
-from torchpar.serve.models.identity import Files, Serves, differs, own_files, own_key, shortened
+from torchpar.serve.errors import ServeError
+from torchpar.serve.models.identity import Serves
 
 # A thread that waits for Python's lock gets it after this many seconds; Python's own 5 ms are a batch or more.
 SWITCH_INTERVAL = 0.0005
 
-# MaxQueue=auto: what one second can compute, within these bounds, in requests.
-QUEUE_SECONDS, LEAST_QUEUE, LARGEST_QUEUE = 1.0, 64, 8192
 # All that waits, in bytes: bodies are bounded one by one, their number is, and this bounds the product.
 QUEUE_BYTES = 1 << 29
 
@@ -51,9 +47,7 @@ class Engine:
         self._drain_until = float("inf")
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = 0.0
-        self._loading: asyncio.Lock | None = None
-        self._closing: set[asyncio.Future[None]] = set()
-        self._retiring: set[Served] = set()
+        self._lifecycle = Lifecycle(settings, self._repository)
 
     async def start(
         self, like: Serves | None = None, unloaded: Collection[str] = (), unbatched: Collection[str] = ()
@@ -66,28 +60,13 @@ class Engine:
         do.
         """
         self._loop = asyncio.get_running_loop()
-        self._loading = asyncio.Lock()  # here, for Python 3.9 binds it to the loop that is there
         sys.setswitchinterval(SWITCH_INTERVAL)
-        # One for loading, which must not wait for the default executor's other users.
-        self._loader = ThreadPoolExecutor(1, "load")
         # torch begins each process with the same seed, and all inference processes would draw the same numbers.
         torch.seed()
         if self.settings.gpus == 0 and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
-        try:
-            files = await self._offload(self._repository.look)
-            self._repository.found(files)
-            files = [file for file in files if file.name not in unloaded]
-            if like is not None:
-                files = _only(files, like)
-            problems = [str(problem) for problem in [await self._load(file) for file in files] if problem]
-            if files and not any(self._repository.all()):
-                raise ModelError("\n".join(problems))
-            self._compare(like or {})
-            self.end_batching(unbatched)
-        except ModelError:
-            self._loader.shutdown(wait=False)
-            raise
+        await self._lifecycle.start(like, unloaded)
+        self.end_batching(unbatched)
         self._pool = Pool(
             self.settings.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
         )
@@ -96,26 +75,18 @@ class Engine:
 
     def serves(self) -> Serves:
         """What it serves, and of which files it was made, for other processes to compare."""
-        return {f"{s.name}/{s.version}": shortened(s.files) for s in self._repository.all()}
+        return self._lifecycle.serves()
 
     def unbatched(self) -> dict[str, Served]:
         """What is served whose batching has ended at a difference, by a word for the very files."""
-        return {_key(served): served for served in self._repository.all() if served.ended}
+        return self._lifecycle.unbatched()
 
     def end_batching(self, keys: Collection[str]) -> None:
-        """What another process has found; where it is of other files than those served here, it means nothing."""
-        for served in self._repository.all() if keys else ():
-            if served.batched and _key(served) in keys:
-                served.say("served unbatched from now on, as in another process an answer differed")
-                served.end_batching()
+        """Serve unbatched what another process has found to answer otherwise; see `unbatched` for the keys.
 
-    def _compare(self, like: Serves) -> None:
-        own = {f"{served.name}/{served.version}": served.files for served in self._repository.all()}
-        for key, theirs in like.items():
-            if key not in own:
-                raise ModelError(f"{key}, which other processes serve, cannot be loaded")
-            if differs(shortened(own[key]), theirs):
-                raise OtherFilesError(_other(own[key], theirs))
+        Where a key is of other files than those served here, it means nothing.
+        """
+        self._lifecycle.end_batching(keys)
 
     async def stop(self, drain_timeout: float) -> None:
         """Take no more requests, answer those that were accepted, at most drain_timeout seconds; 503 to the rest.
@@ -129,7 +100,7 @@ class Engine:
         await asyncio.shield(self._stopped)
 
     async def _stop(self) -> None:
-        all_served = [*self._repository.all(), *self._retiring]
+        all_served = self._lifecycle.all()
         while any(served.open for served in all_served) and time.monotonic() < self._drain_until:
             await asyncio.sleep(0.005)
         if self._sweep:
@@ -139,22 +110,7 @@ class Engine:
                 for waiting in self._pool.empty(served):
                     self._end(served, waiting, ServeError(503, "the server is stopping"), CANCELED)
             self._pool.stop()
-        if self._loading and self._loading.locked():
-            # What is being loaded may take minutes, and what was learned is not worth them.
-            for served in self._repository.all():
-                await self._loop.run_in_executor(None, served.runner.close)
-        else:
-            for served in self._repository.all():
-                await self._offload(self._put_away, served)
-            if self._closing:
-                await asyncio.wait(self._closing)
-        self._loader.shutdown(wait=False)
-
-    def _put_away(self, served: Served) -> None:
-        for file in self._repository.files(served.name):
-            if file.version == served.version:
-                save_curve(served, file, self.settings)
-        served.runner.close()
+        await self._lifecycle.stop()
 
     def submit(self, request: Request, done: Done) -> Ticket:
         """Accept a request; `done` is called on the event loop, later.
@@ -224,39 +180,16 @@ class Engine:
         return self._repository.index()
 
     async def load(self, model: str) -> None:
-        """Load a model, or load it again: the new one answers from some moment on, and no request is lost.
-
-        Versions that are not on disk any more are unloaded. Raises ServeError: 404 when the repository has none of this
-        name, 400 with the reason when a version cannot be loaded; the one that was served then goes on.
-        """
-        assert self._loading
-        async with self._loading:
-            await self._look()
-            _refuse(await self._load_all(model))
+        """Load a model, or load it again: see Lifecycle.load. Raises ServeError."""
+        await self._lifecycle.load(model)
 
     async def unload(self, model: str) -> None:
         """Stop serving a model; what was accepted is answered. Raises ServeError 404."""
-        assert self._loading
-        async with self._loading:
-            served = list(self._repository.all(model))
-            if not served:
-                self._repository.get(model)  # says which
-            for version in served:
-                self._repository.take(version, self._retire)
+        await self._lifecycle.unload(model)
 
     async def reload(self, model: str | None = None) -> None:
-        """`load` for one model, or for all there are on disk; those that are not there any more are unloaded.
-
-        Raises ServeError with all reasons when some cannot be loaded; what was served of those goes on.
-        """
-        if model is not None:
-            return await self.load(model)
-        assert self._loading
-        async with self._loading:
-            await self._look()
-            names = {file.name for file in self._repository.files()}
-            names.update(served.name for served in self._repository.all())
-            _refuse([problem for name in sorted(names) for problem in await self._load_all(name)])
+        """`load` for one model, or for all there are on disk: see Lifecycle.reload. Raises ServeError."""
+        await self._lifecycle.reload(model)
 
     def statistics(self, model: str | None = None, version: str = "") -> list[tuple[str, str, Statistics]]:
         """(model, version, statistics) of one version, one model or all. Raises ServeError 404 or 503."""
@@ -313,7 +246,7 @@ class Engine:
             except Exception as error:
                 say("the receiver of an answer failed", Priority.ERROR, error=error)
         if served.retired and not served.open:
-            self._close(served)
+            self._lifecycle.close(served)
 
     def _count_one_by_one(self, served: Served, batch: Batch, now: float) -> None:
         parts: Sequence[Any] = batch.each or [None] * len(batch.items)
@@ -342,7 +275,7 @@ class Engine:
         waiting.request = None
         waiting.done(error)
         if served.retired and not served.open:
-            self._close(served)
+            self._lifecycle.close(served)
 
     def _sweep_in(self, deadline: float) -> None:
         if self._sweep:
@@ -357,107 +290,13 @@ class Engine:
         assert self._pool
         now = time.monotonic()
         earliest: list[float] = []
-        for served in [*self._repository.all(), *self._retiring]:
+        for served in self._lifecycle.all():
             if served.queue.earliest is not None and served.queue.earliest <= now:
                 self._expired(served, self._pool.expire(served, now))
             if served.queue.earliest is not None:
                 earliest.append(served.queue.earliest)
         if earliest:
             self._sweep_in(min(earliest))
-
-    async def _look(self) -> None:
-        """See what is on disk now. Raises ServeError."""
-        try:
-            self._repository.found(await self._offload(self._repository.look))
-        except ModelError as error:
-            raise ServeError(400, str(error)) from None
-
-    async def _load_all(self, name: str) -> list[str]:
-        """Load every version of a model that is on disk, and unload the others. Raises ServeError 404."""
-        files = self._repository.files(name)
-        if not files and not any(self._repository.all(name)):
-            raise ServeError(404, f"there is no model '{name}'")
-        problems = [str(problem) for problem in [await self._load(file) for file in files] if problem]
-        there = {file.version for file in files}
-        for served in list(self._repository.all(name)):
-            if served.version not in there:
-                self._repository.take(served, self._retire)
-        return problems
-
-    async def _load(self, file: ModelFile) -> ModelError | None:
-        """Load a version and let it take the place of what was served."""
-        self._repository.mark(file, LOADING)
-        statistics = self._repository.statistics(file)
-        try:
-            served = await self._offload(load_served, file, self.settings, statistics)
-        except Exception as problem:
-            # A file may be wrong in ways that nobody thought of: the others are served, and who asked is answered.
-            if isinstance(problem, ModelError):
-                error = problem
-            else:
-                error = ModelError(f"{file.path}: {type(problem).__name__}: {problem}")
-            say(str(error), Priority.ERROR, error=None if error is problem else problem)
-            self._repository.mark(file, UNAVAILABLE, str(error))
-            return error
-        served.limit = self._queue_limit(served)
-        old = self._repository.put(served)
-        await self._offload(save_curve, served, file, self.settings)
-        if old:
-            self._retire(old)
-        return None
-
-    def _queue_limit(self, served: Served) -> int:
-        if self.settings.max_queue:
-            return self.settings.max_queue
-        cap = served.cap()
-        rate = cap / served.curve.seconds(cap) * self.settings.slots()
-        return int(min(max(rate * QUEUE_SECONDS, LEAST_QUEUE), LARGEST_QUEUE))
-
-    def _retire(self, served: Served) -> None:
-        """No new request goes to it; it is closed when it has answered those it has."""
-        served.retired = True
-        self._retiring.add(served)
-        if not served.open:
-            self._close(served)
-
-    def _close(self, served: Served) -> None:
-        if served in self._retiring:
-            self._retiring.discard(served)
-            self._repository.gone(served)
-            closing = asyncio.ensure_future(self._offload(served.runner.close))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-
-    async def _offload(self, function: Any, *arguments: Any) -> Any:
-        """Run a function that takes its time in a thread."""
-        return await self._loop.run_in_executor(self._loader, function, *arguments)
-
-
-def _only(files: Sequence[ModelFile], like: Serves) -> list[ModelFile]:
-    """Those that other processes serve. Raises OtherFilesError, before anything is loaded, where one is another."""
-    found = {f"{file.name}/{file.version}": file for file in files}
-    for key, theirs in like.items():
-        if key not in found:
-            raise OtherFilesError(f"{key}, which is not there any more")
-        own = own_files(found[key].path)
-        if differs(shortened(own), theirs):
-            raise OtherFilesError(_other(own, theirs))
-    return [found[key] for key in like]
-
-
-def _key(served: Served) -> str:
-    return own_key(served.name, served.version, served.path, served.files)
-
-
-def _other(own: Files, theirs: Mapping[str, str]) -> str:
-    """The path of the first file that is another."""
-    return next(path for path, look in own.items() if differs(shortened({path: look}), theirs))
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        raise ServeError(400, "; ".join(problems))
-
 
 def _prepare(slot: int) -> None:
     """In each compute thread: one thread of its own, and no team."""
