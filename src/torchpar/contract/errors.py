@@ -20,6 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class ExitStatus(enum.IntEnum):
@@ -42,8 +43,7 @@ class TorchparError(Exception):
     exit_status = ExitStatus.FAILED
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A line of a file of the conf, or a whole file; its text is "file:line" or "file"."""
 
     file: str
