@@ -119,7 +119,7 @@ def _hybrid(random_: random.Random) -> HostFacts:
     found, start = [], 0
     for rank, (capacity, number) in enumerate(kinds):
         cpus = CpuSet(range(start, start + number))
-        found.append(CpuKind(cpus, rank, capacity == 1.0, capacity))
+        found.append(CpuKind(cpus, rank, capacity))
         start += number
     return dataclasses.replace(host, cpu_kinds=tuple(found))
 

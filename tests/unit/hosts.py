@@ -83,5 +83,5 @@ def make_hybrid_host() -> HostFacts:
         numa_nodes=(NumaNode(0, online, 2**34),),
         packages=(Package(0, online),),
         l3_groups=(online,),
-        cpu_kinds=(CpuKind(CpuSet(range(8, 12)), 0, False), CpuKind(CpuSet(range(8)), 1, True)),
+        cpu_kinds=(CpuKind(CpuSet(range(8, 12)), 0, 0.5), CpuKind(CpuSet(range(8)), 1, 1.0)),
     )

@@ -47,8 +47,7 @@ class CpuKind:
 
     cpus: CpuSet
     efficiency: int
-    performance: bool
-    capacity: float = 1.0
+    capacity: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Library:
 @dataclass(frozen=True)
 class Held:
     """What a service has in the generation in force: the CPUs that it computes on, its accelerators by the names of
-    the plan, and the efficiency cores of its loader workers."""
+    the plan, and the slower cores of its loader workers."""
 
     cpus: CpuSet
     gpus: tuple[str, ...] = ()

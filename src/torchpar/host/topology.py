@@ -158,17 +158,17 @@ def read_cpu_kinds(tree: Tree, online: CpuSet) -> tuple[CpuKind, ...]:
     kinds = [cpus & online for cpus in by_pmu if cpus and cpus & online]
     if len(kinds) > 1:
         capacities = _capacities(tree, kinds)
-        return tuple(CpuKind(cpus, rank, rank == len(kinds) - 1, capacities[rank]) for rank, cpus in enumerate(kinds))
+        return tuple(CpuKind(cpus, rank, capacities[rank]) for rank, cpus in enumerate(kinds))
     values = _by_value(tree, online, "cpu_capacity")
     if values:
         fastest = max(values)
         return tuple(
-            CpuKind(CpuSet(cpus), rank, value >= (1 - KIND_GAP) * fastest, round(value / fastest, 4))
+            CpuKind(CpuSet(cpus), rank, round(value / fastest, 4))
             for rank, (value, cpus) in enumerate(sorted(values.items()))
         )
     groups = [CpuSet(cpus) for cpus in _groups_by_frequency(_by_value(tree, online, "cpufreq/cpuinfo_max_freq"))]
     capacities = _capacities(tree, groups)
-    return tuple(CpuKind(cpus, rank, rank == len(groups) - 1, capacities[rank]) for rank, cpus in enumerate(groups))
+    return tuple(CpuKind(cpus, rank, capacities[rank]) for rank, cpus in enumerate(groups))
 
 
 # What tells how fast a CPU is, the best first: the scheduler's own number, the firmware's, the highest frequency.

@@ -57,6 +57,16 @@ class Claim:
         """The error that says that its CPUs= cannot be had."""
         return PlacementError(f"{self.who}: {why}", self.services[0].unit)
 
+    def ranks(self) -> int:
+        """The ranks that the conf gives a number of; 1 where they are counted on the host."""
+        trains = [service.train() for service in self.services]
+        return max((train.ranks for train in trains if train and isinstance(train.ranks, int)), default=1)
+
+    def by_node(self) -> bool:
+        """Whether it has a rank for each NUMA node."""
+        train = self.services[0].train() if len(self.services) == 1 else None
+        return train is not None and train.ranks == "numa"
+
     def exclusive(self) -> bool:
         """Whether what it gets is for nobody else."""
         return self.enabled and self.request.kind is not CpuRequestKind.SHARED
@@ -98,23 +108,24 @@ def _slot_request(members: Sequence[Service]) -> CpuRequest:
     return CpuRequest(CpuRequestKind.SHARED)
 
 
-def largest_remainder(total: int, weights: Sequence[int], *, least: int = 0) -> list[int]:
-    """Split `total` by weights with whole numbers that sum to it, each at least `least` (Hamilton's method).
+def largest_remainder(total: int, weights: Sequence[int], *, least: Sequence[int] = ()) -> list[int]:
+    """Split `total` by weights with whole numbers that sum to it, each at least its `least` (Hamilton's method).
 
-    `total` must be at least `least` times the number of weights; earlier entries win ties.
+    `total` must be at least the sum of those; earlier entries win ties.
     """
     if not weights:
         return []
-    spare = total - least * len(weights)
+    floors = list(least) or [0] * len(weights)
+    spare = total - sum(floors)
     ideal = [total * weight / sum(weights) for weight in weights]
-    above = [max(0.0, share - least) for share in ideal]
+    above = [max(0.0, share - floor) for share, floor in zip(ideal, floors, strict=True)]
     scale = spare / sum(above) if sum(above) else 0.0
     exact = [share * scale for share in above]
     counts = [int(share + 1e-9) for share in exact]
     order = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
     for i in order[: spare - sum(counts)]:
         counts[i] += 1
-    return [least + count for count in counts]
+    return [floor + count for floor, count in zip(floors, counts, strict=True)]
 
 
 def request_text(request: CpuRequest) -> str:

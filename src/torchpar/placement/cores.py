@@ -5,6 +5,7 @@ A core is its usable CPUs with the places it is in. It is the unit of placement:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,6 @@ class Core:
     package: int
     numa_node: int
     core_complex: int
-    performance: bool
     capacity: float = 1.0
 
 
@@ -33,9 +33,10 @@ class UsableCores:
     """What placement may use of a host.
 
     `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
-    efficiency cores of a hybrid host, for loader workers and shared services. `left_out` says of every online CPU
-    outside `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none. `warnings` is what of [Host]
-    could not be done.
+    slower cores of a host with several kinds, for loader workers, shared services and those that find no other core.
+    `spare` are the cores that ReserveCores=auto and the CPU quota keep back while every service has one. `left_out`
+    says of every online CPU outside `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none.
+    `warnings` is what of [Host] could not be done.
     """
 
     named: tuple[Core, ...]
@@ -44,6 +45,7 @@ class UsableCores:
     left_out: Mapping[int, str]
     quota: int | None
     warnings: tuple[str, ...] = ()
+    spare: tuple[Core, ...] = ()
 
     @property
     def cpus(self) -> CpuSet:
@@ -82,24 +84,37 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     if not pool:
         pool = list(named)
         left_out = {cpu: why for cpu, why in left_out.items() if cpu not in allowed}
-    slow = [core for core in pool if not core.performance] if any(core.performance for core in pool) else []
-    for core in slow:
-        left_out.update(
-            dict.fromkeys(core.cpus, "an efficiency core: for loader workers, shared services, and who names it")
-        )
-    pool = [core for core in pool if core not in slow]
-    reserved = _reserved(pool, slow, reserve)
+    reserved = _reserved(pool, reserve)
     warnings = () if reserve is None or len(reserved) == reserve else (_reduced(reserve, reserved),)
     for core in reserved:
         left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))
-        (pool if core in pool else slow).remove(core)
+        pool.remove(core)
+    pool, slow = _fastest_set(pool)
+    for core in slow:
+        why = f"a slower core ({core.capacity:.2f} of the fastest): for loader workers, shared services, who names it"
+        left_out.update(dict.fromkeys(core.cpus, f"{why}, and services that find no other"))
+    spare = reserved if reserve is None else []
     quota = None if facts.cpu_limit is None else max(1, int(facts.cpu_limit))
     if quota is not None and quota < len(pool):
-        kept = choose_cores(pool, quota, distance=node_distance(facts))
-        for core in set(pool) - set(kept):
+        kept = set(choose_cores(pool, quota, distance=node_distance(facts)))
+        beyond = [core for core in pool if core not in kept]
+        for core in beyond:
             left_out.update(dict.fromkeys(core.cpus, f"beyond the CPU quota of {facts.cpu_limit:g} CPUs"))
-        pool = list(kept)
-    return UsableCores(named, tuple(pool), tuple(slow), dict(sorted(left_out.items())), quota, warnings)
+        pool, spare = [core for core in pool if core in kept], [*spare, *beyond]
+    in_order = dict(sorted(left_out.items()))
+    return UsableCores(named, tuple(pool), tuple(slow), in_order, quota, warnings, tuple(spare))
+
+
+def _fastest_set(cores: Sequence[Core]) -> tuple[list[Core], list[Core]]:
+    """The cores to compute on, and the slower ones: threads that wait for each other are as fast as the slowest, so
+    of the sets from the fastest core down it is the one with the greatest number × slowest capacity."""
+    sizes = Counter(core.capacity for core in cores)
+    best, number, chosen = 0.0, 0, 0.0
+    for capacity in sorted(sizes, reverse=True):
+        number += sizes[capacity]
+        if number * capacity > best * (1 + 1e-9):
+            best, chosen = number * capacity, capacity
+    return [c for c in cores if c.capacity >= chosen], [c for c in cores if c.capacity < chosen]
 
 
 def usable_before_reserve(facts: HostFacts, host_cpus: CpuSet | None) -> tuple[Core, ...]:
@@ -123,16 +138,13 @@ def _make_cores(facts: HostFacts, allowed: CpuSet) -> tuple[Core, ...]:
     package = _place(((p.id, p.cpus) for p in facts.packages or ()), facts.online_cpus)
     numa_node = _place(((n.id, n.cpus) for n in facts.numa_nodes), facts.online_cpus)
     core_complex = _place(enumerate(facts.l3_groups or ()), facts.online_cpus)
-    slow = CpuSet.union(kind.cpus for kind in facts.cpu_kinds if not kind.performance)
     capacity = {cpu: kind.capacity for kind in facts.cpu_kinds for cpu in kind.cpus}
     cores = []
     for cpus in facts.cores:
         usable = cpus & allowed
         if usable:
             cpu = usable.first()
-            cores.append(
-                Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], cpu not in slow, capacity.get(cpu, 1.0))
-            )
+            cores.append(Core(usable, package[cpu], numa_node[cpu], core_complex[cpu], capacity.get(cpu, 1.0)))
     return tuple(sorted(cores, key=_first_cpu))
 
 
@@ -153,22 +165,20 @@ def _without(cores: Iterable[Core], cpus: CpuSet, why: str, left_out: dict[int, 
     return kept
 
 
-def _reserved(pool: list[Core], slow: list[Core], reserve: int | None) -> list[Core]:
-    """The cores kept for the system: slow ones if there are any, else the first of each NUMA node in turn.
+def _reserved(cores: Sequence[Core], reserve: int | None) -> list[Core]:
+    """The cores kept for the system: the slowest, and of these the first of each NUMA node in turn.
 
-    At least one core always stays in the pool.
+    At least one core is always left.
     """
-    if reserve is None:
-        reserve = auto_reserve([*pool, *slow])
-    if reserve <= len(slow):
-        return slow[:reserve]
-    by_node: dict[int, list[Core]] = {}
-    for core in pool:
-        by_node.setdefault(core.numa_node, []).append(core)
+    count = auto_reserve(cores) if reserve is None else reserve
+    by_place: dict[tuple[float, int], list[Core]] = {}
+    for core in cores:
+        by_place.setdefault((core.capacity, core.numa_node), []).append(core)
     # The largest nodes first, so that what is left of them is more alike.
-    in_order = sorted(by_node.values(), key=lambda cores: -len(cores))
-    in_turn = [cores[i] for i in range(len(pool)) for cores in in_order if i < len(cores)]
-    return in_turn[: min(reserve, len(pool) - 1)]
+    places = sorted(by_place.values(), key=lambda place: (place[0].capacity, -len(place)))
+    turns = [(core.capacity, turn, i, core) for i, place in enumerate(places) for turn, core in enumerate(place)]
+    in_turn = [core for *_, core in sorted(turns, key=lambda each: each[:3])]
+    return in_turn[: min(count, len(cores) - 1)]
 
 
 def _reduced(reserve: int, reserved: list[Core]) -> str:
@@ -184,10 +194,11 @@ def node_distance(facts: HostFacts) -> Callable[[int, int], int]:
     return lambda a, b: table.get((a, b), 10 if a == b else 20)
 
 
-_LEVELS: tuple[Callable[[Core], tuple[int, ...]], ...] = (
-    lambda core: (core.package, core.numa_node, core.core_complex),
-    lambda core: (core.package, core.numa_node),
-    lambda core: (core.package,),
+# Cores of one kind belong together first: a process is as fast as its slowest core.
+_LEVELS: tuple[Callable[[Core], tuple[float, ...]], ...] = (
+    lambda core: (-core.capacity, core.package, core.numa_node, core.core_complex),
+    lambda core: (-core.capacity, core.package, core.numa_node),
+    lambda core: (-core.capacity, core.package),
 )
 
 
@@ -282,8 +293,8 @@ def _fill(
     return taken + _together(rest, count - len(taken), distance, [*beside, *taken])
 
 
-def _groups(cores: Sequence[Core], level: Callable[[Core], tuple[int, ...]]) -> list[list[Core]]:
-    groups: dict[tuple[int, ...], list[Core]] = {}
+def _groups(cores: Sequence[Core], level: Callable[[Core], tuple[float, ...]]) -> list[list[Core]]:
+    groups: dict[tuple[float, ...], list[Core]] = {}
     for core in cores:
         groups.setdefault(level(core), []).append(core)
     return list(groups.values())

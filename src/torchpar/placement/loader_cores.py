@@ -1,6 +1,6 @@
-"""Efficiency cores to loader workers: on a hybrid host those that no service computes on.
+"""Slower cores to loader workers: on a host with several kinds those that no service computes on.
 
-Compute threads wait for the slowest of them, so they stay on performance cores; loading data needs no such care.
+Compute threads wait for the slowest of them, so they stay on cores that are alike; loading data needs no such care.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchpar.placement.staying import Need, lay_out
 
 
 def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
-    """Share the free efficiency cores out among enabled training services by weight; the others get what they leave.
+    """Share the free slower cores out among enabled training services by weight; the others get what they leave.
 
     No two enabled claims get the same core. Services that load no data, or say how many workers do, get no more than
     that. Computed on are those that an enabled service names, and all of them where one has CPUs=shared.
@@ -64,5 +64,5 @@ def _give(claim: Claim, cores: tuple[Core, ...]) -> None:
     if cores:
         cpus = CpuSet.union(core.cpus for core in cores)
         own = CpuSet.union(core.cpus for core in claim.cores or ())
-        why = f"its own, and for loader workers the efficiency cores {cpus}, on which no enabled service computes"
+        why = f"its own, and for loader workers the slower cores {cpus}, on which no enabled service computes"
         claim.reasons.append(Reason("AllowedCPUs", str(own | cpus), why))

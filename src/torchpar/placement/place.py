@@ -7,6 +7,7 @@ reason. How many cores a claim gets depends on the conf and the host alone; wher
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torchpar.placement.staying import Need, lay_out
 
 @dataclass(frozen=True)
 class Share:
-    """What one service gets of the host: cores to compute on, and on hybrid hosts slower ones for its loader workers.
+    """What one service gets of the host: cores to compute on, and slower ones for its loader workers.
 
     `own` says that no other service that may run beside it computes on any of its CPUs.
     """
@@ -65,6 +66,7 @@ def place(config: Config, facts: HostFacts) -> Placement:
     claims = _place_claims(config, facts, usable)
     if facts.in_force:
         _explain_stays(claims, _place_claims(config, facts.afresh(), usable))
+    usable = dataclasses.replace(usable, warnings=(*usable.warnings, *_warn_of_spare(claims, usable)))
     owners = _Owners(claims)
     shares = {}
     for claim in claims:
@@ -81,15 +83,15 @@ def _place_claims(config: Config, facts: HostFacts, usable: UsableCores) -> list
     place_gpus(claims, facts)
     enabled = [claim for claim in claims if claim.enabled]
     distance = node_distance(facts)
-    free = _free_cores(usable.pool, enabled)
+    free = _cores_for_all(enabled, usable)
     amounts = _count_out(enabled, usable, len(free))
     cores = lay_out(free, [_need(claim, amount.count) for claim, amount in amounts], distance)
     for (claim, amount), chosen in zip(amounts, cores, strict=True):
         _give(claim, chosen, amount.why)
-    free = _free_cores(free, enabled)
+    free, slow = _free_cores(usable.pool, enabled), _free_cores(usable.slow, enabled)
     for claim in claims:
         if claim.cores is None:
-            _place_guest(claim, free, usable, distance)
+            _place_guest(claim, free, slow, usable, distance)
     place_loaders(claims, usable, distance)
     _warn_of_guests(claims)
     return claims
@@ -107,6 +109,26 @@ def _explain_stays(claims: Sequence[Claim], afresh: Sequence[Claim]) -> None:
 def _free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
     held = CpuSet.union(core.cpus for claim in claims if claim.exclusive() for core in claim.cores or ())
     return [core for core in pool if core.cpus.isdisjoint(held)]
+
+
+def _cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
+    """The free cores of the pool; where services need more, the slower ones too, and then those kept back.
+
+    No service is refused as long as each can have what it asks for.
+    """
+    free = _free_cores(usable.pool, enabled)
+    asking = [claim for claim in enabled if claim.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
+    needed = sum(_least(claim) for claim in asking)
+    if needed > len(free):
+        free += _free_cores(usable.slow, enabled)
+    if needed > len(free):
+        free += _free_cores(usable.spare, enabled)[: needed - len(free)]
+    return sorted(free, key=lambda core: core.cpus.first())
+
+
+def _least(claim: Claim) -> int:
+    """The fewest cores that a claim can do with."""
+    return claim.request.count or claim.ranks()
 
 
 def _need(claim: Claim, count: int) -> Need:
@@ -161,13 +183,15 @@ def _count_out(enabled: Sequence[Claim], usable: UsableCores, free: int) -> list
     if len(autos) > free:
         beyond = autos[free]
         raise beyond.refuse(_too_much(beyond, 0, usable, enabled, amounts))
+    least = [claim.ranks() for claim in autos]
+    if sum(least) > free:
+        least = [1] * len(autos)
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
     # Every enabled service gets a core; the shared ones together one that no auto service takes.
-    total = free - (1 if shared and not usable.slow and free > len(autos) else 0)
+    total = free - (1 if shared and not usable.slow and free > sum(least) else 0)
     weights = [claim.weight for claim in autos]
-    shares = sorted(
-        zip(autos, largest_remainder(total, weights, least=1), strict=True), key=lambda pair: (-pair[1], pair[0].name)
-    )
+    counted = largest_remainder(total, weights, least=least)
+    shares = sorted(zip(autos, counted, strict=True), key=lambda pair: (-pair[1], pair[0].name))
     for claim, count in shares:
         rule = f"weight {claim.weight} of {sum(weights)}" if len(autos) > 1 else "the only enabled CPUs=auto service"
         amounts.append((claim, _Amount(count, f"{rule}, of {total} cores that are free")))
@@ -188,27 +212,35 @@ def _too_much(
         if other is not claim and (other.cores or id(other) in counted)
     ]
     asking = claim.request.count or 1
+    number = len({*usable.pool, *usable.slow, *usable.spare})
     return (
-        f"it asks for {asking} {'core' if asking == 1 else 'cores'}, but {left} of the {len(usable.pool)} "
+        f"it asks for {asking} {'core' if asking == 1 else 'cores'}, but {left} of the {number} "
         f"usable cores {'is' if left == 1 else 'are'} left"
         + (f": {', '.join(holders)}" if holders else "")
         + "; ask for fewer, set Enabled=no for one of them, or use CPUs=shared"
     )
 
 
-def _place_guest(claim: Claim, free: list[Core], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
+def _place_guest(
+    claim: Claim,
+    free: list[Core],
+    slow: list[Core],
+    usable: UsableCores,
+    distance: Callable[[int, int], int],
+) -> None:
     """A claim that holds nothing: shared, or not enabled. It gets what the enabled claims leave."""
     if claim.request.kind is CpuRequestKind.SHARED:
-        offered = [*free, *usable.slow]
+        offered = [*free, *slow]
         why = "what no enabled service holds"
     else:
         offered = free
         why = "not enabled, so it holds nothing and gets what no enabled service holds"
     count = claim.request.count
-    if count > len(usable.pool):
-        raise claim.refuse(_too_much(claim, len(usable.pool), usable, ()))
+    everything = sorted({*usable.pool, *usable.slow, *usable.spare}, key=lambda core: core.cpus.first())
+    if count > len(everything):
+        raise claim.refuse(_too_much(claim, len(everything), usable, ()))
     if not offered or count > len(offered):
-        offered = list(usable.pool)
+        offered = list(usable.pool) if count <= len(usable.pool) else everything
         why = "enabled services hold all the others, so it shares theirs"
         # A shared service that is not enabled, such as the demo, expects no better.
         if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
@@ -217,6 +249,15 @@ def _place_guest(claim: Claim, free: list[Core], usable: UsableCores, distance: 
             )
     (cores,) = lay_out(offered, [_need(claim, count or len(offered))], distance)
     _give(claim, cores, why)
+
+
+def _warn_of_spare(claims: Sequence[Claim], usable: UsableCores) -> list[str]:
+    spare = CpuSet.union(core.cpus for core in usable.spare)
+    taken = spare & CpuSet.union(core.cpus for claim in claims if claim.exclusive() for core in claim.cores or ())
+    if not taken or all(claim.request.is_explicit() for claim in claims if claim.exclusive()):
+        return []
+    why = sorted({usable.left_out[cpu].partition(" (")[0] for cpu in taken})
+    return [f"CPUs {taken} are {' and '.join(why)}, but services need them to have a core each; set Enabled=no for one"]
 
 
 def _warn_of_guests(claims: Sequence[Claim]) -> None:

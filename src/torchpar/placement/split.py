@@ -22,9 +22,12 @@ def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
     return _within(nodes, count, within) if within >= ACROSS_NODES * size else _across(nodes, count, size)
 
 
-def split_nodes(cores: Sequence[Core]) -> list[list[Core]]:
-    """The cores of a rank for each NUMA node: equal parts of all nodes, or of fewer where that is faster."""
-    nodes = sorted(by_node(cores), key=lambda node: -len(node))
+def split_nodes(cores: Sequence[Core], most: int) -> list[list[Core]]:
+    """The cores of a rank for each NUMA node: equal parts of all nodes, or of fewer where that is faster.
+
+    There are no more than `most` ranks.
+    """
+    nodes = sorted(by_node(cores), key=lambda node: -len(node))[:most]
     number = best_nodes([len(node) for node in nodes])
     size = len(nodes[number - 1])
     return sorted((node[: size + 1] for node in nodes[:number]), key=lambda part: part[0].numa_node)

@@ -1,8 +1,9 @@
 """A service's cores to its ranks: which CPUs, how many compute threads and loader workers each rank has.
 
 The rule against oversubscription lives here: threads and loader workers of a rank never exceed its cores when it
-trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota. On a hybrid host the efficiency cores of its
-loader workers come on top. Only OMP_NUM_THREADS in the service's own Environment= may break it, with a warning.
+trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota. On a host with several kinds of cores the
+slower ones of its loader workers come on top. Only OMP_NUM_THREADS in the service's own Environment= may break it, with
+a warning.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def make_ranks(
         unused = f", {len(share.cores) - used} left out so that ranks are alike" if used < len(share.cores) else ""
         reasons.insert(0, Reason("Ranks", str(count), f"{used} cores split evenly{unused}; {how}"))
     if train and train.ranks == "numa" and count < len(facts.node_of(share.cpus)):
-        why = f"equal parts of {count} of its {len(facts.node_of(share.cpus))} NUMA nodes are faster than of all"
+        of = f"{count} of its {len(facts.node_of(share.cpus))} NUMA nodes"
+        few = share.gpus and count >= len(share.gpus) // train.gpus_per_rank
+        why = f"{of}, as it has no more accelerators" if few else f"equal parts of {of} are faster than of all"
         reasons.insert(0, Reason("Ranks", "numa", why))
     if train and (count > 1 or binding is not Binding.AUTO):
         reasons.append(_binding_reason(binding, ranks))
@@ -97,7 +100,8 @@ def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Co
     """The cores of each rank."""
     if train.ranks == "numa":
         named = service.settings.cpus.is_explicit()
-        parts = by_node(share.cores) if named else split_nodes(share.cores)
+        most = max(1, len(share.gpus) // train.gpus_per_rank) if share.gpus else len(share.cores)
+        parts = by_node(share.cores) if named else split_nodes(share.cores, most)
         count = len(parts)
     elif train.ranks == "gpu":
         parts, count = [], len(share.gpus) // train.gpus_per_rank
@@ -214,7 +218,7 @@ def _divide(  # noqa: PLR0913 - each is a number of the rank
     elif asked == "off":
         why = "DataLoader calls are left alone"
     elif workers > left + slots:
-        on_slots = f", and there are {slots} efficiency cores for them" if slots else ""
+        on_slots = f", and there are {slots} slower cores for them" if slots else ""
         warnings.append(
             f"{service.origin('LoaderWorkers')}: {service.section} LoaderWorkers={workers}: reduced to "
             f"{left + slots}: its threads take {threads} of {budget} {of_what}{on_slots}"

@@ -47,8 +47,8 @@ def test_compute_threads_stay_on_performance_cores_and_take_all_of_them() -> Non
     """Where loader workers have cores of their own, no performance core is kept for them."""
     service = apply("a", HYBRID)[0].services[0]
     assert str(service.cpus) == "0-7" and service.ranks[0].threads == 4
-    assert {reason.key: reason.why for reason in service.reasons if "efficiency" in reason.why} == {
-        "AllowedCPUs": "its own, and for loader workers the efficiency cores 8-11, "
+    assert {reason.key: reason.why for reason in service.reasons if "slower" in reason.why} == {
+        "AllowedCPUs": "its own, and for loader workers the slower cores 8-11, "
         "on which no enabled service computes",
     }
 

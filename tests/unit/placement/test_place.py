@@ -11,7 +11,7 @@ from torchpar.conf.services import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
-from torchpar.facts.topology import HostFacts, NumaNode
+from torchpar.facts.topology import CpuKind, HostFacts, NumaNode
 from torchpar.placement.place import Placement, place
 
 
@@ -196,7 +196,7 @@ def test_a_hybrid_host_computes_on_performance_cores() -> None:
     placement = place_text("a Enabled=yes\nb CPUs=shared", host)
     assert str(placement.shares["torchpar-train@a.service"].cpus) == "0-7"
     assert str(placement.shares["torchpar-train@b.service"].cpus) == "9-11"
-    assert "an efficiency core" in placement.usable.left_out[9]
+    assert "a slower core (0.50 of the fastest)" in placement.usable.left_out[9]
     assert "kept for the system" in placement.usable.left_out[8]
 
 
@@ -244,3 +244,55 @@ def test_the_hosts_cpus_bound_everything() -> None:
     assert cpus("Host CPUs=1-2 ReserveCores=0\na Enabled=yes", make_host()) == {"a": "1-2"}
     assert "not in [Host] CPUs=1-2" in refused("Host CPUs=1-2\na CPUs=3-3", make_host())
     assert "none of them is usable" in refused("Host CPUs=8-9\na", make_host())
+
+
+def kinds_of(*kinds: tuple[int, int]) -> HostFacts:
+    """A host with kinds of cores: (capacity of 1024, number), the slowest first."""
+    host = make_host(cores_per_complex=sum(number for _, number in kinds))
+    found, start = [], 0
+    for rank, (capacity, number) in enumerate(kinds):
+        found.append(CpuKind(CpuSet(range(start, start + number)), rank, capacity / 1024))
+        start += number
+    return dataclasses.replace(host, cpu_kinds=tuple(found))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (((280, 3), (855, 4), (1024, 1)), "3-7"),
+        (((280, 4), (820, 2), (1024, 2)), "4-7"),
+        (((512, 8), (1024, 8)), "8-15"),
+        (((700, 10), (1000, 5), (1024, 5)), "1-19"),
+        (((200, 7), (1024, 1)), "1-7"),
+    ],
+)
+def test_a_job_has_the_set_of_cores_that_is_the_fastest(kinds: tuple[tuple[int, int], ...], expected: str) -> None:
+    """From the fastest core down, the number times the slowest capacity; the system has the slowest core."""
+    assert cpus("a Enabled=yes", kinds_of(*kinds)) == {"a": expected}
+
+
+def test_further_services_have_slower_cores_before_anything_is_refused() -> None:
+    """Then what is kept for the system, with a warning."""
+    host = kinds_of((100, 3), (1024, 1))
+    assert cpus("a CPUs=1 Enabled=yes\nb Enabled=yes", host) == {"a": "3", "b": "1-2"}
+    four = "\n".join(f"{name} Enabled=yes" for name in "abcd")
+    placement = place_text(four, host)
+    assert sorted(str(share.cpus) for share in placement.shares.values()) == ["0", "1", "2", "3"]
+    assert placement.usable.warnings == (
+        "CPUs 0 are kept for the system, but services need them to have a core each; set Enabled=no for one",
+    )
+    assert "it asks for 1 core, but 0 of the 4 usable cores are left" in refused(f"{four}\ne Enabled=yes", host)
+    assert "but 0 of the 3 usable" in refused(f"Host ReserveCores=1\n{four}", host)
+
+
+def test_a_quota_is_exceeded_rather_than_a_service_refused() -> None:
+    """Each has a core, and the kernel throttles all of them."""
+    placement = place_text("a Enabled=yes\nb Enabled=yes", make_host(cores_per_complex=3, cpu_limit=1.5))
+    assert [str(share.cpus) for share in placement.shares.values()] == ["0", "1"]
+    assert placement.usable.warnings[0].startswith("CPUs 1 are beyond the CPU quota of 1.5 CPUs, but")
+
+
+def test_each_rank_has_a_core_before_weights_count() -> None:
+    """A light service with three ranks runs."""
+    shares = cpus("Host ReserveCores=0\na Enabled=yes Weight=10000\nb Enabled=yes Weight=1 Ranks=3", make_host())
+    assert shares == {"a": "3", "b": "0-2"}

@@ -47,7 +47,7 @@ def hosts(draw: st.DrawFn) -> HostFacts:
     kinds: Any = ()
     if draw(st.booleans()):
         slow = CpuSet.union(draw(st.sets(st.sampled_from(host.cores))))
-        kinds = (CpuKind(slow, 0, False), CpuKind(host.online_cpus - slow, 1, True))
+        kinds = (CpuKind(slow, 0, draw(st.sampled_from([0.2, 0.5, 0.8]))), CpuKind(host.online_cpus - slow, 1, 1.0))
     isolated = CpuSet(draw(st.sets(st.sampled_from(cpus), max_size=2)))
     nodes: Any = st.sampled_from([None, *(node.id for node in host.numa_nodes)])
     gpu_parts: Any = st.booleans(), st.sampled_from([(), (), ("1/0", "2/0", "2/1")])
@@ -115,7 +115,7 @@ def test_no_plan_breaks_a_promise(  # noqa: C901 - promise by promise
         assert plan.startswith(("/c:", "[Host]"))
         return
     held: dict[int, str] = {}
-    slow = CpuSet.union(kind.cpus for kind in host.cpu_kinds if not kind.performance)
+    slow = CpuSet.union(kind.cpus for kind in host.cpu_kinds if kind.capacity < 1)
     computing = CpuSet.union(service.cpus for service in plan.services if service.service.settings.enabled)
     loading = CpuSet()
     for service in plan.services:

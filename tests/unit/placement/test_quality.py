@@ -19,7 +19,7 @@ from torchpar.placement.quality import (
 
 def core(number: int, node: int = 0, capacity: float = 1.0) -> Core:
     """One of a host's cores."""
-    return Core(CpuSet([number]), 0, node, 0, capacity == 1.0, capacity)
+    return Core(CpuSet([number]), 0, node, 0, capacity)
 
 
 def test_a_process_is_its_threads_at_the_speed_of_its_slowest_core() -> None:

@@ -12,7 +12,7 @@ from torchpar.placement.split import split_cores, split_nodes
 def cores(*nodes: int) -> list[Core]:
     """As many cores on each node."""
     numbers = [node for node, number in enumerate(nodes) for _ in range(number)]
-    return [Core(CpuSet([cpu]), 0, node, node, True) for cpu, node in enumerate(numbers)]
+    return [Core(CpuSet([cpu]), 0, node, node) for cpu, node in enumerate(numbers)]
 
 
 def text(parts: list[list[Core]]) -> str:
@@ -56,4 +56,4 @@ def test_ranks_are_equal_and_cross_no_node_where_that_is_not_slower(
 )
 def test_a_rank_for_each_node_takes_equal_parts_or_fewer_nodes(nodes: tuple[int, ...], expected: str) -> None:
     """Whatever is more together; ranks may differ by one core."""
-    assert text(split_nodes(cores(*nodes))) == expected
+    assert text(split_nodes(cores(*nodes), 9)) == expected
