@@ -25,8 +25,10 @@ def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
 def split_nodes(cores: Sequence[Core], most: int) -> list[list[Core]]:
     """The cores of a rank for each NUMA node: equal parts of all nodes, or of fewer where that is faster.
 
-    There are no more than `most` ranks.
+    There are no more than `most` ranks; a single one has all cores.
     """
+    if most == 1:
+        return [list(cores)]
     nodes = sorted(by_node(cores), key=lambda node: -len(node))[:most]
     number = best_nodes([len(node) for node in nodes])
     size = len(nodes[number - 1])

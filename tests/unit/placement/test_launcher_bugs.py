@@ -121,7 +121,8 @@ def test_no_rank_is_left_without_a_gpu_that_the_others_have() -> None:
     """It would wait for them by gloo, and they for it by nccl."""
     host = make_host(packages=2, gpu_nodes=(0,))
     with pytest.raises(PlacementError, match=r"that is more than its 1 accelerators; GPUs=none trains on CPUs"):
-        plan_of("Ranks=numa", host)
+        plan_of("Ranks=2", host)
+    assert [len(rank.gpus) for rank in plan_of("Ranks=numa", host).ranks] == [1]
     assert [rank.gpus for rank in plan_of("Ranks=numa\nGPUs=none", host).ranks] == [(), ()]
 
 
