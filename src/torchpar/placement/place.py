@@ -136,7 +136,7 @@ def _need(claim: Claim, count: int) -> Need:
     to stay away from them."""
     near = CpuSet(gpu.numa_node for gpu in claim.gpus if gpu.numa_node is not None)
     moved = near and tuple(gpu.name for gpu in claim.gpus) != claim.held.gpus
-    return Need(count, near, CpuSet() if moved else claim.held.cpus)
+    return Need(count, near, CpuSet() if moved else claim.held.cpus, claim.ranks(), claim.by_node())
 
 
 def _give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:

@@ -10,15 +10,21 @@ from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.cores import Core, choose_cores
+from torchpar.placement.for_ranks import choose_for_nodes, choose_for_ranks
 
 
 @dataclass(frozen=True)
 class Need:
-    """`count` cores for one claim, near the NUMA nodes `near` (empty: anywhere); it has the CPUs `held` now."""
+    """`count` cores for one claim, near the NUMA nodes `near` (empty: anywhere); it has the CPUs `held` now.
+
+    They are for so many `ranks`, or for one on each node (`by_node`).
+    """
 
     count: int
     near: CpuSet = CpuSet()
     held: CpuSet = CpuSet()
+    ranks: int = 1
+    by_node: bool = False
 
 
 def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int, int], int]) -> list[tuple[Core, ...]]:
@@ -53,6 +59,14 @@ def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int
 def _grow(
     kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Callable[[int, int], int]
 ) -> tuple[Core, ...]:
+    if not need.near:
+        equal = (
+            choose_for_nodes(free, need.count, distance)
+            if need.by_node
+            else choose_for_ranks(free, need.count, need.ranks, distance)
+        )
+        if equal:
+            return equal
     anywhere = choose_cores(free, need.count, near=need.near, distance=distance)
     if not kept:
         return anywhere
