@@ -19,6 +19,10 @@ RECEIVE, SEND, START = 0.0004, 0.0006, 0.035
 _WORTH = 0.1
 
 
+# Of less nothing can be said: no batch takes a microsecond.
+SHORTEST = 1e-6
+
+
 @dataclass(frozen=True)
 class Loading:
     """How `seconds` of a process went.
@@ -39,7 +43,7 @@ class Loading:
     @property
     def share(self) -> float:
         """The part of the time that went by waiting, from 0 to 1."""
-        return min(1.0, self.waited / self.seconds) if self.seconds > 0 else 0.0
+        return min(1.0, self.waited / self.seconds) if self.seconds > SHORTEST else 0.0
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def test_as_many_workers_as_make_the_job_fastest(
         (waiting(0.5, batches=1_000_000), 4, 16),  # batches that take no longer to load than to hand over
         (Loading(100, 63, 0, 0, 0, 0), 4, 16),  # an iterable dataset
         (Loading(0, 0, 0, 0, 0, 0), 4, 16),
+        (Loading(5e-324, 5e-324, 0, 0, 0, 0), 1, 2),  # shorter than any batch
         (waiting(0.63), 0, 0),  # a plan that does not say
     ],
 )
