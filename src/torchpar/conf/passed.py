@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from torchpar.conf.directives import SINCE
 from torchpar.conf.syntax import hint
+from torchpar.contract.paths import CERTIFICATE, KEY
 
 # What they are for, and their names.
 GROUPS: tuple[tuple[str, str], ...] = (
@@ -175,7 +176,7 @@ def opened(name: str, text: str, unit: str) -> Iterator[str]:  # noqa: C901 - a 
         yield _path(text.removeprefix("-"), unit)
     elif name in ("LoadCredential", "LoadCredentialEncrypted"):
         credential, _, path = text.partition(":")
-        if credential in ("tls-certificate", "tls-key"):
+        if credential in (CERTIFICATE, KEY):
             raise ValueError("use TLSCertificate= and TLSKey=")
         if path.startswith("/"):  # else systemd looks in its own folders, which are root's
             yield _path(path, unit)

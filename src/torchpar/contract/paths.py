@@ -12,6 +12,9 @@ SERVE = f"{PROGRAMS}/serve.py"
 STOP = f"{PROGRAMS}/stop"
 GUARD = f"{PROGRAMS}/guard"
 
+# The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
+CERTIFICATE, KEY = "tls-certificate", "tls-key"
+
 TEMPLATES = "/usr/share/torchpar/templates"
 
 # Generations, and the link to the one in force.

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.journal import say
 from torchpar.contract.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED, read_memory_policy, set_memory_policy
-from torchpar.runtime.observed import cpulist
 
 
 def bind_cpus(planned: str) -> None:
     """Narrow the CPUs of this process to a list such as "0-3,8"."""
     allowed = os.sched_getaffinity(0)
-    cpus = parse_cpulist(planned) & allowed
+    cpus = set(CpuSet.parse(planned)) & allowed
     if not cpus:
-        say(f"CPUs {planned} are planned, but the process may only use {cpulist(allowed)}: it is not bound")
+        say(f"CPUs {planned} are planned, but the process may only use {CpuSet(allowed)}: it is not bound")
     elif cpus != allowed:
         try:
             os.sched_setaffinity(0, cpus)
@@ -35,7 +35,7 @@ def bind_memory(planned: str, of_all: set[str]) -> None:
         return
     try:
         mode, nodes = read_memory_policy()
-        wanted = parse_cpulist(planned)
+        wanted = set(CpuSet.parse(planned))
         if mode & ~MODE_FLAGS == PREFERRED:
             wanted = {min(wanted)}
         elif mode & ~MODE_FLAGS in (BIND, INTERLEAVE):
@@ -47,16 +47,3 @@ def bind_memory(planned: str, of_all: set[str]) -> None:
             set_memory_policy(mode, wanted)
     except OSError as error:
         say(f"memory nodes {planned}: the memory policy stays as it is: {error.strerror}")
-
-
-def parse_cpulist(text: str) -> set[int]:
-    """The numbers of a list in the kernel's syntax.
-
-    >>> sorted(parse_cpulist("0-2,8"))
-    [0, 1, 2, 8]
-    """
-    numbers: set[int] = set()
-    for span in filter(None, text.split(",")):
-        first, _, last = span.partition("-")
-        numbers.update(range(int(first), int(last or first) + 1))
-    return numbers

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.journal import say
 
 VERSION = 1
@@ -25,7 +26,7 @@ def observe(torch: Any, local_rank: int) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
-        "cpus": cpulist(os.sched_getaffinity(0)),
+        "cpus": str(CpuSet(os.sched_getaffinity(0))),
         "allocator": _allocator(),
     }
 
@@ -45,17 +46,6 @@ def tell(truth: dict[str, Any]) -> None:
             _write_whole(path, json.dumps(truth, sort_keys=True) + "\n")
         except OSError as error:
             say(f"{path}: cannot be written: {error.strerror}; torchpar verify will not know this process's threads")
-
-
-def cpulist(cpus: Iterable[int]) -> str:
-    """CPU numbers in the kernel's list syntax: "0-3,8"."""
-    spans: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if spans and cpu == spans[-1][1] + 1:
-            spans[-1][1] = cpu
-        else:
-            spans.append([cpu, cpu])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 def _write_whole(path: str, text: str) -> None:

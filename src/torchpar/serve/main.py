@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from torchpar.contract.errors import ExitStatus
 from torchpar.contract.journal import say
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.settings import EngineSettings
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         asyncio.run(serve(settings, [listener], options.grpc, options.drain))
     except (ModelError, StartError) as error:
         say(str(error))
-        return 78
+        return ExitStatus.CONFIG
     return 0
 
 

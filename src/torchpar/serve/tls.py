@@ -9,9 +9,8 @@ import os
 import ssl
 from collections.abc import Mapping
 
+from torchpar.contract.paths import CERTIFICATE, KEY
 from torchpar.serve.errors import StartError
-
-CERTIFICATE, KEY = "tls-certificate", "tls-key"
 
 
 def make_tls(environ: Mapping[str, str]) -> ssl.SSLContext | None:

@@ -16,7 +16,7 @@ import jinja2
 from torchpar.conf.services import Service
 from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import MemoryPolicy, simple_path
-from torchpar.contract.paths import GUARD, STOP, TEMPLATES
+from torchpar.contract.paths import CERTIFICATE, GUARD, KEY, STOP, TEMPLATES
 from torchpar.facts.exec_limits import LINE, size
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.opened import opened_paths
@@ -33,8 +33,6 @@ CONNECTION_MANAGER = "/dev/infiniband/rdma_cm"
 
 # After the grace ExecStop= sends SIGTERM, and SIGKILL ten seconds later.
 AFTER_GRACE = 15
-# The names under which the server finds its certificate and key in $CREDENTIALS_DIRECTORY.
-CERTIFICATE, KEY = "tls-certificate", "tls-key"
 
 # NVIDIA, AMD and Intel; of others what is of class 0x12, processing accelerators, computes.
 _GPU_VENDORS = ("0x10de", "0x1002", "0x8086")

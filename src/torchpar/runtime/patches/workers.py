@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable, Set
 from typing import Any
 
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import RankSettings
 from torchpar.contract.journal import say
-from torchpar.runtime.binding import parse_cpulist
-from torchpar.runtime.observed import cpulist
 from torchpar.runtime.patches.stand_in import StandIn, replace_method
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -78,7 +77,7 @@ def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
     Whoever has narrowed the process, by `systemctl edit` or in the script, means its workers too. A process with CPUs
     for its workers alone has narrowed itself to its own, as planned.
     """
-    own, loaders = frozenset(parse_cpulist(rank.cpus)), frozenset(parse_cpulist(rank.loader_cpus))
+    own, loaders = frozenset(CpuSet.parse(rank.cpus)), frozenset(CpuSet.parse(rank.loader_cpus))
     if own <= allowed:
         return own | loaders
     # None in common: somebody has moved it elsewhere altogether.
@@ -110,7 +109,7 @@ def set_cpus(cpus: frozenset[int]) -> None:
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
-        say(f"a loader worker is not on CPUs {cpulist(cpus)}: {error.strerror}; it keeps those of its parent")
+        say(f"a loader worker is not on CPUs {CpuSet(cpus)}: {error.strerror}; it keeps those of its parent")
 
 
 def _then(cpus: frozenset[int], init: Callable[[int], object] | None) -> Callable[[int], None]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-from torchpar.contract.errors import JobSettingsError, RendezvousError
+from torchpar.contract.errors import ExitStatus, JobSettingsError, RendezvousError
 from torchpar.contract.job import JobSettings, parse_job_environment
 from torchpar.contract.journal import say
 from torchpar.runtime.ranks.rendezvous import arguments
 from torchpar.runtime.start.refusal import refusal
 
-EXIT_USAGE = 64  # sysexits.h
-EXIT_CONFIG = 78
 USAGE = "usage: launch.py -- SCRIPT [ARGUMENT...]\n       launch.py -m MODULE [ARGUMENT...]\n"
 
 
@@ -23,19 +21,19 @@ def main(run: str) -> int:
     """Run what sys.argv names as several ranks, each by the file `run`; the exit status."""
     if len(sys.argv) < 3 or sys.argv[1] not in ("--", "-m"):
         sys.stderr.write(USAGE)
-        return EXIT_USAGE
+        return ExitStatus.USAGE
     try:
         settings = parse_job_environment(os.environ)
     except JobSettingsError as error:
         say(str(error))
-        return EXIT_CONFIG
+        return ExitStatus.CONFIG
     if settings is None:
         say("TORCHPAR_JOB is not set: launch.py is what the unit of a [Train] service with several ranks starts")
-        return EXIT_CONFIG
+        return ExitStatus.CONFIG
     option, what = sys.argv[1:3]
     if option == "--" and (why := unreadable(what)):
         say(refusal(os.path.abspath(what), why, "Script="))
-        return EXIT_CONFIG
+        return ExitStatus.CONFIG
     return launch(settings, run)
 
 
@@ -45,10 +43,10 @@ def launch(settings: JobSettings, run: str) -> int:
         import torch.distributed
     except ImportError as error:
         say(refusal(sys.executable, f"this Python cannot import torch: {error}", "Python="))
-        return EXIT_CONFIG
+        return ExitStatus.CONFIG
     if not torch.distributed.is_available():
         say(refusal(sys.executable, f"its torch {torch.__version__} is built without torch.distributed", "Python="))
-        return EXIT_CONFIG
+        return ExitStatus.CONFIG
     from torchpar.runtime.ranks import torchrun
 
     try:
