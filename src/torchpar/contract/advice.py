@@ -19,7 +19,7 @@ RECEIVE, SEND, START = 0.0004, 0.0006, 0.035
 _WORTH = 0.1
 
 
-# Of less nothing can be said: no batch takes a microsecond.
+# Seconds of which nothing can be advised: no batch takes less.
 SHORTEST = 1e-6
 
 
@@ -43,7 +43,7 @@ class Loading:
     @property
     def share(self) -> float:
         """The part of the time that went by waiting, from 0 to 1."""
-        return min(1.0, self.waited / self.seconds) if self.seconds > SHORTEST else 0.0
+        return min(1.0, self.waited / self.seconds) if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def advise(loading: Loading, threads: int, budget: int) -> Advice | None:
     better than the slower of both. Workers that are there already are taken for busy all the time, as they are waited
     for: so the advice is the most that could be of use. A budget of 0 is not known.
     """
-    if loading.share < LOADER_BOUND or threads < 1:
+    if loading.share < LOADER_BOUND or threads < 1 or loading.seconds < SHORTEST:
         return None
     fetching, batches, passes = loading.fetching, loading.fetched, loading.iterators
     if fetching < loading.waited / 2:
