@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchpar.contract.owners import code_places, find_strangers
+from torchpar.contract.owners import code_places, find_strangers, steps
 from torchpar.host.reading import NotReadableError, read_start
 from torchpar.host.sysfs import Tree
 from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict, answer_json, parse_answer
@@ -37,7 +37,6 @@ SECONDS = 5.0
 # Processes at a time: torchpard's unit has few tasks, and each dead file system costs one for good.
 _AT_ONCE = 8
 
-_LINKS = 40  # the kernel's own limit, path_resolution(7)
 
 # In the line of a process that came upon a bug.
 _BUG = "bug"
@@ -286,38 +285,26 @@ def look(question: Question) -> Answer:
 
 
 def _walk(path: str) -> Answer:
-    """Go to a path as the kernel does, link by link and folder by folder, to where it ends or stops."""
-    at, links = "/", 0
+    """Go to a path as this process may, to where it ends or stops."""
+    at = "/"
     way: list[str] = []
-    todo = path.split("/")[::-1]
-    while todo:
-        name = todo.pop()
-        if name in ("", "."):
+    for step in steps(path):
+        found = step.found
+        if not os.access(step.folder, os.X_OK):
+            return Answer(Verdict.CLOSED, step.folder, way=tuple(way))
+        if isinstance(found, (FileNotFoundError, NotADirectoryError)):
+            return Answer(Verdict.MISSING, step.place, way=tuple(way))
+        if isinstance(found, (OSError, ValueError)):
+            looped = getattr(found, "errno", 0) == errno.ELOOP
+            why = getattr(found, "strerror", str(found))
+            return Answer(Verdict.BROKEN, path if looped else step.place[:200], way=tuple(way), why=why)
+        at = step.end
+        if found is None:
             continue
-        if not os.access(at, os.X_OK):
-            return Answer(Verdict.CLOSED, at, way=tuple(way))
-        if name == "..":
-            at = os.path.dirname(at)
-            continue
-        here = os.path.join(at, name)
-        try:
-            status = os.lstat(here)
-            target = os.readlink(here) if stat.S_ISLNK(status.st_mode) else None
-        except (FileNotFoundError, NotADirectoryError):
-            return Answer(Verdict.MISSING, here, way=tuple(way))
-        except (OSError, ValueError) as error:
-            return Answer(Verdict.BROKEN, here[:200], way=tuple(way), why=getattr(error, "strerror", str(error)))
-        if target is None:
-            at = here
-            if todo and not stat.S_ISDIR(status.st_mode):
-                return Answer(Verdict.MISSING, here, way=tuple(way), why=os.strerror(errno.ENOTDIR))
-            continue
-        way.append(here)
-        links += 1
-        if links > _LINKS:
-            return Answer(Verdict.BROKEN, path, way=tuple(way), why=os.strerror(errno.ELOOP))
-        todo += target.split("/")[::-1]
-        at = "/" if target.startswith("/") else at
+        if stat.S_ISLNK(found.st_mode):
+            way.append(step.place)
+        elif not step.is_last and not stat.S_ISDIR(found.st_mode):
+            return Answer(Verdict.MISSING, step.place, way=tuple(way), why=os.strerror(errno.ENOTDIR))
     return Answer(Verdict.ALLOWED, at, way=(*way, at))
 
 
