@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, facts_json
 from torchpar.plan.plan import make_plan

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from torchpar.conf.parse import parse_config
 from torchpar.conf.passed import PASSED
-from torchpar.conf.services import parse_config
 from torchpar.conf.settings import SECTIONS, settings_of
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError

@@ -21,7 +21,7 @@ import pytest
 
 from tests.cases.conftest import CAPTURES
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, TorchparError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.machines.machine import Machine
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 from torchpar.units.quoting import quote_word

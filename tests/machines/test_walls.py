@@ -13,7 +13,8 @@ from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, apply, torchpar
 from tests.unit.hosts import make_host
 from tests.unit.unit_file import read_unit
-from torchpar.conf.services import Service, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Service
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError

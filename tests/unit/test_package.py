@@ -16,7 +16,8 @@ import pytest
 from debian.changelog import Changelog
 
 from torchpar.cli.main import COMMANDS, torchpar
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.settings import SECTIONS, settings_of
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import CpuRequestKind

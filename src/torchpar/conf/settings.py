@@ -1,7 +1,7 @@
 """The settings: one table of every key, as the fields of frozen dataclasses.
 
 A field's metadata holds the key as the admin writes it, its parser, the default's text, what is allowed and a line of
-help. The reader of the conf, its messages and torchpar.conf(5) are all made from it.
+help. The reader of the conf, its messages and torchpar.conf(5) are all made from it. It is as long as the table.
 """
 
 from __future__ import annotations

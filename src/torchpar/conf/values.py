@@ -1,6 +1,7 @@
 """Parses the values of settings: small types, and one `parse_*` for each, text in and value out.
 
 Every parser raises ValueError with a clause that says what is wrong; the reader of the conf adds file, line and key.
+The module is long as a list is: no parser needs to be read for another.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@
                                 work that is not done
 
 Kill the writer anywhere and the old or the new generation is whole; whoever next takes the lock removes the rest.
+It is one module, since each of its calls rests on what the others leave after a kill.
 """
 
 from __future__ import annotations

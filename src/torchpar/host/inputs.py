@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from torchpar.conf.services import Config, Service, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config, Service
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
 from torchpar.contract.typed_json import ShapeError, parse_json
@@ -15,9 +16,10 @@ from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import add_interpreters, read_facts, read_manifest
 from torchpar.host.reading import NotReadableError, Reader
-from torchpar.plan.access import Found, Identity, make_questions, make_warnings, silent_paths
+from torchpar.plan.access import make_questions, make_warnings, silent_paths
 from torchpar.plan.opened import find_refused
 from torchpar.plan.ownership import add_questions, find_opened_refusals, find_refusals, opened_questions
+from torchpar.plan.questions import Found, Identity
 
 LIVE = Path("/")
 

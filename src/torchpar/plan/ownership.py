@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torchpar.conf.services import Config, Service
 from torchpar.contract.errors import Problem, printable
-from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict, has_other_files, identity_of
+from torchpar.plan.access import has_other_files, identity_of
 from torchpar.plan.opened import Named, opened_paths
+from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
 ROOT = Identity(None)
 

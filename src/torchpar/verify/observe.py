@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.hosts import make_host
 from torchpar.adhoc.plan import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
 from torchpar.adhoc.systemd_run import environment_file, make_command
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError

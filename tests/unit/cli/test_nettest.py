@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.hosts import make_host
 from torchpar.cli.nettest import _find
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 

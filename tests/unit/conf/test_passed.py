@@ -15,16 +15,18 @@ from tests.unit.hosts import make_host
 from torchpar.adhoc.plan import conf_of
 from torchpar.cli import run
 from torchpar.conf.directives import SINCE
+from torchpar.conf.parse import parse_config
 from torchpar.conf.passed import GROUPS, OPENING, PASSED, expanded, judge, needed, opened
-from torchpar.conf.services import Service, parse_config
+from torchpar.conf.services import Service
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.generation import Content
 from torchpar.host.inputs import Inputs
-from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict, make_questions
+from torchpar.plan.access import make_questions
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.ownership import add_questions
+from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "systemd" / f"torchpar-{kind}@.service" for kind in ("train", "infer")]

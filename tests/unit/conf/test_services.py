@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.settings import SECTIONS, settings_of
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import CpuRequest, CpuRequestKind

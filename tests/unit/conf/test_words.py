@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.words import MisreadError, split_words
 from torchpar.contract.errors import ConfigError

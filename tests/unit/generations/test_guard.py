@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.generations import guard
 from torchpar.host import systemd

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.hosts import make_host
 from tests.unit.records import make_record
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.generations.readback import compare_socket, compare_unit
 from torchpar.plan.plan import make_plan, plan_json

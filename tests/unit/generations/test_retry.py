@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.generations.retry import LACKING, find_missing, is_dependency, is_lacking, main, mount_points, retry_named

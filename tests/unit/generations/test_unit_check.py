@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, SystemdError
 from torchpar.generations.unit_check import check_units, in_conf

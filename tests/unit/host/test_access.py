@@ -18,7 +18,7 @@ import pytest
 from torchpar.generations.store import Store
 from torchpar.host import access
 from torchpar.host.access import ask, ask_below
-from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict
+from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
 # Each identity is a process of its own.
 pytestmark = pytest.mark.subprocess

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.host.test_facts import MACHINE, write
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.placement.test_staying import apply
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.placement.test_staying import in_force
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError

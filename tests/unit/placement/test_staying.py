@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.hosts import make_gpu, make_host
 from torchpar.cli.main import run
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import Held, HostFacts, facts_json, parse_facts
 from torchpar.host.facts import read_facts

@@ -7,20 +7,12 @@ from collections.abc import Mapping
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import simple_path
-from torchpar.plan.access import (
-    Answer,
-    Found,
-    Identity,
-    Need,
-    Question,
-    Verdict,
-    make_questions,
-    make_warnings,
-    silent_paths,
-)
+from torchpar.plan.access import make_questions, make_warnings, silent_paths
+from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
 ML = Identity("ml")
 TORCHPAR = Identity("torchpar")

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import Config, parse_config
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
-from torchpar.plan.access import Answer, Found, Identity, Need, Question, Verdict
 from torchpar.plan.ownership import add_questions, find_refusals
+from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
 TORCHPAR, ML, ROOT = Identity("torchpar"), Identity("ml"), Identity(None)
 TRAIN = "[Train a]\nScript=/srv/p/s.py\n"

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from tests.unit.hosts import make_host, make_hybrid_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.picture import FREE, LEFT_OUT, PALETTE, draw_plan

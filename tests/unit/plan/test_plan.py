@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.unit.hosts import JEMALLOC, TCMALLOC, make_gpu, make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError

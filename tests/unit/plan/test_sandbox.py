@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.hosts import make_host
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import simple_path
 from torchpar.contract.errors import ConfigError

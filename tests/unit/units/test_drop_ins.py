@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.unit_file import read_unit
 from torchpar.conf.characters import NOT_TEXT
-from torchpar.conf.services import parse_config
+from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.conf.values import simple_path
 from torchpar.conf.words import split_words
