@@ -64,11 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = run(arguments)
     except OutputError as error:
         status = ExitStatus.FAILED
-        with contextlib.suppress(OutputError, BrokenPipeError):
+        with contextlib.suppress(OutputError):
             warn_of(error)
-    except BrokenPipeError:
-        # `torchpar plan 2>&1 | head`: the reader has what it wanted.
-        status = ExitStatus.DONE
     if not close_streams():
         status = status or ExitStatus.FAILED
     sys.exit(status)

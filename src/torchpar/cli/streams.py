@@ -17,7 +17,10 @@ class OutputError(TorchparError):
 
 
 class _Output(io.FileIO):
-    """Writes all of it, or says so in an error of its own, which no other file's can be taken for."""
+    """Writes all of it, or says so in an error of its own, which no other file's can be taken for.
+
+    Where nobody reads any more, nothing is written from then on.
+    """
 
     def __init__(self, number: int, called: str) -> None:
         super().__init__(number, "w", closefd=False)
@@ -29,8 +32,10 @@ class _Output(io.FileIO):
             while (written := super().write(data)) is None:
                 select.select((), (self,), ())
         except BrokenPipeError:
-            # Without its number, by which click would know it and exit with 1.
-            raise BrokenPipeError("nobody reads any more") from None
+            # `torchpar apply | head`: the reader has what it wanted. The command goes on to its end, and its own status.
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self.fileno())
+            return memoryview(data).nbytes
         except OSError as error:
             raise OutputError(f"{self._called} cannot be written: {error.strerror}") from None
         return written
@@ -56,8 +61,8 @@ def close_streams() -> bool:
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             stream.flush()
-        except (OSError, OutputError) as error:
-            whole = whole and isinstance(error, BrokenPipeError)
+        except (OSError, OutputError):
+            whole = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             with contextlib.suppress(OSError):
                 stream.flush()
