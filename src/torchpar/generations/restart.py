@@ -22,13 +22,16 @@ def restart(services: Services, units: tuple[str, ...]) -> None:
     """Restart these units, if there are any. Raises SystemdError, which says which were not restarted."""
     if not units:
         return
-    before = services.invocations(units)
+    names = " ".join(units)
+    try:
+        before = services.invocations(units)
+    except SystemdError as error:
+        raise SystemdError(f"{error}\nno service was restarted: {names}; again: systemctl restart {names}") from None
     try:
         services.restart(units)
     except SystemdError as error:
         raise SystemdError(f"{error}\n{_left(services, units, before)}") from None
     except KeyboardInterrupt:
-        names = " ".join(units)
         raise SystemdError(f"interrupted; systemd goes on restarting {names}; see: systemctl list-jobs") from None
 
 

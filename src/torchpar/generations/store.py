@@ -1,7 +1,7 @@
 """The store: generations below one directory, the link to the active one, and what waits for its confirmation.
 
     active -> generations/5     the generation in force; one rename changes it
-    generations/5/              a generation, see generations.py
+    generations/5/              a generation, see generation.py
     generations/5.unconfirmed   it goes unless it is confirmed, see unconfirmed.py
     .active.new -> ...          a generation that was prepared and is not yet in force; the same rename takes this away
     .active.back, .active.old, generations/.5.new
