@@ -182,7 +182,8 @@ def _choose_gpus(
 
 def held_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
     """The CPUs and accelerators of the unit of an ad-hoc job, by its D-Bus properties."""
-    cpus = CpuSet.from_bitmap(properties.get("AllowedCPUs") or properties.get("CPUAffinity") or ())
+    cpus = CpuSet.from_bitmap(properties.get("AllowedCPUs", ()))
+    cpus = cpus or CpuSet.from_bitmap(properties.get("CPUAffinity", ()))
     variables = dict(variable.partition("=")[::2] for variable in properties.get("Environment", ()))
     return cpus, accelerators_of(variables.get(VARIABLE, ""))
 

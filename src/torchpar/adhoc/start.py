@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from torchpar.adhoc import systemd_run
+from torchpar.conf.services import Service
 from torchpar.contract.preload import preloaded
 from torchpar.host import direct, systemd
+from torchpar.host.inputs import refuse_foreign_files
 from torchpar.host.transient import private_file, run_transient
 from torchpar.plan.plan import ServicePlan
 
@@ -20,6 +22,20 @@ FATAL = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SI
 def as_unit() -> bool:
     """Whether what is started gets a unit of its own: systemd gives root one."""
     return systemd.is_running() and os.geteuid() == 0
+
+
+S = TypeVar("S", bound=Service)
+
+
+def make_startable(service: S, systemd_version: int | None, warn: Callable[[Iterable[str]], None]) -> S:
+    """What is started as a transient unit, without the directives that this systemd lacks.
+
+    Raises ConfigError where others can change what systemd opens for it as root: no guard looks at it, as at a service.
+    """
+    warn(service.left_out(systemd_version))
+    known = service.known_to(systemd_version)
+    refuse_foreign_files(known)
+    return known
 
 
 def start(
@@ -33,7 +49,7 @@ def start(
 ) -> int:
     """Start a plan's command and return its exit status, or become it. `started` is called when the unit runs."""
     if not as_unit():
-        warn(_confine(plan))
+        warn(tuple(_confine(plan)))
         _become(plan, user, environment)
     path = f"/run/{unit.removesuffix('.service')}.env"
     with private_file(path, systemd_run.environment_file(environment)) as remove:

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from torchpar.adhoc.start import start
+from torchpar.adhoc.start import as_unit, make_startable, start
 from torchpar.cli.output import warn
 from torchpar.conf.services import OWN_USER, Service
 from torchpar.conf.settings import TrainSettings
@@ -16,6 +16,7 @@ from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.inputs import load
+from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import make_plan
 
 MODULE = "torchpar.runtime.nettest"
@@ -33,7 +34,11 @@ def nettest(name: str) -> int:
     service, train = _find(inputs.config.find(name))
     if systemd.is_running() and service.unit in systemd.running_services():
         raise TorchparError(f"the job itself runs, on the same port; stop it first: systemctl stop {service.unit}")
+    if problems := find_refused(inputs.config).get(service.unit):
+        raise ConfigError(problems)
     plan = make_plan(inputs.config, inputs.facts).find(service.unit)
+    if as_unit():
+        service = make_startable(service, inputs.facts.systemd_version, warn)
     settings = dataclasses.replace(train, script=None, module=MODULE, arguments=(), working_directory="/")
     plan = dataclasses.replace(plan, service=dataclasses.replace(service, settings=settings))
     user = service.settings.user or OWN_USER

@@ -39,7 +39,7 @@ def plan(
         except OSError as error:
             raise TorchparError(f"{svg}: {error.strerror}") from None
     if as_json:
-        echo_json(plan_json(made))
+        echo_json({**plan_json(made), "warnings": list(compiled.warnings)})
         return
     _echo_plan(made)
     for move in find_moves(inputs.facts.in_force, made):

@@ -21,7 +21,7 @@ from torchpar.adhoc.plan import (
     take_job,
 )
 from torchpar.adhoc.running import read_ad_hoc_jobs
-from torchpar.adhoc.start import as_unit, start
+from torchpar.adhoc.start import as_unit, make_startable, start
 from torchpar.cli.output import warn
 from torchpar.conf.services import AD_HOC
 from torchpar.conf.syntax import ConfFile
@@ -31,7 +31,7 @@ from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import ConfReader
-from torchpar.host.inputs import Inputs, load, refuse_foreign_files
+from torchpar.host.inputs import Inputs, load
 from torchpar.host.turns import in_turn
 from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import ServicePlan
@@ -86,9 +86,7 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
             inputs.config, job_name(what, os.getpid()), script=script, module=module, arguments=arguments
         )
         if as_unit():
-            warn(job.left_out(inputs.facts.systemd_version))
-            job = job.known_to(inputs.facts.systemd_version)
-            _refuse_foreign_files(job)
+            job = _make_startable(job, inputs.facts.systemd_version)
         user = _user(user, job)
         running = systemd.running_services() if systemd.is_running() else ()
         used, used_gpus = read_ad_hoc_jobs()
@@ -137,10 +135,9 @@ def _read(own: ConfFile) -> Inputs:
     return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, notes=()), facts=facts)
 
 
-def _refuse_foreign_files(job: AdHocJob) -> None:
-    """Raise ConfigError where others can change what systemd opens for the job as root, as apply does."""
+def _make_startable(job: AdHocJob, systemd_version: int | None) -> AdHocJob:
     try:
-        refuse_foreign_files(job)
+        return make_startable(job, systemd_version, warn)
     except ConfigError as error:
         raise ConfigError(own_problems(error.found) or error.found) from None
 

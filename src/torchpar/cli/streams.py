@@ -32,7 +32,7 @@ class _Output(io.FileIO):
             while (written := super().write(data)) is None:
                 select.select((), (self,), ())
         except BrokenPipeError:
-            # `torchpar apply | head`: the reader has what it wanted. The command goes on to its end, and its own status.
+            # `torchpar apply | head`: the reader has what it wanted, and the command goes on to its own end.
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), self.fileno())
             return memoryview(data).nbytes

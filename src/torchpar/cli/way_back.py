@@ -1,7 +1,7 @@
 """Waits until a generation should have been confirmed, and goes back from it: torchpar-way-back.service.
 
-It is a servant of what is in the store, see torchpar.unconfirmed: started before such a generation is in force, at each
-boot that finds one, and again when it fails.
+It is a servant of what is in the store (generations/unconfirmed.py): started before such a generation is in force, at
+each boot that finds one, and again when it fails.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The files that systemd opens as root when a service starts, and hands on to it.
 
 Who can put another file in the place of one of them reads or writes with root's rights. So the way to each is root's
-alone: torchpar.ownership asks that before a conf is put in force, and a unit of root's (torchpar-guard@.service) before
+alone: ownership.py asks that before a conf is put in force, and a unit of root's (torchpar-guard@.service) before
 every start.
 """
 

@@ -41,8 +41,15 @@ def opened_questions(service: Service) -> dict[Identity, tuple[Question, ...]]:
 
 
 def find_opened_refusals(service: Service, found: Mapping[Identity, Found]) -> tuple[Problem, ...]:
-    """What is wrong with what systemd opens for it."""
-    return _refusals(service, _opened_questions(service), found)
+    """What is wrong with what systemd opens for a job, for which nothing looks again: also what gives no answer."""
+    answered = {question for identity in found.values() for question in identity.answers}
+    silent = Answer(Verdict.BROKEN, why="could not be looked at in time, so it may be anybody's; try again")
+    questions = tuple(_opened_questions(service))
+    unknown = {question: silent for _, _, question in questions if question not in answered}
+    for each in found.values():
+        unknown |= {question: silent for question, answer in each.answers.items() if answer.verdict is Verdict.SILENT}
+    answers = {ROOT: Found(answers={**(found[ROOT].answers if ROOT in found else {}), **unknown})}
+    return _refusals(service, questions, answers)
 
 
 def _refusals(

@@ -10,7 +10,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.parse import parse_config
 from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
-from torchpar.plan.ownership import add_questions, find_refusals
+from torchpar.plan.ownership import add_questions, find_opened_refusals, find_refusals, opened_questions
 from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
 TORCHPAR, ML, ROOT = Identity("torchpar"), Identity("ml"), Identity(None)
@@ -28,6 +28,18 @@ def refused(text: str, identity: Identity, answers: Mapping[str, Answer]) -> lis
     needs = (Need.OWN, Need.OWN_CODE)
     found = {identity: Found(answers={Question(path, need): answers[path] for path in answers for need in needs})}
     return [str(problem) for problems in find_refusals(read(text), found).values() for problem in problems]
+
+
+def test_of_a_job_that_nothing_guards_what_gives_no_answer_is_refused() -> None:
+    """A file system of the user's that hangs would hide whose file it is."""
+    (job,) = read("[Train a]\nScript=/s.py\nService.StandardOutput=append:/mnt/u/log\n").services
+    ((identity, (question,)),) = opened_questions(job).items()
+    for answers in ({}, {question: Answer(Verdict.SILENT)}):
+        (problem,) = find_opened_refusals(job, {identity: Found(answers=answers)})
+        line = "/c:3: [Train a] Service.StandardOutput=append:/mnt/u/log"
+        assert str(problem).startswith(f"{line}: could not be looked at")
+    assert find_opened_refusals(job, {})
+    assert not find_opened_refusals(job, {identity: Found(answers={question: Answer(Verdict.ALLOWED)})})
 
 
 def foreign(place: str, owner: str, mode: int = 0o644, *, shared: bool = False) -> Answer:
