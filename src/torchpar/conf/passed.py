@@ -53,7 +53,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
         """
         LogExtraFields LogFilterPatterns LogLevelMax LogNamespace LogRateLimitBurst LogRateLimitIntervalSec
         StandardError StandardInput StandardInputData StandardInputText StandardOutput SyslogFacility
-        SyslogIdentifier SyslogLevel SyslogLevelPrefix
+        SyslogIdentifier SyslogLevel
         """,
     ),
     (
@@ -118,6 +118,7 @@ _WHY = {
     "KillMode": "it would kill processes that still save, or leave some behind on CPUs that others get next",
     "RemainAfterExit": "a job that has ended would be called running, and would keep others of its Slot= away",
     "Slice": "outside torchpar.slice the limits that torchpar plans with may not be the service's",
+    "SyslogLevelPrefix": "without it what torchpar says in a job would show its priority as <6>",
     "DynamicUser": "a user that is made up for each start can own neither scripts nor checkpoints; use User=",
 }
 _PATTERNS = (

@@ -153,7 +153,9 @@ class Config:
 
         Raises ConfigError when there is none.
         """
-        found = tuple(service for service in self.services if is_called(service.kind.value, service.name, name))
+        found = tuple(service for service in self.services if service.name == name) or tuple(
+            service for service in self.services if is_called(service.kind.value, service.name, name)
+        )
         if not found:
             wanted = shorten(name)
             declared = [service.name for service in self.services]

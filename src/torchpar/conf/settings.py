@@ -103,7 +103,7 @@ class HostSettings:
         "auto",
         "auto, or a number",
         "cores kept for the system; auto: none below 4 cores, 1 below 16, then 1 for each NUMA node, and no more than "
-        "a sixteenth of the cores",
+        "a sixteenth of the cores, all of which services get before one is refused; a number is always kept",
     )
     smt: bool = _setting(
         "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"
@@ -262,7 +262,8 @@ class TrainSettings(ServiceSettings):
         v.parse_ranks,
         "1",
         "a number, gpu, numa",
-        "processes of a script that uses torch.distributed; gpu: one for each GPU, numa: one for each NUMA node",
+        "processes of a script that uses torch.distributed; gpu: one for each GPU, numa: one for each NUMA node, or "
+        "for each of fewer nodes where equal ranks are faster so",
     )
     gpus_per_rank: int = _setting("GPUsPerRank", v.parse_positive, "1", "a number", "GPUs of each rank")
     binding: v.Binding = _setting(

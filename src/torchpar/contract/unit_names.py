@@ -20,4 +20,5 @@ def shorten(unit: str) -> str:
 
 def is_called(kind: str, name: str, called: str) -> bool:
     """Whether a person means this service: "demo", "train@demo", or the name of its unit, with its ending or not."""
-    return shorten(called) in (name, title_of(kind, name))
+    known = (name, title_of(kind, name))
+    return called in known or shorten(called) in known

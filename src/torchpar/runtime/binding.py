@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.contract.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED, read_memory_policy, set_memory_policy
 
 
@@ -18,12 +18,15 @@ def bind_cpus(planned: str) -> None:
     allowed = os.sched_getaffinity(0)
     cpus = set(CpuSet.parse(planned)) & allowed
     if not cpus:
-        say(f"CPUs {planned} are planned, but the process may only use {CpuSet(allowed)}: it is not bound")
+        say(
+            f"CPUs {planned} are planned, but the process may only use {CpuSet(allowed)}: it is not bound",
+            Priority.WARNING,
+        )
     elif cpus != allowed:
         try:
             os.sched_setaffinity(0, cpus)
         except OSError as error:
-            say(f"CPUs {planned}: cannot bind to them: {error.strerror}")
+            say(f"CPUs {planned}: cannot bind to them: {error.strerror}", Priority.WARNING)
 
 
 def bind_memory(planned: str, of_all: set[str]) -> None:
@@ -46,4 +49,4 @@ def bind_memory(planned: str, of_all: set[str]) -> None:
         if wanted and wanted != nodes:
             set_memory_policy(mode, wanted)
     except OSError as error:
-        say(f"memory nodes {planned}: the memory policy stays as it is: {error.strerror}")
+        say(f"memory nodes {planned}: the memory policy stays as it is: {error.strerror}", Priority.WARNING)

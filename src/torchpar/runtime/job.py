@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from torchpar.contract.job import JobSettings, parse_job_environment
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime import accelerator
 
 
@@ -73,7 +73,7 @@ def device_numbers(settings: JobSettings | None, local_rank: int, visible: int) 
         return range(0)
     planned = sum(counts)
     if settings and planned and not visible:
-        say(f"{planned} accelerators are planned and torch sees none: the CPU computes")
+        say(f"{planned} accelerators are planned and torch sees none: the CPU computes", Priority.WARNING)
     if settings and 0 < visible < planned:
         raise RuntimeError(f"{planned} accelerators are planned for this job on this host, and torch sees {visible}")
     first = sum(counts[:local_rank])

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 
 VERSION = 1
 
@@ -45,7 +45,10 @@ def tell(truth: dict[str, Any]) -> None:
         try:
             _write_whole(path, json.dumps(truth, sort_keys=True) + "\n")
         except OSError as error:
-            say(f"{path}: cannot be written: {error.strerror}; torchpar verify will not know this process's threads")
+            say(
+                f"{path}: cannot be written: {error.strerror}; torchpar verify will not know this process's threads",
+                Priority.WARNING,
+            )
 
 
 def _write_whole(path: str, text: str) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 
 REQUEST = "stop"
 ASKS = "stop-{}"  # by which process {} says that it looks at the request
@@ -94,7 +94,7 @@ class Agreement:
             self.other_hosts = False
             if self.since is None and not wanted:
                 return False
-            say("stopping without the other ranks: " + str(error).partition("\n")[0])
+            say("stopping without the other ranks: " + str(error).partition("\n")[0], Priority.WARNING)
             return True
         return self.last is not None and (self.calls >= self.last or self._is_far(self.since))
 
@@ -151,7 +151,7 @@ def ask() -> None:
             with open(path, "w", encoding="ascii"):
                 pass
         except OSError as error:
-            say(f"{path}: cannot be written: {error.strerror}; a stop comes as SIGTERM")
+            say(f"{path}: cannot be written: {error.strerror}; a stop comes as SIGTERM", Priority.WARNING)
 
 
 def whole_group() -> Any:

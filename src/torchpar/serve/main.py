@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from torchpar.contract.errors import ExitStatus
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, StartError
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         asyncio.run(serve(settings, [listener], options.grpc, options.drain))
     except (ModelError, StartError) as error:
-        say(str(error))
+        say(str(error), Priority.ERROR)
         return ExitStatus.CONFIG
     return 0
 

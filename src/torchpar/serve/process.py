@@ -15,7 +15,7 @@ from typing import Any
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings, RankSettings
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime.binding import bind_cpus, bind_memory
 from torchpar.runtime.observed import observe, tell
 from torchpar.serve.engine.metadata import READY
@@ -145,7 +145,10 @@ class _Serving:
     def _send_serves(self, **message: Any) -> None:
         message["unbatched"] = list(self._engine.unbatched())
         if not self._channel.send(serves=self._engine.serves(), **message):
-            say("there are too many models to compare them with those of the service's other processes")
+            say(
+                "there are too many models to compare them with those of the service's other processes",
+                Priority.WARNING,
+            )
             self._channel.send(serves=None, **message)
 
     async def _drain(self, front: Any, grace: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torchpar.contract.errors import ExitStatus, JobSettingsError
 from torchpar.contract.job import JobSettings, parse_job_environment
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.errors import StartError
 from torchpar.serve.sockets import adopt_sockets, refuse_unnamed
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments[0] == "process" and len(arguments) > 2:
             return _serve(_settings(), *map(int, arguments[1:]))
     except (JobSettingsError, StartError) as error:
-        say(str(error))
+        say(str(error), Priority.ERROR)
         return ExitStatus.CONFIG
     print(USAGE, file=sys.stderr)
     return ExitStatus.USAGE

@@ -18,7 +18,7 @@ from typing import Any
 
 from torchpar.contract.advice import LOADER_BOUND, Loading, say_loading
 from torchpar.contract.job import RankSettings
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.contract.paths import JOB_SOCKET
 from torchpar.runtime import accelerator
 from torchpar.runtime.patches.loader import caller
@@ -47,7 +47,7 @@ def install(torch: Any, rank: RankSettings) -> None:
         _count_batches(torch, meter)
         _count_steps(torch, meter)
     except AttributeError as error:
-        say(f"steps and samples are not counted: this torch has another inside ({error})")
+        say(f"steps and samples are not counted: this torch has another inside ({error})", Priority.WARNING)
     atexit.register(meter.end)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.job import RankSettings
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime.patches.stand_in import StandIn, replace_method
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -68,7 +68,7 @@ def install(torch: Any, rank: RankSettings, allowed: Set[int]) -> None:
         replace_method(pin_memory, "_pin_memory_loop", make)
         worker._worker_loop = loop
     except (AttributeError, ImportError, ValueError) as error:
-        say(f"loader workers begin as torch has it: this torch has another inside ({error})")
+        say(f"loader workers begin as torch has it: this torch has another inside ({error})", Priority.WARNING)
 
 
 def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
@@ -109,7 +109,10 @@ def set_cpus(cpus: frozenset[int]) -> None:
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
-        say(f"a loader worker is not on CPUs {CpuSet(cpus)}: {error.strerror}; it keeps those of its parent")
+        say(
+            f"a loader worker is not on CPUs {CpuSet(cpus)}: {error.strerror}; it keeps those of its parent",
+            Priority.WARNING,
+        )
 
 
 def _then(cpus: frozenset[int], init: Callable[[int], object] | None) -> Callable[[int], None]:
@@ -117,7 +120,7 @@ def _then(cpus: frozenset[int], init: Callable[[int], object] | None) -> Callabl
         try:
             begin(cpus)
         except Exception as error:  # whatever it is, it is not the job's failure and must not become it
-            say(f"a loader worker is not set as planned: {error!r}")
+            say(f"a loader worker is not set as planned: {error!r}", Priority.WARNING)
         if init is not None:
             init(number)
 

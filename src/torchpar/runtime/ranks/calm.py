@@ -15,7 +15,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime.stop import requested
 
 SIGNALLED = 128  # how shells say that a signal ended a process
@@ -101,7 +101,7 @@ def stop_status(statuses: Mapping[int, int]) -> int:
     asked_for = {0, -signal.SIGTERM, SIGNALLED + signal.SIGTERM}
     failed = {rank: status for rank, status in sorted(statuses.items()) if status not in asked_for}
     for rank, status in failed.items():
-        say(f"local rank {rank} {ended(status)} when it was stopped")
+        say(f"local rank {rank} {ended(status)} when it was stopped", Priority.WARNING)
     return exit_status(next(iter(failed.values()))) if failed else SIGNALLED + signal.SIGTERM
 
 

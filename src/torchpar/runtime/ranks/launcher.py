@@ -10,7 +10,7 @@ import sys
 
 from torchpar.contract.errors import ExitStatus, JobSettingsError, RendezvousError
 from torchpar.contract.job import JobSettings, parse_job_environment
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime.ranks.rendezvous import arguments
 from torchpar.runtime.start.refusal import refusal
 
@@ -25,14 +25,17 @@ def main(run: str) -> int:
     try:
         settings = parse_job_environment(os.environ)
     except JobSettingsError as error:
-        say(str(error))
+        say(str(error), Priority.ERROR)
         return ExitStatus.CONFIG
     if settings is None:
-        say("TORCHPAR_JOB is not set: launch.py is what the unit of a [Train] service with several ranks starts")
+        say(
+            "TORCHPAR_JOB is not set: launch.py is what the unit of a [Train] service with several ranks starts",
+            Priority.ERROR,
+        )
         return ExitStatus.CONFIG
     option, what = sys.argv[1:3]
     if option == "--" and (why := unreadable(what)):
-        say(refusal(os.path.abspath(what), why, "Script="))
+        say(refusal(os.path.abspath(what), why, "Script="), Priority.ERROR)
         return ExitStatus.CONFIG
     return launch(settings, run)
 
@@ -42,17 +45,20 @@ def launch(settings: JobSettings, run: str) -> int:
     try:
         import torch.distributed
     except ImportError as error:
-        say(refusal(sys.executable, f"this Python cannot import torch: {error}", "Python="))
+        say(refusal(sys.executable, f"this Python cannot import torch: {error}", "Python="), Priority.ERROR)
         return ExitStatus.CONFIG
     if not torch.distributed.is_available():
-        say(refusal(sys.executable, f"its torch {torch.__version__} is built without torch.distributed", "Python="))
+        say(
+            refusal(sys.executable, f"its torch {torch.__version__} is built without torch.distributed", "Python="),
+            Priority.ERROR,
+        )
         return ExitStatus.CONFIG
     from torchpar.runtime.ranks import torchrun
 
     try:
         flags, environment = arguments(settings)
     except RendezvousError as error:
-        say(str(error))
+        say(str(error), Priority.ERROR)
         return error.exit_status
     for name, value in environment.items():
         os.environ.setdefault(name, value)

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime.ranks.calm import SIGNALLED, ended, exit_status, stop_calmly, stop_status
 from torchpar.runtime.stop import requested
 
@@ -33,7 +33,7 @@ def run(flags: Sequence[str], command: Sequence[str]) -> int:
     for flag in unknown:
         if flag.startswith("--local-addr="):
             continue  # rendezvous has seen to it that torch 1.13 finds the same address by itself
-        say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out")
+        say(f"torch {torch.__version__} has no torchrun {flag.partition('=')[0]}; it is left out", Priority.WARNING)
     repair_redirects(Std)
     repair_store(c10d_rendezvous_backend, torch.distributed)
     stop_calmly()
@@ -43,19 +43,19 @@ def run(flags: Sequence[str], command: Sequence[str]) -> int:
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         for number, failure in sorted(error.failures.items()):
-            say(f"rank {number} (process {failure.pid}) {ended(failure.exitcode)}")
+            say(f"rank {number} (process {failure.pid}) {ended(failure.exitcode)}", Priority.WARNING)
         return failed_status(first.exitcode)
     except SignalException as signalled:
         if requested():
             return stop_status(getattr(signalled, "statuses", {}))
-        say(f"{signalled.sigval.name} has ended the ranks, and nobody had asked for a stop")
+        say(f"{signalled.sigval.name} has ended the ranks, and nobody had asked for a stop", Priority.WARNING)
         return failed_status(-signalled.sigval)
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "torch":
             raise
         # The rendezvous has failed, say. What torch says of it is for people, its traceback is not.
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        say(f"torchrun: {type(error).__name__}: {error}{cause}")
+        say(f"torchrun: {type(error).__name__}: {error}{cause}", Priority.WARNING)
         return 1
     return 0
 

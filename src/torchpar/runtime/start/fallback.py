@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.contract.preload import GLIBC_THRESHOLDS, VARIABLE, WITHOUT, preloaded
 from torchpar.runtime.start.refusal import section
 
@@ -38,13 +38,16 @@ def start_without() -> None:
         return
     environment = {**GLIBC_THRESHOLDS, **os.environ, WITHOUT: why}
     del environment["LD_PRELOAD"]
-    say(f"its last start with {preload} preloaded failed ({why}), so it runs with glibc's malloc now; {cure()}")
+    say(
+        f"its last start with {preload} preloaded failed ({why}), so it runs with glibc's malloc now; {cure()}",
+        Priority.WARNING,
+    )
     try:
         with open("/proc/self/cmdline", "rb") as file:
             command = file.read().split(b"\0")[:-1]
         os.execve(sys.executable, command, environment)
     except OSError as error:
-        say(f"{sys.executable}: cannot be executed without the preload: {error.strerror}")
+        say(f"{sys.executable}: cannot be executed without the preload: {error.strerror}", Priority.WARNING)
 
 
 def read_note(path: str) -> tuple[str, str, str]:
@@ -70,7 +73,7 @@ def keep_cause(error: BaseException) -> None:
     if found is None:
         return
     if preload := preloaded(os.environ):
-        say(f"{found[0]}: {preload} is preloaded and may be why; {cure()}")
+        say(f"{found[0]}: {preload} is preloaded and may be why; {cure()}", Priority.WARNING)
     if runtime := folder("RUNTIME_DIRECTORY"):
         with open(os.path.join(runtime, CAUSE), "w", encoding="ascii") as file:
             file.write(f"{found[0]}\n")

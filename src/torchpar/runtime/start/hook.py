@@ -15,7 +15,7 @@ from typing import Any
 
 from torchpar.contract.errors import JobSettingsError
 from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime.observed import observe, tell
 from torchpar.runtime.patches import loader, progress, workers
 from torchpar.runtime.patches.stand_in import StandIn
@@ -36,10 +36,13 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
         settings = parse_job_environment(os.environ)
     except JobSettingsError as error:
         settings = None
-        say(str(error))
+        say(str(error), Priority.ERROR)
     rank = settings.rank(local_rank) if settings else None
     if settings and not rank:
-        say(f"the plan of {settings.service} has no rank {local_rank} (LOCAL_RANK); nothing is set in torch")
+        say(
+            f"the plan of {settings.service} has no rank {local_rank} (LOCAL_RANK); nothing is set in torch",
+            Priority.ERROR,
+        )
     if settings and rank:
         _set_threads(torch, settings, rank)
         _set_interop_threads(torch, settings.interop_threads)
@@ -57,7 +60,7 @@ def _local_rank() -> int:
     """This process's number on its host, as torchrun counts; 0 for a process that is alone."""
     text = os.environ.get("LOCAL_RANK", "0")
     if not text.isdecimal():
-        say(f"LOCAL_RANK={text} is not a number; taken as 0")
+        say(f"LOCAL_RANK={text} is not a number; taken as 0", Priority.WARNING)
         return 0
     return int(text)
 
@@ -66,7 +69,10 @@ def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
     """Set the compute threads, unless an administrator says otherwise."""
     stated = os.environ.get("OMP_NUM_THREADS")
     if stated is not None and not settings.is_planned(rank, stated):
-        say(f"OMP_NUM_THREADS={stated} is not the plan's ({rank.threads}): it stays, and the plan's is not set")
+        say(
+            f"OMP_NUM_THREADS={stated} is not the plan's ({rank.threads}): it stays, and the plan's is not set",
+            Priority.WARNING,
+        )
         return
     # Where the environment has done it already there is nothing to do, and that is better: in builds with XNNPACK the
     # call starts a thread pool, and torch then warns in every forked DataLoader worker that it leaks it.
@@ -86,7 +92,7 @@ def _set_interop_threads(torch: Any, threads: int) -> None:
         torch.set_num_interop_threads(threads)
     except RuntimeError as error:
         # Something that torch itself imports, such as a backend's plug-in, was faster.
-        say(f"the plan's {threads} interop threads are not set: {error}")
+        say(f"the plan's {threads} interop threads are not set: {error}", Priority.WARNING)
         return
 
     def set_num_interop_threads(wanted: int) -> None:
@@ -94,7 +100,8 @@ def _set_interop_threads(torch: Any, threads: int) -> None:
             caller = sys._getframe(2)
             say(
                 f"{caller.f_code.co_filename}:{caller.f_lineno} asks for {wanted} interop threads: the plan's"
-                f" {threads} stays; InteropThreads= in torchpar.conf sets it"
+                f" {threads} stays; InteropThreads= in torchpar.conf sets it",
+                Priority.WARNING,
             )
 
     # In both places, so that it is found again by its name.

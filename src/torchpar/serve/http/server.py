@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.http.log import RequestLog
@@ -94,7 +94,7 @@ class Server:
             return  # another process took it, or the client has gone
         except OSError as error:
             # For example no file descriptors: it would be tried again at once, and for ever.
-            say(f"cannot accept connections for a second: {error.strerror}")
+            say(f"cannot accept connections for a second: {error.strerror}", Priority.WARNING)
             self.loop.remove_reader(listener)
             self.loop.call_later(1.0, self._accept_again, listener, make, tls)
             return
@@ -127,7 +127,7 @@ class Server:
             return
         error = wait.exception()
         if error is not None:
-            say(f"cannot give memory back, which is tried again in {PAUSE:.0f} seconds: {error}")
+            say(f"cannot give memory back, which is tried again in {PAUSE:.0f} seconds: {error}", Priority.WARNING)
         self._trim_at = self.loop.time() + PAUSE
 
     def _sweep(self) -> None:

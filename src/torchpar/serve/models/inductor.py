@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.binding import Argument, bind, is_numbered
 from torchpar.serve.models.compiled import Made, read_made
@@ -45,7 +45,10 @@ class Inductor(Program):
         if self._equal is None:
             inputs = _all_fixed(path, inputs, description.example)
             if device is not None:
-                say(f"{path}: it does not tell what it was compiled for, and gets only what is described, unbatched")
+                say(
+                    f"{path}: it does not tell what it was compiled for, and gets only what is described, unbatched",
+                    Priority.WARNING,
+                )
         self.inputs = inputs
         if description.example is not None:
             self.example = example_of(self.inputs, description.example, path)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Callable
 
 from torchpar.contract.errors import ExitStatus
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 
 _DONE = b"done"
 
@@ -53,7 +53,10 @@ def ask_to_reload(environ: Mapping[str, str]) -> int:
             while piece := door.recv(4096):
                 answer += piece
     except OSError as error:
-        say(f"cannot ask the server to reload: {path or 'RUNTIME_DIRECTORY is not set'}: {error.strerror}")
+        say(
+            f"cannot ask the server to reload: {path or 'RUNTIME_DIRECTORY is not set'}: {error.strerror}",
+            Priority.ERROR,
+        )
         return ExitStatus.FAILED
     if answer == _DONE:
         return ExitStatus.DONE

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from typing import Any
 
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.serve.models.identity import Serves
 from torchpar.serve.supervisor.channel import Channel
 from torchpar.serve.supervisor.totals import Sender
@@ -40,7 +40,10 @@ class Member:
     def set(self, setting: dict[str, Any]) -> None:
         """Have it change a setting of its log or traces; one that is not ready is told when it is."""
         if self.ready and self.channel and not self.channel.send(setting=setting):
-            say(f"process {self.rank} does not listen, and has other log or trace settings than the others")
+            say(
+                f"process {self.rank} does not listen, and has other log or trace settings than the others",
+                Priority.WARNING,
+            )
 
     def _send_totals(self, news: list[list[Any]], names: list[list[str]]) -> bool:
         return self.channel is not None and self.channel.send(totals=news, names=names)

@@ -22,7 +22,7 @@ from typing import Any
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings
-from torchpar.contract.journal import say
+from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.models.identity import Serves, same
 from torchpar.serve.supervisor import control
@@ -112,7 +112,7 @@ class Processes:
         except OSError as error:
             process.channel.close()
             process.channel = None
-            say(f"process {process.rank} cannot be started, which is tried again: {error.strerror}")
+            say(f"process {process.rank} cannot be started, which is tried again: {error.strerror}", Priority.WARNING)
             self._loop.call_later(LONGEST_RESTART_SECONDS, self._start, process)
             return
         finally:
@@ -129,7 +129,10 @@ class Processes:
         model = self._model(process)
         if model is None or _alike(model.serves, process.serves):
             if not _alike(self._served, process.serves):
-                say("no process is left that serves the former files: those that are there now are served")
+                say(
+                    "no process is left that serves the former files: those that are there now are served",
+                    Priority.WARNING,
+                )
             self._served = process.serves
             process.going = True
             if process.channel:
@@ -153,7 +156,10 @@ class Processes:
             if process is model or not (process.ready and process.going and process.channel):
                 continue
             if not _alike(model.serves, process.serves):
-                say(f"process {process.rank} serves other files than process {model.rank}, and is started again")
+                say(
+                    f"process {process.rank} serves other files than process {model.rank}, and is started again",
+                    Priority.WARNING,
+                )
                 process.going = False
                 process.channel.send(stop=grace)
                 if process.child:
@@ -253,7 +259,8 @@ class Processes:
         if process.out and self._model(process):
             say(
                 f"process {process.rank} stays out until the models are loaded again (systemctl reload):"
-                f" the others were loaded before this changed: {process.out}"
+                f" the others were loaded before this changed: {process.out}",
+                Priority.WARNING,
             )
             self._see_started()
             self._tell()
@@ -268,11 +275,11 @@ class Processes:
             return
         process.failures = 0 if was_ready else process.failures + 1
         if process.failures >= FAILURES and not any(each.ready for each in self._processes):
-            say(f"process {process.rank} {describe(status)}, {process.failures} times in a row")
+            say(f"process {process.rank} {describe(status)}, {process.failures} times in a row", Priority.WARNING)
             self._fail(ExitStatus.FAILED)
             return
         delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
-        say(f"process {process.rank} {describe(status)}; another takes its place in {delay:g} s")
+        say(f"process {process.rank} {describe(status)}; another takes its place in {delay:g} s", Priority.WARNING)
         self._loop.call_later(delay, self._start, process)
         if not self._model():
             self._start_those_out()
@@ -303,7 +310,10 @@ class Processes:
             if process.ready and process.channel:
                 process.channel.send(stop=grace)
             elif process.child:
-                say(f"process {process.rank} was still loading its models, and has accepted nothing; it was here:")
+                say(
+                    f"process {process.rank} was still loading its models, and has accepted nothing; it was here:",
+                    Priority.WARNING,
+                )
                 process.child.terminate()
                 self._loop.call_later(LAST_WORDS_SECONDS, process.child.kill)
         self._loop.call_later(grace + STOP_SECONDS, self._kill)
@@ -325,7 +335,7 @@ class Processes:
             self._notifier.send(READY="1")
             self._tell()
             if wrong:
-                say(f"not reloaded: {wrong}")
+                say(f"not reloaded: {wrong}", Priority.WARNING)
             return wrong
 
     def _start_those_out(self) -> None:
@@ -380,7 +390,7 @@ class Processes:
             return
         wrong = await self._order(process, "reload", "")
         if wrong:
-            say(f"process {process.rank}, reload: {wrong}")
+            say(f"process {process.rank}, reload: {wrong}", Priority.WARNING)
         if process.going:
             self._align(process)
 
@@ -441,7 +451,10 @@ class Processes:
         for process in stuck:
             if not process.accused and process.child:
                 process.accused = True
-                say(f"process {process.rank} makes no progress for {now - process.heard:.0f} s: SIGABRT")
+                say(
+                    f"process {process.rank} makes no progress for {now - process.heard:.0f} s: SIGABRT",
+                    Priority.WARNING,
+                )
                 process.child.send_signal(signal.SIGABRT)
         if not stuck:
             self._notifier.send(WATCHDOG="1")
