@@ -116,9 +116,9 @@ def test_who_runs_with_old_values_is_restarted_as_asked_or_named(
 def test_what_fails_after_the_generation_is_in_force_says_that_it_is(store: Store, refuses: str, said: str) -> None:
     """And who was not restarted."""
     put(store, Door(store), "one")
-    with pytest.raises(SystemdError, match=f"(?s){said}.*generation 2 is in force"):
+    with pytest.raises(SystemdError, match="generation 2 is in force") as raised:
         put(store, Door(store, refuses=refuses), "two", restart=Restart.IF_CHANGED)
-    assert mark_of(store.active()) == "two"
+    assert said in str(raised.value) and mark_of(store.active()) == "two"
 
 
 def test_a_generation_that_waits_is_confirmed_before_another_one(store: Store) -> None:
