@@ -118,10 +118,11 @@ twice = run() { $(1) "$$@" $(2); }; \
 	run || { status=$$?; [ $$status = 1 ] || exit $$status; echo 'once more: those that failed'; \
 		run --last-failed --last-failed-no-failures=none; }
 
+# Three at a time on two CPUs, as each waits for servers half of its time.
 # TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
 test-serve: $(SERVE_VENV)/complete
 	$(call packages,chromium g++ openssl prometheus)
-	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q --numprocesses=auto,$(or $(TESTS),tests/serve))
+	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q --numprocesses=3,$(or $(TESTS),tests/serve))
 .PHONY: test-serve
 
 # The unit tests run these with a fake torch; a real one compiles, records gradients and spawns workers.
