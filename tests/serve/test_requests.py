@@ -68,6 +68,10 @@ def test_a_request_is_the_same_over_both() -> None:
         (asked(parameters={"priority": "high"}), "parameter 'priority' is not a whole number from 0 on"),
         (asked(parameters={"mine": "x" * (MAX_TEXT + 1)}), "a parameter has 65537 characters"),
         (asked(parameters=dict.fromkeys(map(str, range(MAX_NAMES + 1)), 1)), "there are 4097 parameters"),
+        (
+            asked(inputs=[{**TWO, "parameters": dict.fromkeys(map(str, range(MAX_NAMES + 1)), 1)}]),
+            "there are 4097 parameters",
+        ),
     ],
 )
 def test_what_one_refuses_the_other_does_too(fields: dict[str, Any], why: str) -> None:

@@ -16,8 +16,8 @@ MANY_SMALL = 4 * SMALL
 # JSON that loads a model or sets something.
 ORDER = 128 * KIB
 
-# Inputs, outputs or parameters of a request in JSON, and characters of one of their names or of its id: more is read
-# for nothing, and goes through the process that serves.
+# Inputs and outputs of a request, parameters of it or of one tensor, and characters of one of their names or of its id:
+# more is read for nothing, and goes through the process that serves.
 MAX_NAMES = 4096
 MAX_TEXT = 64 * KIB
 

@@ -110,9 +110,9 @@ def read_request(
     raw = fields.get("raw_input_contents", [])
     if raw and len(raw) != len(items):
         raise ServeError(400, f"there are {len(items)} inputs and {len(raw)} raw_input_contents")
-    parameters = _parameters(fields)
-    for name, several in (("inputs", items), ("outputs", outputs), ("parameters", parameters)):
+    for name, several in (("inputs", items), ("outputs", outputs)):
         check_number(name, several)
+    parameters = _parameters(fields)
     inputs = [
         describe_input(item.get("name", ""), item.get("datatype", ""), item.get("shape", ()), _parameters(item))
         for item in items
@@ -146,8 +146,10 @@ def _only_raw(described: Input, item: dict[str, Any], raw: memoryview) -> memory
 
 
 def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
-    """Name and value, whichever of the kinds it is."""
-    return {name: next(iter(value.values()), "") for name, value in fields.get("parameters", {}).items()}
+    """Name and value of a request's or a tensor's, whichever of the kinds it is. Raises ServeError 400."""
+    given = fields.get("parameters", {})
+    check_number("parameters", given)
+    return {name: next(iter(value.values()), "") for name, value in given.items()}
 
 
 def response_fields(response: Response, classes: Mapping[str, int]) -> dict[str, Any]:
