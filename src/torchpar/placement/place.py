@@ -252,9 +252,11 @@ def _place_guest(
 
 
 def _warn_of_spare(claims: Sequence[Claim], usable: UsableCores) -> list[str]:
-    spare = CpuSet.union(core.cpus for core in usable.spare)
-    taken = spare & CpuSet.union(core.cpus for claim in claims if claim.exclusive() for core in claim.cores or ())
-    if not taken or all(claim.request.is_explicit() for claim in claims if claim.exclusive()):
+    """Warn of cores that are kept back and had to be given away; the conf may name them as it likes."""
+    counted = [claim for claim in claims if claim.exclusive() and not claim.request.is_explicit()]
+    given = CpuSet.union(core.cpus for claim in counted for core in claim.cores or ())
+    taken = given & CpuSet.union(core.cpus for core in usable.spare)
+    if not taken:
         return []
     why = sorted({usable.left_out[cpu].partition(" (")[0] for cpu in taken})
     return [f"CPUs {taken} are {' and '.join(why)}, but services need them to have a core each; set Enabled=no for one"]

@@ -296,3 +296,9 @@ def test_each_rank_has_a_core_before_weights_count() -> None:
     """A light service with three ranks runs."""
     shares = cpus("Host ReserveCores=0\na Enabled=yes Weight=10000\nb Enabled=yes Weight=1 Ranks=3", make_host())
     assert shares == {"a": "3", "b": "0-2"}
+
+
+def test_a_reserved_core_that_the_conf_names_was_not_given_away() -> None:
+    """The system's core is CPU 0; naming it is no shortage of cores."""
+    placement = place_text("a CPUs=0-3 Enabled=yes\nb Enabled=yes", make_host(cores_per_complex=8))
+    assert placement.usable.warnings == ()
