@@ -40,6 +40,8 @@ GENERATED = 200
 # "a KEY=..." is an enabled training service, "i:a" an inference service, "-a" one that is not enabled.
 CONFS = {
     "one job": "a",
+    "four cores": "a CPUs=4",
+    "eight cores": "a CPUs=8",
     "two ranks": "a Ranks=2",
     "four ranks": "a Ranks=4",
     "a rank for each node": "a Ranks=numa",

@@ -212,9 +212,9 @@ def choose_cores(
 ) -> tuple[Core, ...]:
     """The `count` of the `free` cores that lie best together, in the order of their CPUs.
 
-    Those `kept` are among them, the others then beside these. Else first cores on the nodes `near`; then a whole NUMA
-    node, a whole L3 group, cores of one L3 group, of one node, of one package, anything; among equals the place with
-    the fewest cores left over. `count` is at most the free cores.
+    Those `kept` are among them, the others then beside these. Else first cores on the nodes `near`; then the fastest,
+    and of equal ones a whole NUMA node, a whole L3 group, cores of one L3 group, of one node, of one package, anything;
+    among equals the place with the fewest cores left over. `count` is at most the free cores.
     """
     if kept:
         return _in_order(_beside(free, count, near or CpuSet(), kept, distance))
@@ -251,6 +251,11 @@ def _together(free: list[Core], count: int, distance: Callable[[int, int], int],
     if count <= 0:
         return []
     if count >= len(free):
+        return free
+    # A process is as fast as its slowest core: none is slower than it must be.
+    slowest = sorted((core.capacity for core in free), reverse=True)[count - 1]
+    free = [core for core in free if core.capacity >= slowest]
+    if count == len(free):
         return free
     groups = [_groups(free, level) for level in _LEVELS]
     in_complex, in_node, in_package = groups

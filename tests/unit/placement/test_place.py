@@ -271,6 +271,22 @@ def test_a_job_has_the_set_of_cores_that_is_the_fastest(kinds: tuple[tuple[int, 
     assert cpus("a Enabled=yes", kinds_of(*kinds)) == {"a": expected}
 
 
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [("CPUs=1", "19"), ("CPUs=2", "15-16"), ("CPUs=4", "15-18"), ("CPUs=5", "15-19"), ("CPUs=8", "5-9,15-16,19")],
+)
+def test_no_core_of_a_count_is_slower_than_it_must_be(request_: str, expected: str) -> None:
+    """Five kinds of cores, of which the pool has all: the slowest cores are for who needs that many."""
+    host = kinds_of((710, 5), (930, 5), (720, 5), (1000, 4), (1024, 1))
+    assert cpus(f"a {request_} Enabled=yes", host) == {"a": expected}
+
+
+def test_the_cores_of_a_quota_are_the_fastest() -> None:
+    """Which of the pool they are, as for a count."""
+    host = dataclasses.replace(kinds_of((900, 6), (1024, 6)), cpu_limit=4.0)
+    assert cpus("a Enabled=yes", host) == {"a": "6-9"}
+
+
 def test_further_services_have_slower_cores_before_anything_is_refused() -> None:
     """Then what is kept for the system, with a warning."""
     host = kinds_of((100, 3), (1024, 1))
