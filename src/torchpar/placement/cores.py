@@ -34,9 +34,9 @@ class UsableCores:
 
     `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
     slower cores of a host with several kinds, for loader workers, shared services and those that find no other core.
-    `spare` are the cores that ReserveCores=auto and the CPU quota keep back while every service has one. `left_out`
-    says of every online CPU outside `pool` why; `quota` is the CPU quota in whole CPUs, None when there is none.
-    `warnings` is what of [Host] could not be done.
+    `beyond` are the cores that the CPU quota keeps back while every service has one, and `spare` those that
+    ReserveCores=auto does. `left_out` says of every online CPU outside `pool` why; `quota` is the CPU quota in whole
+    CPUs, None when there is none. `warnings` is what of [Host] could not be done.
     """
 
     named: tuple[Core, ...]
@@ -45,6 +45,7 @@ class UsableCores:
     left_out: Mapping[int, str]
     quota: int | None
     warnings: tuple[str, ...] = ()
+    beyond: tuple[Core, ...] = ()
     spare: tuple[Core, ...] = ()
 
     @property
@@ -93,16 +94,17 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     for core in slow:
         why = f"a slower core ({core.capacity:.2f} of the fastest): for loader workers, shared services, who names it"
         left_out.update(dict.fromkeys(core.cpus, f"{why}, and services that find no other"))
-    spare = reserved if reserve is None else []
+    spare = tuple(reserved) if reserve is None else ()
+    beyond: list[Core] = []
     quota = None if facts.cpu_limit is None else max(1, int(facts.cpu_limit))
     if quota is not None and quota < len(pool):
         kept = set(choose_cores(pool, quota, distance=node_distance(facts)))
-        beyond = [core for core in pool if core not in kept]
+        beyond = sorted((core for core in pool if core not in kept), key=lambda core: -core.capacity)
         for core in beyond:
             left_out.update(dict.fromkeys(core.cpus, f"beyond the CPU quota of {facts.cpu_limit:g} CPUs"))
-        pool, spare = [core for core in pool if core in kept], [*spare, *beyond]
+        pool = [core for core in pool if core in kept]
     in_order = dict(sorted(left_out.items()))
-    return UsableCores(named, tuple(pool), tuple(slow), in_order, quota, warnings, tuple(spare))
+    return UsableCores(named, tuple(pool), tuple(slow), in_order, quota, warnings, tuple(beyond), spare)
 
 
 def _fastest_set(cores: Sequence[Core]) -> tuple[list[Core], list[Core]]:

@@ -112,13 +112,15 @@ def _free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
 
 
 def _cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
-    """The free cores of the pool; where services need more, the slower ones too, and then those kept back.
+    """The free cores of the pool; where services need more, those beyond the quota, the slower ones, the system's.
 
     No service is refused as long as each can have what it asks for.
     """
     free = _free_cores(usable.pool, enabled)
     asking = [claim for claim in enabled if claim.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
     needed = sum(_least(claim) for claim in asking)
+    if needed > len(free):
+        free += _free_cores(usable.beyond, enabled)[: needed - len(free)]
     if needed > len(free):
         free += _free_cores(usable.slow, enabled)
     if needed > len(free):
@@ -212,7 +214,7 @@ def _too_much(
         if other is not claim and (other.cores or id(other) in counted)
     ]
     asking = claim.request.count or 1
-    number = len({*usable.pool, *usable.slow, *usable.spare})
+    number = len({*usable.pool, *usable.beyond, *usable.slow, *usable.spare})
     return (
         f"it asks for {asking} {'core' if asking == 1 else 'cores'}, but {left} of the {number} "
         f"usable cores {'is' if left == 1 else 'are'} left"
@@ -236,7 +238,7 @@ def _place_guest(
         offered = free
         why = "not enabled, so it holds nothing and gets what no enabled service holds"
     count = claim.request.count
-    everything = sorted({*usable.pool, *usable.slow, *usable.spare}, key=lambda core: core.cpus.first())
+    everything = sorted({*usable.pool, *usable.beyond, *usable.slow, *usable.spare}, key=lambda core: core.cpus.first())
     if count > len(everything):
         raise claim.refuse(_too_much(claim, len(everything), usable, ()))
     if not offered or count > len(offered):
@@ -255,7 +257,7 @@ def _warn_of_spare(claims: Sequence[Claim], usable: UsableCores) -> list[str]:
     """Warn of cores that are kept back and had to be given away; the conf may name them as it likes."""
     counted = [claim for claim in claims if claim.exclusive() and not claim.request.is_explicit()]
     given = CpuSet.union(core.cpus for claim in counted for core in claim.cores or ())
-    taken = given & CpuSet.union(core.cpus for core in usable.spare)
+    taken = given & CpuSet.union(core.cpus for core in (*usable.beyond, *usable.spare))
     if not taken:
         return []
     why = sorted({usable.left_out[cpu].partition(" (")[0] for cpu in taken})

@@ -308,6 +308,16 @@ def test_a_quota_is_exceeded_rather_than_a_service_refused() -> None:
     assert placement.usable.warnings[0].startswith("CPUs 1 are beyond the CPU quota of 1.5 CPUs, but")
 
 
+def test_cores_beyond_the_quota_are_given_away_before_any_other() -> None:
+    """They are idle and as fast as those of the quota; the system's core is the last one."""
+    three = "\n".join(f"{name} Enabled=yes" for name in "abc")
+    placement = place_text(three, make_host(cores_per_complex=6, cpu_limit=2.0))
+    assert [str(share.cpus) for share in placement.shares.values()] == ["1", "2", "3"]
+    assert placement.usable.warnings[0].startswith("CPUs 3 are beyond the CPU quota of 2 CPUs, but")
+    hybrid = dataclasses.replace(kinds_of((200, 4), (1024, 4)), cpu_limit=2.0)
+    assert [str(share.cpus) for share in place_text(three, hybrid).shares.values()] == ["4", "5", "6"]
+
+
 def test_each_rank_has_a_core_before_weights_count() -> None:
     """A light service with three ranks runs."""
     shares = cpus("Host ReserveCores=0\na Enabled=yes Weight=10000\nb Enabled=yes Weight=1 Ranks=3", make_host())
