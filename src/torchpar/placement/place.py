@@ -172,7 +172,7 @@ class _Amount:
 def _count_out(enabled: Sequence[Claim], usable: UsableCores, free: int) -> list[tuple[Claim, _Amount]]:
     """How many of the `free` cores each enabled claim gets: counts, then auto by weight (largest remainder).
 
-    The largest come first in each, as they are the hardest to place.
+    The hardest to place come first in each: those with several ranks, then the largest.
     """
     amounts: list[tuple[Claim, _Amount]] = []
     counts = [claim for claim in enabled if claim.request.kind is CpuRequestKind.COUNT]
@@ -193,7 +193,11 @@ def _count_out(enabled: Sequence[Claim], usable: UsableCores, free: int) -> list
     total = free - (1 if shared and not usable.slow and free > sum(least) else 0)
     weights = [claim.weight for claim in autos]
     counted = largest_remainder(total, weights, least=least)
-    shares = sorted(zip(autos, counted, strict=True), key=lambda pair: (-pair[1], pair[0].name))
+    # Equal ranks need cores on several nodes; a single process does with what they leave.
+    shares = sorted(
+        zip(autos, counted, strict=True),
+        key=lambda pair: (not pair[0].by_node() and pair[0].ranks() == 1, -pair[1], pair[0].name),
+    )
     for claim, count in shares:
         rule = f"weight {claim.weight} of {sum(weights)}" if len(autos) > 1 else "the only enabled CPUs=auto service"
         amounts.append((claim, _Amount(count, f"{rule}, of {total} cores that are free")))

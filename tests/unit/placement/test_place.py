@@ -328,3 +328,12 @@ def test_a_reserved_core_that_the_conf_names_was_not_given_away() -> None:
     """The system's core is CPU 0; naming it is no shortage of cores."""
     placement = place_text("a CPUs=0-3 Enabled=yes\nb Enabled=yes", make_host(cores_per_complex=8))
     assert placement.usable.warnings == ()
+
+
+@pytest.mark.parametrize("ranks", ["numa", "2"])
+def test_a_service_with_several_ranks_is_placed_before_one_that_has_the_same_share(ranks: str) -> None:
+    """Whatever their names: its ranks have a node where all of them fit, and the other one what they leave."""
+    host = make_host(packages=2, cores_per_complex=20)
+    shares = cpus(f"Host ReserveCores=0\nz Enabled=yes Ranks={ranks}\nb Enabled=yes CPUs=8\na Enabled=yes", host)
+    on_nodes = [len(CpuSet.parse(shares["z"]) & node.cpus) for node in host.numa_nodes]
+    assert sorted(on_nodes) == [0, 16]
