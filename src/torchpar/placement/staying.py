@@ -30,18 +30,24 @@ class Need:
 def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int, int], int]) -> list[tuple[Core, ...]]:
     """The cores of each need, in the order of the needs; together they want no more than the free cores.
 
-    First every need keeps what it has, or the part of it that lies best together. Then those that want more get it, in
-    their order: beside what they keep, unless that spans more nodes or packages than a place with all of it would.
+    First every need keeps what it has, or the part of it that is best for its ranks or lies best together. Then those
+    that want more get it, in their order: beside what they keep, unless that spans more nodes or packages than a place
+    with all of it would.
     Laying out the result again changes nothing: each need then holds exactly what it wants.
     """
     left = {core.cpus.first(): core for core in free}
     of_cpu = {cpu: core for core in free for cpu in core.cpus}
     kept: list[tuple[Core, ...]] = []
+    unsettled = False
     for need in needs:
         mine = dict.fromkeys(of_cpu[cpu] for cpu in need.held if cpu in of_cpu)
         own = tuple(core for core in mine if core.cpus.first() in left)
-        if len(own) > need.count:
-            own = choose_cores(own, need.count, near=need.near, distance=distance)
+        if len(own) > need.count and need.by_node and unsettled:
+            # Where those before it go decides how many ranks are best; it starts anew anyway.
+            own = ()
+        elif len(own) > need.count:
+            own = _equal(own, need, distance) or choose_cores(own, need.count, near=need.near, distance=distance)
+        unsettled = unsettled or len(own) < need.count
         kept.append(own)
         for core in own:
             del left[core.cpus.first()]
@@ -59,19 +65,23 @@ def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int
 def _grow(
     kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Callable[[int, int], int]
 ) -> tuple[Core, ...]:
-    if not need.near:
-        equal = (
-            choose_for_nodes(free, need.count, distance)
-            if need.by_node
-            else choose_for_ranks(free, need.count, need.ranks, distance)
-        )
-        if equal:
-            return equal
+    equal = _equal(free, need, distance)
+    if equal:
+        return equal
     anywhere = choose_cores(free, need.count, near=need.near, distance=distance)
     if not kept:
         return anywhere
     beside = choose_cores(free, need.count, near=need.near, distance=distance, kept=kept)
     return beside if _spread(beside, need.near) <= _spread(anywhere, need.near) else anywhere
+
+
+def _equal(free: Sequence[Core], need: Need, distance: Callable[[int, int], int]) -> tuple[Core, ...] | None:
+    """Cores that equal ranks can use, whether the service is new, grows or shrinks; None where locality decides."""
+    if need.near:
+        return None
+    if need.by_node:
+        return choose_for_nodes(free, need.count, distance)
+    return choose_for_ranks(free, need.count, need.ranks, distance)
 
 
 def _spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:

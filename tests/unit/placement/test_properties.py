@@ -233,3 +233,21 @@ def test_who_gets_as_many_cores_as_before_stays_where_they_are_still_free(
             and not new.service.settings.slot
         ):
             assert now.cpus == old.cpus
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts(), st.integers(1, 500), st.sampled_from(["CPUs=auto", "CPUs=1", "CPUs=2", "CPUs=5"]))
+def test_the_number_of_ranks_does_not_depend_on_what_is_in_force(host: HostFacts, weight: int, request_: str) -> None:
+    """A service comes beside another with a rank for each node, and goes again."""
+    host = dataclasses.replace(host, gpus=())
+    alone = "[Train r]\nScript=/r.py\nRanks=numa\nEnabled=yes\n"
+    both = f"{alone}[Train s]\nScript=/s.py\nEnabled=yes\nWeight={weight}\n{request_}\n"
+    for first, second in ((alone, both), (both, alone)):
+        plan = plan_or_refusal(first, host)
+        after = plan_or_refusal(
+            second, host if isinstance(plan, str) else dataclasses.replace(host, in_force=in_force(plan))
+        )
+        afresh = plan_or_refusal(second, host)
+        if isinstance(after, str) or isinstance(afresh, str):
+            continue
+        assert len(after.services[0].ranks) == len(afresh.services[0].ranks)

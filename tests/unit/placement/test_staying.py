@@ -70,6 +70,17 @@ def test_a_service_that_grows_moves_rather_than_lie_across_nodes() -> None:
     assert cpus(plan) == {"a": "4-7", "b": "2-3"}
 
 
+@pytest.mark.parametrize(
+    ("ranks", "expected"), [("numa", ["0-4", "8-12"]), ("2", ["0-4", "8-12"]), ("3", ["0-3", "4-6", "8-10"])]
+)
+def test_ranks_stay_equal_and_as_many_when_their_service_shrinks(ranks: str, expected: list[str]) -> None:
+    """The number of ranks is what a job was tuned for: another one beside it takes cores of each rank."""
+    two = make_host(packages=2, cores_per_complex=8)
+    _, host = apply(f"r Ranks={ranks}", two)
+    plan, _ = apply(f"r Ranks={ranks}\ns Weight=60", host)
+    assert [str(rank.cpus) for rank in plan.find("torchpar-train@r.service").ranks] == expected
+
+
 def test_accelerators_are_kept_like_cores_and_draw_their_service_with_them() -> None:
     """Who has a GPU keeps it; who gets another one goes where that is."""
     host = dataclasses.replace(EIGHT, gpus=(make_gpu(0, 0), make_gpu(1, 1)))
