@@ -309,6 +309,8 @@ def _check_numbers(facts: HostFacts) -> None:
     }
     for name, amount in amounts.items():
         _refuse(amount is not None and amount < 0, name, "is negative")
+    for number, kind in enumerate(facts.cpu_kinds):
+        _refuse(not 0 < kind.capacity <= 1, f"cpu_kinds[{number}].capacity", "is not above 0 and at most 1")
     _refuse(facts.page_size is not None and facts.page_size < SMALLEST_PAGE, "page_size", "is none of Linux")
     if facts.distances:
         rows, size = facts.distances.matrix, len(facts.distances.nodes)

@@ -163,7 +163,7 @@ def read_cpu_kinds(tree: Tree, online: CpuSet) -> tuple[CpuKind, ...]:
     if values:
         fastest = max(values)
         return tuple(
-            CpuKind(CpuSet(cpus), rank, round(value / fastest, 4))
+            CpuKind(CpuSet(cpus), rank, _capacity(value, fastest))
             for rank, (value, cpus) in enumerate(sorted(values.items()))
         )
     groups = [CpuSet(cpus) for cpus in _groups_by_frequency(_by_value(tree, online, "cpufreq/cpuinfo_max_freq"))]
@@ -186,16 +186,21 @@ def _capacities(tree: Tree, kinds: Sequence[CpuSet]) -> list[float]:
         values = [[tree.number(f"{_CPU}/cpu{cpu}/{file}") for cpu in cpus] for cpus in kinds]
         slowest = [min((value or 0 for value in kind), default=0) for kind in values]
         if slowest and min(slowest) > 0 and len(set(slowest)) > 1:
-            return [round(speed / max(slowest), 4) for speed in slowest]
+            return [_capacity(speed, max(slowest)) for speed in slowest]
     return [_UNKNOWN_CAPACITY ** (len(kinds) - 1 - rank) for rank in range(len(kinds))]
 
 
+def _capacity(speed: int, fastest: int) -> float:
+    """A part of 1 in few digits; no CPU computes nothing."""
+    return max(round(speed / fastest, 4), 0.0001)
+
+
 def _by_value(tree: Tree, online: CpuSet, file: str) -> dict[int, list[int]]:
-    """CPUs by the number in a file of theirs; nothing unless every CPU has one and they differ."""
+    """CPUs by the number in a file of theirs; nothing unless every CPU has one above 0 and they differ."""
     values: dict[int, list[int]] = {}
     for cpu in online:
         value = tree.number(f"{_CPU}/cpu{cpu}/{file}")
-        if value is None:
+        if value is None or value <= 0:
             return {}
         values.setdefault(value, []).append(cpu)
     return values if len(values) > 1 else {}
