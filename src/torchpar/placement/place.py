@@ -84,10 +84,11 @@ def _place_claims(config: Config, facts: HostFacts, usable: UsableCores) -> list
     enabled = [claim for claim in claims if claim.enabled]
     distance = node_distance(facts)
     free = _cores_for_all(enabled, usable)
-    amounts = _count_out(enabled, usable, len(free))
+    amounts = _count_out(enabled, usable, free)
     cores = lay_out(free, [_need(claim, amount.count) for claim, amount in amounts], distance)
     for (claim, amount), chosen in zip(amounts, cores, strict=True):
         _give(claim, chosen, amount.why)
+        _warn_of_slower(claim, usable)
     free, slow = _free_cores(usable.pool, enabled), _free_cores(usable.slow, enabled)
     for claim in claims:
         if claim.cores is None:
@@ -118,13 +119,12 @@ def _cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
     """
     free = _free_cores(usable.pool, enabled)
     asking = [claim for claim in enabled if claim.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
-    needed = sum(_least(claim) for claim in asking)
-    if needed > len(free):
-        free += _free_cores(usable.beyond, enabled)[: needed - len(free)]
-    if needed > len(free):
-        free += _free_cores(usable.slow, enabled)
-    if needed > len(free):
-        free += _free_cores(usable.spare, enabled)[: needed - len(free)]
+    needed, counted = sum(_least(claim) for claim in asking), sum(claim.request.count for claim in asking)
+    for part in (usable.beyond, usable.slow, usable.spare):
+        more = sorted(_free_cores(part, enabled), key=lambda core: -core.capacity)
+        # Where counts leave no faster core, the auto services have none that would wait for the slower ones.
+        all_of_them = part is usable.slow and len(free) <= counted < needed
+        free += more if all_of_them else more[: max(0, needed - len(free))]
     return sorted(free, key=lambda core: core.cpus.first())
 
 
@@ -148,6 +148,20 @@ def _give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:
     claim.reasons.append(Reason("CPUs", str(CpuSet.union(core.cpus for core in cores)), text))
 
 
+def _warn_of_slower(claim: Claim, usable: UsableCores) -> None:
+    """Say that a claim had to take slower cores, which the faster ones it has wait for."""
+    cores = claim.cores or ()
+    slow = set(usable.slow).intersection(cores)
+    if slow:
+        which = f"{len(slow)} of its {len(cores)} cores" if len(slow) < len(cores) else "all of its cores"
+        speed = min(core.capacity for core in slow)
+        fewer = "; fewer CPUs may be faster" if len(slow) < len(cores) else ""
+        claim.warnings.append(
+            f"{claim.who}: {which} {'is' if len(slow) == 1 < len(cores) else 'are'} slower ({speed:.2f} of the "
+            f"fastest), as no others are left{fewer}"
+        )
+
+
 def _where(cores: Sequence[Core]) -> str:
     nodes = CpuSet(core.numa_node for core in cores if core.numa_node >= 0)
     packages = {core.package for core in cores}
@@ -169,11 +183,12 @@ class _Amount:
     why: str
 
 
-def _count_out(enabled: Sequence[Claim], usable: UsableCores, free: int) -> list[tuple[Claim, _Amount]]:
-    """How many of the `free` cores each enabled claim gets: counts, then auto by weight (largest remainder).
+def _count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Core]) -> list[tuple[Claim, _Amount]]:
+    """How many of the free `cores` each enabled claim gets: counts, then auto by weight (largest remainder).
 
     The hardest to place come first in each: those with several ranks, then the largest.
     """
+    free = len(cores)
     amounts: list[tuple[Claim, _Amount]] = []
     counts = [claim for claim in enabled if claim.request.kind is CpuRequestKind.COUNT]
     for claim in sorted(counts, key=lambda claim: (-claim.request.count, claim.name)):
@@ -190,7 +205,8 @@ def _count_out(enabled: Sequence[Claim], usable: UsableCores, free: int) -> list
         least = [1] * len(autos)
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
     # Every enabled service gets a core; the shared ones together one that no auto service takes.
-    total = free - (1 if shared and not usable.slow and free > sum(least) else 0)
+    slow = set(_free_cores(usable.slow, enabled)).difference(cores)
+    total = free - (1 if shared and not slow and free > sum(least) else 0)
     weights = [claim.weight for claim in autos]
     counted = largest_remainder(total, weights, least=least)
     # Equal ranks need cores on several nodes; a single process does with what they leave.

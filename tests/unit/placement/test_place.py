@@ -301,6 +301,41 @@ def test_further_services_have_slower_cores_before_anything_is_refused() -> None
     assert "but 0 of the 3 usable" in refused(f"Host ReserveCores=1\n{four}", host)
 
 
+def warnings(placement: Placement) -> list[str]:
+    """Those of the services."""
+    return [warning for share in placement.shares.values() for warning in share.warnings]
+
+
+def test_no_more_slower_cores_are_taken_than_are_missing() -> None:
+    """Whoever comes last has them, and is told."""
+    host = kinds_of((300, 8), (1024, 8))
+    nine = "\n".join(f"{name} Enabled=yes" for name in "abcdefghi")
+    placement = place_text(f"Host ReserveCores=0\n{nine}", host)
+    assert [str(share.cpus) for share in placement.shares.values()] == [*map(str, range(8, 16)), "0"]
+    assert warnings(placement) == [
+        "/c:27: [Train i] CPUs=auto: all of its cores are slower (0.29 of the fastest), as no others are left"
+    ]
+    placement = place_text("Host ReserveCores=0\na CPUs=9 Enabled=yes", host)
+    assert str(placement.shares["torchpar-train@a.service"].cpus) == "0,8-15"
+    assert warnings(placement) == [
+        "/c:5: [Train a] CPUs=9: 1 of its 9 cores is slower (0.29 of the fastest), as no others are left; "
+        "fewer CPUs may be faster"
+    ]
+
+
+def test_who_finds_no_faster_core_has_all_slower_ones() -> None:
+    """Counts take the fast ones; none of the slower ones has anybody wait for it."""
+    shares = cpus("Host ReserveCores=0\na CPUs=8 Enabled=yes\nb Enabled=yes", kinds_of((300, 8), (1024, 8)))
+    assert shares == {"a": "8-15", "b": "0-7"}
+
+
+def test_a_shared_service_has_a_core_where_others_need_the_slower_ones() -> None:
+    """One that auto services could have."""
+    host = kinds_of((300, 2), (1024, 4))
+    text = "Host ReserveCores=0\na CPUs=4 Enabled=yes\nb Enabled=yes\nc CPUs=shared Enabled=yes"
+    assert cpus(text, host) == {"a": "2-5", "b": "0", "c": "1"}
+
+
 def test_a_quota_is_exceeded_rather_than_a_service_refused() -> None:
     """Each has a core, and the kernel throttles all of them."""
     placement = place_text("a Enabled=yes\nb Enabled=yes", make_host(cores_per_complex=3, cpu_limit=1.5))
