@@ -66,7 +66,7 @@ def place(config: Config, facts: HostFacts) -> Placement:
     claims = _place_claims(config, facts, usable)
     if facts.in_force:
         _explain_stays(claims, _place_claims(config, facts.afresh(), usable))
-    usable = dataclasses.replace(usable, warnings=(*usable.warnings, *_warn_of_spare(claims, usable)))
+    usable = _give_away(claims, usable)
     owners = _Owners(claims)
     shares = {}
     for claim in claims:
@@ -273,15 +273,18 @@ def _place_guest(
     _give(claim, cores, why)
 
 
-def _warn_of_spare(claims: Sequence[Claim], usable: UsableCores) -> list[str]:
-    """Warn of cores that are kept back and had to be given away; the conf may name them as it likes."""
+def _give_away(claims: Sequence[Claim], usable: UsableCores) -> UsableCores:
+    """Say of cores that are kept back and had to be given away; the conf may name them as it likes."""
+    back = CpuSet.union(core.cpus for core in (*usable.beyond, *usable.spare))
+    kept = {cpu: usable.left_out[cpu].partition(" (")[0] for cpu in back}
     counted = [claim for claim in claims if claim.exclusive() and not claim.request.is_explicit()]
-    given = CpuSet.union(core.cpus for claim in counted for core in claim.cores or ())
-    taken = given & CpuSet.union(core.cpus for core in (*usable.beyond, *usable.spare))
-    if not taken:
-        return []
-    why = sorted({usable.left_out[cpu].partition(" (")[0] for cpu in taken})
-    return [f"CPUs {taken} are {' and '.join(why)}, but services need them to have a core each; set Enabled=no for one"]
+    given = {cpu: claim.name for claim in counted for cpu in _cpus(claim) if cpu in kept}
+    if not given:
+        return usable
+    why = " and ".join(sorted({kept[cpu] for cpu in given}))
+    warning = f"CPUs {CpuSet(given)} are {why}, but services need them to have a core each; set Enabled=no for one"
+    told = {cpu: f"{kept[cpu]} while every service has a core, and given to {name}" for cpu, name in given.items()}
+    return dataclasses.replace(usable, left_out={**usable.left_out, **told}, warnings=(*usable.warnings, warning))
 
 
 def _warn_of_guests(claims: Sequence[Claim]) -> None:

@@ -353,6 +353,17 @@ def test_cores_beyond_the_quota_are_given_away_before_any_other() -> None:
     assert [str(share.cpus) for share in place_text(three, hybrid).shares.values()] == ["4", "5", "6"]
 
 
+def test_a_core_that_was_given_away_is_not_called_kept() -> None:
+    """Where it is listed with the reasons of the others, its own says who has it."""
+    usable = place_text("\n".join(f"{name} Enabled=yes" for name in "abcd"), make_host()).usable
+    assert usable.left_out == {0: "kept for the system while every service has a core, and given to [Train a]"}
+    usable = place_text("a Enabled=yes\nb Enabled=yes", make_host(cores_per_complex=3, cpu_limit=1.0)).usable
+    assert usable.left_out == {
+        1: "beyond the CPU quota of 1 CPUs while every service has a core, and given to [Train b]",
+        2: "beyond the CPU quota of 1 CPUs",
+    }
+
+
 def test_each_rank_has_a_core_before_weights_count() -> None:
     """A light service with three ranks runs."""
     shares = cpus("Host ReserveCores=0\na Enabled=yes Weight=10000\nb Enabled=yes Weight=1 Ranks=3", make_host())
