@@ -17,8 +17,10 @@ def choose_for_ranks(
     """`count` of the free cores such that `ranks` equal ranks keep to a node each; None where that cannot be, or where
     one node has room for all of them."""
     size = count // ranks
+    if ranks == 1 or not size:
+        return None
     nodes = by_node(free)
-    if ranks == 1 or not size or max(map(len, nodes)) >= count or sum(len(node) // size for node in nodes) < ranks:
+    if max(map(len, nodes)) >= count or sum(len(node) // size for node in nodes) < ranks:
         return None
     amounts: list[tuple[list[Core], int]] = []
     missing, extra = ranks, count - ranks * size

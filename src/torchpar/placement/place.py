@@ -257,20 +257,34 @@ def _place_guest(
     else:
         offered = free
         why = "not enabled, so it holds nothing and gets what no enabled service holds"
-    count = claim.request.count
-    everything = sorted({*usable.pool, *usable.beyond, *usable.slow, *usable.spare}, key=lambda core: core.cpus.first())
-    if count > len(everything):
-        raise claim.refuse(_too_much(claim, len(everything), usable, ()))
-    if not offered or count > len(offered):
-        offered = list(usable.pool) if count <= len(usable.pool) else everything
-        why = "enabled services hold all the others, so it shares theirs"
-        # A shared service that is not enabled, such as the demo, expects no better.
-        if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
-            claim.warnings.append(
-                f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; both will be slower"
-            )
-    (cores,) = lay_out(offered, [_need(claim, count or len(offered))], distance)
+    needed = max(1, _least(claim))
+    if needed > len(offered):
+        offered = _all_for_guest(claim, needed, usable)
+        if len(free) < len(usable.pool):
+            why = "enabled services hold all the others, so it shares theirs"
+            # A shared service that is not enabled, such as the demo, expects no better.
+            if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
+                claim.warnings.append(
+                    f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
+                    "both will be slower"
+                )
+    (cores,) = lay_out(offered, [_need(claim, claim.request.count or len(offered))], distance)
     _give(claim, cores, why)
+
+
+def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]:
+    """The cores of the pool, whoever holds them, and as many others as a guest lacks; those kept back are the last."""
+    offered = list(usable.pool)
+    for part in (usable.beyond, usable.slow, usable.spare):
+        more = sorted(part, key=lambda core: -core.capacity)[: max(0, needed - len(offered))]
+        offered += more
+        if more and part is not usable.slow:
+            cpus = CpuSet.union(core.cpus for core in more)
+            why = usable.left_out[cpus.first()].partition(" (")[0]
+            claim.warnings.append(f"{claim.who}: CPUs {cpus} are {why}, but it needs {needed} cores")
+    if claim.request.count > len(offered):
+        raise claim.refuse(_too_much(claim, len(offered), usable, ()))
+    return sorted(offered, key=lambda core: core.cpus.first())
 
 
 def _give_away(claims: Sequence[Claim], usable: UsableCores) -> UsableCores:

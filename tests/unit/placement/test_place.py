@@ -84,6 +84,22 @@ def test_a_guest_shares_with_a_warning_when_nothing_is_left() -> None:
     assert "both will be slower" in share.warnings[0]
 
 
+@pytest.mark.parametrize("keys", ["Ranks=4", "CPUs=4"])
+def test_a_guest_has_the_cores_that_it_cannot_do_without(keys: str) -> None:
+    """As an enabled service would; it is told whose they are, and not that it shares them where nobody has them."""
+    share = place_text(f"x {keys}", make_host()).shares["torchpar-train@x.service"]
+    assert str(share.cpus) == "0-3"
+    (warning,) = share.warnings
+    assert warning.endswith(": CPUs 0 are kept for the system, but it needs 4 cores")
+    assert share.reasons[0].why.startswith("not enabled, so it holds nothing")
+
+
+def test_the_ranks_of_a_guest_share_cores_rather_than_be_refused() -> None:
+    """With those of the pool; the system keeps its own."""
+    share = place_text("a Enabled=yes CPUs=2\nx Ranks=3", make_host()).shares["torchpar-train@x.service"]
+    assert str(share.cpus) == "1-3" and "shares CPUs with them" in share.warnings[0]
+
+
 def test_shared_services_get_what_no_enabled_service_holds() -> None:
     """And never CPUs of their own."""
     placement = place_text("Host ReserveCores=0\na CPUs=3 Enabled=yes\nb CPUs=shared Enabled=yes", make_host())
