@@ -22,8 +22,9 @@ from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
 from torchpar.contract.job import VARIABLE, parse_job_environment
 from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Reason
-from torchpar.placement.cores import choose_cores, find_usable_cores, node_distance
+from torchpar.placement.cores import find_usable_cores, node_distance
 from torchpar.placement.place import Share, place
+from torchpar.placement.staying import Need, lay_out
 from torchpar.plan.plan import ServicePlan, make_plan
 
 UNIT_PREFIX = "torchpar-run-"
@@ -35,7 +36,14 @@ _NEVER = ("Enabled=no", "Slot=", "Restart=no", "Nodes=", "Endpoint=", "Elastic="
 
 @dataclass(frozen=True)
 class AdHocJob(Service):
-    """A job of `torchpar run`: a service that no file declares."""
+    """A job of `torchpar run`: a service that no file declares. `placed` says that its CPUs were chosen for it."""
+
+    placed: bool = False
+
+    @property
+    def names_cpus(self) -> bool:
+        """Whether it was started with a CPUs= that says which ones."""
+        return super().names_cpus and not self.placed
 
     @property
     def unit(self) -> str:
@@ -132,7 +140,11 @@ def plan_job(
     if request.kind in (CpuRequestKind.AUTO, CpuRequestKind.COUNT):
         if quiet and len(quiet) >= count:
             near = CpuSet(gpu.numa_node for gpu in shares[job.unit].gpus if gpu.numa_node is not None)
-            cores = choose_cores(quiet, count or len(quiet), near=near, distance=node_distance(facts))
+            train = job.settings if isinstance(job.settings, TrainSettings) else None
+            ranks = train.ranks if train and isinstance(train.ranks, int) else 1
+            by_node = train is not None and train.ranks == "numa"
+            need = Need(count or len(quiet), near, ranks=ranks, by_node=by_node)
+            (cores,) = lay_out(quiet, [need], node_distance(facts))
             cpus = CpuSet.union(core.cpus for core in cores)
             reason = Reason("CPUs", str(cpus), "no enabled service holds them and no other job runs on them")
             request = CpuRequest(CpuRequestKind.LIST, numbers=cpus)
@@ -143,7 +155,8 @@ def plan_job(
             who = " and ".join("other ad-hoc jobs" if name.startswith(UNIT_PREFIX) else name for name in names)
             left = f"{len(quiet)} of {len(usable.pool)} cores are left" if quiet else "no core is left"
             warning = f"{left}, so this job shares CPUs with {who or 'enabled services'}; all of them will be slower"
-    job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, cpus=request))
+    settings = dataclasses.replace(job.settings, cpus=request)
+    job = dataclasses.replace(job, settings=settings, placed=reason is not None)
     plan = make_plan(dataclasses.replace(config, services=(*present, job)), facts).find(job.unit)
     if reason:
         plan = dataclasses.replace(

@@ -70,6 +70,11 @@ class Service:
         """Its section header, for messages."""
         return f"[{self.kind.section} {self.name}]"
 
+    @property
+    def names_cpus(self) -> bool:
+        """Whether its CPUs= says which ones, and not only how many."""
+        return self.settings.cpus.is_explicit()
+
     def origin(self, key: str) -> str:
         """Where the key was set, or where the service is declared, as "file:line"."""
         return str(self.place(key))

@@ -99,9 +99,8 @@ def make_ranks(
 def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Core]]:
     """The cores of each rank."""
     if train.ranks == "numa":
-        named = service.settings.cpus.is_explicit()
         most = max(1, len(share.gpus) // train.gpus_per_rank) if share.gpus else len(share.cores)
-        parts = by_node(share.cores) if named else split_nodes(share.cores, most)
+        parts = by_node(share.cores) if service.names_cpus else split_nodes(share.cores, most)
         count = len(parts)
     elif train.ranks == "gpu":
         parts, count = [], len(share.gpus) // train.gpus_per_rank

@@ -51,6 +51,24 @@ def test_a_job_gets_what_nobody_uses() -> None:
     assert job.reasons[0].why == "no enabled service holds them and no other job runs on them"
 
 
+@pytest.mark.parametrize(
+    ("settings", "used", "ranks"),
+    [
+        ((), "0-2", ["4-7"]),
+        ((), "0-1", ["2-3", "4-6"]),
+        ((("CPUs", "4"),), "0", ["4-7"]),
+        ((("CPUs", "3-7"),), "", ["3", "4-7"]),
+    ],
+)
+def test_the_ranks_of_nodes_are_equal_in_what_is_left(
+    settings: tuple[tuple[str, str], ...], used: str, ranks: list[str]
+) -> None:
+    """As for a service; a job that names its CPUs has a rank for each of their nodes."""
+    host = make_host(packages=2, cores_per_complex=4)
+    job = planned("", ("Ranks", "numa"), *settings, facts=host, used=used)
+    assert [str(rank.cpus) for rank in job.ranks] == ranks
+
+
 def test_a_declared_service_counts_only_where_it_is_enabled_or_runs() -> None:
     """One that holds nothing and does not run takes nothing from a job."""
     assert planned(STARTED).own and str(planned(STARTED).cpus) == "0-3"
