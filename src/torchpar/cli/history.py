@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from torchpar.cli.output import echo_json, echo_table, warn
+from torchpar.cli.output import count, echo_json, echo_table, warn
 from torchpar.contract import unit_names
 from torchpar.contract.errors import StoreError
 from torchpar.generations.enforce import read_active
@@ -69,7 +69,7 @@ def _changed(generation: Generation, older: Generation | None) -> str:
     try:
         new = generation.read()
         if older is None:
-            return f"{len(new.files)} services"
+            return count(len(new.services()), "service")
         old = older.read()
     except StoreError as error:
         return str(error)

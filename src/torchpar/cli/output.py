@@ -44,6 +44,11 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo(click.style(line, bold=True) if number == 0 else line)
 
 
+def count(number: int, what: str) -> str:
+    """A number of things in words: "1 core", "2 cores"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def shorten(cpulist: str) -> str:
     """A cpulist that leaves room for the other columns; `torchpar explain` and JSON have all of it."""
     return cpulist if len(cpulist) <= 32 else cpulist[:30].rpartition(",")[0] + ",..."

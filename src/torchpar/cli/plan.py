@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from torchpar.cli.options import input_options
-from torchpar.cli.output import echo_json, echo_table, shorten, warn
+from torchpar.cli.output import count, echo_json, echo_table, shorten, warn
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import TorchparError
 from torchpar.generations.compile import compile_conf
@@ -51,8 +51,8 @@ def _echo_plan(plan: Plan) -> None:
     facts = plan.facts
     nodes = sum(1 for node in facts.numa_nodes if node.cpus)
     click.echo(
-        f"{facts.hostname}: CPUs {facts.online_cpus} ({_count(len(facts.cores), 'core')}, "
-        f"{_count(nodes or 1, 'NUMA node')}), usable {plan.usable_cpus}"
+        f"{facts.hostname}: CPUs {facts.online_cpus} ({count(len(facts.cores), 'core')}, "
+        f"{count(nodes or 1, 'NUMA node')}), usable {plan.usable_cpus}"
     )
     click.echo()
     if plan.services:
@@ -88,7 +88,3 @@ def _loaders(workers: list[int], plan: ServicePlan) -> str:
     asked = train.loader_workers if train else None
     text = ",".join(map(str, workers)) if isinstance(asked, int) else asked or "auto"
     return f"{text} on {shorten(str(plan.loader_cpus))}" if plan.loader_cpus else text
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
