@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,8 @@ time.sleep(float(sys.argv[1]))
 ABORTS = "import os\nprint('preload', os.environ.get('LD_PRELOAD'), flush=True)\nos.abort()\n"
 
 WITHOUT = "the next start is without it"
+# glibc's free aborts at a pointer that is not its own, or follows it to nowhere: what lies before it decides.
+KILLED = r"\((SIGABRT|SIGSEGV) after "
 NOW = "so it runs with glibc's malloc now; Allocator=glibc in [Train {}] of torchpar.conf leaves it out for good"
 
 
@@ -110,12 +113,12 @@ def test_a_job_that_the_preload_kills_runs_without_it_and_shows_that(host: Machi
     host.wait_until(lambda: lines(host, "test-frees", "done 3600"), "the second start", PATIENCE)
     assert host.show(unit, "NRestarts") == "1"
     journal = host.journal(unit)
-    assert "(SIGABRT after " in journal
+    assert re.search(KILLED, journal)
     assert journal.count(WITHOUT) == journal.count(NOW.format("test-frees")) == 1
     found = verified(host, "test-frees")
     assert (found["allocator"], found["environment"][0]) == (("drift", "glibc"), "ok")
-    said = f"{unit} runs with glibc's malloc, since its last start with tcmalloc preloaded failed (SIGABRT after "
-    host.wait_until(lambda: said in host.run("torchpar", "status").stdout, "the notice", PATIENCE)
+    said = f"{re.escape(unit)} runs with glibc's malloc, since its last start with tcmalloc preloaded failed {KILLED}"
+    host.wait_until(lambda: re.search(said, host.run("torchpar", "status").stdout), "the notice", PATIENCE)
     shown = host.run("torchpar", "status").stdout.splitlines()
     row = next(line for line in shown if line.startswith("train@test-frees "))
     assert service(host, "test-frees")["allocator"] == "tcmalloc" and "glibc" in row
@@ -127,7 +130,7 @@ def test_a_job_that_the_preload_kills_runs_without_it_and_shows_that(host: Machi
     host.run("systemctl", "stop", unit)
 
     host.wait_until(lambda: succeeded(host, "test-frees-ranks"), "the end of both ranks", PATIENCE)
-    assert "(status 134 after " in host.journal(ranks)
+    assert re.search(r"\(status (134|139) after ", host.journal(ranks))
     assert sorted(lines(host, "test-frees-ranks", r"done 0 (\d)")) == ["0", "1"]
     assert host.journal(ranks).count(WITHOUT) == host.journal(ranks).count(NOW.format("test-frees-ranks")) == 1
 
