@@ -22,7 +22,7 @@ CONTEXT = 64  # characters that the model sees
 BATCH = 64
 WIDTH = 96
 LAYERS = 2
-STEPS = 750
+STEPS = 500
 REPORT_SECONDS = 2.0
 SAVE_SECONDS = 10.0
 
