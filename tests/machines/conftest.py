@@ -18,7 +18,7 @@ import pytest
 from tests.machines.container import missing_here
 from tests.machines.machine import CommandError, Machine, MachineError
 from tests.machines.package import build_package
-from tests.machines.roots import Suite, cache, locked
+from tests.machines.roots import Suite, cache, installed_root, locked
 
 _HERE = Path(__file__).parent
 
@@ -110,8 +110,8 @@ def deb(suite: Suite, progress: Callable[[str], None]) -> Path:
 
 @pytest.fixture(scope="session")
 def machine(suite: Suite, deb: Path, progress: Callable[[str], None]) -> Iterator[Machine]:
-    """A machine with the package and all that it recommends, installed as a person would."""
-    with Machine(suite, "shared", report=progress) as booted:
+    """A machine with the package and all that it recommends, as `apt install ./torchpar.deb` leaves it."""
+    with Machine(suite, "shared", root=installed_root(suite), report=progress) as booted:
         progress(f"installing {deb.name} on {suite.release}")
         booted.install_deb(deb)
         yield booted

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, TypeVar
 
 from tests.machines.container import ENVIRONMENT, Container
-from tests.machines.roots import TREE, Report, Suite, base_root, cache, make_root
+from tests.machines.roots import TREE, Report, Root, Suite, base_root, cache, make_root
 
 LOGS = TREE / "build" / "machine-logs"
 
@@ -68,7 +68,8 @@ class CommandError(AssertionError):
 class Machine:
     """Boots when entered, and is gone without a trace when left. `name` is the start of its folder's and logs' name.
 
-    `mounts` are folders of this host, by where the machine has them, for reading.
+    `mounts` are folders of this host, by where the machine has them, for reading; `root` is what it boots, that of a
+    fresh minimal server if none is given.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class Machine:
         name: str = "machine",
         *,
         mounts: Mapping[str, Path] | None = None,
+        root: Root | None = None,
         report: Report = print,
     ) -> None:
         self.suite = suite
         self.name = f"{suite.value}-{name}"
         self.leader = 0
         self._mounts = mounts or {}
+        self._root = root or base_root(suite)
         self._report = report
         self._container: Container | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,7 +93,7 @@ class Machine:
         self._updated = False
 
     def __enter__(self) -> Machine:
-        root = make_root(base_root(self.suite), self._report)
+        root = make_root(self._root, self._report)
         self._container = Container(root, self.name)
         try:
             self._container.open()

@@ -56,14 +56,18 @@ class Kind(Enum):
 
     BASE = "base"  # what a fresh minimal server has, and neither Python nor torch: the package must bring them
     BUILD = "build"  # a compiler, debhelper, lintian and the Build-Depends of the package
+    INSTALLED = "installed"  # a base, and all that the package depends on and recommends: installing it is quick
     NUMA = "numa"  # a kernel of its own, and what the package depends on, for an emulated machine
 
 
 # A root of another recipe than this file's must not be taken for one of this one's: raise it with the hooks below.
 _RECIPE = 1
 
+_BASE = ("ca-certificates", "dbus", "systemd", "systemd-sysv")
+
 _PACKAGES = {
-    Kind.BASE: ("ca-certificates", "dbus", "systemd", "systemd-sysv"),
+    Kind.BASE: _BASE,
+    Kind.INSTALLED: _BASE,
     Kind.BUILD: ("build-essential", "ca-certificates", "lintian"),
     Kind.NUMA: (
         "dbus", "libtcmalloc-minimal4", "linux-image-cloud-amd64", "python3", "python3-click", "python3-debian",
@@ -76,16 +80,16 @@ _UNUSED_DAYS = 30
 
 @dataclass(frozen=True)
 class Root:
-    """One root, made or not. `build_depends` is the text of debian/control that apt reads, "" for a base."""
+    """One root, made or not. `relations` is what apt reads of debian/control for it, "" where nothing is."""
 
     suite: Suite
     kind: Kind
-    build_depends: str = ""
+    relations: str = ""
 
     @property
     def name(self) -> str:
         """Its folder in the cache: suite, kind, and a hash of what goes in."""
-        recipe = f"{_RECIPE} {self.suite.value} {' '.join(_PACKAGES[self.kind])} {self.build_depends}"
+        recipe = f"{_RECIPE} {self.suite.value} {' '.join(_PACKAGES[self.kind])} {self.relations}"
         return f"{self.suite.value}-{self.kind.value}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
     @property
@@ -109,6 +113,15 @@ def numa_root(suite: Suite) -> Root:
     return Root(suite, Kind.NUMA)
 
 
+def installed_root(suite: Suite, tree: Path = TREE) -> Root:
+    """The root that machines boot which are to have the package of this source tree, and all that comes with it."""
+    package = (tree / "debian" / "control").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    fields = re.findall(r"^(?:Depends|Recommends):(.*(?:\n[ \t].*)*)", package, re.MULTILINE)
+    relations = [relation.strip() for field in fields for relation in field.split(",")]
+    # What debhelper fills in is Debian's Python.
+    return Root(suite, Kind.INSTALLED, ", ".join(["python3", *(name for name in relations if "${" not in name)]))
+
+
 def build_root(suite: Suite, tree: Path = TREE) -> Root:
     """The root that the package of this source tree is built in."""
     control = (tree / "debian" / "control").read_text(encoding="utf-8")
@@ -125,7 +138,7 @@ def make_root(root: Root, report: Report = print) -> Path:
         os.utime(lock)
         if root.path.exists():
             return root.path
-        report(f"making a {root.suite.release} root ({root.kind.value}): about half a minute, kept in {roots}")
+        report(f"making a {root.suite.release} root ({root.kind.value}): half a minute to three, kept in {roots}")
         started = time.monotonic()
         partial = roots / f"{root.name}.partial"
         _remove(partial)
@@ -148,12 +161,14 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[Path]:
 def _bootstrap(root: Root, target: Path, report: Report) -> None:
     # mmdebstrap takes the mirror that this host is set up for, or Debian's default.
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(_PACKAGES[root.kind])}"]
-    if root.build_depends:
+    if root.kind is Kind.INSTALLED:
+        argv.append(f'--customize-hook=chroot "$1" apt-get satisfy --yes "{root.relations}"')
+    if root.kind is Kind.BUILD:
         source = target.with_suffix(".source")
         _remove(source)
         (source / "debian").mkdir(parents=True)
         (source / "debian" / "control").write_text(
-            f"Source: torchpar\nMaintainer: torchpar <root@localhost>\n{root.build_depends}"
+            f"Source: torchpar\nMaintainer: torchpar <root@localhost>\n{root.relations}"
             "\nPackage: torchpar\nArchitecture: all\nDescription: what it needs to be built\n",
             encoding="utf-8",
         )
@@ -168,7 +183,7 @@ def _bootstrap(root: Root, target: Path, report: Report) -> None:
         _remove(target)
         raise
     finally:
-        if root.build_depends:
+        if root.kind is Kind.BUILD:
             _remove(source)
 
 
