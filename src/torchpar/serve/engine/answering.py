@@ -59,7 +59,10 @@ def refuse_nothing(runner: Runner, others: Callable[[], Iterable[ServeError | Se
 
 
 def difference_to_declared(runner: Runner, outputs: Sequence[Tensor]) -> str:
-    """In what the outputs are not those that are declared; "" if nothing. One that is None this time may be there."""
+    """Says in words how the outputs differ from the declared ones; "" if they do not.
+
+    A declared output that is missing is no difference: it may be None this time.
+    """
     found = {tensor.name: tensor for tensor in outputs}
     for spec in runner.outputs:
         tensor = found.get(spec.name)
@@ -77,5 +80,5 @@ def difference_to_declared(runner: Runner, outputs: Sequence[Tensor]) -> str:
 
 
 def is_open(inputs: Sequence[TensorSpec]) -> bool:
-    """Whether a request chooses other sizes than that of the rows."""
+    """Says whether a request chooses other sizes than the number of its rows."""
     return any(-1 in spec.shape[1:] for spec in inputs)

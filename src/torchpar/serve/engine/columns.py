@@ -20,7 +20,7 @@ class Column:
 
 @dataclass
 class Computed:
-    """What came out, and when: ready (the input was laid out) and end are time.monotonic() seconds."""
+    """The outputs of one batch, and two times in time.monotonic() seconds: its input was laid out, and the end."""
 
     outputs: list[Tensor]
     ready: float
@@ -40,5 +40,5 @@ def lay(parts: Sequence[Any], view: memoryview) -> None:
 
 
 def elements(parts: Sequence[Any]) -> list[bytes]:
-    """The elements of a BYTES input."""
+    """Returns the elements of a BYTES input."""
     return [element for part in parts for element in part]

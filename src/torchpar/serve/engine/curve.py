@@ -21,7 +21,7 @@ MOST_ROWS = 1024
 
 
 class Curve:
-    """Points at powers of two; between them straight lines, beyond the last the last one's time per row."""
+    """Straight lines between points at powers of two; beyond the last point, its time per row."""
 
     def __init__(self, points: dict[int, float], most: int | None = None) -> None:
         """points: rows to seconds, with one row among them; most: the cap's upper bound in rows."""
@@ -33,7 +33,10 @@ class Curve:
         self.cap = self._choose()
 
     def limit(self, waiting: int) -> int:
-        """Rows of the next batch at the most, when so many wait: the cap, and now and then the next point above it."""
+        """Returns the most rows that the next batch may have, where `waiting` rows wait.
+
+        That is the cap, and now and then the next point above it.
+        """
         cap = self.cap
         if waiting < 2 * cap:
             return cap
@@ -48,7 +51,7 @@ class Curve:
         return self._rows[i] if self._seconds[i] <= LONGEST else cap
 
     def seconds(self, rows: int) -> float:
-        """The time that a batch will take."""
+        """Returns the seconds that a batch of so many rows will take."""
         i = bisect_left(self._rows, rows)
         if i == len(self._rows):
             return self._seconds[-1] * rows / self._rows[-1]
@@ -59,7 +62,10 @@ class Curve:
         return self._seconds[i - 1] * (1 - part) + self._seconds[i] * part
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A batch took this long. The points around it move; the cap is chosen again every now and then."""
+        """Learns from a batch of `rows` rows that took `seconds`.
+
+        The points around it move; the cap is chosen again every now and then.
+        """
         change = min(max(seconds / self.seconds(rows), 0.25), 4.0) - 1.0
         i = min(bisect_left(self._rows, rows), len(self._rows) - 1)
         near = 1.0
@@ -73,9 +79,10 @@ class Curve:
             self.cap = self._choose()
 
     def parts(self, rows: int, workers: int) -> int:
-        """How many of the idle workers should share what is queued: one more where that saves a quarter of the time.
+        """Returns into how many parts to split the queued rows: one more where that saves a quarter of the time.
 
-        Two half batches on two cores are sooner done than one, but cost more in all where t(b) is flat.
+        Each part goes to an idle worker. Two half batches on two cores are sooner done than one, but cost more in all
+        where t(b) is flat.
         """
         parts = 1
         while parts < min(workers, rows) and self._split(rows, parts + 1) < 0.75 * self._split(rows, parts):
@@ -83,7 +90,7 @@ class Curve:
         return parts
 
     def points(self) -> dict[int, float]:
-        """What the constructor takes."""
+        """Returns the points, rows to seconds, as the constructor takes them."""
         return dict(zip(self._rows, self._seconds))
 
     def _split(self, rows: int, parts: int) -> float:

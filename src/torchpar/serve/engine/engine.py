@@ -74,11 +74,11 @@ class Engine:
         self._accepting = True
 
     def serves(self) -> Serves:
-        """What it serves, and of which files it was made, for other processes to compare."""
+        """Returns the served versions with the files that they were made of, for other processes to compare."""
         return self._lifecycle.serves()
 
     def unbatched(self) -> dict[str, Served]:
-        """What is served whose batching has ended at a difference, by a word for the very files."""
+        """Returns the served versions whose batching was ended by a difference, keyed by name, version and files."""
         return self._lifecycle.unbatched()
 
     def end_batching(self, keys: Collection[str]) -> None:
@@ -144,11 +144,14 @@ class Engine:
         return waiting
 
     def live(self) -> bool:
-        """Whether computing makes progress."""
+        """Says whether computing makes progress."""
         return self._pool is not None and self._pool.alive()
 
     def ready(self, model: str | None = None, version: str = "") -> bool:
-        """Whether a model answers requests; if none is named, whether the server does. `index` tells of the others."""
+        """Says whether a model answers requests, or, where none is named, whether the server does.
+
+        `index` tells of the models that do not.
+        """
         if not self._accepting:
             return False
         if model is None:
@@ -176,7 +179,7 @@ class Engine:
         )
 
     def index(self) -> list[ModelIndex]:
-        """Everything in the repository, served or not."""
+        """Returns all versions in the repository, served or not."""
         return self._repository.index()
 
     async def load(self, model: str) -> None:
@@ -188,11 +191,11 @@ class Engine:
         await self._lifecycle.unload(model)
 
     async def reload(self, model: str | None = None) -> None:
-        """`load` for one model, or for all there are on disk: see Lifecycle.reload. Raises ServeError."""
+        """Loads one model, or all there are on disk: see Lifecycle.reload. Raises ServeError."""
         await self._lifecycle.reload(model)
 
     def statistics(self, model: str | None = None, version: str = "") -> list[tuple[str, str, Statistics]]:
-        """(model, version, statistics) of one version, one model or all. Raises ServeError 404 or 503."""
+        """Returns (model, version, statistics) of one version, one model or all. Raises ServeError 404 or 503."""
         if model is not None:
             self._repository.get(model, version)
         return [
@@ -202,11 +205,11 @@ class Engine:
         ]
 
     def counters(self) -> Sequence[tuple[str, str, Statistics, int]]:
-        """(model, version, statistics, requests that wait) of all that is served, for /metrics: see Statistics."""
+        """Returns (model, version, statistics, requests that wait) of all served versions, for /metrics."""
         return [(s.name, s.version, s.statistics, len(s.queue)) for s in self._repository.all()]
 
     def retry_after(self) -> float:
-        """Seconds until what waits now is computed, by the measured times."""
+        """Returns the seconds until the requests that wait now are computed, by the measured times."""
         seconds = 0.0
         for served in self._repository.all():
             cap = served.cap()
@@ -214,7 +217,7 @@ class Engine:
         return max(seconds / self.settings.slots(), 0.01)
 
     def _finished(self, batch: Batch) -> None:
-        """A batch is computed: tell who waits for it. On the event loop."""
+        """Tells the clients of a batch that it is computed. Called on the event loop."""
         served = batch.served
         statistics = served.statistics
         cut = time.monotonic()
@@ -268,7 +271,7 @@ class Engine:
             self._end(served, waiting, ServeError(499, "cancelled"), CANCELED)
 
     def _end(self, served: Served, waiting: Waiting, error: ServeError, reason: str) -> None:
-        """A queued request ends without having been computed."""
+        """Ends a queued request that was not computed."""
         served.statistics.failure(reason, time.monotonic() - waiting.arrived)
         served.open -= 1
         waiting.state = ENDED
@@ -299,5 +302,5 @@ class Engine:
             self._sweep_in(min(earliest))
 
 def _prepare(slot: int) -> None:
-    """In each compute thread: one thread of its own, and no team."""
+    """Gives a compute thread one thread of its own, and no team. Called in each of them."""
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from torchpar.serve.errors import Lasting, NoInputError, OutputError, ServeError
 
 
 def _begins(*begins: str) -> re.Pattern[str]:
-    """How torch's messages begin, after the place that TorchScript puts in front."""
+    """Matches the beginnings of torch's messages, after the file and line that TorchScript puts in front."""
     return re.compile(rf"^(?:\w+Error: )?(?:{'|'.join(begins)})", re.MULTILINE)
 
 
@@ -57,7 +57,7 @@ _SIZE = _begins(
 
 
 def failure(error: Exception, own_code: bool = True) -> ServeError:
-    """The answer when a model raises: its last line, which in torch's long messages is what went wrong.
+    """Makes the answer when a model raises: its last line, which in torch's long messages says what went wrong.
 
     own_code: what raised may be Python that the model's author wrote.
     """

@@ -14,7 +14,7 @@ SHAPES_KEPT = 512
 
 
 class Fit(NamedTuple):
-    """What a request is to its model: those of one key are computed together. size: bytes of its inputs."""
+    """A request's rows, the bytes of its inputs, and a key: requests of one key are computed together."""
 
     rows: int
     key: Hashable
@@ -43,7 +43,7 @@ class Fitting:
         self._shapes: dict[Any, tuple[int, Hashable, tuple[int, ...]]] = {}
 
     def check(self, request: Request) -> Fit:
-        """What a request is to the model; its inputs come into the model's order.
+        """Checks a request against the model, and puts its inputs into the model's order.
 
         Raises ServeError 400, or 413 where it has more rows than the model takes.
         """
@@ -85,7 +85,7 @@ class Fitting:
         return Fit(rows, object() if key is None else key, whole)
 
     def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
-        """The inputs in the model's order. Raises ServeError 400 where they are not the model's."""
+        """Returns the inputs in the model's order. Raises ServeError 400 where they are not the model's."""
         names = [tensor.name for tensor in inputs]
         by_name = {tensor.name: tensor for tensor in inputs}
         for name in names:
@@ -125,6 +125,6 @@ class Fitting:
         return rows, tuple([tensor.shape[1:] for tensor in inputs]), tuple(sizes)
 
     def _rows(self, inputs: Sequence[Tensor]) -> int | None:
-        """The rows of a request that can be put together with others; None if it cannot."""
+        """Returns the rows of a request that can be put together with others; None if it cannot."""
         counts = {t.shape[0] if t.shape and spec.shape[:1] == (-1,) else 0 for t, spec in zip(inputs, self._inputs)}
         return counts.pop() or None if len(counts) == 1 else None

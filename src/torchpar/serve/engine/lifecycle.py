@@ -58,7 +58,7 @@ class Lifecycle:
             raise
 
     def all(self) -> list[Served]:
-        """Those that are served, and those that only answer what they have accepted."""
+        """Returns the served versions, and the retired ones that still answer the requests they have accepted."""
         return [*self._repository.all(), *self._retiring]
 
     async def stop(self) -> None:
@@ -75,15 +75,18 @@ class Lifecycle:
         self._loader.shutdown(wait=False)
 
     def serves(self) -> Serves:
-        """What it serves, and of which files it was made, for other processes to compare."""
+        """Returns the served versions with the files that they were made of, for other processes to compare."""
         return {f"{s.name}/{s.version}": shortened(s.files) for s in self._repository.all()}
 
     def unbatched(self) -> dict[str, Served]:
-        """What is served whose batching has ended at a difference, by a word for the very files."""
+        """Returns the served versions whose batching was ended by a difference, keyed by name, version and files."""
         return {_key(served): served for served in self._repository.all() if served.ended}
 
     def end_batching(self, keys: Collection[str]) -> None:
-        """What another process has found; where it is of other files than those served here, it means nothing."""
+        """Serves unbatched from now on the versions in which another process found a difference.
+
+        keys: see `unbatched`. A key of other files than those served here is ignored.
+        """
         for served in self._repository.all() if keys else ():
             if served.batched and _key(served) in keys:
                 served.say("served unbatched from now on, as in another process an answer differed")
@@ -119,9 +122,9 @@ class Lifecycle:
                 self._repository.take(version, self._retire)
 
     async def reload(self, model: str | None = None) -> None:
-        """`load` for one model, or for all there are on disk; those that are not there any more are unloaded.
+        """Loads one model, or all there are on disk, and unloads those that are not there any more.
 
-        Raises ServeError with all reasons when some cannot be loaded; what was served of those goes on.
+        Raises ServeError with all reasons when some cannot be loaded; the served versions of those go on.
         """
         if model is not None:
             return await self.load(model)
@@ -187,7 +190,7 @@ class Lifecycle:
         return int(min(max(rate * QUEUE_SECONDS, LEAST_QUEUE), LARGEST_QUEUE))
 
     def _retire(self, served: Served) -> None:
-        """No new request goes to it; it is closed when it has answered those it has."""
+        """Sends no new request to a version; it is closed when it has answered those it has."""
         served.retired = True
         self._retiring.add(served)
         if not served.open:
@@ -208,7 +211,10 @@ class Lifecycle:
 
 
 def _only(files: Sequence[ModelFile], like: Serves) -> list[ModelFile]:
-    """Those that other processes serve. Raises OtherFilesError, before anything is loaded, where one is another."""
+    """Returns the files of the versions that other processes serve.
+
+    Raises OtherFilesError, before anything is loaded, where one of them differs here.
+    """
     found = {f"{file.name}/{file.version}": file for file in files}
     for key, theirs in like.items():
         if key not in found:
@@ -224,7 +230,7 @@ def _key(served: Served) -> str:
 
 
 def _other(own: Files, theirs: Mapping[str, str]) -> str:
-    """The path of the first file that is another."""
+    """Returns the path of the first file that differs."""
     return next(path for path, look in own.items() if differs(shortened({path: look}), theirs))
 
 

@@ -94,7 +94,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
 
 
 def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
-    """Threads for what computes without Python's lock, processes for the rest and for accelerators."""
+    """Makes threads for models that compute without Python's lock, processes for the rest and for accelerators."""
     devices = [f"cuda:{i}" for i in range(settings.gpus)]
     threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[settings.backend]
     if devices or not threads:
@@ -125,7 +125,7 @@ def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> Non
 
 
 def _most(runner: Runner, settings: EngineSettings) -> int | None:
-    """Rows of one batch, at the most."""
+    """Returns the most rows that one batch may have."""
     limits = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
     return min(limits) if limits else None
 
@@ -155,7 +155,7 @@ def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettin
 
 
 def _team_from(runner: Runner, probe: Probe, curve: Curve, settings: EngineSettings) -> int | None:
-    """From how many rows on a request that is alone is computed by all threads at once; None where that is no gain.
+    """Returns from how many rows on all threads compute a single request together; None where that is no gain.
 
     A team waits for its last thread: on CPUs that others use too, one that is held up holds up all. Then never.
     """

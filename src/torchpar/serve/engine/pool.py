@@ -103,7 +103,7 @@ class Pool:
             return served.queue.all()
 
     def alive(self) -> bool:
-        """Whether every thread is there and none computes a batch for much longer than such a batch takes."""
+        """Says whether every thread is there and none computes a batch for much longer than such a batch takes."""
         now = time.monotonic()
         for worker in self._workers:
             if worker.thread is None or not worker.thread.is_alive():
@@ -143,7 +143,7 @@ class Pool:
             self._deliver()
 
     def _next(self, others: int, most: int | None = None) -> Batch | None:
-        """The next batch, of the model whose turn it is; None if none may be computed now. Needs the lock.
+        """Returns the next batch, of the model whose turn it is; None if none may be computed now. Needs the lock.
 
         others counts the workers that are idle beside the one that asks.
         """
@@ -180,7 +180,7 @@ class Pool:
         return None
 
     def _gather_team(self, batch: Batch, others: int) -> None:
-        """All threads for one big request, where the other workers would only look on."""
+        """Takes all threads for one big request, where the other workers would only look on."""
         least = batch.served.team_from
         if least is not None and len(batch.items) == 1 and batch.rows >= least and not self._ring:
             if others == len(self._workers) - 1:

@@ -32,10 +32,11 @@ DIFFERENT_ROWS = 7
 
 @dataclass(frozen=True)
 class Probe:
-    """What the trial found. sample: one row of each input, to make batches of; None if the model did not run.
+    """The result of the trial.
 
-    reason says why it is served unbatched, "" if it may be batched. outputs are as declared, else as seen. tried: it
-    has answered once.
+    reason says why the model is served unbatched, "" if it may be batched. sample is one row of each input, to make
+    batches of; None if the model did not run. outputs are as declared, else as seen. tried says whether it has answered
+    once.
     """
 
     reason: str
@@ -81,7 +82,7 @@ def try_model(runner: Runner, slot: int = 0) -> Probe:
 
 
 def find_state(runner: Runner, slot: int = 0) -> str:
-    """Whether its answers to the same question differ, in words, as those of a program that keeps something do."""
+    """Says in words that answers to the same question differ, as of a program with a state; "" if they do not."""
     try:
         sample, _ = _find_sample(runner, slot)
         return _changes(runner, slot, sample) if sample is not None else ""
@@ -90,7 +91,10 @@ def find_state(runner: Runner, slot: int = 0) -> str:
 
 
 def _find_sample(runner: Runner, slot: int) -> tuple[tuple[Tensor, ...] | None, int]:
-    """One row that it answers. None where only all rows of its example are."""
+    """Returns one row that the model answers, and the number put for its open sizes, 0 where it has an example.
+
+    The row is None where the model answers only all rows of its example.
+    """
     if runner.example is not None:
         _check_outputs(runner, slot, runner.example)
         if not _has_rows(runner):
@@ -140,7 +144,7 @@ def _check_outputs(runner: Runner, slot: int, inputs: Sequence[Tensor]) -> None:
 
 
 def _others(runner: Runner, slot: int) -> Iterator[ServeError | Sequence[Tensor]]:
-    """What comes of other rows, and of other values: nothing, small, large and negative ones."""
+    """Yields the outputs or the error for other rows and other values: zeros, small, large and negative ones."""
     rows = (1, 2, 3, 5) if _has_rows(runner) and runner.max_batch != 1 else (1,) * 4
     size = SIZES_TO_TRY[0]
     for seed, count in enumerate(rows):
@@ -152,7 +156,10 @@ def _others(runner: Runner, slot: int) -> Iterator[ServeError | Sequence[Tensor]
 
 
 def _changes(runner: Runner, slot: int, sample: Sequence[Tensor]) -> str:
-    """Whether the same row has another answer each time: random numbers, or something that is kept."""
+    """Says in words that the same row has another answer each time; "" if it has not.
+
+    The reason is random numbers, or a state that the program keeps.
+    """
     first, second, third = (_run(runner, slot, sample).outputs for _ in range(3))
     found = difference([Part(first, second, lambda _: third)])
     return found and "the answer to the same row is another each time"

@@ -94,7 +94,7 @@ class Queue:
             self._sweep()
 
     def take(self, most: int, now: float, expired: list[Waiting]) -> list[Waiting]:
-        """The next requests to compute together: at most `most` rows, but one request at least.
+        """Takes the next requests to compute together: at most `most` rows, but one request at least.
 
         Requests whose deadline has passed come back in `expired` and are out of the queue.
         """

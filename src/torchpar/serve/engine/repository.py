@@ -26,7 +26,7 @@ class Repository:
         self._statistics: dict[tuple[str, str], Statistics] = {}
 
     def look(self) -> list[ModelFile]:
-        """What is on disk now. Raises ModelError."""
+        """Finds the versions that are on disk now. Raises ModelError."""
         path = self._settings.handler or self._settings.model
         if path is None:
             raise ModelError("neither Model= nor Handler= says what to serve")
@@ -50,11 +50,11 @@ class Repository:
             self._states.setdefault(place, (UNAVAILABLE, "not loaded"))
 
     def files(self, name: str | None = None) -> list[ModelFile]:
-        """The versions on disk, of one model or all, as last seen."""
+        """Returns the versions on disk, of one model or all, as last seen."""
         return [file for file in self._files.values() if name in (None, file.name)]
 
     def get(self, name: str, version: str = "") -> Served:
-        """What answers requests for it. Raises ServeError 404 or 503."""
+        """Returns the served version that answers requests for a model. Raises ServeError 404 or 503."""
         if not version:
             served = self._latest.get(name)
         else:
@@ -64,18 +64,18 @@ class Repository:
         return served
 
     def versions(self, name: str) -> tuple[str, ...]:
-        """Those that are served, oldest first."""
+        """Returns the numbers of the served versions of a model, oldest first."""
         return tuple(sorted(self._served.get(name, {}), key=int))
 
     def all(self, name: str | None = None) -> Iterator[Served]:
-        """All that is served, by name and version."""
+        """Returns all served versions, by name and version."""
         for model in sorted(self._served):
             if name in (None, model):
                 for version in self.versions(model):
                     yield self._served[model][version]
 
     def statistics(self, file: ModelFile) -> Statistics:
-        """A version's counters, which go on over a reload."""
+        """Returns a version's counters, which go on over a reload."""
         return self._statistics.setdefault((file.name, file.version), Statistics())
 
     def mark(self, file: ModelFile, state: str, reason: str = "") -> None:
@@ -111,7 +111,7 @@ class Repository:
             self._states[place] = (UNAVAILABLE, "unloaded")
 
     def index(self) -> list[ModelIndex]:
-        """Every version, served or not."""
+        """Lists every version, served or not."""
         return [
             ModelIndex(name, version, *self._states[name, version])
             for name, version in sorted(self._states, key=lambda place: (place[0], int(place[1])))

@@ -49,7 +49,7 @@ TEXTS = (
 
 
 def cut(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Some rows of a tensor."""
+    """Cuts some rows out of a tensor."""
     per_row = math.prod(tensor.shape[1:]) * (SIZES[tensor.datatype] or 1)
     data: Any = tensor.data
     return Tensor(tensor.name, tensor.datatype, (end - start, *tensor.shape[1:]), data[start * per_row : end * per_row])
@@ -91,11 +91,11 @@ class Part:
 
 
 def difference(parts: Sequence[Part], whole: Sequence[Tensor] = (), kind: str = "KIND_CPU") -> str:
-    """What is another in a batch's answer, in words; "" if all parts are as alone. whole: the answer of all rows.
+    """Says in words how a batch's answer differs from those of its parts alone; "" if it does not.
 
-    Parts beyond the tolerance are asked again, and of the others the one that differs most: not all of them, for what a
-    neighbour or their number does is in more than one. Another number of rows tells nothing on accelerators (`kind`),
-    whose kernels are chosen anew for each.
+    whole is the answer of all rows. Parts beyond the tolerance are asked again, and of the others the one that differs
+    most: not all of them, for what a neighbour or their number does is in more than one. Another number of rows tells
+    nothing on accelerators (`kind`), whose kernels are chosen anew for each.
     """
     unlike: list[tuple[float, Part]] = []
     columns: dict[int, Any] = {}
@@ -127,7 +127,7 @@ def difference(parts: Sequence[Part], whole: Sequence[Tensor] = (), kind: str = 
 
 
 def _differs(part: Part, doubtful: bool, columns: dict[int, Any], kind: str) -> str:
-    """What a part's neighbours do, or their number."""
+    """Says in words how the other rows of the batch, or their number, change a part's answer; "" if they do not."""
     found = _unlike(part.again(0), part.answer)
     if found and kind != "KIND_CPU" and not doubtful:
         # Some kernels there add up in whichever order: then not even the same batch is the same.
@@ -146,7 +146,7 @@ def _unlike(some: Sequence[Tensor], others: Sequence[Tensor]) -> str:
 
 
 def bytes_of(tensor: Tensor) -> Any:
-    """What two tensors must have in common to be the same to the bit."""
+    """Returns a tensor's values so that two tensors compare equal if they are the same to the bit."""
     return tensor.data if isinstance(tensor.data, list) else bytes(tensor.data)
 
 
@@ -204,9 +204,9 @@ def _odd(tensor: Tensor, seed: int, indices: bool) -> Iterator[Tensor]:
 
 
 def _distance(one: Tensor, other: Tensor, columns: Any | None) -> float:
-    """How far two answers to the same rows are apart, in tolerances; infinite where no kernels make that difference.
+    """Measures how far two answers to the same rows are apart, in tolerances.
 
-    columns: see `_columns`.
+    Infinite where no choice of kernels explains the difference. columns: see `_columns`.
     """
     if one.datatype not in TOLERANCE or len(one.data) != len(other.data):
         return math.inf
@@ -242,7 +242,7 @@ def _distance(one: Tensor, other: Tensor, columns: Any | None) -> float:
 
 
 def _columns(whole: Tensor) -> Any | None:
-    """The largest number at each place of a row, of all rows; None where they are too few."""
+    """Returns the largest number in each column, over all rows; None where the rows are too few."""
     if whole.datatype not in TOLERANCE or not whole.shape or whole.shape[0] < ROWS_TO_MEASURE:
         return None
     found: Any = None
@@ -254,7 +254,7 @@ def _columns(whole: Tensor) -> Any | None:
 
 
 def _floats(tensor: Tensor) -> Any:
-    """The numbers, a line for each row."""
+    """Returns the numbers as a matrix, one line a row."""
     rows = tensor.shape[0] if tensor.shape else 1
     if not len(tensor.data):
         return torch.empty(rows, 0, dtype=torch.float64)

@@ -53,7 +53,7 @@ def joined(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 def multiplied(tensor: Tensor, factor: int) -> Tensor:
-    """Its values times a number. What has no sign wraps."""
+    """Multiplies the values of a tensor by a number. Unsigned values wrap."""
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None or tensor.datatype == "BOOL" or not len(tensor.data):
         return tensor
@@ -62,7 +62,7 @@ def multiplied(tensor: Tensor, factor: int) -> Tensor:
 
 
 def is_special(tensor: Tensor) -> bool:
-    """Whether it has values that are no finite numbers."""
+    """Says whether a tensor has values that are no finite numbers."""
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None or not dtype.is_floating_point or not len(tensor.data):
         return False
@@ -70,6 +70,6 @@ def is_special(tensor: Tensor) -> bool:
 
 
 def specs_of(seen: Mapping[int, list[Tensor]]) -> tuple[TensorSpec, ...]:
-    """The outputs as seen, with the rows open."""
+    """Describes the outputs as seen, with the number of rows open."""
     some = next(iter(seen.values()))
     return tuple(TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape[1:])) for tensor in some)

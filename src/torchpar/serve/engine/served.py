@@ -98,16 +98,16 @@ class Served:
         say(f"model {self.name} version {self.version}: {what}", Priority.ERROR, error=error)
 
     def end_batching(self) -> None:
-        """Each request alone from now on: an answer in a batch was another than alone, here or in another process."""
+        """Computes each request alone from now on: an answer in a batch differed from the one alone."""
         self.ended = True
         self.batched = False
 
     def cap(self) -> int:
-        """Rows in one batch, at the most; one request more than that goes alone."""
+        """Returns the most rows that one batch may have; a single request with more goes alone."""
         return self.curve.cap if self.batched else 1
 
     def limit_rows(self) -> int:
-        """Rows of the next batch, at the most."""
+        """Returns the most rows that the next batch may have."""
         return self.curve.limit(self.queue.rows) if self.batched else 1
 
     def compute(self, slot: int, batch: Batch) -> None:
@@ -246,5 +246,5 @@ class Served:
         return Response(self.name, self.version, request.id, outputs)
 
 def expired(waiting: Waiting) -> ServeError:
-    """The answer to a request whose deadline passed in the queue."""
+    """Makes the answer to a request whose deadline passed in the queue."""
     return ServeError(504, f"the deadline passed after {time.monotonic() - waiting.arrived:.3f} s in the queue")

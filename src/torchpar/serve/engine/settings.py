@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What is served, and how.
+    """The models of one engine, and how they are computed.
 
     name is the service's, and a single model's. model is a file or a directory of models, handler a Python file; one of
     the two is set. workers counts the computations that run at the same time, each with one thread. backend is "auto",
@@ -28,5 +28,5 @@ class EngineSettings:
     state: str | None = None
 
     def slots(self) -> int:
-        """Computations that run at the same time: one for each accelerator, where there are any."""
+        """Returns how many computations run at the same time: one for each accelerator, where there are any."""
         return self.gpus or self.workers

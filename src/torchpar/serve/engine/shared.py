@@ -25,17 +25,17 @@ class SharedEngine(Engine):
         self._tell_others = tell_others
 
     async def load(self, model: str) -> None:
-        """As Engine.load, in every process. Raises ServeError when one of them cannot."""
+        """Loads a model in every process, as Engine.load. Raises ServeError when one of them cannot."""
         await super().load(model)
         await self._others("load", model)
 
     async def unload(self, model: str) -> None:
-        """As Engine.unload, in every process."""
+        """Unloads a model in every process, as Engine.unload."""
         await super().unload(model)
         await self._others("unload", model)
 
     async def do_here(self, verb: str, model: str) -> None:
-        """What another process, or `systemctl reload`, asks for: only in this one. Raises ServeError."""
+        """Loads, unloads or reloads here only, for another process or `systemctl reload`. Raises ServeError."""
         if verb == "reload":
             await super().reload()
         else:
@@ -47,15 +47,15 @@ class SharedEngine(Engine):
             raise ServeError(400, wrong)
 
     def counters_here(self) -> Sequence[tuple[str, str, Statistics, int]]:
-        """Those of this process alone."""
+        """Returns the counters of this process alone."""
         return super().counters()
 
     def statistics(self, model: str | None = None, version: str = "") -> list[tuple[str, str, Statistics]]:
-        """Those of all processes. Raises ServeError 404 or 503."""
+        """Returns the statistics of all processes together. Raises ServeError 404 or 503."""
         own = super().statistics(model, version)
         totals = {(name, number): statistics for name, number, statistics, _ in self.totals or ()}
         return [(name, number, totals.get((name, number), statistics)) for name, number, statistics in own]
 
     def counters(self) -> Sequence[tuple[str, str, Statistics, int]]:
-        """Those of all processes."""
+        """Returns the counters of all processes together."""
         return super().counters() if self.totals is None else self.totals

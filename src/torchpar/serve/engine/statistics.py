@@ -71,7 +71,7 @@ class Statistics:
         self.batch_rows = Histogram(ROWS)
 
     def batch(self, *, arrivals: Sequence[float], rows: int, times: tuple[float, float, float, float, float]) -> None:
-        """A batch was answered.
+        """Counts a batch that was answered.
 
         arrivals: when each of its requests came. times: taken from the queue, input ready, computed, answers cut, now;
         all in time.monotonic() seconds.
@@ -104,6 +104,6 @@ class Statistics:
         self.batch_rows.observe(rows)
 
     def failure(self, reason: str, seconds: float = 0.0) -> None:
-        """A request was not answered; seconds since it came."""
+        """Counts a request that was not answered, and the seconds since it came."""
         self.failed[reason] += 1
         self.failed_ns += int(seconds * 1e9)

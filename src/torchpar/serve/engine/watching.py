@@ -27,15 +27,15 @@ class Watch:
         self._news = 0  # batches that were watched for what is new in them
 
     def note_compared(self, shapes: Sequence[tuple[int, ...]], rows: int) -> None:
-        """Batches of rows of these shapes, and of so many at the most, were compared at the start: they are not new.
+        """Notes that batches of these shapes, up to so many rows, were compared at the start: they are not new.
 
-        Else all that wait longer while one is watched make the next batch larger than any before, and watched too.
+        Else all requests that come while one is watched make the next batch larger than any before, and watched too.
         """
         for bits in range((rows - 1).bit_length() + 1):
             self._kinds[tuple(shapes), bits] = WATCHED_NEW, min(1 << bits, rows)
 
     def choose(self, requests: int, key: Hashable, rows: int) -> Sequence[int]:
-        """Which answers of a batch are computed alone too, by their number in it."""
+        """Chooses the answers of a batch that are computed alone too, by their number in it."""
         number, every = next(self._batches), range(requests)
         kind = (key, (rows - 1).bit_length())
         times, largest = self._kinds.get(kind, (0, 0))
