@@ -17,8 +17,7 @@ PENDING = """
     examples torchpar/adhoc torchpar/cli torchpar/conf torchpar/contract torchpar/daemon torchpar/doctor torchpar/facts
     torchpar/generations torchpar/host torchpar/placement torchpar/plan torchpar/runtime torchpar/runtime/patches
     torchpar/runtime/ranks torchpar/runtime/start torchpar/serve torchpar/serve/grpc torchpar/serve/http
-    torchpar/serve/models torchpar/serve/protocol torchpar/serve/runners torchpar/serve/supervisor torchpar/units
-    torchpar/verify
+    torchpar/serve/protocol torchpar/serve/runners torchpar/serve/supervisor torchpar/units torchpar/verify
 """.split()
 
 

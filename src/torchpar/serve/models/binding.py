@@ -27,7 +27,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Bound:
-    """The inputs in the order of the program's arguments, and the place of each among these."""
+    """The inputs in the order of the program's arguments, and the number of each among these."""
 
     inputs: tuple[TensorSpec, ...]
     places: tuple[int, ...]
@@ -47,7 +47,7 @@ def places_of(described: Sequence[str], names: Sequence[str], counted: bool = Tr
 
 
 def is_numbered(name: str) -> bool:
-    """Whether it is a name as Triton counts."""
+    """Says whether a name counts, as Triton's do: INPUT__0, OUTPUT__1."""
     return bool(_NUMBERED.fullmatch(name))
 
 
@@ -78,7 +78,7 @@ def bind(
 
 
 def _narrow(path: str, described: TensorSpec, known: TensorSpec | None) -> TensorSpec:
-    """What is described, within what the program was made for. Raises ModelError where the two cannot be one tensor."""
+    """Narrows a described input to what the program was made for. Raises ModelError where they cannot be one tensor."""
     if known is None:
         return described
     pairs = list(zip(described.shape, known.shape))

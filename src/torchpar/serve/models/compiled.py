@@ -42,11 +42,11 @@ _MANY = 1 << 40
 
 @dataclass(frozen=True)
 class Made:
-    """What the package takes. tree is torch's JSON of how the inputs lie in a call's arguments, "" if it is not there.
+    """The inputs that a package takes, read from its C++.
 
-    writes names what it keeps and writes to, "" if nothing is known to be.
-
-    equal holds places, (input, dimension) each, whose sizes must be the same; None where not all is told of open sizes.
+    equal holds groups of (input, dimension) whose sizes must be the same; None where not all is told of open sizes.
+    tree is torch's JSON of how the inputs are nested in a call's arguments, "" if it is not there. writes names the
+    constants that it keeps and writes to, "" if none is known.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -70,7 +70,7 @@ def read_made(path: str, model: str = "model") -> Made | None:
 
 
 def parse_made(path: str, text: str) -> Made | None:
-    """Parse the C++ of a package; `path` names it in the messages. See `read_made`."""
+    """Parses the C++ of a package; `path` names it in the messages. See `read_made`."""
     names = [name for _, name in sorted({(int(number), name) for number, name in _NAME.findall(text)})]
     checks = {int(found[1]): found[0] for found in _CHECK.finditer(text)}
     if sorted(checks) != list(range(len(names))):
@@ -82,9 +82,9 @@ def parse_made(path: str, text: str) -> Made | None:
 
 
 def parse_writes(text: str) -> str:
-    """What the C++ of a package writes to of its constants, in words; "" if nothing is seen.
+    """Names the constants of a package that its C++ writes to; "" if none is seen.
 
-    As far as is told: what a kernel for accelerators, or an operator of somebody else, writes to is not.
+    A write by a kernel for accelerators, or by an operator of somebody else, is not seen.
     """
     names, words = dict(_KEPT.findall(text)), dict(_KEPT_AS.findall(text))
     kept = {name: words.get(number, name) for number, name in names.items()}
@@ -102,19 +102,19 @@ def _parse_input(where: str, text: str) -> TensorSpec:
     if datatype is None:
         what = dtype[1] if dtype else "thing"
         raise ModelError(f"{where} is a {what}, which no request can carry: write a handler")
-    sizes = {int(place): int(size) for size, place in _SIZE.findall(text)}
-    lows = {int(place): int(low) for place, low in _LOW.findall(text)}
-    highs = {int(place): int(high) for place, high in _HIGH.findall(text)}
-    strides = {int(place): int(stride) for stride, place in _STRIDE.findall(text)}
+    sizes = {int(dimension): int(size) for size, dimension in _SIZE.findall(text)}
+    lows = {int(dimension): int(low) for dimension, low in _LOW.findall(text)}
+    highs = {int(dimension): int(high) for dimension, high in _HIGH.findall(text)}
+    strides = {int(dimension): int(stride) for stride, dimension in _STRIDE.findall(text)}
     rank = max((*sizes, *lows, *highs, *strides, -1)) + 1
-    shape = tuple(sizes.get(place, -1) for place in range(rank))
-    for place, stride in strides.items():
-        if shape[place] != 1 and stride != _contiguous(shape[place + 1 :]):
+    shape = tuple(sizes.get(dimension, -1) for dimension in range(rank))
+    for dimension, stride in strides.items():
+        if shape[dimension] != 1 and stride != _contiguous(shape[dimension + 1 :]):
             raise ModelError(
                 f"{where} was compiled for a tensor that does not lie row by row in memory (stride {stride} in"
-                f" dimension {place}): export the model with contiguous example inputs"
+                f" dimension {dimension}): export the model with contiguous example inputs"
             )
-    open_limits = (_limit(lows.get(place, 0), highs.get(place)) for place in range(rank))
+    open_limits = (_limit(lows.get(dimension, 0), highs.get(dimension)) for dimension in range(rank))
     limits = tuple(limit if size == -1 else (size, size) for size, limit in zip(shape, open_limits))
     return TensorSpec("", datatype, shape, limits)
 
@@ -125,7 +125,7 @@ def _limit(low: int, high: int | None) -> tuple[int, int | None]:
 
 
 def _contiguous(sizes: Sequence[int]) -> int | None:
-    """The stride of a dimension before these; None where a request chooses it."""
+    """Returns the stride of a dimension before these; None where a request chooses it."""
     stride = 1
     for size in sizes:
         if size == -1:
@@ -137,23 +137,27 @@ def _contiguous(sizes: Sequence[int]) -> int | None:
 def _parse_equal(
     text: str, names: Sequence[str], inputs: Sequence[TensorSpec]
 ) -> tuple[tuple[tuple[int, int], ...], ...] | None:
-    """The places whose sizes must be the same; None where that is not told of each, or is not all that must hold."""
-    found = [(name, int(place), symbol) for symbol, name, place in _SYMBOL.findall(text)]
-    symbols = {(names.index(name), place): symbol for name, place, symbol in found if name in names}
+    """Parses which dimensions must have the same size, as groups of (input, dimension).
+
+    None where that is not told of each, or is not all that must hold.
+    """
+    found = [(name, int(dimension), symbol) for symbol, name, dimension in _SYMBOL.findall(text)]
+    symbols = {(names.index(name), dimension): symbol for name, dimension, symbol in found if name in names}
     asserted = {names.index(name): sizes for name, sizes in _SIZES.findall(text) if name in names}
     for number, sizes in asserted.items():
         words = [word.strip() for word in sizes.split(",") if word.strip()]
-        symbols.update({(number, place): word for place, word in enumerate(words) if inputs[number].shape[place] == -1})
+        shape = inputs[number].shape
+        symbols.update({(number, i): word for i, word in enumerate(words) if shape[i] == -1})
     others = dict(_ALIAS.findall(text))
-    symbols = {place: others.get(symbol, symbol) for place, symbol in symbols.items()}
-    places = [(i, place) for i, spec in enumerate(inputs) for place, size in enumerate(spec.shape) if size == -1]
-    if not all(place in symbols or (asserted and place[0] not in asserted) for place in places):
+    symbols = {key: others.get(symbol, symbol) for key, symbol in symbols.items()}
+    keys = [(number, i) for number, spec in enumerate(inputs) for i, size in enumerate(spec.shape) if size == -1]
+    if not all(key in symbols or (asserted and key[0] not in asserted) for key in keys):
         return None
-    if not all(symbols[place].isidentifier() for place in places if place in symbols):
+    if not all(symbols[key].isidentifier() for key in keys if key in symbols):
         return None
     # A size that others are computed from is read under its own name.
-    if any(symbols.get((i, place)) == f"{names[i]}_size_{place}" for i, place in places):
+    if any(symbols.get((number, i)) == f"{names[number]}_size_{i}" for number, i in keys):
         return None
-    named = sorted((symbols[place], place) for place in places if place in symbols)
-    groups = [tuple(place for _, place in group) for _, group in groupby(named, key=lambda pair: pair[0])]
+    named = sorted((symbols[key], key) for key in keys if key in symbols)
+    groups = [tuple(key for _, key in group) for _, group in groupby(named, key=lambda pair: pair[0])]
     return tuple(group for group in groups if len(group) > 1)

@@ -164,7 +164,7 @@ def _names_in_file(path: str) -> list[str]:
 
 
 def _names(pickle: bytes) -> list[str]:
-    """The classes and functions that a pickle names, "MODULE NAME" each; as far as it can be read."""
+    """Lists the classes and functions that a pickle names, "MODULE NAME" each, as far as it can be read."""
     found: list[str] = []
     start = 0
     # Before 1.6 several pickles follow each other.
@@ -201,7 +201,7 @@ def _look_at_python(path: str) -> None:
 
 
 def words_for(reason: str) -> str:
-    """What to do about the reason for which torch does not load a file, as far as it can be told."""
+    """Says what to do where torch does not load a file for this reason; "" where that is not known."""
     if "Unknown builtin op" in reason or "failed to resolve torch.ops" in reason:
         return "; the library of that operator is not loaded: write a handler that imports it before it loads the file"
     if "supported version" in reason or "schema version" in reason:

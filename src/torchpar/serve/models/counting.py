@@ -13,7 +13,7 @@ from typing import Any, Union
 
 from torchpar.serve.models.writes import arguments_of
 
-# What a value holds of a number of rows: the number, a tensor's sizes with it at a place, a list or tuple of these.
+# What a value holds of a number of rows: the number, a tensor's sizes with it at this index, a list or tuple of these.
 COUNT = "count"
 Holds = Union[None, str, int, tuple["Holds", ...]]
 
@@ -27,11 +27,11 @@ _SWAPPED = ("aten::transpose", "aten::transpose_", "aten::swapaxes", "aten::swap
 _RESHAPED = ("aten::view", "aten::reshape", "aten::flatten", "aten::unsqueeze", "aten::squeeze", "aten::select",
              "aten::expand", "aten::stack", "aten::movedim", "aten::unflatten")  # fmt: skip
 # An argument of whole numbers says where or how many, not what; Scalar and number may be a value.
-_PLACE = re.compile(r"(Optional\[|List\[)*(int|SymInt)\b[][0-9?]*")
+_SHAPE_OR_INDEX = re.compile(r"(Optional\[|List\[)*(int|SymInt)\b[][0-9?]*")
 
 
 def find_count(module: Any, known: Callable[[Any], Any]) -> str:
-    """Where in a loaded TorchScript module's forward a number of rows becomes a value, in words; "" if nowhere.
+    """Says in words where a loaded TorchScript module's forward takes a number of rows as a value; "" if nowhere.
 
     known gives a value that is the same at every call; anything but True and False where that is no condition.
     """
@@ -48,7 +48,7 @@ class _Graph:
         self._graph = graph
         self._known = known
         self._holds: dict[str, Holds] = {}
-        self._places: dict[str, int] = {}  # tensors whose rows are not first
+        self._row_dimensions: dict[str, int] = {}  # tensors whose rows are not first
         self._data: set[str] = set()  # tensors that depend on a request's numbers, and not on its sizes alone
         self._found = ""
 
@@ -86,29 +86,29 @@ class _Graph:
             self._data.update(output.debugName() for output in outputs)
         if inputs and outputs and _is_tensor(outputs[0]):
             self._follow(kind, inputs, outputs[0])
-        held = [self.of(value) for value in inputs]
-        if not any(each is not None for each in held):
+        holds = [self.of(value) for value in inputs]
+        if not any(each is not None for each in holds):
             return
         if kind in _MADE:
-            self._set(outputs[0], tuple(held))
+            self._set(outputs[0], tuple(holds))
         elif kind in _UNPACKED:
             for i, output in enumerate(outputs):
-                self._set(output, _element(held[0], i))
+                self._set(output, _element(holds[0], i))
         elif kind in ("aten::__getitem__", "prim::TupleIndex"):
-            self._set(outputs[0], _element(held[0], _integer(inputs[1])))
+            self._set(outputs[0], _element(holds[0], _integer(inputs[1])))
         elif kind == "aten::slice" and not _is_tensor(outputs[0]):
-            self._set(outputs[0], _sliced(held[0], *(_integer(each) for each in inputs[1:4])))
+            self._set(outputs[0], _sliced(holds[0], *(_integer(each) for each in inputs[1:4])))
         elif any(map(_is_tensor, outputs)):
-            self._meet(node, kind, inputs, held)
+            self._meet(node, kind, inputs, holds)
         else:
             for output in outputs:
                 self._set(output, COUNT)
 
-    def _meet(self, node: Any, kind: str, inputs: Sequence[Any], held: Sequence[Holds]) -> None:
+    def _meet(self, node: Any, kind: str, inputs: Sequence[Any], holds: Sequence[Holds]) -> None:
         """An operation that returns a tensor takes a number of rows."""
         types = arguments_of(node.schema())
         if kind not in _WRAPPED and all(
-            each is None or is_place(kind, *types[i].split()[:2]) for i, each in enumerate(held)
+            each is None or is_shape_or_index(kind, *types[i].split()[:2]) for i, each in enumerate(holds)
         ):
             return
         if any(_is_tensor(value) and value.debugName() in self._data for value in inputs):
@@ -123,33 +123,33 @@ class _Graph:
             return COUNT if tensor.debugName() in self._given and tensor.type().kind() == "ListType" else None
         if not _is_tensor(tensor) or _is_own(tensor) or self.of(tensor) is not None:
             return None
-        place = self._places.get(tensor.debugName(), 0)
+        dimension = self._row_dimensions.get(tensor.debugName(), 0)
         if kind in _ALL_ELEMENTS:
-            return COUNT if kind != "aten::len" or place == 0 else None
+            return COUNT if kind != "aten::len" or dimension == 0 else None
         if len(inputs) == 1:
-            return place
+            return dimension
         wanted = _integer(inputs[1])
         if wanted is not None and wanted < 0:
             dimensions = _dimensions(tensor)
             wanted = wanted + dimensions if dimensions else wanted
-        return COUNT if wanted is None or wanted == place else None
+        return COUNT if wanted is None or wanted == dimension else None
 
     def _follow(self, kind: str, inputs: Sequence[Any], output: Any) -> None:
-        """Where in what an operation returns the rows are: mostly where they are in the first tensor that it takes."""
+        """Notes which dimension of a result has the rows: mostly the one that has them in the first tensor taken."""
         first = next((value for value in inputs if _is_tensor(value)), None)
-        place = self._places.get(first.debugName(), 0) if first is not None else 0
+        dimension = self._row_dimensions.get(first.debugName(), 0) if first is not None else 0
         if kind in _RESHAPED:
-            place = 0
+            dimension = 0
         elif kind in _SWAPPED or kind == "aten::permute" or kind in ("aten::t", "aten::t_"):
             moved = [0, 1] if kind in ("aten::t", "aten::t_") else [_integer(each) for each in inputs[1:3]]
             if kind == "aten::permute":
                 order = [_integer(each) for each in inputs[1].node().inputs()]
-                place = order.index(place) if place in order else 0
-            elif place in moved:
-                other = moved[1 - moved.index(place)]
-                place = other if other is not None else 0
-        if place:
-            self._places[output.debugName()] = place
+                dimension = order.index(dimension) if dimension in order else 0
+            elif dimension in moved:
+                other = moved[1 - moved.index(dimension)]
+                dimension = other if other is not None else 0
+        if dimension:
+            self._row_dimensions[output.debugName()] = dimension
 
     def _branch(self, node: Any) -> None:
         condition = next(iter(node.inputs()))
@@ -190,44 +190,44 @@ class _Graph:
                 return
 
     def _same(self, value: Any, source: Any) -> None:
-        """One value may be another one, by another name."""
+        """Notes that one value may be another one, by another name."""
         name = source.debugName()
         if name in self._data:
             self._data.add(value.debugName())
-        if name in self._places:
-            self._places[value.debugName()] = self._places[name]
+        if name in self._row_dimensions:
+            self._row_dimensions[value.debugName()] = self._row_dimensions[name]
 
-    def _set(self, value: Any, held: Holds) -> None:
-        """What is known of a value only grows, or a loop would never end."""
-        if held is None:
+    def _set(self, value: Any, holds: Holds) -> None:
+        """Adds to what is known of a value. It only grows, or a loop would never end."""
+        if holds is None:
             return
         name = value.debugName()
-        self._holds[name] = held if self._holds.get(name, held) == held else COUNT
+        self._holds[name] = holds if self._holds.get(name, holds) == holds else COUNT
 
 
-def is_place(operation: str, kind: str, name: str) -> bool:
-    """Whether an argument of this type and name, as a schema has them, says where or how much, and not what."""
-    return bool(_PLACE.fullmatch(kind)) or operation == "aten::arange" and name.startswith("end")
+def is_shape_or_index(operation: str, kind: str, name: str) -> bool:
+    """Says whether an argument of this type and name in a schema is a shape, an index or a bound, and no value."""
+    return bool(_SHAPE_OR_INDEX.fullmatch(kind)) or operation == "aten::arange" and name.startswith("end")
 
 
-def _element(held: Holds, place: int | None) -> Holds:
-    if held is None or held == COUNT:
-        return held
-    if isinstance(held, tuple):
-        if place is None:
-            return COUNT if any(each is not None for each in held) else None
-        return held[place] if -len(held) <= place < len(held) else None
-    return COUNT if place is None or place == held else None
+def _element(holds: Holds, index: int | None) -> Holds:
+    if holds is None or holds == COUNT:
+        return holds
+    if isinstance(holds, tuple):
+        if index is None:
+            return COUNT if any(each is not None for each in holds) else None
+        return holds[index] if -len(holds) <= index < len(holds) else None
+    return COUNT if index is None or index == holds else None
 
 
-def _sliced(held: Holds, start: int | None, end: int | None, step: int | None) -> Holds:
-    if isinstance(held, tuple):
-        found = held[slice(start, end, step)]
+def _sliced(holds: Holds, start: int | None, end: int | None, step: int | None) -> Holds:
+    if isinstance(holds, tuple):
+        found = holds[slice(start, end, step)]
         return found if any(each is not None for each in found) else None
-    if isinstance(held, int):
+    if isinstance(holds, int):
         start = start or 0
-        return None if start > held or step not in (None, 1) else held - max(start, 0)
-    return held
+        return None if start > holds or step not in (None, 1) else holds - max(start, 0)
+    return holds
 
 
 def _only_raises(block: Any) -> bool:
@@ -247,12 +247,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether it is a constant or an attribute: what it is does not depend on a request."""
+    """Says whether a value is a constant or an attribute, and so does not depend on a request."""
     return value.node().kind() in ("prim::Constant", "prim::GetAttr")
 
 
 def _integer(value: Any) -> int | None:
-    """The whole number that a value always is; None where it is another each time."""
+    """Returns the whole number that a value always is; None where it is another each time."""
     found = value.toIValue() if value.node().kind() == "prim::Constant" else None
     return found if isinstance(found, int) else None
 
@@ -262,14 +262,14 @@ def _dimensions(tensor: Any) -> int | None:
 
 
 def _words(node: Any) -> str:
-    """The operation, and the line that it comes from, where the file has it."""
+    """Names the operation, and the line that it comes from, where the file has it."""
     lines = node.sourceRange().splitlines()
     marked = next((i for i, line in enumerate(lines) if "<--- HERE" in line), 0)
     return f"{node.kind()}: {lines[marked - 1].strip()}" if marked else node.kind()
 
 
 def find_count_exported(program: Any) -> str:
-    """The same for a program of torch.export, whose numbers are formulas of the sizes of its inputs; it has no loops.
+    """Does the same for a program of torch.export, whose numbers are formulas of its inputs' sizes; it has no loops.
 
     Where no first dimension is open there is nothing to find, nor a batch.
     """
@@ -287,7 +287,7 @@ def find_count_exported(program: Any) -> str:
             kinds = {argument.name: str(argument.type) for argument in arguments}
             for name, value in [*zip(names, node.args), *node.kwargs.items()]:
                 counts = any(rows & _symbols(getattr(leaf, "meta", {}).get("val")) for leaf in _leaves(value))
-                if counts and not is_place(schema.name if schema else "", kinds.get(name, "bool"), name):
+                if counts and not is_shape_or_index(schema.name if schema else "", kinds.get(name, "bool"), name):
                     return str(node.target)
     return ""
 
@@ -299,6 +299,6 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _symbols(value: Any) -> set[Any]:
-    """Those in a number that is a formula."""
+    """Returns the symbols in a number that is a formula."""
     expression = getattr(getattr(value, "node", None), "expr", None)
     return set(expression.free_symbols) if expression is not None else set()

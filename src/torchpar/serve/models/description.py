@@ -24,7 +24,7 @@ INSIDE = "torchpar.json"
 
 @dataclass(frozen=True)
 class Description:
-    """What a description says; empty or None where it says nothing. max_batch 0 or 1: never batched.
+    """The contents of a description; empty or None where it says nothing. max_batch 0 or 1: never batched.
 
     example holds the inputs' values as nested lists, by name, as they are in the JSON.
     """
@@ -35,7 +35,7 @@ class Description:
     example: Any = None
 
     def over(self, other: Description) -> Description:
-        """This description, and from the other what this one leaves open."""
+        """Completes this description with the other's values where it leaves them open."""
         return Description(
             inputs=self.inputs or other.inputs,
             outputs=self.outputs or other.outputs,
@@ -66,7 +66,7 @@ def parse_description(text: str, where: str) -> Description:
 
 
 def limit_of(value: Any, where: str) -> int | None:
-    """The rows of one batch, at the most; 0 or 1: never batched. Raises ModelError for what is no such number."""
+    """Parses the most rows of one batch; 0 or 1: never batched. Raises ModelError for anything but such a number."""
     if value is not None and (type(value) is not int or value < 0):
         raise ModelError(f"{where}: a number of rows is expected, not {value!r:.40}")
     return value
@@ -77,7 +77,7 @@ def _parse_specs(data: dict[str, Any], key: str, where: str) -> tuple[TensorSpec
 
 
 def specs_of(entries: Any, where: str) -> tuple[TensorSpec, ...]:
-    """A list of objects such as {"name": "x", "datatype": "FP32", "shape": [-1, 784]}. Raises ModelError."""
+    """Parses a list of objects such as {"name": "x", "datatype": "FP32", "shape": [-1, 784]}. Raises ModelError."""
     if not isinstance(entries, list):
         raise ModelError(f"{where}: a list is expected")
     specs = tuple(_parse_spec(entry, f"{where}[{i}]") for i, entry in enumerate(entries))

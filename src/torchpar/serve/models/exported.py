@@ -63,11 +63,11 @@ class Exported(Program):
         self._module = module if device == "cpu" else module.to(device)
 
     def writes(self) -> str:
-        """What its graph says."""
+        """Names the parameter, buffer or constant that the graph writes to first; "" if none."""
         return self._writes
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """One call. Raises ServeError 400 for what the program was not made for."""
+        """Runs the program once. Raises ServeError 400 for inputs that it was not made for."""
         try:
             with torch.inference_mode():
                 if self._plain:
@@ -96,7 +96,7 @@ class _Said(logging.Handler):
 
 
 def _load(path: str) -> tuple[Any, str]:
-    """The program, and the description in the file."""
+    """Loads the program, and the description in the file."""
     if not hasattr(torch, "export") or not hasattr(torch.export, "load"):
         raise ModelError(f"{path}: torch {torch.__version__} has no torch.export; save the model as TorchScript")
     extra = {INSIDE: ""}
@@ -117,7 +117,7 @@ def _load(path: str) -> tuple[Any, str]:
 
 
 def _find_write(program: Any) -> str:
-    """The first parameter, buffer or constant that the graph writes to, also through views; "" if none."""
+    """Names the first parameter, buffer or constant that the graph writes to, also through views; "" if none."""
     signature = program.graph_signature
     for name in signature.buffers_to_mutate.values():
         return f"buffer '{name}'"
@@ -141,21 +141,21 @@ def _find_write(program: Any) -> str:
 
 
 def unflatten(leaves: Any, spec: Any) -> Any:
-    """Arguments, or what a call returned, from their leaves in order."""
+    """Nests the leaves of a call's arguments or results again, in order."""
     from torch.utils import _pytree
 
     return _pytree.tree_unflatten(list(leaves), spec)
 
 
 def plain_spec(count: int) -> Any:
-    """That of a call with so many arguments, none of which has a name or something within."""
+    """Returns torch's pytree specification of a call with so many plain arguments: none named, none nested."""
     from torch.utils import _pytree
 
     return _pytree.tree_flatten(((0,) * count, {}))[1]
 
 
 def keys_of(spec: Any, count: int) -> list[str]:
-    """The last key on the way to each leaf of the arguments, "" where there is none or two have the same."""
+    """Returns the last key on the way to each leaf of the arguments, "" where there is none or two have the same."""
     keys = [""] * count
 
     def walk(value: Any, key: str) -> None:
@@ -185,7 +185,7 @@ def _argument(path: str, name: str, value: Any, ranges: Any) -> Argument:
 
 
 def _spec(name: str, value: Any, ranges: Any) -> TensorSpec | None:
-    """What is known of a tensor, or of a number among the outputs; None for what is not there."""
+    """Describes a tensor, or a number among the outputs; None for an output that is not there."""
     if isinstance(value, (bool, torch.SymBool)):
         return TensorSpec(name, "BOOL", ())
     if isinstance(value, (int, torch.SymInt)):
@@ -199,7 +199,7 @@ def _spec(name: str, value: Any, ranges: Any) -> TensorSpec | None:
 
 
 def _limits(size: Any, ranges: Any) -> tuple[int, int | None]:
-    """The least and the largest size of a dimension, as the program was exported."""
+    """Returns the least and the largest size of a dimension, as the program was exported."""
     if type(size) is int:
         return size, size
     from torch.utils._sympy.value_ranges import bound_sympy

@@ -28,7 +28,7 @@ class ModelFile:
 
 
 def find_models(name: str, path: str) -> tuple[list[ModelFile], list[str]]:
-    """All versions of all models, sorted, and what is wrong with the rest, a line each.
+    """Finds all versions of all models, sorted; returns them, and a line for each problem with the rest.
 
     name is the service's, which a single file's model has.
     """
@@ -86,7 +86,7 @@ def check_owner(path: str) -> None:
 
 
 def _closed(path: str) -> str:
-    """Which directory on the way the service's user may not enter, and what to do."""
+    """Says which directory of the path the service's user may not enter, and what to do."""
     way = "/"
     for part in ["", *path.split("/")[1:-1]]:
         way = os.path.join(way, part)
@@ -102,7 +102,7 @@ def _closed(path: str) -> str:
 
 
 def _user(uid: int) -> str:
-    """A file's owner in words; in a user namespace all others look like the one that nobody is."""
+    """Names a file's owner in words; in a user namespace all others look like the one that nobody is."""
     if uid == _overflow() and not _sees_all_users():
         return "another user (ls -l shows whose it is; with PrivateUsers=yes this service cannot see that)"
     return f"user {_name(uid)}"
@@ -124,7 +124,7 @@ def _overflow() -> int:
 
 
 def _sees_all_users() -> bool:
-    """Whether this is no user namespace with users of its own."""
+    """Says whether the process is in no user namespace with a part of the users only."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as text:
             return any(line.split()[0] == "0" and int(line.split()[2]) == 0xFFFFFFFF for line in text)

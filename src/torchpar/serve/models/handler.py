@@ -82,7 +82,7 @@ class Handler(Program):
             self.example = self._example(example)
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """predict() with the inputs by name; its results are the declared outputs."""
+        """Calls predict() with the inputs by name; its results are the declared outputs."""
         batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
         try:
             result = self._predict(batch)
@@ -123,7 +123,7 @@ class Handler(Program):
 
 
 class _told:
-    """What the handler's own code raises while it loads, as a ModelError that says where."""
+    """Raises an error of the handler's own code while it loads as a ModelError with its file and line."""
 
     def __init__(self, path: str, function: str) -> None:
         self._name = f"{path}: {function}()"
@@ -152,7 +152,7 @@ def _check_arguments(path: str, name: str, function: Any, count: int, expected: 
 
 
 def _asked_for(error: KeyError, batch: dict[str, Any]) -> bool:
-    """Whether what was not found is a key of the batch, as the line that looked it up says, and of no other table."""
+    """Says whether a KeyError is of a key of the batch, by the line that looked it up, and of no other dict."""
     trace = error.__traceback__
     if not trace or len(error.args) != 1 or not isinstance(error.args[0], str) or error.args[0] in batch:
         return False

@@ -19,7 +19,7 @@ Serves = Mapping[str, Mapping[str, str]]
 
 
 def look_at(path: str) -> Look:
-    """How a file is now."""
+    """Returns a file's inode, size and time of change (ns); None if it cannot be read."""
     try:
         about = os.stat(path)
     except OSError:
@@ -28,32 +28,32 @@ def look_at(path: str) -> Look:
 
 
 def own_files(path: str) -> dict[str, Look]:
-    """A model's file and its description, which may come or go."""
+    """Looks at a model's file and its description, which may come or go."""
     return {each: look_at(each) for each in (path, os.path.splitext(path)[0] + ".json")}
 
 
 def changed(files: Files) -> str:
-    """The first of these files that is another by now; "" if none is."""
+    """Returns the path of the first file that has changed since; "" if none has."""
     return next((path for path, look in files.items() if look_at(path) != look), "")
 
 
 def shortened(files: Files) -> dict[str, str]:
-    """For a message to another process."""
+    """Shortens paths and looks for a message to another process."""
     return {_short(path): _short(repr(look)) for path, look in files.items()}
 
 
 def own_key(name: str, version: str, path: str, files: Files) -> str:
-    """A model version with its own file and description, in a word: the same in all processes that serve it."""
+    """Returns one word for a version with its own file and description, the same in all processes that serve it."""
     return f"{name}/{version} {_short(repr([files.get(each) for each in own_files(path)]))}"
 
 
 def same(one: Serves, other: Serves) -> bool:
-    """Whether two processes serve the same versions, of the same files as far as both have them."""
+    """Says whether two processes serve the same versions, of the same files as far as both know them."""
     return one.keys() == other.keys() and not any(differs(one[key], other[key]) for key in one)
 
 
 def differs(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether any file that both have is another."""
+    """Says whether a file that both know is not the same."""
     return any(other.get(path, look) != look for path, look in one.items())
 
 

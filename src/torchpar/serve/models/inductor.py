@@ -65,11 +65,11 @@ class Inductor(Program):
             raise ModelError(f"{path}: not an AOTInductor package that this torch can load: {reason}") from None
 
     def writes(self) -> str:
-        """What its generated code says."""
+        """Names the constants that the generated code writes to; "" if none is known."""
         return self._writes
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """One call. Raises ServeError 400 for what it was not compiled for: the code itself does not look."""
+        """Runs the code once. Raises ServeError 400 for inputs it was not compiled for: the code does not look."""
         for spec, dtype, value in zip(self.inputs, self._dtypes, inputs):
             if value.dtype != dtype or not spec.fits(value.shape):
                 raise ServeError(400, f"input '{spec.name}': the package takes {spec}, not shape {list(value.shape)}")
@@ -87,7 +87,7 @@ class Inductor(Program):
 
 
 def _tree_of(made: Made | None) -> Any:
-    """How the inputs lie in a call's arguments; None where they are simply one after another."""
+    """Returns torch's pytree specification of a call's arguments; None where the inputs simply follow each other."""
     if made is None or not made.tree:
         return None
     from torch.utils import _pytree
@@ -97,7 +97,7 @@ def _tree_of(made: Made | None) -> Any:
 
 
 def _arguments(made: Made, tree: Any, description: Description) -> list[Argument]:
-    """The inputs, by the keys under which a call has them; those that have none as they are described, in order."""
+    """Returns the inputs by the keys that a call has for them; those without a key as they are described, in order."""
     listed = [spec.name for spec in description.inputs]
     keys = keys_of(tree, tree.num_leaves) if tree is not None else []
     if len(keys) > len(made.inputs):
@@ -110,7 +110,7 @@ def _arguments(made: Made, tree: Any, description: Description) -> list[Argument
 
 
 def _all_fixed(path: str, inputs: Sequence[TensorSpec], example: Any) -> tuple[TensorSpec, ...]:
-    """The inputs with sizes that somebody vouches for: as described, else those of the example. Raises ModelError."""
+    """Returns the inputs with sizes that somebody vouches for: as described, else the example's. Raises ModelError."""
     if example is not None:
         shapes = [tensor.shape for tensor in example_of(inputs, example, path)]
         inputs = [replace(spec, shape=shape) for spec, shape in zip(inputs, shapes)]
@@ -126,7 +126,7 @@ def _all_fixed(path: str, inputs: Sequence[TensorSpec], example: Any) -> tuple[T
 
 
 def _loader() -> Any:
-    """torch's loader of packages: its name since 2.6, and before that."""
+    """Returns torch's loader of packages: by its name since 2.6, or the one before."""
     try:
         import torch._inductor as inductor
 
@@ -139,7 +139,7 @@ def _loader() -> Any:
 
 
 def is_package(path: str) -> bool:
-    """Whether a .pt2 file holds compiled code. Raises ModelError for what is no archive."""
+    """Says whether a .pt2 file holds compiled code. Raises ModelError where it is no archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/aotinductor/" in name for name in archive.namelist())

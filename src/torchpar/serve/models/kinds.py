@@ -10,7 +10,7 @@ from torchpar.serve.models.program import Program
 
 
 def runs_in_threads(path: str) -> bool:
-    """Whether this kind of file computes without Python's lock."""
+    """Says whether this kind of file computes without Python's lock."""
     return path.endswith(".pt")
 
 
@@ -56,7 +56,7 @@ def _load(file: ModelFile, device: str | None) -> Program:
 
 
 def _read(path: str) -> str:
-    """A description's text."""
+    """Reads a description's text."""
     try:
         with open(path, encoding="utf-8-sig") as text:
             return text.read()

@@ -66,7 +66,7 @@ class Opened:
 
     def __enter__(self) -> Opened:
         self._modules = set(sys.modules)
-        self._before = set(_held())
+        self._before = set(_files_in_use())
         if self._source:
             self._watch(os.path.dirname(os.path.abspath(self._source)), DEPTH)
             self._read(os.path.abspath(self._source))
@@ -87,8 +87,8 @@ class Opened:
                 self._add(path)
         read, written, replaced = self._folders.seen()
         self.written |= written
-        held = (path for path in _held() if path not in self._before)
-        for path in (*sorted(read), *held):
+        in_use = (path for path in _files_in_use() if path not in self._before)
+        for path in (*sorted(read), *in_use):
             if not path.endswith(_PYTHONS):
                 self._add(path)
         # Nobody knows which of the two it has read.
@@ -122,7 +122,7 @@ class Opened:
             self._inside.hook = False
 
     def _add(self, path: str) -> bool:
-        """Whether it is of the model, and new."""
+        """Adds a file; says whether it belongs to the model and is new."""
         path = os.path.abspath(path)
         if path in self.files or len(self.files) >= MOST or path.endswith(".pyc"):
             return False
@@ -203,10 +203,7 @@ class _Folders:
                         self.watch(os.path.dirname(real), 0)
 
     def seen(self) -> tuple[set[str], set[str], set[str]]:
-        """What was read, what was written, and what has another file in its place since it was opened.
-
-        Up to now: nothing is watched any more.
-        """
+        """Stops watching; returns the paths that were read, that were written, and that were replaced once open."""
         read: set[str] = set()
         written: set[str] = set()
         opened: set[str] = set()
@@ -254,8 +251,8 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _held() -> Iterator[str]:
-    """Files that this process has open to read, or mapped and not as code."""
+def _files_in_use() -> Iterator[str]:
+    """Returns the files that this process has open to read, or mapped and not as code."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError, ValueError):
             path = os.readlink(f"/proc/self/fd/{name}")

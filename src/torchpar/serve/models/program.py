@@ -33,26 +33,26 @@ class Program(ABC):
     counts = ""
 
     def writes(self) -> str:
-        """What it writes to of its own when it runs, as far as is known by now; "" if nothing."""
+        """Names what the program keeps and writes to when it runs, as far as is known by now; "" if nothing."""
         return ""
 
     @abstractmethod
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """The outputs by name.
+        """Computes the outputs, by name.
 
         Each value is a torch.Tensor on the CPU, or a list of bytes objects for BYTES (in C order).
         """
 
 
 def most_rows(inputs: Sequence[TensorSpec], described: int | None) -> int | None:
-    """The rows of one batch, at the most, as described and as the program was made."""
+    """Returns the most rows of one batch, as described and as the program was made."""
     bounds = [spec.limits[0][1] for spec in inputs if spec.limits and spec.shape[0] == -1]
     found = [bound for bound in (described, *bounds) if bound is not None]
     return min(found) if found else None
 
 
 def example_of(inputs: Sequence[TensorSpec], values: Any, where: str) -> list[Tensor]:
-    """The tensors of an example: for each input its values as nested lists. Raises ModelError."""
+    """Makes the tensors of an example: for each input its values as nested lists. Raises ModelError."""
     names = [spec.name for spec in inputs]
     if not isinstance(values, dict) or set(values) != set(names):
         raise ModelError(f"{where}: example: an object with the inputs is expected: {', '.join(names)}")
@@ -72,7 +72,7 @@ def example_of(inputs: Sequence[TensorSpec], values: Any, where: str) -> list[Te
 
 
 def fitting(inputs: Sequence[TensorSpec], example: list[Tensor], where: str) -> list[Tensor]:
-    """The example, if it is what the inputs say. Raises ModelError."""
+    """Returns the example, if it is as the inputs are described. Raises ModelError."""
     for spec, tensor in zip(inputs, example):
         if spec.datatype != tensor.datatype or not spec.fits(tensor.shape):
             real = f"{tensor.datatype} of shape {list(tensor.shape)}"

@@ -24,7 +24,7 @@ class Results:
         self._only = next(iter(self._described), None) or next(iter(self._own), "OUTPUT__0")
 
     def __call__(self, result: Any) -> dict[str, Any]:
-        """The outputs by name; None is left out. Raises OutputError where they are not those that are described."""
+        """Returns the outputs by name, but for those that are None. Raises OutputError if they are not as described."""
         if isinstance(result, torch.Tensor) and len(self._described) < 2:
             return {self._only: result}
         leaves = list(flatten(result))
@@ -34,7 +34,7 @@ class Results:
         return {name: value for name, (_, value) in zip(names, leaves) if value is not None}
 
     def names(self, leaves: Sequence[tuple[str, Any]]) -> list[str]:
-        """The program's names of the leaves."""
+        """Returns the program's names of the leaves."""
         numbers = [self._own[i] if i < len(self._own) else f"OUTPUT__{i}" for i in range(len(leaves))]
         names = [name or number for (name, _), number in zip(leaves, numbers)]
         # As of a list of dictionaries, which have the same keys.
@@ -58,7 +58,7 @@ class Results:
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nesting, each with the name that the keys on the way give it, "" without any.
+    """Yields the leaves of a nesting, each with the name that the keys on the way give it, "" without any.
 
     A list of strings is one leaf.
     """
@@ -76,7 +76,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_strings(value: Any) -> bool:
-    """Whether a list is of strings, or of lists of them."""
+    """Says whether a list is of strings, or of lists of them."""
     while isinstance(value, list) and value:
         value = value[0]
     return isinstance(value, (str, bytes, list))

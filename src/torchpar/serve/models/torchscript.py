@@ -79,11 +79,11 @@ class TorchScript(Program):
         self._sums = _sums(module)
 
     def writes(self) -> str:
-        """What its graph says, and what has changed since it was loaded, whatever the graph says."""
+        """Names what the graph writes to, or, where it names nothing, what has changed since the file was loaded."""
         return self._writes or ", ".join(name for name, now in _sums(self._module).items() if now != self._sums[name])
 
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """One forward."""
+        """Runs forward once."""
         if self._keys:
             inputs = [dict(zip(self._keys, inputs))]
         elif self._between:
@@ -102,9 +102,9 @@ _GRADIENTS = (
 
 
 def _asks_for_gradients(module: Any) -> bool:
-    """Whether its answer may be another, or none, where torch does not record: forces are the derivative of an energy.
+    """Says whether the answer may differ, or fail, where torch does not record: forces are the derivative of an energy.
 
-    What asks whether torch records is made for both: torch's transformers choose faster code then.
+    A program that asks whether torch records is made for both: torch's transformers choose faster code then.
     """
     kinds = {node.kind() for node in _nodes(module.forward.inlined_graph)}
     if "aten::is_grad_enabled" in kinds:
@@ -113,7 +113,7 @@ def _asks_for_gradients(module: Any) -> bool:
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes, however deep their blocks are; the graph's own first."""
+    """Yields all nodes, however deep their blocks are; the graph's own first."""
     blocks = [graph]
     while blocks:
         for node in blocks.pop().nodes():
@@ -128,7 +128,7 @@ _TAKEN = {"Tensor": False, "Optional[Tensor]": False, "List[str]": True, "Option
 
 
 def _keys(path: str, graph: Any, described: Sequence[TensorSpec]) -> list[Argument]:
-    """The keys that a program looks up in the dictionary that it takes. Raises ModelError where nothing describes them.
+    """Returns the keys that a program looks up in its dictionary. Raises ModelError where nothing describes them.
 
     Those that it looks up in any case must be there. Where it does more with the dictionary, as walk through it, any
     others may be there too.
@@ -167,7 +167,7 @@ _LOOKS_UP = ("aten::__getitem__", "aten::get", "aten::__contains__", "aten::_set
 
 
 def _arguments(path: str, arguments: Sequence[Any], first: Any | None) -> list[Argument]:
-    """The arguments that a tensor can be bound to. Raises ModelError where another one has no default.
+    """Returns the arguments that a tensor can be bound to. Raises ModelError where another one has no default.
 
     first guesses what the first one is, where nothing describes them.
     """
@@ -201,7 +201,7 @@ def _check_kind(path: str, spec: TensorSpec, kind: str) -> None:
 
 
 def _sums(module: Any) -> dict[str, tuple[int, int]]:
-    """What tells whether a parameter or a buffer is another: its bytes, added up, and torch's count of writes."""
+    """Sums each parameter's and buffer's bytes, and reads torch's count of its writes: a change alters one of these."""
     found = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         added = 0
@@ -215,7 +215,7 @@ def _sums(module: Any) -> dict[str, tuple[int, int]]:
 
 
 def _parts(tensor: Any) -> list[Any]:
-    """The dense tensors that one consists of; none where torch does not show them."""
+    """Yields the dense tensors that one consists of; none where torch does not show them."""
     if tensor.is_nested:
         return []
     if tensor.is_quantized:
@@ -232,7 +232,7 @@ def _parts(tensor: Any) -> list[Any]:
 
 
 def _first_input(module: Any) -> Any:
-    """What the first parameter says of the first input: a linear layer's width, a convolution's channels, an index."""
+    """Guesses the first input from the first parameter: a linear layer's width, a convolution's channels, an index."""
     parameter = next(iter(module.parameters()), None)
     kind = next((m.original_name for m in module.modules() if m._c.hasattr("weight")), "")
 

@@ -21,7 +21,7 @@ DATATYPES: dict[Any, str] = {dtype: datatype for datatype, dtype in DTYPES.items
 
 
 def bytes_of(tensor: Any) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, to be written to; it lives as long as they do."""
+    """Returns the bytes of a contiguous tensor on the CPU, to be written to; it lives as long as they do."""
     size = tensor.numel() * tensor.element_size()
     array: Any = (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else (ctypes.c_char * 0)()
     array.owner = tensor
@@ -29,7 +29,7 @@ def bytes_of(tensor: Any) -> memoryview:
 
 
 def value_of(column: Column) -> Any:
-    """The input that a program gets: a tensor, or a list for BYTES.
+    """Makes the input that a program gets: a tensor, or a list for BYTES.
 
     Fresh memory each time: a model may return its input, and the answer must outlive the next batch.
     """
@@ -46,7 +46,7 @@ def value_of(column: Column) -> Any:
 
 
 def tensor_of(name: str, value: Any) -> Tensor:
-    """A program's output in wire form. The bytes are a copy: a model may return a buffer that it writes to again.
+    """Turns a program's output into wire form. The bytes are a copy: a model may write to its buffer again.
 
     Raises OutputError for what is neither a dense tensor of a known datatype, bytes, nor a list or nesting of strings.
     """
@@ -82,5 +82,5 @@ def _strings(name: str, value: Any) -> Tensor:
 
 
 def tensors_of(results: Mapping[str, Any]) -> list[Tensor]:
-    """All outputs."""
+    """Turns all outputs into wire form."""
     return [tensor_of(name, value) for name, value in results.items()]

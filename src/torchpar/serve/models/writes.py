@@ -24,7 +24,7 @@ _BACKWARD = ("aten::backward", "aten::_backward")
 
 
 def find_write(module: Any) -> str:
-    """What a loaded module writes to when its forward runs, in words; "" if nothing."""
+    """Names the thing that a loaded module writes to when its forward runs; "" if there is none."""
     try:
         return _Graph(module).write()
     except RecursionError:
@@ -32,13 +32,13 @@ def find_write(module: Any) -> str:
 
 
 def find_seed(module: Any) -> str:
-    """What in a loaded module's forward seeds the random numbers of all that run in its process; "" if nothing."""
+    """Names the operations of a loaded module's forward that seed the process's random numbers; "" if none does."""
     kinds = {node.kind() for node in _all(module.forward.inlined_graph)}
     return ", ".join(sorted(kinds & {"aten::manual_seed", "aten::seed"}))
 
 
 def always(module: Any) -> Callable[[Any], Any]:
-    """What tells the value that a value of a loaded module's forward has at every call; UNKNOWN where it has none."""
+    """Returns a function that tells the value that a value of forward has at every call, or UNKNOWN."""
     return _Graph(module).known
 
 
@@ -73,7 +73,7 @@ class _Graph:
         return ""
 
     def _open(self, block: Any) -> Iterator[Any]:
-        """The nodes that can run."""
+        """Yields the nodes that can run."""
         for node in block.nodes():
             yield node
             blocks = list(node.blocks())
@@ -87,7 +87,7 @@ class _Graph:
                 yield from self._open(each)
 
     def known(self, value: Any) -> Any:
-        """A value that is the same at every call, else UNKNOWN."""
+        """Returns a value that is the same at every call, else UNKNOWN."""
         name = value.debugName()
         if name not in self._values:
             self._values[name] = self._look(value)
@@ -117,7 +117,7 @@ class _Graph:
         return UNKNOWN
 
     def _owner(self, value: Any) -> Any:
-        """The module, or the module within it, that a value is; None if it is none."""
+        """Returns the module, or the module within it, that a value is; None if it is none."""
         if value.debugName() == self._self:
             return self._module._c
         node = value.node()
@@ -127,7 +127,7 @@ class _Graph:
         return None if owner is None else owner.getattr(node.s("name"))
 
     def _is_own(self, value: Any) -> bool:
-        """Whether a value is, or may be, memory that the program keeps.
+        """Says whether a value is, or may be, memory that the program keeps.
 
         The first that is one ends the search, so nothing is followed twice, however many writes there are.
         """
@@ -143,7 +143,7 @@ class _Graph:
         return False
 
     def _sources(self, value: Any) -> list[Any] | None:
-        """The values whose memory a value may be; None where it is the program's own."""
+        """Returns the values whose memory a value may be; None where it is the program's own."""
         node = value.node()
         kind = node.kind()
         if kind == "prim::Param":
@@ -185,7 +185,7 @@ def _all(block: Any) -> Iterator[Any]:
 
 
 def _carried(graph: Any) -> Iterator[tuple[str, list[Any]]]:
-    """The parameters of loops, by name: what each begins with, and what every round leaves."""
+    """Yields the parameters of loops, by name: the value that each begins with, and the one that every round leaves."""
     for node in _all(graph):
         if node.kind() == "prim::Loop":
             (block,) = node.blocks()
@@ -201,7 +201,7 @@ def _place(node: Any, value: Any) -> int:
 
 @lru_cache(maxsize=1024)
 def arguments_of(schema: str) -> list[str]:
-    """The arguments of a schema, such as "aten::add_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)"."""
+    """Splits the arguments of a schema, such as "aten::add_.Scalar(Tensor(a!) self, Scalar other) -> Tensor(a!)"."""
     inside = schema.partition("(")[2].rpartition(") ->")[0]
     found, depth = [""], 0
     for letter in inside:
