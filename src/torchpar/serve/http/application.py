@@ -165,7 +165,7 @@ class Application:
             exchange.respond_json(answer())
 
     def _method(self, exchange: Exchange, *allowed: str, well: bool = True) -> bool:
-        """Whether the method is one of those; if not the request is answered.
+        """Says whether the method is one of those; if not, answers the request.
 
         OPTIONS is, everywhere: 503 unless `well`, for load balancers ask so whether a server is. No other origin is
         allowed anything: the web pages of others must not use the models.

@@ -12,7 +12,7 @@ LEAST = 1024
 
 
 def decompress(body: bytes | bytearray, coding: str, limit: int) -> bytes:
-    """The body as it was before compression. Raises ServeError: 413 above `limit` bytes, 400 if it is damaged."""
+    """Decompresses a body. Raises ServeError: 413 above `limit` bytes, 400 if it is damaged."""
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise ServeError(415, f"Content-Encoding {coding[:40]!r} is not gzip, deflate or identity")
     # 32: zlib's or gzip's header, whichever is there. Some clients leave zlib's away, against RFC 9110.
@@ -30,7 +30,7 @@ def decompress(body: bytes | bytearray, coding: str, limit: int) -> bytes:
 
 
 def wanted_coding(accepted: bytes) -> str:
-    """Which coding an Accept-Encoding asks for, "" for none.
+    """Returns the coding that an Accept-Encoding asks for, "" for none.
 
     Some HTTP libraries name all that they understand in every request; compressing every answer for them would cost
     more than it saves on most networks. A client that names one only means it.
@@ -40,5 +40,5 @@ def wanted_coding(accepted: bytes) -> str:
 
 
 def compress(body: bytes, coding: str) -> bytes:
-    """The body in a coding that `wanted_coding` has named."""
+    """Compresses a body in a coding that `wanted_coding` has named."""
     return gzip.compress(body, 1) if coding == "gzip" else zlib.compress(body, 1)

@@ -35,7 +35,7 @@ TINY, OF_A_TURN = 64, 1 / 16
 
 
 class Phase(enum.Enum):
-    """What the connection waits for."""
+    """The states of a connection, each by the bytes that it waits for."""
 
     IDLE = 0  # a request to begin
     HEADER = 1  # the rest of a header
@@ -108,7 +108,7 @@ class Connection(Peer):
     # ---- from asyncio ----
 
     def connection_made(self, transport: Any) -> None:
-        """A client has connected."""
+        """Begins, when a client has connected."""
         self._transport = transport
         self._parser = Parser(self, self.state.limits.header, self.state.heads)
         if not self.state.opened(self):
@@ -120,7 +120,7 @@ class Connection(Peer):
             self.deadline = self._since + self.state.limits.header_seconds
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
+        """Takes bytes from the client."""
         if self._phase.value >= Phase.ENDING.value:
             self._unread = True
         elif self._rest:
@@ -148,7 +148,7 @@ class Connection(Peer):
             self._update_reading()
 
     def _piece_end(self, data: bytes, place: int) -> int:
-        """Where to stop parsing, to see whether more is wanted: at the end of a header, or of a body."""
+        """Returns the index where parsing stops, to see whether more is wanted: the end of a header, or of a body."""
         exchange = self._reading
         if self._phase is Phase.BODY and exchange is not None:
             # Whole, for what comes in one piece need not be put together.
@@ -168,7 +168,7 @@ class Connection(Peer):
         """The client sends no more: to HTTP clients that means gone, and what is queued for it is not computed."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client has gone, or we have closed."""
+        """Ends, when the client has gone, or we have closed."""
         self._phase = Phase.CLOSED
         self.deadline = None
         self._release()
@@ -205,7 +205,7 @@ class Connection(Peer):
         self.deadline = self._since + self.state.limits.header_seconds
 
     def on_head(self, head: Head) -> None:
-        """The header is whole: may the body come?"""
+        """Checks a whole header: may the body come?"""
         exchange = self._reading
         if self._phase is not Phase.HEADER or exchange is None:
             return
@@ -227,7 +227,7 @@ class Connection(Peer):
             self._send_continue()
 
     def _refusal(self, head: Head) -> tuple[int, str] | None:
-        """Why a body is not wanted, None if it is."""
+        """Returns the status and the reason for which a body is refused; None if it is wanted."""
         limits = self.state.limits
         if head.length is not None:
             if head.length > limits.body:
@@ -323,7 +323,7 @@ class Connection(Peer):
                 self._finish()
 
     def is_last(self, exchange: Exchange) -> bool:
-        """Whether the server is stopping, and no request has come, or begun, after this one; then none is read."""
+        """Says whether the server is stopping and no later request has come or begun; if so, none is read any more."""
         if not self.state.draining:
             return False
         if self._phase is Phase.IDLE and self._waiting and self._waiting[-1] is exchange and not self._rest:
@@ -400,7 +400,7 @@ class Connection(Peer):
     # ---- time and memory ----
 
     def expire(self, now: float) -> None:
-        """Called now and then by the server: has the client been too slow?"""
+        """Closes if the client has been too slow; the server calls it now and then."""
         if self.owed:
             before = self.owed
             self._count_owed()
@@ -435,11 +435,11 @@ class Connection(Peer):
             self._transport.close()
 
     def waits_since(self) -> float | None:
-        """Since when a request is waited for, or more of one, or that more of an answer is taken."""
+        """Returns since when the client has owed a request, more of one, or the taking of an answer."""
         return None if self._waiting or self.deadline is None or self._phase.value > Phase.BODY.value else self._since
 
     def arriving(self, now: float) -> tuple[int, float] | None:
-        """Of a large body that is not whole: how many bytes have come, and lately in a second."""
+        """Returns the bytes of a large unfinished body so far, and lately in a second; None if there is none."""
         if self._phase is not Phase.BODY or self._reading is None or self.deadline is None or self._held <= SMALL:
             return None
         looked = self.deadline - self.state.limits.body_seconds
@@ -452,7 +452,7 @@ class Connection(Peer):
         self._refuse(503, NOT_HELD)
 
     def make_way(self) -> None:
-        """Close, for another client has no place."""
+        """Closes, for another client has no room."""
         self.deadline = None
         self._close()
 
@@ -466,7 +466,7 @@ class Connection(Peer):
             self._end()
 
     def _is_full(self) -> bool:
-        """Whether no more requests are wanted: as many wait as may, or the client does not read."""
+        """Says whether to read no more requests: as many wait as may, or the client does not read."""
         return self._write_due is not None or len(self._waiting) >= self.state.limits.pipeline
 
     def _update_reading(self) -> None:
@@ -492,13 +492,13 @@ class Connection(Peer):
             self._transport.resume_reading()
 
     def keep(self, exchange: Exchange, size: int) -> None:
-        """So many bytes wait for this answer's turn, or to be written as JSON."""
+        """Counts bytes that wait for this answer's turn, or to be written as JSON."""
         self._kept += size - exchange.kept
         exchange.kept = size
         self._count_owed()
 
     def may_owe(self, size: int) -> bool:
-        """Whether an answer may wait to be taken."""
+        """Says whether an answer of `size` bytes may wait until the client takes it."""
         return not self.state.owed or self.state.may_owe(size, self.owed)
 
     def status_line(self, status: int) -> bytes:

@@ -27,7 +27,7 @@ class Eviction:
         self._looked = float("-inf")
 
     def choose(self, peers: Collection[Peer], newcomer: Peer, now: float) -> Peer | None:
-        """Which of them is to go for the newcomer; None where none may."""
+        """Chooses the connection that is closed for the newcomer; None where none may be."""
         if now >= self._looked + LEAST_SECONDS:
             self._looked = now
             self._many = Counter(map(address_of, peers))
@@ -55,5 +55,5 @@ def _in_order(peers: Collection[Peer], many: Counter[Any], now: float) -> list[t
 
 
 def address_of(peer: Peer) -> Any:
-    """What all connections of one client have in common, or of one load balancer."""
+    """Returns the address that all connections of one client, or of one load balancer, have in common; None if none."""
     return peer.peer[0] if isinstance(peer.peer, tuple) else None

@@ -52,16 +52,16 @@ class Client(Protocol):
         """Write what is due: an exchange has its answer."""
 
     def is_last(self, exchange: Exchange) -> bool:
-        """Whether the connection ends with this answer, for the server is stopping."""
+        """Says whether the connection ends with this answer, for the server is stopping."""
 
     def keep(self, exchange: Exchange, size: int) -> None:
         """Count so many bytes that wait for this answer's turn, or to be written as JSON."""
 
     def may_owe(self, size: int) -> bool:
-        """Whether an answer of so many bytes may wait to be taken."""
+        """Says whether an answer of `size` bytes may wait until the client takes it."""
 
     def status_line(self, status: int) -> bytes:
-        """The status line and the Date field."""
+        """Returns the status line and the Date field."""
 
 
 class Exchange:
@@ -111,7 +111,7 @@ class Exchange:
 
     @property
     def path(self) -> str:
-        """The target without its query, percent signs still in it."""
+        """Returns the target without its query, percent signs still in it."""
         path = self.target.partition(b"?")[0]
         if not path.startswith(b"/") and path[:8].lower().startswith((b"http://", b"https://")):
             # The absolute form, which a server must accept: RFC 9112, 3.2.2.
@@ -119,7 +119,7 @@ class Exchange:
         return path.decode("ascii", "backslashreplace")
 
     def is_local(self) -> bool:
-        """Whether it comes from this host, by loopback or a Unix socket, and not through a proxy or a web page."""
+        """Says whether it comes from this host, by loopback or a Unix socket, not through a proxy or a web page."""
         return is_local(self.connection.peer, self.headers)
 
     def send(self, status: int, head: bytes, *body: Any) -> None:
@@ -138,21 +138,21 @@ class Exchange:
         self.connection.answered(self)
 
     def expect(self, size: int) -> bool:
-        """Whether an answer of so many bytes may wait until it is written as JSON, or compressed; if not, say so."""
+        """Says whether an answer of `size` bytes may wait to be written as JSON, or compressed; if not, answers 503."""
         if self.answer is not None or not self.may_wait(size):
             return False
         self.connection.keep(self, size)
         return True
 
     def may_wait(self, size: int) -> bool:
-        """Whether an answer of so many bytes may wait to be taken; if not, say so."""
+        """Says whether an answer of `size` bytes may wait until the client takes it; if not, answers 503."""
         if not self.connection.may_owe(size):
             self.fail(503, NOT_TAKEN, 1.0)
             return False
         return True
 
     def connection_field(self) -> bytes:
-        """The Connection field, where it says something."""
+        """Returns the Connection field, "" where it would say nothing."""
         if self.connection.is_last(self):
             self.keep_alive = False
         if not self.keep_alive:

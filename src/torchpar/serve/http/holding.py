@@ -17,7 +17,7 @@ from torchpar.serve.http.peer import Peer
 def choose_slow(
     peers: Iterable[Peer], newcomer: Peer | None, *, missing: int, quick_rate: int, now: float
 ) -> list[Peer]:
-    """Of which of them the bodies are to go, so that `missing` bytes more may come; none if that is not enough."""
+    """Chooses the connections whose bodies are given up for `missing` bytes more; none if that is not enough."""
     found = [(peer, *arriving) for peer in peers if (arriving := peer.arriving(now)) is not None]
     many: Counter[Any] = Counter()
     for peer, size, _ in found:

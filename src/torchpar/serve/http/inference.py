@@ -99,7 +99,7 @@ class Inference:
             exchange.fail(error.status, error.message, error.retry_after)
 
     def _raw(self, model: str, version: str, body: Body) -> Request:
-        """A body without JSON is the only input, as one row."""
+        """Takes a body without JSON as the only input, as one row."""
         metadata = self._service.engine.metadata(model, version)
         if len(metadata.inputs) != 1:
             count = len(metadata.inputs)
@@ -130,7 +130,7 @@ class Inference:
             exchange.traced = request.model, request.id, exchange.connection.loop.time()
 
     def _done(self, exchange: Exchange, wanted: Wanted, uniform: bool, outcome: Response | ServeError) -> None:
-        """The engine's answer."""
+        """Takes the engine's answer."""
         if exchange.traced is not None:
             self._trace(exchange, outcome)
         if isinstance(outcome, ServeError):
@@ -216,7 +216,7 @@ def _understand(
 
 
 def answer_head(text: bytes, pieces: list[Any], size: int | None = None) -> bytes:
-    """The header fields of an answer; `size` is the body's, where it is not that of the pieces."""
+    """Makes the header fields of an answer; `size` is the body's, where it is not that of the pieces."""
     if size is None:
         size = len(text) + sum(map(len, pieces))
     if not pieces:

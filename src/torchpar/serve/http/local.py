@@ -10,7 +10,7 @@ FOREIGN = frozenset((b"x-forwarded-for", b"forwarded", b"via", b"origin"))
 
 
 def is_local(peer: Any, fields: Mapping[bytes, bytes]) -> bool:
-    """By loopback or a Unix socket, and not through a proxy or a web page.
+    """Says whether a request came by loopback or a Unix socket, and not through a proxy or a web page.
 
     peer is the other end's address as accept(2) gave it, fields those of the request, in lower case.
     """

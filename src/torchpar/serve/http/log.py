@@ -12,7 +12,10 @@ SLOW_LINES_PER_SECOND = 5
 
 
 class RequestLog:
-    """What is told of requests. `slow_seconds` is from the whole request to its answer; `every` is the access log."""
+    """Writes lines about requests: slow ones, or all of them where `every` is set (the access log).
+
+    `slow_seconds` count from the whole request to its answer.
+    """
 
     def __init__(self, slow_seconds: float, every: bool = False, write: Callable[[str], None] = say) -> None:
         self.slow_seconds = slow_seconds
@@ -27,7 +30,7 @@ class RequestLog:
         self.every = every
 
     def finished(self, exchange: Exchange, seconds: float) -> None:
-        """A request has its answer."""
+        """Notes that a request has its answer, `seconds` after it came."""
         if seconds < self.slow_seconds and not self.every:
             return
         if not self.every and not self._may_write(int(exchange.received)):
@@ -46,7 +49,10 @@ class RequestLog:
 
 
 def describe(exchange: Exchange) -> str:
-    """Method, target and sizes. A client's bytes never reach the journal as they are: they could forge lines."""
+    """Describes a request by method, target and sizes.
+
+    A client's bytes never reach the journal as they are: they could forge lines.
+    """
     method = exchange.method.decode("ascii", "replace") or "-"
     target = exchange.target[:200].decode("ascii", "backslashreplace")
     target = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in target) or "-"

@@ -15,7 +15,7 @@ Samples = Iterable[tuple[str, float]]
 
 
 def render_metrics(engine: Engine, state: ServerState) -> bytes:
-    """The Prometheus text format, version 0.0.4."""
+    """Renders the Prometheus text format, version 0.0.4."""
     models = [(_labels(model=name, version=version), s, waiting) for name, version, s, waiting in engine.counters()]
     lines: list[str] = []
     for name, text, pick in _COUNTERS:
@@ -109,7 +109,7 @@ def _number(value: float) -> str:
 
 
 def mean_and_percentile(histogram: Histogram, share: float) -> tuple[float | None, float | None]:
-    """The mean, and the upper bound below which `share` of the observations are; None where there are none."""
+    """Returns the mean, and the upper bound below which `share` of the observations are; None where there are none."""
     count = sum(histogram.counts)
     if not count:
         return None, None

@@ -24,7 +24,7 @@ Fail = Callable[[ServeError], None]
 def offload_large(
     threads: Executor, exchange: Exchange, size: int, work: Work, then: Then, fail: Fail | None = None
 ) -> None:
-    """Do some work on so many bytes here if they are few, else on another thread, and go on with what comes of it.
+    """Does some work on so many bytes here if they are few, else on another thread, and goes on with what comes of it.
 
     then, fail: called on the event loop with the work's result, or the ServeError that it raises; without fail the
     error is the answer.
@@ -43,7 +43,7 @@ def offload_large(
 def offload_json(
     service: Service, exchange: Exchange, size: int, work: partial[Any], then: Then, fail: Fail | None = None
 ) -> None:
-    """As `offload_large`, and much of it in another process: to read or write JSON is to hold Python's lock."""
+    """Does as `offload_large`, and much of it in another process: to read or write JSON is to hold Python's lock."""
     if size > LEAST:
         offload(service.threads, exchange, partial(service.apart.call, work.func, *work.args), then, fail)
     else:
@@ -51,7 +51,7 @@ def offload_json(
 
 
 def offload(threads: Executor, exchange: Exchange, work: Work, then: Then, fail: Fail | None = None) -> None:
-    """As `offload_large`, and always on another thread."""
+    """Does as `offload_large`, and always on another thread."""
 
     def ended(future: asyncio.Future[Any]) -> None:
         try:

@@ -105,7 +105,7 @@ class Page:
         exchange.respond(200, HTML, self.render().encode(), POLICY, b"Cache-Control: no-store")
 
     def state(self) -> dict[str, Any]:
-        """The numbers of every model that is served; `shown` is what the page has in their places."""
+        """Returns the numbers of every served model; `shown` is what the page has in their places."""
         models = []
         for name, version, statistics, waiting in self._service.engine.counters():
             _, half = mean_and_percentile(statistics.total_seconds, 0.5)
@@ -129,7 +129,7 @@ class Page:
         return {"models": models, "connections": int(self._state.usage_of_all()["connections"])}
 
     def render(self) -> str:
-        """The page as HTML."""
+        """Renders the page as HTML."""
         server = self._service.server()
         shown = {model["name"]: model["shown"] for model in self.state()["models"]}
         ended = {served.name for served in self._service.engine.unbatched().values()}
@@ -201,7 +201,7 @@ def _spec(spec: TensorSpec) -> str:
 
 
 def example_of(model: ModelMetadata) -> Any:
-    """A value that /predict takes: one row of zeros, or of texts."""
+    """Makes a value that /predict takes: one row of zeros, or of texts."""
     shapes = {spec: spec.shape[1:] if spec.shape[:1] == (-1,) else spec.shape for spec in model.inputs}
     values = {spec.name: _zeros(spec, shape) for spec, shape in shapes.items()}
     return values if len(values) != 1 else next(iter(values.values()))

@@ -47,7 +47,7 @@ _ONCE = frozenset(
 
 
 class Malformed(Exception):
-    """What came is not HTTP/1.1. `status` is what to answer."""
+    """The bytes of a client are not HTTP/1.1; `status` is to be answered."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Head:
-    """What a request begins with. `fields` have lower-case names, of several with one name the last.
+    """The request line and the header fields. `fields` have lower-case names, of several with one name the last.
 
     length is the body's in bytes, None where it comes in chunks.
     """
@@ -70,19 +70,19 @@ class Head:
 
 
 class Events(Protocol):
-    """What a parser calls, in this order, for each request."""
+    """The methods that a parser calls, in this order, for each request."""
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Takes note of the first byte of a request."""
 
     def on_head(self, head: Head) -> None:
-        """What it begins with."""
+        """Takes the request line and the header fields."""
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body, without the framing of chunks."""
+        """Takes a piece of the body, without the framing of chunks."""
 
     def on_message_complete(self) -> None:
-        """The end of the request."""
+        """Takes note of the end of the request."""
 
 
 def parse_head(text: bytes) -> Head:
@@ -140,7 +140,7 @@ def _body_length(fields: dict[bytes, bytes], version: str) -> int | None:
 
 
 class Parser:
-    """Of one connection: keeps what is not whole yet, which is a header or a line at the most."""
+    """Parses one connection; keeps only a header or a line that is not whole yet."""
 
     def __init__(self, events: Events, header_limit: int, heads: dict[bytes, Head]) -> None:
         """heads are remembered there, for all connections."""
@@ -263,7 +263,7 @@ class Parser:
         return end + 2
 
     def _take_trailers(self, data: bytes, at: int) -> int | None:
-        """Fields after a chunked body are passed over."""
+        """Passes over the fields after a chunked body."""
         if data.startswith(CRLF, at):
             self._trailers = False
             self._end()

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Peer(asyncio.Protocol, ABC):
-    """One connection, of whichever protocol, as all are treated. `peer` is its other end, as accept(2) said."""
+    """One connection of any protocol. `peer` is its other end, as accept(2) said."""
 
     __slots__ = ("peer",)
     peer: Any
@@ -19,14 +19,14 @@ class Peer(asyncio.Protocol, ABC):
 
     @abstractmethod
     def waits_since(self) -> float | None:
-        """Since when the next move is the client's, in the loop's time; None where it waits for us."""
+        """Returns since when the next move is the client's, in the loop's time; None where it waits for us."""
 
     @abstractmethod
     def make_way(self) -> None:
-        """Close, for another client has no place."""
+        """Closes, for another client has no room."""
 
     def arriving(self, now: float) -> tuple[int, float] | None:
-        """Of a large body that is not whole: how many bytes have come, and lately in a second. None: there is none."""
+        """Returns the bytes of a large unfinished body so far, and lately in a second; None if there is none."""
         return None
 
     def give_up(self) -> None:

@@ -138,7 +138,7 @@ def _answer(response: Response, whole: bool) -> bytes:
 def read_inputs(
     value: Any, specs: tuple[TensorSpec, ...], limit: int = Limits.json
 ) -> tuple[list[Tensor], bool]:
-    """The tensors in a JSON value, and whether they have the rows dimension themselves. Raises ServeError.
+    """Reads the tensors in a JSON value; says too whether they have the rows dimension themselves. Raises ServeError.
 
     limit: bytes of a single value when it is repeated.
     """
@@ -165,7 +165,7 @@ def read_inputs(
 
 
 def _read(spec: TensorSpec, value: Any) -> Tensor:
-    """The tensor, of the shape that the value has."""
+    """Makes the tensor, of the shape that the value has."""
     shape: list[int] = []
     inner = value
     while isinstance(inner, list):
@@ -200,7 +200,7 @@ def _add_rows(spec: TensorSpec, tensor: Tensor, rows: int, limit: int) -> None:
 
 
 def _plain(tensor: Tensor, whole: bool) -> Any:
-    """Nested arrays. What JSON has no word for, NaN and the infinities, is null."""
+    """Makes nested arrays. A number for which JSON has no word, NaN or an infinity, becomes null."""
     values = values_from_data(tensor)
     if tensor.datatype in FLOATS:
         values = [value if math.isfinite(value) else None for value in values]

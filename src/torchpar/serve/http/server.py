@@ -43,25 +43,25 @@ class Server:
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, sockets: Sequence[socket.socket], tls: SSLContext | None = None) -> None:
-        """Accept on sockets that are bound and listen already, as systemd hands them over."""
+        """Accepts on sockets that are bound and listen already, as systemd hands them over."""
         self.loop = self.state.loop = asyncio.get_running_loop()
         for listener in sockets:
             self.listen(listener, partial(Connection, self.state), tls)
         self._sweep()
 
     def listen(self, listener: socket.socket, make: Make, tls: SSLContext | None = None) -> None:
-        """Accept on a socket; make is given the other end's address, and makes what speaks for us."""
+        """Accepts on a socket; make gets the other end's address and makes the protocol of a connection."""
         listener.setblocking(False)
         self._listeners.append(listener)
         self.loop.add_reader(listener, self._accept, listener, make, tls)
 
     def listen_no_more(self, listener: socket.socket) -> None:
-        """Accept no more there."""
+        """Accepts no more there."""
         self._listeners.remove(listener)
         self.loop.remove_reader(listener)
 
     async def stop(self, grace: float) -> None:
-        """Accept no more, let every connection have the answers that are due, and close.
+        """Accepts no more, lets every connection have the answers that are due, and closes.
 
         grace is in seconds: an idle connection stays open for a tenth of it, so that a request that is on its way is
         still answered (with Connection: close); what is not answered after the whole of it is cut off.
@@ -131,7 +131,7 @@ class Server:
         self._trim_at = self.loop.time() + PAUSE
 
     def _sweep(self) -> None:
-        """The clock of all connections: one timer for all of them costs a request nothing."""
+        """Calls `expire` of all connections: one timer for all of them costs a request nothing."""
         self._sweeper = self.loop.call_later(SWEEP_SECONDS, self._sweep)  # first, for it must go on whatever happens
         self.state.forget_date(int(time.time()))
         now = self.loop.time()

@@ -46,7 +46,7 @@ class ServerState:
         self._lines_second = 0
 
     def opened(self, connection: Peer) -> bool:
-        """A connection is there; False if it must go without a word."""
+        """Takes a connection; False if it must go without a word."""
         if len(self._connections) < self.limits.connections or self._make_room(connection):
             self._connections.add(connection)
         elif len(self._surplus) < self.limits.connections:
@@ -64,7 +64,7 @@ class ServerState:
         return gone is not None
 
     def may_owe(self, size: int, owed: int) -> bool:
-        """Whether an answer may wait to be taken, where its connection's `owed` bytes do.
+        """Says whether an answer of `size` bytes may wait to be taken where `owed` of its connection wait already.
 
         Of large ones each connection may have one, within what all may.
         """
@@ -75,7 +75,7 @@ class ServerState:
         return not self.owed or self.owed + size <= self.limits.owed
 
     def may_hold(self, size: int, newcomer: Peer | None = None) -> bool:
-        """Whether so many bytes of requests may come, of the newcomer; slow ones may have to go for that."""
+        """Says whether `size` more bytes of requests may come; gives up slow clients' bodies where that makes room."""
         missing = self.held + size - self.limits.held
         if missing <= 0:
             return True
@@ -87,32 +87,32 @@ class ServerState:
         return bool(slow)
 
     def all_connections(self) -> list[Peer]:
-        """Those that there are."""
+        """Returns all connections, and those that are one too many."""
         return [*self._connections, *self._surplus]
 
     def is_full(self, connection: Peer) -> bool:
-        """Whether the connection that has just come is one too many."""
+        """Says whether the connection that has just come is one too many."""
         return connection in self._surplus
 
     def closed(self, connection: Peer) -> None:
-        """A connection is gone."""
+        """Forgets a connection that is gone."""
         self._connections.discard(connection)
         self._surplus.discard(connection)
 
     def connections(self) -> int:
-        """How many there are."""
+        """Counts the connections."""
         return len(self._connections)
 
     def usage(self) -> dict[str, float]:
-        """What this process has answered and uses."""
+        """Returns the answers and the resources of this process, by name."""
         return read_usage(self.answers, self.refused, self.connections(), self.held)
 
     def usage_of_all(self) -> dict[str, float]:
-        """What the processes of the service have answered and use: of several, as it was a second or two ago."""
+        """Returns the answers and the resources of all the service's processes, as they were a second or two ago."""
         return self.totals or self.usage()
 
     def status_line(self, status: int) -> bytes:
-        """The status line and the Date field, made once a second for each status."""
+        """Returns the status line and the Date field, made once a second for each status."""
         line = self._lines.get(status)
         if line is None:
             date = formatdate(time.time(), usegmt=True).encode()
@@ -127,6 +127,6 @@ class ServerState:
             self._lines.clear()
 
     def finished(self, exchange: Exchange) -> None:
-        """An answer has been handed to the kernel."""
+        """Counts an answer that was handed to the kernel."""
         self.answers[exchange.status] = self.answers.get(exchange.status, 0) + 1
         self.log.finished(exchange, self.loop.time() - exchange.received)
