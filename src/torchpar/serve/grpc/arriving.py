@@ -22,30 +22,30 @@ PREFIX = struct.Struct(">BI")
 
 
 class Handler(Protocol):
-    """What answers a call. `streams`: it takes several messages."""
+    """Answers a call. `streams` says that it takes several messages."""
 
     streams: bool
 
     def wants(self) -> bool:
-        """Whether the next message may be handed on; when that changes, `Call.read_on` is to be called."""
+        """Says whether the next message may be handed on; when that changes, `Call.read_on` is to be called."""
 
     def message(self, data: bytes | memoryview, compressed: bool) -> None:
-        """A whole message; it counts as held until the call is over, or `Call.hold` says otherwise."""
+        """Takes a whole message; it counts as kept in memory until the call is over, or `Call.hold` says otherwise."""
 
     def ended(self) -> None:
-        """There is no further one."""
+        """Takes note that no further message comes."""
 
     def sent(self) -> None:
-        """All messages that the call was given are on their way."""
+        """Takes note that all messages that the call was given are on their way."""
 
     def drain(self) -> None:
-        """No further message is to be waited for."""
+        """Waits for no further message."""
 
     def is_busy(self) -> bool:
-        """Whether something is being computed for the client."""
+        """Says whether something is being computed for the client."""
 
     def cancelled(self) -> None:
-        """Nobody waits for answers any more."""
+        """Takes note that nobody waits for answers any more."""
 
 
 class Source(Protocol):
@@ -56,7 +56,7 @@ class Source(Protocol):
     reading_paused: bool
 
     def may_hold(self, missing: int, whole: int) -> bool:
-        """Whether the rest of a message may come."""
+        """Says whether the other `missing` bytes of a message of `whole` bytes may come."""
 
     def hold(self, size: int) -> None:
         """Count so many bytes more, or less, that are kept of what the client sent."""
@@ -106,7 +106,7 @@ class Arriving(ABC):
         self._wait()
 
     def receive(self, piece: memoryview) -> None:
-        """Bytes of messages."""
+        """Takes bytes of messages."""
         handler = self.handler
         if handler is None or self.over:
             return
@@ -127,13 +127,13 @@ class Arriving(ABC):
         self.read_on()
 
     def end(self) -> None:
-        """The client has sent all."""
+        """Takes note that the client has sent all."""
         self._ended = True
         self._due = None
         self.read_on()
 
     def read_on(self) -> None:
-        """Hand on the messages that are whole, while they are wanted."""
+        """Hands on the whole messages, while they are wanted."""
         limit = self.connection.limits.body + MARGIN
         while not self.over and self.handler is not None and len(self._buffer) >= PREFIX.size and self.handler.wants():
             compressed, size = PREFIX.unpack_from(self._buffer)
@@ -179,7 +179,7 @@ class Arriving(ABC):
             self._mark = self._received
 
     def _credit(self) -> None:
-        """Let the client send more, unless it is to wait."""
+        """Lets the client send more, unless it is to wait."""
         handler = self.handler
         if self.uncredited * 2 >= self.connection.limits.call_window and not (self._ended or self.over):
             if handler is not None and handler.wants():
@@ -193,11 +193,11 @@ class Arriving(ABC):
         self.connection.hold(size)
 
     def has_ended(self) -> bool:
-        """Whether the client has sent all."""
+        """Says whether the client has sent all."""
         return self._ended
 
     def is_busy(self) -> bool:
-        """Whether the client waits for the server."""
+        """Says whether the client waits for the server."""
         return self.handler is not None and self.handler.is_busy()
 
     def expire(self, now: float) -> None:

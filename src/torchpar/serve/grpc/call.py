@@ -31,13 +31,13 @@ class Link(Source, Protocol):
     draining: bool
 
     def may_owe(self, size: int) -> bool:
-        """Whether an answer may wait to be taken."""
+        """Says whether an answer of `size` bytes may wait until the client takes it."""
 
     def count_owed(self, size: int) -> None:
         """Count so many bytes of answers that wait more, or less."""
 
     def may_send(self, call: Call, size: int) -> bool:
-        """Whether so many bytes of a call can go at once, before those of others."""
+        """Says whether `size` bytes of a call can go at once, before those of others."""
 
     def block(self, block: bytes) -> bytes:
         """A header as it is to be sent next."""

@@ -72,7 +72,7 @@ def window_update(stream: int, size: int) -> bytes:
 
 
 def without_padding(flags: int, payload: memoryview) -> memoryview:
-    """What a DATA or HEADERS frame holds. Raises ConnectionFailed."""
+    """Returns the payload of a DATA or HEADERS frame without its padding. Raises ConnectionFailed."""
     if not flags & PADDED:
         return payload
     if not payload or payload[0] >= len(payload):

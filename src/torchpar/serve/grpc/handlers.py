@@ -97,7 +97,7 @@ class Unary:
         """It is answered."""
 
     def is_busy(self) -> bool:
-        """Whether the answer is being made."""
+        """Says whether the answer is being made."""
         return self._task is not None
 
     def cancelled(self) -> None:
@@ -192,13 +192,13 @@ class Stream:
         self._go_on()
 
     def sent(self) -> None:
-        """What was given is taken."""
+        """Goes on with the next message: the answers that were given to the call are on their way."""
         while self._owed:
             self._call.settle(self._owed.pop(0))
         self._go_on()
 
     def is_busy(self) -> bool:
-        """Whether answers are being made."""
+        """Says whether answers are being made."""
         return bool(self._waiting)
 
     def cancelled(self) -> None:

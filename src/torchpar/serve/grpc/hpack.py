@@ -203,7 +203,7 @@ def _number(block: bytes, place: int, bits: int) -> tuple[int, int]:
 
 
 def _skip_literal(block: bytes, place: int) -> int:
-    """Where a field ends that neither is wanted nor changes the table."""
+    """Returns the end of a field that is neither wanted nor changes the table."""
     number, place = _number(block, place, 4)
     for _ in range(1 if number else 2):
         size, place = _number(block, place, 7)

@@ -66,7 +66,7 @@ class Outgoing(Peer):
         self._transport.write(data)
 
     def is_gone(self) -> bool:
-        """Whether nobody is there to write to; asyncio has a line for the journal for each time that one tries."""
+        """Says whether the connection is closed: asyncio writes a line to the journal for each write tried then."""
         return self.closed or self._transport.is_closing()
 
     def cork(self) -> None:
@@ -94,11 +94,11 @@ class Outgoing(Peer):
     # ---- answers ----
 
     def may_send(self, call: Call, size: int) -> bool:
-        """Whether so many bytes of a call can go at once, before those of others."""
+        """Says whether `size` bytes of a call can go at once, before those of others."""
         return size <= self.window and size <= call.window and not self.write_paused
 
     def may_owe(self, size: int) -> bool:
-        """Whether an answer may wait to be taken: a small one, unless there are very many."""
+        """Says whether an answer of `size` bytes may wait to be taken: a small one, unless there are very many."""
         if size <= SMALL and self.owed <= MANY_SMALL:
             return True
         return self.state.may_owe(max(size, SMALL + 1), self.owed)
@@ -109,7 +109,7 @@ class Outgoing(Peer):
         self.state.owed += size
 
     def may_hold(self, missing: int, whole: int) -> bool:
-        """Whether the rest of a message may come."""
+        """Says whether the other `missing` bytes of a message of `whole` bytes may come."""
         if whole <= SMALL and self.held <= MANY_SMALL:
             return True
         return self.state.may_hold(missing)

@@ -43,7 +43,7 @@ class Taking(Outgoing):
         self.turn = TURN  # what is left of it
 
     def has_open_header(self) -> bool:
-        """Whether the frame that follows is the rest of a header."""
+        """Says whether the next frame is the rest of a header."""
         return self._block is not None
 
     def take(self, kind: int, flags: int, stream: int, payload: memoryview) -> None:  # noqa: C901 - a branch for each type of frame

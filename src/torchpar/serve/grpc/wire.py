@@ -58,7 +58,7 @@ class Message:
         return b"".join(out)
 
     def decode(self, data: bytes | memoryview) -> dict[str, Any]:
-        """What is in the bytes; fields that are not there are not in the answer either. Raises WireError.
+        """Returns the fields that the bytes have, by name; fields that are not there are left out. Raises WireError.
 
         Values of `bytes` are memoryviews into the data.
         """
