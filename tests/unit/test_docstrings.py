@@ -16,8 +16,7 @@ RELATIVE = set("What Whatever Whether Where Which How When Why Who Whom Whose Wh
 PENDING = """
     examples torchpar/adhoc torchpar/cli torchpar/conf torchpar/contract torchpar/daemon torchpar/doctor torchpar/facts
     torchpar/generations torchpar/host torchpar/placement torchpar/plan torchpar/runtime torchpar/runtime/patches
-    torchpar/runtime/ranks torchpar/runtime/start torchpar/serve
-    torchpar/serve/protocol torchpar/serve/runners torchpar/serve/supervisor torchpar/units torchpar/verify
+    torchpar/runtime/ranks torchpar/runtime/start torchpar/units torchpar/verify
 """.split()
 
 

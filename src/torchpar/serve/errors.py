@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Lasting(Enum):
-    """Why a request failed, where others fail for the same reason."""
+    """The reasons for which a request failed and others fail as well."""
 
     OUTPUT = "output"  # what it returns cannot be sent, or is not what is declared: a complex tensor
     DEVICE = "device"  # torch has not the device that is in the file: "cuda:0" on a host without one
@@ -38,7 +38,7 @@ class ModelError(Exception):
 
 
 class OtherFilesError(ModelError):
-    """What is on disk is not what the service's other processes serve."""
+    """The files on disk are not those that the service's other processes serve."""
 
 
 class StartError(Exception):
@@ -46,7 +46,7 @@ class StartError(Exception):
 
 
 class OutputError(TypeError):
-    """What a model returned is not what can be sent, or not what is described: no request would be answered."""
+    """A model's outputs cannot be sent, or are not as described: no request would be answered."""
 
 
 class NoInputError(KeyError):

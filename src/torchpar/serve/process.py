@@ -40,7 +40,7 @@ def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str,
 
 
 def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that hide the accelerators of the service's other processes."""
+    """Returns the variables that hide the accelerators of the service's other processes."""
     counts = [len(other.gpus) for other in settings.ranks]
     place = settings.ranks.index(rank)
     first = sum(counts[:place])
@@ -53,7 +53,7 @@ def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[
 
 
 def engine_settings(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> EngineSettings:
-    """What the engine of one process is told."""
+    """Makes the settings of one process's engine, from those of the job."""
     serve = settings.serve
     assert serve
     return EngineSettings(

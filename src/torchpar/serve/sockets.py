@@ -50,7 +50,7 @@ def refuse_unnamed(sockets: Sequence[socket.socket], named: Sequence[str]) -> No
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host reaches an address; host is an IPv4 or IPv6 address as a number."""
+    """Says whether only this host reaches an address; host is an IPv4 or IPv6 address as a number."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)

@@ -63,7 +63,7 @@ class TensorSpec:
     limits: tuple[tuple[int, int | None], ...] = ()
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape is one."""
+        """Says whether a tensor of this shape fits."""
         return (
             len(shape) == len(self.shape)
             and all(have == want or want == -1 for have, want in zip(shape, self.shape))
@@ -71,7 +71,7 @@ class TensorSpec:
         )
 
     def __str__(self) -> str:
-        """Datatype and shape, for messages."""
+        """Returns datatype and shape, for messages."""
         bounds = [
             f"dimension {i} {f'from {low} ' if low else ''}{'on' if high is None else f'to {high}'}"
             for i, (low, high) in enumerate(self.limits)
@@ -80,12 +80,12 @@ class TensorSpec:
         return f"{self.datatype} of shape {list(self.shape)}{' (' + ', '.join(bounds) + ')' if bounds else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """For another process."""
+        """Makes JSON data for another process."""
         return {"name": self.name, "datatype": self.datatype, "shape": self.shape, "limits": self.limits}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TensorSpec:
-        """What `to_json` made."""
+        """Makes a TensorSpec of the data of `to_json`."""
         limits = tuple((low, high) for low, high in data["limits"])
         return cls(data["name"], data["datatype"], tuple(data["shape"]), limits)
 

@@ -14,7 +14,7 @@ from torchpar.serve.errors import StartError
 
 
 def make_tls(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """What to serve HTTPS with; None where the service has no certificate. Raises StartError when it is of no use."""
+    """Makes the TLS context of HTTPS; None without a certificate. Raises StartError if that is of no use."""
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
     certificate, key = os.path.join(directory, CERTIFICATE), os.path.join(directory, KEY)
     if not directory or not os.path.exists(certificate):

@@ -20,7 +20,7 @@ _ALL_ARENAS = b"arena.4096.purge"
 
 
 def _releasers() -> list[Callable[[], object]]:
-    """What the allocators of this process have for it: glibc's own, and one that is preloaded."""
+    """Returns the functions by which this process's allocators give memory back: glibc's own, and a preloaded one's."""
     found: list[Callable[[], object]] = []
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):  # other C libraries have none
@@ -36,13 +36,13 @@ _RELEASERS = _releasers()
 
 
 def trim() -> None:
-    """Give back what is free. It takes some milliseconds, without Python's lock."""
+    """Gives free memory back. It takes some milliseconds, without Python's lock."""
     for release in _RELEASERS:
         release()
 
 
 def read_resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Returns the bytes of this process that are in memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -56,7 +56,7 @@ class Trimmer:
         self._least: int | None = None
 
     def __call__(self) -> None:
-        """Look, and do it where it may be worth it."""
+        """Looks at the memory, and gives it back where it may be worth it."""
         now = self._resident()
         if self._least is None or now < self._least:
             self._least = now

@@ -12,7 +12,10 @@ _NOW = ("connections", "held_bytes", "resident_bytes")
 
 
 def read_usage(answers: Mapping[int, int], refused: int, connections: int, held: int) -> dict[str, float]:
-    """Of this process, by name; "answers 200" is one of them. Given: answers by status, and what Server counts."""
+    """Returns the answers and the resources of this process, by name, such as "answers 200".
+
+    answers: counts by HTTP status. refused, connections and held (bytes) are Server's.
+    """
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         **{f"answers {status}": count for status, count in sorted(answers.items())},
@@ -25,7 +28,7 @@ def read_usage(answers: Mapping[int, int], refused: int, connections: int, held:
 
 
 def add_usage(processes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The sums over several processes."""
+    """Returns the sums over several processes."""
     totals: dict[str, float] = {}
     for usage in processes:
         for name, value in usage.items():
@@ -34,5 +37,5 @@ def add_usage(processes: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def past_usage(usage: Mapping[str, float]) -> dict[str, float]:
-    """What is left to count of a process that has ended."""
+    """Returns the numbers that still count when a process has ended."""
     return {name: 0 if name in _NOW else value for name, value in usage.items()}

@@ -15,8 +15,8 @@ from typing import Any
 from torchpar.serve.engine.fitting import Fit
 from torchpar.serve.engine.requests import Done, Request, Ticket
 
-# Where priority 0, "no wish", stands among the others.
-NO_WISH = 101
+# The rank of priority 0, which asks for none, among the others.
+NO_PRIORITY = 101
 
 QUEUED, TAKEN, ENDED = range(3)
 
@@ -69,7 +69,7 @@ class Queue:
         """Add a request; the caller has made sure that there is room."""
         request = waiting.request
         assert request
-        priority = request.priority or NO_WISH
+        priority = request.priority or NO_PRIORITY
         self._serial += 1
         waiting.order = (priority, self._serial)
         place = (waiting.key, priority)

@@ -74,7 +74,7 @@ class Apart:
         self._timer: threading.Timer | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a module's function returns or raises, from another process. To be called in a thread that may wait.
+        """Calls a module's function in another process, for its result or error. Called in a thread that may wait.
 
         ServeError comes back as it is; 503 where the process died.
         """

@@ -23,7 +23,7 @@ MAX_RANK = 32
 
 @dataclass(frozen=True)
 class Wanted:
-    """How the outputs are to come back.
+    """The form in which the outputs are to come back.
 
     binary: the form of outputs that do not say. each: the form that some do say, by name. classes: outputs of which
     only the largest values are wanted, by name, and how many. uniform: all come in the form `binary`, none as classes.
@@ -35,7 +35,7 @@ class Wanted:
 
     @property
     def uniform(self) -> bool:
-        """Whether all come in the form `binary`, none as classes."""
+        """Says whether all come in the form `binary`, none as classes."""
         return not self.classes and all(form == self.binary for form in self.each.values())
 
 
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def only_bytes(self) -> bool:
-        """Whether it says nothing of the values, and so can be used for the next request too."""
+        """Says whether it has no values in its JSON, and so can be used for the next request too."""
         return all(each.values is None for each in self.inputs)
 
     def bytes_inputs(self) -> list[str]:

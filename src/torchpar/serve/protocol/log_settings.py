@@ -98,7 +98,7 @@ class TraceSettings:
         return self.values(model)
 
     def wanted(self, model: str) -> bool:
-        """Whether this request of a model is one to trace; counts it."""
+        """Says whether this request of a model is one to trace; counts it."""
         values = self.values(model)
         if "TIMESTAMPS" not in values["trace_level"] or values["trace_count"] == "0":
             return False

@@ -44,7 +44,7 @@ def model_config(model: ModelMetadata) -> dict[str, Any]:
 
 
 def rows_of_a_request(specs: Sequence[TensorSpec]) -> int:
-    """How many rows one request may bring, by the bytes of their inputs; sizes that a request chooses count as 1."""
+    """Returns the most rows of one request, by the bytes of their inputs; sizes that a request chooses count as 1."""
     row = sum(byte_size(spec.datatype, [max(size, 1) for size in spec.shape[1:]]) or 4 for spec in specs)
     return max(1, min(REQUEST_ROWS, REQUEST_BYTES // max(row, 1)))
 

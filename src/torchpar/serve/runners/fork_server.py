@@ -49,15 +49,15 @@ def main(fd: int, text: str) -> None:
     """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
 
     First a line of JSON goes back: the model's description, or an error. Then each byte that comes with two descriptors
-    (the far ends of a worker's socket and memory) is a wish for a worker, answered by a line with its process number.
+    (the far ends of a worker's socket and memory) asks for a worker, answered by a line with its process number.
     Workers that load by themselves say first on their socket that they have, or the error.
     """
     control = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
     # Before it ends, it says where it is, whatever holds Python's lock. Workers have this from here.
     faulthandler.register(signal.SIGIO, file=2, chain=True)
-    wish = json.loads(text)
-    file, apart = ModelFile(**wish["file"]), wish["apart"]
+    loading = json.loads(text)
+    file, apart = ModelFile(**loading["file"]), loading["apart"]
     program, description = None, {}
     if not apart:
         # While it loads, it does not look at its socket: the kernel sends SIGIO when the server is gone.
@@ -69,7 +69,7 @@ def main(fd: int, text: str) -> None:
         before = others()
         wrong = ""
         try:
-            program = load_program(file, None if wish["devices"] else "cpu")
+            program = load_program(file, None if loading["devices"] else "cpu")
         except ModelError as error:
             wrong = str(error)
         finally:
@@ -80,7 +80,7 @@ def main(fd: int, text: str) -> None:
             return
         description = {**_describe(program), "threads": left_behind(before)}
     _tell(control, description)
-    shared = None if wish["devices"] else program
+    shared = None if loading["devices"] else program
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     workers: list[int] = []  # descriptors: a process number may be another's by then
     while True:
@@ -90,7 +90,7 @@ def main(fd: int, text: str) -> None:
             return
         pid = os.fork()
         if pid == 0:
-            _work(control, order, fds, shared, wish["devices"], file)
+            _work(control, order, fds, shared, loading["devices"], file)
         for each in fds:
             os.close(each)
         for worker in [worker for worker in workers if not _signal(worker, 0)]:
@@ -113,7 +113,7 @@ def _end(workers: list[int]) -> None:
 
 
 def _signal(worker: int, number: int) -> bool:
-    """Whether the worker was still there to get it."""
+    """Signals a worker; says whether it was still there to get it."""
     try:
         signal.pidfd_send_signal(worker, number)
     except ProcessLookupError:
@@ -172,31 +172,31 @@ def serve_batches(channel: socket.socket, memory: Memory, program: Program, devi
         if moved > TRIM_FROM and not select.select([channel], [], [], IDLE_SECONDS)[0]:
             trim()
             moved = 0
-        wish = receive(channel, memory)
-        if wish is None:
+        request = receive(channel, memory)
+        if request is None:
             return
-        memory.reach(wish["end"])
+        memory.reach(request["end"])
         if device:
             device.attach(memory)
-        reply, end = _answer(wish, memory, program, device)
+        reply, end = _answer(request, memory, program, device)
         send(channel, memory, reply, end)
         moved += end
 
 
-def _answer(wish: dict[str, Any], memory: Memory, program: Program, device: Any) -> tuple[dict[str, Any], int]:
+def _answer(request: dict[str, Any], memory: Memory, program: Program, device: Any) -> tuple[dict[str, Any], int]:
     """Compute one batch; returns the reply, and the first free byte of the memory. Nothing of the batch is kept."""
     try:
-        values = [value_at(memory, place) for place in wish["inputs"]]
+        values = [value_at(memory, place) for place in request["inputs"]]
         results = device.run(program, values) if device else program.compute(values)
         outputs = tensors_of(results)
-        places = _lay_out(memory, outputs, wish["end"])
-        return {"outputs": places}, max(wish["end"], end_of(places))
+        places = _lay_out(memory, outputs, request["end"])
+        return {"outputs": places}, max(request["end"], end_of(places))
     except Exception as error:  # the model's own code: whatever it raises is the answer
-        if program.platform == "python" and not wish["quiet"]:
+        if program.platform == "python" and not request["quiet"]:
             traceback.print_exc()  # for the handler's author, who looks into the log
         told = failure(error, own_code=program.platform == "python")
         lasting = told.lasting and told.lasting.value
-        return {"error": told.message, "status": told.status, "lasting": lasting}, wish["end"]
+        return {"error": told.message, "status": told.status, "lasting": lasting}, request["end"]
 
 
 def _lay_out(memory: Memory, outputs: list[Tensor], start: int) -> list[Place]:

@@ -39,7 +39,7 @@ class Memory:
         self.reach(mmap.PAGESIZE)
 
     def reach(self, size: int) -> None:
-        """Have at least this many bytes mapped; what is there stays."""
+        """Maps at least this many bytes; the contents stay."""
         if len(self.view) >= size:
             return
         have = os.fstat(self._fd).st_size
@@ -69,7 +69,7 @@ class Memory:
         return places
 
     def read(self, place: Place) -> Tensor:
-        """A tensor in wire form, copied out."""
+        """Copies a tensor out, in wire form."""
         start, end = place["start"], place["start"] + place["size"]
         self.reach(end)
         shape = tuple(place["shape"])
@@ -82,7 +82,7 @@ class Memory:
 
 
 def end_of(places: Sequence[Place]) -> int:
-    """The first free byte behind them."""
+    """Returns the first free byte behind the tensors."""
     return max((place["start"] + place["size"] for place in places), default=0)
 
 

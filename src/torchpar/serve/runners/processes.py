@@ -155,12 +155,12 @@ class ProcessRunner(Runner):
 
     def _start_fork_server(self) -> dict[str, Any]:
         near, far = socket.socketpair()
-        wish = json.dumps({"file": asdict(self._file), "devices": self._devices, "apart": self._apart})
+        loading = json.dumps({"file": asdict(self._file), "devices": self._devices, "apart": self._apart})
         folder = os.path.dirname(os.path.dirname(os.path.abspath(torchpar.__file__)))
         # A worker is one compute thread; with OpenMP told before it starts there is no pool that a fork would break.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(folder, far.fileno(), wish)],
+            [sys.executable, "-c", _START.format(folder, far.fileno(), loading)],
             pass_fds=[far.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -50,15 +50,15 @@ class Runner(ABC):
 
     @abstractmethod
     def mend(self, slot: int) -> None:
-        """Bring back what died in a slot, if anything did."""
+        """Brings back what died in a slot, if anything did."""
 
     @abstractmethod
     def writes(self) -> str:
-        """What the program writes to of its own when it runs, in words; "" if nothing is known."""
+        """Names what the program keeps and writes to when it runs; "" if nothing is known."""
 
     @abstractmethod
     def keep_one(self) -> None:
-        """Whatever the slot, one copy of the program computes; the caller never computes in two slots at once."""
+        """Computes with one copy of the program in all slots; the caller never computes in two slots at once."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -66,7 +66,7 @@ class Runner(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Nothing will be computed any more."""
+        """Computes nothing any more."""
 
 
 class ThreadRunner(Runner):

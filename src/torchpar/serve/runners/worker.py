@@ -32,7 +32,7 @@ def send(channel: socket.socket, memory: Memory, message: dict[str, Any], end: i
 
 
 def receive(channel: socket.socket, memory: Memory) -> dict[str, Any] | None:
-    """The next message; None at the end."""
+    """Returns the next message; None at the end."""
     text = channel.recv(PACKET)
     if not text:
         return None
@@ -58,7 +58,7 @@ class Worker:
         return [self._far.fileno(), self._fd]
 
     def handed_over(self, pid: int) -> None:
-        """The worker has them: only it may hold its end, so that its death is seen."""
+        """Closes our copies of the worker's ends: only it may have its end open, so that its death is seen."""
         self._far.close()
         self.pid = pid
 
@@ -78,8 +78,8 @@ class Worker:
         places = self._memory.write(list(zip(names, columns)))
         ready = time.monotonic()
         try:
-            wish = {"inputs": places, "end": end_of(places), "quiet": quiet}
-            send(self._socket, self._memory, wish, end_of(places))
+            request = {"inputs": places, "end": end_of(places), "quiet": quiet}
+            send(self._socket, self._memory, request, end_of(places))
             reply = receive(self._socket, self._memory)
         except OSError:
             reply = None
@@ -93,7 +93,7 @@ class Worker:
         return Computed([self._memory.read(place) for place in reply["outputs"]], ready, end)
 
     def close(self) -> None:
-        """The worker sees the end of its socket, and ends."""
+        """Closes our end of the socket: the worker sees that, and ends."""
         self._socket.close()
         self._far.close()
         if self._fd >= 0:

@@ -20,11 +20,11 @@ class Channel:
         door.setblocking(False)
 
     def fileno(self) -> int:
-        """For an event loop's add_reader."""
+        """Returns the descriptor for an event loop's add_reader."""
         return self._door.fileno()
 
     def send(self, **message: Any) -> bool:
-        """Send a message; False when it is lost, as the other end is gone or reads nothing, or it is too large."""
+        """Sends a message; False when it is lost, as the other end is gone or reads nothing, or it is too large."""
         cut = {name: value[:TEXT] if isinstance(value, str) else value for name, value in message.items()}
         try:
             self._door.send(json.dumps(cut).encode())
@@ -37,7 +37,7 @@ class Channel:
         return True
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message: empty when there is none now, None when the other end is gone."""
+        """Returns the next message: empty when there is none now, None when the other end is gone."""
         try:
             data = self._door.recv(LARGEST)
         except BlockingIOError:

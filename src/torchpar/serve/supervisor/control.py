@@ -18,7 +18,7 @@ _DONE = b"done"
 
 
 def control_path(environ: Mapping[str, str]) -> str | None:
-    """The Unix socket of the service, in its RuntimeDirectory=; None where it has none."""
+    """Returns the path of the service's Unix socket, in its RuntimeDirectory=; None where it has none."""
     directory = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return os.path.join(directory, "control") if directory else None
 

@@ -29,8 +29,8 @@ class Member:
         self.refused = False  # it was not, as it had loaded something else than the others serve
         self.untried: list[str] = []  # models that answered nothing yet, as nothing could be made up for them
         self.heard = 0.0  # when it last said that it makes progress
-        self.accused = False  # it was told to end as it makes none
-        self.late = False  # models were loaded again while it was being started
+        self.told_to_end = False  # as it makes none
+        self.reload_due = False  # models were loaded again while it was being started
         self.failures = 0
         self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
         self.counters: list[list[Any]] = []  # its last, see totals.py
@@ -50,7 +50,7 @@ class Member:
 
 
 def describe(status: int) -> str:
-    """How a process ended, by its `subprocess.Popen.returncode`."""
+    """Says how a process ended, by its `subprocess.Popen.returncode`."""
     if status >= 0:
         return f"ended with exit status {status}"
     try:

@@ -47,7 +47,7 @@ FAILURES = 6
 
 
 class Processes:
-    """All of them. `run()` returns when they have ended, with the exit status of the service."""
+    """Starts, watches and stops all processes. `run()` returns the service's exit status when they have ended."""
 
     def __init__(self, settings: JobSettings, sockets: Sequence[socket.socket], notifier: Notifier) -> None:
         assert settings.serve
@@ -101,7 +101,7 @@ class Processes:
         files = [theirs.fileno(), *(each.fileno() for each in self._sockets)]
         # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
         words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
-        process.ready = process.accused = process.late = process.going = process.refused = False
+        process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
         process.out = ""
         model = self._model(process)
         process.serves, process.like = None, model.serves if model else None
@@ -125,7 +125,7 @@ class Processes:
         return next((each for each in going if each.ready), going[0] if going else None)
 
     def _loaded(self, process: Member) -> None:
-        """It may answer where the others serve the same."""
+        """Lets a process answer that has loaded the same as the others serve."""
         model = self._model(process)
         if model is None or _alike(model.serves, process.serves):
             if not _alike(self._served, process.serves):
@@ -142,7 +142,7 @@ class Processes:
             process.child.kill()
 
     def _refuse(self, process: Member, what: str) -> None:
-        """It has found other files; where the others serve others too by now than it was told, it gets another try."""
+        """Ends a process that found other files; it is tried again if the others serve something else by now."""
         model = self._model(process)
         process.refused = True
         process.out = what if model and model.serves == process.like else ""
@@ -192,7 +192,7 @@ class Processes:
             for setting in self._settings.values():
                 process.set(setting)
             self._tell_counts(process)
-            if process.late and not any(each.ready for each in self._processes if each is not process):
+            if process.reload_due and not any(each.ready for each in self._processes if each is not process):
                 self._loop.create_task(self._catch_up(process))
             elif model := self._model(process):
                 self._align(model)  # itself too
@@ -208,7 +208,7 @@ class Processes:
             self._set(message["setting"])
 
     def _tell_unbatched(self) -> None:
-        """What one process found ends batching in all, until the models are loaded again."""
+        """Ends batching in all processes where one has found a difference, until the models are loaded again."""
         if self._calls:
             return
         known = len(self._unbatched)
@@ -357,7 +357,7 @@ class Processes:
             self._unloaded.clear()
         for process in processes:
             if not process.ready:
-                process.late = process.late or verb != "unload"
+                process.reload_due = process.reload_due or verb != "unload"
             elif process.channel:
                 asked.append(process)
                 waiting.append(self._order(process, verb, model))
@@ -385,7 +385,7 @@ class Processes:
 
     async def _catch_up(self, process: Member) -> None:
         """Load again what was to be loaded again while it was being started, and no other answered."""
-        process.late = False
+        process.reload_due = False
         if not process.channel:
             return
         wrong = await self._order(process, "reload", "")
@@ -449,8 +449,8 @@ class Processes:
         now = time.monotonic()
         stuck = [process for process in self._processes if process.ready and now - process.heard > period / 2]
         for process in stuck:
-            if not process.accused and process.child:
-                process.accused = True
+            if not process.told_to_end and process.child:
+                process.told_to_end = True
                 say(
                     f"process {process.rank} makes no progress for {now - process.heard:.0f} s: SIGABRT",
                     Priority.WARNING,
@@ -462,5 +462,5 @@ class Processes:
 
 
 def _alike(one: Serves | None, other: Serves | None) -> bool:
-    """Whether two processes serve the same; what is not known does not differ."""
+    """Says whether two processes serve the same; unknown ones do not differ."""
     return one is None or other is None or same(one, other)

@@ -9,17 +9,17 @@ from torchpar.serve.engine.statistics import Histogram, Statistics
 
 
 def to_json(counters: Iterable[tuple[str, str, Statistics, int]]) -> list[list[Any]]:
-    """What another process can add."""
+    """Makes JSON data of counters, which another process can add."""
     return [[name, version, _values(statistics), waiting] for name, version, statistics, waiting in counters]
 
 
 def from_json(data: Iterable[list[Any]]) -> list[tuple[str, str, Statistics, int]]:
-    """The other way round."""
+    """Makes counters of JSON data again."""
     return add_up([data])
 
 
 def add_up(processes: Iterable[Iterable[list[Any]]]) -> list[tuple[str, str, Statistics, int]]:
-    """The sums of several processes' `to_json`, by model and version."""
+    """Returns the sums of several processes' `to_json`, by model and version."""
     totals: dict[tuple[str, str], Statistics] = {}
     waits: dict[tuple[str, str], int] = {}
     for counters in processes:
