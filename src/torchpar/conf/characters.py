@@ -43,9 +43,9 @@ _CONTROLS = {
 
 
 def name_of(character: str) -> str:
-    """What a message calls a character: its number and its name.
+    """Returns the name of a character for a message: its number and its Unicode name.
 
-    >>> name_of("\\u2013")
+    >>> name_of("\u2013")
     'U+2013 EN DASH'
     """
     number = ord(character)

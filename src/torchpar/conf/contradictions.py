@@ -14,7 +14,7 @@ from torchpar.contract.errors import Problem
 
 
 def find_contradictions(service: Service) -> Iterator[Problem]:
-    """What is wrong between the keys of one service."""
+    """Yields a problem for each contradiction between the keys of one service."""
     settings = service.settings
     if isinstance(settings, TrainSettings):
         if not settings.script and not settings.module:

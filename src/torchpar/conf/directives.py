@@ -63,5 +63,5 @@ SINCE = {name: version for version, names in _NAMES.items() for name in names.sp
 
 
 def is_too_new(name: str, systemd_version: int | None) -> bool:
-    """Whether this systemd does not have a directive yet, so that it is left out of a unit. None is not known."""
+    """Says whether this version of systemd does not have a directive yet. An unknown version (None) has all."""
     return systemd_version is not None and SINCE.get(name, 0) > systemd_version

@@ -169,7 +169,7 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
 
 
 def _parse_value(row: Setting, text: str) -> Any:
-    """The value of a setting. Raises ValueError with what is wrong with it."""
+    """Parses the value of a setting. Raises ValueError with the reason why it is refused."""
     if row.parse not in _WORDS:
         if len(text) > _LONGEST_VALUE:
             raise ValueError(f"is longer than {_LONGEST_VALUE} characters")
@@ -215,7 +215,7 @@ def _where_it_belongs(key: str, section: str) -> str:
 
 @dataclass(frozen=True)
 class _Defaults:
-    """What [Train] or [Infer] say for all their services, merged once."""
+    """The values of [Train] or [Infer] for all their services, merged once."""
 
     fields: Mapping[str, Any]
     directives: tuple[tuple[str, str], ...]
@@ -228,7 +228,7 @@ class _Defaults:
 
 
 def _origins(values: Sequence[_Value]) -> dict[str, Place]:
-    """Where each key was set. A directive may be there several times, each with its own line."""
+    """Returns the place where each key was set. A directive may be there several times, each with its own line."""
     lines = {f"{value.key}={value.text}": value.origin for value in values if value.setting is None}
     return {value.key: value.origin for value in values} | lines
 

@@ -129,7 +129,7 @@ _PATTERNS = (
 
 
 def judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
-    """What is wrong with a directive of Service.KEY=, and what is to be said of it though it is not."""
+    """Returns an error in a directive of Service.KEY=, and a warning about one without an error; each may be None."""
     if name in RENDERED:
         return f"torchpar sets {name}= itself; use {RENDERED[name]}=", None
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
@@ -140,7 +140,7 @@ def judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
 
 
 def judge(name: str, text: str) -> str | None:
-    """What is wrong with passing on a directive that systemd knows."""
+    """Returns the reason why a directive that systemd knows is not passed on; None where it is."""
     if name not in PASSED:
         why = _WHY.get(name) or next((why for start, why in _PATTERNS if name.startswith(start)), None)
         return why or "torchpar does not pass it on, see torchpar.conf(5); systemctl edit of the unit can set it"
@@ -201,7 +201,7 @@ def opened(name: str, text: str, unit: str) -> Iterator[str]:  # noqa: C901 - a 
 
 
 def needed(name: str, text: str, unit: str) -> Iterator[str]:
-    """Those of the opened paths that have to be there at a start; of a file that systemd makes, its folder.
+    """Yields the opened paths that have to be there at a start; of a file that systemd makes, its folder.
 
     Raises ValueError as opened() does.
     """

@@ -62,7 +62,7 @@ class Service:
 
     @property
     def title(self) -> str:
-        """What people call it, such as "train@demo"."""
+        """The name of the service for people, such as "train@demo"."""
         return title_of(self.kind.value, self.name)
 
     @property
@@ -72,46 +72,46 @@ class Service:
 
     @property
     def names_cpus(self) -> bool:
-        """Whether its CPUs= says which ones, and not only how many."""
+        """Says whether CPUs= names CPUs, NUMA nodes or packages, and not only a number of cores."""
         return self.settings.cpus.is_explicit()
 
     def origin(self, key: str) -> str:
-        """Where the key was set, or where the service is declared, as "file:line"."""
+        """Returns the place where the key was set, or where the service is declared, as "file:line"."""
         return str(self.place(key))
 
     def place(self, key: str) -> Place:
-        """Where the key was set, or where the service is declared."""
+        """Returns the place where the key was set, or where the service is declared."""
         return self.origins.get(key) or self.origins[""]
 
     def problem(self, key: str, what: str) -> Problem:
-        """What is wrong with a key of it, or with the whole of it (key "")."""
+        """Makes a problem of a key, or of the whole service (key "")."""
         return Problem(self.place(key), f"{self.section} {what}")
 
     def refuse(self, key: str, value: object, why: str) -> PlacementError:
-        """The error that says that a value does not fit the host."""
+        """Makes the error that a value does not fit the host."""
         what = f"{self.section} {key}={printable(str(value), 80)}: {printable(why, 800)}"
         return PlacementError(f"{self.origin(key)}: {what}", self.unit)
 
     @property
     def own_user(self) -> bool:
-        """Whether it runs as torchpar's own user, which has neither a home nor files but its services'."""
+        """Says whether it runs as torchpar's own user, which has neither a home nor files but its services'."""
         return self.settings.user in (None, OWN_USER)
 
     @property
     def confined(self) -> bool:
-        """Whether it may write only in the folders of its own and in those that the conf names.
+        """Says whether it may write only in its own folders and in those that the conf names.
 
         A training job of another user writes wherever that user may.
         """
         return self.own_user or self.kind is Kind.INFER
 
     def known_to(self, systemd_version: int | None) -> Self:
-        """This without the directives that a systemd does not have yet; None is not known, and has all."""
+        """Returns the service without the directives that this systemd lacks; one of unknown version (None) has all."""
         known = tuple(pair for pair in self.directives if not is_too_new(pair[0], systemd_version))
         return replace(self, directives=known)
 
     def left_out(self, systemd_version: int | None) -> tuple[str, ...]:
-        """What is to be said of the directives that a systemd does not have yet."""
+        """Returns a warning for each directive that this version of systemd lacks."""
         return tuple(
             f"{self.origin(f'Service.{key}')}: {self.section} Service.{key}= needs systemd {SINCE[key]}; this host has "
             f"{systemd_version}, so it is left out"
@@ -120,15 +120,15 @@ class Service:
         )
 
     def variable(self, name: str) -> str | None:
-        """The value that its Environment= sets; of several the last, as in systemd."""
+        """Returns the value that its Environment= sets; of several the last, as in systemd."""
         return dict(assignment.partition("=")[::2] for assignment in self.settings.environment).get(name)
 
     def train(self) -> TrainSettings | None:
-        """Its settings if it is a training service."""
+        """Returns the settings if it is a training service."""
         return self.settings if isinstance(self.settings, TrainSettings) else None
 
     def infer(self) -> InferSettings | None:
-        """Its settings if it is an inference service."""
+        """Returns the settings if it is an inference service."""
         return self.settings if isinstance(self.settings, InferSettings) else None
 
 
@@ -142,11 +142,11 @@ class Config:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is not wrong, but worth a line."""
+        """The warnings about the configuration, a line each."""
         return tuple(map(str, self.notes))
 
     def known_to(self, systemd_version: int | None) -> Config:
-        """This without the directives that a systemd does not have yet."""
+        """Returns the configuration without the directives that this version of systemd lacks."""
         return replace(self, services=tuple(service.known_to(systemd_version) for service in self.services))
 
     def interpreters(self) -> tuple[str, ...]:

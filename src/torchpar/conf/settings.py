@@ -118,7 +118,7 @@ class HostSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
-    """What training and inference services have in common."""
+    """The settings that training and inference services have in common."""
 
     enabled: bool = _setting("Enabled", v.parse_boolean, "no", "yes, no", "start at boot, and hold the CPUs")
     python: str = _setting(

@@ -55,11 +55,11 @@ class Line(NamedTuple):
 
     @property
     def origin(self) -> Place:
-        """Where it begins."""
+        """The file and line where it begins."""
         return Place(self.path, self.parts[0][1])
 
     def place(self, at: int) -> tuple[Place, int]:
-        """Where a character stands: the line of the file, and its number there from 1."""
+        """Returns the file and line of a character in `text`, and its number on that line from 1."""
         index, number = self.parts[bisect_right(self.parts, at, key=lambda part: part[0]) - 1]
         return Place(self.path, number), at - index + 1
 
@@ -83,7 +83,7 @@ class Assignment(NamedTuple):
     start: int
 
     def place(self, at: int) -> tuple[Place, int]:
-        """Where a character of the value stands: the line, and its number there from 1."""
+        """Returns the file and line of a character in the value, and its number on that line from 1."""
         return self.line.place(self.start + at)
 
 
@@ -98,9 +98,9 @@ class Section:
 
 @dataclass
 class Problems:
-    """What is wrong in the files, and `notes` on what is not wrong but worth a warning; of very many the first.
+    """The errors in the files, and `notes`, which are warnings; of very many errors the first.
 
-    `applied` is that of the file that is being read.
+    `applied` says whether the file that is being read was in force before.
     """
 
     errors: list[Problem] = field(default_factory=list)
@@ -126,7 +126,7 @@ class Problems:
             self.notes.append(Problem(place, f"there are more than {MOST_PROBLEMS} notes; no other is shown"))
 
     def are_too_many(self) -> bool:
-        """Whether it is of no use to look for more errors."""
+        """Says whether there are so many errors that it is of no use to look for more."""
         return len(self.errors) >= MOST_PROBLEMS
 
 
@@ -171,7 +171,7 @@ def _note_swallowed(line: Line, problems: Problems) -> None:
 
 
 def _read_header(line: Line, problems: Problems, *, first: bool) -> str | None:
-    """What is between the brackets; None where the section is not to be read."""
+    """Returns the text between the brackets; None where the section is not to be read."""
     text = line.text
     header = " ".join(re.findall(rf"[^{BLANKS}]+", text[1:-1])) if text.endswith("]") else ""
     word = header.partition(" ")[0]
@@ -264,7 +264,7 @@ def _joined(path: str, texts: list[str], parts: list[tuple[int, int]]) -> Iterat
 
 
 def _ends_in_one(text: str) -> bool:
-    """Whether the last of the backslashes at the end is none that another escapes."""
+    """Says whether the text ends in a backslash that no other backslash escapes."""
     return bool((len(text) - len(text.rstrip("\\"))) % 2)
 
 

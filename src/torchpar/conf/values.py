@@ -23,7 +23,7 @@ E = TypeVar("E", bound=enum.Enum)
 
 
 class CpuRequestKind(enum.Enum):
-    """How a service asks for CPUs."""
+    """The ways in which a service asks for CPUs."""
 
     AUTO = "auto"  # CPUs=auto: a share of what is left, by Weight=
     COUNT = "count"  # CPUs=4: four whole cores
@@ -42,7 +42,7 @@ class CpuRequest:
     numbers: CpuSet = CpuSet()
 
     def is_explicit(self) -> bool:
-        """Whether it names places rather than amounts."""
+        """Says whether it names CPUs, NUMA nodes or packages rather than a number of cores."""
         return self.kind in (CpuRequestKind.LIST, CpuRequestKind.NODES, CpuRequestKind.PACKAGES)
 
 
@@ -55,7 +55,7 @@ class GpuRequest:
 
 
 class Binding(enum.Enum):
-    """What one rank is bound to, in PyTorch's words (torch.numa.binding.AffinityMode)."""
+    """The CPUs that one rank is bound to, in PyTorch's words (torch.numa.binding.AffinityMode)."""
 
     AUTO = "auto"  # Binding=auto: exclusive
     NODE = "node"  # the service's CPUs on the NUMA node of the rank's share
@@ -77,7 +77,7 @@ class MemoryPolicy(enum.Enum):
 
 
 class AllocatorChoice(enum.Enum):
-    """Which malloc a service runs with."""
+    """The malloc that a service runs with."""
 
     AUTO = "auto"  # what is installed, tcmalloc first
     TCMALLOC = "tcmalloc"
@@ -87,7 +87,7 @@ class AllocatorChoice(enum.Enum):
 
 
 class WaitPolicy(enum.Enum):
-    """What OpenMP threads do between parallel regions (OMP_WAIT_POLICY)."""
+    """The behaviour of OpenMP threads between parallel regions (OMP_WAIT_POLICY)."""
 
     AUTO = "auto"  # active where the CPUs are the service's own
     ACTIVE = "active"  # spin
@@ -95,7 +95,7 @@ class WaitPolicy(enum.Enum):
 
 
 class Backend(enum.Enum):
-    """What an inference worker is."""
+    """The kind of a worker of an inference service."""
 
     AUTO = "auto"  # threads for TorchScript, processes for Python handlers
     THREAD = "thread"
@@ -103,14 +103,14 @@ class Backend(enum.Enum):
 
 
 class Tune(enum.Enum):
-    """Whether a running service is tuned."""
+    """The tuning of a running service."""
 
     OFF = "off"
     ONLINE = "online"  # threads, at step boundaries
 
 
 class Restart(enum.Enum):
-    """When systemd starts a service again, see Restart= in systemd.service(5)."""
+    """The exits after which systemd starts a service again, see Restart= in systemd.service(5)."""
 
     NO = "no"
     ON_SUCCESS = "on-success"
@@ -129,7 +129,7 @@ class Comparison:
     number: int
 
     def holds(self, value: int) -> bool:
-        """Whether `value OPERATOR number` is true."""
+        """Says whether `value OPERATOR number` is true."""
         return {
             "=": value == self.number,
             "!=": value != self.number,
@@ -141,7 +141,7 @@ class Comparison:
 
 
 def parse_boolean(text: str) -> bool:
-    """systemd's booleans: yes, no, true, false, on, off, 1, 0."""
+    """Parses systemd's booleans: yes, no, true, false, on, off, 1, 0."""
     if text.lower() in ("yes", "true", "on", "1", "y", "t"):
         return True
     if text.lower() in ("no", "false", "off", "0", "n", "f"):
@@ -150,17 +150,17 @@ def parse_boolean(text: str) -> bool:
 
 
 def parse_positive(text: str) -> int:
-    """A whole number from 1."""
+    """Parses a whole number from 1."""
     return _whole_number(text, least=1)
 
 
 def parse_count(text: str) -> int:
-    """A whole number from 0."""
+    """Parses a whole number from 0."""
     return _whole_number(text, least=0)
 
 
 def parse_weight(text: str) -> int:
-    """A weight from 1 to 10000, as CPUWeight= in systemd.resource-control(5)."""
+    """Parses a weight from 1 to 10000, as CPUWeight= in systemd.resource-control(5)."""
     weight = _whole_number(text, least=1)
     if weight > 10000:
         raise ValueError("is above 10000")
@@ -168,17 +168,17 @@ def parse_weight(text: str) -> int:
 
 
 def auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
-    """A parser that also takes "auto", which becomes None."""
+    """Makes a parser that also takes "auto", which becomes None."""
     return lambda text: None if text == "auto" else parse(text)
 
 
 def parse_auto_boolean(text: str) -> bool | None:
-    """yes, no, or auto (None)."""
+    """Parses yes, no, or auto (None)."""
     return None if text == "auto" else parse_boolean(text)
 
 
 def one_of(kind: type[E]) -> Callable[[str], E]:
-    """A parser for the values of an enum."""
+    """Makes a parser for the values of an enum."""
 
     def parse(text: str) -> E:
         try:
@@ -190,12 +190,12 @@ def one_of(kind: type[E]) -> Callable[[str], E]:
 
 
 def parse_text(text: str) -> str:
-    """Any one line of text."""
+    """Parses one line of any text."""
     return text
 
 
 def parse_cpulist(text: str) -> CpuSet:
-    """A cpulist that is not empty."""
+    """Parses a cpulist that is not empty."""
     cpus = CpuSet.parse(text)
     if not cpus:
         raise ValueError("names no CPU")
@@ -203,12 +203,12 @@ def parse_cpulist(text: str) -> CpuSet:
 
 
 def parse_host_cpus(text: str) -> CpuSet | None:
-    """all (None) or a cpulist."""
+    """Parses all (None) or a cpulist."""
     return None if text == "all" else parse_cpulist(text)
 
 
 def parse_cpus(text: str) -> CpuRequest:
-    """The value of a service's CPUs=."""
+    """Parses the value of a service's CPUs=."""
     if text in ("auto", "shared"):
         return CpuRequest(CpuRequestKind(text))
     kind, colon, numbers = text.partition(":")
@@ -220,7 +220,7 @@ def parse_cpus(text: str) -> CpuRequest:
 
 
 def parse_gpus(text: str) -> GpuRequest:
-    """The value of GPUs=."""
+    """Parses the value of GPUs=."""
     if text == "auto":
         return GpuRequest()
     if text == "none":
@@ -243,14 +243,14 @@ def parse_gpus(text: str) -> GpuRequest:
 
 
 def parse_ranks(text: str) -> int | Literal["gpu", "numa"]:
-    """The value of Ranks=."""
+    """Parses the value of Ranks=."""
     if text == "gpu" or text == "numa":
         return text  # type: ignore[return-value]  # mypy does not narrow str by `or`
     return parse_positive(text)
 
 
 def parse_hosts(text: str) -> tuple[int, int]:
-    """How many hosts, as the least and the most: "4", or "2:4"."""
+    """Parses a number of hosts, "4" or "2:4", as the least and the most."""
     least, colon, most = text.partition(":")
     numbers = parse_positive(least), parse_positive(most if colon else least)
     if numbers[0] > numbers[1]:
@@ -259,7 +259,7 @@ def parse_hosts(text: str) -> tuple[int, int]:
 
 
 def parse_endpoint(text: str) -> str:
-    """HOST or HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
+    """Parses HOST or HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
     if len(text) <= _LONGEST_HOST and re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text):
         return text
     if text.startswith("*"):
@@ -268,14 +268,14 @@ def parse_endpoint(text: str) -> str:
 
 
 def parse_loader_workers(text: str) -> int | Literal["off"] | None:
-    """A number of loader workers, off (leave every DataLoader alone), or auto (None)."""
+    """Parses a number of loader workers, off (leave every DataLoader alone), or auto (None)."""
     if text == "auto":
         return None
     return "off" if text == "off" else parse_count(text)
 
 
 def parse_path(text: str) -> str:
-    """An absolute path without `..`."""
+    """Parses an absolute path without `..`."""
     if not text.startswith("/"):
         raise ValueError("is not an absolute path")
     if ".." in text.split("/"):
@@ -292,14 +292,14 @@ def parse_path(text: str) -> str:
 
 
 def parse_program(text: str) -> str:
-    """An absolute path of a file."""
+    """Parses an absolute path of a file."""
     if text.endswith("/"):
         raise ValueError("names a folder, and a program is a file")
     return parse_path(text)
 
 
 def parse_paths(text: str) -> tuple[str, ...]:
-    """Absolute paths separated by blanks; `-` before one says that it may be missing."""
+    """Parses absolute paths separated by blanks; `-` before one says that it may be missing."""
     words = parse_words(text)
     for word in words:
         try:
@@ -310,19 +310,19 @@ def parse_paths(text: str) -> tuple[str, ...]:
 
 
 def simple_path(path: str) -> str:
-    """An absolute path as systemd writes it: without `//`, `/./` and a slash at the end."""
+    """Writes an absolute path as systemd does: without `//`, `/./` and a slash at the end."""
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def parse_module(text: str) -> str:
-    """A dotted Python module name."""
+    """Parses a dotted Python module name."""
     if not all(part.isidentifier() for part in text.split(".")):
         raise ValueError("is not the dotted name of a Python module")
     return text
 
 
 def parse_identifier(text: str) -> str:
-    """A name of letters, digits, '-', '_' and '.'."""
+    """Parses a name of letters, digits, '-', '_' and '.'."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
         raise ValueError("has other characters than letters, digits, '-', '_' and '.'")
     if len(text) > _LONGEST_NAME:
@@ -331,12 +331,12 @@ def parse_identifier(text: str) -> str:
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Words separated by blanks, with quotes and escapes as in Environment= of systemd.exec(5)."""
+    """Parses words separated by blanks, with quotes and escapes as in Environment= of systemd.exec(5)."""
     return split_words(text)
 
 
 def parse_arguments(text: str) -> tuple[str, ...]:
-    """Words of a command line, as ExecStart= in systemd.service(5) takes them, without specifiers and variables."""
+    """Parses a command line, as ExecStart= in systemd.service(5) takes it, without specifiers and variables."""
     return split_words(text, relaxed=True)
 
 
@@ -345,7 +345,7 @@ _GLOB = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\])+")
 
 
 def parse_globs(text: str) -> tuple[str, ...]:
-    """Names in which * and ? stand for others."""
+    """Parses names in which * and ? stand for others."""
     globs = split_words(text)
     for glob in globs:
         if not _GLOB.fullmatch(glob):
@@ -373,7 +373,7 @@ ARCHITECTURES = {
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
-    """Names of architectures."""
+    """Parses names of architectures."""
     words = split_words(text)
     for word in words:
         if not any(word in names for names in ARCHITECTURES.values()):
@@ -382,12 +382,12 @@ def parse_architectures(text: str) -> tuple[str, ...]:
 
 
 def is_glob(text: str) -> bool:
-    """Whether it stands for other names than itself."""
+    """Says whether the text stands for other names than itself."""
     return any(sign in text for sign in "*?[")
 
 
 def parse_environment(text: str) -> tuple[str, ...]:
-    """Assignments NAME=VALUE, as Environment= in systemd.exec(5)."""
+    """Parses assignments NAME=VALUE, as Environment= in systemd.exec(5)."""
     words = split_words(text)
     for word in words:
         name, equals, _ = word.partition("=")
@@ -401,7 +401,7 @@ def parse_environment(text: str) -> tuple[str, ...]:
 
 
 def parse_nodelist(text: str) -> CpuSet | None:
-    """A list of NUMA nodes, or auto (None)."""
+    """Parses a list of NUMA nodes, or auto (None)."""
     return None if text == "auto" else parse_cpulist(text)
 
 
@@ -415,7 +415,7 @@ _SPAN = re.compile(rf"([0-9]+)[{BLANKS}]*([a-z]+)[{BLANKS}]*")
 
 
 def parse_seconds(text: str) -> int:
-    """A time span of systemd.time(7), such as "120", "90s" or "1h 30min", in whole seconds."""
+    """Parses a time span of systemd.time(7), such as "120", "90s" or "1h 30min", into whole seconds."""
     if _is_number(text):
         return _whole_number(text, least=0)
     seconds, at = 0, 0
@@ -436,7 +436,7 @@ _SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50
 
 
 def parse_memory(text: str) -> str:
-    """A size such as "8G", a percentage or "infinity", kept as written (systemd.resource-control(5))."""
+    """Parses a size such as "8G", a percentage or "infinity", kept as written (systemd.resource-control(5))."""
     if text == "infinity":
         return text
     if not re.fullmatch(r"(100(\.00?)?|[1-9]?[0-9](\.[0-9]{1,2})?)%|[0-9]{1,19}(\.[0-9]{1,9})?[KMGTP]?", text):
@@ -447,7 +447,7 @@ def parse_memory(text: str) -> str:
 
 
 def memory_bytes(text: str, total: int | None) -> int | None:
-    """The bytes that a parse_memory() value means on a host with `total` bytes; None when unlimited or unknown."""
+    """Returns the bytes of a parse_memory() value on a host with `total` bytes; None when unlimited or unknown."""
     if text == "infinity":
         return None
     if text.endswith("%"):
@@ -457,14 +457,14 @@ def memory_bytes(text: str, total: int | None) -> int | None:
 
 
 def parse_metrics(text: str) -> str:
-    """textfile, no, or ADDRESS:PORT."""
+    """Parses textfile, no, or ADDRESS:PORT."""
     if text in ("textfile", "no"):
         return text
     return parse_address(text)
 
 
 def parse_address(text: str) -> str:
-    """ADDRESS:PORT, the address a name, an IPv4 address or an IPv6 address in brackets."""
+    """Parses ADDRESS:PORT, the address a name, an IPv4 address or an IPv6 address in brackets."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+|\*):([0-9]{1,5})", text)
     if not match or len(match[1]) > _LONGEST_HOST or not 0 < int(match[2]) < 65536:
         raise ValueError("is not ADDRESS:PORT")
@@ -475,7 +475,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def parse_listen(text: str) -> str:
-    """Where an inference service listens: ADDRESS:PORT for HTTP, grpc:ADDRESS:PORT for gRPC.
+    """Parses the address that an inference service listens on: ADDRESS:PORT for HTTP, grpc:ADDRESS:PORT for gRPC.
 
     The address is one of this host's as a number, localhost, or * for all; systemd's sockets know no other names.
     """
@@ -493,7 +493,7 @@ def parse_listen(text: str) -> str:
 
 
 def parse_comparisons(text: str) -> tuple[Comparison, ...]:
-    """Conditions such as ">= 8 < 64"; a bare number means equality."""
+    """Parses conditions such as ">= 8 < 64"; a bare number means equality."""
     found, at = [], 0
     while at < len(text):
         part = _COMPARISON.match(text, at)
@@ -514,7 +514,7 @@ _MOST = 999999999
 
 
 def _is_number(text: str) -> bool:
-    """Whether these are digits, and ASCII's: others are numbers to Python only."""
+    """Says whether the text is ASCII digits: other digits are numbers to Python only."""
     return text.isascii() and text.isdigit()
 
 

@@ -37,10 +37,10 @@ class MisreadError(ValueError):
 
 
 def split_words(text: str, *, relaxed: bool = False) -> tuple[str, ...]:
-    """The words of a value; with `relaxed` unknown escapes stay as they are, as in ExecStart=.
+    """Splits a value into words; with `relaxed` unknown escapes stay as they are, as in ExecStart=.
 
-    >>> split_words(r"a\tb 'c d' e'f g'h")
-    ('a\\tb', 'c d', 'ef gh')
+    >>> split_words(r"a b 'c d' e'f g'h")
+    ('a\tb', 'c d', 'ef gh')
 
     Raises MisreadError for what systemd does not take, and for characters that look like a blank, a quote or a dash
     where one would be.
@@ -53,7 +53,7 @@ def split_words(text: str, *, relaxed: bool = False) -> tuple[str, ...]:
 
 
 def notes_on(text: str, words: Iterable[str], *, relaxed: bool) -> Iterator[tuple[int, str]]:
-    """What is not wrong in a value with these words, but not what a unit would make of it: (index, sentence).
+    """Yields notes on a value that is accepted, but means something else in a unit: (index, sentence).
 
     `relaxed` as in split_words(); that is a command line, where systemd also replaces variables.
     """
@@ -70,20 +70,20 @@ def notes_on(text: str, words: Iterable[str], *, relaxed: bool) -> Iterator[tupl
 
 
 def notes_on_text(text: str) -> Iterator[tuple[int, str]]:
-    """The same for a value that is not split into words."""
+    """Yields the same notes on a value that is not split into words."""
     if found := _SPECIFIER.search(text):
         yield found.start(), f"'{found[0]}' is plain text here; in a unit it would be a specifier"
     yield from notes_on_odd(text)
 
 
 def notes_on_odd(text: str) -> Iterator[tuple[int, str]]:
-    """The first character that could be another, of a value that is systemd's to read."""
+    """Yields a note on the first character that could be mistaken, of a value that is systemd's to read."""
     if odd := ODD.search(text):
         yield odd.start(), f"{name_of(odd[0])} looks like another character; is it meant?"
 
 
 def _words(text: str, relaxed: bool) -> Iterator[tuple[int, str]]:
-    """Where each word begins, and what it says."""
+    """Yields the index at which each word begins, and its text."""
     parts: list[str] | None = None
     begin = 0
     for at, _, part, _ in _pieces(text, relaxed):
