@@ -26,7 +26,7 @@ NOTHING = Content({}, {}, "", (), {})
 
 
 class Restart(enum.Enum):
-    """Which running services that changed are restarted."""
+    """The running services that are restarted, of those that changed."""
 
     NEVER = "never"
     IF_CHANGED = "if-changed"
@@ -37,18 +37,18 @@ class Systemd(transition.Systemd, Services, Protocol):
     """The door to systemd, as much of it as an apply needs. Everything raises SystemdError."""
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
-        """What systemd would pass over in new units; raises ConfigError for what it would refuse."""
+        """Finds lines of new units that systemd would pass over. Raises ConfigError for units that it would refuse."""
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        """Those of the units that run now: they have what was in force when they started."""
+        """Returns the units that run now: they have the values that were in force when they started."""
 
     def is_idle(self, unit: str) -> bool:
-        """Whether a running unit uses no CPU now."""
+        """Says whether a running unit uses no CPU now."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What an apply came to. `outdated` run with their old values; `warnings` is all that it has warned of."""
+    """The result of an apply. `outdated` run with their old values; `warnings` is all that it has warned of."""
 
     generation: Generation
     changes: tuple[Change, ...]
@@ -59,7 +59,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class Request:
-    """How something is put in force. `confirm_within` is in seconds; `at_boot`: starts of services wait for it."""
+    """The way in which something is put in force.
+
+    `confirm_within` is in seconds; with `at_boot` starts of services wait for it.
+    """
 
     restart: Restart = Restart.NEVER
     confirm_within: int | None = None
@@ -67,7 +70,7 @@ class Request:
 
 
 def find_changes(active: tuple[Generation, Content] | None, compiled: Compiled) -> tuple[Change, ...]:
-    """What differs between what is in force and what was compiled."""
+    """Compares the generation in force with what was compiled."""
     before, after = active[1] if active else NOTHING, compiled.content
     return compare(before.files, after.files) + compare_links(before.links, after.links)
 
@@ -135,8 +138,11 @@ def _way_back(
     *,
     carry: bool,
 ) -> Unconfirmed | None:
-    """What comes back unless what is applied now is confirmed. A generation that waits for that already can only be
-    made anew, for this host as it is now or because it is damaged, and then waits as long as it did."""
+    """Returns what comes back unless what is applied now is confirmed.
+
+    A generation that waits for that already can only be made anew, for this host as it is now or because it is damaged,
+    and then waits as long as it did.
+    """
     waits = None
     with contextlib.suppress(StoreError):
         # One that is damaged, too, and so not `active`.

@@ -15,7 +15,7 @@ from torchpar.units.drop_ins import make_refusal, make_units
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What a conf comes to on this host: the plan, what a generation is made of, and what to warn of."""
+    """The plan of a conf on this host, the content of its generation, and the warnings."""
 
     plan: Plan
     content: Content

@@ -26,7 +26,10 @@ _MOST = 10
 
 
 def find_drift(store: Store) -> tuple[str, ...]:
-    """What is not as torchpar left it, as sentences, the first of many. Raises nothing: what cannot be read is said."""
+    """Finds what is not as torchpar left it, as sentences, the first of many.
+
+    Raises nothing: a file that cannot be read is a sentence.
+    """
     busy = is_locked(store.lock)
     found, damaged = [*_places(store)], [f"{what}; then: torchpar apply" for what in store.misplaced()]
     try:
@@ -46,13 +49,12 @@ def find_drift(store: Store) -> tuple[str, ...]:
 
 
 def find_generation_drift(generation: Generation, content: Content) -> tuple[str, ...]:
-    """What in a generation is not as it was written, beyond what its checksums say."""
+    """Finds what in a generation is not as it was written, beyond what its checksums say, as sentences."""
     return tuple(itertools.islice(_tree(generation.path, content), _MOST + 1))
 
 
 def find_foreign(generation: Generation) -> str | None:
-    """The first file or folder of a generation, or on the way to it, that others than root can change; None when there
-    is none.
+    """Returns the first file or folder of a generation, or above it, that others than root can change, or None.
 
     Who is not root may have a store of their own.
     """

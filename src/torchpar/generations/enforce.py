@@ -42,15 +42,15 @@ class LiveSystemd:
         systemd.restart([WAY_BACK], wait=not self._at_boot)
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
-        """What systemd would pass over in new units. Raises ConfigError for what it would refuse."""
+        """Finds lines of new units that systemd would pass over. Raises ConfigError for units that it would refuse."""
         return check_units(compiled.plan, compiled.content.files)
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        """Those of the units that run now. Raises SystemdError."""
+        """Returns the units that run now. Raises SystemdError."""
         return running_among(units)
 
     def is_idle(self, unit: str) -> bool:
-        """Whether a running unit uses no CPU now. Raises SystemdError."""
+        """Says whether a running unit uses no CPU now. Raises SystemdError."""
         return is_idle(unit)
 
     def restart(self, units: tuple[str, ...]) -> None:
@@ -58,7 +58,7 @@ class LiveSystemd:
         systemd.restart(units)
 
     def invocations(self, units: tuple[str, ...]) -> dict[str, str]:
-        """Of those that run, what tells this run from others. Raises SystemdError."""
+        """Returns, of the units that run, the invocation ID that tells this run from others. Raises SystemdError."""
         return systemd.invocations(units)
 
 
@@ -97,8 +97,7 @@ def check_in_force(generation: Generation) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
-    """What is asked or done once a generation is in force: where that fails, the error says that the generation is,
-    but that something else is not done."""
+    """Adds to an error or an interrupt that the generation is in force all the same, `but` something is not done."""
     says = f"generation {generation.number} is in force{but and f', but {but}'}"
     try:
         yield
@@ -109,7 +108,7 @@ def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
 
 
 def running_among(units: Iterable[str]) -> tuple[str, ...]:
-    """Those of the units that run now: they have what was in force when they started."""
+    """Returns the units that run now: they have the values that were in force when they started."""
     return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
 
 

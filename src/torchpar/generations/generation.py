@@ -23,7 +23,7 @@ _LIMIT = 2**26  # of a file; the plan of a hundred services has less than 1 MiB
 
 @dataclass(frozen=True)
 class Content:
-    """What a generation is made of.
+    """The contents of a generation.
 
     `files` and `links` are those of a UnitSet, `plan` is JSON text, `conf` the files in their order, `manifest` the
     host that it was made for: the text of cpus_online and nodes_online.
@@ -36,14 +36,14 @@ class Content:
     manifest: Mapping[str, str]
 
     def services(self) -> tuple[ServiceRecord, ...]:
-        """The services of the plan. Raises StoreError when it is no plan."""
+        """Parses the services of the plan. Raises StoreError when it is no plan."""
         try:
             return parse_plan(self.plan)
         except ShapeError as error:
             raise StoreError(f"the plan of a generation is damaged ({error}); make a new one: torchpar apply") from None
 
     def tree(self) -> dict[str, str]:
-        """Every file of the generation but the checksums, by its path in it."""
+        """Returns every file of the generation but the checksums, by its path in it."""
         tree = {f"units/{path}": text for path, text in self.files.items()}
         tree["plan.json"] = self.plan
         tree["manifest"] = "".join(f"{key} {value}\n" for key, value in self.manifest.items())
@@ -62,7 +62,7 @@ class Generation:
     path: Path
 
     def read(self) -> Content:
-        """All of it, checked against its checksums. Raises StoreError when it is damaged."""
+        """Reads all of it, checked against its checksums. Raises StoreError when it is damaged."""
         sums = self._sums()
         tree = {}
         for path, expected in sums.items():
@@ -89,7 +89,7 @@ class Generation:
         )
 
     def written_at(self) -> float:
-        """When it was written, in seconds since the epoch."""
+        """Returns the time when it was written, in seconds since the epoch."""
         return self.path.stat().st_mtime
 
     def _sums(self) -> dict[str, str]:

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def problems(key: str, path: str) -> list[str]:
-    """What is wrong with a path; with a / at its end a folder is meant."""
+    """Returns a line for each problem with a path, of which there is at most one; a / at its end means a folder."""
     shown = f"{key}={printable(path)}"
     try:
         found = next(find_strangers(path, (0,)), None)

@@ -11,7 +11,7 @@ BUSY = 0.05  # of one CPU
 
 
 def is_idle(unit: str) -> bool:
-    """Whether the unit's processes use less than 5 % of one CPU over two seconds, by systemd's CPU accounting.
+    """Says whether the unit's processes use less than 5 % of one CPU over two seconds, by systemd's CPU accounting.
 
     A socket, which has none, is as idle as the service that would restart with it.
     """

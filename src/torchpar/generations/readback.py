@@ -35,27 +35,27 @@ class ReadBack:
 
 
 def compare_unit(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBack:
-    """Compare a unit's D-Bus properties with its plan."""
+    """Compares a unit's D-Bus properties with its plan."""
     return _compare(plan.unit, _values(plan, properties), properties)
 
 
 def compare_socket(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBack:
     """Compare the D-Bus properties of an inference service's socket with the plan of the service."""
-    held = " ".join(address for _, address in properties.get("Listen", ()))
-    return _compare(socket_of(plan.unit), [("ListenStream", held, " ".join(plan.listen))], properties)
+    loaded = " ".join(address for _, address in properties.get("Listen", ()))
+    return _compare(socket_of(plan.unit), [("ListenStream", loaded, " ".join(plan.listen))], properties)
 
 
 def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapping[str, Any]) -> ReadBack:
-    """Compare (key, held, planned) of a unit whose drop-in of ours must be loaded."""
+    """Compares (key, loaded, planned) of a unit whose drop-in of ours must be loaded."""
     drop_ins = [str(path) for path in properties.get("DropInPaths", ())]
     ours = [path for path in drop_ins if path.endswith("/" + drop_in_path(unit))]
     if not ours:
         return ReadBack((f"{unit}: systemd has not loaded its drop-in",), ())
     after = drop_ins[drop_ins.index(ours[0]) + 1 :]
     differences = [
-        f"{unit}: {key} is {held or 'empty'}, planned {planned or 'empty'}"
-        for key, held, planned in values
-        if held != planned
+        f"{unit}: {key} is {loaded or 'empty'}, planned {planned or 'empty'}"
+        for key, loaded, planned in values
+        if loaded != planned
     ]
     if after:
         overrides = " and ".join(after)
@@ -74,8 +74,8 @@ def _values(plan: ServiceRecord, properties: Mapping[str, Any]) -> list[tuple[st
     held_sets = {key: CpuSet.from_bitmap(properties.get(key, ())) for key in planned_sets}
     values = [(key, str(held_sets[key]), str(planned)) for key, planned in planned_sets.items()]
     values.append(("NUMAPolicy", _MODES[properties.get("NUMAPolicy", -1)].value, memory.policy))
-    held = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
-    values += [(f"Environment {name}", held.get(name, ""), value) for name, value in plan.environment.items()]
+    loaded = dict(assignment.partition("=")[::2] for assignment in properties.get("Environment", ()))
+    values += [(f"Environment {name}", loaded.get(name, ""), value) for name, value in plan.environment.items()]
     if plan.user is not None:
         values.append(("User", str(properties.get("User", "")), plan.user))
         paths = plan.read_write_paths
@@ -88,6 +88,6 @@ def _values(plan: ServiceRecord, properties: Mapping[str, Any]) -> list[tuple[st
 
 
 def _argv(properties: Mapping[str, Any]) -> Sequence[str]:
-    """The argument vector of the last ExecStart=: a(sasbttttuii), the second member of each."""
+    """Returns the argument vector of the last ExecStart=: a(sasbttttuii), the second member of each."""
     commands = properties.get("ExecStart") or [("", [])]
     return [str(word) for word in commands[-1][1]]

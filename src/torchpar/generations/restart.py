@@ -15,7 +15,7 @@ class Services(Protocol):
         """Restart all of them and wait for it; where one fails the others are restarted all the same."""
 
     def invocations(self, units: tuple[str, ...]) -> Mapping[str, str]:
-        """Of those that run, by unit, what tells this run of it from others."""
+        """Returns, of the units that run, the invocation ID that tells this run of each from others."""
 
 
 def restart(services: Services, units: tuple[str, ...]) -> None:

@@ -95,12 +95,12 @@ def retry(unit: str, files: Iterable[str], left: float) -> None:
 
 
 def is_dependency(properties: Mapping[str, Any]) -> bool:
-    """Whether the unit was not even started, as something that it requires has failed."""
+    """Says whether the unit was not even started, as a unit that it requires has failed."""
     return bool(properties["ActiveState"] == "inactive" and properties["Result"] == "success")
 
 
 def is_lacking(properties: Mapping[str, Any]) -> bool:
-    """Whether the last start may have failed because something was not there."""
+    """Says whether the last start may have failed because something was not there."""
     by_status = properties["Result"] == "exit-code" and properties["ExecMainStatus"] in LACKING
     return is_dependency(properties) or (properties["ActiveState"] == "failed" and by_status)
 
@@ -121,7 +121,7 @@ def mount_points(text: str) -> Iterator[str]:
 
 
 def _mounted_since(files: Iterable[str], properties: Mapping[str, Any]) -> bool:
-    """Whether one of the files is on a mount that came after the start had begun."""
+    """Says whether one of the files is on a mount that came after the start had begun."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         points = set(mount_points(file.read()))
     real = [f"{os.path.realpath(path)}/" for path in files]

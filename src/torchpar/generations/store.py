@@ -54,7 +54,7 @@ class Store:
     # ---- what is there ----
 
     def active(self) -> Generation | None:
-        """The generation in force; None when there is none yet. Raises StoreError when the link leads nowhere."""
+        """Returns the generation in force; None if there is none yet. Raises StoreError if the link leads nowhere."""
         try:
             target = os.readlink(self.link)
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Store:
         return found
 
     def history(self) -> tuple[Generation, ...]:
-        """All generations, the newest first."""
+        """Returns all generations, the newest first."""
         try:
             names = os.listdir(self.generations)
         except FileNotFoundError:
@@ -80,7 +80,7 @@ class Store:
         return tuple(sorted(found, key=lambda generation: -generation.number))
 
     def generation(self, number: int) -> Generation:
-        """The generation of this number. Raises StoreError when it is not there."""
+        """Returns the generation of this number. Raises StoreError when it is not there."""
         found = self._find(str(number))
         if found is None:
             kept = ", ".join(str(generation.number) for generation in reversed(self.history())) or "none"
@@ -88,11 +88,11 @@ class Store:
         return found
 
     def previous(self, generation: Generation) -> Generation | None:
-        """The newest generation older than this one."""
+        """Returns the newest generation older than this one."""
         return next((other for other in self.history() if other.number < generation.number), None)
 
     def unconfirmed(self, generation: Generation) -> Unconfirmed | None:
-        """What comes back unless this generation, in force, is confirmed. Raises StoreError when that is damaged."""
+        """Reads what comes back unless this generation in force is confirmed. Raises StoreError if that is damaged."""
         path = self._unconfirmed(generation.number)
         try:
             return parse_unconfirmed(Reader().bytes(path, 2**16))
@@ -107,12 +107,12 @@ class Store:
         raise StoreError(f"{path}: {why}; settle it by hand: torchpar confirm, or torchpar rollback NUMBER")
 
     def waiting(self) -> tuple[Unconfirmed, ...]:
-        """What comes back unless it is confirmed, of all generations, in force or not yet. Raises StoreError."""
+        """Reads what comes back unless it is confirmed, of all generations, in force or not yet. Raises StoreError."""
         found = (self.unconfirmed(generation) for generation in self.history())
         return tuple(unconfirmed for unconfirmed in found if unconfirmed)
 
     def misplaced(self) -> tuple[str, ...]:
-        """What is wrong in a place of the store and is not torchpar's to remove, each with what to do first."""
+        """Finds files and links in the store's way that are not torchpar's to remove, each with what to do first."""
         found = []
         for path in (self.directory, self.generations):
             if os.path.islink(path):
@@ -201,7 +201,7 @@ class Store:
             sync_directory(folder)
 
     def _same_as(self, copy: Generation) -> int | None:
-        """The newest generation that is whole and has the same in it."""
+        """Returns the newest generation that is whole and has the same in it."""
         with contextlib.suppress(StoreError):
             content = copy.read()
             for generation in self.history():
@@ -315,7 +315,7 @@ class Store:
             os.symlink(_target(generation.number), self.prepared)
 
     def _free(self) -> int:
-        """The first number above those of all generations that nothing has, whatever else lies among them."""
+        """Returns the first number above those of all generations that nothing has, whatever else lies among them."""
         newest = max((generation.number for generation in self.history()), default=0)
         return next(number for number in itertools.count(newest + 1) if not self._is_taken(number))
 
@@ -360,7 +360,7 @@ def _target(number: int) -> str:
 
 
 def _number(link: Path) -> int | None:
-    """The number of the generation that a link leads to."""
+    """Returns the number of the generation that a link leads to."""
     try:
         match = _TARGET.fullmatch(os.readlink(link))
     except OSError:

@@ -27,7 +27,7 @@ from torchpar.generations.unconfirmed import Unconfirmed
 
 
 class Stage(enum.Enum):
-    """How far a transition has come."""
+    """The steps of a transition that are done."""
 
     PREPARED = "prepared"
     FLIPPED = "flipped"
@@ -39,7 +39,7 @@ class Systemd(Protocol):
     """The door to systemd, as much of it as this needs. Everything raises SystemdError."""
 
     def reload(self) -> None:
-        """Have the generator run and all units read again."""
+        """Has the generator run and all units read again."""
 
     def check(self, generation: Generation) -> tuple[str, ...]:
         """Raise SystemdError unless systemd holds this generation; returns notes on what others override."""
@@ -134,7 +134,7 @@ class _Transition:
         self._old: Generation | None = None
 
     def run(self) -> Outcome:
-        """Go all the way, or as far as it goes and back."""
+        """Goes all the way, or as far as it goes and back."""
         # One that is damaged, too: the generator copies what is left of it, which is better than nothing.
         with contextlib.suppress(StoreError):
             self._old = self._store.active()
@@ -171,7 +171,7 @@ class _Transition:
 
     @property
     def _again(self) -> str:
-        """What to run to have the new generation in force."""
+        """The command that has the new generation in force."""
         return "torchpar apply" if self._is_new else f"torchpar rollback {self._new.number}"
 
     def _go_back(self) -> str:

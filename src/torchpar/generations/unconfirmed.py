@@ -25,7 +25,7 @@ class Unconfirmed:
     time_of_day: float
 
     def seconds_left(self, now: Clocks) -> float:
-        """How long there still is to confirm it; 0 when that is over."""
+        """Returns the seconds in which it can still be confirmed; 0 when they are over."""
         if now.boot_id and now.boot_id == self.boot_id:
             left = self.monotonic + self.seconds - now.monotonic
         else:
@@ -33,15 +33,15 @@ class Unconfirmed:
         return max(0.0, min(left, float(self.seconds)))
 
     def json(self) -> str:
-        """The text of its file."""
+        """Writes the text of its file."""
         return json.dumps({"version": 1, **asdict(self)}) + "\n"
 
 
 def begin(back: int, seconds: int, now: Clocks) -> Unconfirmed:
-    """The way back to a generation, from now on."""
+    """Makes the way back to a generation, whose time begins now."""
     return Unconfirmed(back, seconds, now.boot_id, now.monotonic, now.time_of_day)
 
 
 def parse_unconfirmed(text: str | bytes) -> Unconfirmed:
-    """The other direction of `json`. Raises ShapeError."""
+    """Parses the text of `json`. Raises ShapeError."""
     return shape(parse_json(text), Unconfirmed)

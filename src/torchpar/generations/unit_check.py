@@ -27,7 +27,7 @@ _BAD = "has a bad unit file setting."
 
 
 def can_check() -> bool:
-    """Whether this host has what reads units: systemd, and the package's own."""
+    """Says whether this host has systemd and the package's template unit, without which no unit can be read."""
     return systemd.is_running() and _TEMPLATE.exists()
 
 
@@ -64,7 +64,7 @@ def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> Problem | None:
-    """What systemd says of a line of a drop-in, said of the conf's line that it was made from; None of any other."""
+    """Turns systemd's message on a line of a drop-in into one on its line of the conf; None for any other message."""
     match = re.match(r"(.+?\.conf):(\d+): (.*)", said, re.DOTALL)
     lines = files.get(match[1], "").split("\n") if match else []
     service = _service(match[1], plan.services) if match else None
@@ -77,7 +77,7 @@ def in_conf(said: str, plan: Plan, files: Mapping[str, str]) -> Problem | None:
 
 
 def of_whole_unit(said: str, plan: Plan) -> Problem | None:
-    """What systemd says of a unit and not of a line of it, said of the conf's line with the directive that it names."""
+    """Turns systemd's message on a whole unit into one on the conf's line with the directive that it names."""
     unit, _, what = said.partition(": ")
     service = next((service.service for service in plan.services if service.unit == unit), None)
     if service:
@@ -100,7 +100,7 @@ def _problem(service: ServicePlan, key: str, value: str, what: str) -> Problem:
 
 
 def _is_of_ours(said: str, plan: Plan) -> bool:
-    """Whether systemd speaks of a unit that the plan renders.
+    """Says whether systemd speaks of a unit that the plan renders.
 
     A file that is not rendered is somebody else's, also where it belongs to such a unit: a mount that a service waits
     for, what `systemctl edit` wrote. What that keeps from starting has a line of its own.
