@@ -34,7 +34,7 @@ class _Mount:
 
 
 def read_limits(tree: Tree) -> Limits:
-    """The limits of the control groups that torchpar.slice is in."""
+    """Reads the limits of the control groups that torchpar.slice is in."""
     mounts = tuple(_mounts(tree))
     return Limits(*_read_cpuset(tree, mounts), _read_quota(tree, mounts))
 
@@ -70,7 +70,7 @@ def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...]) -> tuple[CpuSet | None,
 
 
 def _read_quota(tree: Tree, mounts: tuple[_Mount, ...]) -> float | None:
-    """The least quota / period of the group and its ancestors, in CPUs."""
+    """Reads the least quota / period of the group and its ancestors, in CPUs."""
     limits = []
     for mount in mounts:
         for group in _groups(tree, mount, "cpu"):
@@ -88,7 +88,7 @@ def _read_quota(tree: Tree, mounts: tuple[_Mount, ...]) -> float | None:
 
 
 def _groups(tree: Tree, mount: _Mount, controller: str) -> Iterator[str]:
-    """The directories of torchpar.slice if it is there, of the group it is in, and of all ancestors up to the mount."""
+    """Yields the directories of torchpar.slice if it is there, of its group and of all ancestors up to the mount."""
     group = _own_group(tree, mount, controller)
     # "/../x" is a group outside of the cgroup namespace; else the path may be that of another namespace, and the mount
     # shows only what is below it.

@@ -19,7 +19,7 @@ class Clocks:
 
 
 def read_clocks() -> Clocks:
-    """What the clocks say now. That of the kernel goes on while a host sleeps."""
+    """Reads the clocks. The kernel's goes on while a host sleeps."""
     monotonic = time.clock_gettime(time.CLOCK_BOOTTIME)
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -29,7 +29,7 @@ def read_clocks() -> Clocks:
 
 
 def _init_started() -> float:
-    """When PID 1 started, in seconds of the same clock: in a container that is later than the kernel."""
+    """Returns when PID 1 started, in seconds of the same clock: in a container that is later than the kernel."""
     try:
         status = Path("/proc/1/stat").read_text(encoding="utf-8", errors="replace")
         # The 22nd field; the second is a name in brackets, which may have blanks.

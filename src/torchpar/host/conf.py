@@ -143,7 +143,7 @@ class ConfReader:
         return None
 
     def _distrust(self, path: Path) -> Iterator[Problem]:
-        """What is wrong with the owners and modes of a file, of the folders above it and of links that lead there."""
+        """Yields the problems with owners and modes of a file, of the folders above it and of links that lead there."""
         for stranger in find_strangers(os.fspath(self._reader.at(path)), (0,)):
             if stranger.is_writable((0,)):
                 what = f"can be written by others than root; chmod go-w {printable(stranger.place)}"
@@ -161,5 +161,5 @@ def _is_null(status: os.stat_result) -> bool:
 
 
 def _hint(path: Path) -> str:
-    """What to do about a link that leads nowhere."""
+    """Returns a hint for a link that leads nowhere, "" for anything else."""
     return "; it is a link, and what masks is one to /dev/null" if os.path.islink(path) else ""

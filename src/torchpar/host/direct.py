@@ -16,7 +16,7 @@ from torchpar.contract.errors import NotPermittedError, TorchparError
 
 
 def allowed_cpus() -> CpuSet:
-    """What this process may run on, as taskset or a container's runtime have left it."""
+    """Reads the CPUs that this process may run on, as taskset or a container's runtime have left it."""
     return CpuSet(os.sched_getaffinity(0))
 
 

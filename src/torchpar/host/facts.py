@@ -36,7 +36,7 @@ from torchpar.host.topology import (
 
 
 def read_manifest() -> dict[str, str]:
-    """What a generation keeps of the host it is made for, as torchpar-generator compares it.
+    """Reads the facts of the host that a generation keeps, as torchpar-generator compares them.
 
     The kernel's own text; "-" where it has no such file.
     """

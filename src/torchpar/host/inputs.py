@@ -41,13 +41,15 @@ class Inputs:
     manifest: Mapping[str, str]
 
     def unreachable(self) -> tuple[str, ...]:
-        """What of what the conf names the services cannot use on this host, as warnings."""
+        """Makes a warning for each file, folder or user in the conf that the services cannot use on this host."""
         refused = (str(problem) for problems in self.refusals().values() for problem in problems)
         return (*refused, *make_warnings(self._known(), self.found))
 
     def refusals(self) -> dict[str, tuple[Problem, ...]]:
-        """What others could change of what services run and systemd opens for them, and which directives of a conf
-        that was in force are refused now, by unit."""
+        """Finds reasons to refuse units: files that others could change, and directives in force that are refused now.
+
+        The files are those that services run and that systemd opens for them.
+        """
         refused, foreign = find_refused(self.config), find_refusals(self._known(), self.found)
         return {unit: (*refused.get(unit, ()), *foreign.get(unit, ())) for unit in {**refused, **foreign}}
 

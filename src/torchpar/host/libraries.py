@@ -28,7 +28,7 @@ _ARCHITECTURES = {
 
 
 def read_libraries(tree: Tree) -> tuple[Library, ...]:
-    """The allocators in the multiarch and the plain library directories, each with its ELF machine."""
+    """Reads the allocators in the multiarch and the plain library directories, each with its ELF machine."""
     folders = [f"usr/lib/{name}" for name in tree.names("usr/lib") if name.count("-") >= 2]
     return tuple(_read_allocators(tree, (*folders, "usr/lib64", "usr/lib")))
 
@@ -45,13 +45,13 @@ def _read_allocators(tree: Tree, folders: Iterable[str]) -> Iterator[Library]:
 
 
 def read_interpreters(root: Path, paths: Iterable[str]) -> dict[str, int | None]:
-    """The ELF machine of each interpreter; None where there is no such program, or it is a script."""
+    """Reads the ELF machine of each interpreter; None where there is no such program, or it is a script."""
     tree = Tree(root)
     return {path: read_elf_machine(tree, path.lstrip("/")) for path in paths}
 
 
 def read_interpreter_libraries(root: Path, paths: Iterable[str]) -> dict[str, tuple[Library, ...]]:
-    """What each interpreter that brings a libstdc++ of its own, as conda's does, has in the `lib` beside its `bin`.
+    """Reads the libraries in the `lib` of each interpreter with a libstdc++ of its own, as conda's has.
 
     That of a virtual environment is the one that it was made of. An interpreter of the system is not in the answer.
     """
@@ -68,7 +68,7 @@ def read_interpreter_libraries(root: Path, paths: Iterable[str]) -> dict[str, tu
 
 
 def read_elf_machine(tree: Tree, path: str) -> int | None:
-    """e_machine of an ELF file (elf(5)); None for anything else."""
+    """Reads e_machine of an ELF file (elf(5)); None for anything else."""
     head = tree.data(path, 20)
     if head is None or len(head) < 20 or head[:4] != b"\x7fELF":
         return None
@@ -76,7 +76,7 @@ def read_elf_machine(tree: Tree, path: str) -> int | None:
 
 
 def read_arch(tree: Tree) -> str | None:
-    """The architecture of a root's own programs."""
+    """Reads the architecture of a root's own programs."""
     for path in ("usr/bin/python3", "bin/sh", "usr/bin/env"):
         machine = read_elf_machine(tree, path)
         if machine is not None:
@@ -85,7 +85,7 @@ def read_arch(tree: Tree) -> str | None:
 
 
 def read_systemd_version(tree: Tree) -> int | None:
-    """systemd's version, by the name of its shared library (libsystemd-shared-257.so)."""
+    """Reads systemd's version, by the name of its shared library (libsystemd-shared-257.so)."""
     for folder in ("usr/lib/systemd", *(f"usr/lib/{name}/systemd" for name in tree.names("usr/lib") if "-" in name)):
         for name in tree.names(folder):
             match = re.match(r"libsystemd-shared-(\d+)", name)

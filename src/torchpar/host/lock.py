@@ -35,7 +35,7 @@ def locked_file(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds such a lock. Who asks needs no right to take it, and never keeps others from it."""
+    """Says whether a process holds such a lock. It needs no right to take it, and never keeps others from it."""
     try:
         number = path.lstat().st_ino
         locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace")

@@ -24,7 +24,7 @@ class NvidiaGpu:
 
 
 def read_nvidia_gpu(tree: Tree, address: str) -> NvidiaGpu:
-    """The GPU at a PCI address; nothing is known of it where the driver is not loaded."""
+    """Reads the GPU at a PCI address; nothing is known of it where the driver is not loaded."""
     text = tree.text(f"{_DRIVER}/gpus/{address}/information") or ""
     values = dict(re.findall(r"^([^:\n]+):[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
     uuid = values.get("GPU UUID", "")

@@ -19,7 +19,7 @@ _NIC_CLASSES = ("0x02", "0x0c06")
 
 
 def read_pci_devices(tree: Tree) -> tuple[tuple[PciDevice, ...], tuple[PciDevice, ...]]:
-    """The display and accelerator devices, and the network and InfiniBand devices, each by address."""
+    """Reads the display and accelerator devices, and the network and InfiniBand devices, each by address."""
     gpus, nics = [], []
     addresses = tree.names(_DEVICES)
     # Every machine has a device with a driver, if only a bridge; a capture may have left out all of these links.
@@ -35,7 +35,7 @@ def read_pci_devices(tree: Tree) -> tuple[tuple[PciDevice, ...], tuple[PciDevice
 
 
 def _is_integrated(tree: Tree, gpu: PciDevice) -> bool:
-    """Whether a GPU is a part of the processor; no file says so, but where it is does.
+    """Says whether a GPU is a part of the processor: no file says so, but its address does.
 
     Intel's is device 2 on the bus of the processor itself, its boards are behind a bridge. AMD's is behind a bridge
     too, and one slot with the encryption controller of its processor (class 1080), which no board has; boards for

@@ -34,14 +34,14 @@ class ProcReader:
         self._until = time.monotonic() + seconds
 
     def read(self, name: str, most: int = LIMIT) -> bytes:
-        """All of a file. Raises TooLongError for a longer one, TooLateError and OSError."""
+        """Reads all of a file. Raises TooLongError for a longer one, TooLateError and OSError."""
         data = self.start(name, most + 1)
         if len(data) > most:
             raise TooLongError
         return data
 
     def start(self, name: str, most: int) -> bytes:
-        """The first bytes of a file, so many at most; its name is below the root, or a path. Raises as read() does."""
+        """Reads the first bytes of a file, so many at most; its name is below the root, or a path. Raises as read()."""
         self.check()
         descriptor = os.open(os.path.join(self.root, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         try:
@@ -55,7 +55,7 @@ class ProcReader:
         return bytes(data)
 
     def pieces(self, name: str, end: bytes, most: int = LIMIT) -> Iterator[bytes]:
-        """The lines of a file, or what else ends with this byte, as many at a time as the kernel gives.
+        """Yields the lines of a file, or what else ends with this byte, as many at a time as the kernel gives.
 
         So a file that may be long is never held as a whole. Raises as read() does, also for a line that is too long.
         """
@@ -78,7 +78,7 @@ class ProcReader:
             os.close(descriptor)
 
     def numbers(self, name: str) -> Iterator[int]:
-        """The entries of a folder that are numbers: processes, threads. Raises TooLateError and OSError."""
+        """Lists the entries of a folder that are numbers: processes, threads. Raises TooLateError and OSError."""
         with os.scandir(os.path.join(self.root, name)) as entries:
             for entry in entries:
                 self.check()

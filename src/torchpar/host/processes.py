@@ -55,7 +55,7 @@ def read_running_unit(
     seconds: float = SECONDS,
     proc: str = "/proc",
 ) -> RunningUnit:
-    """Everything that verify compares of a unit that runs, with these variables of its main process."""
+    """Reads everything that verify compares of a unit that runs, with these variables of its main process."""
     group = _find_group(control_group)
     # cpu.stat always exists; the counters of a quota only where the CPU controller is there.
     counters = dict(line.split(" ", 1) for line in (_text(f"{group}/cpu.stat") or "").splitlines() if " " in line)
@@ -135,7 +135,7 @@ class _Look:
         )
 
     def _known(self, read: Callable[[], T]) -> T | None:
-        """What is read of a process; None where it is denied or has no end."""
+        """Reads something of a process; None where that is denied or has no end."""
         try:
             return read()
         except TooLongError:
@@ -152,7 +152,7 @@ def _find_group(control_group: str) -> str | None:
 
 
 def _pids(group: str, proc: ProcReader) -> Iterator[int]:
-    """The processes of a control group and of those below it."""
+    """Lists the processes of a control group and of those below it."""
     folders = [group]
     for _ in range(_MOST_GROUPS):
         if not folders:
@@ -168,7 +168,7 @@ def _pids(group: str, proc: ProcReader) -> Iterator[int]:
 
 
 def _read_numa(proc: ProcReader, pid: int) -> tuple[Counter[str], dict[int, int]]:
-    """How many mappings have which policy, and the pages on each NUMA node."""
+    """Counts the mappings with each policy, and the pages on each NUMA node."""
     policies, pages = Counter[str](), Counter[int]()
     for lines in proc.pieces(f"{pid}/numa_maps", b"\n"):
         policies.update(match[1].decode() for match in _POLICY.finditer(lines))
@@ -178,7 +178,7 @@ def _read_numa(proc: ProcReader, pid: int) -> tuple[Counter[str], dict[int, int]
 
 
 def _read_libraries(proc: ProcReader, pid: int) -> tuple[str, bool]:
-    """Whose malloc a process has, and whether it has torch."""
+    """Reads which malloc a process has, and whether it has torch."""
     allocator, torch = "", False
     for lines in proc.pieces(f"{pid}/maps", b"\n"):
         match = None if allocator else _ALLOCATORS.search(lines)
@@ -188,7 +188,7 @@ def _read_libraries(proc: ProcReader, pid: int) -> tuple[str, bool]:
 
 
 def _read_variables(proc: ProcReader, pid: int, names: Collection[str]) -> dict[str, str]:
-    """Those of these names. None at all where the process has overwritten them: with zeros, and with a long name."""
+    """Reads variables of these names. None where the process has overwritten them: with zeros, or a long name."""
     found: dict[str, str] = {}
     if not names:
         return found
@@ -201,7 +201,7 @@ def _read_variables(proc: ProcReader, pid: int, names: Collection[str]) -> dict[
 
 
 def _read_ranks(unit: str) -> Iterator[dict[str, int]]:
-    """What the ranks say of themselves. Whatever runs as the service's user can write there, so nothing is trusted."""
+    """Reads the reports of the ranks. Any process of the service's user can write there, so nothing is trusted."""
     folder = _RANKS / unit.removesuffix(".service")
     try:
         # Not by a glob, which lists the whole folder before it gives the first.
@@ -225,7 +225,7 @@ class _Rank:
 
 
 def _read_foreign(path: Path) -> bytes:
-    """The start of a regular file; a pipe must not hold whoever reads, a link must not lead elsewhere."""
+    """Reads the start of a regular file; a pipe must not hold whoever reads, a link must not lead elsewhere."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return os.read(descriptor, 65536) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""

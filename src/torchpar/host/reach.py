@@ -58,7 +58,7 @@ def _walk(path: str) -> Answer:
 
 
 def _look_at(walk: Answer, need: Need) -> Answer:
-    """Whether the file or folder that was found can be used as it is to be."""
+    """Says whether the file or folder that was found can be used for its need."""
     place = walk.place
     folder = os.path.isdir(place)
     if need is Need.ENTER and not folder:
@@ -80,7 +80,7 @@ def _look_at(walk: Answer, need: Need) -> Answer:
 
 
 def _look_at_program(path: str, walk: Answer) -> Answer:
-    """Whether the interpreter can run, and is one."""
+    """Says whether the interpreter can run, and is one."""
     bin, place = os.path.dirname(path), walk.place
     # That of a virtual environment is a link; what it loads is where the link is.
     libraries = bin if os.path.exists(os.path.join(os.path.dirname(bin), "pyvenv.cfg")) else place
@@ -113,7 +113,7 @@ def _head(path: str) -> bytes | None:
 
 
 def _flags(folder: str) -> int:
-    """How the file system of a folder, or of the nearest that is there, is mounted."""
+    """Reads the mount flags of a folder, or of the nearest one above it that is there."""
     while True:
         try:
             return os.statvfs(folder or "/").f_flag
@@ -160,7 +160,7 @@ _VERSION_SIZE = 4096  # as much as is read of the file with the default; it has 
 
 
 def _is_python(path: str, head: bytes | None) -> bool:
-    """Whether a program is an interpreter by its name and is no script."""
+    """Says whether a program is an interpreter by its name and is no script."""
     return (head or b"")[:2] != b"#!" and re.match(r"python|pypy|graalpy", os.path.basename(path)) is not None
 
 
@@ -188,10 +188,10 @@ def _version(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def look_whose(question: Question, uid: int | None, identity: Identity) -> Answer:
-    """Whether only this user, and root, can change what is there, which who looks need not be; None: nobody knows.
+    """Says whether only this user, and root, can change what is there. uid None: nobody knows the user.
 
-    Users have groups in which they trust; root has none. What systemd opens is a file, unless a / at the end says
-    otherwise: of a folder it would read all that is in it.
+    The process that looks may be another user's. Users have groups in which they trust; root has none. What systemd
+    opens is a file, unless a / at the end says otherwise: of a folder it would read all that is in it.
     """
     path, system = question.path, identity.user is None
     uid = 0 if system else uid
@@ -214,7 +214,7 @@ def look_whose(question: Question, uid: int | None, identity: Identity) -> Answe
 
 
 def _can_be_reached(path: str) -> bool:
-    """Whether the file can be opened as far as its way goes, and a folder entered; else other questions tell."""
+    """Says whether the file can be opened as far as its way goes, and a folder entered; else other questions tell."""
     return _walk(path).verdict is Verdict.ALLOWED and (not os.path.isdir(path) or os.access(path, os.X_OK))
 
 

@@ -51,7 +51,7 @@ class Reader:
         return path
 
     def do(self, work: Callable[[], T]) -> T:
-        """What `work` gives or raises. Raises NotReadableError when that takes too long."""
+        """Does some work; returns or raises as it does. Raises NotReadableError when that takes too long."""
         if self._held is None or not self._held.is_alive():
             job = _Job(work)
             self._held = threading.Thread(target=job.run, daemon=True)
@@ -66,7 +66,7 @@ class Reader:
         )
 
     def bytes(self, path: Path, most: int) -> bytes:
-        """All of a regular file that has at most so many bytes. Raises NotReadableError and OSError."""
+        """Reads all of a regular file that has at most so many bytes. Raises NotReadableError and OSError."""
         data = read_start(self.at(path), most + 1)
         if len(data) > most:
             raise NotReadableError(self._at, f"is larger than {most // 1024} KiB")
@@ -74,7 +74,7 @@ class Reader:
 
 
 def read_start(path: Path, most: int) -> bytes:
-    """The first bytes of a regular file, so many at most. Raises NotReadableError and OSError."""
+    """Reads the first bytes of a regular file, so many at most. Raises NotReadableError and OSError."""
     # Before it is opened: that alone makes a tape rewind or a watchdog bark, and waits for the other end of a pipe.
     _refuse_special(path, os.stat(path))
     # It may have become something else meanwhile, which must neither hold this process nor become its terminal.

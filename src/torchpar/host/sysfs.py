@@ -36,26 +36,26 @@ class Tree:
         self._doubts[printable(what)] = None
 
     def doubts(self) -> tuple[str, ...]:
-        """What makes no sense, in the order of reading; of a long list the beginning."""
+        """Returns the values that made no sense, in the order of reading; of a long list the beginning."""
         found = tuple(self._doubts)
         return found if len(found) <= _DOUBTS else (*found[:_DOUBTS], f"and {len(found) - _DOUBTS} more of this kind")
 
     def path(self, path: str) -> str:
-        """Where a path is on this machine."""
+        """Returns the path on this machine."""
         return f"{self._root}/{path}"
 
     def text(self, path: str) -> str | None:
-        """A file's text without white space around it."""
+        """Reads a file's text without white space around it."""
         data = self.data(path, _LIMIT)
         return None if data is None else data.decode("ascii", "replace").strip("\0 \t\r\n")
 
     def word(self, path: str) -> str | None:
-        """A file's text that is shown as it is: a name or a number in the kernel's writing."""
+        """Reads a file's text that is shown as it is: a name or a number in the kernel's writing."""
         text = self.text(path)
         return None if text is None else printable(text, 100)
 
     def data(self, path: str, size: int) -> bytes | None:
-        """The first `size` bytes of a regular file.
+        """Reads the first `size` bytes of a regular file.
 
         The kernel makes many files below /proc as they are read, such as the list of mounts, and gives a page or less
         at a time, whatever is asked for.
@@ -75,7 +75,7 @@ class Tree:
             os.close(descriptor)
 
     def number(self, path: str) -> int | None:
-        """A whole number from 0; None also for the kernel's -1."""
+        """Reads a whole number from 0; None also for the kernel's -1."""
         text = self.text(path)
         if text and text.isascii() and text.isdigit() and len(text) < 19:
             return int(text)
@@ -84,35 +84,35 @@ class Tree:
         return None
 
     def cpulist(self, *paths: str) -> CpuSet | None:
-        """The CPU set of the first of the files that holds a list such as 0-3,8."""
+        """Reads the CPU set of the first of the files that holds a list such as 0-3,8."""
         return self._first(paths, CpuSet.parse)
 
     def cpumask(self, *paths: str) -> CpuSet | None:
-        """The CPU set of the first of the files that holds a hexadecimal mask."""
+        """Reads the CPU set of the first of the files that holds a hexadecimal mask."""
         return self._first(paths, CpuSet.parse_mask)
 
     def names(self, path: str) -> tuple[str, ...]:
-        """The names in a directory, sorted; none where there is no such directory."""
+        """Lists the names in a directory, sorted; none where there is no such directory."""
         try:
             return tuple(sorted(os.listdir(self._resolve(path))))
         except OSError:
             return ()
 
     def numbered(self, path: str, prefix: str) -> tuple[int, ...]:
-        """The numbers N of the entries prefixN in a directory, sorted."""
+        """Lists the numbers N of the entries prefixN in a directory, sorted."""
         tails = [name.removeprefix(prefix) for name in self.names(path) if name.startswith(prefix)]
         numbers = [int(tail) for tail in tails if tail.isascii() and tail.isdigit() and len(tail) < 9]
         return tuple(sorted(number for number in numbers if number <= MAX_NUMBER))
 
     def link_name(self, path: str) -> str | None:
-        """The last part of what a link leads to, whether it is there or not."""
+        """Returns the last part of what a link leads to, whether it is there or not."""
         try:
             return os.readlink(self.path(path)).rstrip("/").rpartition("/")[2]
         except OSError:
             return None
 
     def real_path(self, path: str) -> str:
-        """The path of a file when all links on the way to it are followed, absolute ones below the root.
+        """Returns the path of a file when all links on the way to it are followed, absolute ones below the root.
 
         What is not there stands in it as it was asked for; so does a link that leads in a circle.
         """
@@ -140,7 +140,7 @@ class Tree:
         return "/".join(done)
 
     def exists(self, path: str) -> bool:
-        """Whether there is something, behind links too."""
+        """Says whether a file or folder is there, behind links too."""
         return os.path.exists(self._resolve(path))
 
     def _first(self, paths: tuple[str, ...], parse: Callable[[str], CpuSet]) -> CpuSet | None:

@@ -30,7 +30,7 @@ _SOCKETS = "torchpar-infer@*.socket"
 
 
 def is_running() -> bool:
-    """Whether systemd is this host's init (sd_booted(3))."""
+    """Says whether systemd is this host's init (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
 
 
@@ -46,7 +46,7 @@ def daemon_reload() -> None:
 
 
 def unit_properties(unit: str) -> dict[str, Any]:
-    """All D-Bus properties of a unit, which systemd loads if it has not; plain JSON data. Raises SystemdError."""
+    """Reads all D-Bus properties of a unit, which systemd loads if it has not; plain JSON data. Raises SystemdError."""
     argv = ["busctl", "--system", "--json=short", "call", _BUS_NAME, object_path(unit)]
     done = run([*argv, "org.freedesktop.DBus.Properties", "GetAll", "s", ""])
     if done.returncode != 0:
@@ -55,7 +55,7 @@ def unit_properties(unit: str) -> dict[str, Any]:
 
 
 def object_path(unit: str) -> str:
-    """A unit's D-Bus object path, its name encoded as by sd_bus_path_encode(3)."""
+    """Returns a unit's D-Bus object path, its name encoded as by sd_bus_path_encode(3)."""
     encoded = re.sub(rb"^[0-9]|[^A-Za-z0-9]", lambda match: b"_%02x" % match[0][0], unit.encode())
     return f"/org/freedesktop/systemd1/unit/{encoded.decode()}"
 
@@ -66,19 +66,19 @@ def parse_properties(text: str) -> dict[str, Any]:
 
 
 def running_services() -> tuple[str, ...]:
-    """The units of training and inference services that run or are about to. Raises SystemdError."""
+    """Lists the units of training and inference services that run or are about to. Raises SystemdError."""
     done = _systemctl("list-units", "--output=json", "--state=active,activating,reloading,deactivating", *_PATTERNS)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
 def ad_hoc_jobs() -> tuple[str, ...]:
-    """The units of ad-hoc jobs that run or are about to. Raises SystemdError."""
+    """Lists the units of ad-hoc jobs that run or are about to. Raises SystemdError."""
     done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", "torchpar-run-*.service")
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
 def service_states() -> str:
-    """What changes whenever a training or inference service, or a socket, starts, is ready, ends or fails.
+    """Returns a text that changes whenever a training or inference service or socket starts, is ready, ends or fails.
 
     Raises SystemdError.
     """
@@ -86,13 +86,13 @@ def service_states() -> str:
 
 
 def open_sockets() -> tuple[str, ...]:
-    """The sockets of inference services that listen. Raises SystemdError."""
+    """Lists the sockets of inference services that listen. Raises SystemdError."""
     done = _systemctl("list-units", "--output=json", "--state=active", _SOCKETS)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
 def invocations(units: Iterable[str]) -> dict[str, str]:
-    """The InvocationID of those of the units that run. Raises SystemdError."""
+    """Reads the InvocationID of those of the units that run. Raises SystemdError."""
     shown = _systemctl("show", "--property=Id,ActiveState,InvocationID", "--", *units)
     told = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
     return {one["Id"]: one["InvocationID"] for one in told if one["ActiveState"] not in ("inactive", "failed")}
@@ -114,7 +114,7 @@ def stop(unit: str) -> None:
 
 
 def is_active(unit: str) -> bool:
-    """Whether a unit runs or, of a mount, is there."""
+    """Says whether a unit runs or, of a mount, is there."""
     return run(["systemctl", "is-active", "--quiet", unit]).returncode == 0
 
 
@@ -127,13 +127,13 @@ def say_of(unit: str, text: str) -> None:
 
 
 def active_since(mount_point: str) -> int:
-    """When a mount came, in microseconds of the monotonic clock; 0 where systemd does not know."""
+    """Returns when a mount came, in microseconds of the monotonic clock; 0 where systemd does not know."""
     done = run(["systemctl", "show", "--property=ActiveEnterTimestampMonotonic", "--value", "--", mount_point])
     return int(done.stdout.strip() or 0) if done.returncode == 0 else 0
 
 
 def seconds_since_boot() -> float:
-    """How long this systemd runs; in a container that is less than the kernel does. Raises SystemdError."""
+    """Returns the seconds that this systemd runs; in a container the kernel runs for longer. Raises SystemdError."""
     since = int(_systemctl("show", "--property=UserspaceTimestampMonotonic", "--value").strip() or 0)
     return time.monotonic() - since / 1e6
 
@@ -144,7 +144,7 @@ def reload_without_waiting(unit: str) -> None:
 
 
 def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
-    """What `systemd-analyze verify` says of units with these drop-ins, as path and text: nothing if all is well.
+    """Returns the lines of `systemd-analyze verify` on units with these drop-ins (path → text); none if all is well.
 
     Its exit status is 0 even for values that it cannot parse, so every line counts. Raises TorchparError when the
     drop-ins cannot be written for it.

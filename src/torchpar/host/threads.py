@@ -32,7 +32,7 @@ class ThreadReader:
         self._sets: dict[bytes, CpuSet] = {}
 
     def read(self, pid: int) -> dict[int, CpuSet]:
-        """The allowed CPUs of each thread of a process."""
+        """Reads the allowed CPUs of each thread of a process."""
         threads = {}
         try:
             for tid in self._proc.numbers(f"{pid}/task"):
@@ -58,7 +58,7 @@ class ThreadReader:
 
 
 def read_cpu_seconds(proc: ProcReader, pid: int) -> dict[int, float]:
-    """The CPU time of each thread of a process, utime and stime of proc(5). Raises TooLateError."""
+    """Reads the CPU time of each thread of a process, utime and stime of proc(5). Raises TooLateError."""
     seconds: dict[int, float] = {}
     with contextlib.suppress(OSError):
         for tid in proc.numbers(f"{pid}/task"):

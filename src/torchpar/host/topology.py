@@ -23,7 +23,7 @@ KIND_GAP = 0.15
 
 
 def read_cpus(tree: Tree) -> tuple[CpuSet, CpuSet]:
-    """The online and the offline CPUs. Raises FactsError when there is no CPU."""
+    """Reads the online and the offline CPUs. Raises FactsError when there is no CPU."""
     folders = CpuSet(tree.numbered(_CPU, "cpu"))
     online = tree.cpulist(f"{_CPU}/online")
     if not online:
@@ -35,12 +35,12 @@ def read_cpus(tree: Tree) -> tuple[CpuSet, CpuSet]:
 
 
 def read_isolated(tree: Tree) -> CpuSet:
-    """The CPUs of the kernel's isolcpus=."""
+    """Reads the CPUs of the kernel's isolcpus=."""
     return tree.cpulist(f"{_CPU}/isolated") or CpuSet()
 
 
 def read_cores(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...]:
-    """The online CPUs of each core, ordered by their first CPU."""
+    """Reads the online CPUs of each core, ordered by their first CPU."""
     cores: list[CpuSet] = []
     by_id: dict[tuple[int | None, int], list[int]] = {}
     seen: set[int] = set()
@@ -69,7 +69,7 @@ def read_cores(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...]:
 
 
 def _siblings(tree: Tree, cpu: int) -> CpuSet | None:
-    """The CPUs of a CPU's core. The names without "core" are those of kernels before 5.1, and still there."""
+    """Reads the CPUs of a CPU's core. The names without "core" are those of kernels before 5.1, and still there."""
     topology = f"{_CPU}/cpu{cpu}/topology"
     for read, names in (
         (tree.cpulist, ("core_cpus_list", "thread_siblings_list")),
@@ -101,7 +101,7 @@ def compare_places(
 
 
 def read_packages(tree: Tree, online: CpuSet) -> tuple[Package, ...] | None:
-    """Packages by physical_package_id, ordered by their first CPU; None where any CPU's is unknown."""
+    """Reads packages by physical_package_id, ordered by their first CPU; None where any CPU's is unknown."""
     packages: dict[int, list[int]] = {}
     for cpu in online:
         package = tree.number(f"{_CPU}/cpu{cpu}/topology/physical_package_id")
@@ -112,7 +112,7 @@ def read_packages(tree: Tree, online: CpuSet) -> tuple[Package, ...] | None:
 
 
 def read_dies(tree: Tree, online: CpuSet, packages: Iterable[Package]) -> tuple[CpuSet, ...]:
-    """The CPUs of each die; none where every package is one die, or where they contradict each other."""
+    """Reads the CPUs of each die; none where every package is one die, or where they contradict each other."""
     dies = set()
     for cpu in online:
         topology = f"{_CPU}/cpu{cpu}/topology"
@@ -126,7 +126,7 @@ def read_dies(tree: Tree, online: CpuSet, packages: Iterable[Package]) -> tuple[
 
 
 def read_l3_groups(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...] | None:
-    """The CPUs that share each level-3 cache; none where no cache is of level 3, None where no cache is described."""
+    """Reads the CPUs that share each level-3 cache; none where there is none, None where no cache is described."""
     groups: set[CpuSet] = set()
     described = False
     for cpu in online:
@@ -149,7 +149,7 @@ def read_l3_groups(tree: Tree, online: CpuSet) -> tuple[CpuSet, ...] | None:
 
 
 def read_cpu_kinds(tree: Tree, online: CpuSet) -> tuple[CpuKind, ...]:
-    """The kinds of CPUs of a hybrid host, the slowest first; none where all are alike or nothing tells them apart.
+    """Reads the kinds of CPUs of a hybrid host, slowest first; none where all are alike or nothing tells them apart.
 
     In this order: Intel's two PMUs, the scheduler's capacities (ABI/testing/sysfs-devices-system-cpu, cpu_capacity),
     and, where neither is there, a gap of 15 % between maximum frequencies.
@@ -181,7 +181,7 @@ _UNKNOWN_CAPACITY = 0.5
 
 
 def _capacities(tree: Tree, kinds: Sequence[CpuSet]) -> list[float]:
-    """How fast a CPU of each kind is, the slowest of it counts: 1 for the fastest kind. The kinds are slowest first."""
+    """Reads the relative speed of each kind of CPU, its slowest counts: 1 is the fastest kind. Slowest kinds first."""
     for file in _SPEEDS:
         values = [[tree.number(f"{_CPU}/cpu{cpu}/{file}") for cpu in cpus] for cpus in kinds]
         slowest = [min((value or 0 for value in kind), default=0) for kind in values]
@@ -219,7 +219,7 @@ def _groups_by_frequency(frequencies: dict[int, list[int]]) -> list[list[int]]:
 
 
 def read_numa_nodes(tree: Tree, online: CpuSet, memory_bytes: int | None) -> tuple[NumaNode, ...]:
-    """The NUMA nodes; a host without node directory is one node, which is then marked as synthetic."""
+    """Reads the NUMA nodes; a host without node directory is one node, which is then marked as synthetic."""
     nodes = []
     seen = CpuSet()
     for number in tree.numbered(_NODE, "node"):
@@ -243,7 +243,7 @@ def read_numa_nodes(tree: Tree, online: CpuSet, memory_bytes: int | None) -> tup
 
 
 def read_memory(tree: Tree) -> int | None:
-    """The host's memory in bytes."""
+    """Reads the host's memory in bytes."""
     return _memory(tree.text("proc/meminfo"))
 
 
@@ -253,7 +253,7 @@ def _memory(meminfo: str | None) -> int | None:
 
 
 def read_distances(tree: Tree, nodes: Iterable[NumaNode]) -> Distances | None:
-    """The distances between nodes; None for one node, or where the files do not make a square."""
+    """Reads the distances between nodes; None for one node, or where the files do not make a square."""
     numbers = tuple(node.id for node in nodes)
     matrix = []
     for number in numbers:

@@ -54,7 +54,7 @@ def run_transient(unit: str, argv: Sequence[str], started: Callable[[], None]) -
 
 
 def _has_begun(unit: str) -> bool:
-    """Whether the unit runs, or has failed to."""
+    """Says whether the unit runs, or has failed to."""
     return run(["systemctl", "is-active", unit], apart=True).stdout.strip() in ("active", "failed", "deactivating")
 
 
