@@ -35,17 +35,17 @@ INSTEAD = "write it to a file and pass the file's name"
 
 
 def string_limit(page_size: int | None) -> int:
-    """How many bytes an argument or a variable with its name may have on a host with these pages."""
+    """Returns the most bytes of an argument, or of a variable with its name, on a host with such pages."""
     return _PAGES * (page_size or SMALLEST_PAGE) - 1
 
 
 def size(text: str) -> int:
-    """The bytes of a text as the kernel gets it."""
+    """Counts the bytes of a text as the kernel gets it."""
     return len(text.encode("utf-8", "surrogateescape"))
 
 
 def check_strings(texts: Iterable[str], page_size: int | None) -> Iterator[str]:
-    """What is wrong with each string that is too long, as a clause."""
+    """Yields the problem with each string that is too long, as a clause."""
     limit = string_limit(page_size)
     for text in texts:
         if size(text) > limit:
@@ -53,14 +53,14 @@ def check_strings(texts: Iterable[str], page_size: int | None) -> Iterator[str]:
 
 
 def check_number(number: int, most: int, things: str, instead: str = INSTEAD) -> str | None:
-    """What is wrong with so many of something, as a clause."""
+    """Returns the problem with so many of something, as a clause; None where they are not too many."""
     if number <= most:
         return None
     return f"it has {number:,} {things}, and systemd is too slow with more than {most:,}; {instead}"
 
 
 def total_limit(limit_stack: str | None) -> int:
-    """How many bytes all strings may have together under this LimitSTACK=; what is no size changes none."""
+    """Returns the most bytes of all strings together under this LimitSTACK=; text that is no size changes nothing."""
     soft = (limit_stack or "").partition(":")[0].strip()
     size_of = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGTPE]?)B?", soft)
     stack = float(size_of[1]) * 1024 ** " KMGTPE".index(size_of[2] or " ") if size_of else _STACK
@@ -70,7 +70,7 @@ def total_limit(limit_stack: str | None) -> int:
 
 
 def check_command(command: Sequence[str], environment: Mapping[str, str], limit_stack: str | None = None) -> str | None:
-    """What is wrong with a command line and its variables together, as a clause."""
+    """Returns the problem with a command line and its variables together, as a clause; None if they are short."""
     strings = [*command, *(f"{name}={value}" for name, value in environment.items())]
     total = sum(size(text) + 1 + _POINTER for text in strings) + _ADDED
     limit = total_limit(limit_stack)

@@ -87,7 +87,7 @@ class PciDevice:
 
     @property
     def name(self) -> str:
-        """How the plan calls it: by its address, or as CUDA calls a MIG instance ("MIG-GPU-.../1/0")."""
+        """The plan's name for it: its address, or CUDA's name of a MIG instance ("MIG-GPU-.../1/0")."""
         return self.pci if self.mig is None else f"MIG-{self.uuid}/{self.mig}"
 
 
@@ -107,8 +107,10 @@ class Library:
 
 @dataclass(frozen=True)
 class Held:
-    """What a service has in the generation in force: the CPUs that it computes on, its accelerators by the names of
-    the plan, and the slower cores of its loader workers."""
+    """The CPUs and accelerators of a service in the generation in force, and the slower cores of its loader workers.
+
+    The accelerators are named as in the plan.
+    """
 
     cpus: CpuSet
     gpus: tuple[str, ...] = ()
@@ -150,15 +152,15 @@ class HostFacts:
     doubts: tuple[str, ...] = ()
 
     def afresh(self) -> HostFacts:
-        """The same host with nothing in force, so that nothing is kept where it is."""
+        """Returns the same host with nothing in force, so that nothing is kept where it is."""
         return dataclasses.replace(self, in_force={})
 
     def node_of(self, cpus: CpuSet) -> CpuSet:
-        """The ids of the NUMA nodes that hold any of these CPUs."""
+        """Returns the ids of the NUMA nodes that hold any of these CPUs."""
         return CpuSet(node.id for node in self.numa_nodes if not node.cpus.isdisjoint(cpus))
 
     def accelerators(self) -> tuple[PciDevice, ...]:
-        """The devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays.
+        """Returns the devices PyTorch can compute on: NVIDIA, AMD and Intel, without management and virtual displays.
 
         GPUs that are a part of the processor are among them, as drivers count them too. A GPU that is in MIG's
         instances is these instead: CUDA cannot use it as a whole. The numa_node of each is one that has CPUs, see
@@ -170,15 +172,15 @@ class HostFacts:
         )
 
     def discrete_accelerators(self) -> tuple[PciDevice, ...]:
-        """Those that services get without naming them: all but GPUs that are a part of the processor.
+        """Returns the accelerators that services get without naming them: all but GPUs within the processor.
 
-        Those are there for the display, and few builds of PyTorch can use one; a job on CPUs must not become one on a
-        GPU by them.
+        Integrated GPUs are there for the display, and few builds of PyTorch can use one; a job on CPUs must not become
+        one on a GPU by them.
         """
         return tuple(gpu for gpu in self.accelerators() if not gpu.integrated)
 
     def home_node(self, device: PciDevice) -> int | None:
-        """The NUMA node whose CPUs are nearest to a device; None where the kernel does not know.
+        """Returns the NUMA node whose CPUs are nearest to a device; None where the kernel does not know.
 
         On a host with one node that is this one, whatever the kernel says. Else it is the device's own; where that has
         no CPUs, the nearest one that has; and where the node is unknown, that of its local CPUs if it is only one (they
@@ -208,7 +210,7 @@ def _parts(gpu: PciDevice) -> tuple[PciDevice, ...]:
 
 
 def is_accelerator(device: PciDevice) -> bool:
-    """Whether PyTorch could compute on the device (CUDA, ROCm or XPU)."""
+    """Says whether PyTorch could compute on the device (CUDA, ROCm or XPU)."""
     if device.excluded or device.driver in _FOREIGN_DRIVERS or (device.driver is None and device.driver_stated):
         return False
     vendor, class_code = device.vendor, device.class_code or ""
@@ -225,7 +227,7 @@ def is_accelerator(device: PciDevice) -> bool:
 
 
 def topology_json(facts: HostFacts) -> dict[str, Any]:
-    """The topology as JSON data, by the names that `torchpar topology --json` promises.
+    """Returns the topology as JSON data, by the names that `torchpar topology --json` promises.
 
     numa_node of a device is -1 where the kernel says that it does not know, null where it has no such file.
     """
@@ -247,7 +249,7 @@ def topology_json(facts: HostFacts) -> dict[str, Any]:
 
 
 def facts_json(value: Any) -> Any:
-    """A HostFacts (or a part of it) as JSON data: CPU sets become sorted lists, unknown becomes null."""
+    """Returns a HostFacts (or a part of it) as JSON data: CPU sets become sorted lists, unknown becomes null."""
     if isinstance(value, CpuSet):
         return list(value)
     if dataclasses.is_dataclass(value):
@@ -260,7 +262,7 @@ def facts_json(value: Any) -> Any:
 
 
 def parse_facts(data: Any) -> HostFacts:
-    """The reverse of facts_json. Raises FactsError naming the field that is missing, of another type or impossible."""
+    """Parses the data of facts_json. Raises FactsError with the field that is missing, ill-typed or impossible."""
     try:
         facts = shape(data, HostFacts)
         _check(facts)
