@@ -42,7 +42,7 @@ class AdHocJob(Service):
 
     @property
     def names_cpus(self) -> bool:
-        """Whether it was started with a CPUs= that says which ones."""
+        """Says whether it was started with a CPUs= that names CPUs, NUMA nodes or packages."""
         return super().names_cpus and not self.placed
 
     @property
@@ -52,27 +52,27 @@ class AdHocJob(Service):
 
     @property
     def section(self) -> str:
-        """What messages call it."""
+        """The job's name in messages."""
         return "this job"
 
     @property
     def own_user(self) -> bool:
-        """Whoever it runs as, its home is that user's."""
+        """Says no: whichever user it runs as, its home is that user's."""
         return False
 
     def origin(self, key: str) -> str:
-        """What messages name as the place where it asks."""
+        """Returns the place that messages name: the command itself."""
         return "run"
 
 
 def job_name(what: str, number: int) -> str:
-    """A name for the unit of a script or module; `number` tells the jobs of one script apart."""
+    """Makes a name for the unit of a script or module; `number` tells the jobs of one script apart."""
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", what.rpartition("/")[2].removesuffix(".py")).strip("-.") or "job"
     return f"{stem[:60]}-{number}"
 
 
 def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
-    """The job's settings, as pairs of key and value, as the last file of the conf, so that [Train] has its defaults.
+    """Makes the last file of the conf of the job's settings, pairs of key and value: [Train] has its defaults.
 
     Raises ConfigError for a value that is more than one line.
     """
@@ -86,7 +86,7 @@ def conf_of(settings: Iterable[tuple[str, str]]) -> ConfFile:
 
 
 def own_problems(found: Iterable[Problem | str]) -> tuple[str, ...]:
-    """Those of the conf's problems that are in the job's own settings, without a line number that nobody could find."""
+    """Returns the problems in the job's own settings, without a line number that nobody could find."""
     own = [problem.what for problem in found if isinstance(problem, Problem) and problem.place.file == COMMAND]
     return tuple(what.removeprefix(f"[Train {AD_HOC}] ") for what in own)
 
@@ -94,7 +94,7 @@ def own_problems(found: Iterable[Problem | str]) -> tuple[str, ...]:
 def take_job(
     config: Config, name: str, *, script: str | None, module: str | None, arguments: Iterable[str]
 ) -> tuple[Config, AdHocJob]:
-    """The conf without the section of conf_of(), and the job that it describes."""
+    """Splits the conf into the rest without the section of conf_of(), and the job that it describes."""
     (section,) = config.find(f"train@{AD_HOC}")
     settings = section.settings
     assert isinstance(settings, TrainSettings)
@@ -112,12 +112,12 @@ def plan_job(
     used: CpuSet,
     used_gpus: Collection[str] = (),
 ) -> ServicePlan:
-    """The plan of an ad-hoc job. `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs and
-    `used_gpus` their accelerators, by the names of the plan.
+    """Plans an ad-hoc job. Raises PlacementError when what it asks for is not there.
 
-    It gets the CPUs that no enabled service holds and nobody else runs on. Where there are none it shares those that
-    no enabled service holds, or all, with a warning; so it is with accelerators that it asks for, while with GPUs=auto
-    it gets those that nobody uses, or none. Raises PlacementError when what it asks for is not there.
+    `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs and `used_gpus` their accelerators,
+    by the names of the plan. It gets the CPUs that no enabled service holds and nobody else runs on. Where there are
+    none it shares those that no enabled service holds, or all, with a warning; so it is with accelerators that it asks
+    for, while with GPUs=auto it gets those that nobody uses, or none.
     """
     usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
     present = [service for service in config.services if service.settings.enabled or service.unit in running]
@@ -193,8 +193,8 @@ def _choose_gpus(
     return request, f"this job shares accelerators with other jobs: {' '.join(taken)}; all of them will be slower"
 
 
-def held_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
-    """The CPUs and accelerators of the unit of an ad-hoc job, by its D-Bus properties."""
+def used_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
+    """Returns the CPUs and accelerators that the unit of an ad-hoc job uses, by its D-Bus properties."""
     cpus = CpuSet.from_bitmap(properties.get("AllowedCPUs", ()))
     cpus = cpus or CpuSet.from_bitmap(properties.get("CPUAffinity", ()))
     variables = dict(variable.partition("=")[::2] for variable in properties.get("Environment", ()))
@@ -202,7 +202,7 @@ def held_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
 
 
 def accelerators_of(told: str) -> frozenset[str]:
-    """The accelerators that a job's variable names; none where it is not what torchpar writes."""
+    """Parses the accelerators that a job's variable names; none where it is not what torchpar writes."""
     try:
         job = parse_job_environment({VARIABLE: told}) if told else None
     except JobSettingsError:
@@ -223,7 +223,7 @@ _OF_THE_USER = re.compile(r"HOME|USER|LOGNAME|SHELL|MAIL|XDG_\w+|DBUS_\w+|SSH_\w
 
 
 def inherited(environ: Mapping[str, str], planned: Mapping[str, str], *, same_user: bool) -> dict[str, str]:
-    """What a job gets of the environment it is started from: all but the caller's own state and what is planned."""
+    """Returns the variables that a job inherits: all but the caller's own state and the planned ones."""
     return {
         name: value
         for name, value in environ.items()

@@ -29,20 +29,20 @@ _SECONDS = 5.0
 
 
 def read_ad_hoc_jobs(proc: str = "/proc") -> tuple[CpuSet, frozenset[str]]:
-    """The CPUs and accelerators of the ad-hoc jobs that have a unit, and of those of this user that have none.
+    """Reads the CPUs and accelerators of the ad-hoc jobs that have a unit, and of those of this user that have none.
 
     Raises SystemdError.
     """
     found: list[tuple[CpuSet, frozenset[str]]] = []
     told = systemd.is_running()
     if told:
-        found += (plan.held_by(systemd.unit_properties(unit)) for unit in systemd.ad_hoc_jobs())
+        found += (plan.used_by(systemd.unit_properties(unit)) for unit in systemd.ad_hoc_jobs())
     reader = ProcReader(_SECONDS, proc)
 
     def read_own() -> None:
         for pid in reader.numbers("."):
             if pid != os.getpid() and _is_own_job(reader, pid, told):
-                found.append(_held_by(reader, pid))
+                found.append(_used_by(reader, pid))
 
     try:
         Reader(_SECONDS).do(read_own)
@@ -53,7 +53,7 @@ def read_ad_hoc_jobs(proc: str = "/proc") -> tuple[CpuSet, frozenset[str]]:
 
 
 def _is_own_job(proc: ProcReader, pid: int, told: bool) -> bool:
-    """Whether this user alone has started the process, it is an ad-hoc job's, and systemd has not told of it.
+    """Says whether the process is an ad-hoc job's that this user alone has started and systemd has not told of.
 
     The owner of its folder is not enough: that of a process that nobody may look into is root. Nor are its user numbers
     where its program is a setuid one, as sudo: its arguments and variables are still those of whoever called it.
@@ -76,8 +76,8 @@ def _is_own_job(proc: ProcReader, pid: int, told: bool) -> bool:
         return False
 
 
-def _held_by(proc: ProcReader, pid: int) -> tuple[CpuSet, frozenset[str]]:
-    """What such a process has, and says that it has."""
+def _used_by(proc: ProcReader, pid: int) -> tuple[CpuSet, frozenset[str]]:
+    """Reads the CPUs that such a process may run on, and the accelerators in its job's variable."""
     try:
         cpus = CpuSet.union(ThreadReader(proc).read(pid).values())
         variables = proc.start(f"{pid}/environ", _MOST).split(b"\0")

@@ -20,7 +20,7 @@ FATAL = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SI
 
 
 def as_unit() -> bool:
-    """Whether what is started gets a unit of its own: systemd gives root one."""
+    """Says whether a job gets a unit of its own: systemd gives root one."""
     return systemd.is_running() and os.geteuid() == 0
 
 
@@ -28,9 +28,10 @@ S = TypeVar("S", bound=Service)
 
 
 def make_startable(service: S, systemd_version: int | None, warn: Callable[[Iterable[str]], None]) -> S:
-    """What is started as a transient unit, without the directives that this systemd lacks.
+    """Returns a job for a transient unit, without the directives that this systemd lacks.
 
-    Raises ConfigError where others can change what systemd opens for it as root: no guard looks at it, as at a service.
+    Raises ConfigError where others can change a file that systemd opens for it as root: no guard looks at these, as at
+    a service's.
     """
     warn(service.left_out(systemd_version))
     known = service.known_to(systemd_version)
@@ -93,7 +94,7 @@ def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoR
 
 
 def _beyond(plan: ServicePlan) -> Iterator[str]:
-    """What is asked for that only a unit can have."""
+    """Yields the settings of the job that only a unit can have."""
     settings = plan.service.settings
     for key, value in (
         ("MemoryMax", settings.memory_max),

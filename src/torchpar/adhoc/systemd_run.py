@@ -24,7 +24,7 @@ _ALWAYS = (
 
 
 def make_command(plan: ServicePlan, *, unit: str, user: str, directory: str, environment_file: str) -> tuple[str, ...]:
-    """The systemd-run command that starts the job, streams what it prints and waits for its end.
+    """Makes the systemd-run command that starts the job, streams what it prints and waits for its end.
 
     The caller's own environment is in a file: a unit's properties can be read by everybody.
     """
@@ -73,7 +73,7 @@ def _properties(plan: ServicePlan) -> Iterator[tuple[str, str]]:
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
-    """The text of an EnvironmentFile=; what systemd would refuse in it is left out (control characters, odd names)."""
+    """Makes the text of an EnvironmentFile= without what systemd would refuse (control characters, odd names)."""
     lines = []
     for name, value in variables.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
