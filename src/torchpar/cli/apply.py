@@ -82,7 +82,7 @@ def _show(compiled: Compiled, changes: tuple[Change, ...]) -> int:
 
 
 def _what_waits(store: Store, generation: Generation) -> dict[str, int] | None:
-    """What comes back unless this generation is confirmed, for a person or a program; also of an earlier apply."""
+    """Returns the generation that comes back unless this one is confirmed, and the seconds left for that."""
     with contextlib.suppress(StoreError):
         if waits := store.unconfirmed(generation):
             return {"back": waits.back, "seconds_left": math.ceil(waits.seconds_left(read_clocks()))}

@@ -37,7 +37,7 @@ def explain(name: str, root: Path, facts_file: Path | None, conf_file: Path | No
 
 
 def _measured() -> dict[str, str]:
-    """What torchpard knows of how jobs load their data, in their last run, by unit."""
+    """Asks torchpard how jobs loaded their data in their last run, by unit."""
     services = (ask_daemon() or {}).get("services", ())
     return {service["unit"]: service["loading"] for service in services if service.get("loading")}
 

@@ -143,7 +143,7 @@ def _make_startable(job: AdHocJob, systemd_version: int | None) -> AdHocJob:
 
 
 def _user(asked: str | None, job: AdHocJob) -> str:
-    """Who the job runs as: who is asked for; for root also [Train] User=, or whoever called sudo."""
+    """Returns the user that the job runs as: the one asked for; for root also [Train] User=, or the caller of sudo."""
     user = asked
     if user is None and os.geteuid() == 0:
         user = job.settings.user or os.environ.get("SUDO_USER")

@@ -92,7 +92,7 @@ def _allocator(service: dict[str, Any]) -> str:
 
 
 def speed(throughput: dict[str, Any] | None) -> tuple[str, str]:
-    """How fast a job is, and what holds it back: ("812 samples/s", "loader: waits 43 %").
+    """Returns a job's speed, and the reason why it is no faster: ("812 samples/s", "loader: waits 43 %").
 
     Nothing while it is not known, for example in the first seconds, or for a job that does not train.
     """

@@ -13,7 +13,7 @@ from torchpar.contract.errors import TorchparError
 
 
 class OutputError(TorchparError):
-    """What a command says cannot be written."""
+    """The output of a command cannot be written."""
 
 
 class _Output(io.FileIO):
