@@ -22,7 +22,7 @@ class Change:
 
 
 def compare(old_files: Mapping[str, str], new_files: Mapping[str, str]) -> tuple[Change, ...]:
-    """What differs between two sets of rendered files (relative path → text), by unit in their order."""
+    """Compares two sets of rendered files (relative path → text), by unit in their order."""
     changes = []
     for path in sorted({*old_files, *new_files}):
         old, new = old_files.get(path, ""), new_files.get(path, "")
@@ -33,13 +33,13 @@ def compare(old_files: Mapping[str, str], new_files: Mapping[str, str]) -> tuple
 
 
 def compare_links(old_links: Iterable[str], new_links: Iterable[str]) -> tuple[Change, ...]:
-    """Which units start at boot in one set and not in the other."""
+    """Finds the units that start at boot in one set and not in the other."""
     old, new = {unit_of(link) for link in old_links}, {unit_of(link) for link in new_links}
     return tuple(Change(unit, "enabled" if unit in new else "disabled", "", "") for unit in sorted(old ^ new))
 
 
 def find_moves(in_force: Mapping[str, Held], plan: Plan) -> tuple[str, ...]:
-    """Which services that have something in force get other CPUs or accelerators, as sentences."""
+    """Finds the services with something in force that get other CPUs or accelerators, as sentences."""
     moves = []
     for service in plan.services:
         held = in_force.get(service.unit)
@@ -57,7 +57,7 @@ def find_moves(in_force: Mapping[str, Held], plan: Plan) -> tuple[str, ...]:
 
 
 def unified(changes: Iterable[Change]) -> Iterator[str]:
-    """The lines of a unified diff of the changes."""
+    """Yields the lines of a unified diff of the changes."""
     for change in changes:
         if change.what in ("enabled", "disabled"):
             yield f"{change.unit}: {change.what} at boot"

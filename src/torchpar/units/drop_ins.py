@@ -53,7 +53,7 @@ class UnitSet:
 
 
 def make_units(plan: Plan) -> UnitSet:
-    """The drop-in of every planned service. The same plan gives the same bytes."""
+    """Makes the drop-in of every planned service. The same plan gives the same bytes."""
     files: dict[str, str] = {}
     links: dict[str, str] = {}
     warnings: list[str] = []
@@ -77,29 +77,29 @@ def make_units(plan: Plan) -> UnitSet:
 
 
 def make_refusal(unit: str, why: str) -> dict[str, str]:
-    """The drop-in of a service that does not fit the host any more: its start fails and says why."""
+    """Makes the drop-in of a service that does not fit the host any more: its start fails and says why."""
     message = quote_word(f"{why}; see: torchpar plan, torchpar apply")
     text = f"# Made by torchpar. Do not edit\n[Service]\nExecStartPre=\nExecStartPre=:/bin/sh -c {_SAY} sh {message}\n"
     return {drop_in_path(unit): text}
 
 
 def drop_in_path(unit: str) -> str:
-    """A unit's drop-in below the generator's directory; what `systemctl edit` writes sorts after it."""
+    """Returns the path of a unit's drop-in below the generator's directory; that of `systemctl edit` sorts after it."""
     return f"{unit}.d/20-torchpar.conf"
 
 
 def socket_of(unit: str) -> str:
-    """The socket that holds the addresses of an inference service's unit."""
+    """Returns the socket that holds the addresses of an inference service's unit."""
     return f"{unit.removesuffix('.service')}.socket"
 
 
 def guard_of(unit: str) -> str:
-    """What comes before each start of a service for which systemd opens files as root."""
+    """Returns the unit that runs before each start of a service for which systemd opens files as root."""
     return f"torchpar-guard@{unit}"
 
 
 def unit_of(path: str) -> str:
-    """The unit that a rendered file or link belongs to."""
+    """Returns the unit that a rendered file or link belongs to."""
     folder, _, name = path.partition("/")
     return name if folder.endswith(".wants") else folder.removesuffix(".d")
 
@@ -162,7 +162,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
 
 
 def _may_use_devices(service: Service, facts: HostFacts) -> bool:
-    """Whether the host has anything that the template unit allows (DeviceAllow=), or the conf allows more."""
+    """Says whether the host has a device that the template unit allows (DeviceAllow=), or the conf allows more."""
     return bool(
         # Also those that have no driver yet.
         any(gpu.vendor in _GPU_VENDORS or (gpu.class_code or "").startswith("0x12") for gpu in facts.gpus)
@@ -176,12 +176,12 @@ def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> i
 
 
 def _source(plan: ServicePlan) -> str:
-    """The file that declares a service."""
+    """Returns the file that declares a service."""
     return plan.service.place("").file
 
 
 def placement_settings(plan: ServicePlan) -> list[tuple[str, str]]:
-    """CPU and memory settings. Lists merge across drop-ins, so each is reset before it is set.
+    """Makes the CPU and memory settings. Lists merge across drop-ins, so each is reset before it is set.
 
     AllowedCPUs= is there besides CPUAffinity=: on kernel 6.1 a sibling that turns the cpuset controller on resets a
     bare affinity. It also allows the CPUs of the loader workers, on which no process starts. NUMAMask= stays empty for

@@ -17,7 +17,7 @@ class UnitText(str):
 
 
 def quote_word(text: str) -> UnitText:
-    """One word of a systemd command line or Environment=: `%` doubled, quoted where it must be.
+    """Quotes one word of a systemd command line or Environment=: `%` doubled, in quotes where it must be.
 
     A control character, a newline too, is a C escape. What has none, a path for one, is read the same where systemd
     knows no such escapes. See "Quoting" in systemd.syntax(7).
@@ -30,17 +30,17 @@ def quote_word(text: str) -> UnitText:
 
 
 def quote_words(texts: Iterable[str]) -> UnitText:
-    """All words of a line."""
+    """Quotes all words of a line."""
     return UnitText(" ".join(map(quote_word, texts)))
 
 
 def quote_path(text: str) -> UnitText:
-    """A value that systemd takes as a whole line: `%` doubled. Raises ValueError as whole_line() does."""
+    """Quotes a value that systemd takes as a whole line: `%` doubled. Raises ValueError as whole_line() does."""
     return whole_line(text.replace("%", "%%"))
 
 
 def whole_line(text: str) -> UnitText:
-    """A value in systemd's own words. Raises ValueError for what would not be one line, or the next line as well."""
+    """Returns a value in systemd's own words. Raises ValueError for text that would be no line, or the next one too."""
     # A tab is white space to systemd, and harmless within quotes; anything else could end the line.
     if any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in text):
         raise ValueError(f"{text!r} has a control character")
