@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Severity(enum.Enum):
-    """What a check found."""
+    """The result of a check."""
 
     OK = "ok"  # nothing to do
     WARN = "warn"  # works, but could be better
@@ -19,7 +19,7 @@ class Severity(enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, where that is to be seen, and the command that mends it (empty: nothing to mend)."""
+    """The result of a check, where it is to be seen, and the command that mends it ("": nothing to mend)."""
 
     check: str
     severity: Severity
