@@ -1,4 +1,4 @@
-"""What the demo serves: text that goes on like the licences that its model has read.
+"""Serves the demo's model: text that goes on like the licences that it has read.
 
     $ curl -d '{"text": "Permission is"}' http://localhost:8000/predict
 
