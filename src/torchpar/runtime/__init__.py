@@ -13,7 +13,7 @@ __all__ = ["init", "plan", "stop_requested"]
 
 
 def plan() -> "JobSettings | None":
-    """What this host's plan says of the service that this process belongs to; None outside a torchpar service.
+    """Returns this host's plan of the service that this process belongs to; None outside a torchpar service.
 
     Raises JobSettingsError when the unit's variable is damaged.
     """
@@ -25,7 +25,7 @@ def plan() -> "JobSettings | None":
 
 
 def stop_requested() -> bool:
-    """Whether the script is asked to save and end: True in all ranks at the same call, and from then on.
+    """Says whether the script is asked to save and end: True in all ranks at the same call, and from then on.
 
     To be called once a step, equally often in every rank. From the first call on `systemctl stop` asks, and ends the
     job only when CheckpointGrace= is over.
@@ -36,9 +36,11 @@ def stop_requested() -> bool:
 
 
 def init(backend: "str | None" = None) -> "Job":
-    """The process group, this rank's devices, and `wrap(model)`: gloo on CPUs, nccl where the rank has accelerators.
+    """Joins the process group, and takes this rank's devices; the Job that it returns has `wrap(model)`.
 
-    A process that is alone gets the same without a group, so one script runs either way.
+    `backend` is torch.distributed's; None is nccl where the rank has accelerators, gloo on CPUs. A process that is
+    alone gets the same without a group, so one script runs either way. Raises RuntimeError where torch sees some of the
+    planned accelerators and not all.
     """
     from torchpar.runtime.job import init
 

@@ -9,7 +9,7 @@ _KINDS = ("cuda", "xpu")
 
 
 def visible(torch: Any) -> int:
-    """How many accelerators this process sees. Asking may start the driver, and then it must not fork any more."""
+    """Counts the accelerators that this process sees. That may start the driver: then it must not fork any more."""
     return int(torch.cuda.device_count())
 
 
@@ -26,10 +26,10 @@ def finish(torch: Any, device: Any) -> None:
 
 
 def in_use(torch: Any) -> bool:
-    """Whether this process has begun to use an accelerator.
+    """Says whether this process has begun to use an accelerator.
 
-    Whether there is one is not asked: `is_available()` may itself start the driver, which a forked loader worker could
-    then not use any more.
+    It does not ask whether there is one: `is_available()` may itself start the driver, which a forked loader worker
+    could then not use any more.
     """
     return any(_asked(torch, kind, "is_initialized") for kind in _KINDS)
 

@@ -27,7 +27,7 @@ class Job:
         self.device = self.devices[0]
 
     def wrap(self, model: Any, **arguments: Any) -> Any:
-        """The model on this process's device, in DistributedDataParallel where there are other ranks.
+        """Moves the model to this process's device, and into DistributedDataParallel where there are other ranks.
 
         A model for several devices of one rank (GPUsPerRank=) that is on them already stays there. The arguments are
         those of DistributedDataParallel.
@@ -45,7 +45,7 @@ class Job:
 
 
 def init(backend: str | None = None) -> Job:
-    """Join the process group, unless the process is alone or has joined already, and take this rank's devices.
+    """Joins the process group, unless the process is alone or has joined already, and takes this rank's devices.
 
     The backend is nccl where the rank has accelerators, gloo on CPUs. Raises RuntimeError where torch sees some of the
     planned accelerators and not all: ranks with and without one would wait for each other for ever.
@@ -63,7 +63,7 @@ def init(backend: str | None = None) -> Job:
 
 
 def device_numbers(settings: JobSettings | None, local_rank: int, visible: int) -> range:
-    """Which of the accelerators that the service sees are this rank's: the ranks' own follow one another.
+    """Returns the numbers of this rank's accelerators among the service's: the ranks' own follow one another.
 
     Without a plan one for each rank, as is usual with torchrun. None where none is visible, as with a torch for CPUs.
     Raises RuntimeError where some are and some are not.

@@ -18,7 +18,7 @@ VERSION = 1
 
 
 def observe(torch: Any, local_rank: int) -> dict[str, Any]:
-    """The truth of this process as JSON data; cpus is a list in the kernel's syntax."""
+    """Returns the truth of this process as JSON data; cpus is a list in the kernel's syntax."""
     return {
         "version": VERSION,
         "pid": os.getpid(),
@@ -32,7 +32,7 @@ def observe(torch: Any, local_rank: int) -> dict[str, Any]:
 
 
 def tell(truth: dict[str, Any]) -> None:
-    """One line for the journal, and rank-N.json in the service's RuntimeDirectory= if it has one."""
+    """Writes one line to the journal, and rank-N.json to the service's RuntimeDirectory= if it has one."""
     threads = truth["threads"]
     say(
         f"torch {truth['torch']}, {threads} thread{'' if threads == 1 else 's'}, {truth['interop_threads']} interop,"
@@ -52,7 +52,7 @@ def tell(truth: dict[str, Any]) -> None:
 
 
 def _write_whole(path: str, text: str) -> None:
-    """Whoever reads the file sees all of it or none."""
+    """Writes a file so that its readers see all of it or none."""
     temporary = f"{path}.new"
     with open(temporary, "w", encoding="ascii") as file:
         file.write(text)
@@ -60,7 +60,7 @@ def _write_whole(path: str, text: str) -> None:
 
 
 def _allocator() -> str:
-    """The malloc in force: "jemalloc", "tcmalloc", "glibc", or the file name of another library.
+    """Returns the malloc in force: "jemalloc", "tcmalloc", "glibc", or the file name of another library.
 
     That is the mapped file which the dynamic linker takes the symbols from; a library that merely is mapped may not be.
     `malloc` itself will not do: in Debian's python3, which is no position-independent executable, its address is in
@@ -72,7 +72,7 @@ def _allocator() -> str:
 
 
 def allocator_at(address: int, maps: Iterable[str]) -> str:
-    """The allocator that an address in /proc/PID/maps belongs to."""
+    """Returns the allocator that an address in /proc/PID/maps belongs to."""
     for line in maps:
         fields = line.split(None, 5)
         first, _, end = fields[0].partition("-")

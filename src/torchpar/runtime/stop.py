@@ -24,7 +24,7 @@ CLOSED = -1  # the entry after which the log of the calls counts no more
 
 
 class StopRequest:
-    """Whether this process shall stop."""
+    """The request to this process to stop, on which all ranks agree."""
 
     def __init__(self) -> None:
         """Nothing is left behind before the first call of `seen_by_all`."""
@@ -35,7 +35,7 @@ class StopRequest:
         self.groups = 0
 
     def seen_by_all(self) -> bool:
-        """Whether a stop has been requested; the same answer in all ranks at the same call."""
+        """Says whether a stop has been requested; the same answer in all ranks at the same call."""
         if self.process != os.getpid():
             # The group of a forked process is its parent's.
             self.forked, self.process = bool(self.process), os.getpid()
@@ -54,7 +54,7 @@ class StopRequest:
 
 
 class Agreement:
-    """At which call the ranks of a process group stop; they exchange nothing before a stop is requested.
+    """The call at which the ranks of a process group stop; they exchange nothing before a stop is requested.
 
     From then on each rank, before it returns from a call, adds the call's number to a log that all share. When each is
     in the log, they stop at the call after the highest number there: no rank can have gone further. Nobody waits, and
@@ -80,7 +80,7 @@ class Agreement:
         self.since: tuple[float, int] | None = None
 
     def reached(self, wanted: bool) -> bool:
-        """Whether this call is the one at which all stop, or a later one."""
+        """Says whether this call is the one at which all stop, or a later one."""
         self.calls += 1
         try:
             if self.since is None:
@@ -121,11 +121,11 @@ class Agreement:
         return value
 
     def _is_far(self, since: tuple[float, int]) -> bool:
-        """Whether this rank is far behind the others: it does not compute with them, who are a call or two ahead."""
+        """Says whether this rank is far behind: it does not compute with the others, who are a call or two ahead."""
         return time.monotonic() > since[0] + PATIENCE and self.calls >= since[1] + CALLS
 
     def _wanted_elsewhere(self) -> bool:
-        """Whether a rank of another host has seen a request; on this one all look at the same file."""
+        """Says whether a rank of another host has seen a request; on this one all look at the same file."""
         if not self.other_hosts or time.monotonic() < self.looked_at + PAUSE:
             return False
         self.looked_at = time.monotonic()
@@ -138,7 +138,7 @@ def directory() -> str:
 
 
 def requested() -> bool:
-    """Whether the service is to stop."""
+    """Says whether the service is to stop."""
     place = directory()
     return bool(place) and os.path.exists(os.path.join(place, REQUEST))
 

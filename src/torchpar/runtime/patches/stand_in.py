@@ -65,5 +65,5 @@ class StandIn:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What isinstance() asks for, and inspect with it."""
+        """The original's class, for isinstance() and inspect."""
         return type(self._original)

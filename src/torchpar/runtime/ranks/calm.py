@@ -89,12 +89,12 @@ def stop_calmly() -> None:  # noqa: C901 - the states of torch's agent, in its o
 
 
 def ends(processes: Any) -> dict[int, Any]:
-    """The exit status of each rank; negative: ended by this signal; None: not ended."""
+    """Returns the exit status of each rank; negative: ended by this signal; None: not ended."""
     return {rank: handler.proc.poll() for rank, handler in processes.subprocess_handlers.items()}
 
 
 def stop_status(statuses: Mapping[int, int]) -> int:
-    """The exit status after a stop: that of a rank which failed, else that of a process which SIGTERM ended.
+    """Returns the exit status after a stop: that of a rank which failed, else that of a process which SIGTERM ended.
 
     A rank that SIGTERM ended, or that says so (143), has done what it was asked to.
     """
@@ -106,7 +106,7 @@ def stop_status(statuses: Mapping[int, int]) -> int:
 
 
 def ended(status: int) -> str:
-    """How a process ended, in words.
+    """Says in words how a process ended.
 
     >>> ended(3), ended(-9)
     ('ended with status 3', 'was ended by SIGKILL')
@@ -120,7 +120,7 @@ def ended(status: int) -> str:
 
 
 def exit_status(status: int) -> int:
-    """The status to exit with, for one that may be a signal.
+    """Returns the status to exit with, for one that may be a signal.
 
     >>> exit_status(78), exit_status(-9)
     (78, 137)

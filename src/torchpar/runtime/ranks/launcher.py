@@ -76,7 +76,7 @@ def interpreter() -> list[str]:
 
 
 def unreadable(script: str) -> str | None:
-    """Why a script cannot be run; said once here rather than by every rank. None if it can."""
+    """Returns the reason why a script cannot be run, None if it can; told once here rather than by every rank."""
     try:
         if not os.path.isdir(script):
             with open(script, "rb"):

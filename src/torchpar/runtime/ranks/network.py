@@ -25,12 +25,12 @@ class Address:
 
     @property
     def family(self) -> int:
-        """AF_INET or AF_INET6."""
+        """Returns AF_INET or AF_INET6."""
         return family(self.text)
 
 
 def family(address: str) -> int:
-    """AF_INET or AF_INET6, of a literal address."""
+    """Returns AF_INET or AF_INET6 for a literal address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
@@ -50,7 +50,7 @@ _IfAddrs._fields_ = [
 
 
 def addresses() -> tuple[Address, ...]:
-    """All IPv4 and IPv6 addresses of this host, in the kernel's order. Raises OSError."""
+    """Lists all IPv4 and IPv6 addresses of this host, in the kernel's order. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     head = ctypes.POINTER(_IfAddrs)()
     if libc.getifaddrs(ctypes.byref(head)):
@@ -76,24 +76,24 @@ def _walk(entry: ctypes._Pointer[_IfAddrs]) -> Iterator[Address]:
 
 
 def interfaces() -> tuple[str, ...]:
-    """The names of all interfaces, those without an address too."""
+    """Lists the names of all interfaces, those without an address too."""
     return tuple(name for _, name in socket.if_nameindex())
 
 
 def resolve(host: str) -> tuple[str, ...]:
-    """The addresses of a name, IPv4 first, or of a literal address that address. Raises OSError."""
+    """Returns the addresses of a name, IPv4 first, or of a literal address that address. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
     return tuple(sorted(texts, key=lambda text: family(text) != socket.AF_INET))
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is this host's for every host."""
+    """Says whether an address is on every host that host's own."""
     return ipaddress.ip_address(address).is_loopback
 
 
 def own_names() -> set[str]:
-    """What this host is called: its name, that without a domain, and what /etc/hosts or DNS make of it.
+    """Returns this host's names: its own, that without a domain, and what /etc/hosts or DNS make of it.
 
     Not by socket.getfqdn, which asks for names of addresses: that may take a minute where DNS has none.
     """
@@ -105,7 +105,7 @@ def own_names() -> set[str]:
 
 
 def source(destination: str) -> str | None:
-    """The own address that packets to another host carry; None without a route. Sends nothing."""
+    """Returns the own address that packets to another host carry; None without a route. Sends nothing."""
     with socket.socket(family(destination), socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect((destination, 9))
         return str(probe.getsockname()[0])
@@ -113,7 +113,7 @@ def source(destination: str) -> str | None:
 
 
 def listening_fails(address: str, port: int) -> str:
-    """Why no server can listen on a port, "" if one can."""
+    """Tries to listen on a port; returns the reason why no server can, "" if one can."""
     kind = family(address)
     with socket.socket(kind, socket.SOCK_STREAM) as probe:
         # As torch does it: a port whose last connections are only fading away is free.
@@ -127,7 +127,7 @@ def listening_fails(address: str, port: int) -> str:
 
 
 def connecting_fails(address: str, port: int, seconds: float) -> str:
-    """Why there is no connection to a port, "" if there is one."""
+    """Connects to a port within so many seconds; returns the reason why that fails, "" if it does not."""
     try:
         with socket.create_connection((address, port), seconds):
             return ""

@@ -27,7 +27,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the hosts meet: a name or literal address, and the port."""
+    """The meeting point of the hosts: a name or literal address, and the port."""
 
     host: str
     port: int
@@ -120,7 +120,7 @@ def flags_for(settings: JobSettings, place: Place) -> list[str]:
 
 
 def environment_for(place: Place) -> dict[str, str]:
-    """What gloo, NCCL and tensorpipe read: the interface by its one whole name.
+    """Returns the variables by which gloo, NCCL and tensorpipe take the interface, by its one whole name.
 
     NCCL takes a bare name for the start of one.
     """

@@ -80,7 +80,7 @@ def keep_cause(error: BaseException) -> None:
 
 
 def texts(error: BaseException | None) -> Iterator[str]:
-    """What an exception says, and those that led to it."""
+    """Yields the texts of an exception and of those that led to it."""
     for _ in range(ERRORS):
         if error is None:
             return
@@ -89,7 +89,7 @@ def texts(error: BaseException | None) -> Iterator[str]:
 
 
 def cure() -> str:
-    """What leaves the preload out for good."""
+    """Returns the advice that leaves the preload out for good."""
     declared = section()
     where = f"in {declared} of torchpar.conf" if declared else "(torchpar run --set Allocator=glibc)"
     return f"Allocator=glibc {where} leaves it out for good"

@@ -11,7 +11,7 @@ from torchpar.contract.owners import Stranger
 
 
 def refusal(what: str, why: str, keys: str) -> str:
-    """What cannot be run and why, and which keys ("Script=") of which section decide it.
+    """Words a refusal: what cannot be run, why, and which keys ("Script=") of which section decide it.
 
     >>> refusal("/srv/x.py", "no such file", "Script=")
     '/srv/x.py: no such file; set Script= in [Train demo] of torchpar.conf, then: torchpar apply'
@@ -21,7 +21,7 @@ def refusal(what: str, why: str, keys: str) -> str:
 
 
 def word_stranger(found: Stranger, user: int) -> str:
-    """Who else can change what the user is to run, and so could run what they like as that user."""
+    """Words who else can change what the user is to run, and so could run anything as that user."""
     who = f"could run anything as user {_name(user)}"
     if found.is_writable((0, user)):
         return f"everybody may write to {found.place} (mode {found.mode:04o}), and {who}: chmod o-w {found.place}"
@@ -36,7 +36,7 @@ def _name(uid: int) -> str:
 
 
 def section() -> str:
-    """The section of the conf that declares this process's service: [Train demo] for torchpar-train@demo.service.
+    """Returns the section that declares this process's service: [Train demo] for torchpar-train@demo.service.
 
     "" for a job that no section declares.
     """
