@@ -97,33 +97,33 @@ class Connection(Taking):
 
     def _read(self) -> None:  # noqa: C901 - a branch for each state of a connection
         """Take the frames that are whole, as far as the allowance goes."""
-        data, place = self._rest, 0
+        data, offset = self._rest, 0
         if not self._begun:
             if not PREFACE.startswith(data[: len(PREFACE)]):
                 self.close(frames.PROTOCOL_ERROR, "this is not HTTP/2")
                 return
             if len(data) < len(PREFACE):
                 return
-            self._begun, place = True, len(PREFACE)
+            self._begun, offset = True, len(PREFACE)
         self.turn = TURN
         self.cork()
         view, size = memoryview(data), len(data)
         try:
-            while size - place >= HEAD_SIZE and self.allowance > 0 and self.turn > 0 and not self.closed:
-                high, low, kind, flags, stream = HEAD.unpack_from(data, place)
+            while size - offset >= HEAD_SIZE and self.allowance > 0 and self.turn > 0 and not self.closed:
+                high, low, kind, flags, stream = HEAD.unpack_from(data, offset)
                 length = high << 8 | low
                 if length > frames.FIRST_FRAME:
                     raise ConnectionFailed(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-                end = place + HEAD_SIZE + length
+                end = offset + HEAD_SIZE + length
                 if end > size:
                     break
-                self.take(kind, flags, stream & frames.LARGEST, view[place + HEAD_SIZE : end])
-                place = end
+                self.take(kind, flags, stream & frames.LARGEST, view[offset + HEAD_SIZE : end])
+                offset = end
         except ConnectionFailed as error:
             self.close(error.code, str(error))
         except hpack.HpackError as error:
             self.close(frames.COMPRESSION_ERROR, str(error))
-        self._rest = data[place:]
+        self._rest = data[offset:]
         self.uncork()
         if self.closed:
             self._rest = b""
@@ -137,7 +137,7 @@ class Connection(Taking):
         self._calms = 0
         if not self._rest and not self.has_open_header():
             self._since = None
-        elif self._since is None or place and not self.has_open_header():
+        elif self._since is None or offset and not self.has_open_header():
             self._since = self.loop.time()
 
     # ---- time ----
@@ -160,7 +160,7 @@ class Connection(Taking):
         return self.last_active
 
     def make_way(self) -> None:
-        """Close, for another client has no place; streams in which nothing is due end with it."""
+        """Close, for another client has no room; streams in which nothing is due end with it."""
         self.close(frames.NO_ERROR, "another client needs the place")
 
     def _start_calm(self) -> None:

@@ -56,8 +56,11 @@ TABLE = 4096
 
 
 def _make_steps() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
-    """Of each place within a code, by the four bits that follow: the next place, and the symbol that ended, if one did;
-    and the places where a text may end. Places are in sixteens, so that the bits are added."""
+    """Makes the table that decodes four bits at a time, and the set of states in which a text may end.
+
+    The table has, by a state within a code and the four bits that follow, the next state, and the symbol that ended, if
+    one did. States are in sixteens, so that the bits are added.
+    """
     nodes = [[0, 0], [1, 1]]  # where a zero and a one lead, the first where a code begins; none leads out of the second
     code = previous = 0
     for length, symbols in _LENGTHS.items():
@@ -65,8 +68,8 @@ def _make_steps() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
             code <<= length - previous
             previous = length
             node = 0
-            for place in range(length - 1, 0, -1):
-                bit = code >> place & 1
+            for shift in range(length - 1, 0, -1):
+                bit = code >> shift & 1
                 if not nodes[node][bit]:
                     nodes[node][bit] = len(nodes)
                     nodes.append([0, 0])
@@ -77,8 +80,8 @@ def _make_steps() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
     for start in range(len(nodes)):
         for bits in range(16):
             node, text = start, b""  # no code is shorter than five bits
-            for place in (3, 2, 1, 0):
-                node = nodes[node][bits >> place & 1]
+            for shift in (3, 2, 1, 0):
+                node = nodes[node][bits >> shift & 1]
                 if node < 0:
                     node, text = 0, bytes((~node,))
             steps.append((node * 16, text))
@@ -123,29 +126,29 @@ class Decoder:
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]] | None:
         """The fields, None where they are more than may be. Raises HpackError."""
         fields: list[tuple[bytes, bytes]] = []
-        place, end, size, most = 0, len(block), 0, self._most
+        offset, end, size, most = 0, len(block), 0, self._most
         if end > most:
             most = -1
         try:
-            while place < end:
-                first = block[place]
+            while offset < end:
+                first = block[offset]
                 if first & 0x80:
-                    number, place = _number(block, place, 7)
+                    number, offset = _number(block, offset, 7)
                     field = self._entry(number)
                 elif first & 0x40:
-                    field, place = self._literal(block, place, 6)
+                    field, offset = self._literal(block, offset, 6)
                     self._add(field)
                 elif first & 0x20:
                     if size:
                         raise HpackError("the table's size changes within a block")
-                    number, place = _number(block, place, 5)
+                    number, offset = _number(block, offset, 5)
                     self._resize(number)
                     continue
                 elif size > most:
-                    place = _skip_literal(block, place)
+                    offset = _skip_literal(block, offset)
                     continue
                 else:
-                    field, place = self._literal(block, place, 4)
+                    field, offset = self._literal(block, offset, 4)
                 size += len(field[0]) + len(field[1]) + OVERHEAD
                 # What is too much is not kept; but the table must be as the client has it.
                 if size <= most:
@@ -154,14 +157,14 @@ class Decoder:
             raise HpackError("a header block ends too early") from None
         return fields if size <= most else None
 
-    def _literal(self, block: bytes, place: int, bits: int) -> tuple[tuple[bytes, bytes], int]:
-        number, place = _number(block, place, bits)
+    def _literal(self, block: bytes, offset: int, bits: int) -> tuple[tuple[bytes, bytes], int]:
+        number, offset = _number(block, offset, bits)
         if number:
             name = self._entry(number)[0]
         else:
-            name, place = _text(block, place)
-        value, place = _text(block, place)
-        return (name, value), place
+            name, offset = _text(block, offset)
+        value, offset = _text(block, offset)
+        return (name, value), offset
 
     def _entry(self, number: int) -> tuple[bytes, bytes]:
         if 0 < number <= len(STATIC):
@@ -187,39 +190,39 @@ class Decoder:
             self._size -= len(name) + len(value) + OVERHEAD
 
 
-def _number(block: bytes, place: int, bits: int) -> tuple[int, int]:
+def _number(block: bytes, offset: int, bits: int) -> tuple[int, int]:
     most = (1 << bits) - 1
-    number = block[place] & most
-    place += 1
+    number = block[offset] & most
+    offset += 1
     if number < most:
-        return number, place
+        return number, offset
     for shift in range(0, 28, 7):
-        byte = block[place]
-        place += 1
+        byte = block[offset]
+        offset += 1
         number += (byte & 127) << shift
         if byte < 128:
-            return number, place
+            return number, offset
     raise HpackError("a number that is too large")
 
 
-def _skip_literal(block: bytes, place: int) -> int:
+def _skip_literal(block: bytes, offset: int) -> int:
     """Returns the end of a field that is neither wanted nor changes the table."""
-    number, place = _number(block, place, 4)
+    number, offset = _number(block, offset, 4)
     for _ in range(1 if number else 2):
-        size, place = _number(block, place, 7)
-        place += size
-    if place > len(block):
+        size, offset = _number(block, offset, 7)
+        offset += size
+    if offset > len(block):
         raise HpackError("a header block ends too early")
-    return place
+    return offset
 
 
-def _text(block: bytes, place: int) -> tuple[bytes, int]:
-    coded = block[place] & 0x80
-    size, place = _number(block, place, 7)
-    text = block[place : place + size]
+def _text(block: bytes, offset: int) -> tuple[bytes, int]:
+    coded = block[offset] & 0x80
+    size, offset = _number(block, offset, 7)
+    text = block[offset : offset + size]
     if len(text) < size:
         raise HpackError("a header block ends too early")
-    return decode_text(text) if coded else text, place + size
+    return decode_text(text) if coded else text, offset + size
 
 
 # Begins a block whose writer's table holds nothing from here on, section 6.3.

@@ -64,24 +64,24 @@ class Message:
         """
         view = memoryview(data)
         values: dict[str, Any] = {}
-        place, end = 0, len(view)
-        while place < end:
-            key, place = _varint(view, place)
+        offset, end = 0, len(view)
+        while offset < end:
+            key, offset = _varint(view, offset)
             kind = key & 7
             if kind == 0:
-                number, place = _varint(view, place)
+                number, offset = _varint(view, offset)
                 found: Any = number
             elif kind == 2:
-                size, place = _varint(view, place)
-                found = view[place : place + size]
-                place += size
+                size, offset = _varint(view, offset)
+                found = view[offset : offset + size]
+                offset += size
             elif kind in (1, 5):
                 size = 8 if kind == 1 else 4
-                found = view[place : place + size]
-                place += size
+                found = view[offset : offset + size]
+                offset += size
             else:
                 raise WireError(f"wire type {kind}")
-            if place > end:
+            if offset > end:
                 raise WireError("a field ends after its message")
             field = self.by_number.get(key >> 3)
             if field is not None:
@@ -95,22 +95,22 @@ def structure_size(data: bytes | memoryview, number: int, most: int) -> int:
     Counts no further than just above `most`. Raises WireError.
     """
     view = memoryview(data)
-    size = place = 0
-    while place < len(view) and size <= most:
-        began = place
-        key, place = _varint(view, place)
+    size = offset = 0
+    while offset < len(view) and size <= most:
+        began = offset
+        key, offset = _varint(view, offset)
         kind = key & 7
         contents = 0
         if kind == 0:
-            _, place = _varint(view, place)
+            _, offset = _varint(view, offset)
         elif kind == 2:
-            contents, place = _varint(view, place)
+            contents, offset = _varint(view, offset)
         elif kind in (1, 5):
             contents = 8 if kind == 1 else 4
         else:
             raise WireError(f"wire type {kind}")
-        size += place - began + (0 if key >> 3 == number else contents)
-        place += contents
+        size += offset - began + (0 if key >> 3 == number else contents)
+        offset += contents
     return size
 
 
@@ -173,16 +173,16 @@ def _number(value: int) -> bytes:
     return bytes(out)
 
 
-def _varint(view: memoryview, place: int) -> tuple[int, int]:
+def _varint(view: memoryview, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        if place >= len(view):
+        if offset >= len(view):
             raise WireError("a number without an end")
-        byte = view[place]
-        place += 1
+        byte = view[offset]
+        offset += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value & _SIXTY_FOUR, place
+            return value & _SIXTY_FOUR, offset
         shift += 7
         if shift > 63:
             raise WireError("a number of more than ten bytes")
@@ -252,8 +252,8 @@ def _packed(field: Field, found: memoryview) -> Iterable[Any]:
             raise WireError(f"'{field.name}' has {len(found)} bytes")
         return struct.unpack(f"<{len(found) // size}{'f' if size == 4 else 'd'}", found)
     numbers = []
-    place = 0
-    while place < len(found):
-        number, place = _varint(found, place)
+    offset = 0
+    while offset < len(found):
+        number, offset = _varint(found, offset)
         numbers.append(_signed(field, number))
     return numbers

@@ -130,32 +130,32 @@ class Connection(Peer):
 
     def _feed(self, data: bytes) -> None:
         """Parse, until as many requests wait as may, or as many were handed on while others had no turn."""
-        limit, size, place = self.state.limits.pipeline, len(data), 0
+        limit, size, offset = self.state.limits.pipeline, len(data), 0
         whole = size <= PIECE and data.count(BLANK_LINE) < 2  # one request, as most of the time
         self._turn = 0.0
         try:
-            while place < size and self._turn < limit and not self._is_full():
-                end = size if whole else self._piece_end(data, place)
-                self._parser.feed_data(data[place:end])
-                place = end
+            while offset < size and self._turn < limit and not self._is_full():
+                end = size if whole else self._piece_end(data, offset)
+                self._parser.feed_data(data[offset:end])
+                offset = end
                 if self._phase.value >= Phase.ENDING.value:
                     break
         except Malformed as error:
             self._refuse(error.status, str(error))
         else:
-            self._rest = data[place:]
+            self._rest = data[offset:]
         if self._rest or self._is_full():
             self._update_reading()
 
-    def _piece_end(self, data: bytes, place: int) -> int:
+    def _piece_end(self, data: bytes, offset: int) -> int:
         """Returns the index where parsing stops, to see whether more is wanted: the end of a header, or of a body."""
         exchange = self._reading
         if self._phase is Phase.BODY and exchange is not None:
             # Whole, for what comes in one piece need not be put together.
             due = int(exchange.headers.get(b"content-length", b"0")) - len(exchange.body)
-            return min(len(data), place + (due if due > 0 else PIECE))
-        end = data.find(BLANK_LINE, place, place + PIECE)
-        return end + 4 if end >= 0 else min(len(data), place + PIECE)
+            return min(len(data), offset + (due if due > 0 else PIECE))
+        end = data.find(BLANK_LINE, offset, offset + PIECE)
+        return end + 4 if end >= 0 else min(len(data), offset + PIECE)
 
     def _feed_rest(self) -> None:
         self._feed_due = False

@@ -222,10 +222,10 @@ def _receive(channel: socket.socket) -> Any:
 
 def _read(channel: socket.socket, size: int) -> bytearray:
     found = bytearray(size)
-    view, place = memoryview(found), 0
-    while place < size:
-        count = channel.recv_into(view[place:])
+    view, offset = memoryview(found), 0
+    while offset < size:
+        count = channel.recv_into(view[offset:])
         if not count:
             raise EOFError
-        place += count
+        offset += count
     return found
