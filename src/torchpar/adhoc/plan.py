@@ -234,7 +234,7 @@ def inherited(environ: Mapping[str, str], planned: Mapping[str, str], *, same_us
 
 
 def replaced(environ: Mapping[str, str], planned: Mapping[str, str]) -> tuple[str, ...]:
-    """A line for each variable that the caller has set and the plan sets otherwise."""
+    """Returns a line for each variable that the caller has set and the plan sets otherwise."""
     return tuple(
         f"{name}={environ[name]} in the environment is replaced by {value}; "
         f"to keep it: --set Environment={name}={environ[name]}"
