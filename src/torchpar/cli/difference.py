@@ -13,7 +13,7 @@ from torchpar.units.changes import Change
 
 
 def find_changes(conf_file: Path | None) -> tuple[Change, ...]:
-    """The changes that `torchpar apply` would make; `conf_file` replaces the conf.
+    """Finds the changes that `torchpar apply` would make; `conf_file` replaces the conf.
 
     Raises ConfigError, PlacementError and StoreError.
     """

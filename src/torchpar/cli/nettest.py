@@ -47,7 +47,7 @@ def nettest(name: str) -> int:
 
 
 def _find(found: tuple[Service, ...]) -> tuple[Service, TrainSettings]:
-    """The training service of several hosts among those of a name. Raises ConfigError."""
+    """Finds the training service of several hosts among those of a name. Raises ConfigError."""
     for service in found:
         train = service.train()
         if train and train.nodes[1] == 1:

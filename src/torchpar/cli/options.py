@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def input_options(command: F) -> F:
-    """The options --root, --config and --facts, gathered by `load`."""
+    """Adds the options --root, --config and --facts, gathered by `load`."""
     for option in (
         click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR."),
         click.option("--facts", "facts_file", type=FilePath(), help="Plan for the host of FILE."),

@@ -45,17 +45,17 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def count(number: int, what: str) -> str:
-    """A number of things in words: "1 core", "2 cores"."""
+    """Words a number of things: "1 core", "2 cores"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def shorten(cpulist: str) -> str:
-    """A cpulist that leaves room for the other columns; `torchpar explain` and JSON have all of it."""
+    """Shortens a cpulist to leave room for the other columns; `torchpar explain` and JSON have all of it."""
     return cpulist if len(cpulist) <= 32 else cpulist[:30].rpartition(",")[0] + ",..."
 
 
 def brief(text: str) -> str:
-    """A line that a terminal can show; `--json` and `torchpar render` have all of it."""
+    """Shortens a line to what a terminal can show; `--json` and `torchpar render` have all of it."""
     line = printable(text[:_LONGEST], _LONGEST)
     return line if len(text) <= _LONGEST else f"{line}... ({len(text):,} characters)"
 
@@ -73,5 +73,5 @@ def warn_of(error: TorchparError) -> None:
 
 
 def _say(priority: Priority, line: str) -> None:
-    """A line for people; where stderr is the journal, with its priority there (sd-daemon(3))."""
+    """Says a line to people; where stderr is the journal, with its priority there (sd-daemon(3))."""
     click.echo(mark(priority) + brief(line), err=True)

@@ -100,7 +100,7 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
 
 
 def _interpreter(python: str | None) -> str | None:
-    """The absolute path of the interpreter that is asked for; the active virtual environment's; or the conf's."""
+    """Returns the path of the interpreter: the one asked for, the active virtual environment's, or the conf's."""
     if python is None:
         active = os.path.join(os.environ.get("VIRTUAL_ENV", ""), "bin/python3")
         return active if os.path.isabs(active) and os.path.exists(active) else None
@@ -111,7 +111,7 @@ def _interpreter(python: str | None) -> str | None:
 
 
 def _read(own: ConfFile) -> Inputs:
-    """The conf that is in force (that on the disk where nothing has been applied), with the job's settings at its end.
+    """Reads the conf in force (that on the disk where nothing has been applied), with the job's settings at its end.
 
     Raises ConfigError with what is wrong in the job's settings.
     """

@@ -86,7 +86,7 @@ def _row(service: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _allocator(service: dict[str, Any]) -> str:
-    """The malloc that a service runs with, where that is known not to be the planned one."""
+    """Returns the malloc that a service runs with, where that is known not to be the planned one."""
     found = [item["actual"] for item in service["items"] if item["what"] == "allocator" and item["verdict"] == "drift"]
     return str(found[0] if found else service["allocator"])
 
