@@ -45,7 +45,7 @@ _CONTROLS = {
 def name_of(character: str) -> str:
     """Returns the name of a character for a message: its number and its Unicode name.
 
-    >>> name_of("\u2013")
+    >>> name_of("\\u2013")
     'U+2013 EN DASH'
     """
     number = ord(character)

@@ -115,7 +115,7 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
 
 
 def _error(problems: Problems, files: Sequence[ConfFile]) -> ConfigError:
-    """All problems in the order of the files, as far as anybody mends so many at once."""
+    """Makes an error of all problems in the order of the files, as far as anybody mends so many at once."""
     order = {file.path: index for index, file in enumerate(files)}
     errors = sorted(problems.errors, key=lambda problem: (order[problem.place.file], problem.place.line or 0))
     if problems.are_too_many():
@@ -196,12 +196,12 @@ def _note(section: Section, assignment: Assignment, row: Setting, value: Any, pr
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings of a setting's value, each of which may become one string of the command or of its environment."""
+    """Yields the strings of a setting's value, each of which may be one string of the command or its environment."""
     yield from (text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str))
 
 
 def _where_it_belongs(key: str, section: str) -> str:
-    """The end of a message on a key that its section does not have."""
+    """Returns the end of a message on a key that its section does not have."""
     sections = [word for word in SECTIONS if key in _SETTINGS[word]]
     if sections:
         headers = [f"[{word}]" if word in ("Match", "Host") else f"[{word} NAME]" for word in sections]
@@ -258,7 +258,7 @@ def _merge_fields(values: Sequence[_Value], defaults: Mapping[str, Any] | None =
 
 
 def _merge_directives(defaults: tuple[tuple[str, str], ...], values: Sequence[_Value]) -> tuple[tuple[str, str], ...]:
-    """The Service.KEY= pairs in their order, without those before an empty one of the same key."""
+    """Returns the Service.KEY= pairs in their order, without those before an empty one of the same key."""
     kept: list[tuple[str, str]] = []
     reset: set[str] = set()
     own = [(value.key.removeprefix("Service."), value.text) for value in values if value.setting is None]

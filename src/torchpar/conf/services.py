@@ -150,11 +150,11 @@ class Config:
         return replace(self, services=tuple(service.known_to(systemd_version) for service in self.services))
 
     def interpreters(self) -> tuple[str, ...]:
-        """The interpreters of all services, sorted."""
+        """Returns the interpreters of all services, sorted."""
         return tuple(sorted({service.settings.python for service in self.services}))
 
     def find(self, name: str) -> tuple[Service, ...]:
-        """The services called "resnet" (of both kinds), or the one called "train@resnet" or by its unit's name.
+        """Finds the services called "resnet" (of both kinds), or the one called "train@resnet" or by its unit's name.
 
         Raises ConfigError when there is none.
         """

@@ -400,7 +400,7 @@ class InferSettings(ServiceSettings):
 
 
 def settings_of(section: type) -> Iterator[Setting]:
-    """The rows of one of the classes above, in their order."""
+    """Yields the rows of one of the classes above, in their order."""
     for field in dataclasses.fields(section):
         yield Setting(field=field.name, **field.metadata)
 

@@ -64,7 +64,7 @@ class Line(NamedTuple):
         return Place(self.path, number), at - index + 1
 
     def odd_one(self) -> str:
-        """ "; character 3 is U+00A0 NO-BREAK SPACE" for the first that is not ASCII, or nothing."""
+        """Returns "; character 3 is U+00A0 NO-BREAK SPACE" for the first that is not ASCII, or ""."""
         found = ODD.search(self.text) or re.search(r"[^\t -~]", self.text)
         if not found:
             return ""
@@ -131,7 +131,7 @@ class Problems:
 
 
 def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
-    """The sections of a file with their assignments, in order; what is not syntax goes to `problems`."""
+    """Splits a file into sections with their assignments, in order; syntax errors go to `problems`."""
     if file.text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         problems.add(Place(file.path, 1), "the file is UTF-16 or UTF-32; save it as UTF-8")
         return
@@ -225,7 +225,7 @@ def _read_assignment(line: Line, problems: Problems) -> Assignment | None:
 
 
 def _logical_lines(file: ConfFile) -> Iterator[Line]:
-    """Lines that are not blank nor comments, without the blanks around them.
+    """Yields the lines that are not blank nor comments, without the blanks around them.
 
     A line that ends in an odd number of `\\` goes on in the next that is no comment, with a blank in place of the last.
     """
@@ -269,7 +269,7 @@ def _ends_in_one(text: str) -> bool:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" with the nearest of the known names, or nothing."""
+    """Returns "; did you mean X?" with the nearest of the known names, or ""."""
     folded = {name.lower(): name for name in known if len(name) <= 100}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6) if len(word) <= 100 else ()
     return f"; did you mean {folded[close[0]]}?" if close else ""

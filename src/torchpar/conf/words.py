@@ -99,7 +99,7 @@ def _words(text: str, relaxed: bool) -> Iterator[tuple[int, str]]:
 
 
 def _pieces(text: str, relaxed: bool) -> Iterator[tuple[int, str, str | None, str]]:
-    """Every piece of the value: its index, itself, what it says (None: it ends a word), and the quote it is in."""
+    """Yields each piece of the value: its index, itself, its meaning (None: it ends a word), and the quote it is in."""
     at, quote, opened = 0, "", 0
     while at < len(text):
         match = (_WITHIN[quote] if quote else _OUTSIDE).match(text, at)
@@ -173,7 +173,7 @@ def _as_text(word: str, begin: int) -> str:
 
 
 def _first(text: str, relaxed: bool, pattern: re.Pattern[str], what: str) -> Iterator[tuple[int, str]]:
-    """The first word in which the pattern is: where it is, or where the word begins that has it by its escapes."""
+    """Yields the first word with the pattern: its index, or the index of the word that has it by its escapes."""
     for begin, word in _words(text, relaxed):
         if found := pattern.search(word):
             yield max(text.find(found[0], begin), begin), f"'{found[0]}' {what}"
@@ -181,7 +181,7 @@ def _first(text: str, relaxed: bool, pattern: re.Pattern[str], what: str) -> Ite
 
 
 def _unknown_escape(text: str) -> Iterator[tuple[int, str]]:
-    """The first escape that stays as it is."""
+    """Yields the first escape that stays as it is."""
     for at, raw, part, _ in _pieces(text, True):
         for match in _ESCAPE.finditer(raw) if part else ():
             known = match[0][1:2] == "\\" or part == ";" or _unescape_one(match[0], at, True) != match[0]
@@ -221,7 +221,7 @@ def _refuse_in_piece(raw: str, at: int, before: str, option: bool) -> None:
 
 
 def _odd(text: str, relaxed: bool) -> Iterator[tuple[int, str]]:
-    """The first character that could be another, where it may be meant."""
+    """Yields the first character that could be another, where it may be meant."""
     begins = True
     for at, raw, part, quote in _pieces(text, relaxed):
         if part is None:
