@@ -23,7 +23,7 @@ class Compiled:
 
 
 def compile_conf(inputs: Inputs) -> Compiled:
-    """The whole way of a conf: what it comes to on a host. Raises PlacementError."""
+    """Compiles a conf for a host: its plan, its units, its warnings. Raises PlacementError."""
     plan = make_plan(inputs.config, inputs.facts)
     units = make_units(plan)
     text = json.dumps(plan_json(plan), indent=1) + "\n"
@@ -32,7 +32,7 @@ def compile_conf(inputs: Inputs) -> Compiled:
 
 
 def compile_as_applied(inputs: Inputs) -> Compiled:
-    """A conf that was in force, for the host as it is now; a service that no longer fits is left out, and named.
+    """Compiles a conf that was in force for the host as it is now; leaves out and names a service that no longer fits.
 
     One service that asks for a CPU that is gone does not keep the others from starting. Raises PlacementError.
     """

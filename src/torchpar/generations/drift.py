@@ -70,7 +70,7 @@ def find_foreign(generation: Generation) -> str | None:
 
 
 def find_unloaded(content: Content, loaded: Path = LOADED) -> str | None:
-    """The first unit that systemd has not read as it is in a generation; None when it has read all of them."""
+    """Finds the first unit that systemd has not read as it is in a generation; None when it has read all of them."""
     for path, text in content.files.items():
         try:
             if (loaded / path).read_bytes() != text.encode("utf-8", "surrogateescape"):

@@ -74,7 +74,7 @@ def changing(store: Store, *, wait: bool = False) -> Iterator[None]:
 
 
 def read_active(store: Store) -> tuple[Generation, Content] | None:
-    """The active generation and what is in it; None when there is none or it is damaged, which apply mends."""
+    """Reads the active generation and its content; None when there is none or it is damaged, which apply mends."""
     with contextlib.suppress(StoreError):
         generation = store.active()
         if generation:

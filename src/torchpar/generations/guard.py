@@ -15,7 +15,7 @@ from torchpar.host import systemd
 
 
 def main() -> None:
-    """guard UNIT KEY=PATH ...: look at all of them, and fail with a line for each that is not root's alone."""
+    """Looks at all paths of `guard UNIT KEY=PATH ...`; fails with a line for each that is not root's alone."""
     unit, *named = sys.argv[1:]
     wrong = [what for key, _, path in (each.partition("=") for each in named) for what in problems(key, path)]
     for what in wrong if named else ["nothing says which files systemd opens for it; run: torchpar apply"]:

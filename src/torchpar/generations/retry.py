@@ -106,7 +106,7 @@ def is_lacking(properties: Mapping[str, Any]) -> bool:
 
 
 def find_missing(files: Iterable[str], properties: Mapping[str, Any]) -> tuple[str, ...]:
-    """The files that are not there, and the mounts that the unit requires and that are not there."""
+    """Finds the files that are not there, and the mounts that the unit requires and that are not there."""
     missing = [path for path in files if _is_missing(path)]
     if is_dependency(properties):
         mounts = [unit for unit in properties["Requires"] if unit.endswith(".mount")]
@@ -115,7 +115,7 @@ def find_missing(files: Iterable[str], properties: Mapping[str, Any]) -> tuple[s
 
 
 def mount_points(text: str) -> Iterator[str]:
-    """The mount points in a mountinfo file, see proc(5)."""
+    """Yields the mount points in a mountinfo file, see proc(5)."""
     for line in text.splitlines():
         yield re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
 
