@@ -40,7 +40,7 @@ Questions = Mapping[Identity, Sequence[Question]]
 
 
 def ask(questions: Questions, seconds: float = SECONDS) -> dict[Identity, Found]:
-    """The answers of this host. Who is not root is told what is missing, and of its own rights.
+    """Asks this host. Anybody but root is told what is missing, and of its own rights.
 
     An identity that no process could be had for, or no time, has no answers.
     """
@@ -70,7 +70,7 @@ def ask(questions: Questions, seconds: float = SECONDS) -> dict[Identity, Found]
 
 
 def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
-    """The answers of a host below a root, whose users are not those of this machine: only what is missing is known."""
+    """Asks a host below a root, whose users are not those of this machine: only what is missing is known."""
     tree = Tree(root)
 
     def answer(question: Question) -> Answer:
@@ -122,7 +122,7 @@ class _Child:
         return bool(piece)
 
     def end(self) -> Found:
-        """Everything it has answered. A question without an answer that is due is the one it hangs in."""
+        """Returns all that it has answered. It hangs in the first question whose answer is due and not there."""
         if not self._ended:
             os.kill(self._pid, signal.SIGKILL)
         os.close(self.pipe)
@@ -182,7 +182,7 @@ def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[
 
 
 def _find(identity: Identity) -> tuple[_Ids | None, bool, tuple[str, ...]]:
-    """The numbers, whether the user is unknown, and which groups are: by NSS, and by number as systemd takes them."""
+    """Finds the numbers, whether the user is unknown, and which groups are: by NSS, and by number as systemd does."""
     if identity.user is None:
         return None, False, ()
     try:

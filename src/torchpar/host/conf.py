@@ -46,7 +46,7 @@ class ConfReader:
         return self._do(lambda: self._read(paths, trusted=trusted))
 
     def find(self, root: Path = Path("/")) -> tuple[Path, ...]:
-        """The files in force below `root`, in the order in which later ones win.
+        """Finds the files in force below `root`, in the order in which later ones win.
 
         A file name in a higher folder masks the same name in a lower one; an empty file or a link to /dev/null masks
         without adding anything, and so does a folder, as with systemd's own drop-ins. Raises ConfigError.
@@ -133,7 +133,7 @@ class ConfReader:
         return self._reader.bytes(path, _LIMIT)
 
     def _stat(self, path: Path) -> tuple[int, int, int] | None:
-        """Of what a link leads to; of the link where that is not there."""
+        """Reads the status of a file that a link leads to; of the link where the file is not there."""
         for look in (os.stat, os.lstat):
             try:
                 status = look(self._reader.at(path))

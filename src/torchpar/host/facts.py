@@ -50,7 +50,7 @@ def read_manifest() -> dict[str, str]:
 def add_interpreters(
     facts: HostFacts, config: Config, root: Path = Path("/"), silent: frozenset[str] = frozenset()
 ) -> HostFacts:
-    """The facts with what a host has of the interpreters that the conf names, but for those that do not answer."""
+    """Adds the facts of the interpreters that the conf names, but for those that do not answer."""
     programs = [path for path in config.interpreters() if path not in silent]
     return dataclasses.replace(
         facts,
@@ -60,7 +60,7 @@ def add_interpreters(
 
 
 def read_facts(root: Path = Path("/")) -> HostFacts:
-    """Everything but the interpreters, which the conf names. Raises FactsError when the root shows no machine."""
+    """Reads all facts but those of the conf's interpreters. Raises FactsError when the root shows no machine."""
     tree = Tree(root)
     online, offline = read_cpus(tree)
     packages = read_packages(tree, online)

@@ -98,7 +98,7 @@ def load(
 
 
 def load_facts(root: Path = LIVE, facts_file: Path | None = None) -> HostFacts:
-    """The facts of the host below `root`, or those that `torchpar facts` exported to a file."""
+    """Reads the facts of the host below `root`, or those that `torchpar facts` exported to a file."""
     if facts_file is None:
         return read_facts(root)
     reader = Reader()

@@ -37,7 +37,7 @@ def read_nvidia_gpu(tree: Tree, address: str) -> NvidiaGpu:
 
 
 def _mig_instances(tree: Tree, minor: int) -> tuple[str, ...]:
-    """gpu0/mig/gi1/ci0 is compute instance 0 of GPU instance 1 of the GPU whose device is /dev/nvidia0."""
+    """Lists compute instances: gpu0/mig/gi1/ci0 is number 0 of GPU instance 1 of the GPU with /dev/nvidia0."""
     mig = f"{_DRIVER}/capabilities/gpu{minor}/mig"
     return tuple(
         f"{gpu_instance}/{compute_instance}"

@@ -71,5 +71,5 @@ def _read_device(tree: Tree, address: str, class_code: str) -> PciDevice:
 
 
 def _names(tree: Tree, path: str) -> tuple[str, ...]:
-    """A network card may be called anything without a slash or a blank."""
+    """Lists the names of network cards: any text without a slash or a blank."""
     return tuple(printable(name) for name in tree.names(path))

@@ -239,7 +239,7 @@ def _cpuset(path: str) -> CpuSet | None:
 
 
 def _text(path: str) -> str | None:
-    """A file that the kernel alone writes."""
+    """Reads a file that the kernel alone writes."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read(65536)

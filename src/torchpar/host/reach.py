@@ -18,7 +18,7 @@ from torchpar.plan.questions import Answer, Identity, Need, Question, Verdict
 
 
 def look(question: Question) -> Answer:
-    """The answer to a question for the user that this process is."""
+    """Answers a question for the user that this process is."""
     walk = _walk(question.path)
     if question.need is Need.MAP:
         folder = walk.place if walk.verdict is Verdict.ALLOWED else os.path.dirname(walk.place)
@@ -105,7 +105,7 @@ def _look_at_program(path: str, walk: Answer) -> Answer:
 
 
 def _head(path: str) -> bytes | None:
-    """The first bytes of a file, as far as the kernel looks for what to do with it; None where it cannot be read."""
+    """Reads the first bytes of a file, by which the kernel knows its kind; None where it cannot be read."""
     try:
         return read_start(Path(path), 256)  # BINPRM_BUF_SIZE in linux/binfmts.h
     except (OSError, NotReadableError):
@@ -124,7 +124,7 @@ def _flags(folder: str) -> int:
 
 
 def _describe(answer: Answer) -> Answer:
-    """The mode and the owner of the place, and whether it is in the owner's home."""
+    """Adds the mode and the owner of the place, and whether it is in the owner's home."""
     try:
         status = os.stat(answer.place)
     except OSError:
@@ -136,7 +136,7 @@ def _describe(answer: Answer) -> Answer:
 
 
 def _name_of(uid: int) -> tuple[str, str]:
-    """A user's name, or the number where it has none, and its home."""
+    """Returns a user's name, or the number where it has none, and its home."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
@@ -165,7 +165,7 @@ def _is_python(path: str, head: bytes | None) -> bool:
 
 
 def _behind(base: str, name: str) -> str | None:
-    """The interpreter of the version that pyenv has as its default, or else the newest that is there."""
+    """Returns the interpreter of the version that pyenv has as its default, or else the newest that is there."""
     wanted = ""
     with contextlib.suppress(OSError, NotReadableError, UnicodeDecodeError):
         wanted = (read_start(Path(base, "version"), _VERSION_SIZE).decode("utf-8").split() or [""])[0]
@@ -183,7 +183,7 @@ def _behind(base: str, name: str) -> str | None:
 
 
 def _version(name: str) -> tuple[tuple[int, str], ...]:
-    """A key by which 3.10 comes after 3.9."""
+    """Makes a key by which 3.10 comes after 3.9."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
@@ -219,7 +219,7 @@ def _can_be_reached(path: str) -> bool:
 
 
 def look_for_another(question: Question) -> Answer:
-    """The answer where this process cannot be the user that is asked for: what is not there, and nothing of rights."""
+    """Answers where this process cannot be the user asked for: it knows what is missing, and nothing of rights."""
     if os.geteuid() == 0:
         # Nothing that a user has made is opened with root's rights.
         answer = _walk(question.path)

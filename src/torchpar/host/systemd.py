@@ -175,7 +175,7 @@ def remove_leftovers() -> None:
 
 @contextlib.contextmanager
 def _private_directory() -> Iterator[Path]:
-    """A directory that nobody else can write. Raises TorchparError where it or what is to be in it cannot be made."""
+    """Makes a directory that nobody else can write. Raises TorchparError where it or its contents cannot be made."""
     try:
         if os.geteuid() != 0:
             with tempfile.TemporaryDirectory(prefix="torchpar-verify-", ignore_cleanup_errors=True) as name:

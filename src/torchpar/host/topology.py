@@ -191,7 +191,7 @@ def _capacities(tree: Tree, kinds: Sequence[CpuSet]) -> list[float]:
 
 
 def _capacity(speed: int, fastest: int) -> float:
-    """A part of 1 in few digits; no CPU computes nothing."""
+    """Rounds a part of 1 to few digits; no CPU computes nothing."""
     return max(round(speed / fastest, 4), 0.0001)
 
 
@@ -207,7 +207,7 @@ def _by_value(tree: Tree, online: CpuSet, file: str) -> dict[int, list[int]]:
 
 
 def _groups_by_frequency(frequencies: dict[int, list[int]]) -> list[list[int]]:
-    """The CPUs between two gaps of frequency, the slowest first; nothing where there is no gap."""
+    """Groups the CPUs between two gaps of frequency, the slowest first; no groups where there is no gap."""
     groups: list[list[int]] = []
     last = None
     for frequency in sorted(frequencies):

@@ -59,7 +59,7 @@ def _has_begun(unit: str) -> bool:
 
 
 def _outcome(unit: str, status: int) -> tuple[int, str]:
-    """A unit that failed stays until it is reset, and says more than systemd-run's status."""
+    """Returns a job's exit status and the reason, by its unit: it stays until reset, and says more than systemd-run."""
     if status == 0:
         return 0, ""
     names = "ExecMainCode,ExecMainStatus,Result,LoadState"
@@ -79,7 +79,7 @@ def _outcome(unit: str, status: int) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _asked() -> Iterator[list[int]]:
-    """The signals that have come, for whoever can act on them: none interrupts what is done about another.
+    """Collects the signals that come, for code that can act on them: none interrupts what is done about another.
 
     So no job outlives its terminal unnoticed, however often and whenever somebody presses Ctrl-C.
     """
@@ -94,7 +94,7 @@ def _asked() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def private_file(path: str, text: str) -> Iterator[Callable[[], None]]:
-    """A file that only root can read, until what is yielded is called, or the end. Raises SystemdError."""
+    """Makes a file that only root can read, until the yielded function is called, or the end. Raises SystemdError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
