@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def report(backend: str, world: int, small: float, large: float) -> str:
-    """The figures in one line; bandwidth is what each rank sends, and receives, in a ring: 2(n-1)/n of the data.
+    """Puts the figures in one line; bandwidth is what each rank sends, and receives, in a ring: 2(n-1)/n of the data.
 
     >>> report("gloo", 2, 0.0001, 0.1)
     'gloo, 2 ranks: all-reduce of 8 B takes 100 µs, of 16 MiB 100.0 ms (1.34 Gbit/s each way)'
@@ -73,7 +73,7 @@ def report(backend: str, world: int, small: float, large: float) -> str:
 
 
 def ways(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """A line for each own address that is connected to other hosts, with its interface and theirs."""
+    """Yields a line for each own address that is connected to other hosts, with its interface and theirs."""
     own = {address.text: address.interface for address in network.addresses()}
     peers: dict[str, set[str]] = {}
     for here, there in pairs:
@@ -86,7 +86,7 @@ def ways(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def connections() -> set[tuple[str, str]]:
-    """The own and the peer's address of every TCP connection of this process (proc(5), /proc/net/tcp)."""
+    """Reads the own and the peer's address of every TCP connection of this process (proc(5), /proc/net/tcp)."""
     sockets = set()
     for descriptor in os.listdir("/proc/self/fd"):
         try:
@@ -109,7 +109,7 @@ def connections() -> set[tuple[str, str]]:
 
 
 def parse_address(text: str) -> str:
-    """An address of /proc/net/tcp: words of 4 bytes in the order of the machine, then the port.
+    """Parses an address of /proc/net/tcp: words of 4 bytes in the order of the machine, then the port.
 
     >>> parse_address("010200C0:5014" if sys.byteorder == "little" else "C0000201:5014")
     '192.0.2.1'

@@ -114,7 +114,7 @@ class Agreement:
         return None
 
     def _entry(self, number: int) -> int:
-        """An entry of the log; 0 if the rank that had its place has ended before it wrote."""
+        """Reads an entry of the log; 0 if the rank that had its place has ended before it wrote."""
         until = time.monotonic() + PATIENCE
         while not (value := int(self.store.add(f"{self.keys}/{number}", 0))) and time.monotonic() < until:
             time.sleep(0.001)
@@ -133,7 +133,7 @@ class Agreement:
 
 
 def directory() -> str:
-    """The service's RUNTIME_DIRECTORY, "" if it has none. systemd separates several by colons."""
+    """Returns the service's RUNTIME_DIRECTORY, "" if it has none. systemd separates several by colons."""
     return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
 
 
@@ -155,7 +155,7 @@ def ask() -> None:
 
 
 def whole_group() -> Any:
-    """The group of all ranks, None where torch.distributed is not in use or this process is alone."""
+    """Returns the group of all ranks; None where torch.distributed is not in use or this process is alone."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None

@@ -56,7 +56,7 @@ def install(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
 
 
 def wanted(given: dict[str, Any], settings: JobSettings, rank: RankSettings) -> dict[str, Any]:
-    """The arguments for a call that gives those of `given`."""
+    """Returns the arguments to add to a call that gives those of `given`."""
     extra: dict[str, Any] = {}
     if rank.loader_workers and "num_workers" not in given:
         extra["num_workers"] = rank.loader_workers
@@ -70,7 +70,7 @@ def wanted(given: dict[str, Any], settings: JobSettings, rank: RankSettings) -> 
 
 
 def caller(loader: Any = None) -> str:
-    """file:line of the script's own code that makes a loader or iterates it, past torch and classes made from it."""
+    """Returns file:line of the script's code that makes or iterates a loader, past torch and classes made from it."""
     frame: Any = sys._getframe(1)
     found = frame
     while frame:

@@ -22,7 +22,7 @@ def replace_method(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 
 
 def _like(original: Any, new: types.FunctionType) -> types.FunctionType:
-    """A copy of `new` that inspect, pickle and tracebacks take for `original`."""
+    """Copies `new` so that inspect, pickle and tracebacks take it for `original`."""
     there = original.__code__
     names = {"co_name": there.co_name, "co_filename": there.co_filename, "co_firstlineno": there.co_firstlineno}
     if hasattr(there, "co_qualname"):  # Python 3.11

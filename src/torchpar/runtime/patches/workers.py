@@ -72,7 +72,7 @@ def install(torch: Any, rank: RankSettings, allowed: Set[int]) -> None:
 
 
 def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
-    """The CPUs of a rank's loader workers: those planned for it, and for them, as far as it has not been narrowed.
+    """Returns the CPUs of a rank's loader workers: the rank's and their own, as far as the rank has not been narrowed.
 
     Whoever has narrowed the process, by `systemctl edit` or in the script, means its workers too. A process with CPUs
     for its workers alone has narrowed itself to its own, as planned.

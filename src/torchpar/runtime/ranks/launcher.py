@@ -67,7 +67,7 @@ def launch(settings: JobSettings, run: str) -> int:
 
 
 def interpreter() -> list[str]:
-    """The command line of this interpreter with its own flags, which torchrun would lose: -O, -X, -W, -I and so on."""
+    """Returns this interpreter's command line with its flags, which torchrun would lose: -O, -X, -W, -I and so on."""
     from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]
 
     # That knows all but these two, whose meaning a child would get from the environment only.

@@ -56,7 +56,7 @@ LOOPBACK = "--local-addr=127.0.0.1"
 
 
 def arguments(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
-    """torchrun's flags for the rendezvous, as current versions spell them, and variables that are set unless they are.
+    """Returns torchrun's flags for the rendezvous, as current versions spell them, and variables to set if unset.
 
     For a job of several hosts this waits until the endpoint can be reached, or on its host, listened on. Raises
     RendezvousError when that will not be.
@@ -101,7 +101,7 @@ def _alone(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
 
 
 def flags_for(settings: JobSettings, place: Place) -> list[str]:
-    """torchrun's flags for a job of several hosts.
+    """Returns torchrun's flags for a job of several hosts.
 
     Literal addresses, as torch would look up names, and names of addresses, and get 127.0.1.1 from Debian's own
     /etc/hosts. With is_host said, a host whose port is taken fails rather than join a stranger.
@@ -132,7 +132,7 @@ def environment_for(place: Place) -> dict[str, str]:
 
 
 def parse_endpoint(text: str | None) -> Endpoint:
-    """The endpoint that a unit names, "host:port" or "[address]:port". Raises RendezvousError."""
+    """Parses the endpoint that a unit names, "host:port" or "[address]:port". Raises RendezvousError."""
     host, _, port = (text or "").rpartition(":")
     if not host or not port.isdecimal():
         raise _refuse(f"Endpoint={text or ''}", "is not HOST:PORT", "Endpoint=")
@@ -140,7 +140,7 @@ def parse_endpoint(text: str | None) -> Endpoint:
 
 
 def find_place(settings: JobSettings, asked: Endpoint) -> Place:
-    """This host's part, by its addresses and names as they are now. Raises NotYet and RendezvousError."""
+    """Finds this host's part, by its addresses and names as they are now. Raises NotYet and RendezvousError."""
     try:
         resolved = network.resolve(asked.host)
     except OSError as error:
@@ -167,7 +167,7 @@ def choose_place(
     own_names: Callable[[], set[str]],
     source: Callable[[str], str | None],
 ) -> Place:
-    """The part of a host with these addresses and names in a rendezvous at an endpoint with the addresses `resolved`.
+    """Chooses the part of a host with these addresses and names, at an endpoint with the addresses `resolved`.
 
     The endpoint is here if one of its addresses is; the host's name alone would be fooled by "127.0.1.1 name" in
     /etc/hosts, which is there that name's only address. `source` says by which own address another one is reached.
@@ -200,7 +200,7 @@ def choose_place(
 
 
 def _one(candidates: list[Address], interface: str | None, asked: Endpoint) -> Address:
-    """The address to tell the others. Raises NotYet and RendezvousError."""
+    """Returns the address to tell the others. Raises NotYet and RendezvousError."""
     names = list(dict.fromkeys(address.interface for address in candidates))
     if not names:
         what = f"Interface={interface}: it" if interface else "this host"

@@ -61,7 +61,7 @@ def run(flags: Sequence[str], command: Sequence[str]) -> int:
 
 
 def spelled(parser: Any, flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags as this parser spells them, and those that it does not know.
+    """Spells the flags as this parser does; returns them, and those that it does not know.
 
     torch 1.13 has --nproc_per_node and no other, current versions have --nproc-per-node too, and perhaps only that one
     day.
@@ -132,7 +132,7 @@ def leave(agent: Any) -> None:
 
 
 def failed_status(status: int) -> int:
-    """The exit status for a rank that has failed by itself: never that of a stop, as nobody has asked for one.
+    """Returns the exit status for a rank that has failed by itself: never that of a stop, as nobody has asked for one.
 
     SIGTERM may come from elsewhere, from earlyoom for example, and the unit takes 143 for success (SuccessExitStatus=).
 

@@ -51,7 +51,7 @@ def start_without() -> None:
 
 
 def read_note(path: str) -> tuple[str, str, str]:
-    """The three lines of a note; empty ones for what is none. Whatever runs as the service's user can write there."""
+    """Reads the three lines of a note, empty if it is none. Any process of the service's user can write there."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -96,5 +96,5 @@ def cure() -> str:
 
 
 def folder(variable: str) -> str:
-    """The service's own folder of a kind; systemd separates several by colons. "" where there is none."""
+    """Returns the service's own folder of a kind, "" where there is none; systemd separates several by colons."""
     return os.environ.get(variable, "").partition(":")[0]

@@ -57,7 +57,7 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
 
 
 def _local_rank() -> int:
-    """This process's number on its host, as torchrun counts; 0 for a process that is alone."""
+    """Returns this process's number on its host, as torchrun counts; 0 for a process that is alone."""
     text = os.environ.get("LOCAL_RANK", "0")
     if not text.isdecimal():
         say(f"LOCAL_RANK={text} is not a number; taken as 0", Priority.WARNING)
@@ -81,7 +81,7 @@ def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
 
 
 def _set_interop_threads(torch: Any, threads: int) -> None:
-    """The interop threads, and what a script's own call does from now on.
+    """Sets the interop threads, and wraps the function by which a script sets them.
 
     torch lets this be set once only and raises RuntimeError the second time. A script that sets it too must go on
     working, so its call becomes a line in the journal; nothing can undo the first.

@@ -120,7 +120,7 @@ def run_launcher(run: "Callable[..., object]", parameters: "tuple[Any, ...]") ->
 
 
 def by_runpy(name: str, search: bool) -> "tuple[Callable[..., object], tuple[Any, ...]]":
-    """The function by which the interpreter itself runs modules, directories and zip files."""
+    """Returns the function by which the interpreter itself runs modules, directories and zip files."""
     import runpy
 
     new_main()
@@ -192,7 +192,7 @@ def say_read_only(error: BaseException) -> None:
 def without_frames_of(
     files: "tuple[str, ...]", hook: "Callable[[Any, Any, Any], object]"
 ) -> "Callable[[Any, Any, Any], object]":
-    """The script's own sys.excepthook, or the interpreter's, shown a traceback that begins with the script."""
+    """Returns the script's own sys.excepthook, or the interpreter's, with a traceback that begins with the script."""
 
     def excepthook(kind: "Any", error: "Any", trace: "Any") -> None:
         while trace and trace.tb_frame.f_code.co_filename in files:

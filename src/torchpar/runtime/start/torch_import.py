@@ -50,7 +50,7 @@ class TorchImport:
         os.write(2, f"torchpar: {refusal(sys.executable, 'this Python has no torch', 'Python=')}\n".encode())
 
     def watched(self, loader: "Any", execute: "Callable[[Any], None]") -> "Callable[[Any], None]":
-        """The exec_module of this one loader; it takes itself away before torch's own code runs."""
+        """Wraps exec_module of this one loader; the wrapper takes itself away before torch's own code runs."""
 
         def exec_module(module: "Any") -> None:
             loader.__dict__.pop("exec_module", None)
