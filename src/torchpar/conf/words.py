@@ -39,8 +39,8 @@ class MisreadError(ValueError):
 def split_words(text: str, *, relaxed: bool = False) -> tuple[str, ...]:
     """Splits a value into words; with `relaxed` unknown escapes stay as they are, as in ExecStart=.
 
-    >>> split_words(r"a b 'c d' e'f g'h")
-    ('a\tb', 'c d', 'ef gh')
+    >>> split_words(r"a\tb 'c d' e'f g'h")
+    ('a\\tb', 'c d', 'ef gh')
 
     Raises MisreadError for what systemd does not take, and for characters that look like a blank, a quote or a dash
     where one would be.
