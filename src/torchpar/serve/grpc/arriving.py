@@ -188,7 +188,7 @@ class Arriving(ABC):
                 self.uncredited = 0
 
     def hold(self, size: int) -> None:
-        """So many bytes more, or less, are kept of what the client sent."""
+        """Counts `size` bytes more, or less, that are kept of what the client sent."""
         self._held += size
         self.connection.hold(size)
 
@@ -201,7 +201,7 @@ class Arriving(ABC):
         return self.handler is not None and self.handler.is_busy()
 
     def expire(self, now: float) -> None:
-        """Called now and then: has the client been too slow?"""
+        """Ends the call if the client has been too slow; called now and then."""
         limits = self.connection.limits
         if self._due is None:
             return
@@ -215,7 +215,7 @@ class Arriving(ABC):
             self._mark, self._due = self._received, now + limits.body_seconds
 
     def drop_input(self) -> None:
-        """Nothing more is read."""
+        """Reads nothing more, and forgets what has come."""
         self._due = None
         self._buffer = bytearray()
         if self._held:

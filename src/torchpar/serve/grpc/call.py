@@ -40,7 +40,7 @@ class Link(Source, Protocol):
         """Says whether `size` bytes of a call can go at once, before those of others."""
 
     def block(self, block: bytes) -> bytes:
-        """A header as it is to be sent next."""
+        """Returns a header block as it is to be sent next."""
 
     def sends(self, call: Call) -> None:
         """Give a call its turn: it has something to send, or its end."""
@@ -96,7 +96,7 @@ class Call(Arriving):
         self._owed = 0
 
     def expire(self, now: float) -> None:
-        """Called now and then: has the client been too slow?"""
+        """Ends the call if the client has been too slow; called now and then."""
         super().expire(now)
         if not self._out:
             self.unsent_since = None
@@ -106,7 +106,7 @@ class Call(Arriving):
             self.connection.reset(self, frames.CANCEL)
 
     def remaining(self) -> float | None:
-        """Seconds that the client still waits."""
+        """Returns the seconds that the client still waits; None where it waits for ever."""
         return None if self.deadline is None else max(0.0, self.deadline - self.connection.loop.time())
 
     def owe(self, size: int) -> bool:
@@ -119,13 +119,13 @@ class Call(Arriving):
         return True
 
     def settle(self, size: int) -> None:
-        """An answer that was counted is taken, or forgotten."""
+        """Counts an answer as taken, or forgotten, that `owe` has counted."""
         size = min(size, self._owed)
         self._owed -= size
         self.connection.count_owed(-size)
 
     def respond(self, data: bytes) -> None:
-        """The only message, and that all is well. It counts as owed, see `owe`."""
+        """Sends the only message, and the status OK. It counts as owed, see `owe`."""
         connection, size = self.connection, PREFIX.size + len(data)
         if self.over:
             return
@@ -148,7 +148,7 @@ class Call(Arriving):
         connection.forget(self)
 
     def send(self, data: bytes) -> None:
-        """A message."""
+        """Sends a message."""
         if self.over:
             return
         if not self._begun:
@@ -159,21 +159,21 @@ class Call(Arriving):
         self.connection.sends(self)
 
     def unsent(self) -> int:
-        """Bytes that wait to be sent."""
+        """Returns the number of bytes that wait to be sent."""
         return sum(map(len, self._out))
 
     def sent(self) -> None:
-        """All that waited is on its way."""
+        """Tells the handler that all that waited is on its way."""
         if self.handler is not None:
             self.handler.sent()
 
     def drain(self) -> None:
-        """The connection is to end when nothing is due."""
+        """Tells the handler that the connection is to end when nothing is due."""
         if self.handler is not None:
             self.handler.drain()
 
     def take(self, size: int) -> bytes:
-        """So many of the bytes that wait, or what there is."""
+        """Takes `size` of the bytes that wait, or as many as there are."""
         taken: list[memoryview] = []
         while self._out and size:
             piece = self._out.pop(0)
@@ -185,7 +185,7 @@ class Call(Arriving):
         return b"".join(taken)
 
     def finish(self, code: int, message: str = "", retry_after: float | None = None) -> None:
-        """The status, after all messages."""
+        """Sends the status, after all messages."""
         if self.over:
             return
         fields = [(b"grpc-status", b"%d" % code)]
@@ -204,7 +204,7 @@ class Call(Arriving):
             self._end()
 
     def fail(self, code: int, message: str, retry_after: float | None = None) -> None:
-        """The status, at once; what is in work for this call is not wanted any more."""
+        """Sends the status at once; what is being computed for this call is not wanted any more."""
         if not self.over:
             self._out.clear()
             handler = self.handler
@@ -218,7 +218,7 @@ class Call(Arriving):
         self.connection.sends(self)
 
     def drop(self) -> bool:
-        """The call is gone; whether the client has sent all of it."""
+        """Forgets the call; says whether the client has sent all of it."""
         self.over = True
         handler, self.handler = self.handler, None
         self._out.clear()
@@ -237,7 +237,7 @@ def _timeout(text: bytes) -> float | None:
 
 
 def _escape(message: str) -> bytes:
-    """As gRPC wants grpc-message: printable ASCII, all else percent-encoded."""
+    """Escapes a text for grpc-message: printable ASCII stays, all else is percent-encoded."""
     return b"".join(
         bytes((byte,)) if 32 <= byte < 127 and byte != 37 else b"%%%02X" % byte for byte in message.encode()
     )

@@ -40,7 +40,7 @@ class Connection(Taking):
     # ---- from asyncio ----
 
     def connection_made(self, transport: Any) -> None:
-        """A client has connected."""
+        """Begins, when a client has connected."""
         self._transport = transport
         if not self.state.opened(self):
             transport.abort()
@@ -60,17 +60,17 @@ class Connection(Taking):
         )
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
+        """Takes bytes from the client."""
         if self.closed:
             return
         self._rest = self._rest + data if self._rest else data
         self._read()
 
     def eof_received(self) -> None:
-        """The client sends no more: it is gone."""
+        """Ends: the client sends no more, and so is gone."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client has gone, or we have closed."""
+        """Ends, when the client has gone, or we have closed."""
         self.drop_calls()
         self._rest = b""
         self._since = None
@@ -83,12 +83,12 @@ class Connection(Taking):
         self.state.closed(self)
 
     def pause_writing(self) -> None:
-        """The client takes its answers more slowly than they come."""
+        """Sends no more for now: the client takes its answers more slowly than they come."""
         self.write_paused = True
         self._update_reading()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Sends again: the client has caught up."""
         self.write_paused = False
         self._update_reading()
         self.pump()
@@ -143,7 +143,7 @@ class Connection(Taking):
     # ---- time ----
 
     def expire(self, now: float) -> None:
-        """Called now and then by the server: has the client been too slow?"""
+        """Ends the connection if the client has been too slow; the server calls it now and then."""
         if self._since is not None and self.reading_paused:
             self._since = now
         if self._since is not None and now > self._since + self.limits.header_seconds:

@@ -13,7 +13,7 @@ _CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"tr
 
 
 def request_fields(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
-    """The fields by name, the last of several with one name; None for what is no request."""
+    """Returns the fields by name, the last of several with one name; None where they are no request's."""
     fields: dict[bytes, bytes] = {}
     ordinary = False
     for name, value in found:
@@ -31,7 +31,7 @@ def request_fields(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | Non
 
 
 def refusal(fields: dict[bytes, bytes]) -> int:
-    """The status of HTTP for a request that is no call of gRPC; 0 for one that is."""
+    """Returns the HTTP status for a request that is no call of gRPC; 0 for one that is."""
     if fields[b":method"] != b"POST":
         return 405
     return 0 if fields.get(b"content-type", b"")[:16] == b"application/grpc" else 415

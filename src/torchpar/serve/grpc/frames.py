@@ -41,33 +41,33 @@ class ConnectionFailed(Exception):
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame."""
+    """Makes a frame."""
     size = len(payload)
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
 def head(kind: int, flags: int, stream: int, size: int) -> bytes:
-    """The beginning of a frame whose payload follows."""
+    """Makes the beginning of a frame whose payload follows."""
     return HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream)
 
 
 def settings(values: dict[int, int]) -> bytes:
-    """A SETTINGS frame."""
+    """Makes a SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*item) for item in values.items()))
 
 
 def goaway(last: int, code: int, message: str = "") -> bytes:
-    """A GOAWAY frame: the last stream that is looked at, and why no other is."""
+    """Makes a GOAWAY frame: the last stream that is looked at, and the reason why no other is."""
     return frame(GOAWAY, 0, 0, WORD.pack(last) + WORD.pack(code) + message.encode())
 
 
 def reset(stream: int, code: int) -> bytes:
-    """The end of a stream, without an answer or after it."""
+    """Makes a RST_STREAM frame: the end of a stream, without an answer or after it."""
     return frame(RST_STREAM, 0, stream, WORD.pack(code))
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """Allows so many bytes more."""
+    """Makes a WINDOW_UPDATE frame, which allows `size` bytes more."""
     return frame(WINDOW_UPDATE, 0, stream, WORD.pack(size))
 
 

@@ -58,17 +58,17 @@ class Unary:
         self._task: asyncio.Task[None] | None = None
 
     def wants(self) -> bool:
-        """Always: of two messages the second is a mistake."""
+        """Says yes: of two messages the second is a mistake."""
         return True
 
     def message(self, data: bytes | memoryview, compressed: bool) -> None:
-        """The request."""
+        """Takes the request."""
         if self._asked is not None:
             self._call.fail(status.UNIMPLEMENTED, "the call takes one message, and there are two")
         self._asked = data, compressed
 
     def ended(self) -> None:
-        """It is whole."""
+        """Computes the answer: the request is whole."""
         if self._asked is None:
             self._call.fail(status.INVALID_ARGUMENT, "the call has no message")
         elif self._task is None:
@@ -91,10 +91,10 @@ class Unary:
                 call.fail(status.UNAVAILABLE, NOT_TAKEN, 1.0)
 
     def sent(self) -> None:
-        """Its end follows."""
+        """Does nothing: the end of the call follows."""
 
     def drain(self) -> None:
-        """It is answered."""
+        """Does nothing: the call ends with its answer."""
 
     def is_busy(self) -> bool:
         """Says whether the answer is being made."""
@@ -130,13 +130,13 @@ class Stream:
         self._going_on = False
 
     def wants(self) -> bool:
-        """Not while as many wait as may, to be computed or to be taken; one may always, else it would never go on."""
+        """Says no while as many wait to be computed or taken as may; one always may, else it would never go on."""
         mine, connection = len(self._waiting) + len(self._owed), self._call.connection
         limits = connection.limits
         return mine < limits.pipeline and not self._over and (not mine or connection.working < limits.calls)
 
     def message(self, data: bytes | memoryview, compressed: bool) -> None:
-        """A request."""
+        """Takes a request, and begins to compute it."""
         connection = self._call.connection
         task = connection.loop.create_task(self._run(data, compressed))
         connection.working += 1
@@ -183,7 +183,7 @@ class Stream:
             call.finish(status.OK)
 
     def ended(self) -> None:
-        """The client asks for nothing more."""
+        """Takes note that the client asks for nothing more."""
         self._ended = True
         self._go_on()
 

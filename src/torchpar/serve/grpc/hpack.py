@@ -100,7 +100,7 @@ class HpackError(ValueError):
 
 
 def decode_text(data: bytes) -> bytes:
-    """The text of a Huffman code. Raises HpackError."""
+    """Decodes a Huffman code. Raises HpackError."""
     found = bytearray()
     state, steps = 0, _STEPS
     for byte in data:
@@ -124,7 +124,7 @@ class Decoder:
         self._limit = TABLE
 
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]] | None:
-        """The fields, None where they are more than may be. Raises HpackError."""
+        """Decodes the fields; None where they are more than may be. Raises HpackError."""
         fields: list[tuple[bytes, bytes]] = []
         offset, end, size, most = 0, len(block), 0, self._most
         if end > most:
@@ -230,7 +230,7 @@ NO_TABLE = b"\x20"
 
 
 def encode(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """A block of literals, which changes no table."""
+    """Makes a block of literals, which changes no table."""
     return b"".join(b"\0" + _sized(name) + _sized(value) for name, value in fields)
 
 

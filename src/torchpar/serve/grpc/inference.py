@@ -41,7 +41,7 @@ _RAW = next(field.number for field in INFER_REQUEST.fields if field.name == "raw
 
 
 async def decode(service: Service, message: Message, data: bytes | memoryview, limit: int) -> dict[str, Any]:
-    """The fields of a message. Raises ServeError: 400, and 413 where more than `limit` bytes are to be decoded.
+    """Decodes the fields of a message. Raises ServeError: 400, and 413 where more than `limit` bytes are to be decoded.
 
     Raw contents of tensors, which are taken as they are, do not count.
     """
@@ -64,7 +64,7 @@ async def _offload(service: Service, function: Any, *arguments: Any) -> Any:
 
 
 async def infer(service: Service, fields: dict[str, Any], size: int, remaining: float | None) -> dict[str, Any]:
-    """The response to a ModelInferRequest of `size` bytes; remaining is in seconds. Raises ServeError.
+    """Answers a ModelInferRequest of `size` bytes; remaining is in seconds. Raises ServeError.
 
     Cancelled, it takes the request out of the queue.
     """
@@ -96,7 +96,7 @@ async def infer(service: Service, fields: dict[str, Any], size: int, remaining: 
 
 
 def _taken_apart(fields: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and datatype of the inputs that are not taken as they are."""
+    """Returns name and datatype of the inputs that are not taken as they are."""
     raw = "raw_input_contents" in fields
     inputs = [(item.get("name", ""), item.get("datatype", "")) for item in fields.get("inputs", [])]
     return [(name, datatype) for name, datatype in inputs if datatype == "BYTES" or not raw]
@@ -105,7 +105,7 @@ def _taken_apart(fields: dict[str, Any]) -> list[tuple[str, str]]:
 def read_request(
     fields: dict[str, Any], now: float, remaining: float | None
 ) -> tuple[Request, Mapping[str, int]]:
-    """The engine's request, and the outputs of which only the largest values are wanted. Raises ServeError 400."""
+    """Makes the engine's request, and the outputs of which the largest values are wanted. Raises ServeError 400."""
     items, outputs = fields.get("inputs", []), fields.get("outputs", [])
     raw = fields.get("raw_input_contents", [])
     if raw and len(raw) != len(items):
@@ -128,7 +128,7 @@ def read_request(
 
 
 def _contents(described: Input, contents: dict[str, Any]) -> Data:
-    """The data of a tensor that comes as single elements."""
+    """Reads the data of a tensor that comes as single elements."""
     name, datatype = described.name, described.datatype
     kind = _CONTENTS.get(datatype)
     if kind is None:
@@ -146,14 +146,14 @@ def _only_raw(described: Input, item: dict[str, Any], raw: memoryview) -> memory
 
 
 def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
-    """Name and value of a request's or a tensor's, whichever of the kinds it is. Raises ServeError 400."""
+    """Returns the parameters of a request or a tensor by name, of whichever kind. Raises ServeError 400."""
     given = fields.get("parameters", {})
     check_number("parameters", given)
     return {name: next(iter(value.values()), "") for name, value in given.items()}
 
 
 def response_fields(response: Response, classes: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a ModelInferResponse."""
+    """Makes the fields of a ModelInferResponse."""
     tensors = [largest(t, classes[t.name]) if t.name in classes else t for t in response.outputs]
     fields: dict[str, Any] = {
         "model_name": response.model,
@@ -173,7 +173,7 @@ def _raw(data: Data) -> Any:
 
 
 def parameter_field(value: Any) -> dict[str, Any]:
-    """An InferParameter."""
+    """Makes an InferParameter."""
     if isinstance(value, bool):
         return {"bool_param": value}
     if isinstance(value, int):

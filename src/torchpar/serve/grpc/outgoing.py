@@ -86,7 +86,7 @@ class Outgoing(Peer):
             self._has_table, self._block_begin = False, hpack.NO_TABLE
 
     def block(self, block: bytes) -> bytes:
-        """A header as it is to be sent next."""
+        """Returns a header block as it is to be sent next."""
         if self._block_begin:
             block, self._block_begin = self._block_begin + block, b""
         return block
@@ -104,7 +104,7 @@ class Outgoing(Peer):
         return self.state.may_owe(max(size, SMALL + 1), self.owed)
 
     def count_owed(self, size: int) -> None:
-        """So many bytes of answers wait more, or less."""
+        """Counts `size` bytes of answers that wait more, or less."""
         self.owed += size
         self.state.owed += size
 
@@ -115,12 +115,12 @@ class Outgoing(Peer):
         return self.state.may_hold(missing)
 
     def hold(self, size: int) -> None:
-        """So many bytes of requests are kept more, or less."""
+        """Counts `size` bytes of requests that are kept more, or less."""
         self.held += size
         self.state.held += size
 
     def sends(self, call: Call) -> None:
-        """A call has something to send, or its end."""
+        """Gives a call its turn: it has something to send, or its end."""
         if call.blocked is None:
             self.queue(call)
         self.pump()
@@ -164,7 +164,7 @@ class Outgoing(Peer):
                 call.sent()
 
     def forget(self, call: Call) -> None:
-        """A call has its answer."""
+        """Forgets a call that has its answer."""
         self.calls.pop(call.number, None)
         call.handler = None  # it has done its part
         if not call.drop():
@@ -172,7 +172,7 @@ class Outgoing(Peer):
         self.earn(PER_ANSWER)
 
     def earn(self, size: float) -> None:
-        """The client may ask for more that costs work: it has taken an answer, or a part of one."""
+        """Lets the client ask for more that costs work: it has taken an answer, or a part of one."""
         self.allowance = min(self.allowance + size, ALLOWANCE)
         self.last_active = self.loop.time()
 
@@ -185,7 +185,7 @@ class Outgoing(Peer):
     # ---- the end ----
 
     def expire(self, now: float) -> None:
-        """Called now and then: does the client take what there is for it?"""
+        """Ends calls, or the connection, if the client does not take what there is for it; called now and then."""
         for call in tuple(self.calls.values()):
             call.expire(now)
         left = self._transport.get_write_buffer_size()
@@ -243,7 +243,7 @@ class Outgoing(Peer):
         self._transport.abort()
 
     def drop_calls(self) -> None:
-        """Nothing is answered any more."""
+        """Answers nothing any more."""
         self.closed = True
         self._ready.clear()
         for call in tuple(self.calls.values()):

@@ -201,5 +201,5 @@ def _log_field(value: Any) -> dict[str, Any]:
 
 
 def _stream_error(message: str, known: dict[str, Any] | None = None) -> bytes:
-    """Of a stream, in which one request failed."""
+    """Makes the message of a stream for a request that failed."""
     return m.STREAM_RESPONSE.encode({"error_message": message, "infer_response": known or {}})

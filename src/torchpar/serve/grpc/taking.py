@@ -47,7 +47,7 @@ class Taking(Outgoing):
         return self._block is not None
 
     def take(self, kind: int, flags: int, stream: int, payload: memoryview) -> None:  # noqa: C901 - a branch for each type of frame
-        """One frame. Raises ConnectionFailed, and HpackError."""
+        """Takes a frame. Raises ConnectionFailed, and HpackError."""
         if self._block is not None and (kind != frames.CONTINUATION or stream != self._block_of[0]):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a header is not ended")
         if kind == frames.DATA:
@@ -131,7 +131,7 @@ class Taking(Outgoing):
             self._open(*self._block_of, bytes(block))
 
     def _open(self, stream: int, flags: int, block: bytes) -> None:
-        """A header is whole: a call, or the trailers of one."""
+        """Begins a call, or ends one by its trailers: a header is whole."""
         found = self._decoder.decode(block)
         self.turn -= len(block)
         cost = len(block) // HEADER_BYTES

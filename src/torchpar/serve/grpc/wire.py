@@ -49,7 +49,7 @@ class Message:
         self.by_number = {field.number: field for field in self.fields}
 
     def encode(self, values: Mapping[str, Any]) -> bytes:
-        """The bytes of a message; names that the message does not have are passed over."""
+        """Encodes a message; names that the message does not have are passed over."""
         out: list[bytes] = []
         for field in self.fields:
             value = values.get(field.name)
@@ -90,7 +90,7 @@ class Message:
 
 
 def structure_size(data: bytes | memoryview, number: int, most: int) -> int:
-    """The bytes of a message but for the contents of its fields of this number: what decoding takes its time for.
+    """Counts the bytes of a message but for the contents of its fields `number`: decoding takes its time for these.
 
     Counts no further than just above `most`. Raises WireError.
     """
