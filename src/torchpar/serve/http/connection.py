@@ -165,7 +165,7 @@ class Connection(Peer):
             self._update_reading()
 
     def eof_received(self) -> None:
-        """The client sends no more: to HTTP clients that means gone, and what is queued for it is not computed."""
+        """Ends: to HTTP clients the end of input means gone, and their queued requests are not computed."""
 
     def connection_lost(self, error: Exception | None) -> None:
         """Ends, when the client has gone, or we have closed."""
@@ -180,13 +180,13 @@ class Connection(Peer):
         self._parser = None
 
     def pause_writing(self) -> None:
-        """The client takes its answers more slowly than they come: read no further requests of it."""
+        """Reads no further requests: the client takes its answers more slowly than they come."""
         self._write_left = self._transport.get_write_buffer_size()
         self._write_due = self.loop.time() + self.state.limits.write_seconds
         self._update_reading()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Reads again: the client has caught up."""
         self._write_due = None
         self._count_owed()
         if self._phase is Phase.ENDING and not self._waiting:
@@ -196,7 +196,7 @@ class Connection(Peer):
     # ---- from the parser ----
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Takes note of the first byte of a request."""
         if self._phase is not Phase.IDLE:
             return
         self._phase = Phase.HEADER
@@ -239,7 +239,7 @@ class Connection(Peer):
         return None
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Takes a piece of the body."""
         exchange, state = self._reading, self.state
         if self._phase is not Phase.BODY or exchange is None:
             return
@@ -265,7 +265,7 @@ class Connection(Peer):
             self._refuse(503, NOT_HELD, retry_after=1.0)
 
     def on_message_complete(self) -> None:
-        """A request has come whole."""
+        """Hands on a request that has come whole."""
         exchange = self._reading
         if self._phase is not Phase.BODY or exchange is None:
             return
@@ -290,7 +290,7 @@ class Connection(Peer):
     # ---- answers ----
 
     def answered(self, exchange: Exchange) -> None:
-        """An exchange has its answer: write what is due."""
+        """Writes what is due: an exchange has its answer."""
         waiting = self._waiting
         if not waiting or waiting[0] is not exchange:
             if waiting and exchange.answer is not None:
@@ -365,7 +365,7 @@ class Connection(Peer):
         exchange.fail(status, message, 1.0 if status == 503 and retry_after is None else retry_after)
 
     def _finish(self) -> None:
-        """All is answered: close, once the client has taken it all.
+        """Closes, once the client has taken all answers.
 
         asyncio's own `close` waits for that too, and for ever: here the time to write runs, until nothing is left.
 
@@ -386,7 +386,7 @@ class Connection(Peer):
         self._update_reading()
 
     def _forget_waiting(self) -> None:
-        """No answer is due any more: what is not computed yet need not be."""
+        """Cancels the requests that are not computed yet: no answer is due any more."""
         # Some are answered by their cancellation, at once.
         forgotten, self._waiting = self._waiting, deque()
         self._kept = 0
