@@ -16,7 +16,7 @@ FIRST = 3  # SD_LISTEN_FDS_START
 
 
 def adopt_sockets(environ: MutableMapping[str, str], service: str) -> list[socket.socket]:
-    """The listening sockets that were passed to this process; the variables that say so are gone afterwards.
+    """Returns the listening sockets that were passed to this process; the variables that say so are gone afterwards.
 
     service is the unit's name. Raises StartError when there is none.
     """

@@ -106,6 +106,6 @@ class Tensor:
 
 
 def byte_size(datatype: str, shape: Sequence[int]) -> int | None:
-    """Bytes of a tensor's data; None for BYTES. Raises KeyError for a datatype that the protocol does not have."""
+    """Counts the bytes of a tensor's data; None for BYTES. Raises KeyError for a datatype that the protocol lacks."""
     size = SIZES[datatype]
     return None if size is None else size * math.prod(shape)

@@ -169,7 +169,7 @@ class Pool:
         return None
 
     def _whose_turn(self) -> Served | None:
-        """The first model in the ring, once those are behind it that compute one batch at a time and do so now.
+        """Returns the first model in the ring, once those are behind it that compute one batch at a time and do so now.
 
         The worker that computes for one of those looks here again when it is done.
         """
@@ -180,7 +180,7 @@ class Pool:
         return None
 
     def _gather_team(self, batch: Batch, others: int) -> None:
-        """Takes all threads for one big request, where the other workers would only look on."""
+        """Gives all threads to one big request, where the other workers would only look on."""
         least = batch.served.team_from
         if least is not None and len(batch.items) == 1 and batch.rows >= least and not self._ring:
             if others == len(self._workers) - 1:

@@ -293,7 +293,7 @@ def _compare(
 
 
 def _run(runner: Runner, slot: int, inputs: Sequence[Tensor], quiet: bool = False) -> Computed:
-    """quiet: what a handler raises is no failure that its author should see."""
+    """Computes a batch. quiet: an error that a handler raises is no failure that its author should see."""
     runner.quiet = quiet
     try:
         return runner.compute(slot, [Column(t.datatype, t.shape, [t.data]) for t in inputs])

@@ -170,7 +170,7 @@ class Queue:
         self.size -= waiting.size
 
     def _refresh(self, place: Any, line: deque[Waiting]) -> None:
-        """The first entry of the heads was this line's: put its next one there, or nothing."""
+        """Puts a line's next request in the place of its first among the heads, or nothing."""
         if line:
             heapq.heapreplace(self._heads, (line[0].order, place))
         else:

@@ -105,7 +105,7 @@ class Repository:
         retired(served)
 
     def gone(self, served: Served) -> None:
-        """A version that was taken has answered all it had."""
+        """Takes note that a version that was taken out has answered all it had."""
         place = (served.name, served.version)
         if self._states.get(place, ("", ""))[0] == UNLOADING:
             self._states[place] = (UNAVAILABLE, "unloaded")

@@ -51,7 +51,7 @@ class Ticket(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """Nobody waits for the answer any more: unless it is being computed already, it will not cost anything.
+        """Cancels the request, as nobody waits for its answer: unless it is being computed, it costs nothing more.
 
         `done` is still called, with status 499 or with the answer. Call it on the event loop.
         """

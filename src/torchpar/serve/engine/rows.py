@@ -56,7 +56,7 @@ def cut(tensor: Tensor, start: int, end: int) -> Tensor:
 
 
 def repeat(tensor: Tensor, rows: int) -> Tensor:
-    """So many rows, those of a tensor again and again."""
+    """Repeats a tensor's rows until there are so many."""
     have, data = tensor.shape[0], tensor.data
     times = -(-rows // have)
     whole = data * times if isinstance(data, list) else bytes(data) * times
@@ -66,7 +66,7 @@ def repeat(tensor: Tensor, rows: int) -> Tensor:
 def only(
     rows: Sequence[Tensor], start: int, size: int, more: int = 0, most: int | None = None
 ) -> tuple[list[Tensor], int]:
-    """A batch of `size` rows that has some from `start` on, and nothing but them before and after; and that start.
+    """Makes a batch of `size` rows with some from `start` on and nothing but them around; returns it and that start.
 
     more = 1: of a row more, or one less where a batch has `most`; the start may have to be an earlier one then.
     """
@@ -151,7 +151,7 @@ def bytes_of(tensor: Tensor) -> Any:
 
 
 def odd_rows(sample: Sequence[Tensor], indices: bool) -> Iterator[tuple[Tensor, ...]]:
-    """Rows like one that the model takes, each unlike it in one input, or in all of a kind: see `_odd`.
+    """Yields rows like one that the model takes, each unlike it in one input, or in all of a kind: see `_odd`.
 
     indices tells whether whole numbers may be beyond what a table has.
     """
@@ -165,7 +165,7 @@ def odd_rows(sample: Sequence[Tensor], indices: bool) -> Iterator[tuple[Tensor, 
 
 
 def _odd(tensor: Tensor, seed: int, indices: bool) -> Iterator[Tensor]:
-    """One row of other scales, in an order that puts first what models most often ask about their numbers."""
+    """Yields a row of other scales each, in an order that puts first what models most often ask about numbers."""
     shape = tensor.shape
     count = math.prod(shape)
     if tensor.datatype == "BYTES":

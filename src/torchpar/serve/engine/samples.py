@@ -15,7 +15,7 @@ from torchpar.serve.tensors import Tensor, TensorSpec
 
 
 def made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
-    """Rows that differ: small numbers, which are indices for most models that want whole ones."""
+    """Makes rows that differ: small numbers, which are indices for most models that want whole ones."""
     shape = [size if n == -1 else n for n in spec.shape]
     if spec.shape and spec.shape[0] == -1:
         shape[0] = rows
@@ -36,12 +36,12 @@ def made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
 
 
 def batch_of(sample: Sequence[Tensor], rows: int) -> list[Column]:
-    """A batch of equal rows."""
+    """Makes a batch of equal rows."""
     return [Column(t.datatype, (rows, *t.shape[1:]), [t.data] * rows) for t in sample]
 
 
 def joined(rows: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """One batch of several rows."""
+    """Joins several rows to one batch."""
     found = []
     for parts in zip(*rows):
         first = parts[0]

@@ -167,7 +167,7 @@ class Served:
             batch.each = self._one_by_one(slot, items)
 
     def _only(self, slot: int, waiting: Waiting, start: int, rows: int, more: int) -> list[Tensor]:
-        """The answer to a request at its place in a batch that holds nothing else; more: see rows.only."""
+        """Computes a request at its place in a batch that holds nothing else; more: see rows.only."""
         request = waiting.request
         assert request
         inputs, place = only(request.inputs, start, rows, more, self.runner.max_batch)

@@ -34,7 +34,7 @@ class Bound:
 
 
 def places_of(described: Sequence[str], names: Sequence[str], counted: bool = True) -> list[int] | None:
-    """The place among `names` of each that is described; None where they are not the same things.
+    """Returns the place among `names` of each described input; None where they are not the same things.
 
     One and one fit, whatever they are called. counted: the names have an order, so that a number stands for one.
     """

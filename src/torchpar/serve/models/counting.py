@@ -105,7 +105,7 @@ class _Graph:
                 self._set(output, COUNT)
 
     def _meet(self, node: Any, kind: str, inputs: Sequence[Any], holds: Sequence[Holds]) -> None:
-        """An operation that returns a tensor takes a number of rows."""
+        """Finds out whether an operation that returns a tensor takes a number of rows as a value."""
         types = arguments_of(node.schema())
         if kind not in _WRAPPED and all(
             each is None or is_shape_or_index(kind, *types[i].split()[:2]) for i, each in enumerate(holds)

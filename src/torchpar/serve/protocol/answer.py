@@ -14,7 +14,7 @@ from torchpar.serve.protocol.layout import Wanted
 
 
 def encode(response: Response, wanted: Wanted) -> tuple[bytes, list[Any]]:
-    """The JSON, and the pieces of bytes that follow it, which are none if every output is in the JSON.
+    """Makes the JSON, and the pieces of bytes that follow it, which are none if every output is in the JSON.
 
     Raises ServeError for outputs that JSON cannot hold.
     """

@@ -129,7 +129,7 @@ class Apart:
             process.close()
 
     def pids(self) -> list[int]:
-        """The process numbers of those that have nothing to do."""
+        """Returns the process numbers of the processes that have nothing to do."""
         return [process.pid for process in self._idle]
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from torchpar.serve.tensors import Tensor
 
 
 def largest(tensor: Tensor, count: int) -> Tensor:
-    """The `count` largest values of each row, as BYTES "VALUE:INDEX", the largest first.
+    """Returns the `count` largest values of each row, as BYTES "VALUE:INDEX", the largest first.
 
     Dimension 0 is the rows, unless the tensor has only one, which then is the one row.
     """

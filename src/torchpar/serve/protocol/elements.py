@@ -35,7 +35,7 @@ _LENGTH = struct.Struct("<I")
 
 
 def data_from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> Data:
-    """A tensor's data from JSON's values, flat or nested as the shape says. Raises ServeError 400."""
+    """Makes a tensor's data from JSON's values, flat or nested as the shape says. Raises ServeError 400."""
     if type(values) is not list:
         raise ServeError(400, f"input '{name}': its data is not an array")
     flat = flatten(name, shape, values)
@@ -49,7 +49,7 @@ def data_from_values(name: str, datatype: str, shape: Sequence[int], values: Any
 
 
 def flatten(name: str, shape: Sequence[int], values: list[Any]) -> list[Any]:
-    """Nested arrays as one. Raises ServeError 400 where they are nested, but not as the shape says.
+    """Flattens nested arrays. Raises ServeError 400 where they are nested, but not as the shape says.
 
     The elements would be read in another order than they were meant, with a right answer to another question.
     """
@@ -93,7 +93,7 @@ def _no(value: Any) -> Any:
 
 
 def _pack_bf16(flat: list[Any]) -> bytes:
-    """The upper half of FP32, rounded to nearest, ties to even, as torch does."""
+    """Packs the upper half of FP32, rounded to nearest, ties to even, as torch does."""
     halves = array("H")
     for bits in struct.unpack(f"<{len(flat)}I", struct.pack(f"<{len(flat)}f", *flat)):
         if bits & 0x7FFFFFFF > 0x7F800000:  # not a number: rounding could make it infinite
@@ -106,7 +106,7 @@ def _pack_bf16(flat: list[Any]) -> bytes:
 
 
 def values_from_data(tensor: Tensor) -> list[Any]:
-    """JSON's values of a tensor, flat. Raises ServeError 400 for BYTES that are not text."""
+    """Returns a tensor's values as JSON has them, flat. Raises ServeError 400 for BYTES that are not text."""
     data = tensor.data
     if isinstance(data, list):
         try:
@@ -132,7 +132,7 @@ def values_from_data(tensor: Tensor) -> list[Any]:
 
 
 def nested(values: list[Any], shape: tuple[int, ...]) -> Any:
-    """Flat values as nested arrays of a shape; a scalar for shape ()."""
+    """Nests flat values as arrays of a shape; returns a scalar for shape ()."""
     if not shape:
         return values[0]
     for size in reversed(shape[1:]):
@@ -147,7 +147,7 @@ def _empty(shape: tuple[int, ...]) -> list[Any]:
 
 
 def unpack_bytes(name: str, count: int, data: memoryview) -> list[bytes]:
-    """The elements of BYTES in their binary form: four bytes of length, then as many bytes, for each of `count`.
+    """Unpacks the elements of BYTES from their binary form: four bytes of length, then as many bytes, `count` times.
 
     Raises ServeError 400.
     """
@@ -165,7 +165,7 @@ def unpack_bytes(name: str, count: int, data: memoryview) -> list[bytes]:
 
 
 def pack_bytes(elements: list[bytes]) -> bytes:
-    """The binary form of BYTES."""
+    """Packs BYTES in their binary form."""
     pieces: list[bytes] = []
     for element in elements:
         pieces.append(_LENGTH.pack(len(element)))

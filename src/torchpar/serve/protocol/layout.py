@@ -53,7 +53,7 @@ class Input(NamedTuple):
     size: int = 0
 
     def tensor(self, data: Data) -> Tensor:
-        """The tensor of these bytes, or of these elements of BYTES. Raises ServeError 400."""
+        """Makes the tensor of these bytes, or of these elements of BYTES. Raises ServeError 400."""
         if self.datatype != "BYTES":
             check_size(self, len(data))
         elif not isinstance(data, list):
@@ -82,11 +82,11 @@ class Layout:
         return all(each.values is None for each in self.inputs)
 
     def bytes_inputs(self) -> list[str]:
-        """The inputs of BYTES that come after the JSON, which are taken apart one by one."""
+        """Returns the inputs of BYTES that come after the JSON, which are taken apart one by one."""
         return [each.name for each in self.inputs if each.datatype == "BYTES" and each.values is None]
 
     def request(self, model: str, version: str, rest: memoryview, now: float) -> Request:
-        """The request, with the bytes that came after the JSON. Raises ServeError 400."""
+        """Makes the request, with the bytes that came after the JSON. Raises ServeError 400."""
         tensors = []
         start = 0
         for each in self.inputs:
@@ -106,7 +106,7 @@ class Layout:
     def request_of(
         self, model: str, version: str, tensors: list[Tensor], now: float, remaining: float | None = None
     ) -> Request:
-        """The request with these tensors. remaining: seconds that the client waits, where it says so in two ways."""
+        """Makes the request of these tensors. remaining: seconds that the client waits, where it says so twice."""
         waits = [seconds for seconds in (self.timeout, remaining) if seconds is not None]
         return Request(
             model,
@@ -166,7 +166,7 @@ def make_layout(
 
 
 def describe_input(name: str, datatype: Any, shape: Any, parameters: Mapping[str, Any]) -> Input:
-    """One input, checked. Raises ServeError 400."""
+    """Checks one input. Raises ServeError 400."""
     check_text("an input's name", name)
     check_datatype(name, datatype)
     elements = check_shape(name, shape)
@@ -185,7 +185,7 @@ def number(parameters: dict[str, Any], name: str, limit: int) -> int:
 
 
 def check_shape(name: str, shape: Any) -> int:
-    """The number of elements. Raises ServeError 400 for what is no shape, and for sizes that no machine has."""
+    """Counts the elements. Raises ServeError 400 for anything but a shape, and for sizes that no machine has."""
     if not isinstance(shape, (list, tuple)) or len(shape) > MAX_RANK:
         raise ServeError(400, f"input '{name}': its shape is not an array of at most {MAX_RANK} numbers")
     for size in shape:

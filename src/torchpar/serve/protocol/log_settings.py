@@ -29,7 +29,7 @@ class LogSettings:
         self._values = dict(_LOG)
 
     def values(self) -> dict[str, Any]:
-        """All settings."""
+        """Returns all settings."""
         return dict(self._values)
 
     def update(self, changes: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class TraceSettings:
         self.active = False
 
     def values(self, model: str | None) -> dict[str, Any]:
-        """The settings of a model, or of the server."""
+        """Returns the settings of a model, or of the server."""
         return {**self._server, **self._models.get(model or "", {})}
 
     def update(self, model: str | None, changes: dict[str, Any]) -> dict[str, Any]:

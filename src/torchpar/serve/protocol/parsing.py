@@ -45,7 +45,7 @@ def parse_layout(text: bytes | memoryview) -> Layout:
 
 
 def parse_json(text: bytes | bytearray | memoryview) -> Any:
-    """JSON, however it is built. Raises ServeError 400."""
+    """Parses JSON, however it is built. Raises ServeError 400."""
     try:
         return json.loads(bytes(text))
     except RecursionError:
@@ -85,7 +85,7 @@ def _parse_named(item: Any, what: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_forms(outputs: Iterable[tuple[str, dict[str, Any]]], binary: bool) -> Wanted:
-    """The form of each output that is asked for."""
+    """Parses the form of each output that is asked for."""
     each = {name: parameters.get("binary_data", binary) for name, parameters in outputs}
     forms = set(each.values())
     return Wanted(forms.pop() if len(forms) == 1 else binary, each)

@@ -86,11 +86,11 @@ class Service:
                 raise ServeError(400, f"model '{model}' has no input '{name}' of BYTES")
 
     def server(self) -> dict[str, Any]:
-        """The server's metadata."""
+        """Returns the server's metadata."""
         return {"name": "torchpar", "version": version(), "extensions": list(EXTENSIONS)}
 
     def model(self, name: str, version: str) -> dict[str, Any]:
-        """A model's metadata. Raises ServeError 404."""
+        """Returns a model's metadata. Raises ServeError 404."""
         metadata = self.engine.metadata(name, version)
         return {
             "name": metadata.name,
@@ -101,15 +101,15 @@ class Service:
         }
 
     def config(self, name: str, version: str) -> dict[str, Any]:
-        """A model's configuration in Triton's words. Raises ServeError 404."""
+        """Returns a model's configuration in Triton's words. Raises ServeError 404."""
         return model_config(self.engine.metadata(name, version))
 
     def statistics(self, name: str | None, version: str) -> dict[str, Any]:
-        """The statistics of one version, one model, or all. Raises ServeError 404."""
+        """Returns the statistics of one version, one model, or all. Raises ServeError 404."""
         return {"model_stats": [model_statistics(*counted) for counted in self.engine.statistics(name, version)]}
 
     def index(self, only_ready: bool) -> list[dict[str, str]]:
-        """The repository."""
+        """Returns the repository's index."""
         return [
             {"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason}
             for entry in self.engine.index()
@@ -136,7 +136,7 @@ class Service:
         await self.engine.unload(name)
 
     def shared_memory(self, kind: str, verb: str, region: str) -> list[dict[str, Any]]:
-        """Shared memory of the kind "system" or "cuda": no region is ever registered, so none can be shown.
+        """Returns the regions of shared memory of the kind "system" or "cuda": none, as none is ever registered.
 
         Raises ServeError 400 for a region that is named, and 501 for registering one.
         """
@@ -152,7 +152,7 @@ class Service:
 
 
 def body_object(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object of a request's body; an empty body is an empty one. Raises ServeError 400 or 413."""
+    """Parses the JSON object of a request's body; an empty body is an empty one. Raises ServeError 400 or 413."""
     if not body:
         return {}
     if len(body) > ORDER:

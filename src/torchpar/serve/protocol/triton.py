@@ -15,7 +15,7 @@ REQUEST_ROWS, REQUEST_BYTES = 1024, 1 << 25
 
 
 def model_config(model: ModelMetadata) -> dict[str, Any]:
-    """A model's configuration, as Triton's clients read it."""
+    """Makes a model's configuration, as Triton's clients read it."""
     rows = 1 if model.rowwise else 0  # Triton's dims leave the rows out where it batches
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def rows_of_a_request(specs: Sequence[TensorSpec]) -> int:
 
 
 def model_statistics(name: str, version: str, statistics: Statistics) -> dict[str, Any]:
-    """The statistics extension's object for one version of a model."""
+    """Makes the statistics extension's object for one version of a model."""
 
     def duration(count: int, ns: int) -> dict[str, int]:
         return {"count": count, "ns": ns}

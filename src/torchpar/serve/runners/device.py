@@ -44,7 +44,7 @@ class Cuda:
         self._stream.synchronize()
 
     def pinned(self, count: int, dtype: Any) -> Any:
-        """A flat tensor in memory that the device reaches by itself."""
+        """Makes a flat tensor in memory that the device reaches by itself."""
         return torch.empty(count, dtype=dtype, pin_memory=True)
 
     def register(self, address: int, size: int) -> bool:

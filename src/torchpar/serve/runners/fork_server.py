@@ -104,7 +104,10 @@ def main(fd: int, text: str) -> None:
 
 
 def _end(workers: list[int]) -> None:
-    """The server is gone, or has done with the model. A worker that is stuck in it would never look at its socket."""
+    """Ends the workers, also those stuck in the model, which never look at their sockets.
+
+    The server is gone, or has done with the model.
+    """
     for number in (0, signal.SIGIO, signal.SIGKILL):
         workers = [worker for worker in workers if _signal(worker, number)]
         until = time.monotonic() + PATIENCE
@@ -124,7 +127,7 @@ def _signal(worker: int, number: int) -> bool:
 def _work(
     control: socket.socket, order: bytes, fds: list[int], program: Program | None, devices: list[str], file: ModelFile
 ) -> None:
-    """The whole life of a worker; never returns. program: None where it loads its own."""
+    """Lives the whole life of a worker; never returns. program: None where it loads its own."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -228,7 +231,7 @@ def _packed(tensor: Tensor) -> dict[str, Any]:
 
 
 def unpacked(packed: dict[str, Any]) -> Tensor:
-    """A tensor of the description's example."""
+    """Makes a tensor of the description's example."""
     data = packed["data"]
     raw = [base64.b64decode(e) for e in data] if isinstance(data, list) else base64.b64decode(data)
     return Tensor(packed["name"], packed["datatype"], tuple(packed["shape"]), raw)

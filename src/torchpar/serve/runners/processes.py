@@ -142,7 +142,7 @@ class ProcessRunner(Runner):
         self.mend(0)
 
     def pids(self) -> list[int | None]:
-        """The workers' process numbers, by slot."""
+        """Returns the workers' process numbers, by slot."""
         return [worker.pid if worker else None for worker in self._workers]
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ class ProcessRunner(Runner):
                 raise
 
     def _hear(self) -> dict[str, Any] | None:
-        """One line from the fork server; None when it is gone."""
+        """Reads one line from the fork server; None when it is gone."""
         assert self._control
         line = b""
         while not line.endswith(b"\n"):

@@ -12,7 +12,7 @@ from torchpar.serve.runners.memory import Memory, Place
 
 
 def value_at(memory: Memory, place: Place) -> Any:
-    """An input of a batch. A tensor is valid until the batch is answered."""
+    """Returns an input of a batch. A tensor is valid until the batch is answered."""
     datatype, shape = place["datatype"], place["shape"]
     if datatype == "BYTES":
         return memory.read(place).data

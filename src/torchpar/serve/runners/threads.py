@@ -16,7 +16,7 @@ ENDING_SECONDS = 0.1
 
 
 def left_behind(before: Container[int]) -> str:
-    """The threads beside this one, by their names in Python or else in the kernel, "" if there are none.
+    """Names the threads beside this one, by their names in Python or else in the kernel, "" if there are none.
 
     before: those that were there before, by their kernel's numbers.
     """
@@ -35,7 +35,7 @@ def _added(before: Container[int]) -> dict[int, str]:
 
 
 def others() -> dict[int, str]:
-    """The names of all threads beside this one, by their kernel's numbers."""
+    """Returns the names of all threads beside this one, by their kernel's numbers."""
     found = {}
     for task in map(int, os.listdir(TASKS)):
         try:

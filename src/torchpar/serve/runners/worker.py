@@ -54,7 +54,7 @@ class Worker:
         self.pid: int | None = None
 
     def far_ends(self) -> list[int]:
-        """The descriptors for the worker."""
+        """Returns the descriptors for the worker."""
         return [self._far.fileno(), self._fd]
 
     def handed_over(self, pid: int) -> None:

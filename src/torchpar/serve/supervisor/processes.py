@@ -395,14 +395,14 @@ class Processes:
             self._align(process)
 
     async def _pass_on(self, asking: Member, message: dict[str, Any]) -> None:
-        """A client had one process load or unload a model: the others do it too."""
+        """Has the other processes load or unload a model: a client had one do that."""
         others = [process for process in self._processes if process is not asking]
         wrong = await self._call(others, message["verb"], message["model"], like=asking)
         if asking.channel:
             asking.channel.send(asked=message["ask"], wrong=wrong)
 
     def _set(self, setting: dict[str, Any]) -> None:
-        """A client changed a setting in one process: all have it, and those that are started later.
+        """Sets in all processes, and in those that are started later, what a client has set in one.
 
         That one too, again: where clients change it in two at once, the order in which it comes here holds for all.
         """
@@ -428,7 +428,7 @@ class Processes:
     # ---- telling ----
 
     def _tell(self) -> None:
-        """One line of `systemctl status`."""
+        """Tells systemd the line of `systemctl status`."""
         ready, count = sum(process.ready for process in self._processes), len(self._processes)
         what = "serving" if self._started else "loading"
         out = [str(process.rank) for process in self._processes if process.out]
