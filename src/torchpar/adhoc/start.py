@@ -48,7 +48,7 @@ def start(
     warn: Callable[[Iterable[str]], None],
     started: Callable[[], None] = lambda: None,
 ) -> int:
-    """Start a plan's command and return its exit status, or become it. `started` is called when the unit runs."""
+    """Starts a plan's command and returns its exit status, or becomes it. `started` is called when the unit runs."""
     if not as_unit():
         warn(tuple(_confine(plan)))
         _become(plan, user, environment)
@@ -71,7 +71,7 @@ def start(
 
 
 def _confine(plan: ServicePlan) -> Iterator[str]:
-    """Give this process the CPUs and memory of the plan; yields what to warn of."""
+    """Gives this process the CPUs and memory of the plan; yields what to warn of."""
     notes = [direct.set_cpus(plan.cpus), direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)]
     missing = tuple(_beyond(plan))
     why = "no root" if systemd.is_running() else "no systemd here"
