@@ -58,7 +58,7 @@ def torchpar() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its status."""
+    """Runs the command and exits with its status."""
     try:
         open_streams()
         status = run(arguments)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 64 for a usage error, that of the error for a TorchparError.
+    """Runs the command and returns its exit status: 64 for a usage error, that of the error for a TorchparError.
 
     Raises OutputError when what it has to say cannot be written.
     """

@@ -23,7 +23,7 @@ _NOT_SHOWN = re.compile(
 
 
 def echo_json(data: Any) -> None:
-    """Print data as JSON."""
+    """Prints data as JSON."""
     # Another encoding would not escape letters as JSON does.
     readable = getattr(sys.stdout, "encoding", "").lower() == "utf-8"
     click.echo(to_json(data, ensure_ascii=not readable))
@@ -36,7 +36,7 @@ def to_json(data: Any, *, ensure_ascii: bool) -> str:
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in columns as wide as their longest cell; the header is bold on a terminal."""
+    """Prints rows in columns as wide as their longest cell; the header is bold on a terminal."""
     table = [[printable(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
     for number, row in enumerate([list(header), *table]):
@@ -61,13 +61,13 @@ def brief(text: str) -> str:
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Print warnings on stderr."""
+    """Prints warnings on stderr."""
     for warning in warnings:
         _say(Priority.WARNING, f"warning: {warning}")
 
 
 def warn_of(error: TorchparError) -> None:
-    """Print an error on stderr, each of its lines with the name of the program."""
+    """Prints an error on stderr, each of its lines with the name of the program."""
     for line in str(error).splitlines():
         _say(Priority.ERROR, f"torchpar: {line}")
 

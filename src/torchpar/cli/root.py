@@ -8,6 +8,6 @@ from torchpar.contract.errors import NotPermittedError
 
 
 def require_root(what: str) -> None:
-    """Raise NotPermittedError unless this process is root's."""
+    """Raises NotPermittedError unless this process is root's."""
     if os.geteuid() != 0:
         raise NotPermittedError(f"{what} changes this host, so it needs root; try: sudo {what}")

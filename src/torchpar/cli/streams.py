@@ -42,7 +42,7 @@ class _Output(io.FileIO):
 
 
 def open_streams() -> None:
-    """Set sys.stdout and sys.stderr up for a command. Raises OutputError when stdout is closed.
+    """Sets sys.stdout and sys.stderr up for a command. Raises OutputError when stdout is closed.
 
     In place of one that is closed there is /dev/null from then on, so that no file of ours gets its number.
     """
@@ -56,7 +56,7 @@ def open_streams() -> None:
 
 
 def close_streams() -> bool:
-    """Write what is left; false where that cannot be done. The interpreter finds nothing left to complain of."""
+    """Writes what is left; false where that cannot be done. The interpreter finds nothing left to complain of."""
     whole = True
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:

@@ -24,7 +24,7 @@ _LONGEST_SLEEP = 30.0
 
 
 def go_back_in_time(store: Store) -> None:
-    """Wait until the first generation that is not confirmed should have been, and go back from it if it is in force.
+    """Waits until the first generation that is not confirmed should have been, and goes back from it if it is in force.
 
     Returns once none waits. Raises TorchparError when it cannot go back.
     """
@@ -45,7 +45,7 @@ def go_back_in_time(store: Store) -> None:
 
 
 def restore(store: Store, number: int) -> Outcome:
-    """Put in force what was so before a generation that is not confirmed, for the host as it is now.
+    """Puts in force what was so before a generation that is not confirmed, for the host as it is now.
 
     Raises StoreError, SystemdError and, where the host is another one, ConfigError and PlacementError.
     """
