@@ -67,7 +67,7 @@ _MOST_SERVICES = 1000
 
 
 def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
-    """Merge the files, in the order in which later ones win, for the host that `facts` describe.
+    """Merges the files, in the order in which later ones win, for the host that `facts` describe.
 
     What a generation has is read as far as it is understood: an upgrade that knows other names keeps no service from a
     placement for the host as it is now, and one that refuses a directive only the services that have it, see
@@ -187,7 +187,7 @@ def _parse_value(row: Setting, text: str) -> Any:
 
 
 def _note(section: Section, assignment: Assignment, row: Setting, value: Any, problems: Problems) -> None:
-    """Say what is plain text in a value and would not be in a unit, and what may be mistaken for something else."""
+    """Says what is plain text in a value and would not be in a unit, and what may be mistaken for something else."""
     text = assignment.text
     relaxed = _WORDS.get(row.parse)
     for at, what in notes_on_text(text) if relaxed is None else notes_on(text, value, relaxed=relaxed):

@@ -108,18 +108,18 @@ class Problems:
     applied: bool = False
 
     def add(self, place: Place, what: str) -> None:
-        """Keep an error."""
+        """Keeps an error."""
         self.errors.append(Problem(place, what))
 
     def unknown(self, place: Place, what: str) -> None:
-        """Keep an error on a name; in what has been applied it is passed over, and keeps nothing from going on."""
+        """Keeps an error on a name; in what has been applied it is passed over, and keeps nothing from going on."""
         if self.applied:
             self.note(place, f"{what}; it is passed over, as this was in force before")
         else:
             self.add(place, what)
 
     def note(self, place: Place, what: str) -> None:
-        """Keep a note."""
+        """Keeps a note."""
         if len(self.notes) < MOST_PROBLEMS:
             self.notes.append(Problem(place, what))
         elif len(self.notes) == MOST_PROBLEMS:
@@ -163,7 +163,7 @@ def split_sections(file: ConfFile, problems: Problems) -> Iterator[Section]:
 
 
 def _note_swallowed(line: Line, problems: Problems) -> None:
-    """Note a line that looks like a section or a key and that the one before it goes on in, as with systemd."""
+    """Notes a line that looks like a section or a key and that the one before it goes on in, as with systemd."""
     for (index, number), (end, _) in pairwise([*line.parts, (len(line.text), 0)]):
         if index > 0 and (found := _BEGINNING.match(line.text, index, end)):
             what = f"'{printable(found[0], _SHOWN)}' is part of the value of the line before, which ends in a \\"

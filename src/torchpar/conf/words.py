@@ -192,7 +192,7 @@ def _unknown_escape(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _refuse_copied(text: str, relaxed: bool) -> None:
-    """Raise MisreadError for characters that stand where ASCII is meant: outside quotes, at the beginning of a word."""
+    """Raises MisreadError for characters where ASCII is meant: outside quotes, at the beginning of a word."""
     before, option = "", False
     for at, raw, part, quote in _pieces(text, relaxed):
         if part is None:
