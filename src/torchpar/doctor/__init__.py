@@ -34,7 +34,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(name: str) -> Callable[[Check], Check]:
-    """Register a check, a function of the root, under a name."""
+    """Registers a check, a function of the root, under a name."""
 
     def register(function: Check) -> Check:
         CHECKS[name] = function
