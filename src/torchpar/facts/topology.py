@@ -272,7 +272,7 @@ def parse_facts(data: Any) -> HostFacts:
 
 
 def _check(facts: HostFacts) -> None:
-    """Raise ShapeError unless the parts of the facts are those of one machine."""
+    """Raises ShapeError unless the parts of the facts are those of one machine."""
     online = facts.online_cpus
     _refuse(len(facts.hostname) > _LONGEST_NAME, "hostname", f"is longer than {_LONGEST_NAME} letters")
     _refuse(not online, "online_cpus", "is empty")
