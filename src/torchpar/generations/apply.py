@@ -78,7 +78,7 @@ def find_changes(active: tuple[Generation, Content] | None, compiled: Compiled) 
 def apply(
     store: Store, systemd: Systemd, compiled: Compiled, request: Request, warn: Callable[[Iterable[str]], None]
 ) -> Applied:
-    """Write a generation and put it in force, or bring the active one that is the same to its end.
+    """Writes a generation and puts it in force, or brings the active one that is the same to its end.
 
     `warn` is told of each thing once it is known. Raises StoreError, SystemdError, ConfigError and TorchparError, each
     with what is true after it.

@@ -27,16 +27,16 @@ class LiveSystemd:
         self._at_boot = at_boot
 
     def reload(self) -> None:
-        """Have the generator run and all units read again. Raises SystemdError."""
+        """Has the generator run and all units read again. Raises SystemdError."""
         systemd.daemon_reload()
 
     def check(self, generation: Generation) -> tuple[str, ...]:
-        """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on
+        """Compares what systemd holds with a generation; returns notes on overrides. Raises SystemdError on
         differences."""
         return check_in_force(generation)
 
     def start_way_back(self) -> None:
-        """Start what goes back in time unless the generation is confirmed. Raises SystemdError."""
+        """Starts what goes back in time unless the generation is confirmed. Raises SystemdError."""
         # One of an earlier generation may have looked for the last time and not have ended yet: it would not see this
         # one, and a start would change nothing. It holds no lock now, so that nothing is lost with it.
         systemd.restart([WAY_BACK], wait=not self._at_boot)
@@ -54,7 +54,7 @@ class LiveSystemd:
         return is_idle(unit)
 
     def restart(self, units: tuple[str, ...]) -> None:
-        """Restart services and wait for it. Raises SystemdError."""
+        """Restarts services and waits for it. Raises SystemdError."""
         systemd.restart(units)
 
     def invocations(self, units: tuple[str, ...]) -> dict[str, str]:
@@ -64,7 +64,7 @@ class LiveSystemd:
 
 @contextlib.contextmanager
 def changing(store: Store, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of everything that changes the store, without what killed commands left there and elsewhere.
+    """Holds the lock of everything that changes the store, without what killed commands left there and elsewhere.
 
     Raises BusyError, unless this is to wait, and StoreError.
     """
@@ -83,7 +83,7 @@ def read_active(store: Store) -> tuple[Generation, Content] | None:
 
 
 def check_in_force(generation: Generation) -> tuple[str, ...]:
-    """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
+    """Compares what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
     services = generation.read().services()
     compared = [compare_unit(service, systemd.unit_properties(service.unit)) for service in services]
     for service in services:
@@ -113,13 +113,13 @@ def running_among(units: Iterable[str]) -> tuple[str, ...]:
 
 
 def refuse_foreign(generation: Generation) -> None:
-    """Raise StoreError when others than root can change a generation, and with it what runs as whom."""
+    """Raises StoreError when others than root can change a generation, and with it what runs as whom."""
     if path := find_foreign(generation):
         raise StoreError(f"{path}: must be root's alone; make a new generation: torchpar apply")
 
 
 def refuse_other_host(content: Content, number: int) -> None:
-    """Raise StoreError when a generation was made for other CPUs or nodes than this host has now."""
+    """Raises StoreError when a generation was made for other CPUs or nodes than this host has now."""
     now = read_manifest()
     if dict(content.manifest) != now:
         raise StoreError(

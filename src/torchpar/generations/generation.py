@@ -113,7 +113,7 @@ class Generation:
 
 
 def write_tree(directory: Path, content: Content) -> None:
-    """Write all of a generation into a directory that is not there yet, and bring it to the disk. Raises OSError."""
+    """Writes all of a generation into a directory that is not there yet, and brings it to the disk. Raises OSError."""
     tree = content.tree()
     # Whatever the umask of who applies is, nobody else may write there, or it is not read.
     directory.mkdir(mode=0o755, parents=True)

@@ -40,7 +40,7 @@ def compare_unit(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBack
 
 
 def compare_socket(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBack:
-    """Compare the D-Bus properties of an inference service's socket with the plan of the service."""
+    """Compares the D-Bus properties of an inference service's socket with the plan of the service."""
     loaded = " ".join(address for _, address in properties.get("Listen", ()))
     return _compare(socket_of(plan.unit), [("ListenStream", loaded, " ".join(plan.listen))], properties)
 

@@ -12,14 +12,14 @@ class Services(Protocol):
     """The door to the services that run. Everything raises SystemdError."""
 
     def restart(self, units: tuple[str, ...]) -> None:
-        """Restart all of them and wait for it; where one fails the others are restarted all the same."""
+        """Restarts all of them and waits for it; where one fails the others are restarted all the same."""
 
     def invocations(self, units: tuple[str, ...]) -> Mapping[str, str]:
         """Returns, of the units that run, the invocation ID that tells this run of each from others."""
 
 
 def restart(services: Services, units: tuple[str, ...]) -> None:
-    """Restart these units, if there are any. Raises SystemdError, which says which were not restarted."""
+    """Restarts these units, if there are any. Raises SystemdError, which says which were not restarted."""
     if not units:
         return
     names = " ".join(units)

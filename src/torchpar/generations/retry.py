@@ -31,7 +31,7 @@ LACKING = (78, 200, 203, 226, 243)
 
 
 def main() -> None:
-    """Retry the unit that the command line names; what keeps it from that is a line in the journal, and a failure."""
+    """Retries the unit that the command line names; what keeps it from that is a line in the journal, and a failure."""
     try:
         retry_named(sys.argv[1])
     except (TorchparError, OSError) as error:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def retry_named(unit: str) -> None:
-    """Retry a unit if what systemd says of its end is that it may have lacked something.
+    """Retries a unit if what systemd says of its end is that it may have lacked something.
 
     systemd 257 comes here at every failure, also where Restart= has the service start again. Raises TorchparError and
     OSError.
@@ -59,7 +59,7 @@ def retry_named(unit: str) -> None:
 
 
 def retry(unit: str, files: Iterable[str], left: float) -> None:
-    """Start the unit when what it lacks is there, unless somebody else changes its state before, for `left` seconds.
+    """Starts the unit when what it lacks is there, unless somebody else changes its state before, for `left` seconds.
 
     Raises SystemdError.
     """

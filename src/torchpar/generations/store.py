@@ -128,7 +128,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool = False) -> Iterator[None]:
-        """Hold the lock of everything that changes the store, which is then root's alone and without what killed
+        """Holds the lock of everything that changes the store, which is then root's alone and without what killed
         commands left. Raises BusyError when another has it and this is not to wait, and StoreError."""
         before = os.umask(0o022)
         try:
@@ -150,7 +150,7 @@ class Store:
             os.umask(before)
 
     def _tidy(self) -> None:
-        """Make the store root's alone, and remove what a command that was killed has left. Raises OSError."""
+        """Makes the store root's alone, and removes what a command that was killed has left. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISDIR(self.generations.lstat().st_mode) and not self.generations.is_symlink():
                 remove(self.generations)
@@ -176,7 +176,7 @@ class Store:
                     remove(self.generations / name)
 
     def _link_again(self) -> None:
-        """Have `active` a link where it is a folder, as a program that follows links copies it, with the same in force
+        """Has `active` a link where it is a folder, as a program that follows links copies it, with the same in force
         at each moment: the generation that it is a copy of, or else one of its own. Raises OSError and StoreError."""
         if self.link.is_symlink() or not self.link.is_dir():
             return
@@ -213,7 +213,7 @@ class Store:
     # ---- changes ----
 
     def write(self, content: Content, unconfirmed: Unconfirmed | None = None) -> Generation:
-        """Prepare a new generation, complete and on the disk, without putting it in force.
+        """Prepares a new generation, complete and on the disk, without putting it in force.
 
         Raises StoreError when the store cannot be written or is not root's alone; then nothing is left behind.
         """
@@ -244,7 +244,7 @@ class Store:
         return generation
 
     def activate(self, generation: Generation, *, refused: Generation | None = None) -> None:
-        """Put a generation in force for the next daemon-reload, with one rename. Raises StoreError: then it is not.
+        """Puts a generation in force for the next daemon-reload, with one rename. Raises StoreError: then it is not.
 
         Whether the disk has it is for `sync` to find out. A `refused` one that it replaces counts as prepared again.
         """
@@ -265,7 +265,7 @@ class Store:
                 raise self._cannot_write(error) from None
 
     def deactivate(self, refused: Generation) -> None:
-        """Put no generation in force, as before the first apply. Raises StoreError."""
+        """Puts no generation in force, as before the first apply. Raises StoreError."""
         self._prepare_again(refused)
         try:
             remove(self.link)
@@ -273,7 +273,7 @@ class Store:
             raise self._cannot_write(error) from None
 
     def sync(self) -> None:
-        """Bring to the disk which generation is active, and what waits. Raises StoreError when it may not be there."""
+        """Brings to the disk which generation is active, and what waits. Raises StoreError when it may not be there."""
         try:
             sync_directory(self.directory)
             sync_directory(self.generations)
@@ -281,7 +281,7 @@ class Store:
             raise self._cannot_write(error) from None
 
     def settle(self, generation: Generation) -> None:
-        """Let nothing come back for a generation. Raises StoreError; `unconfirmed` then says whether it was done."""
+        """Lets nothing come back for a generation. Raises StoreError; `unconfirmed` then says whether it was done."""
         try:
             remove(self._unconfirmed(generation.number))
             sync_directory(self.generations)
@@ -289,7 +289,7 @@ class Store:
             raise self._cannot_write(error) from None
 
     def discard(self, generation: Generation) -> None:
-        """Remove a generation that is not in force. Raises StoreError."""
+        """Removes a generation that is not in force. Raises StoreError."""
         try:
             self._remove(generation.number)
             if _number(self.prepared) == generation.number:
@@ -298,7 +298,7 @@ class Store:
             raise self._cannot_write(error) from None
 
     def prune(self, keep: int = KEPT) -> None:
-        """Remove all but the newest generations, the active one and what it may go back to. Raises StoreError."""
+        """Removes all but the newest generations, the active one and what it may go back to. Raises StoreError."""
         active = self.active()
         unconfirmed = self.unconfirmed(active) if active else None
         spared = {active.number} if active else set()

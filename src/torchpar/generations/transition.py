@@ -42,10 +42,10 @@ class Systemd(Protocol):
         """Has the generator run and all units read again."""
 
     def check(self, generation: Generation) -> tuple[str, ...]:
-        """Raise SystemdError unless systemd holds this generation; returns notes on what others override."""
+        """Raises SystemdError unless systemd holds this generation; returns notes on what others override."""
 
     def start_way_back(self) -> None:
-        """Start what goes back in time unless the generation is confirmed."""
+        """Starts what goes back in time unless the generation is confirmed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Outcome:
 def put_new_in_force(
     store: Store, systemd: Systemd, content: Content, unconfirmed: Unconfirmed | None = None
 ) -> Outcome:
-    """Write a generation and put it in force. Raises StoreError and SystemdError."""
+    """Writes a generation and puts it in force. Raises StoreError and SystemdError."""
     try:
         generation = store.write(content, unconfirmed)
     except StoreError as error:
@@ -76,12 +76,12 @@ def put_new_in_force(
 
 
 def put_old_in_force(store: Store, systemd: Systemd, generation: Generation) -> Outcome:
-    """Put a generation in force that was so before. Raises StoreError and SystemdError."""
+    """Puts a generation in force that was so before. Raises StoreError and SystemdError."""
     return _Transition(store, systemd, generation, is_new=False).run()
 
 
 def hold(store: Store, systemd: Systemd, generation: Generation, *, loaded: bool) -> Outcome:
-    """Bring to its end what put the active generation in force: another command may have been killed, or failed, half
+    """Brings to its end what put the active generation in force: another command may have been killed, or failed, half
     way. `loaded`: systemd has read its units. Raises StoreError and SystemdError."""
     unsure = _sync(store)
     try:
@@ -97,7 +97,7 @@ def hold(store: Store, systemd: Systemd, generation: Generation, *, loaded: bool
 
 
 def confirm(store: Store) -> Generation:
-    """Keep the generation that waits for its confirmation. Raises StoreError."""
+    """Keeps the generation that waits for its confirmation. Raises StoreError."""
     active = store.active()
     if active is None or not _waits(store, active):
         raise StoreError("there is nothing to confirm: no apply waits for it")
@@ -114,7 +114,7 @@ def confirm(store: Store) -> Generation:
 
 
 def prune(store: Store, keep: int = KEPT) -> tuple[str, ...]:
-    """Remove the generations that are too old to be kept; returns what to warn of."""
+    """Removes the generations that are too old to be kept; returns what to warn of."""
     try:
         store.prune(keep)
     except StoreError as error:
@@ -175,7 +175,7 @@ class _Transition:
         return "torchpar apply" if self._is_new else f"torchpar rollback {self._new.number}"
 
     def _go_back(self) -> str:
-        """Flip to the old generation; returns what is true then."""
+        """Flips to the old generation; returns what is true then."""
         new, old = self._new, self._old
         if old == new:
             return f"generation {new.number} is active in the store, as it was; once that is mended: {self._again}"
@@ -207,7 +207,7 @@ class _Transition:
         return says
 
     def _reload_old(self) -> str:
-        """Have systemd load the old generation; returns why it may hold something else."""
+        """Has systemd load the old generation; returns why it may hold something else."""
         refused = ""
         try:
             self._systemd.reload()
@@ -244,7 +244,7 @@ def _reload_unless_held(systemd: Systemd, generation: Generation, *, loaded: boo
 
 
 def _sync(store: Store) -> str:
-    """Bring the flip to the disk; returns why that is not known to have happened."""
+    """Brings the flip to the disk; returns why that is not known to have happened."""
     try:
         store.sync()
     except StoreError as error:

@@ -32,7 +32,7 @@ def can_check() -> bool:
 
 
 def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
-    """Have the drop-ins read, whose paths are those of a UnitSet; returns warnings.
+    """Has the drop-ins read, whose paths are those of a UnitSet; returns warnings.
 
     Raises ConfigError where all that is wrong with them is in values of the conf, and else SystemdError with what
     systemd says.
