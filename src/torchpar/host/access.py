@@ -98,7 +98,7 @@ class _Child:
 
     @classmethod
     def start(cls, identity: Identity, questions: Sequence[Question]) -> _Child:
-        """Start it. Nothing but `_write_answers` runs in it. Raises OSError where there can be no process."""
+        """Starts it. Nothing but `_write_answers` runs in it. Raises OSError where there can be no process."""
         ours, theirs = os.pipe()
         try:
             pid = os.fork()
@@ -115,7 +115,7 @@ class _Child:
         return cls(pid, ours, questions)
 
     def read(self) -> bool:
-        """Take what it has written; whether there may be more."""
+        """Takes what it has written; says whether there may be more."""
         piece = os.read(self.pipe, 65536)
         self._data += piece
         self._ended = not piece
@@ -143,7 +143,7 @@ class _Child:
 
 
 def _write_answers(pipe: int, identity: Identity, questions: Sequence[Question]) -> None:
-    """Write the answers to the pipe, and keep nothing else of what the parent has open.
+    """Writes the answers to the pipe, and keeps nothing else of what the parent has open.
 
     A lock or a pipe to somebody who waits for its end would else be held for as long as a dead file system holds this
     process.
@@ -203,7 +203,7 @@ def _find(identity: Identity) -> tuple[_Ids | None, bool, tuple[str, ...]]:
 
 
 def _become(ids: _Ids) -> bool:
-    """Take a user's place for good, without any capability, also for root, as a service has none."""
+    """Takes a user's place for good, without any capability, also for root, as a service has none."""
     if os.geteuid() != 0:
         return os.geteuid() == ids.uid
     try:

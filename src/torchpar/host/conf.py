@@ -35,11 +35,11 @@ class ConfReader:
         self._reader = Reader(seconds)
 
     def read(self, root: Path = Path("/"), *, trusted: bool) -> tuple[ConfFile, ...]:
-        """Read the files in force below `root`, as read_files() does."""
+        """Reads the files in force below `root`, as read_files() does."""
         return self._do(lambda: self._read(self._find(root), trusted=trusted))
 
     def read_files(self, paths: Iterable[Path], *, trusted: bool) -> tuple[ConfFile, ...]:
-        """Read these files. With `trusted` each, and the folders above it, must be root's and writable by root alone.
+        """Reads these files. With `trusted` each, and the folders above it, must be root's and writable by root alone.
 
         Raises ConfigError with every file that cannot be read or trusted, and what to do about it.
         """

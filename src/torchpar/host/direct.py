@@ -21,7 +21,7 @@ def allowed_cpus() -> CpuSet:
 
 
 def set_cpus(cpus: CpuSet) -> str:
-    """Keep this process, and what it becomes, on these CPUs; "" or why that cannot be."""
+    """Keeps this process, and what it becomes, on these CPUs; returns "" or why that cannot be."""
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
@@ -30,7 +30,7 @@ def set_cpus(cpus: CpuSet) -> str:
 
 
 def set_memory_policy(policy: str, nodes: CpuSet) -> str:
-    """Set the memory policy of this process, and of what it becomes; "" or why that cannot be."""
+    """Sets the memory policy of this process, and of what it becomes; returns "" or why that cannot be."""
     try:
         mempolicy.set_memory_policy(mempolicy.MODES[policy], set(nodes))
     except OSError as error:
@@ -41,7 +41,7 @@ def set_memory_policy(policy: str, nodes: CpuSet) -> str:
 def become(
     argv: Sequence[str], environment: Mapping[str, str], *, user: str, group: str | None, directory: str
 ) -> NoReturn:
-    """Become the job. Raises NotPermittedError and TorchparError."""
+    """Becomes the job. Raises NotPermittedError and TorchparError."""
     account = pwd.getpwnam(user)
     number = _group_number(group) if group else None
     try:

@@ -20,7 +20,7 @@ _HERE, _EXCHANGE = -100, 2
 
 
 def write_new(path: Path, text: str) -> None:
-    """Create a file that must not exist, and bring it to the disk. Never follows a link. Raises OSError."""
+    """Creates a file that must not exist, and brings it to the disk. Never follows a link. Raises OSError."""
     with _named(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -33,7 +33,7 @@ def write_new(path: Path, text: str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Bring a directory's entries to the disk. Raises OSError."""
+    """Brings a directory's entries to the disk. Raises OSError."""
     with _named(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -43,7 +43,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if it is there. Raises OSError."""
+    """Removes a file, a link or a whole folder, if it is there. Raises OSError."""
     try:
         if stat.S_ISDIR(path.lstat().st_mode):
             shutil.rmtree(path)
@@ -54,7 +54,7 @@ def remove(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Give each of two places what the other has, at once; see RENAME_EXCHANGE in rename(2). Raises OSError."""
+    """Gives each of two places what the other has, at once; see RENAME_EXCHANGE in rename(2). Raises OSError."""
     library = ctypes.CDLL(None, use_errno=True)
     if library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) != 0:
         error = ctypes.get_errno()
@@ -62,7 +62,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def own_directory(path: Path) -> None:
-    """Give a directory to this user, so that no other can write it. Never follows a link. Raises OSError."""
+    """Gives a directory to this user, so that no other can write it. Never follows a link. Raises OSError."""
     with _named(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -72,7 +72,7 @@ def own_directory(path: Path) -> None:
 
 
 def own(descriptor: int, mode: int) -> None:
-    """Give an open file to this user, with this mode, unless it is so already. Raises OSError."""
+    """Gives an open file to this user, with this mode, unless it is so already. Raises OSError."""
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid():
         os.fchown(descriptor, os.geteuid(), os.getegid())

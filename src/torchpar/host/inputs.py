@@ -57,14 +57,14 @@ class Inputs:
         return self.config.known_to(self.facts.systemd_version)
 
     def refuse_foreign(self) -> None:
-        """Raise ConfigError for everything that others could change."""
+        """Raises ConfigError for everything that others could change."""
         problems = [problem for problems in self.refusals().values() for problem in problems]
         if problems:
             raise ConfigError(problems)
 
 
 def refuse_foreign_files(service: Service) -> None:
-    """Raise ConfigError for everything that systemd would open as root for it and that others could change."""
+    """Raises ConfigError for everything that systemd would open as root for it and that others could change."""
     problems = find_opened_refusals(service, ask(opened_questions(service)))
     if problems:
         raise ConfigError(problems)
@@ -77,7 +77,7 @@ def load(
     *,
     files: tuple[ConfFile, ...] | None = None,
 ) -> Inputs:
-    """Read the conf and the facts. `files` replaces what would be read of the conf.
+    """Reads the conf and the facts. `files` replaces what would be read of the conf.
 
     Raises ConfigError and FactsError.
     """

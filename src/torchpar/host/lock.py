@@ -13,7 +13,7 @@ from torchpar.host.files import own
 
 @contextlib.contextmanager
 def locked_file(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock on a file of this user's own; false when another process has it and this is not to wait.
+    """Holds the lock on a file of this user's own; false when another process has it and this is not to wait.
 
     Whoever may open a file or a directory, be it for reading, may lock it, so no other may open this one. Raises
     OSError.

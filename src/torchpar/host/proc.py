@@ -86,6 +86,6 @@ class ProcReader:
                     yield int(entry.name)
 
     def check(self) -> None:
-        """Raise TooLateError when the time is over."""
+        """Raises TooLateError when the time is over."""
         if time.monotonic() > self._until:
             raise TooLateError

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 def run(
     argv: Sequence[str], *, environment: Mapping[str, str] | None = None, apart: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with its messages in English; its exit status, stdout and stderr are in what is returned.
+    """Runs a program with its messages in English; its exit status, stdout and stderr are in what is returned.
 
     `apart` keeps it from the terminal's signals. A program that is not installed gives status 127 and says so on
     stderr, as in a shell.

@@ -34,7 +34,7 @@ def look(question: Question) -> Answer:
 
 
 def _walk(path: str) -> Answer:
-    """Go to a path as this process may, to where it ends or stops."""
+    """Goes to a path as this process may, to where it ends or stops."""
     at = "/"
     way: list[str] = []
     for step in steps(path):

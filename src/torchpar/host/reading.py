@@ -46,7 +46,7 @@ class Reader:
         self._held: threading.Thread | None = None
 
     def at(self, path: Path) -> Path:
-        """Keep what is looked at next, to name it where that does not come back."""
+        """Keeps what is looked at next, to name it where that does not come back."""
         self._at = os.fspath(path)
         return path
 

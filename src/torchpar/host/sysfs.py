@@ -32,7 +32,7 @@ class Tree:
         self._doubts: dict[str, None] = {}
 
     def doubt(self, what: str) -> None:
-        """Keep that something the kernel shows makes no sense, and what is done instead."""
+        """Keeps that something the kernel shows makes no sense, and what is done instead."""
         self._doubts[printable(what)] = None
 
     def doubts(self) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ class Tree:
         return None
 
     def _resolve(self, path: str) -> str:
-        """Follow absolute links below the root; a host's own root needs no care, as they are right there."""
+        """Follows absolute links below the root; a host's own root needs no care, as they are right there."""
         whole = f"{self._root}/{path}"
         if not self._root:
             return whole

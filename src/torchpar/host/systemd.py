@@ -35,13 +35,13 @@ def is_running() -> bool:
 
 
 def require_systemd() -> None:
-    """Raise SystemdAbsentError unless systemd is this host's init."""
+    """Raises SystemdAbsentError unless systemd is this host's init."""
     if not is_running():
         raise SystemdAbsentError("systemd is not running here, so nothing can be put in force; see: torchpar render")
 
 
 def daemon_reload() -> None:
-    """Let systemd run the generators and read all units again. Raises SystemdError when it refuses."""
+    """Lets systemd run the generators and read all units again. Raises SystemdError when it refuses."""
     _systemctl("daemon-reload")
 
 
@@ -99,17 +99,17 @@ def invocations(units: Iterable[str]) -> dict[str, str]:
 
 
 def restart(units: Iterable[str], *, wait: bool = True) -> None:
-    """Restart units, or start those that do not run, and wait for it if so asked. Raises SystemdError."""
+    """Restarts units, or starts those that do not run, and waits for it if so asked. Raises SystemdError."""
     _systemctl("restart", *([] if wait else ["--no-block"]), *units)
 
 
 def start(unit: str) -> None:
-    """Start a unit and wait for it. Raises SystemdError."""
+    """Starts a unit and waits for it. Raises SystemdError."""
     _systemctl("start", unit)
 
 
 def stop(unit: str) -> None:
-    """Stop a unit and wait for it. Raises SystemdError."""
+    """Stops a unit and waits for it. Raises SystemdError."""
     _systemctl("stop", unit)
 
 
@@ -119,7 +119,7 @@ def is_active(unit: str) -> bool:
 
 
 def say_of(unit: str, text: str) -> None:
-    """Write a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7)), if there
+    """Writes a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7)), if there
     is a journal."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         message = f"MESSAGE={text}\nPRIORITY=4\nSYSLOG_IDENTIFIER=torchpar\nOBJECT_SYSTEMD_UNIT={unit}\n"
@@ -139,7 +139,7 @@ def seconds_since_boot() -> float:
 
 
 def reload_without_waiting(unit: str) -> None:
-    """Ask systemd to reload a unit, and do not wait for it. Raises SystemdError."""
+    """Asks systemd to reload a unit, and does not wait for it. Raises SystemdError."""
     _systemctl("reload", "--no-block", unit)
 
 
@@ -166,7 +166,7 @@ def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def remove_leftovers() -> None:
-    """Remove what commands that were killed, or could not, have left in /run."""
+    """Removes what commands that were killed, or could not, have left in /run."""
     for directory in glob.glob(f"{_PRIVATE}*"):
         if not os.path.exists(f"/proc/{directory.removeprefix(_PRIVATE)}"):
             with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ def _siblings(tree: Tree, cpu: int) -> CpuSet | None:
 def compare_places(
     tree: Tree, cores: Iterable[CpuSet], packages: Iterable[Package] | None, nodes: Iterable[NumaNode]
 ) -> None:
-    """Doubt cores that lie in several packages or NUMA nodes. Placement takes them to be where their first CPU is."""
+    """Doubts cores that lie in several packages or NUMA nodes. Placement takes them to be where their first CPU is."""
     for what, places in (
         ("packages", {package.id: package.cpus for package in packages or ()}),
         ("NUMA nodes", {node.id: node.cpus for node in nodes}),

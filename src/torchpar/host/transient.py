@@ -17,7 +17,7 @@ _PAUSE = 0.05
 
 
 def run_transient(unit: str, argv: Sequence[str], started: Callable[[], None]) -> tuple[int, str]:
-    """Run systemd-run's command and wait for the job; calls `started` when the unit runs or has failed to.
+    """Runs systemd-run's command and waits for the job; calls `started` when the unit runs or has failed to.
 
     Returns the exit status as a shell gives it (128 + signal for a job that was killed), and what else a person should
     know, or "". The first Ctrl-C is an interrupt of the script, as without a unit, the second one stops the unit; so

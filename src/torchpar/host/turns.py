@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def in_turn(path: str, seconds: float) -> Iterator[bool]:
-    """Hold a lock on a file that everybody can read; false if it was not had within so many seconds.
+    """Holds a lock on a file that everybody can read; false if it was not had within so many seconds.
 
     Anybody can hold such a lock for ever, so nobody may depend on it. It ends with execve(2) too.
     """
