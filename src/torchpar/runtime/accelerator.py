@@ -14,13 +14,13 @@ def visible(torch: Any) -> int:
 
 
 def take(torch: Any, device: Any) -> None:
-    """Make a device this process's default of its kind; nothing for the CPU."""
+    """Makes a device this process's default of its kind; nothing for the CPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def finish(torch: Any, device: Any) -> None:
-    """Wait until a device has done what it was given; the CPU has."""
+    """Waits until a device has done what it was given; the CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -14,7 +14,7 @@ from torchpar.contract.mempolicy import BIND, INTERLEAVE, MODE_FLAGS, PREFERRED,
 
 
 def bind_cpus(planned: str) -> None:
-    """Narrow the CPUs of this process to a list such as "0-3,8"."""
+    """Narrows the CPUs of this process to a list such as "0-3,8"."""
     allowed = os.sched_getaffinity(0)
     cpus = set(CpuSet.parse(planned)) & allowed
     if not cpus:
@@ -30,7 +30,7 @@ def bind_cpus(planned: str) -> None:
 
 
 def bind_memory(planned: str, of_all: set[str]) -> None:
-    """Narrow the nodes of the memory policy in force to a list such as "0"; `of_all` are the lists of all ranks.
+    """Narrows the nodes of the memory policy in force to a list such as "0"; `of_all` are the lists of all ranks.
 
     Where all ranks have the same nodes, and with the policies default and local, there is nothing to do.
     """

@@ -18,7 +18,7 @@ class Job:
     """
 
     def __init__(self, torch: Any, settings: JobSettings | None) -> None:
-        """Read what torchrun has set; without torchrun a process is alone."""
+        """Reads what torchrun has set; without torchrun a process is alone."""
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -23,7 +23,7 @@ ESTABLISHED = "01"  # net/tcp_states.h
 
 
 def main() -> None:
-    """Reduce small and large tensors over all ranks, and tell what this host saw of it."""
+    """Reduces small and large tensors over all ranks, and tells what this host saw of it."""
     import torch
     import torch.distributed as dist
 

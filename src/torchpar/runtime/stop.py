@@ -99,7 +99,7 @@ class Agreement:
         return self.last is not None and (self.calls >= self.last or self._is_far(self.since))
 
     def _decide(self, since: float) -> int | None:
-        """Log this call, and read what has been logged before it: the same for all that read so far, or further."""
+        """Logs this call, and reads what has been logged before it: the same for all that read so far, or further."""
         entry = self.store.add(f"{self.keys}/entries", 1)
         late = time.monotonic() > since + PATIENCE
         self.store.add(f"{self.keys}/{entry}", CLOSED if late else self.calls * self.world_size + self.rank + 1)
@@ -144,7 +144,7 @@ def requested() -> bool:
 
 
 def ask() -> None:
-    """Let this process be known as one that looks at the request."""
+    """Lets this process be known as one that looks at the request."""
     if place := directory():
         path = os.path.join(place, ASKS.format(os.getpid()))
         try:

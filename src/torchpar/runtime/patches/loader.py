@@ -20,7 +20,7 @@ _MOST_LINES = 100
 
 
 def install(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
-    """Watch the DataLoader calls of this process from now on, if the conf has something for them."""
+    """Watches the DataLoader calls of this process from now on, if the conf has something for them."""
     if not (rank.loader_workers or settings.prefetch_factor or settings.pin_memory):
         return
     from torch.utils.data import dataloader

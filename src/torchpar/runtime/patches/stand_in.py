@@ -13,7 +13,7 @@ from typing import Any
 
 
 def replace_method(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Put what `make` makes of a function of a class or module in its place.
+    """Puts what `make` makes of a function of a class or module in its place.
 
     The new function takes parameters of the same names, or anything, and uses only names of its own and builtins.
     """
@@ -49,18 +49,18 @@ class StandIn:
         self.__module__, self.__doc__ = original.__module__, original.__doc__
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Do as `call` does."""
+        """Does as `call` does."""
         return self._call(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
-        """Give the other attributes of the original."""
+        """Gives the other attributes of the original."""
         return getattr(self._original, name)
 
     def __repr__(self) -> str:
         return repr(self._original)
 
     def __reduce__(self) -> Any:
-        """Be found again by its name, wherever there is a torch."""
+        """Is found again by its name, wherever there is a torch."""
         return str(self._original.__qualname__)
 
     @property  # type: ignore[misc]

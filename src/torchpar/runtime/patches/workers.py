@@ -41,14 +41,14 @@ class WorkerLoop(StandIn):
         return WorkerLoop, (self._cpus,)
 
     def _begin(self, *arguments: Any) -> None:
-        """Run the worker. The script's own worker_init_fn comes after `begin`, and has the last word."""
+        """Runs the worker. The script's own worker_init_fn comes after `begin`, and has the last word."""
         changed = list(arguments)
         changed[self._position] = _then(self._cpus, changed[self._position])
         self._original(*changed)
 
 
 def install(torch: Any, rank: RankSettings, allowed: Set[int]) -> None:
-    """Let all workers that this process starts begin so, and the thread that pins their batches be on these CPUs.
+    """Lets all workers that this process starts begin so, and the thread that pins their batches be on these CPUs.
 
     `allowed` are the CPUs of the process before torch was imported.
     """
@@ -85,7 +85,7 @@ def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
 
 
 def begin(cpus: frozenset[int]) -> None:
-    """Give this process the CPUs, and one thread in each library that computes with several; and its name."""
+    """Gives this process the CPUs, and one thread in each library that computes with several; and its name."""
     set_cpus(cpus)
     # As a newer torch does: by it ExecStop= knows what is no rank.
     with open("/proc/self/comm", "w", encoding="ascii") as comm:
@@ -105,7 +105,7 @@ def begin(cpus: frozenset[int]) -> None:
 
 
 def set_cpus(cpus: frozenset[int]) -> None:
-    """Let the calling thread, and what it starts, run on all of the CPUs that the service has."""
+    """Lets the calling thread, and what it starts, run on all of the CPUs that the service has."""
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:

@@ -29,13 +29,13 @@ class GangStopped(SignalException):  # type: ignore[misc]
     """
 
     def __init__(self, statuses: Mapping[int, int]) -> None:
-        """Take the exit status of each rank of this host; negative: ended by this signal."""
+        """Takes the exit status of each rank of this host; negative: ended by this signal."""
         super().__init__("stopped", signal.SIGTERM)
         self.statuses = statuses
 
 
 def run_calmly(main: Callable[..., object], arguments: Sequence[Any]) -> None:
-    """Run torchrun as it is, but for what `stop_calmly` does."""
+    """Runs torchrun as it is, but for what `stop_calmly` does."""
     stop_calmly()
     try:
         main(*arguments)
@@ -44,7 +44,7 @@ def run_calmly(main: Callable[..., object], arguments: Sequence[Any]) -> None:
 
 
 def stop_calmly() -> None:  # noqa: C901 - the states of torch's agent, in its order
-    """Let each rank end by itself while the service is being stopped.
+    """Lets each rank end by itself while the service is being stopped.
 
     ExecStop= asks and signals the ranks, and this process too. torch's agent would send SIGTERM to all of them, and
     SIGKILL 30 seconds later, when it has SIGTERM itself and when the first of them has failed; or start them again.

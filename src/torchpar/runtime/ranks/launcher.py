@@ -18,7 +18,7 @@ USAGE = "usage: launch.py -- SCRIPT [ARGUMENT...]\n       launch.py -m MODULE [A
 
 
 def main(run: str) -> int:
-    """Run what sys.argv names as several ranks, each by the file `run`; the exit status."""
+    """Runs what sys.argv names as several ranks, each by the file `run`; returns the exit status."""
     if len(sys.argv) < 3 or sys.argv[1] not in ("--", "-m"):
         sys.stderr.write(USAGE)
         return ExitStatus.USAGE
@@ -41,7 +41,7 @@ def main(run: str) -> int:
 
 
 def launch(settings: JobSettings, run: str) -> int:
-    """Start the ranks and stay until all have ended; the exit status."""
+    """Starts the ranks and stays until all have ended; returns the exit status."""
     try:
         import torch.distributed
     except ImportError as error:

@@ -14,7 +14,7 @@ from torchpar.runtime import binding
 
 
 def prepare() -> None:
-    """Make this process the rank that LOCAL_RANK says it is; without that variable, the only one."""
+    """Makes this process the rank that LOCAL_RANK says it is; without that variable, the only one."""
     local_rank = os.environ.get("LOCAL_RANK")
     try:
         settings = parse_job_environment(os.environ)

@@ -227,7 +227,10 @@ def _refuse_silence(asked: Endpoint, endpoint: Endpoint) -> None:
 
 
 def _await(attempt: Callable[[], object], patience: float | None):  # type: ignore[no-untyped-def]
-    """Try until there is nothing to wait for, and say each new reason once. Raises RendezvousError after `patience`."""
+    """Tries until there is nothing to wait for, and says each new reason once.
+
+    Raises RendezvousError after `patience` seconds; None: it waits for ever.
+    """
     started = time.monotonic()
     reason = ""
     while True:

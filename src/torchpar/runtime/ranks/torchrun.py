@@ -27,7 +27,7 @@ COMMON = ("--monitor-interval=0.5", "--no-python")
 
 
 def run(flags: Sequence[str], command: Sequence[str]) -> int:
-    """Run `command` as ranks until all have ended; the exit status, which is that of the rank that failed first."""
+    """Runs `command` as ranks until all have ended; returns the exit status, that of the first rank that failed."""
     parser = torchrun.get_args_parser()
     known, unknown = spelled(parser, [*flags, *COMMON])
     for flag in unknown:
@@ -79,7 +79,7 @@ def spelled(parser: Any, flags: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def repair_redirects(std: Any) -> None:
-    """Let "redirect nothing", torchrun's default, be understood.
+    """Lets "redirect nothing", torchrun's default, be understood.
 
     torch 1.13 looks for it among the members of a Flag, where Python 3.11 does not show the one that is zero any more:
     both are Debian 12's, and its torchrun ends with an AttributeError.
@@ -90,7 +90,7 @@ def repair_redirects(std: Any) -> None:
 
 
 def repair_store(*modules: Any) -> None:
-    """Let the hosts' store do without libuv where torch is built without it, in this process and in the ranks.
+    """Lets the hosts' store do without libuv where torch is built without it, in this process and in the ranks.
 
     torch 2.6 wants it all the same; in Debian 13 it is built without, and its torchrun ends with a
     RendezvousConnectionError. `modules` are those in which the agent finds the class of the store.
@@ -117,7 +117,7 @@ def repair_store(*modules: Any) -> None:
 
 
 def leave(agent: Any) -> None:
-    """Let the agent of a failed host end at once.
+    """Lets the agent of a failed host end at once.
 
     torch 1.13 waits up to 300 s for the agents of the other hosts, and holds the rendezvous' port meanwhile. The others
     have failed too or soon will, and none can begin again before all have ended.

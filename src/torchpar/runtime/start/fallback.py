@@ -31,7 +31,7 @@ _CAUSES = re.compile(
 
 
 def start_without() -> None:
-    """Execute this interpreter anew without the preload, where the note says so. Else it returns."""
+    """Executes this interpreter anew without the preload, where the note says so. Else it returns."""
     preload = preloaded(os.environ)
     state, of, why = read_note(os.path.join(folder("CACHE_DIRECTORY"), NOTE))
     if not preload or (state, of) != ("without", preload):
@@ -66,7 +66,7 @@ def read_note(path: str) -> tuple[str, str, str]:
 
 
 def keep_cause(error: BaseException) -> None:
-    """Leave why the script has come to its end where the preload may be why, and say so."""
+    """Leaves why the script has come to its end where the preload may be why, and says so."""
     if VARIABLE not in os.environ:
         return
     found = next((match for text in texts(error) if (match := _CAUSES.search(text))), None)

@@ -27,7 +27,7 @@ LAST_MOMENT = 0.05
 
 
 def torch_imported(torch: Any, cpus: Set[int]) -> None:
-    """Set torch as planned for this process, and watch its loaders; log and record what then holds.
+    """Sets torch as planned for this process, and watches its loaders; logs and records what then holds.
 
     `cpus` are those that the process could use before torch was imported.
     """
@@ -66,7 +66,7 @@ def _local_rank() -> int:
 
 
 def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
-    """Set the compute threads, unless an administrator says otherwise."""
+    """Sets the compute threads, unless an administrator says otherwise."""
     stated = os.environ.get("OMP_NUM_THREADS")
     if stated is not None and not settings.is_planned(rank, stated):
         say(

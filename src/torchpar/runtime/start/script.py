@@ -20,7 +20,7 @@ USAGE = "usage: run.py -- SCRIPT [ARGUMENT...]\n       run.py -m MODULE [ARGUMEN
 
 
 def main() -> None:
-    """Run what sys.argv names. Returns when the script comes to its end and raises what the script raises."""
+    """Runs what sys.argv names. Returns when the script comes to its end and raises what the script raises."""
     if len(sys.argv) < 3 or sys.argv[1] not in ("--", "-m"):
         sys.stderr.write(USAGE)
         sys.exit(EXIT_USAGE)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[..., object], tuple[Any, ...]]":  # noqa: C901 - the order in which the interpreter itself starts
-    """Make the interpreter's state that of a start without a launcher; what to call then, and with what."""
+    """Makes the interpreter's state that of a start without a launcher; returns what to call, and with what."""
     # With PYTHONSAFEPATH, -P or -I the interpreter puts no folder in front, neither the launcher's nor the script's.
     safe_path = getattr(sys.flags, "safe_path", sys.flags.isolated)
     if not safe_path:
@@ -113,7 +113,7 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
 
 
 def run_launcher(run: "Callable[..., object]", parameters: "tuple[Any, ...]") -> None:
-    """Run PyTorch's own launcher of ranks, which then ends them as launch.py does when the service is stopped."""
+    """Runs PyTorch's own launcher of ranks, which then ends them as launch.py does when the service is stopped."""
     from torchpar.runtime.ranks.calm import run_calmly
 
     run_calmly(run, parameters)
@@ -128,7 +128,7 @@ def by_runpy(name: str, search: bool) -> "tuple[Callable[..., object], tuple[Any
 
 
 def new_main(**names: object) -> "dict[str, Any]":
-    """Put a __main__ in the place of the launcher's, with the names that this interpreter gives each, and no other."""
+    """Puts a __main__ in the place of the launcher's, with the names that this interpreter gives each, and no other."""
     main = type(sys)("__main__")
     for name, value in vars(sys.modules["__main__"]).items():
         if name.startswith("__") and name not in ("__doc__", "__file__", "__cached__"):
@@ -139,7 +139,7 @@ def new_main(**names: object) -> "dict[str, Any]":
 
 
 def refuse(what: str, why: str, keys: str) -> "NoReturn":
-    """Say what cannot be run and which keys of the conf decide it, and exit."""
+    """Says what cannot be run and which keys of the conf decide it, and exits."""
     from torchpar.runtime.start.refusal import refusal
 
     sys.stderr.write(f"torchpar: {refusal(what, why, keys)}\n")
@@ -147,7 +147,7 @@ def refuse(what: str, why: str, keys: str) -> "NoReturn":
 
 
 def refuse_foreign(key: str, path: str, *, code: bool) -> None:
-    """Refuse a file of code, or a folder of modules, that somebody else than the service's user and root can change.
+    """Refuses a file of code, or a folder of modules, that somebody else than the service's user and root can change.
 
     It was so when the conf was put in force, but root may have given away what was root's.
     """
@@ -166,7 +166,7 @@ def refuse_foreign(key: str, path: str, *, code: bool) -> None:
 
 
 def keep_cause(error: BaseException) -> None:
-    """Let it be known where the malloc that torchpar preloads may have ended the script."""
+    """Lets it be known where the malloc that torchpar preloads may have ended the script."""
     if "TORCHPAR_PRELOAD" not in os.environ:
         return
     try:
@@ -178,7 +178,7 @@ def keep_cause(error: BaseException) -> None:
 
 
 def say_read_only(error: BaseException) -> None:
-    """Say which keys open a folder that the sandbox of the service keeps read-only (EROFS)."""
+    """Says which keys open a folder that the sandbox of the service keeps read-only (EROFS)."""
     if not isinstance(error, OSError) or error.errno != EROFS or "TORCHPAR_JOB" not in os.environ:
         return
     from torchpar.runtime.start.refusal import section

@@ -41,7 +41,7 @@ class TorchImport:
         return None
 
     def missing(self) -> None:
-        """Say it, once: the traceback that follows names neither the interpreter nor the key that decides it."""
+        """Says it, once: the traceback that follows names neither the interpreter nor the key that decides it."""
         if self.missed or os.getpid() != self.process:
             return
         self.missed = True
@@ -71,7 +71,7 @@ class TorchImport:
         return exec_module
 
     def imported(self, torch: "Any") -> None:
-        """Set torch as planned, in the job's own process and not in one that it forked."""
+        """Sets torch as planned, in the job's own process and not in one that it forked."""
         if os.getpid() != self.process:
             return
         try:
