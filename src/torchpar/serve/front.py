@@ -44,7 +44,7 @@ class Front:
         application.serve(self.server.state)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept. Raises StartError where gRPC cannot be served on its addresses."""
+        """Accepts. Raises StartError where gRPC cannot be served on its addresses."""
         # What is there by now stays: to look through it for garbage delays every answer by a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -60,7 +60,7 @@ class Front:
             self._grpc.append(grpc)
 
     async def stop(self, grace: float) -> None:
-        """Accept no more; returns when every connection has the answers that are due, or after grace seconds."""
+        """Accepts no more; returns when every connection has the answers that are due, or after grace seconds."""
         for grpc in self._grpc:
             grpc.stop()
         await self.server.stop(grace)

@@ -18,7 +18,7 @@ from torchpar.serve.front import Front
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until SIGTERM; returns the exit status."""
+    """Serves until SIGTERM; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m torchpar.serve")
     parser.add_argument("--name", default="model", help="the name of a single model")
     parser.add_argument("--model", help="a model file, or a directory of models")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
-    """Load, accept, and on SIGTERM finish what was accepted."""
+    """Loads, accepts, and on SIGTERM finishes what was accepted."""
     engine = Engine(settings)
     await engine.start()
     front = Front(engine, grpc=[grpc] if grpc else [])

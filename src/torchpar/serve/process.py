@@ -32,7 +32,7 @@ _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str, str]) -> None:
-    """Set this process's CPUs, memory nodes, threads and accelerators. Call it before torch is imported."""
+    """Sets this process's CPUs, memory nodes, threads and accelerators. Call it before torch is imported."""
     bind_cpus(rank.cpus)
     bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
     settings.narrow_threads(rank, environ)
@@ -71,7 +71,7 @@ def engine_settings(settings: JobSettings, rank: RankSettings, environ: Mapping[
 
 
 def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, sockets: Sequence[socket.socket]) -> int:
-    """Serve until told to stop; returns the exit status."""
+    """Serves until told to stop; returns the exit status."""
     # A SIGABRT of the first process, when this one hangs, leaves a traceback of every thread in the journal.
     faulthandler.enable()
     # So does a SIGTERM, which comes to it where the start is over before it is done.

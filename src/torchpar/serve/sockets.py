@@ -32,7 +32,7 @@ def adopt_sockets(environ: MutableMapping[str, str], service: str) -> list[socke
 
 
 def refuse_unnamed(sockets: Sequence[socket.socket], named: Sequence[str]) -> None:
-    """Raise StartError for a socket that other hosts could reach and that Listen= does not name.
+    """Raises StartError for a socket that other hosts could reach and that Listen= does not name.
 
     named are addresses such as "0.0.0.0:8000" or "[::]:8000". Whoever gave the socket unit another address by a drop-in
     of their own must say it where the service is declared too.

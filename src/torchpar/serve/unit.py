@@ -21,7 +21,7 @@ USAGE = "usage: serve.py [reload]"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the arguments say; returns the exit status."""
+    """Runs what the arguments say; returns the exit status."""
     try:
         if not arguments:
             return _supervise(_settings())

@@ -23,7 +23,7 @@ _OUTPUT = "the model failed: OutputError: "
 
 
 def refuse(runner: Runner, error: ServeError, others: Callable[[], Iterable[ServeError | Sequence[Tensor]]]) -> None:
-    """Raise CannotAnswer where the first request failed for a reason that others have too.
+    """Raises CannotAnswer where the first request failed for a reason that others have too.
 
     others tries more of them, of other numbers of rows and with other values; what they come to, outputs or errors.
     """
@@ -49,7 +49,7 @@ def refuse(runner: Runner, error: ServeError, others: Callable[[], Iterable[Serv
 
 
 def refuse_nothing(runner: Runner, others: Callable[[], Iterable[ServeError | Sequence[Tensor]]]) -> None:
-    """Raise CannotAnswer where the first request was answered without any output, and others are too."""
+    """Raises CannotAnswer where the first request was answered without any output, and others are too."""
     if runner.example is None and not all(isinstance(each, ServeError) or not each for each in others()):
         return
     names = ", ".join(spec.name for spec in runner.outputs)

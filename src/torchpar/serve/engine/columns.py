@@ -28,7 +28,7 @@ class Computed:
 
 
 def lay(parts: Sequence[Any], view: memoryview) -> None:
-    """Write the parts' bytes one after another."""
+    """Writes the parts' bytes one after another."""
     if len(parts) == 1:
         view[:] = parts[0]
         return

@@ -108,7 +108,7 @@ class Curve:
 
 
 def measure(run: Callable[[int], float], most: int | None, budget: float = 1.0) -> dict[int, float]:
-    """Time batches of 1, 2, 4 … rows until more rows do not help, `budget` seconds are used up or they get too long.
+    """Times batches of 1, 2, 4 … rows until more rows do not help, `budget` seconds are used up or they get too long.
 
     run computes a batch of so many rows and returns the seconds it took. The smallest of several is a batch's time: a
     disturbance only ever adds. `most` limits the rows.

@@ -52,7 +52,7 @@ class Engine:
     async def start(
         self, like: Serves | None = None, unloaded: Collection[str] = (), unbatched: Collection[str] = ()
     ) -> None:
-        """Load and try the models; then `ready()` is true.
+        """Loads and tries the models; then `ready()` is true.
 
         like: what other processes serve, of which no version and no file may be another; None: what is on disk, but for
         the models that are unloaded. unbatched: see `end_batching`. Models that cannot be loaded are in the index with
@@ -82,14 +82,14 @@ class Engine:
         return self._lifecycle.unbatched()
 
     def end_batching(self, keys: Collection[str]) -> None:
-        """Serve unbatched what another process has found to answer otherwise; see `unbatched` for the keys.
+        """Serves unbatched what another process has found to answer otherwise; see `unbatched` for the keys.
 
         Where a key is of other files than those served here, it means nothing.
         """
         self._lifecycle.end_batching(keys)
 
     async def stop(self, drain_timeout: float) -> None:
-        """Take no more requests, answer those that were accepted, at most drain_timeout seconds; 503 to the rest.
+        """Takes no more requests, answers those that were accepted, at most drain_timeout seconds; 503 to the rest.
 
         Called again while it waits, it waits no longer than either call says.
         """
@@ -113,7 +113,7 @@ class Engine:
         await self._lifecycle.stop()
 
     def submit(self, request: Request, done: Done) -> Ticket:
-        """Accept a request; `done` is called on the event loop, later.
+        """Accepts a request; `done` is called on the event loop, later.
 
         Raises ServeError for what is refused at once.
         """
@@ -183,11 +183,11 @@ class Engine:
         return self._repository.index()
 
     async def load(self, model: str) -> None:
-        """Load a model, or load it again: see Lifecycle.load. Raises ServeError."""
+        """Loads a model, or loads it again: see Lifecycle.load. Raises ServeError."""
         await self._lifecycle.load(model)
 
     async def unload(self, model: str) -> None:
-        """Stop serving a model; what was accepted is answered. Raises ServeError 404."""
+        """Stops serving a model; what was accepted is answered. Raises ServeError 404."""
         await self._lifecycle.unload(model)
 
     async def reload(self, model: str | None = None) -> None:
@@ -288,7 +288,7 @@ class Engine:
         self._sweep = self._loop.call_later(self._sweep_at - now, self._sweep_out)
 
     def _sweep_out(self) -> None:
-        """Answer what has waited too long, though every worker is busy."""
+        """Answers what has waited too long, though every worker is busy."""
         self._sweep = None
         assert self._pool
         now = time.monotonic()

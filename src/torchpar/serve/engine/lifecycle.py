@@ -38,7 +38,7 @@ class Lifecycle:
         self._retiring: set[Served] = set()
 
     async def start(self, like: Serves | None, unloaded: Collection[str]) -> None:
-        """Load and try what is to be served: see Engine.start. Raises ModelError and OtherFilesError."""
+        """Loads and tries what is to be served: see Engine.start. Raises ModelError and OtherFilesError."""
         self._loop = asyncio.get_running_loop()
         self._loading = asyncio.Lock()  # here, for Python 3.9 binds it to the loop that is there
         # One for loading, which must not wait for the default executor's other users.
@@ -62,7 +62,7 @@ class Lifecycle:
         return [*self._repository.all(), *self._retiring]
 
     async def stop(self) -> None:
-        """Close them; what was learned of those that are served is kept."""
+        """Closes them; what was learned of those that are served is kept."""
         if self._loading and self._loading.locked():
             # What is being loaded may take minutes, and what was learned is not worth them.
             for served in self._repository.all():
@@ -101,7 +101,7 @@ class Lifecycle:
                 raise OtherFilesError(_other(own[key], theirs))
 
     async def load(self, model: str) -> None:
-        """Load a model, or load it again: the new one answers from some moment on, and no request is lost.
+        """Loads a model, or loads it again: the new one answers from some moment on, and no request is lost.
 
         Versions that are not on disk any more are unloaded. Raises ServeError: 404 when the repository has none of this
         name, 400 with the reason when a version cannot be loaded; the one that was served then goes on.
@@ -112,7 +112,7 @@ class Lifecycle:
             _refuse(await self._load_all(model))
 
     async def unload(self, model: str) -> None:
-        """Stop serving a model; what was accepted is answered. Raises ServeError 404."""
+        """Stops serving a model; what was accepted is answered. Raises ServeError 404."""
         assert self._loading
         async with self._loading:
             served = list(self._repository.all(model))
@@ -149,7 +149,7 @@ class Lifecycle:
             raise ServeError(400, str(error)) from None
 
     async def _load_all(self, name: str) -> list[str]:
-        """Load every version of a model that is on disk, and unload the others. Raises ServeError 404."""
+        """Loads every version of a model that is on disk, and unloads the others. Raises ServeError 404."""
         files = self._repository.files(name)
         if not files and not any(self._repository.all(name)):
             raise ServeError(404, f"there is no model '{name}'")
@@ -161,7 +161,7 @@ class Lifecycle:
         return problems
 
     async def _load(self, file: ModelFile) -> ModelError | None:
-        """Load a version and let it take the place of what was served."""
+        """Loads a version and lets it take the place of what was served."""
         self._repository.mark(file, LOADING)
         statistics = self._repository.statistics(file)
         try:
@@ -197,7 +197,7 @@ class Lifecycle:
             self.close(served)
 
     def close(self, served: Served) -> None:
-        """Close what is retired and has answered all."""
+        """Closes what is retired and has answered all."""
         if served in self._retiring:
             self._retiring.discard(served)
             self._repository.gone(served)
@@ -206,7 +206,7 @@ class Lifecycle:
             closing.add_done_callback(self._closing.discard)
 
     async def _offload(self, function: Any, *arguments: Any) -> Any:
-        """Run a function that takes its time in a thread."""
+        """Runs a function that takes its time in a thread."""
         return await self._loop.run_in_executor(self._loader, function, *arguments)
 
 

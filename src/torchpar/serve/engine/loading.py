@@ -33,7 +33,7 @@ UNKNOWN = {1: 0.01}
 
 
 def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistics) -> Served:
-    """Load a version, warm it up and measure it. Raises ModelError."""
+    """Loads a version, warms it up and measures it. Raises ModelError."""
     began = time.monotonic()
     files = own_files(file.path)
     runner = make_runner(file, settings)
@@ -111,7 +111,7 @@ def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
 
 
 def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:
-    """Keep what was learned for the next start."""
+    """Keeps what was learned for the next start."""
     if settings.state is None:
         return
     path = _state_path(file, settings.state)

@@ -66,7 +66,7 @@ class Pool:
         self._idle = list(self._workers)
 
     def start(self) -> None:
-        """Start the threads."""
+        """Starts the threads."""
         for worker in self._workers:
             worker.thread = threading.Thread(
                 target=self._work, args=(worker,), name=f"compute-{worker.slot}", daemon=True
@@ -74,7 +74,7 @@ class Pool:
             worker.thread.start()
 
     def put(self, served: Served, waiting: Waiting) -> None:
-        """Queue a request; the caller has made sure that there is room."""
+        """Queues a request; the caller has made sure that there is room."""
         with self._lock:
             served.queue.put(waiting)
             if not served.waits:
@@ -85,7 +85,7 @@ class Pool:
             self._loop.call_soon(self._hand_out)
 
     def drop(self, served: Served, waiting: Waiting) -> bool:
-        """Take a request out of the queue; False if it is not there any more."""
+        """Takes a request out of the queue; False if it is not there any more."""
         with self._lock:
             if waiting.state:
                 return False
@@ -93,12 +93,12 @@ class Pool:
             return True
 
     def expire(self, served: Served, now: float) -> list[Waiting]:
-        """Take out what is too late."""
+        """Takes out what is too late."""
         with self._lock:
             return served.queue.expire(now)
 
     def empty(self, served: Served) -> list[Waiting]:
-        """Take out everything."""
+        """Takes out everything."""
         with self._lock:
             return served.queue.all()
 
@@ -116,7 +116,7 @@ class Pool:
         return True
 
     def stop(self) -> None:
-        """End the threads; a batch that is being computed is finished first."""
+        """Ends the threads; a batch that is being computed is finished first."""
         self._stopping = True
         for worker in self._workers:
             if worker.wake.locked():

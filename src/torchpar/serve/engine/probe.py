@@ -46,7 +46,7 @@ class Probe:
 
 
 def try_model(runner: Runner, slot: int = 0) -> Probe:
-    """Run it on made-up rows, or on its own example. Raises CannotAnswer where no request would be answered."""
+    """Runs it on made-up rows, or on its own example. Raises CannotAnswer where no request would be answered."""
     try:
         sample, size = _find_sample(runner, slot)
     except ServeError as error:
@@ -124,7 +124,7 @@ def _has_rows(runner: Runner) -> bool:
 
 
 def _check_outputs(runner: Runner, slot: int, inputs: Sequence[Tensor]) -> None:
-    """Ask for these, and for a row more where the outputs are not as declared: those of a single row may be squeezed.
+    """Asks for these, and for a row more where the outputs are not as declared: those of a single row may be squeezed.
 
     Raises CannotAnswer where neither are.
     """
@@ -166,7 +166,7 @@ def _changes(runner: Runner, slot: int, sample: Sequence[Tensor]) -> str:
 
 
 def _compare_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> str:
-    """Ask for rows of other scales alone, and then beside the sample and beside each other; "" if that is the same."""
+    """Asks for rows of other scales alone, and then beside the sample and beside each other; "" if that is the same."""
     until = time.monotonic() + ODD_SECONDS
     rows = [sample]
     answers = [_run(runner, slot, sample).outputs]
@@ -203,7 +203,7 @@ def _compare_odd_rows(runner: Runner, slot: int, sample: tuple[Tensor, ...]) -> 
 def compare_many(
     runner: Runner, sample: tuple[Tensor, ...], sizes: Sequence[int], slot: int = 0
 ) -> tuple[str, int]:
-    """Ask for batches of so many rows, a few that differ again and again; "" if each row has its answer alone.
+    """Asks for batches of so many rows, a few that differ again and again; "" if each row has its answer alone.
 
     Beside that the largest size that there was time for.
     """
@@ -240,7 +240,7 @@ def compare_many(
 def _agrees(
     runner: Runner, slot: int, rows: Sequence[tuple[Tensor, ...]], answers: Sequence[Sequence[Tensor]]
 ) -> str:
-    """Compute rows at once; "" if each has the answer that it has alone."""
+    """Computes rows at once; "" if each has the answer that it has alone."""
     whole = _run(runner, slot, joined(rows), quiet=True).outputs
     for tensor in whole:
         if tensor.shape[:1] != (len(rows),):
@@ -264,7 +264,7 @@ def _compare(
     groups: tuple[int, ...],
     seen: dict[int, list[Tensor]],
 ) -> str:
-    """Compute the groups one by one and all at once; "" if that is the same."""
+    """Computes the groups one by one and all at once; "" if that is the same."""
     rows = sum(groups)
     if runner.example is not None:
         inputs = [repeat(tensor, rows) for tensor in runner.example]

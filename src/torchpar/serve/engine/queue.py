@@ -66,7 +66,7 @@ class Queue:
         return self._count
 
     def put(self, waiting: Waiting) -> None:
-        """Add a request; the caller has made sure that there is room."""
+        """Adds a request; the caller has made sure that there is room."""
         request = waiting.request
         assert request
         priority = request.priority or NO_PRIORITY
@@ -86,7 +86,7 @@ class Queue:
             self.earliest = deadline
 
     def drop(self, waiting: Waiting) -> None:
-        """Take a queued request out; it keeps its place in the line as an empty shell that `take` passes over."""
+        """Takes a queued request out; it keeps its place in the line as an empty shell that `take` passes over."""
         self._leave(waiting, ENDED)
         waiting.request = None
         self._ended += 1
@@ -135,7 +135,7 @@ class Queue:
         return taken
 
     def expire(self, now: float) -> list[Waiting]:
-        """Take out every request whose deadline has passed."""
+        """Takes out every request whose deadline has passed."""
         late: list[Waiting] = []
         self.earliest = None
         for line in self._lines.values():
@@ -153,7 +153,7 @@ class Queue:
         return late
 
     def all(self) -> list[Waiting]:
-        """Take out everything."""
+        """Takes out everything."""
         waiting = [w for line in self._lines.values() for w in line if w.state == QUEUED]
         for each in waiting:
             self._leave(each, ENDED)
@@ -178,7 +178,7 @@ class Queue:
             del self._lines[place]
 
     def _sweep(self) -> None:
-        """Forget the shells: a client that cancels all it sends must not fill the memory."""
+        """Forgets the shells: a client that cancels all it sends must not fill the memory."""
         for place, line in list(self._lines.items()):
             kept = deque(waiting for waiting in line if waiting.state == QUEUED)
             if kept:

@@ -41,7 +41,7 @@ class Repository:
         return files
 
     def found(self, files: list[ModelFile]) -> None:
-        """Take over what `look` saw; what is served stays, whether its file is still there or not."""
+        """Takes over what `look` saw; what is served stays, whether its file is still there or not."""
         self._files = {(file.name, file.version): file for file in files}
         for place in list(self._states):
             if place not in self._files and self._states[place][0] == UNAVAILABLE:
@@ -79,12 +79,12 @@ class Repository:
         return self._statistics.setdefault((file.name, file.version), Statistics())
 
     def mark(self, file: ModelFile, state: str, reason: str = "") -> None:
-        """Tell the index what happens to a version; one that goes on being served stays READY."""
+        """Tells the index what happens to a version; one that goes on being served stays READY."""
         served = file.version in self._served.get(file.name, {})
         self._states[file.name, file.version] = (READY if served and state != UNLOADING else state, reason)
 
     def put(self, served: Served) -> Served | None:
-        """Serve this from now on; returns what it takes the place of."""
+        """Serves this from now on; returns what it takes the place of."""
         old = self._served.setdefault(served.name, {}).pop(served.version, None)
         self._served[served.name][served.version] = served
         self._latest[served.name] = self._served[served.name][self.versions(served.name)[-1]]
@@ -92,7 +92,7 @@ class Repository:
         return old
 
     def take(self, served: Served, retired: Callable[[Served], None]) -> None:
-        """Serve this no longer; `retired` is told."""
+        """Serves this no longer; `retired` is told."""
         versions = self._served.get(served.name, {})
         if versions.get(served.version) is served:
             del versions[served.version]

@@ -94,7 +94,7 @@ class Served:
         self.fitting = Fitting(name, self.inputs, outputs, loose=loose, most=most)
 
     def say(self, what: str, error: BaseException | None = None) -> None:
-        """Tell the journal what went wrong with it."""
+        """Tells the journal what went wrong with it."""
         say(f"model {self.name} version {self.version}: {what}", Priority.ERROR, error=error)
 
     def end_batching(self) -> None:
@@ -111,7 +111,7 @@ class Served:
         return self.curve.limit(self.queue.rows) if self.batched else 1
 
     def compute(self, slot: int, batch: Batch) -> None:
-        """Run a batch in one of the pool's threads; the outcome is in the batch."""
+        """Runs a batch in one of the pool's threads; the outcome is in the batch."""
         items = batch.items
         try:
             batch.computed = self._run(slot, items, batch.rows, batch.team)
@@ -140,7 +140,7 @@ class Served:
                 self._watch(slot, batch, watched)
 
     def _watch(self, slot: int, batch: Batch, places: Sequence[int]) -> None:
-        """Compute some answers of a batch alone, before anybody has them. A difference ends batching for this model."""
+        """Computes some answers of a batch alone, before anybody has them. A difference ends batching of this model."""
         items, computed = batch.items, batch.computed
         assert computed
         row, parts = 0, []
@@ -175,7 +175,7 @@ class Served:
         return [cut(tensor, place, place + waiting.rows) for tensor in computed.outputs]
 
     def answers(self, batch: Batch) -> list[Response | ServeError]:
-        """Cut the outputs of a batch into its requests' answers, in the batch's order."""
+        """Cuts the outputs of a batch into its requests' answers, in the batch's order."""
         if batch.error is not None:
             return [batch.error] * len(batch.items)
         if batch.each is not None:

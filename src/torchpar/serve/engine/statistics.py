@@ -33,12 +33,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, or several that are equal."""
+        """Counts a value, or several that are equal."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
     def observe_all(self, end: float, starts: Sequence[float]) -> None:
-        """Count the time from each of the starts to one end."""
+        """Counts the time from each of the starts to one end."""
         bounds = self.bounds
         place = bisect_left(bounds, end - min(starts))
         if place == bisect_left(bounds, end - max(starts)):

@@ -59,10 +59,10 @@ class Source(Protocol):
         """Says whether the other `missing` bytes of a message of `whole` bytes may come."""
 
     def hold(self, size: int) -> None:
-        """Count so many bytes more, or less, that are kept of what the client sent."""
+        """Counts so many bytes more, or less, that are kept of what the client sent."""
 
     def write(self, data: bytes) -> None:
-        """Send some bytes, now or with others."""
+        """Sends some bytes, now or with others."""
 
 
 class Arriving(ABC):
@@ -98,10 +98,10 @@ class Arriving(ABC):
 
     @abstractmethod
     def fail(self, code: int, message: str, retry_after: float | None = None) -> None:
-        """End the call."""
+        """Ends the call."""
 
     def start(self, handler: Handler) -> None:
-        """Take messages."""
+        """Takes messages."""
         self.handler = handler
         self._wait()
 
@@ -170,7 +170,7 @@ class Arriving(ABC):
             self.handler.message(data, compressed)
 
     def _wait(self) -> None:
-        """Time the client, where the next move is its own; a call of many messages may rest between them."""
+        """Times the client, where the next move is its own; a call of many messages may rest between them."""
         handler = self.handler
         if self._ended or handler is None or (handler.streams and not (self._buffer and handler.wants())):
             self._due = None

@@ -34,7 +34,7 @@ class Link(Source, Protocol):
         """Says whether an answer of `size` bytes may wait until the client takes it."""
 
     def count_owed(self, size: int) -> None:
-        """Count so many bytes of answers that wait more, or less."""
+        """Counts so many bytes of answers that wait more, or less."""
 
     def may_send(self, call: Call, size: int) -> bool:
         """Says whether `size` bytes of a call can go at once, before those of others."""
@@ -43,13 +43,13 @@ class Link(Source, Protocol):
         """Returns a header block as it is to be sent next."""
 
     def sends(self, call: Call) -> None:
-        """Give a call its turn: it has something to send, or its end."""
+        """Gives a call its turn: it has something to send, or its end."""
 
     def forget(self, call: Call) -> None:
-        """Take leave of a call that has its answer."""
+        """Takes leave of a call that has its answer."""
 
     def reset(self, call: Call, code: int) -> None:
-        """End a call without an answer."""
+        """Ends a call without an answer."""
 
 
 class Call(Arriving):
@@ -110,7 +110,7 @@ class Call(Arriving):
         return None if self.deadline is None else max(0.0, self.deadline - self.connection.loop.time())
 
     def owe(self, size: int) -> bool:
-        """Count an answer of so many bytes, that is there, until the call is over or `settle`; False: it may not be."""
+        """Counts an answer of so many bytes until the call is over or `settle`; False: it may not wait."""
         connection = self.connection
         if self.over or not connection.may_owe(size):
             return False
@@ -198,7 +198,7 @@ class Call(Arriving):
         self._end()
 
     def decline(self, status: int) -> None:
-        """Answer what is no call of gRPC, as HTTP does."""
+        """Answers what is no call of gRPC, as HTTP does."""
         if not self.over:
             self.last = hpack.encode(((b":status", b"%d" % status),))
             self._end()

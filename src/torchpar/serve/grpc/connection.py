@@ -96,7 +96,7 @@ class Connection(Taking):
     # ---- frames in ----
 
     def _read(self) -> None:  # noqa: C901 - a branch for each state of a connection
-        """Take the frames that are whole, as far as the allowance goes."""
+        """Takes the frames that are whole, as far as the allowance goes."""
         data, offset = self._rest, 0
         if not self._begun:
             if not PREFACE.startswith(data[: len(PREFACE)]):
@@ -160,11 +160,11 @@ class Connection(Taking):
         return self.last_active
 
     def make_way(self) -> None:
-        """Close, for another client has no room; streams in which nothing is due end with it."""
+        """Closes, for another client has no room; streams in which nothing is due end with it."""
         self.close(frames.NO_ERROR, "another client needs the place")
 
     def _start_calm(self) -> None:
-        """Read no more for a while, the longer the more others must wait too."""
+        """Reads no more for a while, the longer the more others must wait too."""
         if self._calm is None:
             # Counted, not timed: that it takes longer the more others are calmed is not this client's doing.
             self._calms += 1
@@ -181,7 +181,7 @@ class Connection(Taking):
         self._update_reading()
 
     def _wait_a_turn(self) -> None:
-        """Let others be served before the next headers are decoded."""
+        """Lets others be served before the next headers are decoded."""
         if self._soon is None:
             self._soon = self.loop.call_soon(self._read_on)
             self._update_reading()

@@ -31,7 +31,7 @@ CODES = {
 
 
 def fail(call: Call, error: ServeError) -> None:
-    """End a call with an error."""
+    """Ends a call with an error."""
     call.fail(CODES.get(error.status, status.INTERNAL), error.message, error.retry_after)
 
 
@@ -101,7 +101,7 @@ class Unary:
         return self._task is not None
 
     def cancelled(self) -> None:
-        """Compute no more."""
+        """Computes no more."""
         if self._task is not None:
             self._task.cancel()
 
@@ -156,7 +156,7 @@ class Stream:
         return self._refusal(NOT_TAKEN), 0
 
     def _next(self, _: Any) -> None:
-        """Give the answers whose turn it is."""
+        """Gives the answers whose turn it is."""
         call = self._call
         call.connection.working -= 1
         while self._waiting and self._waiting[0].done() and not self._over:
@@ -188,7 +188,7 @@ class Stream:
         self._go_on()
 
     def drain(self) -> None:
-        """End, where nothing is due."""
+        """Ends, where nothing is due."""
         self._go_on()
 
     def sent(self) -> None:
@@ -202,7 +202,7 @@ class Stream:
         return bool(self._waiting)
 
     def cancelled(self) -> None:
-        """Compute no more."""
+        """Computes no more."""
         self._over = True
         waiting, self._waiting = self._waiting, []
         for task in waiting:

@@ -54,7 +54,7 @@ class Outgoing(Peer):
     # ---- bytes ----
 
     def write(self, data: bytes) -> None:
-        """Send some bytes, now or with others."""
+        """Sends some bytes, now or with others."""
         if self._corked is not None:
             self._corked.append(data)
         elif not self.is_gone():
@@ -70,18 +70,18 @@ class Outgoing(Peer):
         return self.closed or self._transport.is_closing()
 
     def cork(self) -> None:
-        """Keep what is written, until `uncork`."""
+        """Keeps what is written, until `uncork`."""
         self._corked = []
 
     def uncork(self) -> None:
-        """Send what was kept, and what is ready."""
+        """Sends what was kept, and what is ready."""
         kept, self._corked = self._corked, None
         if kept and not self._transport.is_closing():
             self._write(b"".join(kept))
         self.pump()
 
     def give_up_table(self) -> None:
-        """Say in the next header that our table is empty: the client has room for a smaller one only."""
+        """Says in the next header that our table is empty: the client has room for a smaller one only."""
         if self._has_table:
             self._has_table, self._block_begin = False, hpack.NO_TABLE
 
@@ -126,13 +126,13 @@ class Outgoing(Peer):
         self.pump()
 
     def queue(self, call: Call) -> None:
-        """Give a call its turn."""
+        """Gives a call its turn."""
         if not call.queued:
             call.queued = True
             self._ready.append(call)
 
     def pump(self) -> None:
-        """Send what may be sent, a frame of each call in turn."""
+        """Sends what may be sent, a frame of each call in turn."""
         if self._corked is not None:
             return
         while self._ready and not self.write_paused and not self.is_gone():
@@ -177,7 +177,7 @@ class Outgoing(Peer):
         self.last_active = self.loop.time()
 
     def reset(self, call: Call, code: int) -> None:
-        """End a call without an answer."""
+        """Ends a call without an answer."""
         self.calls.pop(call.number, None)
         call.drop()
         self.write(frames.reset(call.number, code))
@@ -201,7 +201,7 @@ class Outgoing(Peer):
             self._slow, self._taken_before = now, taken
 
     def _cut_off(self, since: float, left: int) -> None:
-        """End what has waited since then, for too little was taken: the connection, or calls it has no window for."""
+        """Ends what has waited since then, for too little was taken: the connection, or calls it has no window for."""
         if left or self._ready:
             self.abort()
             return
@@ -210,7 +210,7 @@ class Outgoing(Peer):
                 self.reset(call, frames.CANCEL)
 
     def start_drain(self) -> None:
-        """Tell the client to make its further calls elsewhere; those that are on their way are still answered."""
+        """Tells the client to make its further calls elsewhere; those that are on their way are still answered."""
         if not self.draining and not self.closed:
             self.draining = True
             self.write(frames.goaway(frames.LARGEST, frames.NO_ERROR))
@@ -218,7 +218,7 @@ class Outgoing(Peer):
                 call.drain()
 
     def drain(self) -> None:
-        """Close, once nothing is due."""
+        """Closes, once nothing is due."""
         self.start_drain()
         for call in tuple(self.calls.values()):
             call.drain()  # it may have been begun since
@@ -226,7 +226,7 @@ class Outgoing(Peer):
             self.close(frames.NO_ERROR)
 
     def close(self, code: int, message: str = "") -> None:
-        """Say why, and end the connection; what was sent is still taken."""
+        """Says why, and ends the connection; what was sent is still taken."""
         if not self.closed:
             self.write(frames.goaway(self.newest, code, message))
             if self._corked is not None:
@@ -238,7 +238,7 @@ class Outgoing(Peer):
             self.loop.call_later(self.limits.linger_seconds, self._transport.abort)
 
     def abort(self) -> None:
-        """Cut it off."""
+        """Cuts it off."""
         self.drop_calls()
         self._transport.abort()
 

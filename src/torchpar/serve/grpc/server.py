@@ -45,7 +45,7 @@ class GrpcServer:
         self._handlers = {path.encode(): make for path, make in calls.items()}
 
     def start(self, address: str, *, shared: bool = False) -> int:
-        """Listen on "HOST:PORT", HOST being an address; returns the port. Raises OSError when it cannot.
+        """Listens on "HOST:PORT", HOST being an address; returns the port. Raises OSError when it cannot.
 
         shared: with other processes of this service, between which the kernel distributes the connections.
         """
@@ -70,7 +70,7 @@ class GrpcServer:
         return int(listener.getsockname()[1])
 
     def stop(self) -> None:
-        """Tell all clients to make further calls elsewhere, and end the streams in which nothing is due.
+        """Tells all clients to make further calls elsewhere, and ends the streams in which nothing is due.
 
         Server.stop, which is to follow, waits for what is.
         """
@@ -92,7 +92,7 @@ class GrpcServer:
             call.start(make(call))
 
     def _calls(self) -> dict[str, tuple[Message, Answer]]:
-        """Name, message of the request, and what makes the response's bytes."""
+        """Returns, by name, the request's message and the function that makes the response's bytes."""
         service, engine = self._service, self._service.engine
 
         def named(make: Callable[[str, str], Any]) -> Answer:

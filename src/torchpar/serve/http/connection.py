@@ -129,7 +129,7 @@ class Connection(Peer):
             self._feed(data)
 
     def _feed(self, data: bytes) -> None:
-        """Parse, until as many requests wait as may, or as many were handed on while others had no turn."""
+        """Parses, until as many requests wait as may, or as many were handed on while others had no turn."""
         limit, size, offset = self.state.limits.pipeline, len(data), 0
         whole = size <= PIECE and data.count(BLANK_LINE) < 2  # one request, as most of the time
         self._turn = 0.0
@@ -331,13 +331,13 @@ class Connection(Peer):
         return self._phase is Phase.ENDING and bool(self._waiting) and self._waiting[-1] is exchange
 
     def _send_continue(self) -> None:
-        """Ask for the body, once every earlier request is answered: it would be taken for one of theirs."""
+        """Asks for the body, once every earlier request is answered: it would be taken for one of theirs."""
         if self._reading is not None and not self._waiting:
             self._reading.continue_due = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _end(self) -> None:
-        """Read no more; what is due is still answered."""
+        """Reads no more; what is due is still answered."""
         if self._phase.value < Phase.ENDING.value:
             self._phase = Phase.ENDING
             self._release()
@@ -347,7 +347,7 @@ class Connection(Peer):
                 self._finish()
 
     def _refuse(self, status: int, message: str, retry_after: float | None = None) -> None:
-        """Answer what is being read with an error, in its turn, and read no more."""
+        """Answers what is being read with an error, in its turn, and reads no more."""
         if self._phase.value >= Phase.ENDING.value:
             return
         exchange = self._reading or Exchange(self)
@@ -428,7 +428,7 @@ class Connection(Peer):
             self._close()
 
     def _close(self) -> None:
-        """Close at once, whatever is left to read or to be taken: asyncio's own `close` would wait for that."""
+        """Closes at once, whatever is left to read or to be taken: asyncio's own `close` would wait for that."""
         if self._phase is not Phase.IDLE or self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
@@ -448,7 +448,7 @@ class Connection(Peer):
         return self._held, (len(self._reading.body) - self._body_mark) / (now - looked)
 
     def give_up(self) -> None:
-        """Refuse the body that is not whole, for its memory is wanted."""
+        """Refuses the body that is not whole, for its memory is wanted."""
         self._refuse(503, NOT_HELD)
 
     def make_way(self) -> None:
@@ -457,11 +457,11 @@ class Connection(Peer):
         self._close()
 
     def abort(self) -> None:
-        """Cut it off."""
+        """Cuts it off."""
         self._transport.abort()
 
     def drain(self) -> None:
-        """Close if nothing is being read or waits; otherwise the next answer is the last."""
+        """Closes if nothing is being read or waits; otherwise the next answer is the last."""
         if self._phase is Phase.IDLE and not self._waiting and not self._rest:
             self._end()
 
@@ -470,7 +470,7 @@ class Connection(Peer):
         return self._write_due is not None or len(self._waiting) >= self.state.limits.pipeline
 
     def _update_reading(self) -> None:
-        """Read on or not: neither more requests than may wait, nor any while the client does not read."""
+        """Reads on or not: neither more requests than may wait, nor any while the client does not read."""
         if self._phase.value >= Phase.ENDING.value:
             self._rest = b""
         pause = self._is_full()

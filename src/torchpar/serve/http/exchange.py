@@ -49,13 +49,13 @@ class Client(Protocol):
     loop: AbstractEventLoop
 
     def answered(self, exchange: Exchange) -> None:
-        """Write what is due: an exchange has its answer."""
+        """Writes what is due: an exchange has its answer."""
 
     def is_last(self, exchange: Exchange) -> bool:
         """Says whether the connection ends with this answer, for the server is stopping."""
 
     def keep(self, exchange: Exchange, size: int) -> None:
-        """Count so many bytes that wait for this answer's turn, or to be written as JSON."""
+        """Counts so many bytes that wait for this answer's turn, or to be written as JSON."""
 
     def may_owe(self, size: int) -> bool:
         """Says whether an answer of `size` bytes may wait until the client takes it."""
@@ -160,17 +160,17 @@ class Exchange:
         return b"" if self.version == "1.1" else b"Connection: keep-alive\r\n"
 
     def respond(self, status: int, kind: bytes, body: bytes, *fields: bytes) -> None:
-        """Answer with a body of one piece; `fields` are further header fields without line ends."""
+        """Answers with a body of one piece; `fields` are further header fields without line ends."""
         more = b"".join(field + b"\r\n" for field in fields)
         head = b"Content-Type: %b\r\nContent-Length: %d\r\n%b" % (kind, len(body), more)
         self.send(status, head, body)
 
     def respond_json(self, value: Any, status: int = 200, *fields: bytes) -> None:
-        """Answer with JSON."""
+        """Answers with JSON."""
         self.respond(status, JSON, json.dumps(value).encode(), *fields)
 
     def fail(self, status: int, message: str, retry_after: float | None = None, *fields: bytes) -> None:
-        """Answer with an error as clients of the protocol read it; `retry_after` is in seconds."""
+        """Answers with an error as clients of the protocol read it; `retry_after` is in seconds."""
         if retry_after is not None:
             # Whole seconds is all that the field can say (RFC 9110, 10.2.3); never 0, which invites a storm.
             fields = (b"Retry-After: %d" % max(1, math.ceil(retry_after)), *fields)

@@ -35,7 +35,7 @@ class Inference:
         self._heads: dict[Any, tuple[bytes, bytes]] = {}
 
     def __call__(self, exchange: Exchange, model: str, version: str) -> None:
-        """Take a request; it is answered when the engine has an answer."""
+        """Takes a request; it is answered when the engine has an answer."""
         headers = exchange.headers
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.strip().lower() not in (b"identity", b""):

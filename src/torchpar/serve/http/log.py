@@ -26,7 +26,7 @@ class RequestLog:
         self._left_out = 0
 
     def set_every(self, every: bool) -> None:
-        """Switch the access log."""
+        """Switches the access log."""
         self.every = every
 
     def finished(self, exchange: Exchange, seconds: float) -> None:

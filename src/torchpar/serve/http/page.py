@@ -101,7 +101,7 @@ class Page:
         self._state = state
 
     def __call__(self, exchange: Exchange) -> None:
-        """Answer with the page."""
+        """Answers with the page."""
         exchange.respond(200, HTML, self.render().encode(), POLICY, b"Cache-Control: no-store")
 
     def state(self) -> dict[str, Any]:

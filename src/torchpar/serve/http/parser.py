@@ -86,7 +86,7 @@ class Events(Protocol):
 
 
 def parse_head(text: bytes) -> Head:
-    """Parse what stands before the blank line, each line with its end. Raises Malformed."""
+    """Parses what stands before the blank line, each line with its end. Raises Malformed."""
     first = _REQUEST.match(text)
     if first is None:
         raise Malformed("the request line is not METHOD TARGET HTTP/1.1")
@@ -158,7 +158,7 @@ class Parser:
         self._framing = self._size = 0
 
     def feed_data(self, data: bytes) -> None:
-        """Parse what came; raises Malformed. Nothing may be fed after that."""
+        """Parses what came; raises Malformed. Nothing may be fed after that."""
         self._seen = len(self._rest)
         if self._rest:
             data, self._rest = self._rest + data, b""
@@ -212,7 +212,7 @@ class Parser:
         return end + 4
 
     def _check_begun(self, data: bytes, at: int) -> None:
-        """Say at once what will not become a header."""
+        """Says at once what will not become a header."""
         if len(data) - at > self._limit:
             raise self._too_large(data, at)
         start = max(at, self._seen - 1)

@@ -30,12 +30,12 @@ class Peer(asyncio.Protocol, ABC):
         return None
 
     def give_up(self) -> None:
-        """Refuse the body that is not whole, for its memory is wanted."""
+        """Refuses the body that is not whole, for its memory is wanted."""
 
     @abstractmethod
     def drain(self) -> None:
-        """Close, if nothing is due."""
+        """Closes, if nothing is due."""
 
     @abstractmethod
     def abort(self) -> None:
-        """Cut it off."""
+        """Cuts it off."""

@@ -44,7 +44,7 @@ class Predict:
         self._limits = limits
 
     def __call__(self, exchange: Exchange, model: str) -> None:
-        """Take a request; it is answered when the engine has an answer."""
+        """Takes a request; it is answered when the engine has an answer."""
         body = exchange.body
         form = exchange.headers.get(b"content-type", b"").startswith(b"application/x-www-form-urlencoded")
         # curl -d says it sends a form: what begins like JSON is JSON.
@@ -186,7 +186,7 @@ def _read(spec: TensorSpec, value: Any) -> Tensor:
 
 
 def _add_rows(spec: TensorSpec, tensor: Tensor, rows: int, limit: int) -> None:
-    """Give the tensor of one row its dimension for rows; a single value, for all that a row has, is every row's."""
+    """Gives the tensor of one row its dimension for rows; a single value, for all that a row has, is every row's."""
     if spec.shape[:1] not in ((-1,), (1,)):
         return
     if not tensor.shape and set(spec.shape[1:]) <= {1}:

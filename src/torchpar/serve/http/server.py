@@ -83,7 +83,7 @@ class Server:
             self._sweeper.cancel()
 
     def _accept(self, listener: socket.socket, make: Make, tls: SSLContext | None) -> None:
-        """Take one connection of those that wait.
+        """Takes one connection of those that wait.
 
         Not all at once, as asyncio's own servers do: other processes accept on the same socket, and whoever woke up
         first would have them all. Nor is the socket's backlog set, which is its owner's.

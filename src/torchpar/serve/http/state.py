@@ -121,7 +121,7 @@ class ServerState:
         return line
 
     def forget_date(self, second: int) -> None:
-        """Make the Date field anew where the last one was of another second."""
+        """Makes the Date field anew where the last one was of another second."""
         if second != self._lines_second:
             self._lines_second = second
             self._lines.clear()

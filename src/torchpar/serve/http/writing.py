@@ -9,7 +9,7 @@ JOIN_LIMIT = 64 * 1024
 
 
 def write_pieces(transport: Any, pieces: Any) -> None:
-    """Write them; of the last one it is seen whether they are small, for that is the body."""
+    """Writes them; of the last one it is seen whether they are small, for that is the body."""
     if len(pieces[-1]) <= JOIN_LIMIT:
         transport.write(b"".join(pieces))
         return

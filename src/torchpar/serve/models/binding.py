@@ -54,7 +54,7 @@ def is_numbered(name: str) -> bool:
 def bind(
     path: str, arguments: Sequence[Argument], described: Sequence[TensorSpec], counted: bool = True
 ) -> Bound:
-    """Bind the described inputs, else those that the program knows. Raises ModelError.
+    """Binds the described inputs, else those that the program knows. Raises ModelError.
 
     counted: see places_of.
     """

@@ -56,7 +56,7 @@ class Made:
 
 
 def read_made(path: str, model: str = "model") -> Made | None:
-    """Read a package; None where it does not tell its inputs. Raises ModelError for what no request can be."""
+    """Reads a package; None where it does not tell its inputs. Raises ModelError for what no request can be."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

@@ -49,7 +49,7 @@ _TENSORS = tuple(
 
 
 def refuse_other_kinds(path: str) -> None:
-    """Say what it is where it is no model of the kind that its name says. Raises ModelError."""
+    """Says what it is where it is no model of the kind that its name says. Raises ModelError."""
     try:
         with open(path, "rb") as file:
             first = file.read(512)
@@ -132,7 +132,7 @@ def _look_at_archive(path: str, first: bytes) -> None:  # noqa: C901 - a branch 
 
 
 def _check_sums(path: str) -> None:
-    """Raise ModelError where a part is not what it was when it was written: torch does not look.
+    """Raises ModelError where a part is not what it was when it was written: torch does not look.
 
     As of a copy over an older file of the same size that was broken off.
     """

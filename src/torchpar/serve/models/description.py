@@ -45,7 +45,7 @@ class Description:
 
 
 def parse_description(text: str, where: str) -> Description:
-    """Parse the text; `where` names it in the messages. Raises ModelError."""
+    """Parses the text; `where` names it in the messages. Raises ModelError."""
     try:
         data = json.loads(text)
     except RecursionError:

@@ -90,7 +90,7 @@ class _Said(logging.Handler):
     text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Keeps it."""
         if record.exc_info and record.exc_info[1]:
             self.text = str(record.exc_info[1])
 

@@ -58,7 +58,7 @@ def find_models(name: str, path: str) -> tuple[list[ModelFile], list[str]]:
 
 
 def check_owner(path: str) -> None:
-    """Refuse a file that somebody else could have written, or can replace. Raises ModelError."""
+    """Refuses a file that somebody else could have written, or can replace. Raises ModelError."""
     owners = (0, os.geteuid())
     try:
         real = os.path.realpath(path)

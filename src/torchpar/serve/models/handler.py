@@ -140,7 +140,7 @@ class _told:
 
 
 def _check_arguments(path: str, name: str, function: Any, count: int, expected: str) -> None:
-    """Raise ModelError where it cannot be called with so many arguments."""
+    """Raises ModelError where it cannot be called with so many arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

@@ -15,7 +15,7 @@ def runs_in_threads(path: str) -> bool:
 
 
 def load_program(file: ModelFile, device: str | None = "cpu") -> Program:
-    """Load a model file. Raises ModelError.
+    """Loads a model file. Raises ModelError.
 
     device is torch's name of where it computes; None: it does not, and nothing of it may touch an accelerator.
     """

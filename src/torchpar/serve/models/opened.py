@@ -139,7 +139,7 @@ class Opened:
         return f"{os.path.realpath(path)}/".startswith(self._foreign)
 
     def _read(self, path: str) -> None:
-        """Watch the folders that a text names."""
+        """Watches the folders that a text names."""
         try:
             if os.path.getsize(path) > MOST_TEXT:
                 return

@@ -133,7 +133,7 @@ class Apart:
         return [process.pid for process in self._idle]
 
     def close(self) -> None:
-        """End them."""
+        """Ends them."""
         self._closed = True
         with self._lock:
             idle, self._idle = self._idle, []
@@ -164,7 +164,7 @@ class _Process:
 
 
 def main(fd: int) -> None:
-    """Do what is asked on a socket until the other end is closed."""
+    """Does what is asked on a socket until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, which the server answers
     os.nice(NICE)
     gc.disable()  # values of JSON have no cycles, and there are millions to look through

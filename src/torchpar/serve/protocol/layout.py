@@ -127,7 +127,7 @@ def make_layout(
     id_: str,
     parameters: Mapping[str, Any],
 ) -> Layout:
-    """Put a request's parts together. Raises ServeError 400.
+    """Puts a request's parts together. Raises ServeError 400.
 
     outputs: name and parameters of each that is asked for; to most clients none is the same as all. forms: how they are
     to come back, but for the classes.
@@ -175,7 +175,7 @@ def describe_input(name: str, datatype: Any, shape: Any, parameters: Mapping[str
 
 
 def number(parameters: dict[str, Any], name: str, limit: int) -> int:
-    """Take a whole number out of the parameters, 0 where it is not there; clients send it as a string at times."""
+    """Takes a whole number out of the parameters, 0 where it is not there; clients send it as a string at times."""
     value = parameters.pop(name, 0)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)

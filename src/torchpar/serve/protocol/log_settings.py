@@ -33,7 +33,7 @@ class LogSettings:
         return dict(self._values)
 
     def update(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change some, all or none of them; returns all. Raises ServeError 400."""
+        """Changes some, all or none of them; returns all. Raises ServeError 400."""
         values = dict(self._values)
         for name, value in changes.items():
             if name not in _LOG:
@@ -78,7 +78,7 @@ class TraceSettings:
         return {**self._server, **self._models.get(model or "", {})}
 
     def update(self, model: str | None, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change some of them; returns all. Raises ServeError 400."""
+        """Changes some of them; returns all. Raises ServeError 400."""
         own = dict(self._models.get(model, {}) if model else self._server)
         for name, value in changes.items():
             if name not in _TRACE:
@@ -111,7 +111,7 @@ class TraceSettings:
         return True
 
     def trace(self, model: str, id_: str, status: int, stamps: dict[str, float]) -> None:
-        """Write a request's line; stamps are seconds of the event loop's clock."""
+        """Writes a request's line; stamps are seconds of the event loop's clock."""
         times = {name: round(value * 1e9) for name, value in stamps.items()}
         self._write("trace: " + json.dumps({"model": model, "id": id_, "status": status, "ns": times}))
 

@@ -15,7 +15,7 @@ from torchpar.serve.protocol.layout import Input, Layout, Wanted, check_number, 
 
 
 def parse_layout(text: bytes | memoryview) -> Layout:
-    """Understand the JSON of a request. Raises ServeError 400."""
+    """Understands the JSON of a request. Raises ServeError 400."""
     fields = parse_json(text)
     if not isinstance(fields, dict):
         raise ServeError(400, "the request is not a JSON object")

@@ -68,7 +68,7 @@ class Service:
         return values
 
     def take(self, change: dict[str, Any]) -> None:
-        """Make a change that another process was asked for."""
+        """Makes a change that another process was asked for."""
         if "log" in change:
             self.log.update(change["log"])
         else:
@@ -117,7 +117,7 @@ class Service:
         ]
 
     async def load(self, name: str, parameters: Any) -> None:
-        """Load a model, or load it again. Raises ServeError."""
+        """Loads a model, or loads it again. Raises ServeError."""
         for parameter in _names(parameters):
             if parameter == "config" or parameter.startswith("file:"):
                 raise ServeError(
@@ -129,7 +129,7 @@ class Service:
         await self.engine.load(name)
 
     async def unload(self, name: str, parameters: Any) -> None:
-        """Unload a model; `unload_dependents` is accepted and means nothing, for no model depends on another."""
+        """Unloads a model; `unload_dependents` is accepted and means nothing, for no model depends on another."""
         for parameter in _names(parameters):
             if parameter != "unload_dependents":
                 raise ServeError(400, f"failed to unload '{name}', unknown parameter '{parameter}'")

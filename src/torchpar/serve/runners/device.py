@@ -32,11 +32,11 @@ class Cuda:
         return found
 
     def upload(self, value: Any) -> Any:
-        """Queue the copy of a tensor to the device."""
+        """Queues the copy of a tensor to the device."""
         return value.to(self._name, non_blocking=True)
 
     def download(self, value: Any, target: Any) -> None:
-        """Queue the copy of a tensor to memory of `pinned`."""
+        """Queues the copy of a tensor to memory of `pinned`."""
         target.copy_(value, non_blocking=True)
 
     def wait(self) -> None:
@@ -48,11 +48,11 @@ class Cuda:
         return torch.empty(count, dtype=dtype, pin_memory=True)
 
     def register(self, address: int, size: int) -> bool:
-        """Make such memory of what another process shares; False if the driver does not."""
+        """Makes such memory of what another process shares; False if the driver does not."""
         return int(torch.cuda.cudart().cudaHostRegister(address, size, 0)) == 0
 
     def release(self, address: int) -> None:
-        """Undo `register`."""
+        """Undoes `register`."""
         torch.cuda.cudart().cudaHostUnregister(address)
 
 
@@ -66,7 +66,7 @@ class Accelerator:
         self._address = 0
 
     def attach(self, memory: Memory) -> None:
-        """Pin the memory that the server writes to, anew when it was mapped anew.
+        """Pins the memory that the server writes to, anew when it was mapped anew.
 
         Where the driver refuses, copies from it are slower, and as right.
         """
@@ -80,7 +80,7 @@ class Accelerator:
         self._address = address if self._driver.register(address, len(memory.view)) else 0
 
     def run(self, program: Program, inputs: Sequence[Any]) -> dict[str, Any]:
-        """Copy the inputs there, compute, copy the outputs back; what is no tensor (BYTES) stays on the host.
+        """Copies the inputs there, computes, copies the outputs back; what is no tensor (BYTES) stays on the host.
 
         The outputs are in memory that the next batch uses again.
         """

@@ -46,7 +46,7 @@ IDLE_SECONDS = 1.0
 
 
 def main(fd: int, text: str) -> None:
-    """Serve the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
+    """Serves the control socket `fd` until the server closes it; `text` is what `ProcessRunner` writes.
 
     First a line of JSON goes back: the model's description, or an error. Then each byte that comes with two descriptors
     (the far ends of a worker's socket and memory) asks for a worker, answered by a line with its process number.
@@ -158,7 +158,7 @@ def _work(
 
 
 def _draw_anew() -> None:
-    """Seed what was copied with the process: every worker, and each one's successor, would draw the same numbers."""
+    """Seeds what was copied with the process: every worker, and each one's successor, would draw the same numbers."""
     import torch
 
     torch.seed()
@@ -169,7 +169,7 @@ def _draw_anew() -> None:
 
 
 def serve_batches(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:
-    """Compute what comes, until the socket is closed. device: see device.py; None is the CPU."""
+    """Computes what comes, until the socket is closed. device: see device.py; None is the CPU."""
     moved = 0  # bytes, since memory was given back
     while True:
         if moved > TRIM_FROM and not select.select([channel], [], [], IDLE_SECONDS)[0]:
@@ -187,7 +187,7 @@ def serve_batches(channel: socket.socket, memory: Memory, program: Program, devi
 
 
 def _answer(request: dict[str, Any], memory: Memory, program: Program, device: Any) -> tuple[dict[str, Any], int]:
-    """Compute one batch; returns the reply, and the first free byte of the memory. Nothing of the batch is kept."""
+    """Computes one batch; returns the reply, and the first free byte of the memory. Nothing of the batch is kept."""
     try:
         values = [value_at(memory, place) for place in request["inputs"]]
         results = device.run(program, values) if device else program.compute(values)

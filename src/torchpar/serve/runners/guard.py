@@ -15,7 +15,7 @@ GRACE = 1.5
 
 
 def guard(fd: int) -> None:
-    """Have this process killed, some time after the other end of a socket is closed, if it is still there.
+    """Has this process killed, some time after the other end of a socket is closed, if it is still there.
 
     What does so is no child of this one: a handler may wait for its own.
     """

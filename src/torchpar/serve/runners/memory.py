@@ -52,7 +52,7 @@ class Memory:
         self.view = memoryview(self.map)
 
     def write(self, columns: Sequence[tuple[str, Column]], start: int = 0) -> list[Place]:
-        """Lay the columns out from `start` on; tells where each is."""
+        """Lays the columns out from `start` on; tells where each is."""
         places = []
         for name, column in columns:
             if column.datatype == "BYTES":

@@ -86,7 +86,7 @@ class ProcessRunner(Runner):
             raise ServeError(503, "the worker process died while it computed this") from None
 
     def mend(self, slot: int) -> None:
-        """Fork a worker where one died; where the fork server is gone too, load the model again.
+        """Forks a worker where one died; where the fork server is gone too, loads the model again.
 
         Where that fails it is tried again with the next batch. Where the files are others by now, this process ends:
         its workers would serve another model than those of the service's other processes.
@@ -146,7 +146,7 @@ class ProcessRunner(Runner):
         return [worker.pid if worker else None for worker in self._workers]
 
     def close(self) -> None:
-        """End the workers and the fork server."""
+        """Ends the workers and the fork server."""
         self._closed = True
         for worker in getattr(self, "_workers", ()):
             if worker:
@@ -214,7 +214,7 @@ class ProcessRunner(Runner):
         return worker
 
     def _loaded(self, worker: Worker | None) -> None:
-        """Wait for a worker that loads the model by itself."""
+        """Waits for a worker that loads the model by itself."""
         if worker and (self._apart or self._devices):
             try:
                 worker.loaded()

@@ -43,7 +43,7 @@ class Runner(ABC):
 
     @abstractmethod
     def compute(self, slot: int, columns: Sequence[Column], team: int = 1) -> Computed:
-        """Run a batch, with `team` threads where the runner can.
+        """Runs a batch, with `team` threads where the runner can.
 
         Raises ServeError: 500 when the model fails, 503 when what computed has died.
         """
@@ -62,7 +62,7 @@ class Runner(ABC):
 
     @abstractmethod
     def renew(self) -> None:
-        """Put a program that has not run yet in the place of what slot 0 has computed with."""
+        """Puts a program that has not run yet in the place of what slot 0 has computed with."""
 
     @abstractmethod
     def close(self) -> None:

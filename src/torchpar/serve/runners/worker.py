@@ -22,7 +22,7 @@ class WorkerDied(Exception):
 
 
 def send(channel: socket.socket, memory: Memory, message: dict[str, Any], end: int) -> None:
-    """Send a message, whatever its size; `end` is the first free byte of the memory."""
+    """Sends a message, whatever its size; `end` is the first free byte of the memory."""
     text = json.dumps(message).encode()
     if len(text) > PACKET:
         memory.reach(end + len(text))
@@ -63,7 +63,7 @@ class Worker:
         self.pid = pid
 
     def loaded(self) -> None:
-        """Wait until a worker has loaded the model by itself. Raises WorkerDied, and ModelError with what failed."""
+        """Waits until a worker has loaded the model by itself. Raises WorkerDied, and ModelError with what failed."""
         try:
             reply = receive(self._socket, self._memory)
         except OSError:
@@ -74,7 +74,7 @@ class Worker:
             raise ModelError(reply["error"])
 
     def compute(self, names: Sequence[str], columns: Sequence[Column], quiet: bool = False) -> Computed:
-        """Run a batch there. Raises WorkerDied, and ServeError with what the model raised."""
+        """Runs a batch there. Raises WorkerDied, and ServeError with what the model raised."""
         places = self._memory.write(list(zip(names, columns)))
         ready = time.monotonic()
         try:

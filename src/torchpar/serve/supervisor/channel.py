@@ -47,7 +47,7 @@ class Channel:
         return json.loads(data) if data else None
 
     def close(self) -> None:
-        """Give it up."""
+        """Gives it up."""
         self._door.close()
 
 

@@ -24,7 +24,7 @@ def control_path(environ: Mapping[str, str]) -> str | None:
 
 
 async def listen(path: str, reload: Callable[[], Awaitable[str]]) -> asyncio.AbstractServer:
-    """Call `reload` for whoever connects, and tell them what it returns: "" or what went wrong.
+    """Calls `reload` for whoever connects, and tells them what it returns: "" or what went wrong.
 
     Only the service's own user, and root, can connect.
     """
@@ -44,7 +44,7 @@ async def listen(path: str, reload: Callable[[], Awaitable[str]]) -> asyncio.Abs
 
 
 def ask_to_reload(environ: Mapping[str, str]) -> int:
-    """Have the server load its models again; returns an exit status."""
+    """Has the server load its models again; returns an exit status."""
     path = control_path(environ)
     try:
         with socket.socket(socket.AF_UNIX) as door:

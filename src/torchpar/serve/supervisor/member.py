@@ -38,7 +38,7 @@ class Member:
         self.usage: dict[str, float] = {}  # its last, see usage.py
 
     def set(self, setting: dict[str, Any]) -> None:
-        """Have it change a setting of its log or traces; one that is not ready is told when it is."""
+        """Has it change a setting of its log or traces; one that is not ready is told when it is."""
         if self.ready and self.channel and not self.channel.send(setting=setting):
             say(
                 f"process {self.rank} does not listen, and has other log or trace settings than the others",

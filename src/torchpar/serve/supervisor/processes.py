@@ -70,7 +70,7 @@ class Processes:
         self._unloaded: set[str] = set()  # by clients: where all are started anew, they find them on disk
 
     async def run(self) -> int:
-        """Serve until SIGTERM, or until there is no use in trying."""
+        """Serves until SIGTERM, or until there is no use in trying."""
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self._reloads = asyncio.Lock()
@@ -148,7 +148,7 @@ class Processes:
         process.out = what if model and model.serves == process.like else ""
 
     def _align(self, model: Member) -> None:
-        """Start those again that serve other files than this one: they answer what they have accepted, and return."""
+        """Starts those again that serve other files than this one: they answer what they have accepted, and return."""
         if self._calls:
             return  # some have loaded and others not yet; the last call aligns them
         grace = float(self._serve.drain_timeout)
@@ -323,7 +323,7 @@ class Processes:
     # ---- reloading ----
 
     async def reload(self) -> str:
-        """Have every process load its models again; returns "" or what went wrong, in which case the old ones stay."""
+        """Has every process load its models again; returns "" or what went wrong, in which case the old ones stay."""
         async with self._reloads:
             if self._stopping:
                 return "the service is stopping"
@@ -344,7 +344,7 @@ class Processes:
                 self._start(process)
 
     async def _call(self, processes: Sequence[Member], verb: str, model: str, like: Member | None = None) -> str:
-        """Have processes do something, and wait for it; returns what went wrong, each reason once.
+        """Has processes do something, and waits for it; returns what went wrong, each reason once.
 
         Those that then serve other files than `like`, else than the first that could do it, are started again.
         """
@@ -384,7 +384,7 @@ class Processes:
         return call
 
     async def _catch_up(self, process: Member) -> None:
-        """Load again what was to be loaded again while it was being started, and no other answered."""
+        """Loads again what was to be loaded again while it was being started, and no other answered."""
         process.reload_due = False
         if not process.channel:
             return
@@ -419,7 +419,7 @@ class Processes:
         self._loop.call_later(COUNT_SECONDS, self._count)
 
     def _tell_counts(self, process: Member) -> None:
-        """Tell a process what all have counted, those that have ended too."""
+        """Tells a process what all have counted, those that have ended too."""
         if len(self._processes) > 1 and process.channel:
             # First, for the models of a large repository can fill the channel.
             process.channel.send(usage=add_usage([self._past_usage, *(each.usage for each in self._processes)]))

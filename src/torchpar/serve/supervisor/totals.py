@@ -42,7 +42,7 @@ class Sender:
         self._next = 0
 
     def __call__(self, data: Sequence[list[Any]]) -> None:
-        """Send it all, or as much as goes."""
+        """Sends it all, or as much as goes."""
         names = [entry[:2] for entry in data]
         for _ in data:
             self._next %= len(data)
