@@ -52,7 +52,7 @@ def whole_line(text: str) -> UnitText:
 
 
 def only_unit_text(value: object) -> object:
-    """Raise TypeError for what a template file would write as it is, but for numbers."""
+    """Raises TypeError for what a template file would write as it is, but for numbers."""
     if isinstance(value, (UnitText, int)):
         return value
     raise TypeError(f"{value!r} is written into a unit without one of word, words, path and line")
