@@ -74,18 +74,23 @@ class MatchSettings:
         v.parse_comparisons,
         "",
         "a comparison such as >= 1",
-        "how many accelerators there are, without GPUs that are a part of the processor",
+        "the number of accelerators, without GPUs that are a part of the processor",
         is_list=True,
     )
     cpus: tuple[v.Comparison, ...] = _setting(
-        "CPUs", v.parse_comparisons, "", "a comparison such as >= 64", "how many CPUs are online", is_list=True
+        "CPUs",
+        v.parse_comparisons,
+        "",
+        "a comparison such as >= 64",
+        "the number of CPUs that are online",
+        is_list=True,
     )
     memory_nodes: tuple[v.Comparison, ...] = _setting(
         "MemoryNodes",
         v.parse_comparisons,
         "",
         "a comparison such as = 2",
-        "how many NUMA nodes have CPUs",
+        "the number of NUMA nodes with CPUs",
         is_list=True,
     )
 
@@ -95,7 +100,7 @@ class HostSettings:
     """[Host]: the machine as a whole."""
 
     cpus: CpuSet | None = _setting(
-        "CPUs", v.parse_host_cpus, "all", "all, or a cpulist such as 0-7", "the CPUs torchpar may use at all"
+        "CPUs", v.parse_host_cpus, "all", "all, or a cpulist such as 0-7", "the CPUs that torchpar may use at all"
     )
     reserve_cores: int | None = _setting(
         "ReserveCores",
@@ -120,25 +125,33 @@ class HostSettings:
 class ServiceSettings:
     """The settings that training and inference services have in common."""
 
-    enabled: bool = _setting("Enabled", v.parse_boolean, "no", "yes, no", "start at boot, and hold the CPUs")
+    enabled: bool = _setting(
+        "Enabled", v.parse_boolean, "no", "yes, no", "it starts at boot, and its CPUs are kept for it"
+    )
     python: str = _setting(
         "Python",
         v.parse_program,
         "/usr/bin/python3",
         "an absolute path",
-        "the interpreter; that of a virtual environment too",
+        "the interpreter, which may be that of a virtual environment",
     )
-    user: str | None = _setting("User", v.parse_identifier, "", "a user", "who it runs as; else torchpar")
-    group: str | None = _setting("Group", v.parse_identifier, "", "a group", "its group; else the user's")
+    user: str | None = _setting(
+        "User", v.parse_identifier, "", "a user", "the user that it runs as, torchpar unless set"
+    )
+    group: str | None = _setting("Group", v.parse_identifier, "", "a group", "its group, the user's unless set")
     working_directory: str | None = _setting(
-        "WorkingDirectory", v.parse_path, "", "an absolute path", "where it starts; else its state directory"
+        "WorkingDirectory",
+        v.parse_path,
+        "",
+        "an absolute path",
+        "the folder in which it starts, its state directory unless set",
     )
     read_write_paths: tuple[str, ...] = _setting(
         "ReadWritePaths",
         v.parse_paths,
         "",
         "absolute paths; - before one that may be missing",
-        "folders and files that it may write besides those that it may anyway, see WHERE SERVICES WRITE",
+        "folders and files that it may write in addition to those in WHERE SERVICES WRITE",
         is_list=True,
     )
     environment: tuple[str, ...] = _setting(
@@ -146,7 +159,7 @@ class ServiceSettings:
         v.parse_environment,
         "",
         "NAME=VALUE ...",
-        "variables; what is set here wins over what torchpar would set, OMP_NUM_THREADS also over Threads=",
+        "variables; they win over those that torchpar sets, OMP_NUM_THREADS also over Threads=",
         is_list=True,
     )
     cpus: v.CpuRequest = _setting(
@@ -154,7 +167,7 @@ class ServiceSettings:
         v.parse_cpus,
         "auto",
         "auto, a number of cores, a cpulist such as 0-7, node:LIST, package:LIST, shared",
-        "which CPUs it gets; a single number counts whole cores; shared: what no other service holds",
+        "its CPUs; a single number counts whole cores; shared: all CPUs that no other service has for itself",
     )
     weight: int = _setting(
         "Weight", v.parse_weight, "100", "1 to 10000", "its share where several services have CPUs=auto"
@@ -163,15 +176,19 @@ class ServiceSettings:
         "Slot", v.parse_identifier, "", "a name", "services of one slot take turns on the same CPUs"
     )
     smt: bool | None = _setting(
-        "SMT", v.parse_auto_boolean, "auto", "auto, yes, no", "as in [Host], for this service; auto: as there"
+        "SMT",
+        v.parse_auto_boolean,
+        "auto",
+        "auto, yes, no",
+        "as in [Host], for this service; auto: the value of [Host]",
     )
     gpus: v.GpuRequest = _setting(
         "GPUs",
         v.parse_gpus,
         "auto",
         "auto, a number, none, PCI addresses, UUIDs, or MIG instances such as MIG-GPU-8a2f1c04-.../1/0",
-        "which accelerators it gets; auto: a share by Weight=. A GPU that is a part of the processor is only for who "
-        "names it; one without a driver is for nobody",
+        "its accelerators; auto: a share by Weight=. A GPU that is a part of the processor goes only to a service that "
+        "names it, and one without a driver to none",
     )
     numa_policy: v.MemoryPolicy = _setting(
         "NUMAPolicy",
@@ -198,8 +215,9 @@ class ServiceSettings:
         v.one_of(v.AllocatorChoice),
         "auto",
         "auto, tcmalloc, jemalloc, glibc, none",
-        "which malloc is preloaded; auto: tcmalloc, jemalloc or glibc, the first that is installed. An interpreter "
-        "with a libstdc++ of its own, as conda's, gets none that brings Debian's: one of its own lib, or glibc",
+        "the malloc that is preloaded; auto: the first of tcmalloc, jemalloc and glibc that is installed. An "
+        "interpreter with a libstdc++ of its own, as conda's, gets no malloc that needs Debian's, but one in its own "
+        "lib, or glibc",
     )
     allocator_conf: str | None = _setting(
         "AllocatorConf",
@@ -213,7 +231,7 @@ class ServiceSettings:
         v.one_of(v.WaitPolicy),
         "auto",
         "auto, active, passive",
-        "OpenMP threads spin or sleep when idle; auto: spin only on CPUs of the service's own",
+        "idle OpenMP threads spin (active) or sleep (passive); auto: they spin only on CPUs of the service's own",
     )
     cudnn_benchmark: bool | None = _setting(
         "CudnnBenchmark",
@@ -253,7 +271,9 @@ class TrainSettings(ServiceSettings):
     """[Train NAME]; [Train] holds defaults for all of them."""
 
     script: str | None = _setting("Script", v.parse_path, "", "an absolute path", "the script to run", own=True)
-    module: str | None = _setting("Module", v.parse_module, "", "a module", "or the module, as python -m", own=True)
+    module: str | None = _setting(
+        "Module", v.parse_module, "", "a module", "a module to run in its place, as by python -m", own=True
+    )
     arguments: tuple[str, ...] = _setting(
         "Arguments", v.parse_arguments, "", "words, quotes allowed", "the script's arguments", is_list=True, own=True
     )
@@ -271,15 +291,15 @@ class TrainSettings(ServiceSettings):
         v.one_of(v.Binding),
         "auto",
         "auto, node, socket, exclusive, core-complex, none",
-        "what each rank is bound to, in PyTorch's words; auto: exclusive",
+        "the CPUs that each rank is bound to, in PyTorch's words; auto: exclusive",
     )
     loader_workers: int | Literal["off"] | None = _setting(
         "LoaderWorkers",
         v.parse_loader_workers,
         "auto",
         "auto, a number, off",
-        "num_workers for DataLoader calls that do not set it, as if they did; auto: nothing is changed, and torchpar "
-        "status says what would help; off: the same, and PrefetchFactor= and PinMemory= have no effect",
+        "num_workers for DataLoader calls that do not set it; auto: nothing is changed, and torchpar status says what "
+        "would help; off: nothing is changed, and PrefetchFactor= and PinMemory= have no effect",
     )
     prefetch_factor: int | None = _setting(
         "PrefetchFactor",
@@ -307,15 +327,15 @@ class TrainSettings(ServiceSettings):
         v.parse_endpoint,
         "",
         "HOST or HOST:PORT",
-        "one of the hosts, by a name or address that all reach, where they meet (torchrun's rendezvous); without a "
-        "port one that follows from the service's name",
+        "the host where all meet (torchrun's rendezvous), by a name or address that all reach; without a port, one "
+        "that follows from the service's name",
     )
     interface: str | None = _setting(
         "Interface",
         v.parse_identifier,
         "",
         "a network interface",
-        "the interface the hosts talk over; else that with the route to the endpoint",
+        "the interface by which the hosts talk to each other, the one with the route to the endpoint unless set",
     )
     elastic: bool = _setting(
         "Elastic",
@@ -332,7 +352,11 @@ class TrainSettings(ServiceSettings):
         "torchrun's restarts within one run; auto: 3 with Elastic=yes, else none, as systemd restarts the service",
     )
     checkpoint_grace: int = _setting(
-        "CheckpointGrace", v.parse_seconds, "120s", "a time span such as 120s", "how long a stop lets a job save"
+        "CheckpointGrace",
+        v.parse_seconds,
+        "120s",
+        "a time span such as 120s",
+        "the time that a job has to save when it is stopped",
     )
 
 
@@ -341,13 +365,15 @@ class InferSettings(ServiceSettings):
     """[Infer NAME]; [Infer] holds defaults for all of them."""
 
     model: str | None = _setting("Model", v.parse_path, "", "an absolute path", "the model file to serve", own=True)
-    handler: str | None = _setting("Handler", v.parse_path, "", "an absolute path", "or a Python handler", own=True)
+    handler: str | None = _setting(
+        "Handler", v.parse_path, "", "an absolute path", "a Python handler to serve in its place", own=True
+    )
     listen: tuple[str, ...] = _setting(
         "Listen",
         lambda text: tuple(map(v.parse_listen, text.split())),
         "",
         "ADDRESS:PORT ..., grpc:ADDRESS:PORT ...",
-        "where it listens, for HTTP and for gRPC; else 127.0.0.1:8000 for HTTP, and no gRPC",
+        "the addresses on which it listens, for HTTP and for gRPC; unless set 127.0.0.1:8000 for HTTP, and no gRPC",
         is_list=True,
         own=True,
     )
@@ -360,7 +386,12 @@ class InferSettings(ServiceSettings):
         own=True,
     )
     tls_key: str | None = _setting(
-        "TLSKey", v.parse_path, "", "an absolute path", "its key; root's alone is enough, systemd reads it", own=True
+        "TLSKey",
+        v.parse_path,
+        "",
+        "an absolute path",
+        "the key of the certificate; only root need be able to read it, as systemd does that",
+        own=True,
     )
     workers: int | None = _setting(
         "Workers",
@@ -374,28 +405,28 @@ class InferSettings(ServiceSettings):
         v.one_of(v.Backend),
         "auto",
         "auto, thread, process",
-        "what computes: threads, or processes of their own; auto: what suits the model",
+        "its workers: threads of one process, or a process each; auto: as suits the model",
     )
     max_batch: int | None = _setting(
         "MaxBatch",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "rows in one batch at the most; auto: learned from how long batches take",
+        "the most rows in one batch; auto: learned from the time that batches take",
     )
     max_queue: int | None = _setting(
         "MaxQueue",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "requests that wait at the most, in each process and for each version of a model, before others are refused",
+        "the most requests that wait, in each process and for each version of a model; more are refused",
     )
     drain_timeout: int = _setting(
         "DrainTimeout",
         v.parse_seconds,
         "30s",
         "a time span such as 30s",
-        "how long a stop may take to answer what was accepted",
+        "the time that a stop may take to answer the requests that were accepted",
     )
 
 
