@@ -42,13 +42,13 @@ def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str,
 def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that hide the accelerators of the service's other processes."""
     counts = [len(other.gpus) for other in settings.ranks]
-    place = settings.ranks.index(rank)
-    first = sum(counts[:place])
+    index = settings.ranks.index(rank)
+    first = sum(counts[:index])
     narrowed = {}
     for name in _VISIBLE:
         devices = list(filter(None, environ.get(name, "").split(",")))
         if devices and len(devices) == sum(counts):
-            narrowed[name] = ",".join(devices[first : first + counts[place]])
+            narrowed[name] = ",".join(devices[first : first + counts[index]])
     return narrowed
 
 

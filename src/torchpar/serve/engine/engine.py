@@ -260,8 +260,8 @@ class Engine:
                 times = (batch.taken, part.ready, part.end, part.end, now)
                 served.statistics.batch(arrivals=[waiting.arrived], rows=waiting.rows, times=times)
 
-    def _expired(self, served: Served, late: Sequence[Waiting]) -> None:
-        for waiting in late:
+    def _expired(self, served: Served, overdue: Sequence[Waiting]) -> None:
+        for waiting in overdue:
             self._end(served, waiting, expired(waiting), CANCELED)
 
     def _cancel(self, waiting: Waiting) -> None:

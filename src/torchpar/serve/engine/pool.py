@@ -61,7 +61,7 @@ class Pool:
         self._turn = False  # `_hand_out` is on its way
         self._posted = False  # `_deliver` is on its way
         self._done: deque[Batch] = deque()
-        self._late: deque[tuple[Served, list[Waiting]]] = deque()
+        self._overdue: deque[tuple[Served, list[Waiting]]] = deque()
         self._workers = [_Worker(slot) for slot in range(workers)]
         self._idle = list(self._workers)
 
@@ -93,7 +93,7 @@ class Pool:
             return True
 
     def expire(self, served: Served, now: float) -> list[Waiting]:
-        """Takes out what is too late."""
+        """Takes out the requests whose deadline has passed."""
         with self._lock:
             return served.queue.expire(now)
 
@@ -139,7 +139,7 @@ class Pool:
                     woken.append(worker)
         for worker in woken:
             worker.wake.release()
-        if self._late:
+        if self._overdue:
             self._deliver()
 
     def _next(self, others: int, most: int | None = None) -> Batch | None:
@@ -151,11 +151,11 @@ class Pool:
             self._ring.popleft()
             queue = served.queue
             cap = served.limit_rows()
-            late: list[Waiting] = []
+            overdue: list[Waiting] = []
             now = time.monotonic()
-            items = queue.take(cap if most is None else min(cap, most), now, late)
-            if late:
-                self._late.append((served, late))
+            items = queue.take(cap if most is None else min(cap, most), now, overdue)
+            if overdue:
+                self._overdue.append((served, overdue))
             if queue:
                 self._ring.append(served)
             else:
@@ -209,7 +209,7 @@ class Pool:
                     if batch is None:
                         worker.since = None
                         self._idle.append(worker)
-                if self._late:
+                if self._overdue:
                     self._post(None)
             if self._stopping:
                 return
@@ -232,8 +232,8 @@ class Pool:
         # would have its turn.
         for _ in range(len(self._done)):
             self._on_finished(self._done.popleft())
-        for _ in range(len(self._late)):
-            self._on_expired(*self._late.popleft())
+        for _ in range(len(self._overdue)):
+            self._on_expired(*self._overdue.popleft())
 
 
 def _mend(runner: Runner, slot: int) -> None:

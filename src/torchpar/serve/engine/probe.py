@@ -249,8 +249,8 @@ def _agrees(
     for i, (row, answer) in enumerate(zip(rows, answers)):
 
         def again(more: int, row: tuple[Tensor, ...] = row, i: int = i) -> list[Tensor]:
-            inputs, place = only(row, i, len(rows), more, runner.max_batch)
-            return [cut(tensor, place, place + 1) for tensor in _run(runner, slot, inputs).outputs]
+            inputs, start_row = only(row, i, len(rows), more, runner.max_batch)
+            return [cut(tensor, start_row, start_row + 1) for tensor in _run(runner, slot, inputs).outputs]
 
         parts.append(Part(answer, [cut(tensor, i, i + 1) for tensor in whole], again))
     return difference(parts, whole, runner.kind)
@@ -284,8 +284,8 @@ def _compare(
 
         def again(more: int, asked: list[Tensor] = asked, start: int = start, count: int = count) -> list[Tensor]:
             # At the same place: the rows before it are its own too, and it begins anew there.
-            inputs, place = only(asked, start, rows, more, runner.max_batch)
-            return [cut(tensor, place, place + count) for tensor in _run(runner, slot, inputs).outputs]
+            inputs, start_row = only(asked, start, rows, more, runner.max_batch)
+            return [cut(tensor, start_row, start_row + count) for tensor in _run(runner, slot, inputs).outputs]
 
         parts.append(Part(alone, [cut(tensor, start, end) for tensor in whole], again))
         start = end

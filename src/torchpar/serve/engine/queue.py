@@ -72,11 +72,11 @@ class Queue:
         priority = request.priority or NO_PRIORITY
         self._serial += 1
         waiting.order = (priority, self._serial)
-        place = (waiting.key, priority)
-        line = self._lines.get(place)
+        line_key = (waiting.key, priority)
+        line = self._lines.get(line_key)
         if line is None:
-            line = self._lines[place] = deque()
-            heapq.heappush(self._heads, (waiting.order, place))
+            line = self._lines[line_key] = deque()
+            heapq.heappush(self._heads, (waiting.order, line_key))
         line.append(waiting)
         self._count += 1
         self.rows += waiting.rows
@@ -101,11 +101,11 @@ class Queue:
         taken: list[Waiting] = []
         rows = 0
         while self._heads:
-            _, place = self._heads[0]
-            key, _ = place
+            _, line_key = self._heads[0]
+            key, _ = line_key
             if taken and key != taken[0].key:
                 break
-            line = self._lines[place]
+            line = self._lines[line_key]
             full = False
             while line:
                 waiting = line[0]
@@ -127,30 +127,30 @@ class Queue:
                 taken.append(waiting)
                 rows += waiting.rows
             if full or rows >= most:
-                self._refresh(place, line)
+                self._refresh(line_key, line)
                 break
-            self._refresh(place, line)
+            self._refresh(line_key, line)
         if not self._count:
             self.earliest = None
         return taken
 
     def expire(self, now: float) -> list[Waiting]:
         """Takes out every request whose deadline has passed."""
-        late: list[Waiting] = []
+        overdue: list[Waiting] = []
         self.earliest = None
         for line in self._lines.values():
             for waiting in line:
                 request = waiting.request
                 if waiting.state == QUEUED and request and request.deadline is not None:
                     if request.deadline <= now:
-                        late.append(waiting)
+                        overdue.append(waiting)
                     elif self.earliest is None or request.deadline < self.earliest:
                         self.earliest = request.deadline
-        for waiting in late:
+        for waiting in overdue:
             self._leave(waiting, ENDED)
             self._ended += 1
         self._sweep()
-        return late
+        return overdue
 
     def all(self) -> list[Waiting]:
         """Takes out everything."""
@@ -169,22 +169,22 @@ class Queue:
         self.rows -= waiting.rows
         self.size -= waiting.size
 
-    def _refresh(self, place: Any, line: deque[Waiting]) -> None:
+    def _refresh(self, line_key: Any, line: deque[Waiting]) -> None:
         """Puts a line's next request in the place of its first among the heads, or nothing."""
         if line:
-            heapq.heapreplace(self._heads, (line[0].order, place))
+            heapq.heapreplace(self._heads, (line[0].order, line_key))
         else:
             heapq.heappop(self._heads)
-            del self._lines[place]
+            del self._lines[line_key]
 
     def _sweep(self) -> None:
         """Forgets the shells: a client that cancels all it sends must not fill the memory."""
-        for place, line in list(self._lines.items()):
+        for line_key, line in list(self._lines.items()):
             kept = deque(waiting for waiting in line if waiting.state == QUEUED)
             if kept:
-                self._lines[place] = kept
+                self._lines[line_key] = kept
             else:
-                del self._lines[place]
-        self._heads = [(line[0].order, place) for place, line in self._lines.items()]
+                del self._lines[line_key]
+        self._heads = [(line[0].order, line_key) for line_key, line in self._lines.items()]
         heapq.heapify(self._heads)
         self._ended = 0

@@ -43,11 +43,11 @@ class Repository:
     def found(self, files: list[ModelFile]) -> None:
         """Takes over what `look` saw; what is served stays, whether its file is still there or not."""
         self._files = {(file.name, file.version): file for file in files}
-        for place in list(self._states):
-            if place not in self._files and self._states[place][0] == UNAVAILABLE:
-                del self._states[place]
-        for place in self._files:
-            self._states.setdefault(place, (UNAVAILABLE, "not loaded"))
+        for key in list(self._states):
+            if key not in self._files and self._states[key][0] == UNAVAILABLE:
+                del self._states[key]
+        for key in self._files:
+            self._states.setdefault(key, (UNAVAILABLE, "not loaded"))
 
     def files(self, name: str | None = None) -> list[ModelFile]:
         """Returns the versions on disk, of one model or all, as last seen."""
@@ -84,7 +84,7 @@ class Repository:
         self._states[file.name, file.version] = (READY if served and state != UNLOADING else state, reason)
 
     def put(self, served: Served) -> Served | None:
-        """Serves this from now on; returns what it takes the place of."""
+        """Serves this from now on; returns the version that it replaces, or None."""
         old = self._served.setdefault(served.name, {}).pop(served.version, None)
         self._served[served.name][served.version] = served
         self._latest[served.name] = self._served[served.name][self.versions(served.name)[-1]]
@@ -106,15 +106,15 @@ class Repository:
 
     def gone(self, served: Served) -> None:
         """Takes note that a version that was taken out has answered all it had."""
-        place = (served.name, served.version)
-        if self._states.get(place, ("", ""))[0] == UNLOADING:
-            self._states[place] = (UNAVAILABLE, "unloaded")
+        key = (served.name, served.version)
+        if self._states.get(key, ("", ""))[0] == UNLOADING:
+            self._states[key] = (UNAVAILABLE, "unloaded")
 
     def index(self) -> list[ModelIndex]:
         """Lists every version, served or not."""
         return [
             ModelIndex(name, version, *self._states[name, version])
-            for name, version in sorted(self._states, key=lambda place: (place[0], int(place[1])))
+            for name, version in sorted(self._states, key=lambda key: (key[0], int(key[1])))
         ]
 
     def _absent(self, name: str, version: str) -> ServeError:

@@ -117,8 +117,8 @@ def difference(parts: Sequence[Part], whole: Sequence[Tensor] = (), kind: str = 
         if most >= 0.0:
             unlike.append((most, part))
     unlike.sort(key=lambda pair: -pair[0])
-    for place, (by, part) in enumerate(unlike[:ASKED_AGAIN]):
-        if place and by <= 1.0:
+    for number, (by, part) in enumerate(unlike[:ASKED_AGAIN]):
+        if number and by <= 1.0:
             break
         name = _differs(part, by > 1.0, columns, kind)
         if name:
@@ -156,12 +156,12 @@ def odd_rows(sample: Sequence[Tensor], indices: bool) -> Iterator[tuple[Tensor, 
     indices tells whether whole numbers may be beyond what a table has.
     """
     odd = [list(_odd(tensor, seed, indices)) for seed, tensor in enumerate(sample)]
-    for place in range(max(map(len, odd), default=0)):
+    for number in range(max(map(len, odd), default=0)):
         for i, found in enumerate(odd):
-            if place < len(found):
-                yield tuple(found[place] if j == i else tensor for j, tensor in enumerate(sample))
+            if number < len(found):
+                yield tuple(found[number] if j == i else tensor for j, tensor in enumerate(sample))
         if len(odd) > 1:
-            yield tuple(found[place] if place < len(found) else one for found, one in zip(odd, sample))
+            yield tuple(found[number] if number < len(found) else one for found, one in zip(odd, sample))
 
 
 def _odd(tensor: Tensor, seed: int, indices: bool) -> Iterator[Tensor]:

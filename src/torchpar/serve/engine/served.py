@@ -170,9 +170,9 @@ class Served:
         """Computes a request at its place in a batch that holds nothing else; more: see rows.only."""
         request = waiting.request
         assert request
-        inputs, place = only(request.inputs, start, rows, more, self.runner.max_batch)
+        inputs, start_row = only(request.inputs, start, rows, more, self.runner.max_batch)
         computed = self.runner.compute(slot, [Column(t.datatype, t.shape, [t.data]) for t in inputs])
-        return [cut(tensor, place, place + waiting.rows) for tensor in computed.outputs]
+        return [cut(tensor, start_row, start_row + waiting.rows) for tensor in computed.outputs]
 
     def answers(self, batch: Batch) -> list[Response | ServeError]:
         """Cuts the outputs of a batch into its requests' answers, in the batch's order."""

@@ -23,7 +23,7 @@ REASONS = (REJECTED, CANCELED, BACKEND, OTHER)
 
 
 class Histogram:
-    """Observations by upper bound; counts has one place more than bounds, for what is above the last."""
+    """Observations by upper bound; counts has one number more than bounds, for values above the last."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -40,9 +40,9 @@ class Histogram:
     def observe_all(self, end: float, starts: Sequence[float]) -> None:
         """Counts the time from each of the starts to one end."""
         bounds = self.bounds
-        place = bisect_left(bounds, end - min(starts))
-        if place == bisect_left(bounds, end - max(starts)):
-            self.counts[place] += len(starts)
+        bucket = bisect_left(bounds, end - min(starts))
+        if bucket == bisect_left(bounds, end - max(starts)):
+            self.counts[bucket] += len(starts)
         else:
             for start in starts:
                 self.counts[bisect_left(bounds, end - start)] += 1
@@ -87,10 +87,10 @@ class Statistics:
             total[1] += span * count
         # Clients choose the rows: beyond so many they are counted with the next power of two.
         exact = rows if rows <= EXACT_ROWS else 1 << (rows - 1).bit_length()
-        places = self.by_rows.setdefault(exact, [0, 0, 0, 0])
-        places[0] += 1
-        for place, span in enumerate(spans, 1):
-            places[place] += span
+        totals = self.by_rows.setdefault(exact, [0, 0, 0, 0])
+        totals[0] += 1
+        for number, span in enumerate(spans, 1):
+            totals[number] += span
         together = sum(arrivals)
         waited, whole = count * taken - together, count * now - together
         # The requests of a batch mostly came within one bucket's width: then one look is enough for all.
