@@ -11,6 +11,7 @@ from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, TorchparError
 from torchpar.generations.enforce import running_among
+from torchpar.host import systemd
 from torchpar.units.changes import unified
 
 
@@ -21,7 +22,7 @@ def diff(conf_file: Path | None, as_json: bool) -> int:
     """Show what differs between the conf and what is in force; exit 2 if anything does."""
     changes = find_changes(conf_file)
     try:
-        outdated = running_among(change.unit for change in changes if change.what in ("changed", "removed"))
+        outdated = running_among(systemd, (change.unit for change in changes if change.what in ("changed", "removed")))
     except TorchparError:
         outdated = ()
     if as_json:

@@ -24,6 +24,7 @@ from torchpar.generations.generation import Generation
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
+from torchpar.host.facts import read_manifest
 from torchpar.units.changes import compare
 
 
@@ -57,7 +58,7 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
         warn(done.notes)
         with is_in_force(done.generation):
             changes = compare(before[1].files if before else {}, done.generation.read().files)
-            outdated = running_among(change.unit for change in changes)
+            outdated = running_among(systemd, (change.unit for change in changes))
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):
             systemd.stop(WAY_BACK)
@@ -72,7 +73,7 @@ def _put_in_force(store: Store, active: Generation | None, number: int | None) -
         raise StoreError("there is no earlier generation to go back to")
     content = generation.read()
     refuse_foreign(generation)
-    refuse_other_host(content, generation.number)
+    refuse_other_host(content, generation.number, read_manifest())
     if generation == active:
         # Whoever names it wants to keep it.
         store.settle(generation)

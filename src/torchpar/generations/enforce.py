@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.generations.compile import Compiled
@@ -13,11 +14,23 @@ from torchpar.generations.idle import is_idle
 from torchpar.generations.readback import ReadBack, compare_socket, compare_unit
 from torchpar.generations.store import Store
 from torchpar.generations.unit_check import check_units
-from torchpar.host import systemd
-from torchpar.host.facts import read_manifest
+from torchpar.host import systemd as live
 from torchpar.units.drop_ins import socket_of
 
 WAY_BACK = "torchpar-way-back.service"
+
+
+class Systemd(Protocol):
+    """The door to what systemd says of units; host/systemd.py is one. Everything raises SystemdError."""
+
+    def unit_properties(self, unit: str) -> Mapping[str, Any]:
+        """All D-Bus properties of a unit."""
+
+    def running_services(self) -> tuple[str, ...]:
+        """The units of services that run or are about to."""
+
+    def open_sockets(self) -> tuple[str, ...]:
+        """The sockets of inference services that listen."""
 
 
 class LiveSystemd:
@@ -27,49 +40,51 @@ class LiveSystemd:
         self._at_boot = at_boot
 
     def reload(self) -> None:
-        """Has the generator run and all units read again. Raises SystemdError."""
-        systemd.daemon_reload()
+        """Have the generator run and all units read again. Raises SystemdError."""
+        live.daemon_reload()
 
     def check(self, generation: Generation) -> tuple[str, ...]:
         """Compares what systemd holds with a generation; returns notes on overrides. Raises SystemdError on
         differences."""
-        return check_in_force(generation)
+        return check_in_force(live, generation)
 
     def start_way_back(self) -> None:
         """Starts what goes back in time unless the generation is confirmed. Raises SystemdError."""
         # One of an earlier generation may have looked for the last time and not have ended yet: it would not see this
         # one, and a start would change nothing. It holds no lock now, so that nothing is lost with it.
-        systemd.restart([WAY_BACK], wait=not self._at_boot)
+        live.restart([WAY_BACK], wait=not self._at_boot)
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
         """Finds lines of new units that systemd would pass over. Raises ConfigError for units that it would refuse."""
         return check_units(compiled.plan, compiled.content.files)
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        """Returns the units that run now. Raises SystemdError."""
-        return running_among(units)
+        """Those of the units that run now. Raises SystemdError."""
+        return running_among(live, units)
 
     def is_idle(self, unit: str) -> bool:
         """Says whether a running unit uses no CPU now. Raises SystemdError."""
         return is_idle(unit)
 
     def restart(self, units: tuple[str, ...]) -> None:
-        """Restarts services and waits for it. Raises SystemdError."""
-        systemd.restart(units)
+        """Restart services and wait for it. Raises SystemdError."""
+        live.restart(units)
 
     def invocations(self, units: tuple[str, ...]) -> dict[str, str]:
-        """Returns, of the units that run, the invocation ID that tells this run from others. Raises SystemdError."""
-        return systemd.invocations(units)
+        """Of those that run, what tells this run from others. Raises SystemdError."""
+        return live.invocations(units)
 
 
 @contextlib.contextmanager
-def changing(store: Store, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock of everything that changes the store, without what killed commands left there and elsewhere.
+def changing(
+    store: Store, *, wait: bool = False, remove_leftovers: Callable[[], None] = live.remove_leftovers
+) -> Iterator[None]:
+    """Hold the lock of everything that changes the store, without what killed commands left there and elsewhere.
 
     Raises BusyError, unless this is to wait, and StoreError.
     """
     with store.locked(wait=wait):
-        systemd.remove_leftovers()
+        remove_leftovers()
         yield
 
 
@@ -82,8 +97,8 @@ def read_active(store: Store) -> tuple[Generation, Content] | None:
     return None
 
 
-def check_in_force(generation: Generation) -> tuple[str, ...]:
-    """Compares what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
+def check_in_force(systemd: Systemd, generation: Generation) -> tuple[str, ...]:
+    """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
     services = generation.read().services()
     compared = [compare_unit(service, systemd.unit_properties(service.unit)) for service in services]
     for service in services:
@@ -107,8 +122,8 @@ def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
         raise SystemdError(f"interrupted; {says}") from None
 
 
-def running_among(units: Iterable[str]) -> tuple[str, ...]:
-    """Returns the units that run now: they have the values that were in force when they started."""
+def running_among(systemd: Systemd, units: Iterable[str]) -> tuple[str, ...]:
+    """Those of the units that run now: they have what was in force when they started."""
     return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
 
 
@@ -118,10 +133,9 @@ def refuse_foreign(generation: Generation) -> None:
         raise StoreError(f"{path}: must be root's alone; make a new generation: torchpar apply")
 
 
-def refuse_other_host(content: Content, number: int) -> None:
-    """Raises StoreError when a generation was made for other CPUs or nodes than this host has now."""
-    now = read_manifest()
-    if dict(content.manifest) != now:
+def refuse_other_host(content: Content, number: int, now: Mapping[str, str]) -> None:
+    """Raise StoreError when a generation was made for other CPUs or nodes than this host has now."""
+    if content.manifest != now:
         raise StoreError(
             f"generation {number} was made for CPUs {content.manifest.get('cpus_online')}, this host has CPUs "
             f"{now['cpus_online']}; make a new one: torchpar apply"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 
+from tests.unit.generations.fake_systemd import FakeSystemd, mark_of
 from tests.unit.generations.test_generation import content
-from tests.unit.generations.test_transition import FakeSystemd, mark_of
 from torchpar.contract.errors import ConfigError, SystemdError, TorchparError
 from torchpar.generations.apply import Applied, Request, Restart, apply
 from torchpar.generations.compile import Compiled
@@ -19,33 +17,9 @@ from torchpar.plan.plan import Plan
 UNIT = "torchpar-train@a.service"
 
 
-@dataclass
-class Door(FakeSystemd):
-    """A systemd in which the service runs, idle or not. `passes_over`: what it says of new units."""
-
-    passes_over: tuple[str, ...] = ()
-    idle: bool = True
-    asked: list[str] = field(default_factory=list)
-    runs: dict[str, str] = field(default_factory=lambda: {UNIT: "before"})
-
-    def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
-        self.asked.append("units")
-        if self.refuses == "units":
-            raise ConfigError(["a line that it refuses"])
-        return self.passes_over
-
-    def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        if self.refuses == "list":
-            raise SystemdError("no answer")
-        return tuple(unit for unit in units if unit in self.runs)
-
-    def is_idle(self, unit: str) -> bool:
-        return self.idle
-
-    def restart(self, units: tuple[str, ...]) -> None:
-        if self.refuses == "restart":
-            raise SystemdError("a job failed")
-        self.runs |= dict.fromkeys(units, self.holds)
+def make_door(store: Store, **door: Any) -> FakeSystemd:
+    """A systemd in which the service runs."""
+    return FakeSystemd(store, runs={UNIT: "before"}, **door)
 
 
 @pytest.fixture
@@ -55,7 +29,7 @@ def store(tmp_path: Any) -> Store:
     return Store(tmp_path / "torchpar")
 
 
-def put(store: Store, door: Door, mark: str, **request: Any) -> tuple[Applied, list[str]]:
+def put(store: Store, door: FakeSystemd, mark: str, **request: Any) -> tuple[Applied, list[str]]:
     """Apply what differs by its mark; what was told, too."""
     told: list[str] = []
     compiled = Compiled(cast(Plan, None), content(mark), (f"of {mark}",))
@@ -65,7 +39,7 @@ def put(store: Store, door: Door, mark: str, **request: Any) -> tuple[Applied, l
 
 def test_what_is_new_is_put_in_force_and_what_is_the_same_is_held(store: Store) -> None:
     """A second apply of the same makes no generation, and says no more of its units."""
-    door = Door(store, passes_over=("a line is passed over",))
+    door = make_door(store, passes_over=("a line is passed over",))
     first, told = put(store, door, "one")
     assert told == ["of one", "a line is passed over"] == list(first.warnings)
     assert [(change.unit, change.what) for change in first.changes][0] == (UNIT, "added")
@@ -76,20 +50,20 @@ def test_what_is_new_is_put_in_force_and_what_is_the_same_is_held(store: Store) 
 
 def test_what_systemd_refuses_changes_nothing(store: Store) -> None:
     """It is asked before anything is written."""
-    first, _ = put(store, Door(store), "one")
+    first, _ = put(store, make_door(store), "one")
     with pytest.raises(ConfigError):
-        put(store, Door(store, refuses="units"), "two")
+        put(store, make_door(store, refuses="units"), "two")
     assert store.active() == first.generation and len(store.history()) == 1
     # At boot it has passed that already.
-    at_boot, _ = put(store, Door(store, refuses="units"), "two", at_boot=True)
+    at_boot, _ = put(store, make_door(store, refuses="units"), "two", at_boot=True)
     assert mark_of(store.active()) == "two" and at_boot.generation == store.active()
 
 
 def test_a_damaged_generation_is_replaced_by_the_same_and_said(store: Store) -> None:
     """Of what is in it nothing is taken for what is in force."""
-    first, _ = put(store, Door(store), "one")
+    first, _ = put(store, make_door(store), "one")
     (first.generation.path / "units" / f"{UNIT}.d" / "20-torchpar.conf").write_text("[Service]\n")
-    again, _ = put(store, Door(store), "one")
+    again, _ = put(store, make_door(store), "one")
     assert again.generation.number == 2 and mark_of(store.active()) == "one"
 
 
@@ -106,8 +80,8 @@ def test_who_runs_with_old_values_is_restarted_as_asked_or_named(
     store: Store, restart: Restart, idle: bool, restarted: tuple[str, ...]
 ) -> None:
     """A service that was added has no old ones."""
-    put(store, Door(store), "one")
-    applied, _ = put(store, Door(store, idle=idle), "two", restart=restart)
+    put(store, make_door(store), "one")
+    applied, _ = put(store, make_door(store, idle=idle), "two", restart=restart)
     assert applied.restarted == restarted
     assert applied.outdated == (() if restarted else (UNIT,))
 
@@ -115,23 +89,23 @@ def test_who_runs_with_old_values_is_restarted_as_asked_or_named(
 @pytest.mark.parametrize(("refuses", "said"), [("list", "no service was restarted"), ("restart", "old values")])
 def test_what_fails_after_the_generation_is_in_force_says_that_it_is(store: Store, refuses: str, said: str) -> None:
     """And who was not restarted."""
-    put(store, Door(store), "one")
+    put(store, make_door(store), "one")
     with pytest.raises(SystemdError, match="generation 2 is in force") as raised:
-        put(store, Door(store, refuses=refuses), "two", restart=Restart.IF_CHANGED)
+        put(store, make_door(store, refuses=refuses), "two", restart=Restart.IF_CHANGED)
     assert said in str(raised.value) and mark_of(store.active()) == "two"
 
 
 def test_a_generation_that_waits_is_confirmed_before_another_one(store: Store) -> None:
     """At boot what waits is carried on."""
     with pytest.raises(TorchparError, match="no generation to go back to"):
-        put(store, Door(store), "one", confirm_within=60)
-    put(store, Door(store), "one")
-    door = Door(store)
+        put(store, make_door(store), "one", confirm_within=60)
+    put(store, make_door(store), "one")
+    door = make_door(store)
     second, _ = put(store, door, "two", confirm_within=60)
     waits = store.unconfirmed(second.generation)
     assert waits and (waits.back, waits.seconds) == (1, 60) and door.started
     with pytest.raises(TorchparError, match="still waits for its confirmation.*nothing has changed"):
-        put(store, Door(store), "three")
-    at_boot, _ = put(store, Door(store), "three", at_boot=True)
+        put(store, make_door(store), "three")
+    at_boot, _ = put(store, make_door(store), "three", at_boot=True)
     carried = store.unconfirmed(at_boot.generation)
     assert carried and (carried.back, carried.seconds) == (1, 60)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.generations.test_generation import content
-from tests.unit.generations.test_transition import FakeSystemd
 from torchpar.contract.errors import StoreError
 from torchpar.generations import drift
 from torchpar.generations.drift import find_drift, find_foreign, find_generation_drift, find_unloaded

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.generations.test_generation import content
-from tests.unit.generations.test_transition import WAITS, FakeSystemd
+from tests.unit.generations.test_transition import WAITS
 from torchpar.cli import apply, confirm, rollback
 from torchpar.contract.errors import BusyError
 from torchpar.generations.apply import Applied
@@ -31,8 +32,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         monkeypatch.setattr(module, "require_root", lambda command: None)
     monkeypatch.setattr(rollback, "LiveSystemd", lambda: FakeSystemd(made))
     monkeypatch.setattr(rollback, "restore", lambda store, number: rollback._put_in_force(store, None, number))
-    monkeypatch.setattr(rollback, "refuse_other_host", lambda content, number: None)
-    monkeypatch.setattr(rollback, "running_among", lambda units: ())
+    monkeypatch.setattr(rollback, "refuse_other_host", lambda *_: None)
+    monkeypatch.setattr(rollback, "running_among", lambda *_: ())
     for name in ("require_systemd", "remove_leftovers"):
         monkeypatch.setattr(systemd, name, lambda: None)
     return made

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.generations.fake_systemd import FakeSystemd, active_mark, mark_of
 from tests.unit.generations.test_generation import content
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.generations.drift import find_drift
@@ -70,55 +71,6 @@ class Disk:
             return None if name == "fsync" else real(*arguments, **options)
 
         return call
-
-
-@dataclass
-class FakeSystemd:
-    """Holds what was active when it last read its units. `refuses`: what it does not take, "reload", "restart" or a
-    mark."""
-
-    store: Store
-    refuses: str = ""
-    holds: str = "nothing"
-    started: list[str] = field(default_factory=list)
-    runs: dict[str, str] = field(default_factory=lambda: {"a": "", "b": "", "c": ""})
-
-    def reload(self) -> None:
-        if self.refuses == "reload":
-            raise SystemdError("it refuses to reload")
-        self.holds = active_mark(self.store)
-
-    def check(self, generation: Generation) -> tuple[str, ...]:
-        if self.holds != mark_of(generation) or self.holds == self.refuses:
-            raise SystemdError("it holds something else")
-        return ()
-
-    def start_way_back(self) -> None:
-        assert self.store.waiting(), "it would find nothing to wait for"
-        self.started.append(active_mark(self.store))
-
-    def restart(self, units: tuple[str, ...]) -> None:
-        """The first runs with what is held; where it refuses, the second does not end, and the others do not start."""
-        self.runs["a"] = self.holds
-        if self.refuses == "restart":
-            del self.runs["c"]
-            raise SystemdError("a job failed")
-        self.runs = dict.fromkeys(units, self.holds)
-
-    def invocations(self, units: tuple[str, ...]) -> dict[str, str]:
-        return {unit: self.runs[unit] for unit in units if unit in self.runs}
-
-
-def mark_of(generation: Generation | None) -> str:
-    """What tells the generations of these tests apart; reading it checks its checksums."""
-    return generation.read().conf[0].text.split()[2] if generation else "nothing"
-
-
-def active_mark(store: Store) -> str:
-    try:
-        return mark_of(store.active())
-    except StoreError:
-        return "damaged"
 
 
 def apply(store: Store, systemd: FakeSystemd, what: Content, unconfirmed: Unconfirmed | None = None) -> Generation:
@@ -196,7 +148,7 @@ class Host:
     def __init__(self, directory: Path, disk: Disk, case: Case) -> None:
         disk.fail(None, range(0))
         self.store, self.disk, self.case = Store(directory / "torchpar"), disk, case
-        self.systemd = FakeSystemd(self.store)
+        self.systemd = FakeSystemd(self.store, runs=dict.fromkeys("abc", ""))
         with self.store.locked():
             for number in range(1, case.generations + 1):
                 waits = case.waits if number == case.generations else None
