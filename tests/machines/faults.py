@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from torchpar.generations.drift import find_drift
 from torchpar.generations.store import Store
+from torchpar.host.systemd import loaded_units
 
 STORE = Store()
 UNIT = "torchpar-train@a.service"
@@ -138,7 +139,7 @@ def settle() -> None:
 
 
 def check_leftovers() -> None:
-    for drift in find_drift(STORE):
+    for drift in find_drift(STORE, loaded_units()):
         wrong(f"left over: {drift}")
     left = [name for name in os.listdir(STORE.generations) if not name.isdigit()]
     left += [name for name in os.listdir("/run") if "verify" in name]

@@ -183,8 +183,11 @@ def test_only_root_and_the_group_are_answered(host: Machine) -> None:
 
 
 def test_no_job_needs_it(host: Machine) -> None:
-    """It is killed and comes back; it is stopped and jobs start, apply works, status looks by itself."""
+    """A hangup does not end it; it is killed and comes back; it is stopped and jobs start, apply works, status looks
+    by itself."""
     pid = host.show(DAEMON, "MainPID")
+    host.run("systemctl", "kill", "--signal=HUP", DAEMON)
+    assert status(host)["version"] == 1 and host.show(DAEMON, "MainPID") == pid
     host.sh("kill -KILL $1", pid)
     host.wait_until(lambda: host.show(DAEMON, "MainPID") not in ("0", pid), "it comes back", 20)
     host.run("systemctl", "stop", DAEMON)

@@ -12,6 +12,7 @@ from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, StoreError
 from torchpar.generations.drift import find_drift
 from torchpar.generations.store import Store
+from torchpar.host.systemd import loaded_units
 from torchpar.units.changes import Change
 
 
@@ -22,7 +23,7 @@ def check(conf_file: Path | None) -> int:
 
     What is not as torchpar left it in the store differs, too; torchpar apply mends it.
     """
-    drift = find_drift(Store())
+    drift = find_drift(Store(), loaded_units())
     changes: tuple[Change, ...] = ()
     try:
         changes = find_changes(conf_file)

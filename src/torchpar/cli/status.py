@@ -16,8 +16,7 @@ from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
-from torchpar.host.conf import ConfReader
-from torchpar.verify.observe import observe
+from torchpar.verify.observe import live_readers, observe
 
 # Reports come every two seconds or, where that takes longer, with each step.
 SILENT_SECONDS = 60
@@ -34,7 +33,7 @@ def status(names: tuple[str, ...], as_json: bool) -> int:
     systemd.require_systemd()
     answer = ask_daemon()
     if answer is None:
-        answer = observe(Store(), ConfReader())
+        answer = observe(Store(), systemd, live_readers())
         answer["notices"].append(f"{why_no_answer()}; this is a look without it")
     services = [service for service in answer["services"] if not names or _is_named(service, names)]
     if names and not services:

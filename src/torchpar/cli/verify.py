@@ -10,6 +10,7 @@ from torchpar.cli.output import brief, echo_json
 from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, printable
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.host.processes import read_running_unit
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
 from torchpar.verify.observe import item_json, observe_out_of_force, verify_unit
@@ -36,7 +37,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             if names and not as_json:
                 click.echo(f"{service.unit} is not running")
             continue
-        items = verify_unit(service, properties)
+        items = verify_unit(service, properties, read_running_unit)
         verdicts.append(summary(items))
         results.append(
             {
@@ -48,7 +49,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         )
         if not as_json:
             _echo_unit(service.unit, properties["MainPID"], verdicts[-1], items)
-    strays, notices = ([], []) if names else observe_out_of_force({service.unit for service in services})
+    in_force = {service.unit for service in services}
+    strays, notices = ([], []) if names else observe_out_of_force(systemd, read_running_unit, in_force)
     for stray in strays:
         verdicts.append(Verdict.DRIFT)
         results.append({"unit": stray["unit"], "main_pid": stray["main_pid"], "verdict": "out of force", "items": []})

@@ -6,6 +6,8 @@ import os
 import selectors
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torchpar.contract.errors import printable
 from torchpar.contract.journal import Priority, write
@@ -13,10 +15,12 @@ from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import JOB_SOCKET, ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.job_socket import Receiver, read_cgroup_of
 from torchpar.daemon.look import Looks
-from torchpar.daemon.status_socket import Client, Server
+from torchpar.daemon.status_socket import Client, Server, Users
 from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.generations.store import Store
+from torchpar.host import systemd
+from torchpar.verify.observe import live_readers
 
 # Seconds until the loop comes round by itself.
 _PAUSE = 1.0
@@ -31,28 +35,45 @@ _FRESH_SECONDS = 5.0
 _FIRST_SECONDS = 14.0
 # For which other users than root are answered from one glance: however many ask, they take no more of the host.
 _SHARED_SECONDS = 1.0
-_OLDER = "torchpard is still looking, and this is what it saw before"
+OLDER = "torchpard is still looking, and this is what it saw before"
 
 
-class _Daemon:
+@dataclass(frozen=True)
+class Sockets:
+    """The paths at which torchpard listens: to jobs, to root, and to members of its group."""
+
+    job: str = JOB_SOCKET
+    root: str = ROOT_STATUS_SOCKET
+    members: str = STATUS_SOCKET
+
+
+class Daemon:
     """The watch, the socket, and what systemd is told of them.
 
     Nothing here waits for anything: glances and looks are taken by children, and root is answered from the last
     observation as soon as a glance that began later says that it still holds.
     """
 
-    def __init__(self) -> None:
-        self.notifier = Notifier()
+    def __init__(
+        self,
+        watch: Watch,
+        ledger: Ledger,
+        notifier: Notifier,
+        sockets: Sockets,
+        *,
+        users: Users,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.notifier = notifier
         self.selector = selectors.DefaultSelector()
-        ledger = Ledger()
         # First of all: a job that reports meanwhile is heard.
-        self.receiver = Receiver(JOB_SOCKET, self.selector, ledger, read_cgroup_of)
-        self._watch = Watch(Store(), ledger, tell)
+        self.receiver = Receiver(sockets.job, self.selector, ledger, read_cgroup_of)
+        self._watch, self._clock = watch, clock
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked)
         self._servers = (
-            Server(ROOT_STATUS_SOCKET, 0o600, self.selector, self._asked),
-            Server(STATUS_SOCKET, 0o660, self.selector, self._asked),
+            Server(sockets.root, 0o600, self.selector, self._asked, users=users, clock=clock),
+            Server(sockets.members, 0o660, self.selector, self._asked, users=users, clock=clock),
         )
         self._fresh_until = 0.0
         self._looks.want()
@@ -65,11 +86,11 @@ class _Daemon:
         """Let go of looks and clients that have taken too long."""
         self._glances.end_if_late()
         self._looks.end_if_late()
-        now = time.monotonic()
+        now = self._clock()
         for server, client in self._waiting():
             seconds = now - client.since
             if self._watch.observation and seconds > _FRESH_SECONDS:
-                server.answer(client, self._watch.answer(_OLDER))
+                server.answer(client, self._watch.answer(now, OLDER))
             elif seconds > _FIRST_SECONDS:
                 server.hang_up(client)
         for server in self._servers:
@@ -79,57 +100,65 @@ class _Daemon:
         return [(server, client) for server in self._servers for client in server.waiting()]
 
     def _asked(self, server: Server, client: Client) -> None:
-        if client.uid != 0 and time.monotonic() < self._fresh_until:
-            server.answer(client, self._watch.answer())
+        now = self._clock()
+        if client.uid != 0 and now < self._fresh_until:
+            server.answer(client, self._watch.answer(now))
         else:
             client.glance = self._glances.want()
 
     def _glanced(self, number: int, lines: list[bytes]) -> None:
+        now = self._clock()
         stamp = self._watch.read_stamp(lines)
         fresh = stamp is not None and stamp == self._watch.stamp
-        self._fresh_until = time.monotonic() + _SHARED_SECONDS if fresh else 0.0
+        self._fresh_until = now + _SHARED_SECONDS if fresh else 0.0
         look = None
-        if stamp is not None and (not fresh or self._watch.is_due()):
+        if stamp is not None and (not fresh or self._watch.is_due(now)):
             under_way = self._looks.lines()
             is_it = bool(under_way) and self._watch.read_stamp(under_way[:1]) == stamp
             look = self._looks.number if is_it else self._looks.want()
         for server, client in self._waiting():
             if client.look is None and client.glance <= number:
                 if fresh:
-                    server.answer(client, self._watch.answer())
+                    server.answer(client, self._watch.answer(now))
                 else:
                     client.look = look
 
     def _looked(self, number: int, lines: list[bytes]) -> None:
-        if self._watch.take(lines):
+        now = self._clock()
+        if self._watch.take(lines, now):
             self.notifier.send(STATUS=self._watch.status())
         if not self._watch.observation:
             return
         for server, client in self._waiting():
             if client.look is not None and client.look <= number:
-                server.answer(client, self._watch.answer())
+                server.answer(client, self._watch.answer(now))
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
-    daemon = _Daemon()
-    stop = _stop_signals(daemon.selector)
+    """Run torchpard on this host until SIGTERM or SIGINT."""
+    ledger = Ledger()
+    watch = Watch(Store(), systemd, live_readers(), ledger, tell)
+    run(Daemon(watch, ledger, Notifier(), Sockets(), users=Users()))
+
+
+def run(daemon: Daemon) -> None:
+    """Go round the loop until SIGTERM or SIGINT; SIGHUP has it look at once."""
+    signals = _Signals(daemon.selector)
     daemon.notifier.send(READY="1")
     pause = min(_PAUSE, (daemon.notifier.watchdog_seconds or 4 * _PAUSE) / 4)
     next_poll = time.monotonic() + POLL_SECONDS
-    while True:
+    while not signals.came & {signal.SIGTERM, signal.SIGINT}:
         # The loop itself is what the watchdog watches.
         daemon.notifier.send(WATCHDOG="1")
         resting = daemon.receiver.resume()
         for key, _ in daemon.selector.select(timeout=pause if resting is None else min(pause, resting)):
-            if key.data is stop:
-                daemon.notifier.send(STOPPING="1")
-                return
             key.data()
         daemon.end_what_is_late()
-        if time.monotonic() >= next_poll:
+        if time.monotonic() >= next_poll or signal.SIGHUP in signals.came:
+            signals.came.discard(signal.SIGHUP)
             daemon.poll()
             next_poll = time.monotonic() + POLL_SECONDS
+    daemon.notifier.send(STOPPING="1")
 
 
 def tell(priority: Priority, line: str) -> None:
@@ -137,12 +166,20 @@ def tell(priority: Priority, line: str) -> None:
     write([printable(line, 2000)], priority)
 
 
-def _stop_signals(selector: selectors.BaseSelector) -> object:
-    """Turn SIGTERM and SIGINT into something to select on; returns what stands for it."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(writer)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    stop = object()
-    selector.register(reader, selectors.EVENT_READ, stop)
-    return stop
+class _Signals:
+    """The signals that came, which wake the loop up.
+
+    One that ends a process by default would end it for good: systemd takes SIGHUP for a clean end, too, after which
+    Restart=on-failure starts nothing (systemd.service(5)).
+    """
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self.came: set[int] = set()
+        self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        selector.register(self._reader, selectors.EVENT_READ, self._take)
+
+    def _take(self) -> None:
+        self.came.update(os.read(self._reader, 1024))

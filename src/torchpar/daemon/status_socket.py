@@ -12,7 +12,6 @@ import pwd
 import selectors
 import socket
 import struct
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,16 +41,51 @@ class Client:
     rest: bytes | None = None
 
 
+def may_ask(uid: int) -> bool:
+    """Whether a user may see the status, by the user database."""
+    if uid == 0:
+        return True
+    try:
+        group = grp.getgrnam(GROUP).gr_gid
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return group in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def read_peer_uid(client: socket.socket) -> int:
+    """The user at the other end, by the kernel (SO_PEERCRED, unix(7))."""
+    data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", data)[1])
+
+
+@dataclass(frozen=True)
+class Users:
+    """The doors to who asks: the user at the other end of a connection, and whether that one may see the status."""
+
+    read_uid: Callable[[socket.socket], int] = read_peer_uid
+    may_ask: Callable[[int], bool] = may_ask
+
+
 class Server:
     """Listens at a path and tells `asked` of each client, without ever waiting for one."""
 
     def __init__(
-        self, path: str, mode: int, selector: selectors.BaseSelector, asked: Callable[[Server, Client], None]
+        self,
+        path: str,
+        mode: int,
+        selector: selectors.BaseSelector,
+        asked: Callable[[Server, Client], None],
+        *,
+        users: Users,
+        clock: Callable[[], float],
     ) -> None:
         self._asked = asked
         self._selector = selector
         self._clients: set[Client] = set()
-        self._members = _Members()
+        self._read_uid = users.read_uid
+        self._members = _Members(users.may_ask, clock)
+        self._clock = clock
         if os.path.lexists(path):
             os.unlink(path)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -69,7 +103,7 @@ class Server:
 
     def answer(self, client: Client, answer: bytes) -> None:
         """Give a client its answer."""
-        client.rest, client.since = answer, time.monotonic()
+        client.rest, client.since = answer, self._clock()
         self._selector.register(client.socket, selectors.EVENT_WRITE, lambda: self._write(client))
 
     def hang_up(self, client: Client) -> None:
@@ -81,7 +115,7 @@ class Server:
 
     def drop_slow_clients(self) -> None:
         """Hang up on who has not read its answer in time."""
-        now = time.monotonic()
+        now = self._clock()
         for client in list(self._clients):
             if client.rest is not None and client.since + _PATIENCE < now:
                 self.hang_up(client)
@@ -94,11 +128,11 @@ class Server:
                 # Nobody is left, or it hung up before it was greeted, or there are too many open files.
                 return
             door.setblocking(False)
-            uid = _peer_uid(door)
+            uid = self._read_uid(door)
             if not self._has_place(uid) or not self._members.may_ask(uid):
                 door.close()
                 continue
-            client = Client(door, uid, time.monotonic())
+            client = Client(door, uid, self._clock())
             self._clients.add(client)
             self._asked(self, client)
 
@@ -123,34 +157,17 @@ class Server:
 class _Members:
     """Who may see the status: root, and the members of the group torchpar. Asks the user database now and then only."""
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Callable[[int], bool], clock: Callable[[], float]) -> None:
+        self._ask, self._clock = ask, clock
         self._known: dict[int, tuple[float, bool]] = {}
 
     def may_ask(self, uid: int) -> bool:
         """Whether a user may."""
-        now = time.monotonic()
+        now = self._clock()
         until, answer = self._known.get(uid, (0.0, False))
         if now > until:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            answer = may_ask(uid)
+            answer = self._ask(uid)
             self._known[uid] = now + _KNOWN_SECONDS, answer
         return answer
-
-
-def may_ask(uid: int) -> bool:
-    """Whether a user may see the status, by the user database."""
-    if uid == 0:
-        return True
-    try:
-        group = grp.getgrnam(GROUP).gr_gid
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return False
-    return group in os.getgrouplist(user.pw_name, user.pw_gid)
-
-
-def _peer_uid(client: socket.socket) -> int:
-    """The user at the other end, by the kernel (SO_PEERCRED, unix(7))."""
-    data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", data)[1])

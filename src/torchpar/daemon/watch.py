@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torchpar.contract.advice import Loading, say_loading
 from torchpar.contract.errors import TorchparError
@@ -16,16 +15,24 @@ from torchpar.contract.unit_names import title_of
 from torchpar.daemon.look import Write
 from torchpar.daemon.throughput import Ledger
 from torchpar.generations.store import Store
-from torchpar.host.conf import ConfReader
-from torchpar.host.facts import read_manifest
-from torchpar.host.systemd import reload_without_waiting, service_states
-from torchpar.verify.observe import observe
+from torchpar.host.systemd import Units
+from torchpar.verify.observe import Readers, observe
 
 DAEMON = "torchpard.service"
 POLL_SECONDS = 5.0
 VERIFY_SECONDS = 60.0
 # After something has changed: a job that has just started has by then imported torch and begun to compute.
 SETTLING_SECONDS = 20.0
+
+
+class Systemd(Units, Protocol):
+    """The door to systemd, as much of it as a watch needs. Everything raises SystemdError."""
+
+    def service_states(self) -> str:
+        """What changes whenever a service or a socket starts, is ready, ends or fails."""
+
+    def reload_without_waiting(self, unit: str) -> None:
+        """Ask for the reload of a unit, and do not wait for it."""
 
 
 class Watch:
@@ -35,13 +42,19 @@ class Watch:
     when something begins to be wrong, and when it is right again.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, tell: Callable[[Priority, str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        systemd: Systemd,
+        readers: Readers,
+        ledger: Ledger,
+        tell: Callable[[Priority, str], None],
+    ) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
-        self._store = store
+        self._store, self._systemd, self._readers = store, systemd, readers
         self._ledger = ledger
         self._tell = tell
-        self._conf = ConfReader()
         self._applied_for: str | None = None
         self._problem = ""
         self._next_verify = 0.0
@@ -58,28 +71,37 @@ class Watch:
         write(_line(stamp))
         if "problem" in stamp:
             return
-        observation = observe(self._store, self._conf)
+        observation = observe(self._store, self._systemd, self._readers)
         write(_line(observation))
         if observation["conf"] == "newer" and observation["auto_apply"] and stamp["conf"] != self._applied_for:
             # Once for each edit; systemd runs `torchpar apply` outside of this sandbox.
-            write(_line({"applied_for": stamp["conf"], "problem": _reload()}))
+            write(_line({"applied_for": stamp["conf"], "problem": self._reload()}))
 
     def _take_stamp(self) -> dict[str, str]:
         """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
         try:
-            conf = repr(self._conf.stamp())
+            conf = repr(self._readers.conf.stamp())
             # A generation that is made or confirmed changes the directory that it is in.
             active = _stat(self._store.link), _stat(self._store.generations)
-            return {"stamp": repr((conf, active, tuple(read_manifest().values()), service_states())), "conf": conf}
+            host = tuple(self._readers.read_manifest().values())
+            return {"stamp": repr((conf, active, host, self._systemd.service_states())), "conf": conf}
         except TorchparError as error:
             # systemd does not answer, or executes itself anew: look again in time.
             return {"problem": str(error)}
 
-    # ---- in the daemon ----
+    def _reload(self) -> str:
+        """Ask for a reload; why that cannot be asked for, or ""."""
+        try:
+            self._systemd.reload_without_waiting(DAEMON)
+        except TorchparError as error:
+            return str(error)
+        return ""
 
-    def is_due(self) -> bool:
+    # ---- in the daemon, at a time of the monotonic clock ----
+
+    def is_due(self, now: float) -> bool:
         """Whether the last look is old."""
-        return time.monotonic() >= self._next_verify
+        return now >= self._next_verify
 
     def read_stamp(self, lines: Sequence[bytes]) -> str | None:
         """The stamp of a glance or a look; None, with a line in the journal, where there is none."""
@@ -90,17 +112,17 @@ class Watch:
         self._problem = problem
         return None if problem else str(said["stamp"])
 
-    def take(self, lines: Sequence[bytes]) -> bool:
+    def take(self, lines: Sequence[bytes], now: float) -> bool:
         """Keep what a look has found; whether it has come to its end."""
         stamp = self.read_stamp(lines)
         if len(lines) < 2:
             # Not again at once, whatever held it.
-            self._next_verify = time.monotonic() + SETTLING_SECONDS
+            self._next_verify = now + SETTLING_SECONDS
             if stamp is not None:
                 late = "the services could not be looked at in time; what is shown of them is older"
                 self._tell(Priority.WARNING, late)
             return False
-        self._next_verify = time.monotonic() + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
+        self._next_verify = now + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
         self.stamp = stamp
         before = set(self.observation.get("notices", ()))
         self.observation = json.loads(lines[1])
@@ -110,11 +132,11 @@ class Watch:
             if applied["problem"]:
                 self._tell(Priority.WARNING, applied["problem"])
         self._ledger.keep(service["unit"] for service in self.observation["services"])
-        now = self.observation["notices"]
-        for notice in now:
+        notices = self.observation["notices"]
+        for notice in notices:
             if notice not in before:
                 self._tell(Priority.WARNING, notice)
-        for notice in sorted(before - set(now)):
+        for notice in sorted(before - set(notices)):
             self._tell(Priority.INFO, f"no longer: {notice}")
         return True
 
@@ -135,9 +157,8 @@ class Watch:
             parts.append(f"{strays} out of force and still running")
         return "; ".join(parts)
 
-    def answer(self, *notes: str) -> bytes:
+    def answer(self, now: float, *notes: str) -> bytes:
         """The observation and how far the jobs are, as the line that clients get, with these notices besides."""
-        now = time.monotonic()
         services, notices = [], [*self.observation["notices"], *notes]
         for service in self.observation["services"]:
             throughput = self._ledger.throughput(service["unit"], now)
@@ -158,15 +179,6 @@ def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) 
     asked = service["loader_workers"][local_rank]
     threads, budget = service["threads"][local_rank], service["budgets"][local_rank]
     return say_loading(Loading(**loading), threads, budget, asked=asked > 0)
-
-
-def _reload() -> str:
-    """Ask for a reload; why that cannot be asked for, or ""."""
-    try:
-        reload_without_waiting(DAEMON)
-    except TorchparError as error:
-        return str(error)
-    return ""
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

@@ -16,19 +16,16 @@ from torchpar.contract.errors import StoreError, printable
 from torchpar.contract.owners import find_strangers
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import LITTER, Store
-from torchpar.host import systemd
 from torchpar.host.lock import is_locked
-
-# Where systemd keeps what the generator copied.
-LOADED = Path("/run/systemd/generator")
+from torchpar.host.systemd import GENERATED
 
 _MOST = 10
 
 
-def find_drift(store: Store) -> tuple[str, ...]:
-    """Finds what is not as torchpar left it, as sentences, the first of many.
+def find_drift(store: Store, loaded: Path | None) -> tuple[str, ...]:
+    """What is not as torchpar left it, as sentences, the first of many. Raises nothing: what cannot be read is said.
 
-    Raises nothing: a file that cannot be read is a sentence.
+    `loaded` is where systemd keeps what the generator copied; None where it does not run.
     """
     busy = is_locked(store.lock)
     found, damaged = [*_places(store)], [f"{what}; then: torchpar apply" for what in store.misplaced()]
@@ -39,7 +36,7 @@ def find_drift(store: Store) -> tuple[str, ...]:
         damaged.append(str(error))
     else:
         found += _tree(active.path, content) if active and content else ()
-        passing = [*_litter(store), *_unfinished(store, active, content)]
+        passing = [*_litter(store), *_unfinished(store, active, content, loaded)]
         if passing and not busy and not is_locked(store.lock):
             # Else they are of a command that is at work.
             found += passing
@@ -69,8 +66,8 @@ def find_foreign(generation: Generation) -> str | None:
     return None
 
 
-def find_unloaded(content: Content, loaded: Path = LOADED) -> str | None:
-    """Finds the first unit that systemd has not read as it is in a generation; None when it has read all of them."""
+def find_unloaded(content: Content, loaded: Path = GENERATED) -> str | None:
+    """The first unit that systemd has not read as it is in a generation; None when it has read all of them."""
     for path, text in content.files.items():
         try:
             if (loaded / path).read_bytes() != text.encode("utf-8", "surrogateescape"):
@@ -99,11 +96,13 @@ def _places(store: Store) -> Iterator[str]:
             yield from _foreign(store.lock, status, 0o600)
 
 
-def _unfinished(store: Store, active: Generation | None, content: Content | None) -> Iterator[str]:
+def _unfinished(
+    store: Store, active: Generation | None, content: Content | None, loaded: Path | None
+) -> Iterator[str]:
     with contextlib.suppress(StoreError):
         if active is None and store.history():
             yield f"{store.link}: is not there, and there are generations"
-    if active and content and systemd.is_running() and (path := find_unloaded(content)):
+    if active and content and loaded and (path := find_unloaded(content, loaded)):
         yield f"generation {active.number} is active, and systemd has not read {path} of it"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
 
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.generations.compile import Compiled
@@ -15,22 +14,10 @@ from torchpar.generations.readback import ReadBack, compare_socket, compare_unit
 from torchpar.generations.store import Store
 from torchpar.generations.unit_check import check_units
 from torchpar.host import systemd as live
+from torchpar.host.systemd import Units
 from torchpar.units.drop_ins import socket_of
 
 WAY_BACK = "torchpar-way-back.service"
-
-
-class Systemd(Protocol):
-    """The door to what systemd says of units; host/systemd.py is one. Everything raises SystemdError."""
-
-    def unit_properties(self, unit: str) -> Mapping[str, Any]:
-        """All D-Bus properties of a unit."""
-
-    def running_services(self) -> tuple[str, ...]:
-        """The units of services that run or are about to."""
-
-    def open_sockets(self) -> tuple[str, ...]:
-        """The sockets of inference services that listen."""
 
 
 class LiveSystemd:
@@ -97,7 +84,7 @@ def read_active(store: Store) -> tuple[Generation, Content] | None:
     return None
 
 
-def check_in_force(systemd: Systemd, generation: Generation) -> tuple[str, ...]:
+def check_in_force(systemd: Units, generation: Generation) -> tuple[str, ...]:
     """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
     services = generation.read().services()
     compared = [compare_unit(service, systemd.unit_properties(service.unit)) for service in services]
@@ -122,7 +109,7 @@ def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
         raise SystemdError(f"interrupted; {says}") from None
 
 
-def running_among(systemd: Systemd, units: Iterable[str]) -> tuple[str, ...]:
+def running_among(systemd: Units, units: Iterable[str]) -> tuple[str, ...]:
     """Those of the units that run now: they have what was in force when they started."""
     return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torchpar.contract.errors import SystemdAbsentError, SystemdError, TorchparError
 from torchpar.host.files import remove, write_new
@@ -21,12 +21,27 @@ from torchpar.host.program import run
 _BUS_NAME = "org.freedesktop.systemd1"
 # Where the units of Debian's packages are.
 PACKAGED = Path("/usr/lib/systemd/system")
+# Where it keeps what generators made.
+GENERATED = Path("/run/systemd/generator")
 
 # And the number of the process that it belongs to.
 _PRIVATE = "/run/torchpar-verify-"
 
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 _SOCKETS = "torchpar-infer@*.socket"
+
+
+class Units(Protocol):
+    """The door to what systemd says of units, which this module is. Everything raises SystemdError."""
+
+    def unit_properties(self, unit: str) -> dict[str, Any]:
+        """All D-Bus properties of a unit."""
+
+    def running_services(self) -> tuple[str, ...]:
+        """The units of services that run or are about to."""
+
+    def open_sockets(self) -> tuple[str, ...]:
+        """The sockets of inference services that listen."""
 
 
 def is_running() -> bool:
@@ -38,6 +53,11 @@ def require_systemd() -> None:
     """Raises SystemdAbsentError unless systemd is this host's init."""
     if not is_running():
         raise SystemdAbsentError("systemd is not running here, so nothing can be put in force; see: torchpar render")
+
+
+def loaded_units() -> Path | None:
+    """Where the units are that systemd has read from generators; None where it is not this host's init."""
+    return GENERATED if is_running() else None
 
 
 def daemon_reload() -> None:

@@ -10,22 +10,27 @@ import math
 import os
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from torchpar.conf.parse import parse_config
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
+from torchpar.facts.running import RunningUnit
+from torchpar.facts.topology import HostFacts
 from torchpar.generations.drift import find_drift
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
-from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import SECONDS, read_running_unit
+from torchpar.host.systemd import Units, loaded_units
 from torchpar.plan.plan import make_plan
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary, verify
@@ -52,7 +57,42 @@ _LEAST_SECONDS = 0.5
 _AT_ONCE = 4
 
 
-def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
+class Conf(Protocol):
+    """The door to the conf's files."""
+
+    def read(self, *, trusted: bool) -> tuple[ConfFile, ...]:
+        """The files in force; raises ConfigError."""
+
+    def stamp(self) -> object:
+        """What changes whenever a file does, comes or goes."""
+
+
+class ReadRunningUnit(Protocol):
+    """The door to the processes of a unit."""
+
+    def __call__(
+        self, unit: str, main_pid: int, control_group: str, *, variables: Collection[str] = (), seconds: float = SECONDS
+    ) -> RunningUnit:
+        """What runs of it, as far as that is read in so many seconds."""
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The doors to what is looked at besides systemd. `loaded`: see find_drift()."""
+
+    conf: Conf
+    read_facts: Callable[[], HostFacts]
+    read_manifest: Callable[[], Mapping[str, str]]
+    read_running_unit: ReadRunningUnit
+    loaded: Path | None
+
+
+def live_readers() -> Readers:
+    """Those of this host."""
+    return Readers(ConfReader(), read_facts, read_manifest, read_running_unit, loaded_units())
+
+
+def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
     """The whole state as JSON data. Whatever cannot be read is said in it, not raised."""
     notices: list[str] = []
     # None where that cannot be known.
@@ -67,13 +107,14 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
     if active is None and planned is not None:
         notices.append("nothing has been applied on this host yet; run: torchpar apply")
     waits = _unconfirmed(store, active, notices) if active else None
-    notices += (drift for drift in find_drift(store) if drift not in notices)
-    conf = observe_conf(active, content, reader)
+    notices += (drift for drift in find_drift(store, readers.loaded) if drift not in notices)
+    manifest = readers.read_manifest()
+    conf = observe_conf(active, content, readers)
     notices += conf["notices"]
-    if content and dict(content.manifest) != read_manifest():
+    if content and content.manifest != manifest:
         notices.append(
             f"generation {active.number if active else '?'} was made for CPUs {content.manifest['cpus_online']}, this "
-            f"host has {read_manifest()['cpus_online']} now; make a new one: torchpar apply"
+            f"host has {manifest['cpus_online']} now; make a new one: torchpar apply"
         )
     services = []
     until = time.monotonic() + _SECONDS_OF_ALL
@@ -81,11 +122,15 @@ def observe(store: Store, reader: ConfReader) -> dict[str, Any]:
         since = _in_force_since(store)
         # A few at a time, so that one that takes long keeps few others waiting.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            services = list(pool.map(lambda service: observe_service(service, since, until), planned))
+            services = list(
+                pool.map(lambda service: observe_service(systemd, readers, service, since, until=until), planned)
+            )
     for service in services:
         notices += service.pop("notices")
     if planned is not None:
-        strays, more = observe_out_of_force({service["unit"] for service in services}, until)
+        strays, more = observe_out_of_force(
+            systemd, readers.read_running_unit, {service["unit"] for service in services}, until
+        )
         services += strays
         notices += more
     return {
@@ -124,17 +169,17 @@ def _planned(content: Content, notices: list[str]) -> tuple[ServiceRecord, ...] 
         return None
 
 
-def observe_conf(active: Generation | None, content: Content | None, reader: ConfReader) -> dict[str, Any]:
+def observe_conf(active: Generation | None, content: Content | None, readers: Readers) -> dict[str, Any]:
     """Whether the conf is "in sync" with the active generation, "newer", or "broken", with what to say about it.
 
     One that does not fit this host is broken too: `torchpar apply` would refuse it.
     """
     number = f"generation {active.number}" if active else "what is in force"
     try:
-        files = reader.read(trusted=True)
+        files = readers.conf.read(trusted=True)
         if content and files == content.conf:
             return {"state": "in sync", "problem": None, "notices": [], "auto_apply": False}
-        facts = read_facts()
+        facts = readers.read_facts()
         config = parse_config(files, facts)
         # Interpreters decide nothing about whether it fits, and may be on a file system that does not answer.
         make_plan(config, facts)
@@ -156,7 +201,7 @@ def _broken(problem: str, others: int, number: str) -> dict[str, Any]:
 
 
 def observe_out_of_force(
-    in_force: Collection[str], until: float = math.inf
+    systemd: Units, read_running_unit: ReadRunningUnit, in_force: Collection[str], until: float = math.inf
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The services that run and are in no generation in force, and what to say of them and of sockets like them.
 
@@ -167,7 +212,9 @@ def observe_out_of_force(
     try:
         for unit in systemd.running_services():
             if unit not in in_force and (match := _UNIT.fullmatch(unit)):
-                rows.append(_out_of_force(unit, match["kind"], match["name"], until))
+                properties = systemd.unit_properties(unit)
+                running = _read(read_running_unit, unit, properties, seconds=_share(until))
+                rows.append(_out_of_force(running, match["kind"], match["name"], properties))
         sockets = [unit for unit in systemd.open_sockets() if f"{unit.removesuffix('.socket')}.service" not in in_force]
     except TorchparError as error:
         return rows, [str(error)]
@@ -184,21 +231,20 @@ def observe_out_of_force(
 _UNIT = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
 
 
-def _out_of_force(unit: str, kind: str, name: str, until: float) -> dict[str, Any]:
-    properties = systemd.unit_properties(unit)
-    group = properties.get("ControlGroup", "")
-    running = read_running_unit(unit, properties["MainPID"], group, seconds=_share(until))
+def _out_of_force(running: RunningUnit, kind: str, name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
     cpus = CpuSet.union(cpus for process in running.processes for cpus in (process.threads or {}).values())
     state = _state(properties)
     return {
-        "unit": unit, "kind": kind, "name": name, "enabled": False, "in_force": False, "cpus": str(cpus),
+        "unit": running.unit, "kind": kind, "name": name, "enabled": False, "in_force": False, "cpus": str(cpus),
         "memory_policy": {"policy": "", "nodes": ""}, "allocator": "", "threads": [], "loader_workers": [],
-        "budgets": [], "main_pid": properties["MainPID"], "placed": None, "items": [],
+        "budgets": [], "main_pid": running.main_pid, "placed": None, "items": [],
         "state": "out of force, still running" if state == "running" else f"out of force, {state}",
     }  # fmt: skip
 
 
-def observe_service(plan: ServiceRecord, in_force_since: float, until: float = math.inf) -> dict[str, Any]:
+def observe_service(
+    systemd: Units, readers: Readers, plan: ServiceRecord, in_force_since: float, *, until: float = math.inf
+) -> dict[str, Any]:
     """One service: its state in words, and whether it runs as planned."""
     unit = plan.unit
     row: dict[str, Any] = {
@@ -222,7 +268,7 @@ def observe_service(plan: ServiceRecord, in_force_since: float, until: float = m
     row["main_pid"] = properties["MainPID"]
     if properties["ActiveState"] not in _RUNNING or not properties["MainPID"]:
         return {**row, "placed": None, "items": [], "notices": []}
-    items = verify_unit(plan, properties, _share(until))
+    items = verify_unit(plan, properties, readers.read_running_unit, _share(until))
     verdict = summary(items)
     notices = [f"{unit} {notice}" for notice in dict.fromkeys(item.notice for item in items) if notice]
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
@@ -235,17 +281,26 @@ def observe_service(plan: ServiceRecord, in_force_since: float, until: float = m
 
 
 def verify_unit(
-    plan: ServiceRecord, properties: Mapping[str, Any], seconds: float = SECONDS
+    plan: ServiceRecord,
+    properties: Mapping[str, Any],
+    read_running_unit: ReadRunningUnit,
+    seconds: float = SECONDS,
 ) -> tuple[Item, ...]:
     """Compare a running unit with its plan; its processes are read for so many seconds at the most."""
-    running = read_running_unit(
-        plan.unit,
-        properties["MainPID"],
-        properties.get("ControlGroup", ""),
-        variables={*plan.environment, preload.WITHOUT},
-        seconds=seconds,
-    )
-    return verify(plan, running)
+    variables = {*plan.environment, preload.WITHOUT}
+    return verify(plan, _read(read_running_unit, plan.unit, properties, variables, seconds=seconds))
+
+
+def _read(
+    read_running_unit: ReadRunningUnit,
+    unit: str,
+    properties: Mapping[str, Any],
+    variables: Collection[str] = (),
+    *,
+    seconds: float,
+) -> RunningUnit:
+    group = properties.get("ControlGroup", "")
+    return read_running_unit(unit, properties["MainPID"], group, variables=variables, seconds=seconds)
 
 
 def _share(until: float) -> float:

@@ -1,30 +1,20 @@
-"""torchpard's loop: it answers whoever asks, and is held by nobody: no client, no job, no disk, no systemd."""
+"""torchpard's status socket and its looks: whoever asks is answered, and nobody holds the others."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from torchpar.contract.errors import SystemdError
-from torchpar.daemon import main, status_socket, watch
 from torchpar.daemon.look import Looks, Write
-from torchpar.daemon.status_socket import Client, Server
-from torchpar.host.systemd import service_states
-
-OBSERVATION: dict[str, Any] = {
-    "version": 1, "generation": 1, "conf": "in sync", "conf_problem": None, "auto_apply": False, "services": [],
-    "notices": [],
-}  # fmt: skip
+from torchpar.daemon.status_socket import Client, Server, Users
 
 pytestmark = pytest.mark.subprocess
 
@@ -115,19 +105,41 @@ def test_a_look_holds_no_connection_of_the_daemons() -> None:
 
 # ---- the door ----
 
-Door = tuple[Server, selectors.BaseSelector, list[Client]]
+@dataclass
+class Door:
+    """A server, who has asked, whom the user database was asked for, and a clock. Who connects is `uid`."""
+
+    path: Path
+    uid: int = 1000
+    members: tuple[int, ...] = (0, 1000, 1001)
+    now: float = 1000.0
+    asked: list[Client] = field(default_factory=list)
+    looked_up: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        users = Users(lambda client: self.uid, self.may_ask)
+        self.server = Server(
+            str(self.path / "door"), 0o660, self.selector, self.hear, users=users, clock=lambda: self.now
+        )
+
+    def hear(self, server: Server, client: Client) -> None:
+        self.asked.append(client)
+
+    def may_ask(self, uid: int) -> bool:
+        self.looked_up.append(uid)
+        return uid in self.members
+
+    def turn(self, until: Callable[[], object]) -> None:
+        turn(self.selector, until)
 
 
 @pytest.fixture
-def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    """A server, its selector, and who has asked. Who connects is user 1000, a member, unless a test says otherwise."""
-    monkeypatch.setattr(status_socket, "_peer_uid", lambda client: 1000)
-    monkeypatch.setattr(status_socket, "may_ask", lambda uid: uid in (0, 1000, 1001))
-    selector = selectors.DefaultSelector()
-    asked: list[Client] = []
-    made = Server(str(tmp_path / "door"), 0o660, selector, lambda server, client: asked.append(client))
-    yield made, selector, asked
-    selector.close()
+def door(tmp_path: Path) -> Iterator[Door]:
+    """A server at which user 1000, a member, connects, unless a test says otherwise."""
+    made = Door(tmp_path)
+    yield made
+    made.selector.close()
 
 
 def connect(path: Path, count: int = 1) -> list[socket.socket]:
@@ -139,176 +151,46 @@ def connect(path: Path, count: int = 1) -> list[socket.socket]:
     return doors
 
 
-def test_one_users_flood_takes_no_place_from_root(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_users_flood_takes_no_place_from_root(door: Door, tmp_path: Path) -> None:
     """A thousand connections that stay: eight are let in, all others are hung up on, root and others are answered."""
-    made, selector, asked = door
     flood = connect(tmp_path, 1000)
-    turn(selector, lambda: not selector.select(0))
-    assert len(asked) == 8
+    door.turn(lambda: not door.selector.select(0))
+    assert len(door.asked) == 8
     for uid in (1001, 0):
-        monkeypatch.setattr(status_socket, "_peer_uid", lambda client, uid=uid: uid)
+        door.uid = uid
         (mine,) = connect(tmp_path)
-        turn(selector, lambda uid=uid: asked[-1].uid == uid)
-        made.answer(asked[-1], b"answer\n")
-        turn(selector, lambda: len(made._clients) == 8)
+        door.turn(lambda uid=uid: door.asked[-1].uid == uid)
+        door.server.answer(door.asked[-1], b"answer\n")
+        door.turn(lambda: len(door.server._clients) == 8)
         assert mine.recv(100) == b"answer\n" and mine.recv(100) == b""
     for each in flood:
         each.close()
 
 
-def test_a_client_that_never_reads_is_hung_up_on(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_never_reads_is_hung_up_on(door: Door, tmp_path: Path) -> None:
     """Its place is another's then, and nothing of the answer is kept."""
-    made, selector, asked = door
     connections = connect(tmp_path, 8)
-    turn(selector, lambda: len(asked) == 8)
-    for client in asked:
-        made.answer(client, b"x" * 50_000_000)
+    door.turn(lambda: len(door.asked) == 8)
+    for client in door.asked:
+        door.server.answer(client, b"x" * 50_000_000)
     for _ in range(20):
-        for key, _ in selector.select(0):
+        for key, _ in door.selector.select(0):
             key.data()
-    monkeypatch.setattr(status_socket, "_PATIENCE", -1.0)
-    made.drop_slow_clients()
+    door.server.drop_slow_clients()
+    assert len(door.server._clients) == 8
+    door.now += 60
+    door.server.drop_slow_clients()
     connections += connect(tmp_path)
-    turn(selector, lambda: len(asked) == 9)
-    assert made.waiting() == asked[8:]
+    door.turn(lambda: len(door.asked) == 9)
+    assert door.server.waiting() == door.asked[8:]
 
 
-def test_the_user_database_is_asked_once_for_a_flood(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_user_database_is_asked_once_for_a_flood(door: Door, tmp_path: Path) -> None:
     """It may be on the network."""
-    _, selector, asked = door
-    times: list[int] = []
-    monkeypatch.setattr(status_socket, "may_ask", lambda uid: bool(times.append(uid)))
+    door.members = ()
     connections = connect(tmp_path, 100)
-    turn(selector, lambda: not selector.select(0))
-    assert times == [1000] and asked == [] and connections[99].recv(1) == b""
-
-
-# ---- the whole loop ----
-
-
-class Host:
-    """A daemon whose systemd and services are made up; what it tells, and how to ask it."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.states = folder / "states"
-        self.told: list[str] = []
-        monkeypatch.setattr(main, "JOB_SOCKET", str(folder / "job"))
-        monkeypatch.setattr(main, "STATUS_SOCKET", str(folder / "door"))
-        monkeypatch.setattr(main, "ROOT_STATUS_SOCKET", str(folder / "root"))
-        monkeypatch.setattr(main, "tell", lambda level, line: self.told.append(line))
-        monkeypatch.setattr(watch, "service_states", self.read_states)
-        monkeypatch.setattr(watch, "observe", lambda store, conf: self.observe())
-        monkeypatch.setattr(watch.ConfReader, "stamp", lambda conf: "conf")
-        self.say("one")
-        self.daemon = main._Daemon()
-
-    def say(self, states: str, **observed: Any) -> None:
-        """From now on systemd says this of its services, and a look finds that."""
-        self.states.write_text(json.dumps([states, {**OBSERVATION, **observed}]))
-
-    def read_states(self) -> str:
-        states = json.loads(self.states.read_text())[0]
-        if states == "silent":
-            raise SystemdError("systemd does not answer")
-        return str(states)
-
-    def observe(self) -> dict[str, Any]:
-        if (self.folder / "held").exists():
-            signal.pause()
-        return dict(json.loads(self.states.read_text())[1])
-
-    def ask(self) -> dict[str, Any]:
-        """What a client gets."""
-        (client,) = connect(self.folder)
-        client.setblocking(False)
-        data = bytearray()
-
-        def has_all() -> bool:
-            self.daemon.end_what_is_late()
-            with contextlib.suppress(BlockingIOError):
-                while piece := client.recv(65536):
-                    data.extend(piece)
-                return True
-            return False
-
-        turn(self.daemon.selector, has_all)
-        return dict(json.loads(data)) if data else {}
-
-
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """A daemon that has just started, asked by root."""
-    monkeypatch.setattr(status_socket, "_peer_uid", lambda client: 0)
-    return Host(tmp_path, monkeypatch)
-
-
-def test_who_asks_has_what_holds_when_asked(host: Host) -> None:
-    """The first one waits for the first look; a change that came before the question is in the answer."""
-    assert host.ask()["generation"] == 1
-    for number in (2, 3):
-        host.say(f"changed {number}", generation=number, notices=[f"notice {number}"])
-        assert host.ask()["generation"] == number
-    assert host.told == ["notice 2", "notice 3", "no longer: notice 2"]
-
-
-def test_services_that_hold_whoever_looks_hold_no_answer(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing has changed it comes at once, also when a look is due; else it says that it is older."""
-    host.ask()
-    (host.folder / "held").touch()
-    monkeypatch.setattr(host.daemon._watch, "_next_verify", 0.0)
-    monkeypatch.setattr(main, "_FRESH_SECONDS", 1e9)
-    assert (host.ask()["notices"], host.ask()["notices"]) == ([], [])
-    host.say("changed")
-    monkeypatch.setattr(main, "_FRESH_SECONDS", 0.0)
-    assert host.ask()["notices"] == [main._OLDER]
-
-
-def test_other_users_share_a_glance(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many ask, within a second of it; root has what holds."""
-    host.ask()
-    monkeypatch.setattr(main, "_SHARED_SECONDS", 1e9)
-    monkeypatch.setattr(status_socket, "may_ask", lambda uid: True)
-    uids = iter([1000, 1000, 1001, 0, 1000])
-    monkeypatch.setattr(status_socket, "_peer_uid", lambda client: next(uids))
-    generations = [host.ask()["generation"]]
-    host.say("changed", generation=2)
-    generations += [host.ask()["generation"] for _ in range(4)]
-    assert generations == [1, 1, 1, 2, 2]
-
-
-def test_a_systemd_that_does_not_answer_is_said_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the last observation is shown."""
-    host.ask()
-    host.say("silent")
-    monkeypatch.setattr(main, "_FRESH_SECONDS", 0.5)
-    assert [host.ask()["notices"] for _ in range(2)] == [[main._OLDER]] * 2
-    assert host.told == ["systemd does not answer"]
-
-
-def test_an_edit_is_applied_by_itself_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a reload, which runs outside of the sandbox; one that fails is told, and not tried again."""
-    host.ask()
-    log = host.folder / "reloads"
-
-    def reload(unit: str) -> None:
-        with log.open("a") as file:
-            file.write(f"{unit}\n")
-        raise SystemdError("systemd is busy")
-
-    monkeypatch.setattr(watch, "reload_without_waiting", reload)
-    for number in (2, 3):
-        host.say(f"{number}", conf="newer", auto_apply=True)
-        assert host.ask()["conf"] == "newer"
-    assert log.read_text() == "torchpard.service\n" and host.told == ["systemd is busy"]
-
-
-def test_the_states_are_asked_of_systemd_alone() -> None:
-    """What stands in for it here has its name."""
-    assert watch.service_states is service_states
+    door.turn(lambda: not door.selector.select(0))
+    assert door.looked_up == [1000] and door.asked == [] and connections[99].recv(1) == b""
+    door.now += 60
+    assert connect(tmp_path)
+    door.turn(lambda: len(door.looked_up) == 2)

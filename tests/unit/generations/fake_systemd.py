@@ -1,4 +1,4 @@
-"""The systemd of tests: what it has read of a store, what runs, and what it refuses. Each room's door is a part of it."""
+"""The systemd of tests: what it has read of a store, what runs, and what it refuses. It is the door of every room."""
 
 from __future__ import annotations
 

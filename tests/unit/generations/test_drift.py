@@ -12,17 +12,14 @@ import pytest
 from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.generations.test_generation import content
 from torchpar.contract.errors import StoreError
-from torchpar.generations import drift
 from torchpar.generations.drift import find_drift, find_foreign, find_generation_drift, find_unloaded
 from torchpar.generations.store import Store
 from torchpar.generations.transition import put_new_in_force
-from torchpar.host import systemd
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path) -> Store:
     """A store with two generations, of which the second is in force."""
-    monkeypatch.setattr(systemd, "is_running", lambda: False)
     tmp_path.chmod(0o755)
     made = Store(tmp_path / "torchpar")
     with made.locked():
@@ -76,14 +73,14 @@ DAMAGES = {
 
 def test_a_store_as_torchpar_left_it_has_no_drift(store: Store) -> None:
     """Whatever the umask was."""
-    assert find_drift(store) == ()
+    assert find_drift(store, None) == ()
     before = os.umask(0o077)
     try:
         with store.locked():
             put_new_in_force(store, FakeSystemd(store), content("3"))
     finally:
         os.umask(before)
-    assert find_drift(store) == () and not needs_new(store)
+    assert find_drift(store, None) == () and not needs_new(store)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -91,13 +88,13 @@ def test_a_store_as_torchpar_left_it_has_no_drift(store: Store) -> None:
 def test_what_drifted_is_told_and_mended(store: Store, damage: str) -> None:
     """In a line or two, whoever looks; and the store is whole after the next apply."""
     subprocess.run(["sh", "-euc", damage], cwd=store.directory, check=True)
-    told = find_drift(store)
+    told = find_drift(store, None)
     assert any(DAMAGES[damage] in line for line in told) and len(told) <= 2
     assert all("torchpar apply" in line for line in told)
     with store.locked():
         if needs_new(store):
             put_new_in_force(store, FakeSystemd(store), content("new"))
-    assert find_drift(store) == ()
+    assert find_drift(store, None) == ()
     active = store.active()
     assert active and active.read().files
     for other in (".active.new", ".active.back", ".active.old"):
@@ -119,7 +116,7 @@ MISPLACED = {
 def test_what_is_not_torchpars_to_remove_is_told_with_what_mends_it(store: Store, damage: str) -> None:
     """By check and by what would change the store; and after the first step as it is told, apply does the rest."""
     subprocess.run(["sh", "-euc", damage], cwd=store.directory, check=True)
-    (told,) = (line for line in find_drift(store) if MISPLACED[damage] in line)
+    (told,) = (line for line in find_drift(store, None) if MISPLACED[damage] in line)
     assert told.endswith("; then: torchpar apply") and "to mend it" not in told
     with pytest.raises(StoreError, match="nothing has changed") as refused, store.locked():
         pass
@@ -128,14 +125,14 @@ def test_what_is_not_torchpars_to_remove_is_told_with_what_mends_it(store: Store
     subprocess.run(["sh", "-euc", first], check=True)
     with store.locked():
         put_new_in_force(store, FakeSystemd(store), content("new"))
-    assert find_drift(store) == ()
+    assert find_drift(store, None) == ()
 
 
 def test_many_things_are_told_in_a_few_lines(store: Store) -> None:
     """A thousand files are one line."""
     for number in range(1000):
         (store.directory / "active" / str(number)).touch()
-    assert len(find_drift(store)) == 11 and "990 more things are not as" in find_drift(store)[-1]
+    assert len(find_drift(store, None)) == 11 and "990 more things are not as" in find_drift(store, None)[-1]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
@@ -143,32 +140,30 @@ def test_many_things_are_told_in_a_few_lines(store: Store) -> None:
 def test_what_belongs_to_another_user_is_told_taken_back_or_replaced(store: Store, place: str) -> None:
     """The places are root's again. A generation that was another user's is not used."""
     os.chown(store.directory / place, 1, 1)
-    assert any("belongs to user 1, not to root" in told for told in find_drift(store))
+    assert any("belongs to user 1, not to root" in told for told in find_drift(store, None))
     active = store.active()
     assert active and (find_foreign(active) is None) == (place == ".lock")
     with store.locked():
         if needs_new(store):
             put_new_in_force(store, FakeSystemd(store), content("new"))
-    assert find_drift(store) == ()
+    assert find_drift(store, None) == ()
 
 
 @pytest.mark.subprocess
 def test_what_a_command_has_not_finished_is_no_drift(store: Store) -> None:
     """As long as it holds the lock."""
     (store.generations / ".3.new").mkdir()
-    assert len(find_drift(store)) == 1
+    assert len(find_drift(store, None)) == 1
     hold = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
     argv = [sys.executable, "-c", hold, str(store.lock)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout and holder.stdout.readline()
-        assert find_drift(store) == ()
+        assert find_drift(store, None) == ()
         holder.communicate(b"\n")
-    assert len(find_drift(store)) == 1
+    assert len(find_drift(store, None)) == 1
 
 
-def test_units_that_systemd_has_not_read_are_told(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_units_that_systemd_has_not_read_are_told(store: Store, tmp_path: Path) -> None:
     """A command that was killed between the flip and the reload: the conf is in force, but not in systemd."""
     what = content("2")
     loaded = tmp_path / "generator"
@@ -181,7 +176,5 @@ def test_units_that_systemd_has_not_read_are_told(
     (loaded / link).parent.mkdir()
     (loaded / link).symlink_to("anywhere")
     assert find_unloaded(what, loaded) is None
-    monkeypatch.setattr(systemd, "is_running", lambda: True)
-    monkeypatch.setattr(drift, "LOADED", tmp_path)
-    (told,) = find_drift(store)
+    (told,) = find_drift(store, tmp_path)
     assert told.startswith(f"generation 2 is active, and systemd has not read {path} of it")

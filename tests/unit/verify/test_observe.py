@@ -1,93 +1,205 @@
-"""What `torchpar status` sees, on a host whose systemd and store are made up."""
+"""What `torchpar status` sees, on a host whose systemd and processes are made up and whose store is a real one."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from torchpar.generations.generation import Content
+from tests.unit.generations.fake_systemd import FakeSystemd
+from tests.unit.hosts import make_host
+from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, FakeHost, make_fake_host
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import FactsError
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
-from torchpar.host import systemd
-from torchpar.host.conf import ConfReader
 from torchpar.verify import observe
 
-RUNNING = "torchpar-train@x.service"
-PROPERTIES = {"MainPID": 0, "ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": 0}
+STRAY = "torchpar-train@x.service"
+NEWER = "the conf is newer than generation 1; see: torchpar diff, then: systemctl reload torchpard"
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An empty store on a host where one service runs."""
-    monkeypatch.setattr(systemd, "running_services", lambda: (RUNNING,))
-    monkeypatch.setattr(systemd, "open_sockets", lambda: ())
-    monkeypatch.setattr(systemd, "unit_properties", lambda unit: PROPERTIES)
-    conf = {"state": "in sync", "problem": None, "notices": [], "auto_apply": False}
-    monkeypatch.setattr(observe, "observe_conf", lambda *_: conf)
-    return Store(tmp_path)
+def host(tmp_path: Path) -> FakeHost:
+    """A host on which nothing has been applied, and nothing runs."""
+    return make_fake_host(tmp_path)
 
 
-def in_force(store: Store) -> list[bool]:
-    """Of each service that is shown, whether it is in force."""
-    return [service["in_force"] for service in observe.observe(store, ConfReader())["services"]]
+def look(host: FakeHost) -> dict[str, Any]:
+    """What is seen of it."""
+    return observe.observe(host.store, host.systemd, host.readers)
 
 
-def write(store: Store, plan: str) -> Path:
-    """Make a generation of such a plan active."""
-    manifest = {"cpus_online": "0", "nodes_online": "0"}
-    with store.locked():
-        generation = store.write(Content({}, {}, plan, (), manifest))
-        store.activate(generation)
-    return generation.path
+def brief(seen: dict[str, Any]) -> list[tuple[str, str, str | None]]:
+    """Of each service its unit, its state and whether it runs as planned."""
+    return [(service["unit"], service["state"], service["placed"]) for service in seen["services"]]
 
 
-def test_what_runs_and_is_in_no_generation_is_out_of_force(store: Store) -> None:
-    """Also on a host on which nothing has been applied."""
-    assert in_force(store) == [False]
-    write(store, '{"services": []}')
-    assert in_force(store) == [False]
+def test_a_host_on_which_nothing_was_applied_has_a_new_conf(host: FakeHost) -> None:
+    """And what runs there is out of force."""
+    host.systemd.runs[STRAY] = "before"
+    seen = look(host)
+    assert (seen["generation"], seen["conf"]) == (None, "newer")
+    assert brief(seen) == [(STRAY, "out of force, still running", None)]
+    nothing, newer, stray = seen["notices"]
+    assert nothing == "nothing has been applied on this host yet; run: torchpar apply"
+    assert newer == NEWER.replace("generation 1", "what is in force")
+    assert stray == (
+        f"{STRAY} is out of force and still runs, on CPUs unknown: to end it, systemctl stop {STRAY}; to keep it, "
+        "write [Train x] into the conf again and apply it"
+    )
+
+
+def test_what_runs_as_planned_needs_no_notice(host: FakeHost) -> None:
+    """Each service is in its row with what was planned, and with a verdict an item where it runs."""
+    host.apply()
+    host.start(TRAIN)
+    seen = look(host)
+    assert (seen["generation"], seen["conf"], seen["notices"]) == (1, "in sync", [])
+    assert brief(seen) == [(INFER, "stopped", None), (TRAIN, "running", "ok")]
+    stopped, running = seen["services"]
+    assert (stopped["cpus"], running["cpus"], running["threads"]) == ("0-1", "2-3", [2])
+    assert stopped["items"] == [] and {item["verdict"] for item in running["items"]} == {"ok", "n/a"}
+    assert host.asked == [(TRAIN, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("since", "said"),
+    [
+        (1, f"{TRAIN} runs with what was in force when it started (CPUs): systemctl restart {TRAIN}"),
+        (2**60, f"{TRAIN} does not run as planned (CPUs): torchpar verify train@a"),
+    ],
+)
+def test_what_runs_elsewhere_is_told_with_what_to_do(host: FakeHost, since: int, said: str) -> None:
+    """A service that started before the generation was in force needs a restart; another one needs to be looked at."""
+    host.apply()
+    host.start(TRAIN)
+    host.systemd.properties[TRAIN]["ActiveEnterTimestamp"] = since
+    (process,) = host.processes[TRAIN]
+    host.processes[TRAIN] = (dataclasses.replace(process, threads={process.pid: CpuSet([0])}),)
+    seen = look(host)
+    assert brief(seen)[1] == (TRAIN, "running", "drift") and seen["notices"] == [said]
+
+
+@pytest.mark.parametrize(
+    ("properties", "state"),
+    [
+        ({"ActiveState": "activating", "SubState": "start-pre"}, "activating"),
+        ({"ActiveState": "deactivating", "SubState": "stop-sigterm"}, "deactivating"),
+        ({"ActiveState": "failed", "Result": "timeout"}, "failed: timeout"),
+        ({"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 3}, "failed: exit status 3"),
+        (
+            {"ActiveState": "activating", "SubState": "auto-restart", "ExecMainPID": 7, "ExecMainStatus": 203},
+            "restarting: its program cannot be run",
+        ),
+        (
+            {"ActiveState": "failed", "ExecMainStatus": 0, "ExecStartPre": [["/x", [], False, 0, 0, 0, 0, 7, 1, 242]]},
+            "failed: its memory policy cannot be set (NUMA policy)",
+        ),
+    ],
+)
+def test_the_state_of_a_service_is_told_in_words(host: FakeHost, properties: dict[str, Any], state: str) -> None:
+    """With why it failed: by the command that did."""
+    host.apply()
+    host.systemd.properties[TRAIN] = properties
+    assert brief(look(host))[1] == (TRAIN, state, None)
+
+
+def test_a_conf_that_changes_is_newer_and_one_that_is_broken_says_where(host: FakeHost) -> None:
+    """What is in force stays; the first problem has its place, and the others are counted."""
+    host.apply()
+    host.text = TEXT.replace("ReserveCores=0", "ReserveCores=1\nAutoApply=yes")
+    seen = look(host)
+    assert (seen["conf"], seen["auto_apply"], seen["notices"]) == ("newer", True, [NEWER])
+    host.text = f"{TEXT}Foo=1\nBar=2\n"
+    seen = look(host)
+    assert (seen["conf"], seen["auto_apply"]) == ("broken", False)
+    assert seen["conf_problem"].startswith("at /etc/torchpar.conf:9: [Infer b] Foo=1: unknown key")
+    assert seen["notices"] == [
+        f"the conf is broken {seen['conf_problem']} (and 1 more; see: torchpar validate); generation 1 stays in force"
+    ]
+    host.text = f"{TEXT}CPUs=7\n"
+    assert look(host)["conf"] == "broken", "one that does not fit this host would be refused, too"
+    host.text = None
+    assert look(host)["conf_problem"] == "at /etc/torchpar.conf: cannot be read"
+    host.text = TEXT
+    assert (look(host)["conf"], look(host)["notices"]) == ("in sync", [])
+
+
+def test_a_host_whose_facts_cannot_be_read_has_a_conf_of_which_nothing_is_known(host: FakeHost) -> None:
+    """Neither that it is broken nor that it fits."""
+
+    def fail() -> None:
+        raise FactsError("/sys: shows no machine")
+
+    host.apply()
+    host.text = f"{TEXT}# newer\n"
+    host.readers = dataclasses.replace(host.readers, read_facts=fail)
+    seen = look(host)
+    assert (seen["conf"], seen["notices"]) == ("unknown", ["/sys: shows no machine"])
+
+
+def test_a_generation_of_other_cpus_is_told(host: FakeHost) -> None:
+    """Until a new one is made."""
+    host.apply()
+    host.manifest, host.facts = {"cpus_online": "0-1", "nodes_online": "0"}, make_host(cores_per_complex=2)
+    (notice,) = look(host)["notices"]
+    assert notice == "generation 1 was made for CPUs 0-3, this host has 0-1 now; make a new one: torchpar apply"
+    host.apply()
+    assert look(host)["notices"] == []
 
 
 @pytest.mark.parametrize("damage", ["a link that leads nowhere", "another text", "a plan that is none"])
-def test_a_damaged_store_does_not_say_that_services_are_out_of_force(store: Store, damage: str) -> None:
-    """It does not say that they are in force either: it is unknown, and the damage is told."""
-    path = write(store, "{" if damage == "a plan that is none" else '{"services": []}')
+def test_a_damaged_store_does_not_say_that_services_are_out_of_force(host: FakeHost, damage: str) -> None:
+    """It does not say that they are in force either: it is unknown, and the damage is told until it is mended."""
+    path = host.apply().path
+    host.start(TRAIN)
+    if damage == "a plan that is none":
+        with host.store.locked():
+            host.store.activate(host.store.write(dataclasses.replace(host.compile(), plan="{")))
     if damage == "another text":
         (path / "plan.json").write_text("x")
     if damage == "a link that leads nowhere":
         path.rename(path.with_name("x"))
-    assert in_force(store) == []
-    notices = observe.observe(store, ConfReader())["notices"]
-    assert sum("damaged" in notice or "is not there" in notice for notice in notices) == 1
+    seen = look(host)
+    assert seen["services"] == []
+    assert sum("damaged" in notice or "is not there" in notice for notice in seen["notices"]) == 1
+    host.apply()
+    assert brief(look(host))[1] == (TRAIN, "running", "ok")
+    assert not any("damaged" in notice for notice in look(host)["notices"])
 
 
-def test_a_link_that_goes_while_it_is_looked_at_ends_no_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_goes_while_it_is_looked_at_ends_no_look(host: FakeHost) -> None:
     """Whoever changes the store does not wait for whoever looks at it; the services are shown as they were planned."""
-    write(store, '{"services": []}')
-    monkeypatch.setattr(observe, "_planned", lambda *_: ({"unit": RUNNING},))
+    host.apply()
+    host.start(TRAIN)
+    manifest = host.manifest
 
-    def meanwhile(store: Store) -> tuple[str, ...]:
-        store.link.unlink()
-        return ()
+    def meanwhile() -> dict[str, str]:
+        host.store.link.unlink()
+        return manifest
 
-    monkeypatch.setattr(observe, "find_drift", meanwhile)
-    since: list[float] = []
-
-    def observe_service(plan: dict[str, str], in_force_since: float, until: float) -> dict[str, object]:
-        since.append(in_force_since)
-        return {**plan, "in_force": True, "notices": []}
-
-    monkeypatch.setattr(observe, "observe_service", observe_service)
-    assert in_force(store) == [True] and since == [0.0]
+    host.readers = dataclasses.replace(host.readers, read_manifest=meanwhile)
+    assert brief(look(host)) == [(INFER, "stopped", None), (TRAIN, "running", "ok")]
 
 
-def test_a_service_may_be_called_like_a_socket(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_systemd_that_does_not_answer_leaves_the_states_unknown(host: FakeHost) -> None:
+    """What was planned is shown all the same."""
+    host.apply()
+    host.systemd.refuses = "list"
+    seen = look(host)
+    assert brief(seen) == [(INFER, "unknown", "unknown"), (TRAIN, "unknown", "unknown")]
+    assert seen["notices"] == ["systemd does not answer"] * 3
+
+
+def test_a_service_may_be_called_like_a_socket(tmp_path: Path) -> None:
     """The socket of what is in force is in force."""
-    monkeypatch.setattr(systemd, "running_services", lambda: ())
     sockets = ("torchpar-infer@a.socket.socket", "torchpar-infer@b.socket")
-    monkeypatch.setattr(systemd, "open_sockets", lambda: sockets)
-    _, notices = observe.observe_out_of_force({"torchpar-infer@a.socket.service"})
+    systemd = FakeSystemd(Store(tmp_path), runs=dict.fromkeys(sockets, ""))
+    host = make_fake_host(tmp_path)
+    _, notices = observe.observe_out_of_force(systemd, host.read_running_unit, {"torchpar-infer@a.socket.service"})
     assert [notice.partition(" ")[0] for notice in notices] == ["torchpar-infer@b.socket"]
 
 

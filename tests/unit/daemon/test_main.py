@@ -1,0 +1,301 @@
+"""torchpard over its life, on a host that is made up: it answers, notices what changes, and is held by nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.daemon.test_status_socket import turn
+from tests.unit.generations.fake_systemd import FakeSystemd
+from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
+from torchpar.contract.notify import Notifier
+from torchpar.daemon.main import OLDER, Daemon, Sockets, run
+from torchpar.daemon.status_socket import Users
+from torchpar.daemon.throughput import Ledger
+from torchpar.daemon.watch import Watch
+from torchpar.facts.running import RunningUnit
+
+pytestmark = pytest.mark.subprocess
+
+NOTHING = "nothing has been applied on this host yet; run: torchpar apply"
+IN_FORCE_IS_OLDER = "the conf is newer than generation 1; see: torchpar diff, then: systemctl reload torchpard"
+# For whatever is to come, of a host that does nothing for long.
+PATIENCE = 120.0
+
+
+def make_sockets(folder: Path) -> Sockets:
+    return Sockets(*(str(folder / name) for name in ("job", "root", "members")))
+
+
+class Life:
+    """A daemon on such a host, its clock, what it tells, and how to ask it. Each look is a process that sees the host
+    as it is when the look begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.host = make_fake_host(folder)
+        self.told: list[str] = []
+        self.now = 1000.0
+        self.uid = 0
+        self.held = False
+        self._sockets = make_sockets(folder)
+        self._reloads = folder / "reloads"
+        self.host.systemd.reload_without_waiting = self.reload  # type: ignore[method-assign]
+        readers = dataclasses.replace(self.host.readers, read_running_unit=self.read_running_unit)
+        ledger = Ledger()
+        self.watch = Watch(self.host.store, self.host.systemd, readers, ledger, self.tell)
+        users = Users(lambda client: self.uid, lambda uid: True)
+        self.daemon = Daemon(self.watch, ledger, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+
+    def tell(self, priority: int, line: str) -> None:
+        self.told.append(line)
+
+    def reload(self, unit: str) -> None:
+        """It is asked for by a process that ends."""
+        with self._reloads.open("a") as file:
+            file.write(f"{unit}\n")
+        FakeSystemd.reload_without_waiting(self.host.systemd, unit)
+
+    def reloads(self) -> list[str]:
+        return self._reloads.read_text().splitlines() if self._reloads.exists() else []
+
+    def read_running_unit(self, *arguments: Any, **options: Any) -> RunningUnit:
+        if self.held:
+            signal.pause()
+        return self.host.read_running_unit(*arguments, **options)
+
+    def ask(self, *, later: float = 0.0) -> dict[str, Any]:
+        """What a client gets; `later`: the seconds that pass once it has asked."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self._sockets.members)
+            client.setblocking(False)
+            turn(self.daemon.selector, lambda: any(self.daemon._waiting()) or self.is_answered(client), PATIENCE)
+            self.now += later
+            data = bytearray()
+
+            def has_all() -> bool:
+                self.daemon.end_what_is_late()
+                with contextlib.suppress(BlockingIOError):
+                    while piece := client.recv(65536):
+                        data.extend(piece)
+                    return True
+                return False
+
+            turn(self.daemon.selector, has_all, PATIENCE)
+        return dict(json.loads(data)) if data else {}
+
+    @staticmethod
+    def is_answered(client: socket.socket) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            client.recv(1, socket.MSG_PEEK)
+            return True
+        return False
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Iterator[Life]:
+    """A daemon that has just started on a host on which nothing was applied, asked by root."""
+    made = Life(tmp_path)
+    yield made
+    made.daemon.selector.close()
+
+
+# ---- what it notices ----
+
+
+def test_it_starts_with_no_store_and_sees_the_first_generation(life: Life) -> None:
+    """Of each notice there is a line when it comes and one when it goes."""
+    assert life.ask()["generation"] is None
+    assert life.told == [NOTHING, IN_FORCE_IS_OLDER.replace("generation 1", "what is in force")]
+    life.host.apply()
+    answer = life.ask()
+    assert (answer["generation"], answer["conf"], answer["notices"]) == (1, "in sync", [])
+    assert life.told[2:] == sorted(f"no longer: {line}" for line in life.told[:2])
+    assert life.watch.status() == "generation 1, conf in sync; 0 of 2 services running"
+
+
+def test_who_asks_has_what_holds_when_asked(life: Life) -> None:
+    """A change of the conf, of the services and of the CPUs that came before the question is in the answer."""
+    life.host.apply()
+    assert life.ask()["conf"] == "in sync"
+    life.host.text = f"{TEXT}# newer\n"
+    assert life.ask()["conf"] == "newer"
+    life.host.text = f"{TEXT}Foo=1\n"
+    assert life.ask()["conf"] == "broken" and life.watch.status().startswith(
+        "generation 1, conf is broken at /etc/torchpar.conf:9: [Infer b] Foo=1: unknown key"
+    )
+    life.host.text = TEXT
+    life.host.start(TRAIN)
+    assert life.ask()["conf"] == "in sync"
+    assert life.watch.status() == "generation 1, conf in sync; 1 of 2 services running"
+    life.host.systemd.runs["torchpar-train@x.service"] = "before"
+    life.ask()
+    assert life.watch.status().endswith("1 of 3 services running; 1 out of force and still running")
+    life.told.clear()
+    life.host.manifest = {"cpus_online": "0-1", "nodes_online": "0"}
+    life.ask()
+    assert life.told == ["generation 1 was made for CPUs 0-3, this host has 0-1 now; make a new one: torchpar apply"]
+
+
+def test_a_store_that_is_broken_and_mended_is_told_once_each_way(life: Life) -> None:
+    """Its services are not said to have left it."""
+    generation = life.host.apply()
+    assert len(life.ask()["services"]) == 2
+    (generation.path / "plan.json").write_text("x")
+    os.utime(life.host.store.generations)
+    answer = life.ask()
+    (damaged,) = answer["notices"][:1]
+    assert answer["services"] == [] and "generations/1 is damaged" in damaged
+    life.ask()
+    life.host.apply()
+    assert len(life.ask()["services"]) == 2
+    assert life.told.count(damaged) == life.told.count(f"no longer: {damaged}") == 1
+
+
+def test_a_systemd_that_does_not_answer_is_said_once(life: Life) -> None:
+    """And the last observation is shown, as older."""
+    life.host.apply()
+    life.ask()
+    life.host.systemd.refuses = "list"
+    life.told.clear()
+    for _ in range(2):
+        assert life.ask(later=6.0)["notices"] == [OLDER]
+        turn(life.daemon.selector, lambda: life.daemon._glances._look is None, PATIENCE)
+    assert life.told == ["systemd does not answer"]
+
+
+def test_an_edit_is_applied_by_itself_once(life: Life) -> None:
+    """By a reload, which runs outside of the sandbox; one that fails is told, and not tried again."""
+    life.host.apply()
+    life.ask()
+    life.host.systemd.refuses = "reload"
+    life.host.text = TEXT.replace("ReserveCores=0", "ReserveCores=0\nAutoApply=yes")
+    assert life.ask()["conf"] == "newer"
+    life.host.systemd.runs["torchpar-train@x.service"] = "before"
+    assert life.ask()["conf"] == "newer"
+    assert life.reloads() == ["torchpard.service"] and life.told.count("systemd is busy") == 1
+    life.host.systemd.refuses = ""
+    life.host.text += "# another edit\n"
+    life.ask()
+    assert life.reloads() == ["torchpard.service"] * 2 and life.told.count("systemd is busy") == 1
+
+
+# ---- what holds it ----
+
+
+def test_services_that_hold_whoever_looks_hold_no_answer(life: Life) -> None:
+    """Where nothing has changed it comes at once, also when a look is due; else it says that it is older."""
+    life.host.apply()
+    life.host.start(TRAIN)
+    life.ask()
+    life.held = True
+    life.now += 3600
+    assert (life.ask()["notices"], life.ask()["notices"]) == ([], [])
+    life.host.text = f"{TEXT}# newer\n"
+    assert life.ask(later=6.0)["notices"] == [OLDER]
+
+
+def test_other_users_share_a_glance(life: Life) -> None:
+    """However many ask, within a second of it; root has what holds."""
+    life.host.apply()
+    life.ask()
+    life.uid = 1000
+    assert life.ask()["generation"] == 1
+    life.host.apply()
+    assert [life.ask()["generation"] for _ in range(2)] == [1, 1]
+    life.uid = 0
+    assert life.ask()["generation"] == 2
+    life.host.apply()
+    life.uid, life.now = 1001, life.now + 2
+    assert life.ask()["generation"] == 3
+
+
+# ---- what systemd and it say to each other ----
+
+
+class Process:
+    """torchpard's loop in a process of its own; what it tells systemd."""
+
+    def __init__(self, folder: Path, *, held: bool = False) -> None:
+        """`held`: whatever looks at the host waits for ever."""
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._door.settimeout(PATIENCE)
+        self._door.bind(str(folder / "notify"))
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_child(folder, held=held)
+
+    @staticmethod
+    def _be_child(folder: Path, *, held: bool) -> None:
+        status = 1
+        try:
+            os.environ.update(NOTIFY_SOCKET=str(folder / "notify"), WATCHDOG_USEC="1000000")
+            # The loop's own time passes.
+            host = make_fake_host(folder)
+            host.apply()
+            readers = dataclasses.replace(host.readers, read_manifest=signal.pause) if held else host.readers
+            watch = Watch(host.store, host.systemd, readers, Ledger(), lambda priority, line: None)
+            run(Daemon(watch, Ledger(), Notifier(), make_sockets(folder), users=Users()))
+            status = 0
+        except BaseException:  # noqa: BLE001  # it must not become a second pytest
+            traceback.print_exc(file=sys.__stderr__)
+        finally:
+            os._exit(status)
+
+    def wait_for(self, *, message: str) -> list[str]:
+        """What it says until it says this."""
+        said: list[str] = []
+        while message not in said:
+            said.append(self._door.recv(4096).decode())
+        return said
+
+    def end(self) -> int:
+        """Its exit status once it has ended, which a negative signal is where one ended it."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+STATUS = "STATUS=generation 1, conf in sync; 0 of 2 services running"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_is_ready_at_once_says_its_status_and_ends_when_it_is_told_to(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ready comes before the first look, which a slow host takes long for; alive is said all the time."""
+    process = Process(tmp_path)
+    said = process.wait_for(message=STATUS)
+    assert said[:2] == ["READY=1", "WATCHDOG=1"]
+    for _ in range(3):
+        process.wait_for(message="WATCHDOG=1")
+    os.kill(process.pid, number)
+    assert process.wait_for(message="STOPPING=1") and process.end() == 0
+
+
+def test_a_hangup_ends_nothing_and_has_it_look(tmp_path: Path) -> None:
+    """systemd takes an end by it for a clean one, after which nothing would start torchpard again."""
+    process = Process(tmp_path)
+    process.wait_for(message=STATUS)
+    for _ in range(3):
+        os.kill(process.pid, signal.SIGHUP)
+        process.wait_for(message="WATCHDOG=1")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait_for(message="STOPPING=1") and process.end() == 0
+
+
+def test_a_look_that_is_held_does_not_keep_the_loop_from_being_alive(tmp_path: Path) -> None:
+    """The watchdog watches the loop; a disk that hangs is no reason to be killed, and to end is not to wait for it."""
+    process = Process(tmp_path, held=True)
+    said = [line for _ in range(5) for line in process.wait_for(message="WATCHDOG=1")]
+    assert said == ["READY=1", *["WATCHDOG=1"] * 5]
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait_for(message="STOPPING=1") and process.end() == 0
