@@ -94,14 +94,8 @@ def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoR
 
 
 def _beyond(plan: ServicePlan) -> Iterator[str]:
-    """Yields the settings of the job that only a unit can have."""
-    settings = plan.service.settings
-    for key, value in (
-        ("MemoryMax", settings.memory_max),
-        ("MemoryHigh", settings.memory_high),
-        ("CPUWeight", settings.cpu_weight),
-    ):
-        if value is not None:
-            yield f"{key}={value}"
+    """What is asked for that only a unit can have."""
+    for key, value in plan.service.settings.limits().items():
+        yield f"{key}={value}"
     for key, value in plan.service.directives:
         yield f"Service.{key}={value}"

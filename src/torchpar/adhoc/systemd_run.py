@@ -58,13 +58,7 @@ def _properties(plan: ServicePlan) -> Iterator[tuple[str, str]]:
     yield from _ALWAYS
     # Empty ones reset what a unit file said, and here is none.
     yield from ((key, value) for key, value in placement_settings(plan) if value)
-    settings = plan.service.settings
-    limits = {
-        "MemoryMax": settings.memory_max,
-        "MemoryHigh": settings.memory_high,
-        "CPUWeight": settings.cpu_weight,
-    }
-    yield from ((key, value) for key, value in limits.items() if value is not None)
+    yield from plan.service.settings.limits().items()
     train = plan.service.train()
     if train:
         yield "ExecStop", f":{STOP} {train.checkpoint_grace}"

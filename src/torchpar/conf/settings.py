@@ -7,7 +7,7 @@ help. The reader of the conf, its messages and torchpar.conf(5) are all made fro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -265,6 +265,14 @@ class ServiceSettings:
         "Tune", v.one_of(v.Tune), "off", "off, online", "tune the service while it runs", later=True
     )
 
+    def memory_limits(self) -> dict[str, str]:
+        """The limits of its memory that the conf sets, by the word that systemd has for them, too."""
+        return _set({"MemoryMax": self.memory_max, "MemoryHigh": self.memory_high})
+
+    def limits(self) -> dict[str, str]:
+        """All limits that the conf sets and only a unit can have, likewise."""
+        return self.memory_limits() | _set({"CPUWeight": self.cpu_weight})
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(ServiceSettings):
@@ -428,6 +436,10 @@ class InferSettings(ServiceSettings):
         "a time span such as 30s",
         "the time that a stop may take to answer the requests that were accepted",
     )
+
+
+def _set(values: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def settings_of(section: type) -> Iterator[Setting]:

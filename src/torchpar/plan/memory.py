@@ -78,11 +78,7 @@ def _choose(service: Service, own: CpuSet, ordinary: CpuSet, facts: HostFacts) -
 def doubt_limits(service: Service, facts: HostFacts) -> Iterator[str]:
     """What MemoryMax= and MemoryHigh= do that hardly anybody wants, as warnings."""
     settings, total = service.settings, facts.memory_bytes
-    limits = {
-        key: (text, memory_bytes(text, total))
-        for key, text in (("MemoryHigh", settings.memory_high), ("MemoryMax", settings.memory_max))
-        if text is not None
-    }
+    limits = {key: (text, memory_bytes(text, total)) for key, text in settings.memory_limits().items()}
     for key, (text, limit) in limits.items():
         where = f"{service.origin(key)}: {service.section} {key}={text}"
         if limit is not None and total and limit > total:

@@ -114,9 +114,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         "WorkingDirectory": settings.working_directory,
     }
     limits = {
-        "MemoryMax": settings.memory_max,
-        "MemoryHigh": settings.memory_high,
-        "CPUWeight": settings.cpu_weight,
+        **settings.limits(),
         "Restart": settings.restart.value,
         "TimeoutStopSec": f"{_stop_seconds(train, infer)}s",
     }
@@ -149,7 +147,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         command=plan.command,
         stop_command=(STOP, str(train.checkpoint_grace)) if train else (),
         reload=plan.reload_command,
-        limits=[(key, value) for key, value in limits.items() if value is not None],
+        limits=list(limits.items()),
         directives=directives,
     )
     for line in text.split("\n"):
