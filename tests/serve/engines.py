@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.requests import Request, Response
-from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ServeError
 from torchpar.serve.tensors import Tensor
 
@@ -25,7 +25,7 @@ DATATYPES = {
 @asynccontextmanager
 async def serving(path: Path, drain: float = 30, **settings: Any) -> AsyncIterator[Engine]:
     """An engine that serves a file or a directory under the name "m"."""
-    engine = Engine(EngineSettings("m", model=str(path), **settings))
+    engine = Engine(EngineOptions("m", model=str(path), **settings))
     await engine.start()
     try:
         yield engine

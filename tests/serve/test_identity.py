@@ -18,7 +18,7 @@ import torch
 from tests.serve.engines import Answer, request
 from tests.serve.models import Affine, described, save_script
 from torchpar.serve.engine.engine import Engine
-from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, OtherFilesError
 from torchpar.serve.models.identity import Serves, changed, differs, own_files, same, shortened
 from torchpar.serve.models.opened import Opened
@@ -59,7 +59,7 @@ def _handler(folder: Path, name: str) -> Path:
 
 def _start(path: Path, like: Serves | None = None, **settings: Any) -> Serves:
     async def run() -> Serves:
-        engine = Engine(EngineSettings("m", model=str(path), **settings))
+        engine = Engine(EngineOptions("m", model=str(path), **settings))
         await engine.start(like)
         try:
             return engine.serves()
@@ -266,7 +266,7 @@ def test_a_process_whose_workers_would_load_other_files_ends(tmp_path: Path, mon
         raise OSError("ended")
 
     async def run() -> None:
-        engine = Engine(EngineSettings("m", model=str(path)))
+        engine = Engine(EngineOptions("m", model=str(path)))
         await engine.start()
         served = engine._repository.get("m").runner
         assert isinstance(served, processes.ProcessRunner)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
-from torchpar.serve.engine.settings import EngineSettings
-from torchpar.serve.process import bind, engine_settings, visible_devices
+from torchpar.serve.engine.options import EngineOptions
+from torchpar.serve.process import bind, engine_options, visible_devices
 
 SERVE = ServeSettings(
     model="/srv/m.pt", handler=None, listen=(), grpc=(), workers=None, backend="thread", max_batch=8, max_queue=None,
@@ -45,8 +45,8 @@ def test_threads_are_those_of_the_process_unless_the_admin_says_otherwise(said: 
 
 def test_the_engine_gets_what_the_conf_says_and_the_threads_of_the_plan() -> None:
     """The service's name is a single model's."""
-    assert engine_settings(JOB, RANKS[0], {"STATE_DIRECTORY": "/var/lib/x:/y"}) == EngineSettings(
+    assert engine_options(JOB, RANKS[0], {"STATE_DIRECTORY": "/var/lib/x:/y"}) == EngineOptions(
         name="a.b@c", model="/srv/m.pt", workers=3, backend="thread", max_batch=8, own=True, gpus=2, state="/var/lib/x"
     )
     asked = replace(JOB, serve=replace(SERVE, workers=5))
-    assert engine_settings(asked, RANKS[0], {}).workers == 5
+    assert engine_options(asked, RANKS[0], {}).workers == 5

@@ -23,7 +23,7 @@ from torchpar.serve.engine import loading, watching
 from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.engine.curve import Curve
 from torchpar.serve.engine.engine import Engine
-from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.options import EngineOptions
 
 # More, to look further than every run of the tests can.
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
@@ -94,7 +94,7 @@ def test_a_difference_in_another_process_ends_batching_too(tmp_path: Path, journ
             assert "as in another process an answer differed" in journal()
             await engine.reload()
             assert not engine.unbatched() and engine._repository.get("m").batched
-        later = Engine(EngineSettings("m", model=str(tmp_path / "m.pt"), max_batch=8))
+        later = Engine(EngineOptions("m", model=str(tmp_path / "m.pt"), max_batch=8))
         await later.start(unbatched=[key])
         assert list(later.unbatched()) == [key]
         await later.stop(1)

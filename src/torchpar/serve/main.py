@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.engine import Engine
-from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, StartError
 from torchpar.serve.front import Front
 
@@ -31,21 +31,21 @@ def main(arguments: Sequence[str]) -> int:
     # Until it is ready a signal ends it at once, whatever a model does meanwhile; SIGTERM with where that is.
     faulthandler.register(signal.SIGTERM, chain=True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    settings = EngineSettings(options.name, options.model, options.handler, workers=options.workers)
+    engine_options = EngineOptions(options.name, options.model, options.handler, workers=options.workers)
     address, _, port = options.listen.rpartition(":")
     listener = socket.create_server((address.strip("[]"), int(port)), backlog=1024)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as asyncio does with those that systemd passes
     try:
-        asyncio.run(serve(settings, [listener], options.grpc, options.drain))
+        asyncio.run(serve(engine_options, [listener], options.grpc, options.drain))
     except (ModelError, StartError) as error:
         say(str(error), Priority.ERROR)
         return ExitStatus.CONFIG
     return 0
 
 
-async def serve(settings: EngineSettings, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
-    """Loads, accepts, and on SIGTERM finishes what was accepted."""
-    engine = Engine(settings)
+async def serve(options: EngineOptions, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
+    """Load, accept, and on SIGTERM finish what was accepted."""
+    engine = Engine(options)
     await engine.start()
     front = Front(engine, grpc=[grpc] if grpc else [])
     await front.start(sockets)

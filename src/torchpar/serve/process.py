@@ -19,7 +19,7 @@ from torchpar.contract.journal import Priority, say
 from torchpar.runtime.binding import bind_cpus, bind_memory
 from torchpar.runtime.observed import observe, tell
 from torchpar.serve.engine.metadata import READY
-from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
 from torchpar.serve.supervisor.channel import Channel
 from torchpar.serve.supervisor.totals import Sender, from_json, merge, to_json
@@ -52,11 +52,11 @@ def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[
     return narrowed
 
 
-def engine_settings(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> EngineSettings:
-    """Makes the settings of one process's engine, from those of the job."""
+def engine_options(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> EngineOptions:
+    """What the engine of one process is told."""
     serve = settings.serve
     assert serve
-    return EngineSettings(
+    return EngineOptions(
         name=settings.service.partition("@")[2].rpartition(".")[0],
         model=serve.model,
         handler=serve.handler,
@@ -117,7 +117,7 @@ class _Serving:
         # The first message is there before the process is.
         told = self._channel.receive() or {}
         self._loop.add_reader(self._channel, self._hear)
-        self._engine = SharedEngine(engine_settings(self._settings, self._rank, os.environ), self._tell_others)
+        self._engine = SharedEngine(engine_options(self._settings, self._rank, os.environ), self._tell_others)
         serve = self._settings.serve
         grpc = serve.grpc if serve else ()
         self._front = front = Front(self._engine, make_tls(os.environ), grpc, shared=self._several)
@@ -130,7 +130,7 @@ class _Serving:
         # Nobody is answered before it is certain that the others serve the same.
         self._send_serves(loaded=True)
         await self._go
-        tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.settings.workers})
+        tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.options.workers})
         await front.start(self._sockets)
         untried = sorted({entry.name for entry in self._engine.index() if entry.state == READY and entry.reason})
         self._channel.send(ready=True, untried=untried)

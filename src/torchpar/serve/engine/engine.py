@@ -14,12 +14,12 @@ from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.failures import failure
 from torchpar.serve.engine.lifecycle import Lifecycle
 from torchpar.serve.engine.metadata import ModelIndex, ModelMetadata
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.pool import Pool
 from torchpar.serve.engine.queue import ENDED, Waiting
 from torchpar.serve.engine.repository import Repository
 from torchpar.serve.engine.requests import Done, Request, Ticket
 from torchpar.serve.engine.served import Batch, Served, expired
-from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
 from torchpar.serve.errors import ServeError
 from torchpar.serve.models.identity import Serves
@@ -38,16 +38,16 @@ LEAST_SWEEP_SECONDS = 0.05
 class Engine:
     """All methods but the constructor belong to the event loop's thread."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self.settings = settings
-        self._repository = Repository(settings)
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self._repository = Repository(options)
         self._pool: Pool | None = None
         self._accepting = False
         self._stopped: asyncio.Future[None] | None = None
         self._drain_until = float("inf")
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = 0.0
-        self._lifecycle = Lifecycle(settings, self._repository)
+        self._lifecycle = Lifecycle(options, self._repository)
 
     async def start(
         self, like: Serves | None = None, unloaded: Collection[str] = (), unbatched: Collection[str] = ()
@@ -63,12 +63,12 @@ class Engine:
         sys.setswitchinterval(SWITCH_INTERVAL)
         # torch begins each process with the same seed, and all inference processes would draw the same numbers.
         torch.seed()
-        if self.settings.gpus == 0 and torch.get_num_threads() != 1:
+        if self.options.gpus == 0 and torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         await self._lifecycle.start(like, unloaded)
         self.end_batching(unbatched)
         self._pool = Pool(
-            self.settings.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
+            self.options.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
         )
         self._pool.start()
         self._accepting = True
@@ -173,7 +173,7 @@ class Engine:
             served.inputs,
             served.outputs,
             kind=served.runner.kind,
-            instances=1 if served.single else self.settings.slots(),
+            instances=1 if served.single else self.options.slots(),
             rowwise=served.rowwise,
             most=served.most,
         )
@@ -214,7 +214,7 @@ class Engine:
         for served in self._repository.all():
             cap = served.cap()
             seconds += served.queue.rows / cap * served.curve.seconds(cap)
-        return max(seconds / self.settings.slots(), 0.01)
+        return max(seconds / self.options.slots(), 0.01)
 
     def _finished(self, batch: Batch) -> None:
         """Tells the clients of a batch that it is computed. Called on the event loop."""

@@ -14,9 +14,9 @@ from typing import Any
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.loading import load_served, save_curve
 from torchpar.serve.engine.metadata import LOADING, UNAVAILABLE
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.repository import Repository
 from torchpar.serve.engine.served import Served
-from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.identity import Files, Serves, differs, own_files, own_key, shortened
@@ -28,8 +28,8 @@ QUEUE_SECONDS, LEAST_QUEUE, LARGEST_QUEUE = 1.0, 64, 8192
 class Lifecycle:
     """The life of one engine's models. All methods belong to the event loop's thread; files are loaded on another."""
 
-    def __init__(self, settings: EngineSettings, repository: Repository) -> None:
-        self.settings = settings
+    def __init__(self, options: EngineOptions, repository: Repository) -> None:
+        self.options = options
         self._repository = repository
         self._loop: asyncio.AbstractEventLoop
         self._loader: ThreadPoolExecutor
@@ -138,7 +138,7 @@ class Lifecycle:
     def _put_away(self, served: Served) -> None:
         for file in self._repository.files(served.name):
             if file.version == served.version:
-                save_curve(served, file, self.settings)
+                save_curve(served, file, self.options)
         served.runner.close()
 
     async def _look(self) -> None:
@@ -165,7 +165,7 @@ class Lifecycle:
         self._repository.mark(file, LOADING)
         statistics = self._repository.statistics(file)
         try:
-            served = await self._offload(load_served, file, self.settings, statistics)
+            served = await self._offload(load_served, file, self.options, statistics)
         except Exception as problem:
             # A file may be wrong in ways that nobody thought of: the others are served, and who asked is answered.
             if isinstance(problem, ModelError):
@@ -177,16 +177,16 @@ class Lifecycle:
             return error
         served.limit = self._queue_limit(served)
         old = self._repository.put(served)
-        await self._offload(save_curve, served, file, self.settings)
+        await self._offload(save_curve, served, file, self.options)
         if old:
             self._retire(old)
         return None
 
     def _queue_limit(self, served: Served) -> int:
-        if self.settings.max_queue:
-            return self.settings.max_queue
+        if self.options.max_queue:
+            return self.options.max_queue
         cap = served.cap()
-        rate = cap / served.curve.seconds(cap) * self.settings.slots()
+        rate = cap / served.curve.seconds(cap) * self.options.slots()
         return int(min(max(rate * QUEUE_SECONDS, LEAST_QUEUE), LARGEST_QUEUE))
 
     def _retire(self, served: Served) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.curve import Curve, measure
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.probe import Probe, compare_many, find_state, try_model
 from torchpar.serve.engine.samples import batch_of
 from torchpar.serve.engine.served import Served
-from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
 from torchpar.serve.models.files import ModelFile
@@ -32,25 +32,25 @@ TEAM_SECONDS, TEAM_GAIN = 0.002, 0.75
 UNKNOWN = {1: 0.01}
 
 
-def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistics) -> Served:
-    """Loads a version, warms it up and measures it. Raises ModelError."""
+def load_served(file: ModelFile, options: EngineOptions, statistics: Statistics) -> Served:
+    """Load a version, warm it up and measure it. Raises ModelError."""
     began = time.monotonic()
     files = own_files(file.path)
-    runner = make_runner(file, settings)
+    runner = make_runner(file, options)
     files = {**runner.files, **files}
     try:
         probe = try_model(runner)
-        curve = _curve(file, runner, probe, settings)
+        curve = _curve(file, runner, probe, options)
         compared = 1
         if not probe.reason and probe.sample:
             # Every size that was measured, by this start or an earlier one, may be a batch's from the first request on.
-            sizes = {rows for rows in (*curve.points(), curve.cap) if 1 < rows <= (_most(runner, settings) or rows)}
+            sizes = {rows for rows in (*curve.points(), curve.cap) if 1 < rows <= (_most(runner, options) or rows)}
             reason, compared = compare_many(runner, probe.sample, sorted(sizes))
             probe = replace(probe, reason=reason)
-        team_from = _team_from(runner, probe, curve, settings)
+        team_from = _team_from(runner, probe, curve, options)
         # Compiled code tells most of what it writes to, and nothing of it on accelerators.
         writes = runner.writes() or (find_state(runner) if runner.platform == Inductor.platform else "")
-        single = bool(writes) and settings.backend == "auto"
+        single = bool(writes) and options.backend == "auto"
         if single:
             runner.keep_one()
         runner.renew()
@@ -67,7 +67,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     reason = f"it writes to itself when it runs ({writes})" if writes else probe.reason
     if single:
         reason += ", and by one worker alone, which Backend= overrules"
-    batched = not reason and (settings.max_batch is None or settings.max_batch > 1)
+    batched = not reason and (options.max_batch is None or options.max_batch > 1)
     how = f"batches of up to {curve.cap} rows" if batched else f"unbatched: {reason or 'MaxBatch=1'}"
     say(
         f"model {file.name} version {file.version}: {file.path}, loaded in {time.monotonic() - began:.1f} s, {how}",
@@ -83,7 +83,7 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
         loose=runner.guessed,
         curve=curve,
         team_from=team_from,
-        most=_most(runner, settings),
+        most=_most(runner, options),
         statistics=statistics,
         path=file.path,
         files=files,
@@ -93,46 +93,46 @@ def load_served(file: ModelFile, settings: EngineSettings, statistics: Statistic
     return served
 
 
-def make_runner(file: ModelFile, settings: EngineSettings) -> Runner:
-    """Makes threads for models that compute without Python's lock, processes for the rest and for accelerators."""
-    devices = [f"cuda:{i}" for i in range(settings.gpus)]
-    threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[settings.backend]
+def make_runner(file: ModelFile, options: EngineOptions) -> Runner:
+    """Threads for what computes without Python's lock, processes for the rest and for accelerators."""
+    devices = [f"cuda:{i}" for i in range(options.gpus)]
+    threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[options.backend]
     if devices or not threads:
-        return ProcessRunner(file, settings.slots(), devices)
+        return ProcessRunner(file, options.slots(), devices)
     runner = ThreadRunner(lambda: load_program(file))
-    if not runner.seeds or settings.backend != "auto":
+    if not runner.seeds or options.backend != "auto":
         return runner
     # Every thread, and every other model, draws from the same.
     seeds = runner.seeds
     runner.close()
     del runner
     say(f"{file.path}: processes compute it, for it seeds torch's random numbers when it runs ({seeds})")
-    return ProcessRunner(file, settings.slots())
+    return ProcessRunner(file, options.slots())
 
 
-def save_curve(served: Served, file: ModelFile, settings: EngineSettings) -> None:
-    """Keeps what was learned for the next start."""
-    if settings.state is None:
+def save_curve(served: Served, file: ModelFile, options: EngineOptions) -> None:
+    """Keep what was learned for the next start."""
+    if options.state is None:
         return
-    path = _state_path(file, settings.state)
+    path = _state_path(file, options.state)
     try:
         new = f"{path}.{os.getpid()}.new"  # every process of a service writes one
         with open(new, "w", encoding="utf-8") as out:
-            json.dump({"of": _fingerprint(file, settings), "points": list(served.curve.points().items())}, out)
+            json.dump({"of": _fingerprint(file, options), "points": list(served.curve.points().items())}, out)
         os.replace(new, path)
     except OSError as error:
         say(f"{path}: not written: {error.strerror}", Priority.WARNING)
 
 
-def _most(runner: Runner, settings: EngineSettings) -> int | None:
-    """Returns the most rows that one batch may have."""
-    limits = [limit for limit in (settings.max_batch, runner.max_batch) if limit]
+def _most(runner: Runner, options: EngineOptions) -> int | None:
+    """Rows of one batch, at the most."""
+    limits = [limit for limit in (options.max_batch, runner.max_batch) if limit]
     return min(limits) if limits else None
 
 
-def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettings) -> Curve:
-    most = _most(runner, settings)
-    known = _saved_points(file, settings)
+def _curve(file: ModelFile, runner: Runner, probe: Probe, options: EngineOptions) -> Curve:
+    most = _most(runner, options)
+    known = _saved_points(file, options)
     if known:
         return Curve(known, most)
     if probe.sample is None:
@@ -154,12 +154,12 @@ def _curve(file: ModelFile, runner: Runner, probe: Probe, settings: EngineSettin
         return Curve(UNKNOWN, most)
 
 
-def _team_from(runner: Runner, probe: Probe, curve: Curve, settings: EngineSettings) -> int | None:
-    """Returns from how many rows on all threads compute a single request together; None where that is no gain.
+def _team_from(runner: Runner, probe: Probe, curve: Curve, options: EngineOptions) -> int | None:
+    """From how many rows on a request that is alone is computed by all threads at once; None where that is no gain.
 
     A team waits for its last thread: on CPUs that others use too, one that is held up holds up all. Then never.
     """
-    if not settings.own or settings.slots() < 2 or not isinstance(runner, ThreadRunner) or probe.sample is None:
+    if not options.own or options.slots() < 2 or not isinstance(runner, ThreadRunner) or probe.sample is None:
         return None
     rows = next((rows for rows, seconds in sorted(curve.points().items()) if seconds >= TEAM_SECONDS), None)
     if rows is None:
@@ -167,22 +167,22 @@ def _team_from(runner: Runner, probe: Probe, curve: Curve, settings: EngineSetti
     columns = batch_of(probe.sample, rows)
     times: dict[int, float] = {}
     try:
-        for team in (1, settings.slots()) * 4:
+        for team in (1, options.slots()) * 4:
             began = time.monotonic()
             runner.compute(0, columns, team)
             times[team] = min(times.get(team, float("inf")), time.monotonic() - began)
     except ServeError:
         return None
-    return rows if times[settings.slots()] < TEAM_GAIN * times[1] else None
+    return rows if times[options.slots()] < TEAM_GAIN * times[1] else None
 
 
-def _saved_points(file: ModelFile, settings: EngineSettings) -> dict[int, float] | None:
-    if settings.state is None:
+def _saved_points(file: ModelFile, options: EngineOptions) -> dict[int, float] | None:
+    if options.state is None:
         return None
     try:
-        with open(_state_path(file, settings.state), encoding="utf-8") as text:
+        with open(_state_path(file, options.state), encoding="utf-8") as text:
             data = json.load(text)
-        if data["of"] != _fingerprint(file, settings):
+        if data["of"] != _fingerprint(file, options):
             return None
         points = {int(rows): float(seconds) for rows, seconds in data["points"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -194,9 +194,9 @@ def _state_path(file: ModelFile, state: str) -> str:
     return os.path.join(state, f"curve-{file.name.replace('/', '_')}-{file.version}.json")
 
 
-def _fingerprint(file: ModelFile, settings: EngineSettings) -> Sequence[object]:
+def _fingerprint(file: ModelFile, options: EngineOptions) -> Sequence[object]:
     try:
         about = os.stat(file.path)
     except OSError as error:
         raise ModelError(f"{file.path}: {error.strerror}") from None
-    return [about.st_size, int(about.st_mtime), torch.__version__, settings.backend, settings.slots()]
+    return [about.st_size, int(about.st_mtime), torch.__version__, options.backend, options.slots()]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.metadata import LOADING, READY, UNAVAILABLE, UNLOADING, ModelIndex
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.served import Served
-from torchpar.serve.engine.settings import EngineSettings
 from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.models.files import ModelFile, find_models
@@ -16,8 +16,8 @@ from torchpar.serve.models.files import ModelFile, find_models
 class Repository:
     """Belongs to the event loop's thread, but for `look`."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
         self._served: dict[str, dict[str, Served]] = {}
         self._latest: dict[str, Served] = {}
         # (name, version) → what is known of it, served or not.
@@ -26,12 +26,12 @@ class Repository:
         self._statistics: dict[tuple[str, str], Statistics] = {}
 
     def look(self) -> list[ModelFile]:
-        """Finds the versions that are on disk now. Raises ModelError."""
-        path = self._settings.handler or self._settings.model
+        """What is on disk now. Raises ModelError."""
+        path = self._options.handler or self._options.model
         if path is None:
             raise ModelError("neither Model= nor Handler= says what to serve")
         try:
-            files, problems = find_models(self._settings.name, path)
+            files, problems = find_models(self._options.name, path)
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror}") from None
         for problem in problems:
@@ -105,7 +105,7 @@ class Repository:
         retired(served)
 
     def gone(self, served: Served) -> None:
-        """Takes note that a version that was taken out has answered all it had."""
+        """A version that was taken has answered all it had."""
         key = (served.name, served.version)
         if self._states.get(key, ("", ""))[0] == UNLOADING:
             self._states[key] = (UNAVAILABLE, "unloaded")

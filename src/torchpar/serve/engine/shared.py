@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Callable
 
 from torchpar.serve.engine.engine import Engine
-from torchpar.serve.engine.settings import EngineSettings
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import ServeError
 
@@ -18,9 +18,9 @@ class SharedEngine(Engine):
     scrapes, answered by different processes, never go backwards, a process does not mix its own newer ones in.
     """
 
-    def __init__(self, settings: EngineSettings, tell_others: Callable[[str, str], Awaitable[str]]) -> None:
+    def __init__(self, options: EngineOptions, tell_others: Callable[[str, str], Awaitable[str]]) -> None:
         """tell_others has all other processes do "load" or "unload" with a model, and returns what went wrong or ""."""
-        super().__init__(settings)
+        super().__init__(options)
         self.totals: Sequence[tuple[str, str, Statistics, int]] | None = None
         self._tell_others = tell_others
 

@@ -23,7 +23,7 @@ REASONS = (REJECTED, CANCELED, BACKEND, OTHER)
 
 
 class Histogram:
-    """Observations by upper bound; counts has one number more than bounds, for values above the last."""
+    """Observations by upper bound; counts has one more than bounds, for what is above the last."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -87,10 +87,10 @@ class Statistics:
             total[1] += span * count
         # Clients choose the rows: beyond so many they are counted with the next power of two.
         exact = rows if rows <= EXACT_ROWS else 1 << (rows - 1).bit_length()
-        totals = self.by_rows.setdefault(exact, [0, 0, 0, 0])
-        totals[0] += 1
+        sums = self.by_rows.setdefault(exact, [0, 0, 0, 0])
+        sums[0] += 1
         for number, span in enumerate(spans, 1):
-            totals[number] += span
+            sums[number] += span
         together = sum(arrivals)
         waited, whole = count * taken - together, count * now - together
         # The requests of a batch mostly came within one bucket's width: then one look is enough for all.

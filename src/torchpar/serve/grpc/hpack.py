@@ -56,11 +56,8 @@ TABLE = 4096
 
 
 def _make_steps() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
-    """Makes the table that decodes four bits at a time, and the set of states in which a text may end.
-
-    The table has, by a state within a code and the four bits that follow, the next state, and the symbol that ended, if
-    one did. States are in sixteens, so that the bits are added.
-    """
+    """Of each node within a code, by the four bits that follow: the next node, and the symbol that ended, if one did;
+    and the nodes where a text may end. Nodes are in sixteens, so that the bits are added."""
     nodes = [[0, 0], [1, 1]]  # where a zero and a one lead, the first where a code begins; none leads out of the second
     code = previous = 0
     for length, symbols in _LENGTHS.items():
@@ -206,7 +203,7 @@ def _number(block: bytes, offset: int, bits: int) -> tuple[int, int]:
 
 
 def _skip_literal(block: bytes, offset: int) -> int:
-    """Returns the end of a field that is neither wanted nor changes the table."""
+    """Where a field ends that neither is wanted nor changes the table."""
     number, offset = _number(block, offset, 4)
     for _ in range(1 if number else 2):
         size, offset = _number(block, offset, 7)

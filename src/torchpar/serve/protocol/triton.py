@@ -74,10 +74,10 @@ def model_statistics(name: str, version: str, statistics: Statistics) -> dict[st
         "batch_stats": [
             {
                 "batch_size": rows,
-                "compute_input": duration(places[0], places[1]),
-                "compute_infer": duration(places[0], places[2]),
-                "compute_output": duration(places[0], places[3]),
+                "compute_input": duration(sums[0], sums[1]),
+                "compute_infer": duration(sums[0], sums[2]),
+                "compute_output": duration(sums[0], sums[3]),
             }
-            for rows, places in sorted(statistics.by_rows.items())
+            for rows, sums in sorted(statistics.by_rows.items())
         ],
     }

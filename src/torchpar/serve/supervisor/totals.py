@@ -74,8 +74,8 @@ def _add(total: Statistics, values: dict[str, Any]) -> None:
             setattr(total, name, _sums(own, value))
         elif name == "by_rows":
             # JSON's keys are text.
-            for rows, places in value.items():
-                own[int(rows)] = _sums(own.get(int(rows), [0] * len(places)), places)
+            for rows, counted in value.items():
+                own[int(rows)] = _sums(own.get(int(rows), [0] * len(counted)), counted)
         elif isinstance(own, dict):
             for key, count in value.items():
                 own[key] = own.get(key, 0) + count

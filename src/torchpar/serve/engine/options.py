@@ -1,4 +1,4 @@
-"""Settings of the engine, from the plan and the conf; every number has a default that suits a small host."""
+"""Options of the engine, from the plan and the conf; every number has a default that suits a small host."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """The models of one engine, and how they are computed.
+class EngineOptions:
+    """What is served, and how.
 
     name is the service's, and a single model's. model is a file or a directory of models, handler a Python file; one of
     the two is set. workers counts the computations that run at the same time, each with one thread. backend is "auto",
