@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torchpar.conf.directives import SINCE
 from torchpar.conf.syntax import hint
@@ -153,51 +153,80 @@ def judge(name: str, text: str) -> str | None:
     return None
 
 
-# Directives with such paths.
-OPENING = frozenset(
-    "BindPaths BindReadOnlyPaths EnvironmentFile LoadCredential LoadCredentialEncrypted NetworkNamespacePath OpenFile "
-    "RootDirectory RootImage StandardError StandardInput StandardOutput TemporaryFileSystem".split()
-)
-
-
-def opened(name: str, text: str, unit: str) -> Iterator[str]:  # noqa: C901 - a branch for each way in which a directive names a file
+def opened(name: str, text: str, unit: str) -> Iterator[str]:
     """The paths that systemd opens as root for a directive of this unit; those with a / at the end may be folders.
 
     Raises ValueError where that cannot be known.
     """
-    if name in ("StandardInput", "StandardOutput", "StandardError"):
-        kind, colon, path = text.partition(":")
-        if colon and kind in ("file", "append", "truncate"):
-            yield _path(path, unit)
-        elif text not in ("", "null", "inherit", "journal", "kmsg", "data"):
-            raise ValueError("it can be null, inherit, journal, kmsg, data, file:PATH, append:PATH or truncate:PATH")
-    elif name == "EnvironmentFile" and text:
-        if re.search(r"[*?[]", text):
-            raise ValueError("name each file: what *, ? and [ stand for is known only when systemd opens them")
-        yield _path(text.removeprefix("-"), unit)
-    elif name in ("LoadCredential", "LoadCredentialEncrypted"):
-        credential, _, path = text.partition(":")
-        if credential in (CERTIFICATE, KEY):
-            raise ValueError("use TLSCertificate= and TLSKey=")
-        if path.startswith("/"):  # else systemd looks in its own folders, which are root's
-            yield _path(path, unit)
-        elif not re.fullmatch(r"[A-Za-z0-9_.%-]*", path):
-            raise ValueError("is neither an absolute path nor the name of a file in /etc/credstore")
-    elif name == "OpenFile" and text:
-        yield _path(text.partition(":")[0], unit)
-    elif name in ("RootImage", "NetworkNamespacePath") and text:
-        yield _path(text, unit)
-    elif name == "RootDirectory" and text:
-        yield _folder(text, unit)
-    elif name in ("BindPaths", "BindReadOnlyPaths"):
-        for word in text.split():
-            source, _, rest = word.removeprefix("-").partition(":")
-            yield _folder(source, unit)
-            if target := rest.partition(":")[0]:
-                yield _folder(target, unit)
-    elif name == "TemporaryFileSystem":
-        for word in text.split():
-            yield _folder(word.partition(":")[0], unit)
+    return _OPENED[name](text, unit) if name in OPENING and text else iter(())
+
+
+def _of_stream(text: str, unit: str) -> Iterator[str]:
+    kind, colon, path = text.partition(":")
+    if colon and kind in ("file", "append", "truncate"):
+        yield _path(path, unit)
+    elif text not in ("null", "inherit", "journal", "kmsg", "data"):
+        raise ValueError("it can be null, inherit, journal, kmsg, data, file:PATH, append:PATH or truncate:PATH")
+
+
+def _of_environment(text: str, unit: str) -> Iterator[str]:
+    if re.search(r"[*?[]", text):
+        raise ValueError("name each file: what *, ? and [ stand for is known only when systemd opens them")
+    yield _path(text.removeprefix("-"), unit)
+
+
+def _of_credential(text: str, unit: str) -> Iterator[str]:
+    credential, _, path = text.partition(":")
+    if credential in (CERTIFICATE, KEY):
+        raise ValueError("use TLSCertificate= and TLSKey=")
+    if path.startswith("/"):  # else systemd looks in its own folders, which are root's
+        yield _path(path, unit)
+    elif not re.fullmatch(r"[A-Za-z0-9_.%-]*", path):
+        raise ValueError("is neither an absolute path nor the name of a file in /etc/credstore")
+
+
+def _of_open_file(text: str, unit: str) -> Iterator[str]:
+    yield _path(text.partition(":")[0], unit)
+
+
+def _of_file(text: str, unit: str) -> Iterator[str]:
+    yield _path(text, unit)
+
+
+def _of_folder(text: str, unit: str) -> Iterator[str]:
+    yield _folder(text, unit)
+
+
+def _of_binds(text: str, unit: str) -> Iterator[str]:
+    for word in text.split():
+        source, _, rest = word.removeprefix("-").partition(":")
+        yield _folder(source, unit)
+        if target := rest.partition(":")[0]:
+            yield _folder(target, unit)
+
+
+def _of_mounts(text: str, unit: str) -> Iterator[str]:
+    for word in text.split():
+        yield _folder(word.partition(":")[0], unit)
+
+
+# The directives with paths that systemd opens as root, and what reads them from a value.
+_OPENED: dict[str, Callable[[str, str], Iterator[str]]] = {
+    "BindPaths": _of_binds,
+    "BindReadOnlyPaths": _of_binds,
+    "EnvironmentFile": _of_environment,
+    "LoadCredential": _of_credential,
+    "LoadCredentialEncrypted": _of_credential,
+    "NetworkNamespacePath": _of_file,
+    "OpenFile": _of_open_file,
+    "RootDirectory": _of_folder,
+    "RootImage": _of_file,
+    "StandardError": _of_stream,
+    "StandardInput": _of_stream,
+    "StandardOutput": _of_stream,
+    "TemporaryFileSystem": _of_mounts,
+}
+OPENING = frozenset(_OPENED)
 
 
 def needed(name: str, text: str, unit: str) -> Iterator[str]:
