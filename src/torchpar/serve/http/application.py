@@ -22,6 +22,7 @@ from torchpar.serve.protocol.service import Service, body_object
 KEPT = 512
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([0-9]{1,18}))?(?:/(infer|ready|config|stats|trace/setting))?")
+_PREDICT = re.compile(r"/predict(?:/(.*))?", re.DOTALL)
 _REPOSITORY = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)")
 _MEMORY = re.compile(r"/v2/(system|cuda)sharedmemory(?:/region/([^/]+))?/(status|register|unregister)")
 
@@ -42,8 +43,16 @@ class Application:
         """Say whose exchanges it answers, before the first comes."""
         self._state = state
         self._infer = Inference(self._service, state.limits)
-        self._predict = Predict(self._service, state.limits)
+        self._predictions = Predict(self._service, state.limits)
         self._page = Page(self._service, state)
+        # What is at each path, and at those with a name in them.
+        self._paths = self._make_paths()
+        self._patterns: tuple[tuple[re.Pattern[str], Callable[..., None]], ...] = (
+            (_MODEL, self._model),
+            (_PREDICT, self._predict),
+            (_REPOSITORY, self._repository),
+            (_MEMORY, self._memory),
+        )
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer one request, now or later."""
@@ -56,46 +65,62 @@ class Application:
         except ServeError as error:
             exchange.fail(error.status, error.message, error.retry_after)
 
-    def _route(self, exchange: Exchange, path: str) -> None:  # noqa: C901 - a branch for each path of the protocol
+    def _route(self, exchange: Exchange, path: str) -> None:
         if len(path) > 1 and path.endswith("/"):
             path = path[:-1]
-        if path == "/v2/models/stats":
-            self._get(exchange, lambda: self._service.statistics(None, ""))
-        elif match := _MODEL.fullmatch(path):
-            self._model(exchange, unquote(match[1]), match[2] or "", match[3] or "")
-        elif path == "/v2":
-            self._get(exchange, self._service.server)
-        elif path == "/v2/health/live":
-            self._health(exchange, self._service.engine.live(), {"live": True})
-        elif path == "/v2/health/ready":
-            # The protocol's text says "live" for this one too, its servers say "ready".
-            self._health(exchange, self._is_ready(), {"ready": True, "live": True})
-        elif path == "/metrics":
-            if self._method(exchange, "GET", "HEAD"):
-                exchange.respond(200, TEXT, render_metrics(self._service.engine, self._state))
-        elif path == "/predict" or path.startswith("/predict/"):
-            if self._method(exchange, "POST"):
-                self._predict(exchange, unquote(path[9:]))
-        elif path == "/":
-            if self._method(exchange, "GET", "HEAD", well=self._is_ready()):
-                self._page(exchange)
-        elif path == "*" and exchange.method == b"OPTIONS":
-            self._method(exchange, "GET", "HEAD", "POST", well=self._is_ready())
-        elif path == "/state":
-            self._get(exchange, self._page.state)
-        elif path == "/v2/repository/index":
-            if self._method(exchange, "POST"):
-                exchange.respond_json(self._service.index(body_object(exchange.body).get("ready") is True))
-        elif match := _REPOSITORY.fullmatch(path):
-            self._repository(exchange, unquote(match[1]), match[2])
-        elif path == "/v2/logging":
-            self._settings(exchange, self._service.log.values, self._service.change_log)
-        elif path == "/v2/trace/setting":
-            self._trace(exchange, None)
-        elif match := _MEMORY.fullmatch(path):
-            self._memory(exchange, match[1], unquote(match[2] or ""), match[3])
-        else:
-            raise ServeError(404, f"there is nothing at {path[:200]}")
+        if path in self._paths:
+            self._paths[path](exchange)
+            return
+        for pattern, answer in self._patterns:
+            if match := pattern.fullmatch(path):
+                answer(exchange, *(unquote(group or "") for group in match.groups()))
+                return
+        raise ServeError(404, f"there is nothing at {path[:200]}")
+
+    def _make_paths(self) -> dict[str, Callable[[Exchange], None]]:
+        service = self._service
+        return {
+            "/": self._root,
+            "*": self._server_options,
+            "/state": partial(self._get, answer=self._page.state),
+            "/metrics": self._metrics,
+            "/v2": partial(self._get, answer=service.server),
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+            "/v2/models/stats": partial(self._get, answer=partial(service.statistics, None, "")),
+            "/v2/repository/index": self._index,
+            "/v2/logging": partial(self._settings, values=service.log.values, update=service.change_log),
+            "/v2/trace/setting": partial(self._trace, model=None),
+        }
+
+    def _root(self, exchange: Exchange) -> None:
+        if self._method(exchange, "GET", "HEAD", well=self._is_ready()):
+            self._page(exchange)
+
+    def _server_options(self, exchange: Exchange) -> None:
+        """What the server can, of no path (OPTIONS *)."""
+        if exchange.method != b"OPTIONS":
+            raise ServeError(404, "there is nothing at *")
+        self._method(exchange, "GET", "HEAD", "POST", well=self._is_ready())
+
+    def _metrics(self, exchange: Exchange) -> None:
+        if self._method(exchange, "GET", "HEAD"):
+            exchange.respond(200, TEXT, render_metrics(self._service.engine, self._state))
+
+    def _live(self, exchange: Exchange) -> None:
+        self._health(exchange, self._service.engine.live(), {"live": True})
+
+    def _ready(self, exchange: Exchange) -> None:
+        # The protocol's text says "live" for this one too, its servers say "ready".
+        self._health(exchange, self._is_ready(), {"ready": True, "live": True})
+
+    def _index(self, exchange: Exchange) -> None:
+        if self._method(exchange, "POST"):
+            exchange.respond_json(self._service.index(body_object(exchange.body).get("ready") is True))
+
+    def _predict(self, exchange: Exchange, model: str) -> None:
+        if self._method(exchange, "POST"):
+            self._predictions(exchange, model)
 
     def _model(self, exchange: Exchange, name: str, version: str, verb: str) -> None:
         service = self._service
