@@ -94,7 +94,7 @@ def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoR
 
 
 def _beyond(plan: ServicePlan) -> Iterator[str]:
-    """What is asked for that only a unit can have."""
+    """Yields the settings of the job that only a unit can have."""
     for key, value in plan.service.settings.limits().items():
         yield f"{key}={value}"
     for key, value in plan.service.directives:

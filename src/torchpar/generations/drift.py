@@ -23,7 +23,7 @@ _MOST = 10
 
 
 def find_drift(store: Store, loaded: Path | None) -> tuple[str, ...]:
-    """What is not as torchpar left it, as sentences, the first of many. Raises nothing: what cannot be read is said.
+    """Finds what is not as torchpar left it: sentences, the first of many. Raises nothing: an unreadable file is one.
 
     `loaded` is where systemd keeps what the generator copied; None where it does not run.
     """
@@ -67,7 +67,7 @@ def find_foreign(generation: Generation) -> str | None:
 
 
 def find_unloaded(content: Content, loaded: Path = GENERATED) -> str | None:
-    """The first unit that systemd has not read as it is in a generation; None when it has read all of them."""
+    """Finds the first unit that systemd has not read as it is in a generation; None when it has read all of them."""
     for path, text in content.files.items():
         try:
             if (loaded / path).read_bytes() != text.encode("utf-8", "surrogateescape"):

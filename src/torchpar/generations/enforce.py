@@ -27,7 +27,7 @@ class LiveSystemd:
         self._at_boot = at_boot
 
     def reload(self) -> None:
-        """Have the generator run and all units read again. Raises SystemdError."""
+        """Has the generator run and all units read again. Raises SystemdError."""
         live.daemon_reload()
 
     def check(self, generation: Generation) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ class LiveSystemd:
         return check_units(compiled.plan, compiled.content.files)
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        """Those of the units that run now. Raises SystemdError."""
+        """Returns the units that run now. Raises SystemdError."""
         return running_among(live, units)
 
     def is_idle(self, unit: str) -> bool:
@@ -54,11 +54,11 @@ class LiveSystemd:
         return is_idle(unit)
 
     def restart(self, units: tuple[str, ...]) -> None:
-        """Restart services and wait for it. Raises SystemdError."""
+        """Restarts services and waits for it. Raises SystemdError."""
         live.restart(units)
 
     def invocations(self, units: tuple[str, ...]) -> dict[str, str]:
-        """Of those that run, what tells this run from others. Raises SystemdError."""
+        """Returns, of the units that run, the invocation ID that tells this run from others. Raises SystemdError."""
         return live.invocations(units)
 
 
@@ -66,7 +66,7 @@ class LiveSystemd:
 def changing(
     store: Store, *, wait: bool = False, remove_leftovers: Callable[[], None] = live.remove_leftovers
 ) -> Iterator[None]:
-    """Hold the lock of everything that changes the store, without what killed commands left there and elsewhere.
+    """Holds the lock of everything that changes the store, without what killed commands left there and elsewhere.
 
     Raises BusyError, unless this is to wait, and StoreError.
     """
@@ -85,7 +85,7 @@ def read_active(store: Store) -> tuple[Generation, Content] | None:
 
 
 def check_in_force(systemd: Units, generation: Generation) -> tuple[str, ...]:
-    """Compare what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
+    """Compares what systemd holds with a generation; returns notes on overrides. Raises SystemdError on differences."""
     services = generation.read().services()
     compared = [compare_unit(service, systemd.unit_properties(service.unit)) for service in services]
     for service in services:
@@ -110,7 +110,7 @@ def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
 
 
 def running_among(systemd: Units, units: Iterable[str]) -> tuple[str, ...]:
-    """Those of the units that run now: they have what was in force when they started."""
+    """Returns the units that run now: they have the values that were in force when they started."""
     return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
 
 
@@ -121,7 +121,7 @@ def refuse_foreign(generation: Generation) -> None:
 
 
 def refuse_other_host(content: Content, number: int, now: Mapping[str, str]) -> None:
-    """Raise StoreError when a generation was made for other CPUs or nodes than this host has now."""
+    """Raises StoreError when a generation was made for other CPUs or nodes than this host has now."""
     if content.manifest != now:
         raise StoreError(
             f"generation {number} was made for CPUs {content.manifest.get('cpus_online')}, this host has CPUs "

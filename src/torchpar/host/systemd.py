@@ -56,7 +56,7 @@ def require_systemd() -> None:
 
 
 def loaded_units() -> Path | None:
-    """Where the units are that systemd has read from generators; None where it is not this host's init."""
+    """Finds the folder of the units that systemd has from generators; None where it is not this host's init."""
     return GENERATED if is_running() else None
 
 

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def serve(options: EngineOptions, sockets: Sequence[socket.socket], grpc: str, drain: float) -> None:
-    """Load, accept, and on SIGTERM finish what was accepted."""
+    """Loads, accepts, and on SIGTERM finishes what was accepted."""
     engine = Engine(options)
     await engine.start()
     front = Front(engine, grpc=[grpc] if grpc else [])

@@ -53,7 +53,7 @@ def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[
 
 
 def engine_options(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> EngineOptions:
-    """What the engine of one process is told."""
+    """Makes the options of one process's engine."""
     serve = settings.serve
     assert serve
     return EngineOptions(

@@ -33,7 +33,7 @@ UNKNOWN = {1: 0.01}
 
 
 def load_served(file: ModelFile, options: EngineOptions, statistics: Statistics) -> Served:
-    """Load a version, warm it up and measure it. Raises ModelError."""
+    """Loads a version, warms it up and measures it. Raises ModelError."""
     began = time.monotonic()
     files = own_files(file.path)
     runner = make_runner(file, options)
@@ -94,7 +94,7 @@ def load_served(file: ModelFile, options: EngineOptions, statistics: Statistics)
 
 
 def make_runner(file: ModelFile, options: EngineOptions) -> Runner:
-    """Threads for what computes without Python's lock, processes for the rest and for accelerators."""
+    """Makes threads for models that compute without Python's lock, processes for the rest and for accelerators."""
     devices = [f"cuda:{i}" for i in range(options.gpus)]
     threads = {"auto": runs_in_threads(file.path), "thread": True, "process": False}[options.backend]
     if devices or not threads:
@@ -111,7 +111,7 @@ def make_runner(file: ModelFile, options: EngineOptions) -> Runner:
 
 
 def save_curve(served: Served, file: ModelFile, options: EngineOptions) -> None:
-    """Keep what was learned for the next start."""
+    """Keeps what was learned for the next start."""
     if options.state is None:
         return
     path = _state_path(file, options.state)
@@ -125,7 +125,7 @@ def save_curve(served: Served, file: ModelFile, options: EngineOptions) -> None:
 
 
 def _most(runner: Runner, options: EngineOptions) -> int | None:
-    """Rows of one batch, at the most."""
+    """Returns the most rows that one batch may have."""
     limits = [limit for limit in (options.max_batch, runner.max_batch) if limit]
     return min(limits) if limits else None
 
@@ -155,7 +155,7 @@ def _curve(file: ModelFile, runner: Runner, probe: Probe, options: EngineOptions
 
 
 def _team_from(runner: Runner, probe: Probe, curve: Curve, options: EngineOptions) -> int | None:
-    """From how many rows on a request that is alone is computed by all threads at once; None where that is no gain.
+    """Returns from how many rows on all threads compute a single request together; None where that is no gain.
 
     A team waits for its last thread: on CPUs that others use too, one that is held up holds up all. Then never.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What is served, and how.
+    """The options of an engine: models, limits and times.
 
     name is the service's, and a single model's. model is a file or a directory of models, handler a Python file; one of
     the two is set. workers counts the computations that run at the same time, each with one thread. backend is "auto",

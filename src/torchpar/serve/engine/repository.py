@@ -26,7 +26,7 @@ class Repository:
         self._statistics: dict[tuple[str, str], Statistics] = {}
 
     def look(self) -> list[ModelFile]:
-        """What is on disk now. Raises ModelError."""
+        """Finds the versions that are on disk now. Raises ModelError."""
         path = self._options.handler or self._options.model
         if path is None:
             raise ModelError("neither Model= nor Handler= says what to serve")
@@ -105,7 +105,7 @@ class Repository:
         retired(served)
 
     def gone(self, served: Served) -> None:
-        """A version that was taken has answered all it had."""
+        """Takes note that a version that was taken out has answered all it had."""
         key = (served.name, served.version)
         if self._states.get(key, ("", ""))[0] == UNLOADING:
             self._states[key] = (UNAVAILABLE, "unloaded")

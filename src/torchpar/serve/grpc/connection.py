@@ -96,7 +96,7 @@ class Connection(Taking):
     # ---- frames in ----
 
     def _read(self) -> None:  # noqa: C901 - a branch for each state of a connection
-        """Take the frames that are whole, as far as the allowance goes."""
+        """Takes the frames that are whole, as far as the allowance goes."""
         data, offset = self._rest, 0
         if not self._begun:
             if not PREFACE.startswith(data[: len(PREFACE)]):

@@ -203,7 +203,7 @@ def _number(block: bytes, offset: int, bits: int) -> tuple[int, int]:
 
 
 def _skip_literal(block: bytes, offset: int) -> int:
-    """Where a field ends that neither is wanted nor changes the table."""
+    """Returns the end of a field that is neither wanted nor changes the table."""
     number, offset = _number(block, offset, 4)
     for _ in range(1 if number else 2):
         size, offset = _number(block, offset, 7)

@@ -98,7 +98,7 @@ class Application:
             self._page(exchange)
 
     def _server_options(self, exchange: Exchange) -> None:
-        """What the server can, of no path (OPTIONS *)."""
+        """Answers OPTIONS *, which names no path: the methods of the server."""
         if exchange.method != b"OPTIONS":
             raise ServeError(404, "there is nothing at *")
         self._method(exchange, "GET", "HEAD", "POST", well=self._is_ready())
