@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.reports import RankReport
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,5 @@ class RunningUnit:
     cpuset: CpuSet | None = None
     throttled: int | None = None
     periods: int = 0
-    ranks: tuple[Mapping[str, int], ...] = ()
+    ranks: tuple[RankReport, ...] = ()
     unread: str = ""

@@ -7,20 +7,17 @@ is left out; what only root may read is None. Sources: proc(5), numa(7) for numa
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.paths import JOBS
-from torchpar.contract.typed_json import ShapeError, parse_json, shape
+from torchpar.contract.reports import RankReport
 from torchpar.facts.running import Process, RunningUnit
+from torchpar.host.job_folder import read_rank_reports
 from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.reading import NotReadableError, Reader
 from torchpar.host.threads import MOST_THREADS, ThreadReader, read_cpu_seconds
@@ -34,10 +31,9 @@ _GRACE = 1.2
 
 # Where systemd's own hierarchy can be: unified, hybrid, and cgroup v1.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
-_RANKS = Path(JOBS)
-_MOST_RANKS = 1024  # of one unit
-_MOST_FILES = 2**14  # in the folder of its ranks, in which it may make any
-_MOST_GROUPS = 1024  # below its own, where Delegate= lets it make some
+# Below its own, where Delegate= lets it make some; and the entries of one.
+_MOST_GROUPS = 1024
+_MOST_ENTRIES = 2**14
 
 # A mapping that begins with its address, and the policy. A path in the line has no line break and no space
 # (seq_file_path() in the kernel), but any other byte.
@@ -86,16 +82,16 @@ class _Look:
         self, unit: str, main_pid: int, group: str | None, variables: frozenset[str], proc: ProcReader
     ) -> None:
         self.processes: list[Process] = []
-        self.ranks: list[dict[str, int]] = []
+        self.ranks: list[RankReport] = []
         self.unread = ""
         self._unit, self._main_pid, self._group = unit, main_pid, group
         self._variables, self._proc, self._threads = variables, proc, ThreadReader(proc)
 
     def take(self) -> None:
         try:
-            self.ranks += _read_ranks(self._unit)
+            self.ranks += read_rank_reports(self._unit)
             pids = self._pids()
-            first = [pid for pid in (self._main_pid, *(rank["pid"] for rank in self.ranks)) if pid in pids]
+            first = [pid for pid in (self._main_pid, *(rank.pid for rank in self.ranks)) if pid in pids]
             for pid in dict.fromkeys([*first, *sorted(pids)]):
                 process = self._read(pid)
                 if process:
@@ -163,7 +159,7 @@ def _pids(group: str, proc: ProcReader) -> Iterator[int]:
             for lines in proc.pieces(f"{folder}/cgroup.procs", b"\n"):
                 yield from map(int, lines.split())
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            folders += (entry.path for entry in itertools.islice(entries, _MOST_FILES) if entry.is_dir())
+            folders += (entry.path for entry in itertools.islice(entries, _MOST_ENTRIES) if entry.is_dir())
     raise TooLongError
 
 
@@ -198,39 +194,6 @@ def _read_variables(proc: ProcReader, pid: int, names: Collection[str]) -> dict[
     for variables in proc.pieces(f"{pid}/environ", b"\0"):
         found |= {os.fsdecode(match[1]): os.fsdecode(match[2]) for match in assignment.finditer(variables)}
     return found
-
-
-def _read_ranks(unit: str) -> Iterator[dict[str, int]]:
-    """Reads the reports of the ranks. Any process of the service's user can write there, so nothing is trusted."""
-    folder = _RANKS / unit.removesuffix(".service")
-    try:
-        # Not by a glob, which lists the whole folder before it gives the first.
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in itertools.islice(entries, _MOST_FILES)]
-    except OSError:
-        return
-    for name in sorted(name for name in names if re.fullmatch(r"rank-\d+\.json", name))[:_MOST_RANKS]:
-        try:
-            rank = shape(parse_json(_read_foreign(folder / name)), _Rank)
-        except (OSError, ShapeError):
-            continue
-        yield dataclasses.asdict(rank)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rank:
-    pid: int
-    local_rank: int
-    threads: int
-
-
-def _read_foreign(path: Path) -> bytes:
-    """Reads the start of a regular file; a pipe must not hold whoever reads, a link must not lead elsewhere."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 65536) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-    finally:
-        os.close(descriptor)
 
 
 def _cpuset(path: str) -> CpuSet | None:

@@ -6,44 +6,41 @@ Told to people as one line in the journal, and to torchpar as a file in the serv
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.journal import Priority, say
-
-VERSION = 1
-
-
-def observe(torch: Any, local_rank: int) -> dict[str, Any]:
-    """Returns the truth of this process as JSON data; cpus is a list in the kernel's syntax."""
-    return {
-        "version": VERSION,
-        "pid": os.getpid(),
-        "local_rank": local_rank,
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "interop_threads": torch.get_num_interop_threads(),
-        "cpus": str(CpuSet(os.sched_getaffinity(0))),
-        "allocator": _allocator(),
-    }
+from torchpar.contract.reports import RankReport, make_rank_json, rank_file
 
 
-def tell(truth: dict[str, Any]) -> None:
-    """Writes one line to the journal, and rank-N.json to the service's RuntimeDirectory= if it has one."""
-    threads = truth["threads"]
+def observe(torch: Any, local_rank: int) -> RankReport:
+    """The truth of this process."""
+    return RankReport(
+        pid=os.getpid(),
+        local_rank=local_rank,
+        torch=str(torch.__version__),
+        threads=torch.get_num_threads(),
+        interop_threads=torch.get_num_interop_threads(),
+        cpus=str(CpuSet(os.sched_getaffinity(0))),
+        allocator=_allocator(),
+    )
+
+
+def tell(report: RankReport) -> None:
+    """One line for the journal, and rank-N.json in the service's RuntimeDirectory= if it has one."""
+    threads = report.threads
     say(
-        f"torch {truth['torch']}, {threads} thread{'' if threads == 1 else 's'}, {truth['interop_threads']} interop,"
-        f" CPUs {truth['cpus']}, allocator {truth['allocator']}"
+        f"torch {report.torch}, {threads} thread{'' if threads == 1 else 's'}, {report.interop_threads} interop,"
+        f" CPUs {report.cpus}, allocator {report.allocator}"
     )
     # systemd separates several directories by colons.
     directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if directory:
-        path = os.path.join(directory, f"rank-{truth['local_rank']}.json")
+        path = os.path.join(directory, rank_file(report.local_rank))
         try:
-            _write_whole(path, json.dumps(truth, sort_keys=True) + "\n")
+            _write_whole(path, make_rank_json(report))
         except OSError as error:
             say(
                 f"{path}: cannot be written: {error.strerror}; torchpar verify will not know this process's threads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import faulthandler
 import itertools
 import os
@@ -130,7 +131,8 @@ class _Serving:
         # Nobody is answered before it is certain that the others serve the same.
         self._send_serves(loaded=True)
         await self._go
-        tell({**observe(sys.modules["torch"], self._rank.local_rank), "threads": self._engine.options.workers})
+        report = observe(sys.modules["torch"], self._rank.local_rank)
+        tell(dataclasses.replace(report, threads=self._engine.options.workers))
         await front.start(self._sockets)
         untried = sorted({entry.name for entry in self._engine.index() if entry.state == READY and entry.reason})
         self._channel.send(ready=True, untried=untried)

@@ -148,7 +148,7 @@ def _locality(plan: ServiceRecord, running: RunningUnit) -> str:
 def _allocator(plan: ServiceRecord, running: RunningUnit) -> Item:
     """The malloc of the main process, and of each rank where that is torchrun: ranks are what allocates."""
     expected = "glibc" if plan.allocator == "none" else plan.allocator
-    ranks = {rank.get("pid") for rank in running.ranks}
+    ranks = {rank.pid for rank in running.ranks}
     looked_at = [process for process in running.processes if process.pid == running.main_pid or process.pid in ranks]
     all_seen = not running.unread or ranks <= {process.pid for process in running.processes}
     if _main(running) is None or not all_seen or any(process.allocator is None for process in looked_at):
@@ -195,7 +195,7 @@ def _threads(plan: ServiceRecord, running: RunningUnit) -> Item:
     pids = {process.pid for process in running.processes}
     if plan.kind == "train" and len(planned) == 1 and (item := _own_ranks(plan, running, expected)):
         return item
-    told = {rank.get("local_rank"): rank.get("threads") for rank in running.ranks if rank.get("pid") in pids}
+    told = {rank.local_rank: rank.threads for rank in running.ranks if rank.pid in pids}
     if not told and not running.unread:
         return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
     actual = ", ".join(str(told.get(rank, "?")) for rank in planned)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.unit.records import make_record
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.reports import RankReport
 from torchpar.facts.running import Process, RunningUnit
-from torchpar.host import processes
 from torchpar.host.processes import read_running_unit
 from torchpar.verify.compare import Verdict, summary, verify
 from torchpar.verify.observe import item_json
@@ -43,6 +37,8 @@ PROCESS = Process(
     environment={"OMP_NUM_THREADS": "2", "HOME": "/"},
 )
 
+RANK = RankReport(pid=10, local_rank=0, torch="2.13.0", threads=2, interop_threads=1, cpus="0-1", allocator="jemalloc")
+
 RUNNING = RunningUnit(
     unit="torchpar-train@a.service",
     main_pid=10,
@@ -51,7 +47,7 @@ RUNNING = RunningUnit(
     cpuset=CpuSet([0, 1]),
     throttled=0,
     periods=0,
-    ranks=({"pid": 10, "local_rank": 0, "threads": 2},),
+    ranks=(RANK,),
 )
 
 
@@ -87,9 +83,8 @@ def test_a_rank_without_the_allocator_is_drift() -> None:
     """torchrun has it and the rank that it started has not; loader workers and compilers are not asked."""
     others = (dataclasses.replace(PROCESS, pid=11, allocator="glibc"), dataclasses.replace(PROCESS, pid=12))
     running = dataclasses.replace(RUNNING, processes=(PROCESS, *others))
-    rank = {"local_rank": 0, "threads": 2}
     for pid, verdict in ((10, Verdict.OK), (11, Verdict.DRIFT), (12, Verdict.OK)):
-        item = verify(make_record(PLAN), dataclasses.replace(running, ranks=({"pid": pid, **rank},)))[3]
+        item = verify(make_record(PLAN), dataclasses.replace(running, ranks=(dataclasses.replace(RANK, pid=pid),)))[3]
         assert (item.what, item.verdict) == ("allocator", verdict)
 
 
@@ -247,27 +242,6 @@ def test_a_process_that_has_overwritten_its_environment_is_unknown_and_no_drift(
     assert "overwritten" in item.actual
 
 
-def test_a_folder_of_a_million_files_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service's user may make them where the ranks say who they are."""
-    folder = tmp_path / "torchpar-train@a"
-    monkeypatch.setattr(processes, "_RANKS", tmp_path)
-    assert list(processes._read_ranks("torchpar-train@a.service")) == []
-    folder.mkdir()
-    rank = {"pid": 10, "local_rank": 0, "threads": 2}
-    for name in ("rank-0.json", "rank-0.json.new", "rank-x.json"):
-        (folder / name).write_text(json.dumps(rank))
-    assert list(processes._read_ranks("torchpar-train@a.service")) == [rank]
-    seen: list[object] = []
-
-    @contextlib.contextmanager
-    def endless(path: object) -> Iterator[Iterator[SimpleNamespace]]:
-        yield (seen.append(path) or SimpleNamespace(name=f"{number}") for number in itertools.count())
-
-    monkeypatch.setattr(os, "scandir", endless)
-    assert list(processes._read_ranks("torchpar-train@a.service")) == []
-    assert len(seen) < 100_000
-
-
 @pytest.mark.subprocess
 def test_an_overwritten_environment_is_read_as_no_variables() -> None:
     """Zeros, behind the end of a name that was too long for the command line alone."""
@@ -297,8 +271,8 @@ input()
         ({"throttled": 1, "periods": 100}, "CPU quota", Verdict.OK),
         ({"throttled": 50, "periods": 100}, "CPU quota", Verdict.DRIFT),
         ({"ranks": ()}, "threads", Verdict.NOT_APPLICABLE),
-        ({"ranks": ({"pid": 10, "local_rank": 0, "threads": 1},)}, "threads", Verdict.DRIFT),
-        ({"ranks": ({"pid": 99, "local_rank": 0, "threads": 1},)}, "threads", Verdict.NOT_APPLICABLE),
+        ({"ranks": (dataclasses.replace(RANK, threads=1),)}, "threads", Verdict.DRIFT),
+        ({"ranks": (dataclasses.replace(RANK, pid=99, threads=1),)}, "threads", Verdict.NOT_APPLICABLE),
         ({"main_pid": 11}, "allocator", Verdict.UNKNOWN),
     ],
 )
