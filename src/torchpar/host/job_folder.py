@@ -1,14 +1,15 @@
 """Reads what services tell of themselves, in folders where their users may put anything.
 
-Nothing there leads elsewhere or holds whoever reads: openat2(2) opens a name below the folder of all services without
-following a link and without entering a file system that is mounted there (a user may mount one of their own, which
-never answers). A pipe is not waited for (O_NONBLOCK), and only regular files of the service's user or root are read.
+Nothing there leads elsewhere or holds whoever reads. What has a name is first held without being opened (O_PATH), which
+asks no file system: no link is followed, and what is mounted there is let go, as a user may mount what never answers.
+Only then it is looked at, and only regular files of the service's user or root are read. openat2(2) would do it all in
+one call, but RestrictSUIDSGID= takes that from torchpard.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import itertools
 import os
 import stat
@@ -20,18 +21,7 @@ from torchpar.contract.reports import MOST_RANK_BYTES, RANK_FILE, RankReport, pa
 _MOST_FILES = 2**14  # of a folder that are looked at
 _MOST_RANKS = 1024
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-# <linux/openat2.h>, which Python has not: the number is the same on every architecture of Debian's.
-_OPENAT2 = 437
-_NO_XDEV, _NO_SYMLINKS, _BENEATH = 0x01, 0x04, 0x08
-
-
-class _How(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-_LIBRARY = ctypes.CDLL(None, use_errno=True)
+_HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
@@ -39,7 +29,7 @@ def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
     try:
         with _folder(unit, jobs) as folder:
             # Not by a list, which has the whole folder before it gives the first.
-            with os.scandir(folder) as entries:
+            with _opened(f"/proc/self/fd/{folder}") as file, os.scandir(file) as entries:
                 names = [entry.name for entry in itertools.islice(entries, _MOST_FILES)]
             for name in sorted(filter(RANK_FILE.fullmatch, names))[:_MOST_RANKS]:
                 with contextlib.suppress(OSError):
@@ -51,39 +41,51 @@ def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
 
 @contextlib.contextmanager
 def _folder(unit: str, jobs: str) -> Iterator[int]:
-    """The folder of a service, open. Raises OSError."""
-    parent = os.open(jobs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """The folder of a service, held. Raises OSError."""
+    parent = os.open(jobs, _HELD | os.O_DIRECTORY)
     try:
-        folder = _open(parent, unit.removesuffix(".service"), os.O_DIRECTORY)
+        with _held(parent, unit.removesuffix(".service"), os.O_DIRECTORY) as folder:
+            yield folder
     finally:
         os.close(parent)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
 
 
-def _read(folder: int, name: str, most: int) -> bytes:
-    """The first bytes of a file, of the folder's owner or root: b"" of anything else. Raises OSError."""
-    descriptor = _open(folder, name)
+@contextlib.contextmanager
+def _held(folder: int, name: str, flags: int = 0) -> Iterator[int]:
+    """What has this name in a folder, on the folder's own file system. Raises OSError."""
+    if "/" in name:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+    descriptor = os.open(name, _HELD | flags, dir_fd=folder)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.fstat(folder).st_uid):
-            return b""
-        # Its size is no promise: it may have shrunk meanwhile.
-        return os.pread(descriptor, min(most, status.st_size), 0)
+        if _mount_of(descriptor) != _mount_of(folder):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _open(folder: int, name: str, flags: int = 0) -> int:
-    """Open what has this name in a folder. Raises OSError."""
-    how = _How(_FLAGS | flags, 0, _NO_XDEV | _NO_SYMLINKS | _BENEATH)
-    path = os.fsencode(name)
-    descriptor: int = _LIBRARY.syscall(
-        ctypes.c_long(_OPENAT2), ctypes.c_int(folder), path, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-    )
-    if descriptor < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), name)
-    return descriptor
+def _mount_of(descriptor: int) -> bytes:
+    """The mount that something is on, of which the kernel knows by itself; see proc_pid_fdinfo(5)."""
+    with _opened(f"/proc/self/fdinfo/{descriptor}") as file:
+        return os.read(file, 4096).partition(b"mnt_id:")[2].split()[0]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    # One that has a lease on it would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(folder: int, name: str, most: int) -> bytes:
+    """The first bytes of a file, of the folder's owner or root: b"" of anything else. Raises OSError."""
+    with _held(folder, name) as held:
+        status = os.fstat(held)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.fstat(folder).st_uid):
+            return b""
+        with _opened(f"/proc/self/fd/{held}") as file:
+            # Its size is no promise: it may have shrunk meanwhile.
+            return os.pread(file, min(most, status.st_size), 0)
