@@ -1,6 +1,6 @@
 """What a job may do to whoever looks at it, by the name in its arguments; says "ready" and waits.
 
-Runs in the machine, as the script of a training service, with nothing but the standard library.
+Runs in the machine, as the script of a training service, with the standard library and torchpar's runtime.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-SOCKET, JOBS = "/run/torchpar/torchpard.sock", "/run/torchpar/job.sock"
+SOCKET, JOBS = "/run/torchpar/torchpard.sock", "/run/torchpar-jobs"
 
 # A line of its own for whoever splits at it, escape sequences, no UTF-8, what the kernel would say, and no end.
 NAME = b"x\n\x0b\x0c1 bind:9 N7=7\x1b[2J\x1b]0;x\x07\x9b\xff\xe2\x80\xa8" + b"y" * 200
@@ -74,33 +74,53 @@ def connect(count: int = 900) -> None:
             held.pop(0).close()
 
 
-def send() -> None:
-    """Send datagrams: what is no report, and what is one."""
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    for number in itertools.count():
-        try:
-            door.sendto(os.urandom(500) if number % 2 else json.dumps(report(number)).encode(), JOBS)
-        except OSError:
-            time.sleep(0.001)
+def spoil(count: int = 100_000) -> None:
+    """Put whatever can be there where the ranks tell how they do, by turns; and a hundred thousand files beside it."""
+    os.chdir(os.environ["RUNTIME_DIRECTORY"])
+    for number in range(1, count):
+        os.close(os.open(f"rank-{number}.json", os.O_WRONLY | os.O_CREAT))
+
+    def sparse(name: str) -> None:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT))
+        os.truncate(name, 2**40)
+
+    def cut(name: str) -> None:
+        file = os.open(name, os.O_RDWR | os.O_CREAT)
+        for length in range(5_000):
+            os.pwrite(file, os.urandom(4096), 0)
+            os.ftruncate(file, length)
+        os.close(file)
+
+    def link(name: str) -> None:
+        os.symlink("/dev/zero", name)
+
+    for make in itertools.cycle((os.mkfifo, link, sparse, cut, os.mkdir)):
+        for name in ("progress", "rank-0.json"):
+            try:
+                os.rename(name, f"old-{name}")
+            except OSError:
+                pass
+            make(name)
+        for name in ("old-progress", "old-rank-0.json"):
+            try:
+                os.rmdir(name) if os.path.isdir(name) else os.unlink(name)
+            except OSError:
+                pass
+        time.sleep(0.3)
 
 
-def report(steps: int) -> dict[str, Any]:
-    """A rank's message; see runtime/patches/progress.py."""
-    return {
-        "version": 1, "local_rank": 0, "time": time.monotonic(), "steps": steps, "samples": steps, "batches": steps,
-        "waited": 0.0,
-    }  # fmt: skip
+def train() -> None:
+    """Make ten steps a second, and tell them as a rank does."""
+    from torchpar.contract.job import parse_job_environment
+    from torchpar.runtime.patches.progress import Meter
 
-
-def report_as_a_rank_does() -> None:
-    """Every two seconds, and without waiting."""
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    for steps in itertools.count():
-        try:
-            door.sendto(json.dumps(report(steps)).encode(), socket.MSG_DONTWAIT, JOBS)
-            time.sleep(2.0)
-        except OSError:
-            time.sleep(0.4)
+    settings = parse_job_environment(os.environ)
+    rank = settings.rank(0) if settings else None
+    assert rank
+    meter = Meter(None, rank)
+    while True:
+        meter.step(meter)
+        time.sleep(0.1)
 
 
 def attempts(sibling: str, pid: int) -> dict[str, str]:
@@ -124,7 +144,8 @@ def attempts(sibling: str, pid: int) -> dict[str, str]:
         "add to the conf": lambda: open("/etc/x.conf", "w"),
         "write the store": lambda: open("/var/lib/torchpar/active/plan.json", "a"),
         "write another service's state": lambda: open(f"/var/lib/torchpar/train/{sibling}/x", "w"),
-        "see another service's sockets": lambda: os.listdir(f"/run/torchpar-jobs/torchpar-train@{sibling}"),
+        "see another service's sockets": lambda: os.listdir(f"{JOBS}/torchpar-train@{sibling}"),
+        "tell how another service does": lambda: open(f"{JOBS}/torchpar-train@{sibling}/progress", "a"),
         "write in /usr": lambda: open("/usr/lib/torchpar/x", "w"),
         "read another user's processes": lambda: os.listdir("/proc/1"),
         "ask torchpard": lambda: socket.socket(socket.AF_UNIX).connect(SOCKET),
@@ -157,10 +178,10 @@ def main() -> None:
     elif what == "many":
         be_many()
     elif what == "flood":
-        for work in (connect, connect, send, send):
+        for work in (connect, connect, spoil):
             threading.Thread(target=work, daemon=True).start()
     elif what == "good":
-        threading.Thread(target=report_as_a_rank_does, daemon=True).start()
+        threading.Thread(target=train, daemon=True).start()
     elif what == "tries":
         with open("/srv/sibling", encoding="ascii") as file:
             sibling, pid = file.read().split()

@@ -20,11 +20,9 @@ TEMPLATES = "/usr/share/torchpar/templates"
 # Generations, and the link to the one in force.
 STORE = "/var/lib/torchpar"
 
-# torchpard's sockets: its state, the same for root alone, as the other may have a thousand others waiting at it, and
-# where it hears how far jobs are.
+# torchpard's sockets: its state, and the same for root alone, as the other may have a thousand others waiting at it.
 STATUS_SOCKET = "/run/torchpar/torchpard.sock"
 ROOT_STATUS_SOCKET = "/run/torchpar/root.sock"
-JOB_SOCKET = "/run/torchpar/job.sock"
 
 # In it a folder for each running service, named as its unit without ".service", with what its ranks say.
 JOBS = "/run/torchpar-jobs"

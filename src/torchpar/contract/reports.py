@@ -1,6 +1,8 @@
 """What the processes of a service tell of themselves, both directions: files in the service's RuntimeDirectory=.
 
-`rank-N.json` has what holds in a process once torch is imported.
+`rank-N.json` has what holds in a process once torch is imported. `progress` has how far training is: a part for each
+rank, in which its last sixteen totals stand in slots of fixed size, the next one in the place of the oldest. Each slot
+has a checksum, so whoever reads while a rank writes has the others whole; nobody waits for anybody.
 
 Whatever runs as the service's user can write there: what is read is one of these values or nothing. Runs under any
 Python from 3.9 on.
@@ -8,9 +10,14 @@ Python from 3.9 on.
 
 from __future__ import annotations
 
+import binascii
 import json
 import re
+import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from operator import itemgetter, le
+from typing import Any
 
 from torchpar.contract.typed_json import ShapeError, parse_json, shape
 
@@ -56,3 +63,106 @@ def parse_rank_json(text: bytes) -> RankReport | None:
         return shape(data, RankReport) if shape(data, _Version).version == VERSION else None
     except ShapeError:
         return None
+
+
+PROGRESS_FILE = "progress"
+# With one every two seconds, the rates are those of the last half a minute.
+SLOTS = 16
+MOST_RANKS = 256
+
+# The first four bytes, the checksum of the rest, then the fields of Progress in their order. What a later version adds
+# has room behind them.
+_MAGIC = b"tpr1"
+_FIELDS = struct.Struct("<IIdQQQddQQI?")
+_PID, _RANK, _TIME, _GROWING = 0, 1, 2, slice(2, 10)
+_BODY_BYTES = 120
+_SLOT = struct.Struct(f"<4sI{_BODY_BYTES}s")
+_RANK_BYTES = SLOTS * _SLOT.size
+
+# Of any number: a float has all below it.
+_MOST = 2.0**53
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The totals of one process at `time`, the kernel's monotonic clock; see Meter in runtime/patches/progress.py.
+
+    `time`, `waited` and `fetching` are in seconds.
+    """
+
+    pid: int
+    local_rank: int
+    time: float
+    steps: int
+    samples: int
+    batches: int
+    waited: float
+    fetching: float
+    fetched: int
+    iterators: int
+    workers: int
+    pageable: bool
+
+
+@dataclass(frozen=True)
+class RankProgress:
+    """The oldest and the latest totals of a rank that are known; the same where there is one."""
+
+    first: Progress
+    last: Progress
+
+
+def make_slot(progress: Progress, number: int) -> tuple[int, bytes]:
+    """Where the totals go that a process tells as its `number`th, and their bytes. Raises ValueError where none is."""
+    if not 0 <= progress.local_rank < MOST_RANKS:
+        raise ValueError(f"rank {progress.local_rank} has no place among {MOST_RANKS}")
+    try:
+        body = _FIELDS.pack(*vars(progress).values()).ljust(_BODY_BYTES, b"\0")
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+    place = progress.local_rank * _RANK_BYTES + number % SLOTS * _SLOT.size
+    return place, _SLOT.pack(_MAGIC, binascii.crc32(body), body)
+
+
+def progress_bytes(ranks: int) -> int:
+    """How long the file is at the most of so many ranks."""
+    return min(ranks, MOST_RANKS) * _RANK_BYTES
+
+
+def parse_progress(data: bytes) -> tuple[RankProgress, ...]:
+    """What each rank has told, of its latest process alone; ranks that have told nothing are left out."""
+    parts = (data[at : at + _RANK_BYTES] for at in range(0, min(len(data), progress_bytes(MOST_RANKS)), _RANK_BYTES))
+    ranks = (_latest(list(_slots(part, number))) for number, part in enumerate(parts))
+    return tuple(rank for rank in ranks if rank)
+
+
+# A tuple with the fields of Progress: of many that torchpard looks at, few become values.
+_Values = tuple[Any, ...]
+
+
+def _slots(part: bytes, local_rank: int) -> Iterator[_Values]:
+    """The totals that stand in the part of a rank, in the order of their places."""
+    for magic, checksum, body in _SLOT.iter_unpack(part[: len(part) // _SLOT.size * _SLOT.size]):
+        if magic == _MAGIC and binascii.crc32(body) == checksum:
+            values = _FIELDS.unpack_from(body)
+            if values[_RANK] == local_rank and 0 <= values[_TIME] < _MOST:
+                yield values
+
+
+def _latest(told: list[_Values]) -> RankProgress | None:
+    """Those of the process that told last, from where on its totals only grow, as they do in one process."""
+    if not told:
+        return None
+    told.sort(key=itemgetter(_TIME), reverse=True)
+    first = last = told[0]
+    for earlier in told[1:]:
+        # NaN is not less, nor more.
+        if earlier[_PID] != first[_PID] or not all(map(le, earlier[_GROWING], first[_GROWING])):
+            break
+        first = earlier
+    return RankProgress(Progress(*first), Progress(*last)) if _are_sound(first) and _are_sound(last) else None
+
+
+def _are_sound(values: _Values) -> bool:
+    """Whether all are finite and in range; NaN is in none."""
+    return all(0 <= value < _MOST for value in values)

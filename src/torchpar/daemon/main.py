@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from torchpar.contract.errors import printable
 from torchpar.contract.journal import Priority, write
 from torchpar.contract.notify import Notifier
-from torchpar.contract.paths import JOB_SOCKET, ROOT_STATUS_SOCKET, STATUS_SOCKET
-from torchpar.daemon.job_socket import Receiver, read_cgroup_of
+from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.look import Looks
 from torchpar.daemon.status_socket import Client, Server, Users
 from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.host.job_folder import read_progress
 from torchpar.verify.observe import live_readers
 
 # Seconds until the loop comes round by itself.
@@ -40,9 +40,8 @@ OLDER = "torchpard is still looking, and this is what it saw before"
 
 @dataclass(frozen=True)
 class Sockets:
-    """The paths at which torchpard listens: to jobs, to root, and to members of its group."""
+    """The paths at which torchpard listens: to root, and to members of its group."""
 
-    job: str = JOB_SOCKET
     root: str = ROOT_STATUS_SOCKET
     members: str = STATUS_SOCKET
 
@@ -57,7 +56,6 @@ class Daemon:
     def __init__(
         self,
         watch: Watch,
-        ledger: Ledger,
         notifier: Notifier,
         sockets: Sockets,
         *,
@@ -66,8 +64,6 @@ class Daemon:
     ) -> None:
         self.notifier = notifier
         self.selector = selectors.DefaultSelector()
-        # First of all: a job that reports meanwhile is heard.
-        self.receiver = Receiver(sockets.job, self.selector, ledger, read_cgroup_of)
         self._watch, self._clock = watch, clock
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked)
@@ -79,8 +75,9 @@ class Daemon:
         self._looks.want()
 
     def poll(self) -> None:
-        """See whether anything has changed."""
+        """See whether anything has changed, and how far the jobs are."""
         self._glances.want()
+        self._watch.read_progress(self._clock())
 
     def end_what_is_late(self) -> None:
         """Let go of looks and clients that have taken too long."""
@@ -136,9 +133,8 @@ class Daemon:
 
 def main() -> None:
     """Run torchpard on this host until SIGTERM or SIGINT."""
-    ledger = Ledger()
-    watch = Watch(Store(), systemd, live_readers(), ledger, tell)
-    run(Daemon(watch, ledger, Notifier(), Sockets(), users=Users()))
+    watch = Watch(Store(), systemd, live_readers(), Ledger(read_progress), tell)
+    run(Daemon(watch, Notifier(), Sockets(), users=Users()))
 
 
 def run(daemon: Daemon) -> None:
@@ -150,8 +146,7 @@ def run(daemon: Daemon) -> None:
     while not signals.came & {signal.SIGTERM, signal.SIGINT}:
         # The loop itself is what the watchdog watches.
         daemon.notifier.send(WATCHDOG="1")
-        resting = daemon.receiver.resume()
-        for key, _ in daemon.selector.select(timeout=pause if resting is None else min(pause, resting)):
+        for key, _ in daemon.selector.select(timeout=pause):
             key.data()
         daemon.end_what_is_late()
         if time.monotonic() >= next_poll or signal.SIGHUP in signals.came:

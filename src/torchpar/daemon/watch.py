@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torchpar.contract.advice import Loading, say_loading
+from torchpar.contract.advice import say_loading
 from torchpar.contract.errors import TorchparError
 from torchpar.contract.journal import Priority
 from torchpar.contract.unit_names import title_of
 from torchpar.daemon.look import Write
-from torchpar.daemon.throughput import Ledger
+from torchpar.daemon.throughput import Ledger, Throughput
 from torchpar.generations.store import Store
 from torchpar.host.systemd import Units
 from torchpar.verify.observe import Readers, observe
@@ -23,6 +23,8 @@ POLL_SECONDS = 5.0
 VERIFY_SECONDS = 60.0
 # After something has changed: a job that has just started has by then imported torch and begun to compute.
 SETTLING_SECONDS = 20.0
+# However many ask, what the jobs have told is read no more often.
+PROGRESS_SECONDS = 1.0
 
 
 class Systemd(Units, Protocol):
@@ -54,6 +56,7 @@ class Watch:
         self.stamp: str | None = None
         self._store, self._systemd, self._readers = store, systemd, readers
         self._ledger = ledger
+        self._next_progress = 0.0
         self._tell = tell
         self._applied_for: str | None = None
         self._problem = ""
@@ -131,7 +134,6 @@ class Watch:
             self._applied_for = applied["applied_for"]
             if applied["problem"]:
                 self._tell(Priority.WARNING, applied["problem"])
-        self._ledger.keep(service["unit"] for service in self.observation["services"])
         notices = self.observation["notices"]
         for notice in notices:
             if notice not in before:
@@ -139,6 +141,15 @@ class Watch:
         for notice in sorted(before - set(notices)):
             self._tell(Priority.INFO, f"no longer: {notice}")
         return True
+
+    def read_progress(self, now: float) -> None:
+        """See how far the jobs are. What they told is gone when they end, so this is for poll and question alike.
+
+        It waits for nothing, whatever they have put there; see job_folder.py.
+        """
+        if self.observation and now >= self._next_progress:
+            self._next_progress = now + PROGRESS_SECONDS
+            self._ledger.look({row["unit"]: len(row["threads"]) for row in self.observation["services"]})
 
     def status(self) -> str:
         """One line for `systemctl status torchpard`."""
@@ -159,26 +170,28 @@ class Watch:
 
     def answer(self, now: float, *notes: str) -> bytes:
         """The observation and how far the jobs are, as the line that clients get, with these notices besides."""
+        self.read_progress(now)
         services, notices = [], [*self.observation["notices"], *notes]
         for service in self.observation["services"]:
-            throughput = self._ledger.throughput(service["unit"], now)
-            loading = describe_loading(service, throughput) if throughput else None
-            running = bool(service["main_pid"])
-            services.append({**service, "throughput": throughput if running else None, "loading": loading})
-            if running and throughput and (throughput["bound"] == "loader" or throughput["loading"]["pageable"]):
+            throughput = self._ledger.now(service["unit"]) if service["main_pid"] else None
+            last = self._ledger.last(service["unit"])
+            loading = describe_loading(service, last) if last else None
+            services.append(
+                {**service, "throughput": throughput.as_json(now) if throughput else None, "loading": loading}
+            )
+            if throughput and (throughput.bound == "loader" or throughput.loading.pageable):
                 notices.append(f"{title_of(service['kind'], service['name'])} {loading}")
         return _line({**self.observation, "services": services, "notices": notices})
 
 
-def describe_loading(service: Mapping[str, Any], throughput: Mapping[str, Any]) -> str | None:
+def describe_loading(service: Mapping[str, Any], throughput: Throughput) -> str | None:
     """What a job's rank that waits most waits for, and what would help; None where the plan has no such rank."""
-    loading = dict(throughput["loading"])
-    local_rank = loading.pop("local_rank")
+    local_rank = throughput.local_rank
     if local_rank >= len(service["threads"]):
         return None
     asked = service["loader_workers"][local_rank]
     threads, budget = service["threads"][local_rank], service["budgets"][local_rank]
-    return say_loading(Loading(**loading), threads, budget, asked=asked > 0)
+    return say_loading(throughput.loading, threads, budget, asked=asked > 0)
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

@@ -16,12 +16,30 @@ import stat
 from collections.abc import Iterator
 
 from torchpar.contract.paths import JOBS
-from torchpar.contract.reports import MOST_RANK_BYTES, RANK_FILE, RankReport, parse_rank_json
+from torchpar.contract.reports import (
+    MOST_RANK_BYTES,
+    PROGRESS_FILE,
+    RANK_FILE,
+    RankProgress,
+    RankReport,
+    parse_progress,
+    parse_rank_json,
+    progress_bytes,
+)
 
 _MOST_FILES = 2**14  # of a folder that are looked at
 _MOST_RANKS = 1024
 
 _HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def read_progress(unit: str, ranks: int, jobs: str = JOBS) -> tuple[RankProgress, ...]:
+    """How far so many ranks of a service are; nothing where they have told nothing."""
+    try:
+        with _folder(unit, jobs) as folder:
+            return parse_progress(_read(folder, PROGRESS_FILE, progress_bytes(ranks)))
+    except OSError:
+        return ()
 
 
 def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.unit.contract.test_reports import FIRST
 from tests.unit.daemon.test_status_socket import turn
 from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
 from torchpar.contract.notify import Notifier
+from torchpar.contract.reports import RankProgress
 from torchpar.daemon.main import OLDER, Daemon, Sockets, run
 from torchpar.daemon.status_socket import Users
 from torchpar.daemon.throughput import Ledger
@@ -35,7 +37,7 @@ PATIENCE = 120.0
 
 
 def make_sockets(folder: Path) -> Sockets:
-    return Sockets(*(str(folder / name) for name in ("job", "root", "members")))
+    return Sockets(*(str(folder / name) for name in ("root", "members")))
 
 
 class Life:
@@ -52,10 +54,11 @@ class Life:
         self._reloads = folder / "reloads"
         self.host.systemd.reload_without_waiting = self.reload  # type: ignore[method-assign]
         readers = dataclasses.replace(self.host.readers, read_running_unit=self.read_running_unit)
-        ledger = Ledger()
-        self.watch = Watch(self.host.store, self.host.systemd, readers, ledger, self.tell)
+        self.progress: tuple[RankProgress, ...] = ()
+        self.read: list[str] = []
+        self.watch = Watch(self.host.store, self.host.systemd, readers, Ledger(self.read_progress), self.tell)
         users = Users(lambda client: self.uid, lambda uid: True)
-        self.daemon = Daemon(self.watch, ledger, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+        self.daemon = Daemon(self.watch, Notifier(), self._sockets, users=users, clock=lambda: self.now)
 
     def tell(self, priority: int, line: str) -> None:
         self.told.append(line)
@@ -73,6 +76,10 @@ class Life:
         if self.held:
             signal.pause()
         return self.host.read_running_unit(*arguments, **options)
+
+    def read_progress(self, unit: str, ranks: int) -> tuple[RankProgress, ...]:
+        self.read.append(unit)
+        return self.progress if unit == TRAIN else ()
 
     def ask(self, *, later: float = 0.0) -> dict[str, Any]:
         """What a client gets; `later`: the seconds that pass once it has asked."""
@@ -190,6 +197,32 @@ def test_an_edit_is_applied_by_itself_once(life: Life) -> None:
     assert life.reloads() == ["torchpard.service"] * 2 and life.told.count("systemd is busy") == 1
 
 
+def test_how_far_jobs_are_is_read_when_somebody_asks(life: Life) -> None:
+    """However many do, no more often than once a second; what a job waited for is known after its end."""
+    later = dataclasses.replace(FIRST, time=FIRST.time + 4, steps=FIRST.steps + 8, waited=FIRST.waited + 3)
+    life.progress = (RankProgress(FIRST, later),)
+    life.host.apply()
+    life.host.start(TRAIN)
+    life.ask()
+    life.now += 2
+
+    def row() -> dict[str, Any]:
+        return next(dict(service) for service in life.ask()["services"] if service["unit"] == TRAIN)
+
+    first = row()
+    assert (first["throughput"]["steps_per_second"], first["throughput"]["bound"]) == (2.0, "loader")
+    assert first["loading"].startswith("waited for data 75 % of the time")
+    count = life.read.count(TRAIN)
+    for _ in range(3):
+        row()
+    assert life.read.count(TRAIN) == count
+    life.progress = ()
+    life.host.systemd.runs.pop(TRAIN)
+    life.now += 2
+    last = row()
+    assert last["throughput"] is None and last["loading"] == first["loading"]
+
+
 # ---- what holds it ----
 
 
@@ -244,8 +277,9 @@ class Process:
             host = make_fake_host(folder)
             host.apply()
             readers = dataclasses.replace(host.readers, read_manifest=signal.pause) if held else host.readers
-            watch = Watch(host.store, host.systemd, readers, Ledger(), lambda priority, line: None)
-            run(Daemon(watch, Ledger(), Notifier(), make_sockets(folder), users=Users()))
+            ledger = Ledger(lambda unit, ranks: ())
+            watch = Watch(host.store, host.systemd, readers, ledger, lambda priority, line: None)
+            run(Daemon(watch, Notifier(), make_sockets(folder), users=Users()))
             status = 0
         except BaseException:  # noqa: BLE001  # it must not become a second pytest
             traceback.print_exc(file=sys.__stderr__)

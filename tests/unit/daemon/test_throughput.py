@@ -1,167 +1,114 @@
-"""How far the jobs are: what a message is, and the rates that follow from several."""
+"""How far the jobs are: the rates that follow from what their ranks tell."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
+from tests.unit.contract.test_reports import FIRST
 from torchpar.cli.status import speed
+from torchpar.contract.reports import MOST_RANKS, Progress, RankProgress
 from torchpar.contract.typed_json import parse_json, shape
 from torchpar.daemon.client import _Throughput
-from torchpar.daemon.throughput import Ledger, Report, parse_report
+from torchpar.daemon.throughput import Ledger, make_throughput
 
-UNIT = "torchpar-train@a.service"
-FIRST = Report(local_rank=0, time=100.0, steps=10, samples=640, batches=10, waited=0.5)
-
-
-def message(**fields: object) -> bytes:
-    return json.dumps({"version": 1, **asdict(FIRST), **fields}).encode()
+UNIT, OTHER = "torchpar-train@a.service", "torchpar-train@b.service"
 
 
-def later(report: Report, seconds: float, steps: int, samples: int, waited: float) -> Report:
-    return replace(
-        report,
-        time=report.time + seconds,
-        steps=report.steps + steps,
-        samples=report.samples + samples,
-        batches=report.batches + steps,
-        waited=report.waited + waited,
-    )
-
-
-def test_a_message_is_read_as_it_was_meant() -> None:
-    """Also with what a newer runtime may add."""
-    assert parse_report(message()) == FIRST
-    assert parse_report(message(colour="red")) == FIRST
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"[" * 1000,
-        b"\xff\xfe",
-        message(version=2),
-        message(steps=-1),
-        message(steps=True),
-        message(steps=1.5),
-        message(steps=2**60),
-        message(samples="9"),
-        message(local_rank=None),
-        message(waited=float("nan")),
-        message(time=float("inf")),
-        message(time=10**400),
-        message(waited=-(10**400)),
-        message(steps=10**400),
-        message(time=[1]),
-    ],
-)
-def test_anything_else_is_none(data: bytes) -> None:
-    """Whatever a job sends, it is a report or nothing."""
-    assert parse_report(data) is None
+def rank(first: Progress = FIRST, **totals: float) -> RankProgress:
+    """A rank whose latest totals are more than its first by so much."""
+    return RankProgress(first, replace(first, **{name: getattr(first, name) + more for name, more in totals.items()}))
 
 
 def test_rates_are_of_the_time_between_reports() -> None:
-    """One report has no rate yet; a lost one changes nothing."""
-    ledger = Ledger()
-    ledger.record(UNIT, 7, FIRST, 1000.0)
-    assert ledger.throughput(UNIT, 1000.0) is None
-    ledger.record(UNIT, 7, later(FIRST, 4.0, 20, 1280, 0.2), 1004.0)
-    assert ledger.throughput(UNIT, 1005.0) == {
+    """One report has no rate yet."""
+    assert make_throughput([]) is None
+    assert make_throughput([RankProgress(FIRST, FIRST)]) is None
+    throughput = make_throughput([rank(time=4.0, steps=20, samples=1280, waited=0.2, fetched=1)])
+    assert throughput and throughput.as_json(105.0) == {
         "steps": 30,
         "steps_per_second": 5.0,
         "samples_per_second": 320.0,
         "loader_wait_share": 0.05,
         "bound": "compute",
         "loading": {
-            "local_rank": 0, "seconds": 4.0, "waited": pytest.approx(0.2), "fetching": 0.0, "fetched": 0,
-            "iterators": 0, "workers": 0, "pageable": False,
+            "local_rank": 0, "seconds": 4.0, "waited": pytest.approx(0.2), "fetching": 0.0, "fetched": 1,
+            "iterators": 0, "workers": 4, "pageable": True,
         },  # fmt: skip
         "ranks": 1,
         "silent_seconds": 1.0,
     }
-    assert ledger.throughput("torchpar-train@b.service", 1005.0) is None
-
-
-def test_old_reports_leave_the_rate() -> None:
-    """A job that has become slow is shown as slow."""
-    ledger, report = Ledger(), FIRST
-    for i in range(100):
-        report = later(report, 2.0, 100 if i < 50 else 1, 100, 1.9)
-        ledger.record(UNIT, 7, report, 1000.0 + 2 * i)
-    answer = ledger.throughput(UNIT, 1200.0)
-    assert answer and answer["steps_per_second"] == 0.5
-    assert (answer["loader_wait_share"], answer["bound"]) == (0.95, "loader")
+    # A clock of the job's own.
+    assert throughput.as_json(5.0)["silent_seconds"] == 0.0
 
 
 def test_ranks_step_together_and_wait_for_the_slowest_loader() -> None:
     """Samples add up, steps do not, the share is the largest."""
-    ledger = Ledger()
-    for rank, waited in ((0, 0.0), (1, 1.0)):
-        first = replace(FIRST, local_rank=rank)
-        ledger.record(UNIT, 7 + rank, first, 1000.0)
-        ledger.record(UNIT, 7 + rank, later(first, 2.0, 4, 128, waited), 1002.0)
-    answer = ledger.throughput(UNIT, 1002.0)
-    assert answer and (answer["steps_per_second"], answer["samples_per_second"]) == (2.0, 128.0)
-    assert (answer["loader_wait_share"], answer["bound"], answer["ranks"]) == (0.5, "loader", 2)
+    ranks = [
+        rank(replace(FIRST, local_rank=number), time=2.0, steps=4, samples=128, waited=waited)
+        for number, waited in ((0, 0.0), (1, 1.0))
+    ]
+    # One that has told only once, as it was started again.
+    ranks.append(rank(replace(FIRST, local_rank=2, steps=1)))
+    throughput = make_throughput(ranks)
+    assert throughput and (throughput.steps_per_second, throughput.samples_per_second) == (2.0, 128.0)
+    assert (throughput.loading.share, throughput.bound, throughput.ranks) == (0.5, "loader", 2)
+    assert throughput.local_rank == 1
 
 
 def test_a_rate_is_a_number_that_the_commands_take() -> None:
     """Whatever a job says: else the whole answer would be none to them, with all the other jobs in it."""
-    ledger = Ledger()
-    for rank in range(256):
-        first = replace(FIRST, local_rank=rank, time=0.0)
-        ledger.record(UNIT, rank, first, 1000.0)
-        ledger.record(UNIT, rank, later(first, 1e-300, 2**52, 2**52, 2.0**52), 1000.0)
-    answer = ledger.throughput(UNIT, 1000.0)
-    taken = shape(parse_json(json.dumps(answer)), _Throughput)
+    first = replace(FIRST, time=0.0, steps=0, samples=0, waited=0.0)
+    more = {"time": 1e-300, "steps": 2**53 - 1, "samples": 2**53 - 1, "waited": 2.0**52}
+    throughput = make_throughput(rank(replace(first, local_rank=number), **more) for number in range(MOST_RANKS))
+    assert throughput
+    taken = shape(parse_json(json.dumps(throughput.as_json(0.0))), _Throughput)
     assert taken.samples_per_second == taken.steps_per_second == 2.0**53 and taken.loader_wait_share == 1.0
-
-
-@pytest.mark.parametrize(
-    ("pid", "report"),
-    [(8, later(FIRST, 4.0, 1, 1, 0.0)), (7, replace(FIRST, time=200.0, steps=1)), (7, replace(FIRST, time=1.0))],
-    ids=["another process", "fewer steps", "an earlier time"],
-)
-def test_another_run_begins_anew(pid: int, report: Report) -> None:
-    """Its first report and the last of the run before have no rate together."""
-    ledger = Ledger()
-    ledger.record(UNIT, 7, FIRST, 1000.0)
-    ledger.record(UNIT, 7, later(FIRST, 2.0, 2, 2, 0.0), 1002.0)
-    ledger.record(UNIT, pid, report, 1004.0)
-    assert ledger.throughput(UNIT, 1004.0) is None
 
 
 def test_a_rank_of_an_earlier_run_is_left_out() -> None:
     """The run before had two, this one has one."""
-    ledger = Ledger()
-    for rank in (0, 1):
-        first = replace(FIRST, local_rank=rank)
-        ledger.record(UNIT, 7 + rank, first, 1000.0)
-        ledger.record(UNIT, 7 + rank, later(first, 2.0, 4, 128, 0.0), 1002.0)
-    ledger.record(UNIT, 17, FIRST, 1100.0)
-    ledger.record(UNIT, 17, later(FIRST, 2.0, 4, 128, 0.0), 1102.0)
-    answer = ledger.throughput(UNIT, 1102.0)
-    assert answer and (answer["ranks"], answer["samples_per_second"]) == (1, 64.0)
+    before = rank(replace(FIRST, local_rank=1), time=2.0, steps=4, samples=128)
+    now = rank(replace(FIRST, pid=17, time=200.0), time=2.0, steps=4, samples=64)
+    throughput = make_throughput([now, before])
+    assert throughput and (throughput.ranks, throughput.samples_per_second) == (1, 32.0)
 
 
-def test_what_is_kept_is_bounded() -> None:
-    """However many units and ranks somebody sends for; units that are gone are forgotten."""
-    ledger = Ledger()
-    for i in range(2000):
-        ledger.record(UNIT, 7, replace(FIRST, local_rank=i), 1.0)
-        ledger.record(f"torchpar-train@{i}.service", 7, FIRST, 1.0)
-    assert len(ledger._units) <= 256
-    ledger.record(UNIT, 7, FIRST, 2.0)
-    for i in range(2000):
-        ledger.record(UNIT, 7, replace(FIRST, local_rank=i), 2.0)
-    assert len(ledger._units[UNIT]) <= 256
-    ledger.keep([UNIT])
-    assert list(ledger._units) == [UNIT]
+def test_what_is_known_is_of_the_run_that_goes_on_or_of_the_last_one() -> None:
+    """What a job waited for can be said after its end; how fast it is only while it runs."""
+    told: dict[str, list[RankProgress]] = {UNIT: [rank(time=2.0, steps=4)]}
+
+    def read(unit: str, ranks: int) -> Iterable[RankProgress]:
+        return told.get(unit, [])
+
+    ledger = Ledger(read)
+    ledger.look({UNIT: 1, OTHER: 1})
+    assert ledger.now(UNIT) == ledger.last(UNIT) == make_throughput(told[UNIT]) is not None
+    assert ledger.now(OTHER) is ledger.last(OTHER) is None
+    told.clear()
+    ledger.look({UNIT: 1})
+    assert ledger.now(UNIT) is None and ledger.last(UNIT)
+    told[UNIT] = [rank(replace(FIRST, pid=8), time=2.0, steps=40)]
+    ledger.look({UNIT: 1})
+    assert ledger.last(UNIT) == ledger.now(UNIT) == make_throughput(told[UNIT])
+    # A unit that nobody knows any more is forgotten.
+    ledger.look({OTHER: 1})
+    assert ledger.now(UNIT) is ledger.last(UNIT) is None
+
+
+def test_as_many_ranks_are_read_as_may_run() -> None:
+    """A job may still run with more than the plan now has; of one that has left the conf the plan has none."""
+    asked: dict[str, int] = {}
+
+    def read(unit: str, ranks: int) -> Iterable[RankProgress]:
+        asked[unit] = ranks
+        return ()
+
+    Ledger(read).look({UNIT: 0, OTHER: 64})
+    assert asked == {UNIT: 16, OTHER: 64}
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.contract.test_reports import REPORT
-from torchpar.contract.reports import make_rank_json
+from tests.unit.contract.test_reports import FIRST, REPORT, later, written
+from torchpar.contract.reports import RankProgress, make_rank_json, progress_bytes
 from torchpar.host import job_folder
-from torchpar.host.job_folder import read_rank_reports
+from torchpar.host.job_folder import read_progress, read_rank_reports
 
 F_SETSIG = 10  # <fcntl.h>; Python has it from 3.12 on
 UNIT = "torchpar-train@a.service"
-GOOD = make_rank_json(REPORT).encode()
+GOOD = written((FIRST, 0), (later(FIRST, 1), 1))
 
 
 @pytest.fixture
@@ -32,18 +32,23 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+def progress(folder: Path) -> tuple[RankProgress, ...]:
+    return read_progress(UNIT, 16, str(folder.parent))
+
+
 def ranks(folder: Path) -> list[object]:
     return list(read_rank_reports(UNIT, str(folder.parent)))
 
 
 def test_what_ranks_have_written_is_read(folder: Path) -> None:
     """And nothing of a service that has no folder."""
-    assert ranks(folder) == []
+    assert (progress(folder), ranks(folder)) == ((), [])
+    (folder / "progress").write_bytes(GOOD)
     for name in ("rank-3.json", "rank-3.json.new", "rank-x.json"):
         (folder / name).write_text(make_rank_json(REPORT))
     (folder / "rank-4.json").write_text("{")
-    assert ranks(folder) == [REPORT]
-    assert list(read_rank_reports("torchpar-train@b.service", str(folder.parent))) == []
+    assert (progress(folder), ranks(folder)) == ((RankProgress(FIRST, later(FIRST, 1)),), [REPORT])
+    assert read_progress("torchpar-train@b.service", 16, str(folder.parent)) == ()
     assert list(read_rank_reports(UNIT, str(folder.parent / "none"))) == []
 
 
@@ -79,19 +84,20 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
 def test_what_is_no_file_of_the_services_is_nothing(folder: Path, make: Callable[[Path], object]) -> None:
     """At once, whatever it is; no descriptor is left open."""
     (folder / "good").write_bytes(GOOD)
+    make(folder / "progress")
     make(folder / "rank-0.json")
     before = len(os.listdir("/proc/self/fd"))
-    assert ranks(folder) == []
+    assert (progress(folder), ranks(folder)) == ((), [])
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_folder_that_is_a_link_is_nothing(folder: Path) -> None:
     """Nor is one on the way, and no name leads out of the folder of all services."""
-    (folder / "rank-0.json").write_bytes(GOOD)
+    (folder / "progress").write_bytes(GOOD)
     (folder.parent / "torchpar-train@b").symlink_to(folder)
-    assert list(read_rank_reports("torchpar-train@b.service", str(folder.parent))) == []
+    assert read_progress("torchpar-train@b.service", 1, str(folder.parent)) == ()
     for way in (f"../{folder.parent.name}/torchpar-train@a", "torchpar-train@b/.", str(folder)):
-        assert list(read_rank_reports(way, str(folder.parent))) == []
+        assert read_progress(way, 1, str(folder.parent)) == ()
 
 
 def test_what_is_mounted_there_is_not_entered() -> None:
@@ -104,17 +110,38 @@ def test_what_is_mounted_there_is_not_entered() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_file_of_another_user_is_nothing(folder: Path) -> None:
     """The folder's owner is the service's user; root's own is believed."""
-    (folder / "rank-0.json").write_bytes(GOOD)
+    (folder / "progress").write_bytes(GOOD)
     os.chown(folder, 5, 5)
-    assert ranks(folder)
-    os.chown(folder / "rank-0.json", 6, 6)
-    assert ranks(folder) == []
-    os.chown(folder / "rank-0.json", 5, 5)
-    assert ranks(folder)
+    assert progress(folder)
+    os.chown(folder / "progress", 6, 6)
+    assert progress(folder) == ()
+    os.chown(folder / "progress", 5, 5)
+    assert progress(folder)
+
+
+def test_a_file_that_is_cut_off_or_grows_meanwhile_is_read_as_far_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its size and the reading of it."""
+    path, read, sizes = folder / "progress", os.pread, []
+
+    def pread(descriptor: int, size: int, place: int) -> bytes:
+        sizes.append(size)
+        os.truncate(path, length)
+        return read(descriptor, size, place)
+
+    monkeypatch.setattr(job_folder.os, "pread", pread)
+    for length in (0, 100, 200, 2**40):
+        path.write_bytes(GOOD)
+        assert len(progress(folder)) == (length >= 128)
+    path.write_bytes(GOOD.ljust(2**23, b"\0"))
+    assert progress(folder)
+    assert sizes == [len(GOOD)] * 4 + [progress_bytes(16)]
 
 
 def test_a_folder_of_a_million_files_holds_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service's user may make them where the ranks say who they are."""
+    """How far it is has one name, and is read without a list."""
+    (folder / "progress").write_bytes(GOOD)
     seen: list[object] = []
 
     @contextlib.contextmanager
@@ -122,4 +149,5 @@ def test_a_folder_of_a_million_files_holds_nobody(folder: Path, monkeypatch: pyt
         yield (seen.append(path) or SimpleNamespace(name=f"{number}") for number in itertools.count())
 
     monkeypatch.setattr(job_folder.os, "scandir", endless)
+    assert progress(folder) and seen == []
     assert ranks(folder) == [] and len(seen) < 100_000

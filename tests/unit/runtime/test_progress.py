@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import socket
+import os
+import resource
+import shutil
+import stat
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.runtime.jobs import Place
-from tests.unit.runtime.training import RANK, has_torch, printed, told, train
-from torchpar.contract.paths import JOB_SOCKET
-from torchpar.daemon.throughput import parse_report
+from tests.unit.runtime.training import RANK, has_torch, printed, train
+from tests.unit.runtime.training import told as lines
+from torchpar.contract.reports import SLOTS, RankProgress
+from torchpar.host.job_folder import read_progress
 from torchpar.runtime.patches import progress
 
 # A script's start that keeps the meter which torchpar makes when torch is imported.
@@ -99,7 +103,7 @@ def test_a_torch_that_is_made_otherwise_is_left_as_it_is(place: Place) -> None:
     if has_torch():
         pytest.skip("no torch is so")
     outcome = train(place, "import torch\nprint(1)\n", fake="other")
-    assert [line.partition(":")[0] for line in told(outcome)] == [
+    assert [line.partition(":")[0] for line in lines(outcome)] == [
         "steps and samples are not counted",
         "loader workers begin as torch has it",
     ]
@@ -135,22 +139,17 @@ def test_a_run_says_at_its_end_what_it_waited_for(place: Place, loader: str, say
         f"for batch in {loader}: clock[0] += 0.02\n"
         "print(1)\n"
     )
-    assert told(train(place, script, budget=8)) == [says] * (says is not None)
+    assert lines(train(place, script, budget=8)) == [says] * (says is not None)
 
 
 @pytest.fixture
-def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the meters of a test send to; nobody listens yet."""
-    path = str(tmp_path / "job.sock")
-    monkeypatch.setattr(progress, "JOB_SOCKET", path)
-    return path
-
-
-def listening(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    listener.setblocking(False)
-    listener.bind(path)
-    return listener
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The RuntimeDirectory= of the service whose process this one is."""
+    made = tmp_path / "jobs" / "torchpar-train@a"
+    made.mkdir(parents=True)
+    monkeypatch.setattr(progress, "JOBS", str(made.parent))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{made}:/run/other")
+    return made
 
 
 def meter_of(local_rank: int) -> progress.Meter:
@@ -165,66 +164,117 @@ class Iterator:
         self._sampler_iter, self._num_workers, self._dataset_kind, self._pin_memory = None, 0, 0, True
 
 
-def due(meter: progress.Meter) -> None:
-    """Let the meter's next message be due."""
-    meter._next = 0.0
+def step(meter: progress.Meter, times: int = 1) -> None:
+    """Make steps, after each of which the totals are due."""
+    for _ in range(times):
+        meter._next = 0.0
+        meter.step(meter)
 
 
-def test_what_is_sent_is_what_torchpard_reads(door: str) -> None:
-    """Totals, under the rank's number."""
-    listener = listening(door)
+def told(folder: Path) -> tuple[RankProgress, ...]:
+    """What torchpard reads of the service."""
+    return read_progress(f"{folder.name}.service", 16, str(folder.parent))
+
+
+def test_what_is_told_is_what_torchpard_reads(folder: Path) -> None:
+    """Totals, under the rank's number; as soon as they are due, and no sooner."""
     meter = meter_of(3)
     iterator = Iterator()
     meter.asked(iterator, list(range(64)))
     meter.batch(iterator, 0.25, time.monotonic(), training=True)
-    with pytest.raises(BlockingIOError):
-        listener.recv(4096)
-    due(meter)
     meter.step(meter)
-    report = parse_report(listener.recv(4096))
-    assert report and (report.local_rank, report.steps, report.samples, report.batches) == (3, 1, 64, 1)
-    assert (report.waited, report.fetching, report.fetched, report.iterators) == (0.25, 0.25, 1, 1)
-    assert abs(report.time - time.monotonic()) < 60
-    assert JOB_SOCKET == "/run/torchpar/job.sock"
+    assert list(folder.iterdir()) == []
+    step(meter)
+    (rank,) = told(folder)
+    totals = rank.first
+    assert rank.last == totals and (totals.pid, totals.local_rank) == (os.getpid(), 3)
+    assert (totals.steps, totals.samples, totals.batches, totals.pageable) == (2, 64, 1, False)
+    assert (totals.waited, totals.fetching, totals.fetched, totals.iterators) == (0.25, 0.25, 1, 1)
+    assert totals.time <= time.monotonic() < meter._next <= time.monotonic() + progress.PERIOD
+    step(meter, 40)
+    (rank,) = told(folder)
+    assert (rank.first.steps, rank.last.steps) == (42 - SLOTS + 1, 42)
+    assert stat.S_IMODE((folder / "progress").stat().st_mode) & 0o222 == 0o200
 
 
-def test_nobody_needs_to_listen(door: str) -> None:
-    """Before torchpard starts, while it is away, and after it has come back."""
+def test_the_ranks_of_a_service_share_a_file(folder: Path) -> None:
+    """Each has its own part of it, and one that was started again begins anew."""
+    for local_rank in (2, 0, 1):
+        step(meter_of(local_rank), local_rank + 1)
+    step(meter_of(2))
+    assert [(rank.last.local_rank, rank.last.steps) for rank in told(folder)] == [(0, 1), (1, 2), (2, 1)]
+    assert [path.name for path in folder.iterdir()] == ["progress"]
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "a pipe that nobody reads": os.mkfifo,
+    "a link": lambda path: path.symlink_to(path.with_name("theirs")),
+    "a folder": Path.mkdir,
+    "no folder at all": lambda path: path.parent.rmdir(),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_is_in_its_place_holds_no_job_up(folder: Path, make: Callable[[Path], object]) -> None:
+    """It goes on, changes nothing else, and tells again when it can."""
+    make(folder / "progress")
     meter = meter_of(0)
-    due(meter)
-    meter.step(meter)
-    assert meter._next > time.monotonic()
-    listener = listening(door)
-    due(meter)
-    meter.step(meter)
-    assert json.loads(listener.recv(4096))["steps"] == 2
-    listener.close()
-    due(meter)
-    meter.step(meter)
-    Path(door).unlink()
-    listener = listening(door)
-    due(meter)
-    meter.step(meter)
-    assert json.loads(listener.recv(4096))["steps"] == 4
+    step(meter, 3)
+    assert told(folder) == () and not (folder / "theirs").exists()
+    assert time.monotonic() < meter._next <= time.monotonic() + progress.PERIOD
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    step(meter)
+    assert [rank.last.steps for rank in told(folder)] == [4]
 
 
-def test_a_full_queue_does_not_hold_the_job_up(door: str) -> None:
-    """The message is left, and tried again soon."""
-    listener = listening(door)
+def test_a_file_that_cannot_grow_holds_no_job_up(folder: Path) -> None:
+    """As on a full disk: the totals are written when there is room again."""
     meter = meter_of(0)
-    for _ in range(2000):
-        due(meter)
-        meter.step(meter)
-    assert time.monotonic() < meter._next < time.monotonic() + progress.PERIOD
-    assert json.loads(listener.recv(4096))["steps"] == 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        step(meter, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told(folder) == ()
+    step(meter)
+    assert [rank.last.steps for rank in told(folder)] == [4]
 
 
-def test_many_ranks_send_at_different_times(door: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket's queue holds ten; 64 neighbouring processes spread over half a second."""
-    periods = []
-    for pid in range(4000, 4064):
-        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
-        periods.append(meter_of(0)._period)
-    fullest = max(sum(start <= period < start + 0.05 for period in periods) for start in periods)
-    assert fullest <= 10
-    assert all(progress.PERIOD <= period <= progress.PERIOD + 0.5 for period in periods)
+@pytest.mark.subprocess
+def test_no_file_of_the_script_is_written_to(place: Place) -> None:
+    """Though it has closed all descriptors and opened files of its own, as a daemon does."""
+    script = BEGIN + (
+        "import os\n"
+        "os.mkdir('jobs'); os.mkdir('jobs/x')\n"
+        "meters[0]._path = 'jobs/x/progress'\n"
+        "def step(): meters[0]._next = 0.0; meters[0].step(meters[0])\n"
+        "step()\n"
+        "os.closerange(3, 64)\n"
+        "files = [os.open(f'file-{n}', os.O_RDWR | os.O_CREAT) for n in range(20)]\n"
+        "step()\n"
+        "print(json.dumps([sum(os.fstat(file).st_size for file in files), os.stat('jobs/x/progress').st_size]))\n"
+    )
+    assert printed(train(place, script)) == [0, 256]
+
+
+@pytest.mark.parametrize("directory", [None, "", "/run/other", "{}", "{}/x/y", "{}-other/x"])
+def test_nothing_is_written_in_folders_of_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, directory: str | None
+) -> None:
+    """A job that has no unit may have inherited the variable from a service that is none of torchpar's."""
+    for other in (folder.parent / "x" / "y", folder.parent.with_name(f"{folder.parent.name}-other") / "x"):
+        other.mkdir(parents=True)
+    if directory is None:
+        monkeypatch.delenv("RUNTIME_DIRECTORY")
+    else:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", directory.format(folder.parent))
+    step(meter_of(0), 2)
+    assert not list(folder.parent.parent.rglob("progress"))
+
+
+def test_a_rank_beyond_all_places_tells_nothing(folder: Path) -> None:
+    """And steps on."""
+    step(meter_of(256))
+    assert told(folder) == ()

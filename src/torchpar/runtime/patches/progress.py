@@ -1,7 +1,7 @@
 """Counts optimizer steps, samples and the time spent waiting for batches; tells torchpard now and then, and at the end.
 
-In the job's process, between two of its steps: so it never waits, and where nobody listens nothing is lost but the
-message. What it sends are totals; a rate is for the one who hears two of them.
+In the job's process, between two of its steps: it writes its totals in a file of the service's own and waits for
+nobody. A rate is for the one who reads two of them; see contract/reports.py.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
-import json
 import os
-import socket
 import time
 import weakref
 from typing import Any
@@ -19,19 +17,14 @@ from typing import Any
 from torchpar.contract.advice import LOADER_BOUND, Loading, say_loading
 from torchpar.contract.job import RankSettings
 from torchpar.contract.journal import Priority, say
-from torchpar.contract.paths import JOB_SOCKET
+from torchpar.contract.paths import JOBS
+from torchpar.contract.reports import PROGRESS_FILE, Progress, make_slot
 from torchpar.runtime import accelerator
 from torchpar.runtime.patches.loader import caller
 from torchpar.runtime.patches.stand_in import replace_method
 
-VERSION = 1
-
-# Seconds between two messages; each process adds a part of `_SPREAD` that is its own, for the socket's queue holds
-# no more than ten messages and many ranks begin at once.
+# Seconds between two reports.
 PERIOD = 2.0
-_SPREAD = 0.5
-# Until it is tried again, where the queue was full.
-_RETRY = 0.2
 # One for each parameter is not unheard of; a script that makes a new one for every step is bounded.
 _MOST_OPTIMIZERS = 10000
 # Seconds: a run that is shorter is no measure of anything.
@@ -65,7 +58,7 @@ class Passed:
 
 
 class Meter:
-    """The totals of this process, and when they are sent next.
+    """The totals of this process, and when they are told next.
 
     Samples and batches count where gradients are recorded: an evaluation is no training. `waited` is the time in
     seconds that any loader let this process wait; `fetching`, `fetched` and `iterators` are the seconds, batches and
@@ -73,7 +66,7 @@ class Meter:
     """
 
     def __init__(self, torch: Any, rank: RankSettings) -> None:
-        """Nothing is counted or sent yet."""
+        """Nothing is counted or told yet."""
         self.steps = self.samples = self.batches = 0
         self.waited = self.fetching = 0.0
         self.fetched = self.iterators = self.workers = 0
@@ -83,11 +76,10 @@ class Meter:
         # By id(), as a class made from torch's may compare as it likes.
         self._passed: dict[int, Passed] = {}
         self._round: set[int] = set()
-        pid = os.getpid()
-        # By multiplication with a large prime neighbours are far from each other; no random numbers of the script's.
-        self._period = PERIOD + _SPREAD * (pid * 2654435761 % 1000) / 1000
-        self._next = time.monotonic() + self._period
-        self._socket: socket.socket | None = None
+        self._pid = os.getpid()
+        self._path = _progress_path()
+        self._reports = 0
+        self._next = time.monotonic() + PERIOD
         self._told: set[int] = set()
         # A forked worker counts for itself, and for nobody.
         self._off = False
@@ -105,7 +97,7 @@ class Meter:
             self._round.add(name)
         now = time.monotonic()
         if now >= self._next:
-            self._send(now)
+            self._tell(now)
 
     def asked(self, iterator: Any, index: Any) -> None:
         """A loader's iterator will fetch the batch of this index."""
@@ -135,14 +127,14 @@ class Meter:
             self.batches += 1
             self.pinned = not passed or passed.pinned
         if now >= self._next:
-            self._send(now)
+            self._tell(now)
 
     def end(self) -> None:
-        """Send the last totals, and say what the run waited for, at the end of this process."""
+        """Tell the last totals, and say what the run waited for, at the end of this process."""
         if self._off or not self._began:
             return
         now = time.monotonic()
-        self._send(now)
+        self._tell(now)
         loading = Loading(
             now - self._began, self.waited, self.fetching, self.fetched, self.iterators, self.workers, self._pageable()
         )
@@ -178,34 +170,54 @@ class Meter:
         """Whether batches are copied to an accelerator from memory that is not pinned."""
         return self.batches > 0 and not self.pinned and accelerator.in_use(self._torch)
 
-    def _send(self, now: float) -> None:
-        message = {
-            "version": VERSION,
-            "local_rank": self._rank.local_rank,
-            "time": now,
-            "steps": self.steps,
-            "samples": self.samples,
-            "batches": self.batches,
-            "waited": self.waited,
-            "fetching": self.fetching,
-            "fetched": self.fetched,
-            "iterators": self.iterators,
-            "workers": self.workers,
-            "pageable": int(self._pageable()),
-        }
-        self._next = now + self._period
-        try:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.sendto(json.dumps(message).encode(), socket.MSG_DONTWAIT, JOB_SOCKET)
-        except BlockingIOError:
-            self._next = now + _RETRY * self._period
-        except OSError:
-            # torchpard is not there, or not to be reached from here; it may be later.
+    def _tell(self, now: float) -> None:
+        self._next = now + PERIOD
+        if not self._path:
             return
+        progress = Progress(
+            pid=self._pid,
+            local_rank=self._rank.local_rank,
+            time=now,
+            steps=self.steps,
+            samples=self.samples,
+            batches=self.batches,
+            waited=self.waited,
+            fetching=self.fetching,
+            fetched=self.fetched,
+            iterators=self.iterators,
+            workers=self.workers,
+            pageable=self._pageable(),
+        )
+        try:
+            _write_in_place(self._path, *make_slot(progress, self._reports))
+        except (OSError, ValueError):
+            # The folder is full or gone, or not to be written from here; it may be later.
+            return
+        self._reports += 1
 
     def _stop(self) -> None:
         self._off = True
+
+
+def _progress_path() -> str:
+    """The file of this service's; "" for a process that has no folder of torchpar's."""
+    # systemd separates several directories by colons.
+    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return os.path.join(directory, PROGRESS_FILE) if os.path.dirname(directory) == JOBS else ""
+
+
+def _write_in_place(path: str, place: int, data: bytes) -> None:
+    """Write in a file, which is made if need be. Raises OSError; it never waits, and never follows a link.
+
+    The file is opened each time: a script that closes all descriptors would give this one's number to a file of its
+    own. It is not mapped, as a full /run would then end the job (SIGBUS).
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        os.pwrite(descriptor, data, place)
+    finally:
+        os.close(descriptor)
 
 
 def _count_steps(torch: Any, meter: Meter) -> None:
