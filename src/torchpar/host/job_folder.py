@@ -34,7 +34,7 @@ _HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_progress(unit: str, ranks: int, jobs: str = JOBS) -> tuple[RankProgress, ...]:
-    """How far so many ranks of a service are; nothing where they have told nothing."""
+    """Reads how far so many ranks of a service are; nothing where they have told nothing."""
     try:
         with _folder(unit, jobs) as folder:
             return parse_progress(_read(folder, PROGRESS_FILE, progress_bytes(ranks)))
@@ -43,7 +43,7 @@ def read_progress(unit: str, ranks: int, jobs: str = JOBS) -> tuple[RankProgress
 
 
 def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
-    """What the ranks of a service say of themselves."""
+    """Reads what the ranks of a service say of themselves."""
     try:
         with _folder(unit, jobs) as folder:
             # Not by a list, which has the whole folder before it gives the first.
@@ -70,7 +70,7 @@ def _folder(unit: str, jobs: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _held(folder: int, name: str, flags: int = 0) -> Iterator[int]:
-    """What has this name in a folder, on the folder's own file system. Raises OSError."""
+    """Opens what has this name in a folder, on the folder's own file system. Raises OSError."""
     if "/" in name:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
     descriptor = os.open(name, _HELD | flags, dir_fd=folder)

@@ -29,7 +29,7 @@ def observe(torch: Any, local_rank: int) -> RankReport:
 
 
 def tell(report: RankReport) -> None:
-    """One line for the journal, and rank-N.json in the service's RuntimeDirectory= if it has one."""
+    """Writes one line to the journal, and rank-N.json to the service's RuntimeDirectory= if it has one."""
     threads = report.threads
     say(
         f"torch {report.torch}, {threads} thread{'' if threads == 1 else 's'}, {report.interop_threads} interop,"
