@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 from torchpar.placement.cores import Core
 
+# A process of an inference service has a copy of the model and an event loop of its own; below this many cores it is
+# not worth them.
+LEAST_CORES = 4
+
 # What is left of the speed of a process whose memory is on several NUMA nodes.
 ACROSS_NODES = 0.9
 
@@ -36,10 +40,25 @@ def inference_speed(processes: Iterable[float]) -> float:
     return sum(processes)
 
 
-def host_speed(cores: Iterable[Core]) -> float:
-    """The speed of the fastest single process that these cores could run, their NUMA nodes aside."""
-    capacities = sorted((core.capacity for core in cores), reverse=True)
-    return max((number * capacity for number, capacity in enumerate(capacities, 1)), default=0.0)
+def size_within_nodes(sizes: Sequence[int], count: int) -> int:
+    """The most cores that each of `count` ranks can have if none crosses a node; 0 where nodes are too small."""
+    # The size that is best just fills some node with a whole number of ranks.
+    possible = {size // ranks for size in set(sizes) for ranks in range(1, min(size, count) + 1)}
+    return max((each for each in possible if sum(size // each for size in sizes) >= count), default=0)
+
+
+def host_speed(cores: Iterable[Core], most: int | None = None) -> float:
+    """The speed of the fastest single process that these cores could run, their NUMA nodes aside.
+
+    `most` is the CPU quota, which so many threads use up.
+    """
+    return _fastest_set(sorted((core.capacity for core in cores), reverse=True), most)[1]
+
+
+def _fastest_set(capacities: Sequence[float], most: int | None) -> tuple[int, float]:
+    """How many of the cores, which are the fastest first, are fastest together, and how fast that is."""
+    sets = ((number, number * capacity) for number, capacity in enumerate(capacities[:most], 1))
+    return max(sets, key=lambda each: (round(each[1], 9), -each[0]), default=(0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -57,16 +76,96 @@ def total(qualities: Iterable[Quality]) -> float:
     return sum(min(one.got, one.fair) for one in each) / fair if fair else 1.0
 
 
-def fair_shares(speed: float, weights: Sequence[int], ranks: Sequence[int], largest: int) -> list[float]:
-    """The share of `speed` that is fair for each of services with these weights and numbers of ranks.
+@dataclass(frozen=True)
+class Ask:
+    """What one service asks for: `count` cores, or its share by `weight` where that is 0, for so many `ranks`.
 
-    A service has a whole core at least, and no use for a part of one, or for a core that one of its equal ranks lacks.
-    A process that is larger than the `largest` NUMA node has its cores across nodes.
+    A service that trains may have a rank for each NUMA node (`by_node`); one that does not is an inference service.
     """
-    shares = []
-    for weight, count in zip(weights, ranks, strict=True):
-        ideal = speed * weight / sum(weights)
-        size = int(ideal / count + 1e-9)
-        within = max(min(size, largest), ACROSS_NODES * size)
-        shares.append(max(count, count * within) if ideal >= 1 else min(1.0, ideal))
-    return shares
+
+    weight: int = 100
+    count: int = 0
+    ranks: int = 1
+    by_node: bool = False
+    trains: bool = True
+
+
+def best_speed(cores: Iterable[Core], ask: Ask, number: int, quota: int | None = None) -> float:
+    """The best speed that a service can have with any `number` of these cores, all others aside."""
+    on_node: dict[int, list[float]] = {}
+    for core in cores:
+        on_node.setdefault(core.numa_node, []).append(core.capacity)
+    best = 0.0
+    for slowest in {capacity for node in on_node.values() for capacity in node}:
+        sizes = sorted((sum(capacity >= slowest for capacity in node) for node in on_node.values()), reverse=True)
+        best = max(best, slowest * _best_size(sizes, ask, min(number, sum(sizes)), quota))
+    return best
+
+
+def _best_size(sizes: Sequence[int], ask: Ask, number: int, quota: int | None) -> float:
+    """How many threads can compute on cores that are alike, which are on nodes of these sizes, the largest first."""
+
+    def threads(ranks: int, size: int) -> int:
+        return ranks * (size if quota is None else min(size, max(1, quota // ranks)))
+
+    if ask.by_node:
+        return max(threads(ranks, min(size, number // ranks)) for ranks, size in enumerate(sizes, 1))
+    within = size_within_nodes(sizes, ask.ranks)
+    if not ask.trains:
+        # A process for each node that is large enough, and their speeds add up.
+        within = max(within, sum(size for size in sizes if size >= LEAST_CORES))
+    each = number // ask.ranks
+    return max(float(threads(ask.ranks, min(within, each))), ACROSS_NODES * threads(ask.ranks, each))
+
+
+def fair_shares(
+    cores: Sequence[Core], asks: Sequence[Ask], *, kept: int = 0, shared: bool = False, quota: int | None = None
+) -> list[float]:
+    """The speed that is fair for each service on a host with these cores, of which the system keeps `kept`.
+
+    What the conf fixes comes first, for the one who fixes it and for the others: a count of cores is the fastest ones
+    that are left, and no more of the quota than its threads use. The others share the rest by weight, but for a core
+    that the services with CPUs=shared have together (`shared`). Their shares are whole cores, one for each rank at the
+    least, and what is fair is the best speed that a service can have with so many cores of this host, were it alone
+    there. Where not all can have fast cores, nobody's share is more than the cores that are left for it.
+    """
+    rest = sorted(cores, key=lambda core: (-core.capacity, core.numa_node))[: max(1, len(cores) - kept)]
+    fair = [0.0] * len(asks)
+    left = quota
+    for i in sorted(range(len(asks)), key=lambda i: -asks[i].count):
+        count = asks[i].count
+        if count:
+            fair[i] = best_speed(rest, asks[i], count, quota)
+            rest = rest[count:]
+            left = None if left is None else max(0, left - count)
+    autos = [i for i, ask in enumerate(asks) if not ask.count]
+    capacities = [core.capacity for core in rest]
+    number, speed = _fastest_set(capacities, left)
+    needed = sum(asks[i].ranks for i in autos)
+    if shared and number == len(rest) > needed:
+        number, speed = _fastest_set(capacities[:-1], left)
+    if needed > number:
+        # Those that need the fewest cores get the fastest of them: so the most is left for the others.
+        for i in sorted(autos, key=lambda i: (asks[i].ranks, -asks[i].weight)):
+            mine, capacities = capacities[: asks[i].ranks], capacities[asks[i].ranks :]
+            ideal = speed * asks[i].weight / sum(asks[j].weight for j in autos)
+            fair[i] = min(ideal, len(mine) * min(mine, default=0.0))
+        return fair
+    each = speed / number if number else 0.0
+    for i, share in zip(autos, _by_weight(speed, [asks[i] for i in autos], each), strict=True):
+        whole = max(asks[i].ranks, int(share / each + 1e-9))
+        fair[i] = min(share, best_speed(cores, asks[i], whole, quota))
+    return fair
+
+
+def _by_weight(speed: float, asks: Sequence[Ask], core: float) -> list[float]:
+    """The parts of `speed` by weight, of which none is less than a `core` for each rank."""
+    fixed: dict[int, float] = {}
+    while True:
+        left = speed - sum(fixed.values())
+        weights = sum(ask.weight for i, ask in enumerate(asks) if i not in fixed)
+        shares = [fixed.get(i, left * ask.weight / weights if weights else 0.0) for i, ask in enumerate(asks)]
+        less = {i: ask.ranks * core for i, ask in enumerate(asks) if shares[i] < ask.ranks * core - 1e-9}
+        if not less:
+            return shares
+        fixed.update(less)

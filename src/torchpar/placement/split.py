@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torchpar.placement.cores import Core
-from torchpar.placement.quality import ACROSS_NODES
+from torchpar.placement.quality import ACROSS_NODES, size_within_nodes
 
 
 def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
@@ -41,13 +41,6 @@ def by_node(cores: Iterable[Core]) -> list[list[Core]]:
     for core in sorted(cores, key=lambda core: (core.numa_node, core.package, core.core_complex, core.cpus.first())):
         nodes.setdefault(core.numa_node, []).append(core)
     return list(nodes.values())
-
-
-def size_within_nodes(sizes: Sequence[int], count: int) -> int:
-    """The most cores that each of `count` ranks can have if none crosses a node; 0 where nodes are too small."""
-    # The size that is best just fills some node with a whole number of ranks.
-    possible = {size // ranks for size in set(sizes) for ranks in range(1, min(size, count) + 1)}
-    return max((each for each in possible if sum(size // each for size in sizes) >= count), default=0)
 
 
 def best_nodes(sizes: Sequence[int]) -> int:

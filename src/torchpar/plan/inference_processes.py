@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.claims import Reason
 from torchpar.placement.cores import Core
-
-# A process has a copy of the model and an event loop of its own; below this many cores it is not worth them.
-LEAST_CORES = 4
+from torchpar.placement.quality import LEAST_CORES
 
 
 def split_places(cores: Sequence[Core]) -> tuple[list[list[Core]], Reason]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from torchpar.conf.services import Config, Service
 from torchpar.conf.values import CpuRequestKind
+from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.cores import Core, auto_reserve, usable_before_reserve
 from torchpar.placement.quality import (
+    Ask,
     Quality,
     fair_shares,
-    host_speed,
     inference_speed,
     process_speed,
     total,
@@ -34,36 +34,42 @@ def service_qualities(plan: Plan, config: Config) -> Mapping[str, Quality]:
     cores = usable_before_reserve(plan.facts, config.host.cpus)
     of_cpu = {cpu: core for core in cores for cpu in core.cpus}
     reserve = auto_reserve(cores) if config.host.reserve_cores is None else config.host.reserve_cores
-    given = sorted(cores, key=lambda core: -core.capacity)[: max(1, len(cores) - reserve)]
-    speed = host_speed(given)
-    largest = max(Counter(core.numa_node for core in given).values())
-    if plan.facts.cpu_limit is not None:
-        speed = min(speed, max(1, int(plan.facts.cpu_limit)))
+    quota = None if plan.facts.cpu_limit is None else max(1, int(plan.facts.cpu_limit))
     services = [service for service in plan.services if service.service.settings.enabled]
-    alone = not services
+    together = bool(services)
     services = _first_of_slots(services or list(plan.services))
-    kinds = {service.unit: service.service.settings.cpus.kind for service in services}
-    counts = [service for service in services if kinds[service.unit] is CpuRequestKind.COUNT]
-    autos = [service for service in services if kinds[service.unit] is CpuRequestKind.AUTO]
-    fair = {}
-    for service in counts:
-        count, ranks = service.service.settings.cpus.count, _ranks(service.service)
-        fair[service.unit] = float(max(ranks, count - count % ranks))
-    if alone:
-        fair.update((one.unit, fair_shares(speed, [1], [_ranks(one.service)], largest)[0]) for one in autos)
+    named = CpuSet.union(one.cpus for one in services if together and one.service.settings.cpus.is_explicit())
+    free = [core for core in cores if core.cpus.isdisjoint(named)]
+    if not free:
+        return {}
+    measured = [one for one in services if _is_measured(one)]
+    asks = [ask_of(one.service) for one in measured]
+    shared = any(one.service.settings.cpus.kind is CpuRequestKind.SHARED for one in services)
+    if together:
+        fair = fair_shares(free, asks, kept=reserve, shared=shared, quota=quota)
     else:
-        named = [one for one in services if one.service.settings.cpus.is_explicit()]
-        speed -= sum(fair.values()) + sum(sum(of_cpu[cpu].capacity for cpu in _firsts(one, of_cpu)) for one in named)
-        # One core for the services that take what others leave, where there is one.
-        shared = any(kind is CpuRequestKind.SHARED for kind in kinds.values())
-        speed = max(speed - (1 if shared and speed > len(autos) else 0), 0.0)
-        shares = fair_shares(
-            speed, [one.service.settings.weight for one in autos], [_ranks(one.service) for one in autos], largest
-        )
-        fair.update((one.unit, share) for one, share in zip(autos, shares, strict=True))
+        fair = [fair_shares(free, [ask], kept=reserve, quota=quota)[0] for ask in asks]
     return {
-        one.unit: Quality(_speed(one, of_cpu), fair[one.unit]) for one in services if one.unit in fair and not one.gpus
+        one.unit: Quality(_speed(one, of_cpu), share) for one, share in zip(measured, fair, strict=True) if not one.gpus
     }
+
+
+def ask_of(service: Service) -> Ask:
+    """What a service asks for, as the measure sees it."""
+    train, count = service.train(), service.settings.cpus.count
+    ranks = train.ranks if train else 1
+    return Ask(
+        service.settings.weight,
+        count,
+        ranks if isinstance(ranks, int) else 1,
+        by_node=ranks == "numa",
+        trains=train is not None,
+    )
+
+
+def _is_measured(service: ServicePlan) -> bool:
+    request = service.service.settings.cpus
+    return not request.is_explicit() and request.kind is not CpuRequestKind.SHARED
 
 
 def _first_of_slots(services: list[ServicePlan]) -> list[ServicePlan]:
@@ -71,15 +77,6 @@ def _first_of_slots(services: list[ServicePlan]) -> list[ServicePlan]:
     for service in services:
         taken.setdefault(service.service.settings.slot or service.unit, service)
     return list(taken.values())
-
-
-def _ranks(service: Service) -> int:
-    train = service.train()
-    return train.ranks if train and isinstance(train.ranks, int) else 1
-
-
-def _firsts(service: ServicePlan, of_cpu: Mapping[int, Core]) -> set[int]:
-    return {of_cpu[cpu].cpus.first() for cpu in service.cpus if cpu in of_cpu}
 
 
 def _speed(service: ServicePlan, of_cpu: Mapping[int, Core]) -> float:

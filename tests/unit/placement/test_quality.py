@@ -7,6 +7,7 @@ import pytest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.cores import Core
 from torchpar.placement.quality import (
+    Ask,
     Quality,
     fair_shares,
     host_speed,
@@ -40,25 +41,55 @@ def test_a_host_is_as_fast_as_the_best_set_from_the_fastest_core_down() -> None:
     kinds = [(280, 3), (855, 4), (1024, 1)]
     cores = [core(0, capacity=capacity / 1024) for capacity, number in kinds for _ in range(number)]
     assert host_speed(cores) == pytest.approx(5 * 855 / 1024)
+    assert host_speed(cores, 4) == pytest.approx(4 * 855 / 1024)
+
+
+def host(*nodes: str) -> list[Core]:
+    """Cores by node: "8" is eight of the fastest kind, "2,6×0.5" has slower ones too."""
+    cores = []
+    for node, text in enumerate(nodes):
+        for part in text.split(","):
+            number, _, capacity = part.partition("×")
+            cores += [core(len(cores) + i, node, float(capacity or 1)) for i in range(int(number))]
+    return cores
 
 
 @pytest.mark.parametrize(
-    ("speed", "weights", "ranks", "largest", "expected"),
+    ("nodes", "asks", "expected"),
     [
-        (32, [100, 100], [1, 1], 32, [16, 16]),
-        (10, [300, 100], [1, 1], 32, [7, 2]),
-        (10, [100], [4], 32, [8]),
-        (2, [100, 100, 100], [1, 1, 1], 2, [2 / 3] * 3),
-        (32, [100], [1], 16, [32 * 0.9]),
-        (17, [100], [1], 16, [16]),
-        (32, [100], [2], 16, [32]),
+        (["32"], [Ask(), Ask()], [16, 16]),
+        (["10"], [Ask(weight=300), Ask(weight=100)], [7, 2]),
+        (["10"], [Ask(ranks=4)], [8]),
+        (["16", "16"], [Ask()], [32 * 0.9]),
+        (["16", "1"], [Ask()], [16]),
+        (["16", "16"], [Ask(ranks=2)], [32]),
+        (["16", "16"], [Ask(trains=False)], [32]),
+        (["5", "4", "2", "1"], [Ask(by_node=True)], [8]),
+        (["8"], [Ask(count=5), Ask(), Ask()], [5, 1, 1]),
+        (["8"], [Ask(ranks=5), Ask()], [5, 3]),
+        (["4,4×0.5"], [Ask(count=6), Ask()], [4, 1]),
+        (["2,2×0.5"], [Ask(), Ask(), Ask()], [2 / 3, 2 / 3, 0.5]),
     ],
 )
 def test_a_fair_share_is_what_a_service_can_use_of_its_weight(
-    speed: float, weights: list[int], ranks: list[int], largest: int, expected: list[float]
+    nodes: list[str], asks: list[Ask], expected: list[float]
 ) -> None:
-    """Whole cores, equal ranks, and a process that is larger than a node in the better of two ways."""
-    assert fair_shares(speed, weights, ranks, largest) == pytest.approx(expected)
+    """Whole cores, equal ranks, nodes as they are; what the conf fixes is taken out of the share of all."""
+    assert fair_shares(host(*nodes), asks) == pytest.approx(expected)
+
+
+def test_what_the_system_and_shared_services_need_is_nobodys_share() -> None:
+    """A shared service has the slower cores where there are any."""
+    assert fair_shares(host("8"), [Ask()], kept=1, shared=True) == [6]
+    assert fair_shares(host("8,1×0.25"), [Ask()], kept=1, shared=True) == [7]
+    assert fair_shares(host("8,2×0.25"), [Ask()], kept=1, shared=True) == [8]
+
+
+def test_a_quota_is_shared_and_a_count_takes_no_more_of_it_than_its_threads() -> None:
+    """Eight cores compute no more than the quota does, and on slower cores less."""
+    assert fair_shares(host("16"), [Ask(count=8)], quota=4) == [4]
+    assert fair_shares(host("16"), [Ask(count=2), Ask()], quota=4) == [2, 2]
+    assert fair_shares(host("1,8×0.25"), [Ask()], quota=2) == [1]
 
 
 def test_what_one_service_has_too_much_makes_up_for_nothing() -> None:
