@@ -1,0 +1,68 @@
+"""Services that hold nothing: what they get of the cores that enabled services leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torchpar.conf.values import CpuRequestKind
+from torchpar.contract.cpulist import CpuSet
+from torchpar.placement.amounts import least, too_much
+from torchpar.placement.claims import Claim
+from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.give import give, need
+from torchpar.placement.staying import lay_out
+
+
+def place_guest(
+    claim: Claim,
+    free: list[Core],
+    slow: list[Core],
+    usable: UsableCores,
+    distance: Callable[[int, int], int],
+) -> None:
+    """A claim that holds nothing: shared, or not enabled. It gets what the enabled claims leave."""
+    if claim.request.kind is CpuRequestKind.SHARED:
+        offered = [*free, *slow]
+        why = "what no enabled service holds"
+    else:
+        offered = free
+        why = "not enabled, so it holds nothing and gets what no enabled service holds"
+    needed = max(1, least(claim))
+    if needed > len(offered):
+        offered = _all_for_guest(claim, needed, usable)
+        if len(free) < len(usable.pool):
+            why = "enabled services hold all the others, so it shares theirs"
+            # A shared service that is not enabled, such as the demo, expects no better.
+            if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
+                claim.warnings.append(
+                    f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
+                    "both will be slower"
+                )
+    (cores,) = lay_out(offered, [need(claim, claim.request.count or len(offered))], distance)
+    give(claim, cores, why)
+
+
+def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]:
+    """The cores of the pool, whoever holds them, and as many others as a guest lacks; those kept back are the last."""
+    offered = list(usable.pool)
+    for part in (usable.beyond, usable.slow, usable.spare):
+        more = sorted(part, key=lambda core: -core.capacity)[: max(0, needed - len(offered))]
+        offered += more
+        if more and part is not usable.slow:
+            cpus = CpuSet.union(core.cpus for core in more)
+            why = usable.left_out[cpus.first()].partition(" (")[0]
+            claim.warnings.append(f"{claim.who}: CPUs {cpus} are {why}, but it needs {needed} cores")
+    if claim.request.count > len(offered):
+        raise claim.refuse(too_much(claim, len(offered), usable, ()))
+    return sorted(offered, key=lambda core: core.cpus.first())
+
+
+def warn_of_guests(claims: Sequence[Claim]) -> None:
+    """Say where a service that is not enabled names the CPUs of one that is."""
+    held = {cpu: claim for claim in claims if claim.exclusive() for core in claim.cores or () for cpu in core.cpus}
+    for claim in claims:
+        if claim.enabled or not claim.request.is_explicit():
+            continue
+        holders = {held[cpu].name: cpu for core in claim.cores or () for cpu in core.cpus if cpu in held}
+        for name, cpu in holders.items():
+            claim.warnings.append(f"{claim.who}: CPU {cpu} is held by {name}, which is enabled; both will be slower")
