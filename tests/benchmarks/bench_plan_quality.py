@@ -201,21 +201,25 @@ def is_unequal(plan: Plan, service: ServicePlan) -> bool:
     return max(sizes) - min(sizes) > 1 or max(threads) - min(threads) > 1
 
 
-def needs(config: Config) -> int:
-    """The cores that the enabled services need at the least."""
+def is_needless(config: Config, host: HostFacts) -> bool:
+    """Whether each service could have a core for each of its ranks, and the enabled ones each their own.
+
+    Ranks that are more than the host's accelerators are refused for these: GPUs=none would train on the CPUs.
+    """
     slots: dict[str, int] = {}
-    shared = 0
+    most, shared = 0, 0
     for service in config.services:
         settings, train = service.settings, service.train()
-        if not settings.enabled:
-            continue
-        if settings.cpus.kind is CpuRequestKind.SHARED:
-            shared = 1
-            continue
         ranks = train.ranks if train and isinstance(train.ranks, int) else 1
-        key = settings.slot or service.unit
-        slots[key] = max(slots.get(key, 0), settings.cpus.count, ranks)
-    return max(sum(slots.values()), shared)
+        if 0 < len(host.discrete_accelerators()) < ranks:
+            return False
+        most = max(most, settings.cpus.count, ranks)
+        if settings.enabled and settings.cpus.kind is CpuRequestKind.SHARED:
+            shared = 1
+        elif settings.enabled:
+            key = settings.slot or service.unit
+            slots[key] = max(slots.get(key, 0), settings.cpus.count, ranks)
+    return max(sum(slots.values()), shared, most) <= len(usable_before_reserve(host, None))
 
 
 def best_speed(cells: tuple[tuple[int, float, int], ...], ranks: int | str, trains: bool) -> float:
@@ -286,7 +290,7 @@ def measure(host: HostFacts, text: str, row: Row) -> float | None:
         plan = make_plan(config, host)
     except PlacementError:
         row.refused += 1
-        row.needless += needs(config) <= len(usable_before_reserve(host, None))
+        row.needless += is_needless(config, host)
         return None
     qualities = dict(service_qualities(plan, config))
     row.unequal += any(is_unequal(plan, service) for service in plan.services)

@@ -167,10 +167,15 @@ class ServiceSettings:
         v.parse_cpus,
         "auto",
         "auto, a number of cores, a cpulist such as 0-7, node:LIST, package:LIST, shared",
-        "its CPUs; a single number counts whole cores; shared: all CPUs that no other service has for itself",
+        "its CPUs; a single number counts whole cores, of which the slower ones of a host with several kinds only load "
+        "data where that is faster; shared: all CPUs that no other service has for itself",
     )
     weight: int = _setting(
-        "Weight", v.parse_weight, "100", "1 to 10000", "its share where several services have CPUs=auto"
+        "Weight",
+        v.parse_weight,
+        "100",
+        "1 to 10000",
+        "its share where several services have CPUs=auto; cores that equal ranks leave over are nobody's",
     )
     slot: str | None = _setting(
         "Slot", v.parse_identifier, "", "a name", "services of one slot take turns on the same CPUs"

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchpar.conf.services import Service
-from torchpar.conf.values import CpuRequest, CpuRequestKind
+from torchpar.conf.values import Binding, CpuRequest, CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import Held, PciDevice
 from torchpar.placement.cores import Core
+from torchpar.placement.quality import Ask
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class Claim:
         """Whether it has a rank for each NUMA node."""
         train = self.services[0].train() if len(self.services) == 1 else None
         return train is not None and train.ranks == "numa"
+
+    def ask(self) -> Ask:
+        """What it asks for, as the measure of placements sees it."""
+        trains = any(service.train() for service in self.services)
+        return Ask(self.weight, self.request.count, self.ranks(), by_node=self.by_node(), trains=trains)
+
+    def bound(self) -> bool:
+        """Whether each of its ranks has cores of its own, and no use for others."""
+        trains = [service.train() for service in self.services]
+        return all(train and train.binding in (Binding.AUTO, Binding.EXCLUSIVE) for train in trains)
 
     def exclusive(self) -> bool:
         """Whether what it gets is for nobody else."""

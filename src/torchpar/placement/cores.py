@@ -6,7 +6,7 @@ A core is its usable CPUs with the places it is in. It is the unit of placement:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
@@ -90,13 +90,13 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     for core in reserved:
         left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))
         pool.remove(core)
-    pool, slow = _fastest_set(pool)
+    quota = None if facts.cpu_limit is None else max(1, int(facts.cpu_limit))
+    pool, slow = _fastest_set(pool, quota)
     for core in slow:
         why = f"a slower core ({core.capacity:.2f} of the fastest): for loader workers, shared services, who names it"
         left_out.update(dict.fromkeys(core.cpus, f"{why}, and services that find no other"))
     spare = tuple(reserved) if reserve is None else ()
     beyond: list[Core] = []
-    quota = None if facts.cpu_limit is None else max(1, int(facts.cpu_limit))
     if quota is not None and quota < len(pool):
         kept = set(choose_cores(pool, quota, distance=node_distance(facts)))
         beyond = sorted((core for core in pool if core not in kept), key=lambda core: -core.capacity)
@@ -107,15 +107,17 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     return UsableCores(named, tuple(pool), tuple(slow), in_order, quota, warnings, tuple(beyond), spare)
 
 
-def _fastest_set(cores: Sequence[Core]) -> tuple[list[Core], list[Core]]:
+def _fastest_set(cores: Sequence[Core], quota: int | None) -> tuple[list[Core], list[Core]]:
     """The cores to compute on, and the slower ones: threads that wait for each other are as fast as the slowest, so
-    of the sets from the fastest core down it is the one with the greatest number × slowest capacity."""
+    of the sets from the fastest core down it is the one with the greatest number × slowest capacity. No more cores
+    than the CPU quota has compute at a time."""
     sizes = Counter(core.capacity for core in cores)
     best, number, chosen = 0.0, 0, 0.0
     for capacity in sorted(sizes, reverse=True):
         number += sizes[capacity]
-        if number * capacity > best * (1 + 1e-9):
-            best, chosen = number * capacity, capacity
+        speed = capacity * (number if quota is None else min(number, quota))
+        if speed > best * (1 + 1e-9):
+            best, chosen = speed, capacity
     return [c for c in cores if c.capacity >= chosen], [c for c in cores if c.capacity < chosen]
 
 
@@ -170,17 +172,29 @@ def _without(cores: Iterable[Core], cpus: CpuSet, why: str, left_out: dict[int, 
 def _reserved(cores: Sequence[Core], reserve: int | None) -> list[Core]:
     """The cores kept for the system: the slowest, and of these the first of each NUMA node in turn.
 
+    Where there are fewer than nodes they are of as few nodes as can be, if equal parts of nodes then have more cores.
     At least one core is always left.
     """
-    count = auto_reserve(cores) if reserve is None else reserve
+    count = min(auto_reserve(cores) if reserve is None else reserve, len(cores) - 1)
     by_place: dict[tuple[float, int], list[Core]] = {}
     for core in cores:
         by_place.setdefault((core.capacity, core.numa_node), []).append(core)
     # The largest nodes first, so that what is left of them is more alike.
     places = sorted(by_place.values(), key=lambda place: (place[0].capacity, -len(place)))
     turns = [(core.capacity, turn, i, core) for i, place in enumerate(places) for turn, core in enumerate(place)]
-    in_turn = [core for *_, core in sorted(turns, key=lambda each: each[:3])]
-    return in_turn[: min(count, len(cores) - 1)]
+    spread = [core for *_, core in sorted(turns, key=lambda each: each[:3])][:count]
+    smallest = sorted(by_place.values(), key=lambda place: (place[0].capacity, len(place)))
+    together = [core for place in smallest for core in place][:count]
+    if count < len({core.numa_node for core in cores}) and _equal_parts(cores, together) > _equal_parts(cores, spread):
+        return together
+    return spread
+
+
+def _equal_parts(cores: Iterable[Core], without: Collection[Core]) -> int:
+    """The most cores that equal parts of NUMA nodes have together, without some cores."""
+    sizes = Counter(core.numa_node for core in cores)
+    sizes.subtract(core.numa_node for core in without)
+    return max(number * size for number, size in enumerate(sorted(sizes.values(), reverse=True), 1))
 
 
 def _reduced(reserve: int, reserved: list[Core]) -> str:
@@ -259,18 +273,19 @@ def _together(free: list[Core], count: int, distance: Callable[[int, int], int],
     free = [core for core in free if core.capacity >= slowest]
     if count == len(free):
         return free
-    groups = [_groups(free, level) for level in _LEVELS]
-    in_complex, in_node, in_package = groups
+    in_complex, in_node = (_groups(free, level) for level in _LEVELS[:2])
     exact = [g for g in (*in_node, *in_complex) if len(g) == count]
     if exact:
         return min(exact, key=lambda g: (_remoteness(g, beside, distance), -len(g), _first_cpu(g[0])))
-    for level, candidates in enumerate((in_complex, in_node, in_package)):
+    for level in range(len(_LEVELS)):
+        candidates = (in_complex, in_node)[level] if level < 2 else _groups(free, _LEVELS[level])
         fitting = [g for g in candidates if len(g) > count]
         if fitting:
             best = min(fitting, key=lambda g: (_remoteness(g, beside, distance), len(g), _first_cpu(g[0])))
             return (
                 best[:count] if level == 0 else _fill(best, _groups(best, _LEVELS[level - 1]), count, distance, beside)
             )
+    in_package = candidates
     widest = in_package if len(in_package) > 1 else in_node if len(in_node) > 1 else in_complex
     return _fill(free, widest, count, distance, beside)
 

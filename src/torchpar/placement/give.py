@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.claims import Claim, Reason
 from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.split import split_alike, split_cores, split_nodes
 from torchpar.placement.staying import Need
 
 
@@ -26,9 +28,34 @@ def give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:
     claim.reasons.append(Reason("CPUs", str(CpuSet.union(core.cpus for core in cores)), text))
 
 
+def used(claim: Claim, cores: Sequence[Core], quota: int | None) -> tuple[Core, ...]:
+    """Those of some cores that a claim has a use for: the others are left to loader workers and other services.
+
+    That is none that its threads would only wait for, and of a share by weight none that equal ranks leave over.
+    """
+    if claim.gpus or len(claim.services) > 1 or not claim.services[0].train() or not cores:
+        return tuple(cores)
+    ask = claim.ask()
+    most = len(cores)
+    parts = split_alike(
+        cores, lambda alike: split_nodes(alike, most) if ask.by_node else split_cores(alike, ask.ranks), quota
+    )
+    chosen = {core for part in parts for core in part} or set(cores)
+    if claim.request.kind is not CpuRequestKind.AUTO or not claim.enabled or not claim.bound():
+        slowest = min((core.capacity for core in chosen), default=0.0)
+        chosen = {core for core in cores if core.capacity >= slowest}
+    return tuple(core for core in cores if core in chosen)
+
+
 def warn_of_slower(claim: Claim, usable: UsableCores) -> None:
     """Say that a claim had to take slower cores, which the faster ones it has wait for."""
     cores = claim.cores or ()
+    left = claim.request.count - len(cores)
+    if left > 0:
+        claim.warnings.append(
+            f"{claim.who}: {left} of its {claim.request.count} cores {'is' if left == 1 else 'are'} so slow that it is "
+            f"faster without; it computes on the {len(cores)} others, and loads data on slower ones"
+        )
     slow = set(usable.slow).intersection(cores)
     if slow:
         which = f"{len(slow)} of its {len(cores)} cores" if len(slow) < len(cores) else "all of its cores"

@@ -23,7 +23,7 @@ def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callab
     computing = CpuSet.union(core.cpus for claim in claims if claim.enabled for core in claim.cores or ())
     free = [core for core in usable.slow if core.cpus.isdisjoint(computing)]
     enabled = [claim for claim in claims if claim.enabled and _most(claim, len(free))]
-    shares = largest_remainder(len(free), [claim.weight for claim in enabled])
+    shares = largest_remainder(len(free), [claim.weight for claim in enabled], least=_owed(enabled, len(free)))
     needs = [
         Need(min(count, _most(claim, count)), _nodes(claim), claim.held.loader_cpus)
         for claim, count in zip(enabled, shares, strict=True)
@@ -37,6 +37,15 @@ def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callab
             own = CpuSet.union(core.cpus for core in claim.cores or ())
             offered = [core for core in left if core.cpus.isdisjoint(own)]
             _give(claim, tuple(offered[: _most(claim, len(offered))]))
+
+
+def _owed(claims: Sequence[Claim], offered: int) -> list[int]:
+    """The slower cores that are a part of what each claim asked for by number, and that it does not compute on."""
+    owed: list[int] = []
+    for claim in claims:
+        missing = max(0, claim.request.count - len(claim.cores or ()))
+        owed.append(min(missing, _most(claim, offered), offered - sum(owed)))
+    return owed
 
 
 def _most(claim: Claim, offered: int) -> int:

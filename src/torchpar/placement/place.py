@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torchpar.conf.services import Config
@@ -20,10 +20,12 @@ from torchpar.placement.accelerators import place_gpus
 from torchpar.placement.amounts import cores_for_all, count_out, free_cores
 from torchpar.placement.claims import Claim, Reason, make_claims
 from torchpar.placement.cores import Core, UsableCores, find_usable_cores, node_distance
-from torchpar.placement.give import give, need, warn_of_slower
+from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guest, warn_of_guests
+from torchpar.placement.improve import Placed, improve
 from torchpar.placement.loader_cores import place_loaders
 from torchpar.placement.named import place_explicit
+from torchpar.placement.stay import place_staying
 from torchpar.placement.staying import lay_out
 
 
@@ -66,9 +68,17 @@ def place(config: Config, facts: HostFacts) -> Placement:
     Raises PlacementError when what is asked for is not there; the message names who asked and who holds it.
     """
     usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
-    claims = _place_claims(config, facts, usable)
+    afresh = _ask(config, facts.afresh(), usable)
+    claims = afresh
+    distance = node_distance(facts)
+    _place_afresh(afresh, usable, distance)
     if facts.in_force:
-        _explain_stays(claims, _place_claims(config, facts.afresh(), usable))
+        claims = _ask(config, facts, usable)
+        place_staying(claims, afresh, usable, distance)
+    for each in (claims, afresh) if claims is not afresh else (claims,):
+        _place_others(each, usable, distance)
+    if claims is not afresh:
+        _explain_stays(claims, afresh)
     usable = _give_away(claims, usable)
     owners = _Owners(claims)
     shares = {}
@@ -80,25 +90,41 @@ def place(config: Config, facts: HostFacts) -> Placement:
     return Placement(shares, usable)
 
 
-def _place_claims(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
+def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
+    """All claims, with the CPUs that they name and their accelerators."""
     claims = make_claims(config.services, facts.in_force)
     place_explicit(claims, usable, facts)
     place_gpus(claims, facts)
+    return claims
+
+
+def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
+    """Place the enabled claims by the rules, or better where they leave some less than is fair."""
     enabled = [claim for claim in claims if claim.enabled]
-    distance = node_distance(facts)
     free = cores_for_all(enabled, usable)
     amounts = count_out(enabled, usable, free)
-    cores = lay_out(free, [need(claim, amount.count) for claim, amount in amounts], distance)
-    for (claim, amount), chosen in zip(amounts, cores, strict=True):
-        give(claim, chosen, amount.why)
-        warn_of_slower(claim, usable)
+    laid_out = lay_out(free, [need(claim, amount.count) for claim, amount in amounts], distance)
+    placed: Placed = {
+        claim.name: used(claim, cores, usable.quota)
+        for (claim, _), cores in zip(amounts, laid_out, strict=True)
+    }
+    placed, reasons = improve(placed, enabled, free, usable, distance)
+    for claim, amount in amounts:
+        give(claim, used(claim, placed[claim.name], usable.quota), amount.why)
+        claim.reasons += [reasons[claim.name]] if claim.name in reasons else []
+
+
+def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
+    """Place the claims that hold nothing, and the loader workers of all."""
+    enabled = [claim for claim in claims if claim.enabled]
     free, slow = free_cores(usable.pool, enabled), free_cores(usable.slow, enabled)
     for claim in claims:
         if claim.cores is None:
             place_guest(claim, free, slow, usable, distance)
+        elif claim.exclusive() and not claim.request.is_explicit():
+            warn_of_slower(claim, usable)
     place_loaders(claims, usable, distance)
     warn_of_guests(claims)
-    return claims
 
 
 def _explain_stays(claims: Sequence[Claim], afresh: Sequence[Claim]) -> None:

@@ -7,6 +7,7 @@ them. The processes of an inference service wait for nobody: their speeds add up
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,18 @@ def host_speed(cores: Iterable[Core], most: int | None = None) -> float:
     return _fastest_set(sorted((core.capacity for core in cores), reverse=True), most)[1]
 
 
-def _fastest_set(capacities: Sequence[float], most: int | None) -> tuple[int, float]:
-    """How many of the cores, which are the fastest first, are fastest together, and how fast that is."""
-    sets = ((number, number * capacity) for number, capacity in enumerate(capacities[:most], 1))
-    return max(sets, key=lambda each: (round(each[1], 9), -each[0]), default=(0, 0.0))
+def _fastest_set(capacities: Sequence[float], most: int | None, *, cut: bool = True) -> tuple[int, float]:
+    """How many of the cores, which are the fastest first, are fastest together, and how fast that is.
+
+    No more than `most` compute at a time; they are cut to so many, or else have all cores of the slowest kind.
+    """
+    best, speed = 0, 0.0
+    for number, capacity in enumerate(capacities, 1):
+        found = capacity * (number if most is None else min(number, most))
+        alike = number > 1 and capacity == capacities[number - 2] and best == number - 1
+        if found > speed * (1 + 1e-9) or (alike and not cut and found > speed * (1 - 1e-9)):
+            best, speed = number, found
+    return best, speed
 
 
 @dataclass(frozen=True)
@@ -92,13 +101,23 @@ class Ask:
 
 def best_speed(cores: Iterable[Core], ask: Ask, number: int, quota: int | None = None) -> float:
     """The best speed that a service can have with any `number` of these cores, all others aside."""
-    on_node: dict[int, list[float]] = {}
-    for core in cores:
-        on_node.setdefault(core.numa_node, []).append(core.capacity)
+    cells = Counter((core.numa_node, core.capacity) for core in cores)
+    return speed_on([(*cell, size) for cell, size in cells.items()], ask, quota, number)
+
+
+def speed_on(cells: Iterable[tuple[int, float, int]], ask: Ask, quota: int | None, most: int | None = None) -> float:
+    """The speed of a service with these cores: NUMA node, capacity, number. It uses no more than `most` of them, and
+    none that is so slow that it is faster without it."""
+    cells = list(cells)
     best = 0.0
-    for slowest in {capacity for node in on_node.values() for capacity in node}:
-        sizes = sorted((sum(capacity >= slowest for capacity in node) for node in on_node.values()), reverse=True)
-        best = max(best, slowest * _best_size(sizes, ask, min(number, sum(sizes)), quota))
+    for slowest in {capacity for _, capacity, _ in cells}:
+        on_node: dict[int, int] = {}
+        for node, capacity, number in cells:
+            if capacity >= slowest:
+                on_node[node] = on_node.get(node, 0) + number
+        sizes = sorted(on_node.values(), reverse=True)
+        number = sum(sizes) if most is None else min(most, sum(sizes))
+        best = max(best, slowest * _best_size(sizes, ask, number, quota))
     return best
 
 
@@ -130,20 +149,23 @@ def fair_shares(
     there. Where not all can have fast cores, nobody's share is more than the cores that are left for it.
     """
     rest = sorted(cores, key=lambda core: (-core.capacity, core.numa_node))[: max(1, len(cores) - kept)]
+    # The cores to compute on; slower ones load data, and are for those who find no other.
+    number = _fastest_set([core.capacity for core in rest], quota, cut=False)[0]
     fair = [0.0] * len(asks)
     left = quota
     for i in sorted(range(len(asks)), key=lambda i: -asks[i].count):
         count = asks[i].count
         if count:
             fair[i] = best_speed(rest, asks[i], count, quota)
-            rest = rest[count:]
+            rest, number = rest[count:], max(0, number - count)
             left = None if left is None else max(0, left - count)
     autos = [i for i, ask in enumerate(asks) if not ask.count]
-    capacities = [core.capacity for core in rest]
-    number, speed = _fastest_set(capacities, left)
     needed = sum(asks[i].ranks for i in autos)
-    if shared and number == len(rest) > needed:
-        number, speed = _fastest_set(capacities[:-1], left)
+    capacities = [core.capacity for core in rest]
+    fast = capacities[:number] if needed <= number else capacities
+    if shared and len(fast) == len(rest) > needed:
+        fast = fast[:-1]
+    number, speed = _fastest_set(fast, left)
     if needed > number:
         # Those that need the fewest cores get the fastest of them: so the most is left for the others.
         for i in sorted(autos, key=lambda i: (asks[i].ranks, -asks[i].weight)):

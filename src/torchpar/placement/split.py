@@ -6,14 +6,34 @@ some across nodes; cores that equal ranks have no use for are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torchpar.placement.cores import Core
-from torchpar.placement.quality import ACROSS_NODES, size_within_nodes
+from torchpar.placement.quality import ACROSS_NODES, process_speed, size_within_nodes, training_speed
+
+
+def split_alike(
+    cores: Sequence[Core], split: Callable[[Sequence[Core]], list[list[Core]]], quota: int | None
+) -> list[list[Core]]:
+    """The parts that are the fastest: of all cores, or without the slower ones, which the others would wait for.
+
+    `quota` is how many of all cores compute at a time.
+    """
+    best: list[list[Core]] = []
+    speed = 0.0
+    for slowest in sorted({core.capacity for core in cores}):
+        parts = split([core for core in cores if core.capacity >= slowest])
+        threads = None if quota is None or not parts else max(1, quota // len(parts))
+        found = training_speed(process_speed(part, threads) for part in parts)
+        if found > speed * (1 + 1e-9):
+            best, speed = parts, found
+    return best
 
 
 def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
-    """The cores of each of `count` ranks; there are as many cores at least."""
+    """The cores of each of `count` ranks; none where there are too few."""
+    if count > len(cores):
+        return []
     if count == 1:
         return [list(cores)]
     nodes = by_node(cores)

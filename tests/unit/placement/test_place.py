@@ -218,7 +218,7 @@ def test_a_hybrid_host_computes_on_performance_cores() -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "cores_of_each", "reserved"),
-    [(1, 3, ""), (1, 4, "0"), (1, 15, "0"), (2, 8, "0"), (2, 16, "0,16"), (16, 2, "0,2"), (1, 64, "0")],
+    [(1, 3, ""), (1, 4, "0"), (1, 15, "0"), (2, 8, "0"), (2, 16, "0,16"), (16, 2, "0-1"), (1, 64, "0")],
 )
 def test_reserved_cores_grow_with_the_host(nodes: int, cores_of_each: int, reserved: str) -> None:
     """None below 4, one below 16, then one for each NUMA node, and no more than a sixteenth."""
@@ -332,10 +332,11 @@ def test_no_more_slower_cores_are_taken_than_are_missing() -> None:
         "/c:27: [Train i] CPUs=auto: all of its cores are slower (0.29 of the fastest), as no others are left"
     ]
     placement = place_text("Host ReserveCores=0\na CPUs=9 Enabled=yes", host)
-    assert str(placement.shares["torchpar-train@a.service"].cpus) == "0,8-15"
+    share = placement.shares["torchpar-train@a.service"]
+    assert (str(share.cpus), str(share.loader_cpus)) == ("8-15", "0-7")
     assert warnings(placement) == [
-        "/c:5: [Train a] CPUs=9: 1 of its 9 cores is slower (0.29 of the fastest), as no others are left; "
-        "fewer CPUs may be faster"
+        "/c:5: [Train a] CPUs=9: 1 of its 9 cores is so slow that it is faster without; it computes on the 8 others, "
+        "and loads data on slower ones"
     ]
 
 

@@ -71,7 +71,7 @@ def test_a_service_that_grows_moves_rather_than_lie_across_nodes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "expected"), [("numa", ["0-4", "8-12"]), ("2", ["0-4", "8-12"]), ("3", ["0-3", "4-6", "8-10"])]
+    ("ranks", "expected"), [("numa", ["0-4", "8-12"]), ("2", ["0-4", "8-12"]), ("3", ["0-2", "3-5", "8-10"])]
 )
 def test_ranks_stay_equal_and_as_many_when_their_service_shrinks(ranks: str, expected: list[str]) -> None:
     """The number of ranks is what a job was tuned for: another one beside it takes cores of each rank."""

@@ -1,0 +1,217 @@
+"""Searches for a better way to share cores out, where the rules leave services less than is fair.
+
+Cores of one NUMA node and one kind are alike, so it is only how many each service gets of each `Cell`. Services are
+taken one after the other, each with the ways that are best for it, and the ways of those before are changed where that
+is better for all together. It ends when everybody has a fair share, when all ways are tried, or after so many steps: it
+gives the same answer on a slow host as on a fast one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torchpar.placement.quality import ACROSS_NODES, Ask, speed_on
+
+# Ways that are looked at, of one service and in all; one of many cells counts for more. This is below half a second.
+_WAYS = 1_200
+_STEPS = 6_000
+
+Cell = tuple[int, float]  # NUMA node, capacity
+Amounts = tuple[int, ...]  # of each cell
+
+
+@dataclass(frozen=True)
+class Seeker:
+    """One service in the search: what it asks for, and the speed that is fair."""
+
+    ask: Ask
+    fair: float
+
+
+@dataclass
+class _Search:
+    """The state of one search: the steps that are left, and the best way so far."""
+
+    cells: tuple[Cell, ...]
+    seekers: Sequence[Seeker]
+    quota: int | None
+    keep: int
+    steps: int = _STEPS
+    best: float = -1.0
+    found: tuple[Amounts, ...] = ()
+    speeds: dict[tuple[Ask, Amounts], float] = field(default_factory=dict)
+
+
+def search(
+    free: Mapping[Cell, int], seekers: Sequence[Seeker], *, keep: int = 0, quota: int | None = None
+) -> list[dict[Cell, int]]:
+    """How many cores of each cell each service gets; empty where not all can have what they need at the least.
+
+    `keep` cores are left over.
+    """
+    cells = tuple(sorted(free))
+    numbers = tuple(free[cell] for cell in cells)
+    speeds: dict[tuple[Ask, Amounts], float] = {}
+    # What comes first has the best places: the other way round it may be better for all.
+    orders = [list(range(len(seekers))), list(reversed(range(len(seekers))))]
+    found: list[tuple[float, list[Amounts]]] = []
+    for order in orders if len(seekers) > 1 else orders[:1]:
+        state = _Search(cells, [seekers[i] for i in order], quota, keep, speeds=speeds)
+        _place(state, numbers, ())
+        if state.found:
+            amounts = dict(zip(order, state.found, strict=True))
+            found.append((state.best, [amounts[i] for i in range(len(seekers))]))
+    best = max(found, key=lambda each: round(each[0], 9), default=(0.0, []))[1]
+    return [{cell: number for cell, number in zip(cells, amounts, strict=True) if number} for amounts in best]
+
+
+def _place(state: _Search, free: Amounts, chosen: tuple[Amounts, ...]) -> None:
+    """Try the ways of the next service, the best first, with all ways of those after it."""
+    before, after = state.seekers[: len(chosen)], state.seekers[len(chosen) :]
+    got = sum(
+        min(_speed(state, seeker.ask, amounts), seeker.fair) for seeker, amounts in zip(before, chosen, strict=True)
+    )
+    if not after:
+        if got > state.best * (1 + 1e-9):
+            state.best, state.found = got, chosen
+        return
+    needed = state.keep + sum(_least(seeker.ask) for seeker in after[1:])
+    whole = sum(seeker.fair for seeker in state.seekers)
+    for amounts in _ways(state, after[0], free, sum(free) - needed):
+        more = min(_speed(state, after[0].ask, amounts), after[0].fair) + sum(seeker.fair for seeker in after[1:])
+        if got + more <= state.best * (1 + 1e-9):
+            break  # the ways are the best first
+        if state.steps <= 0 and state.found:
+            return
+        left = tuple(number - taken for number, taken in zip(free, amounts, strict=True))
+        _place(state, left, (*chosen, amounts))
+        if state.best >= whole * (1 - 1e-9):
+            return
+
+
+def _least(ask: Ask) -> int:
+    return ask.count or ask.ranks
+
+
+def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int) -> list[Amounts]:
+    """The ways to place one service, of at most `most` cores, the best first: no core that it could do without."""
+    most = min(most, seeker.ask.count or most)
+    if most < _least(seeker.ask):
+        return []
+    size = 1
+    for number in free:
+        size = min(size * (number + 1), _WAYS + 1)
+    ways = _all_ways(state, free, most) if size <= _WAYS else _shapes(state, seeker, free, most)
+    worth: dict[Amounts, tuple[float, int, int, Amounts]] = {}
+    for amounts in ways:
+        taken = sum(amounts)
+        if amounts in worth or taken > most or taken < _least(seeker.ask):
+            continue
+        if seeker.ask.count and taken != seeker.ask.count:
+            continue
+        state.steps -= 1 + len(free) // 8
+        speed = min(_speed(state, seeker.ask, amounts), seeker.fair)
+        # Of equal ones that with the fewest cores, and then that which breaks up the fewest places.
+        broken = sum(0 < number < whole for number, whole in zip(amounts, free, strict=True))
+        worth[amounts] = (-round(speed, 9), taken, broken, tuple(-number for number in amounts))
+    return sorted(worth, key=lambda amounts: worth[amounts])
+
+
+def _all_ways(state: _Search, free: Amounts, most: int) -> Iterator[Amounts]:
+    """All ways, but of nodes that are alike only one order."""
+    nodes: dict[int, list[int]] = {}
+    for i, (node, _) in enumerate(state.cells):
+        nodes.setdefault(node, []).append(i)
+    alike: dict[tuple[tuple[float, int], ...], list[list[int]]] = {}
+    for places in nodes.values():
+        alike.setdefault(tuple((state.cells[i][1], free[i]) for i in places), []).append(places)
+    groups = [places for group in alike.values() for places in itertools.pairwise(group)]
+    for amounts in itertools.product(*(range(min(number, most), -1, -1) for number in free)):
+        if all([amounts[i] for i in one] >= [amounts[i] for i in other] for one, other in groups):
+            yield amounts
+
+
+def _shapes(state: _Search, seeker: Seeker, free: Amounts, most: int) -> Iterator[Amounts]:
+    """The ways that are worth a look on a larger host: equal ranks within nodes, or all cores side by side."""
+    ask = seeker.ask
+    for slowest in sorted({capacity for (_, capacity), number in zip(state.cells, free, strict=True) if number}):
+        sizes: dict[int, int] = {}
+        for (node, capacity), number in zip(state.cells, free, strict=True):
+            if capacity >= slowest and number:
+                sizes[node] = sizes.get(node, 0) + number
+        for on_node in _of_nodes(ask, sizes, most, seeker.fair / slowest):
+            yield _filled(state, on_node, slowest, free, ask.count)
+
+
+def _of_nodes(ask: Ask, sizes: Mapping[int, int], most: int, wanted: float) -> Iterator[dict[int, int]]:
+    """How many cores of each node, where `wanted` threads are a fair share."""
+    smallest_first = sorted(sizes, key=lambda node: (sizes[node], node))
+    for nodes in (smallest_first, sorted(sizes, key=lambda node: (-sizes[node], node))):
+        if ask.by_node:
+            for number in range(1, min(len(nodes), most) + 1):
+                largest = sorted(sizes.values(), reverse=True)[number - 1]
+                for size in _sizes(min(largest, most // number), wanted / number):
+                    yield dict.fromkeys([node for node in nodes if sizes[node] >= size][:number], size)
+            continue
+        for size in _sizes(most // ask.ranks, wanted / ask.ranks):
+            missing, within = ask.ranks, {}
+            for node in nodes:
+                here = min(missing, sizes[node] // size)
+                if here:
+                    within[node] = here * size
+                missing -= here
+            if not missing:
+                yield within
+        for size in _sizes(most // ask.ranks, wanted / ask.ranks / ACROSS_NODES):
+            left, across = ask.ranks * size, {}
+            for node in nodes:
+                across[node] = min(left, sizes[node])
+                left -= across[node]
+            if not left:
+                yield across
+                yield _level(sizes, ask.ranks * size)
+
+
+def _level(sizes: Mapping[int, int], number: int) -> dict[int, int]:
+    """So many cores of the nodes with the most, such that what is left of these is equal."""
+    left = dict(sizes)
+    for _ in range(number):
+        left[max(left, key=lambda node: (left[node], -node))] -= 1
+    return {node: sizes[node] - left[node] for node in sizes if left[node] < sizes[node]}
+
+
+def _sizes(largest: int, wanted: float) -> Iterator[int]:
+    """The sizes of a rank that are worth a look: what is wanted, or the most, and some that leave more to others."""
+    size = min(largest, max(1, int(wanted) + (wanted % 1 > 1e-6)))
+    for less in (0, 1, 2, 3):
+        if size - less > 0:
+            yield size - less
+
+
+def _filled(state: _Search, on_node: Mapping[int, int], slowest: float, free: Amounts, count: int) -> Amounts:
+    """The cells for so many cores of each node, the slowest that will do first; and what a count asks for besides."""
+    amounts = [0] * len(free)
+    for node, wanted in on_node.items():
+        left = wanted
+        for i, (of, capacity) in enumerate(state.cells):
+            if of == node and capacity >= slowest:
+                amounts[i] = min(left, free[i])
+                left -= amounts[i]
+    missing = count - sum(amounts)
+    for i in sorted(range(len(free)), key=lambda i: (amounts[i] == 0, state.cells[i][1], i)):
+        if missing > 0:
+            more = min(missing, free[i] - amounts[i])
+            amounts[i] += more
+            missing -= more
+    return tuple(amounts)
+
+
+def _speed(state: _Search, ask: Ask, amounts: Amounts) -> float:
+    key = (ask, amounts)
+    if key not in state.speeds:
+        found = zip(state.cells, amounts, strict=True)
+        cells = [(node, capacity, number) for (node, capacity), number in found if number]
+        state.speeds[key] = speed_on(cells, ask, state.quota)
+    return state.speeds[key]

@@ -1,0 +1,106 @@
+"""Where the rules leave services less than is fair: what the search finds, what is left over, and who moves for it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.unit.hosts import make_host, make_hybrid_host
+from tests.unit.placement.test_place import kinds_of
+from tests.unit.placement.test_staying import apply
+from torchpar.conf.parse import parse_config
+from torchpar.conf.syntax import ConfFile
+from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.topology import Held, HostFacts
+from torchpar.placement.quality import Ask
+from torchpar.placement.search import Seeker, search
+from torchpar.plan.plan import Plan, make_plan
+from torchpar.plan.quality import plan_quality
+
+
+def ranks(plan: Plan) -> dict[str, list[int]]:
+    """The threads of each rank, by the service's name."""
+    return {service.service.name: [rank.threads for rank in service.ranks] for service in plan.services}
+
+
+def plan_of(text: str, host: HostFacts) -> tuple[Plan, float]:
+    """The plan of enabled services ("a CPUs=2"), and its quality."""
+    lines = []
+    for line in text.splitlines():
+        name, *keys = line.split()
+        lines += [f"[Train {name}]", f"Script=/{name}.py", "Enabled=yes", *keys]
+    config = parse_config([ConfFile("/c", "\n".join(lines))], host)
+    plan = make_plan(config, host)
+    return plan, plan_quality(plan, config)
+
+
+@pytest.mark.parametrize(
+    ("host", "text", "expected"),
+    [
+        (make_host(packages=2, cores_per_complex=20), "a Ranks=numa\nb CPUs=8\nc", {"a": [15], "b": [8], "c": [15]}),
+        (make_host(packages=4, cores_per_complex=8), "a Ranks=numa\nb CPUs=2", {"a": [7] * 4, "b": [2]}),
+        (make_host(packages=8, cores_per_complex=5), "a Ranks=numa\nb Ranks=numa", {"a": [3] * 6, "b": [2] * 8}),
+        (kinds_of((280, 4), (820, 2), (1024, 2)), "a Ranks=2\nb Ranks=3", {"a": [2] * 2, "b": [1] * 3}),
+    ],
+)
+def test_equal_ranks_get_the_nodes_that_they_need(host: HostFacts, text: str, expected: dict[str, list[int]]) -> None:
+    """A count takes a core of several nodes where whole nodes are worth more to others."""
+    plan, quality = plan_of(text, host)
+    assert ranks(plan) == expected and quality > 0.9
+
+
+def test_explain_names_what_was_rejected_and_why() -> None:
+    """The rules' first choice, and what it would cost."""
+    plan, _ = plan_of("a Ranks=numa\nb CPUs=2", make_host(packages=4, cores_per_complex=8))
+    assert [reason.why for reason in plan.services[0].reasons if reason.key == "CPUs"][1:] == [
+        "so that all services together have 99% of their fair shares; with CPUs 9-31 here, the next best way and the "
+        "rules' first choice, they have 77%"
+    ]
+
+
+def test_what_equal_ranks_leave_over_is_for_shared_services() -> None:
+    """Nobody holds a core that nothing of its own runs on; a count holds what it asked for."""
+    host = make_host(packages=3, cores_per_complex=3)
+    plan, _ = apply("a Ranks=2\nb CPUs=shared", host)
+    assert [service.cores for service in plan.services] == [8, 1]
+    plan, _ = apply("a Ranks=numa\nb CPUs=1\nc CPUs=shared", make_host(packages=2, cores_per_complex=4))
+    assert [service.cores for service in plan.services] == [6, 1, 1]
+    plan, _ = apply("a Ranks=3 CPUs=5", make_host(cores_per_complex=8))
+    assert plan.services[0].cores == 5 and ranks(plan) == {"a": [2, 2, 1]}
+
+
+@pytest.mark.parametrize(("quota", "threads", "loaders"), [(None, 4, "8-11"), (2.0, 2, "8-11")])
+def test_a_count_that_reaches_slower_cores_loads_data_on_them(
+    quota: float | None, threads: int, loaders: str
+) -> None:
+    """Four fast cores are faster than seven of which three are slow; nobody else gets those three."""
+    kinds = tuple(dataclasses.replace(kind, capacity=kind.capacity**2) for kind in make_hybrid_host().cpu_kinds)
+    host = dataclasses.replace(make_hybrid_host(), cpu_kinds=kinds, cpu_limit=quota)
+    plan, _ = apply("a CPUs=7", host)
+    (service,) = plan.services
+    assert (str(service.cpus), str(service.loader_cpus), ranks(plan)) == ("0-7", loaders, {"a": [threads]})
+    assert any("3 of its 7 cores are so slow that it is faster without" in warning for warning in service.warnings)
+
+
+def test_the_number_of_ranks_does_not_follow_who_came_first() -> None:
+    """Two services on a node each leave ranks of two cores; afresh they are on one node, and the ranks on the other."""
+    held = {"torchpar-train@s.service": Held(CpuSet([0, 1])), "torchpar-train@t.service": Held(CpuSet([4, 5]))}
+    host = make_host(packages=2, cores_per_complex=4)
+    text = "s CPUs=2\nt CPUs=2\nr Ranks=numa"
+    afresh, _ = apply(text, host)
+    plan, used = apply(text, dataclasses.replace(host, in_force=held))
+    assert ranks(plan) == ranks(afresh) == {"s": [2], "t": [2], "r": [4]}
+    assert str(plan.find("torchpar-train@s.service").cpus) == "0-1"
+    again, _ = apply(text, used)
+    assert [service.cpus for service in again.services] == [service.cpus for service in plan.services]
+
+
+def test_a_search_ends_after_so_many_steps() -> None:
+    """However many ways there are: 64 nodes of different sizes, and 20 services that want ranks of nodes."""
+    free = {(node, 1.0): 3 + node % 7 for node in range(64)}
+    seekers = [Seeker(Ask(by_node=True), 17.0) for _ in range(10)] + [Seeker(Ask(ranks=3), 19.0) for _ in range(10)]
+    found = search(free, seekers)
+    assert len(found) == 20
+    for cell, number in free.items():
+        assert sum(amounts.get(cell, 0) for amounts in found) <= number
