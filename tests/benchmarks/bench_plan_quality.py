@@ -30,7 +30,7 @@ from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import CpuKind, Distances, HostFacts, NumaNode, Package
 from torchpar.host.facts import read_facts
 from torchpar.placement.cores import auto_reserve, usable_before_reserve
-from torchpar.placement.quality import ACROSS_NODES, Quality, total
+from torchpar.placement.quality import ACROSS_NODES, LEAST_CORES, Quality, total
 from torchpar.plan.plan import Plan, ServicePlan, make_plan
 from torchpar.plan.quality import service_qualities
 
@@ -204,14 +204,15 @@ def is_unequal(plan: Plan, service: ServicePlan) -> bool:
 def is_needless(config: Config, host: HostFacts) -> bool:
     """Whether each service could have a core for each of its ranks, and the enabled ones each their own.
 
-    Ranks that are more than the host's accelerators are refused for these: GPUs=none would train on the CPUs.
+    Ranks that are more than the host's accelerators are refused for these: GPUs=none would train on the CPUs. So are
+    ranks that are more than the CPUs= of their own section.
     """
     slots: dict[str, int] = {}
     most, shared = 0, 0
     for service in config.services:
         settings, train = service.settings, service.train()
         ranks = train.ranks if train and isinstance(train.ranks, int) else 1
-        if 0 < len(host.discrete_accelerators()) < ranks:
+        if 0 < len(host.discrete_accelerators()) < ranks or 0 < settings.cpus.count < ranks:
             return False
         most = max(most, settings.cpus.count, ranks)
         if settings.enabled and settings.cpus.kind is CpuRequestKind.SHARED:
@@ -231,10 +232,13 @@ def best_speed(cells: tuple[tuple[int, float, int], ...], ranks: int | str, trai
             if capacity >= floor and number:
                 on_node[node] = on_node.get(node, 0) + number
         sizes, all_cores = sorted(on_node.values(), reverse=True), sum(on_node.values())
-        if not trains or ranks == "numa":
+        if ranks == "numa":
             best = max(best, *((i + 1) * size * floor for i, size in enumerate(sizes)))
         if not trains:
-            best = max(best, all_cores * floor)
+            # A process for each node that is large enough for a copy of the model, or one on all of them.
+            across = ACROSS_NODES if len(sizes) > 1 else 1.0
+            whole = max(sizes[0], sum(n for n in sizes if n >= LEAST_CORES))
+            best = max(best, across * all_cores * floor, whole * floor)
         elif isinstance(ranks, int):
             within = max((s for s in range(1, sizes[0] + 1) if sum(n // s for n in sizes) >= ranks), default=0)
             best = max(best, ranks * within * floor, ACROSS_NODES * ranks * (all_cores // ranks) * floor)

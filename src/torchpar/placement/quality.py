@@ -125,7 +125,8 @@ def _best_size(sizes: Sequence[int], ask: Ask, number: int, quota: int | None) -
     """How many threads can compute on cores that are alike, which are on nodes of these sizes, the largest first."""
 
     def threads(ranks: int, size: int) -> int:
-        return ranks * (size if quota is None else min(size, max(1, quota // ranks)))
+        # Ranks that are more than the quota have a part of a CPU each.
+        return ranks * size if quota is None else min(quota, ranks * min(size, max(1, quota // ranks)))
 
     if ask.by_node:
         return max(threads(ranks, min(size, number // ranks)) for ranks, size in enumerate(sizes, 1))
@@ -165,6 +166,8 @@ def fair_shares(
     fast = capacities[:number] if needed <= number else capacities
     if shared and len(fast) == len(rest) > needed:
         fast = fast[:-1]
+    if shared and left is not None and left > needed:
+        left -= 1
     number, speed = _fastest_set(fast, left)
     if needed > number:
         # Those that need the fewest cores get the fastest of them: so the most is left for the others.

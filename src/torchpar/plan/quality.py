@@ -50,7 +50,9 @@ def service_qualities(plan: Plan, config: Config) -> Mapping[str, Quality]:
     else:
         fair = [fair_shares(free, [ask], kept=reserve, quota=quota)[0] for ask in asks]
     return {
-        one.unit: Quality(_speed(one, of_cpu), share) for one, share in zip(measured, fair, strict=True) if not one.gpus
+        one.unit: Quality(_speed(one, of_cpu, quota), share)
+        for one, share in zip(measured, fair, strict=True)
+        if not one.gpus
     }
 
 
@@ -79,9 +81,11 @@ def _first_of_slots(services: list[ServicePlan]) -> list[ServicePlan]:
     return list(taken.values())
 
 
-def _speed(service: ServicePlan, of_cpu: Mapping[int, Core]) -> float:
+def _speed(service: ServicePlan, of_cpu: Mapping[int, Core], quota: int | None) -> float:
     processes = []
     for rank in service.ranks:
         cores = {of_cpu[cpu].cpus.first(): of_cpu[cpu] for cpu in rank.cpus if cpu in of_cpu}
         processes.append(process_speed(list(cores.values()), rank.threads + rank.loader_workers))
-    return training_speed(processes) if service.service.train() else inference_speed(processes)
+    speed = training_speed(processes) if service.service.train() else inference_speed(processes)
+    # Processes that are more than the quota have a part of a CPU each.
+    return speed if quota is None else speed * min(1.0, quota / len(processes))

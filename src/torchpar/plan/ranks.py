@@ -64,7 +64,7 @@ def make_ranks(
     else:
         # A process for each accelerator where there are any, and for each place with a memory or a cache of its own.
         count = min(len(share.gpus), len(share.cores))
-        parts, reason = split_places(share.cores)
+        parts, reason = split_places(share.cores, quota)
         if count:
             parts = _split_by_gpus(share, count, 1) or split_cores(share.cores, count)
             reason = Reason("Processes", str(count), "one for each accelerator")

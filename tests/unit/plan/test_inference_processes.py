@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from tests.unit.hosts import make_host
+from tests.unit.hosts import make_host, make_hybrid_host
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
+from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.plan import ServicePlan, make_plan
 
@@ -39,6 +42,16 @@ def test_there_is_a_process_for_each_place_that_is_worth_it(host: HostFacts, cpu
 def test_a_share_of_one_place_has_one_process() -> None:
     """What counts is what the service got, not what the host has."""
     assert [str(rank.cpus) for rank in plan_of(make_host(packages=2), "CPUs=4").ranks] == ["0-3"]
+
+
+def test_slower_cores_have_processes_of_their_own_that_nobody_waits_for() -> None:
+    """Few of them are left out; and places that are too small for a process, where one on all cores is slower."""
+    plan = plan_of(make_hybrid_host(), "CPUs=8")
+    assert [(str(rank.cpus), rank.threads) for rank in plan.ranks] == [("8-11", 4), ("0-7", 4)]
+    assert "one for each kind of cores" in next(reason.why for reason in plan.reasons if reason.key == "Processes")
+    assert [str(rank.cpus) for rank in plan_of(make_hybrid_host(), "CPUs=6").ranks] == ["0-7"]
+    three = dataclasses.replace(make_host(packages=3, cores_per_complex=8), allowed_cpus=CpuSet(range(17)))
+    assert [str(rank.cpus) for rank in plan_of(three).ranks] == ["0-7", "8-15"]
 
 
 def test_accelerators_have_a_process_each_on_cores_near_it() -> None:
