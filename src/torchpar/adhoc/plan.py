@@ -119,13 +119,14 @@ def plan_job(
     none it shares those that no enabled service holds, or all, with a warning; so it is with accelerators that it asks
     for, while with GPUs=auto it gets those that nobody uses, or none.
     """
-    usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
+    named = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores).named
     present = [service for service in config.services if service.settings.enabled or service.unit in running]
-    used = used & CpuSet.union(core.cpus for core in usable.named)
+    used = used & CpuSet.union(core.cpus for core in named)
     if used:
         others = TrainSettings(script="/", cpus=CpuRequest(CpuRequestKind.LIST, numbers=used), gpus=GpuRequest(0))
         present.append(AdHocJob(Kind.TRAIN, "others", others, (), {}))
-    shares = place(dataclasses.replace(config, services=(*present, job)), facts).shares
+    placement = place(dataclasses.replace(config, services=(*present, job)), facts)
+    shares, usable = placement.shares, placement.usable
     gpus, gpu_warning = _choose_gpus(job, present, shares, facts, used_gpus)
     if gpus != job.settings.gpus:
         job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, gpus=gpus))

@@ -9,7 +9,8 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import least, too_much
 from torchpar.placement.claims import Claim
 from torchpar.placement.cores import Core, UsableCores
-from torchpar.placement.give import give, need
+from torchpar.placement.give import give, need, used
+from torchpar.placement.improve import improve
 from torchpar.placement.staying import lay_out
 
 
@@ -39,7 +40,9 @@ def place_guest(
                     "both will be slower"
                 )
     (cores,) = lay_out(offered, [need(claim, claim.request.count or len(offered))], distance)
-    give(claim, cores, why)
+    if claim.request.count:
+        cores = improve({claim.name: cores}, [claim], offered, usable, distance).placed[claim.name]
+    give(claim, used(claim, cores, usable.quota), why)
 
 
 def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]:

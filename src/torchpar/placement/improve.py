@@ -6,8 +6,10 @@ ranks have no use for. Where that costs about a percent, other ways are searched
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
@@ -27,39 +29,52 @@ _WORTH = 0.009
 Placed = Mapping[str, tuple[Core, ...]]  # by the claim's name
 
 
+@dataclass(frozen=True)
+class Improved:
+    """A placement, the reasons where it is not that of the rules, and the usable cores: others may be kept back."""
+
+    placed: Placed
+    reasons: Mapping[str, Reason]
+    usable: UsableCores
+
+
 def improve(
     placed: Placed,
     enabled: Sequence[Claim],
     free: Sequence[Core],
     usable: UsableCores,
     distance: Callable[[int, int], int],
-) -> tuple[Placed, dict[str, Reason]]:
-    """A better placement of the claims that are `placed` on `free` cores, and the reasons; the same where none is."""
+) -> Improved:
+    """A better placement of the claims that are `placed` on `free` cores; the same where there is none."""
+    same = Improved(placed, {}, usable)
     moving = [claim for claim in enabled if claim.name in placed and not claim.gpus]
     slow = free_cores(usable.slow, enabled)
     # Slower cores load data; where the rules cannot do without them, it may be any of them.
     offered = list(dict.fromkeys([*free, *(slow if not set(slow).isdisjoint(free) else ())]))
+    spare = _exchangeable(usable, free, enabled)
+    offered += spare
     taken = {core for claim in enabled if claim.gpus for core in placed.get(claim.name, ())}
     offered = [core for core in offered if core not in taken]
     cells: dict[Cell, list[Core]] = {}
     for core in sorted(offered, key=lambda core: core.cpus.first()):
         cells.setdefault((core.numa_node, core.capacity), []).append(core)
     if len(moving) > _SERVICES or len({node for node, _ in cells}) > _NODES:
-        return placed, {}
+        return same
     fair = fair_speeds(enabled, usable)
     before = quality(placed, moving, fair, usable.quota)
     if not moving or before > 1 - _WORTH:
-        return placed, {}
+        return same
     # The hardest to place first, as by the rules.
     moving.sort(
         key=lambda c: (-c.request.count, not c.by_node() and c.ranks() == 1, -fair[c.name], c.name)
     )
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
-    keep = 1 if shared and len(offered) > sum(least(claim) for claim in moving) else 0
+    keep = 1 if shared and len(offered) - len(spare) > sum(least(claim) for claim in moving) else 0
+    keep += len(spare)
     seekers = [Seeker(claim.ask(), fair[claim.name]) for claim in moving]
     found = search({cell: len(cores) for cell, cores in cells.items()}, seekers, keep=keep, quota=usable.quota)
     if not found:
-        return placed, {}
+        return same
     better = dict(placed)
     for claim, amounts in zip(moving, found, strict=True):
         chosen: list[Core] = []
@@ -72,13 +87,38 @@ def improve(
     _fill(better, moving, left, keep, usable.quota)
     after = quality(better, moving, fair, usable.quota)
     if after < before + _WORTH:
-        return placed, {}
+        return same
     in_order = {name: tuple(sorted(cores, key=lambda core: core.cpus.first())) for name, cores in better.items()}
-    return in_order, {
+    reasons = {
         claim.name: _reason(in_order[claim.name], placed[claim.name], before, after)
         for claim in moving
         if set(in_order[claim.name]) != set(placed[claim.name])
     }
+    return Improved(in_order, reasons, _keep_others(usable, spare, left))
+
+
+def _exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
+    """The cores kept for the system, where others would do as well: all are alike, and none is given away."""
+    cores = [*usable.pool, *usable.beyond, *usable.slow, *usable.spare]
+    alike = len({core.capacity for core in cores}) == 1 and not usable.beyond
+    spare = free_cores(usable.spare, enabled)
+    return spare if alike and len(spare) == len(usable.spare) and set(spare).isdisjoint(free) else []
+
+
+def _keep_others(usable: UsableCores, spare: Sequence[Core], left: Sequence[Core]) -> UsableCores:
+    """Keep cores that are left for the system, the same ones as before where these are."""
+    before = set(spare)
+    kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(spare)]
+    if set(kept) == before:
+        return usable
+    why = usable.left_out[spare[0].cpus.first()]
+    given = CpuSet.union(core.cpus for core in spare)
+    left_out = {cpu: text for cpu, text in usable.left_out.items() if cpu not in given}
+    left_out.update((cpu, why) for core in kept for cpu in core.cpus)
+    pool = sorted({*usable.pool, *spare}.difference(kept), key=lambda core: core.cpus.first())
+    return dataclasses.replace(
+        usable, pool=tuple(pool), spare=tuple(kept), left_out=dict(sorted(left_out.items()))
+    )
 
 
 def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, float]:

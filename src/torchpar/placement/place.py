@@ -22,7 +22,7 @@ from torchpar.placement.claims import Claim, Reason, make_claims
 from torchpar.placement.cores import Core, UsableCores, find_usable_cores, node_distance
 from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guest, warn_of_guests
-from torchpar.placement.improve import Placed, improve
+from torchpar.placement.improve import improve
 from torchpar.placement.loader_cores import place_loaders
 from torchpar.placement.named import place_explicit
 from torchpar.placement.stay import place_staying
@@ -71,7 +71,7 @@ def place(config: Config, facts: HostFacts) -> Placement:
     afresh = _ask(config, facts.afresh(), usable)
     claims = afresh
     distance = node_distance(facts)
-    _place_afresh(afresh, usable, distance)
+    usable = _place_afresh(afresh, usable, distance)
     if facts.in_force:
         claims = _ask(config, facts, usable)
         place_staying(claims, afresh, usable, distance)
@@ -98,20 +98,23 @@ def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
     return claims
 
 
-def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
-    """Place the enabled claims by the rules, or better where they leave some less than is fair."""
+def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> UsableCores:
+    """Place the enabled claims by the rules, or better where they leave some less than is fair.
+
+    The usable cores are then others, where those kept for the system are.
+    """
     enabled = [claim for claim in claims if claim.enabled]
     free = cores_for_all(enabled, usable)
     amounts = count_out(enabled, usable, free)
     laid_out = lay_out(free, [need(claim, amount.count) for claim, amount in amounts], distance)
-    placed: Placed = {
-        claim.name: used(claim, cores, usable.quota)
-        for (claim, _), cores in zip(amounts, laid_out, strict=True)
+    placed = {
+        claim.name: used(claim, cores, usable.quota) for (claim, _), cores in zip(amounts, laid_out, strict=True)
     }
-    placed, reasons = improve(placed, enabled, free, usable, distance)
+    improved = improve(placed, enabled, free, usable, distance)
     for claim, amount in amounts:
-        give(claim, used(claim, placed[claim.name], usable.quota), amount.why)
-        claim.reasons += [reasons[claim.name]] if claim.name in reasons else []
+        give(claim, used(claim, improved.placed[claim.name], usable.quota), amount.why)
+        claim.reasons += [improved.reasons[claim.name]] if claim.name in improved.reasons else []
+    return improved.usable
 
 
 def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
