@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.placement.claims import Claim, largest_remainder
 from torchpar.placement.cores import Core, UsableCores
 
@@ -64,6 +65,8 @@ def count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Cor
         beyond = autos[free]
         raise beyond.refuse(too_much(beyond, 0, usable, enabled, amounts))
     least = [claim.ranks() for claim in autos]
+    if sum(least) > free and len(autos) > 1:
+        raise _too_many_ranks(autos, free)
     if sum(least) > free:
         least = [1] * len(autos)
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
@@ -81,6 +84,17 @@ def count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Cor
         rule = f"weight {claim.weight} of {sum(weights)}" if len(autos) > 1 else "the only enabled CPUs=auto service"
         amounts.append((claim, Amount(count, f"{rule}, of {total} cores that are free")))
     return amounts
+
+
+def _too_many_ranks(autos: Sequence[Claim], free: int) -> PlacementError:
+    """The error that ranks need more cores than are free, with the number of ranks that would fit."""
+    most = max(autos, key=lambda claim: (claim.ranks(), claim.name))
+    ranks = most.ranks()
+    left = free - sum(claim.ranks() for claim in autos if claim is not most)
+    service = next(one for one in most.services if (train := one.train()) and train.ranks == ranks)
+    change = f"Ranks={left} would fit" if left > 0 else "fewer ranks of several, or Enabled=no for one, would fit"
+    why = f"each rank needs a core, and the {len(autos)} services with CPUs=auto have {free} together; {change}"
+    return service.refuse("Ranks", ranks, why)
 
 
 def too_much(
@@ -103,5 +117,24 @@ def too_much(
         f"it asks for {asking} {'core' if asking == 1 else 'cores'}, but {left} of the {number} "
         f"usable cores {'is' if left == 1 else 'are'} left"
         + (f": {', '.join(holders)}" if holders else "")
-        + "; ask for fewer, set Enabled=no for one of them, or use CPUs=shared"
+        + f"; {_smallest_change(claim, usable, enabled)}"
     )
+
+
+def _smallest_change(claim: Claim, usable: UsableCores, enabled: Sequence[Claim]) -> str:
+    """What to write into the conf so that it fits, with as little changed as can be."""
+    asking = [other for other in enabled if other.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
+    asking += [claim] if claim not in asking else []
+    cores = len(free_cores([*usable.pool, *usable.beyond, *usable.slow, *usable.spare], enabled))
+    missing = sum(least(other) for other in asking) - cores
+    for other in sorted(asking, key=lambda other: (other is not claim, -other.request.count)):
+        fewer = other.request.count - missing
+        if fewer >= max(1, other.ranks()):
+            return f"CPUs={fewer} for {other.name} would fit"
+    without = sorted(asking, key=lambda other: (-least(other), other is not claim, other.name))
+    number, spared = 0, 0
+    while spared < missing and number < len(without):
+        spared += least(without[number])
+        number += 1
+    those = " and ".join(other.name for other in without[:number])
+    return f"Enabled=no or CPUs=shared for {those} would fit"

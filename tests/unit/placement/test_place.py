@@ -71,6 +71,35 @@ def test_more_enabled_services_than_cores_is_refused_by_name() -> None:
     assert message.startswith("/c:7: [Train c] CPUs=auto: it asks for 1 core, but 0 of the 2 usable cores are left")
 
 
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("a CPUs=3\nb CPUs=2", "CPUs=1 for [Train b] would fit"),
+        ("a CPUs=3\nb CPUs=1\nc", "CPUs=2 for [Train a] would fit"),
+        ("a CPUs=3\nb CPUs=3\nc", "Enabled=no or CPUs=shared for [Train b] would fit"),
+        ("a\nb\nc\nd\ne", "Enabled=no or CPUs=shared for [Train e] would fit"),
+        ("a CPUs=900", "CPUs=4 for [Train a] would fit"),
+        ("a CPUs=0-3\nb CPUs=900", "Enabled=no or CPUs=shared for [Train b] would fit"),
+        ("a Ranks=4\nb Ranks=2", "Ranks=2 would fit"),
+        ("a CPUs=2\nb Ranks=2\nc", "Ranks=1 would fit"),
+    ],
+)
+def test_a_refusal_names_the_smallest_change_that_fits(text: str, change: str) -> None:
+    """And it does fit, with that in the conf."""
+    enabled = "\n".join(f"{line} Enabled=yes" for line in text.splitlines())
+    message = refused(enabled, make_host())
+    assert message.endswith(f"; {change}")
+    name = message.partition("[Train ")[2][0] if "for [Train" not in message else message.rpartition("[Train ")[2][0]
+    key, _, value = change.replace("Enabled=no or ", "").partition(" ")[0].partition("=")
+    lines = [
+        " ".join(word for word in line.split() if not word.startswith(f"{key}=")) + f" {key}={value}"
+        if line.startswith(f"{name} ")
+        else line
+        for line in enabled.splitlines()
+    ]
+    assert cpus("\n".join(lines), make_host())
+
+
 def test_a_service_that_is_not_enabled_gets_what_the_enabled_leave() -> None:
     """Ten jobs that are run one at a time do not shrink each other."""
     text = "Host ReserveCores=0\na CPUs=2 Enabled=yes\nb\nc"
