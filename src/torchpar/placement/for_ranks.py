@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torchpar.placement.cores import Core, choose_cores
 from torchpar.placement.split import by_node
@@ -12,10 +12,14 @@ _NEARLY = 0.9
 
 
 def choose_for_ranks(
-    free: Sequence[Core], count: int, ranks: int, distance: Callable[[int, int], int]
+    free: Sequence[Core],
+    count: int,
+    ranks: int,
+    distance: Callable[[int, int], int],
+    kept: Collection[Core] = (),
 ) -> tuple[Core, ...] | None:
     """`count` of the free cores such that `ranks` equal ranks keep to a node each; None where that cannot be, or where
-    one node has room for all of them."""
+    one node has room for all of them. Of nodes that do as well it is those with the most cores that are `kept`."""
     size = count // ranks
     if ranks == 1 or not size:
         return None
@@ -27,16 +31,21 @@ def choose_for_ranks(
     while missing:
         enough = [node for node in nodes if len(node) // size >= missing]
         # The node that all others fit in with the fewest left over; else the one with the most room.
-        node = min(enough, key=len) if enough else max(nodes, key=lambda node: len(node) // size)
+        if enough:
+            node = min(enough, key=lambda node: (-_own(node, kept), len(node)))
+        else:
+            node = max(nodes, key=lambda node: (len(node) // size, _own(node, kept)))
         nodes.remove(node)
         here = min(missing, len(node) // size)
         more = min(extra, here, len(node) - here * size)
         amounts.append((node, here * size + more))
         missing, extra = missing - here, extra - more
-    return _take(free, amounts, extra, distance)
+    return _take(free, amounts, extra, distance, kept)
 
 
-def choose_for_nodes(free: Sequence[Core], count: int, distance: Callable[[int, int], int]) -> tuple[Core, ...]:
+def choose_for_nodes(
+    free: Sequence[Core], count: int, distance: Callable[[int, int], int], kept: Collection[Core] = ()
+) -> tuple[Core, ...]:
     """`count` of the free cores in parts on NUMA nodes that are as equal, and together as fast, as can be."""
     nodes = sorted(by_node(free), key=lambda node: -len(node))
     sizes = [min(len(node), count // number) for number, node in enumerate(nodes, 1)]
@@ -44,21 +53,34 @@ def choose_for_nodes(free: Sequence[Core], count: int, distance: Callable[[int, 
     best = max(number * size for number, size in enumerate(sizes, 1))
     number = next(number for number, size in enumerate(sizes, 1) if number * size >= _NEARLY * best)
     size = max(1, sizes[number - 1])
-    # Those that just have room for a part, so that whole nodes are left for others.
-    chosen = [node for node in nodes if len(node) >= size][-number:]
+    # Those with cores that are kept; else that just have room for a part, so that whole nodes are left for others.
+    chosen = sorted([node for node in nodes if len(node) >= size], key=lambda node: _own(node, kept))[-number:]
     extra, amounts = count - number * size, []
     for node in chosen:
         more = min(extra, 1, len(node) - size)
         amounts.append((node, size + more))
         extra -= more
-    return _take(free, amounts, extra, distance)
+    return _take(free, amounts, extra, distance, kept)
+
+
+def _own(node: Sequence[Core], kept: Collection[Core]) -> int:
+    return sum(core in kept for core in node)
 
 
 def _take(
-    free: Sequence[Core], amounts: Sequence[tuple[list[Core], int]], extra: int, distance: Callable[[int, int], int]
+    free: Sequence[Core],
+    amounts: Sequence[tuple[list[Core], int]],
+    extra: int,
+    distance: Callable[[int, int], int],
+    kept: Collection[Core],
 ) -> tuple[Core, ...]:
-    """So many cores of each node, and `extra` ones beside them, which equal ranks have no use for."""
-    taken = [core for node, number in amounts for core in choose_cores(node, number, distance=distance)]
+    """So many cores of each node, those that are kept first; and `extra` ones beside them, for which equal ranks have
+    no use."""
+    taken: list[Core] = []
+    for node, number in amounts:
+        own = [core for core in node if core in kept]
+        own = list(choose_cores(own, min(len(own), number), distance=distance))
+        taken += choose_cores(node, number, kept=own, distance=distance)
     if extra:
         taken = list(choose_cores(free, len(taken) + extra, kept=taken, distance=distance))
     return tuple(sorted(taken, key=lambda core: core.cpus.first()))

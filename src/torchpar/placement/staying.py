@@ -5,7 +5,7 @@ It knows neither services nor what is in force: only amounts, and cores that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
@@ -65,7 +65,7 @@ def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int
 def _grow(
     kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Callable[[int, int], int]
 ) -> tuple[Core, ...]:
-    equal = _equal(free, need, distance)
+    equal = _equal(free, need, distance, frozenset(kept))
     if equal:
         return equal
     anywhere = choose_cores(free, need.count, near=need.near, distance=distance)
@@ -75,13 +75,15 @@ def _grow(
     return beside if _spread(beside, need.near) <= _spread(anywhere, need.near) else anywhere
 
 
-def _equal(free: Sequence[Core], need: Need, distance: Callable[[int, int], int]) -> tuple[Core, ...] | None:
+def _equal(
+    free: Sequence[Core], need: Need, distance: Callable[[int, int], int], kept: Collection[Core] = ()
+) -> tuple[Core, ...] | None:
     """Cores that equal ranks can use, whether the service is new, grows or shrinks; None where locality decides."""
     if need.near:
         return None
     if need.by_node:
-        return choose_for_nodes(free, need.count, distance)
-    return choose_for_ranks(free, need.count, need.ranks, distance)
+        return choose_for_nodes(free, need.count, distance, kept)
+    return choose_for_ranks(free, need.count, need.ranks, distance, kept)
 
 
 def _spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:

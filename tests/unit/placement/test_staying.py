@@ -12,6 +12,7 @@ from tests.unit.hosts import make_gpu, make_host
 from torchpar.cli.main import run
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
+from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import Held, HostFacts, facts_json, parse_facts
 from torchpar.host.facts import read_facts
 from torchpar.plan.plan import Plan, make_plan, plan_json
@@ -79,6 +80,15 @@ def test_ranks_stay_equal_and_as_many_when_their_service_shrinks(ranks: str, exp
     _, host = apply(f"r Ranks={ranks}", two)
     plan, _ = apply(f"r Ranks={ranks}\ns Weight=60", host)
     assert [str(rank.cpus) for rank in plan.find("torchpar-train@r.service").ranks] == expected
+
+
+@pytest.mark.parametrize("ranks", ["numa", "2"])
+def test_ranks_keep_what_they_have_when_their_service_grows(ranks: str) -> None:
+    """A core of each node comes to those that it has, wherever these are on it."""
+    held = {"torchpar-train@r.service": Held(CpuSet([2, 3, 5, 6]))}
+    plan, _ = apply(f"r Ranks={ranks} CPUs=6", dataclasses.replace(EIGHT, in_force=held))
+    assert CpuSet([2, 3, 5, 6]) <= plan.services[0].cpus
+    assert [len(rank.cpus) for rank in plan.services[0].ranks] == [3, 3]
 
 
 def test_accelerators_are_kept_like_cores_and_draw_their_service_with_them() -> None:
