@@ -174,7 +174,8 @@ def fair_shares(
         for i in sorted(autos, key=lambda i: (asks[i].ranks, -asks[i].weight)):
             mine, capacities = capacities[: asks[i].ranks], capacities[asks[i].ranks :]
             ideal = speed * asks[i].weight / sum(asks[j].weight for j in autos)
-            fair[i] = min(ideal, len(mine) * min(mine, default=0.0))
+            at_a_time = len(mine) if quota is None else min(len(mine), quota)
+            fair[i] = min(ideal, at_a_time * min(mine, default=0.0))
         return fair
     each = speed / number if number else 0.0
     for i, share in zip(autos, _by_weight(speed, [asks[i] for i in autos], each), strict=True):

@@ -90,6 +90,9 @@ def test_a_quota_is_shared_and_a_count_takes_no_more_of_it_than_its_threads() ->
     assert fair_shares(host("16"), [Ask(count=8)], quota=4) == [4]
     assert fair_shares(host("16"), [Ask(count=2), Ask()], quota=4) == [2, 2]
     assert fair_shares(host("1,8×0.25"), [Ask()], quota=2) == [1]
+    assert fair_shares(host("1,8×0.25"), [Ask(ranks=4)], quota=2) == [0.5]
+    assert fair_shares(host("16"), [Ask()], shared=True, quota=4) == [3]
+    assert fair_shares(host("4", "4"), [Ask(count=6, by_node=True)], quota=1) == [1]
 
 
 def test_what_one_service_has_too_much_makes_up_for_nothing() -> None:
