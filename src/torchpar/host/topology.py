@@ -174,7 +174,7 @@ def read_cpu_kinds(tree: Tree, online: CpuSet) -> tuple[CpuKind, ...]:
 # What tells how fast a CPU is, the best first: the scheduler's own number, the firmware's, the highest frequency.
 _SPEEDS = ("cpu_capacity", "acpi_cppc/highest_perf", "cpufreq/cpuinfo_max_freq")
 
-# An Intel efficiency core beside a performance core where no file tells: it can start a 256-bit multiply-add each clock,
+# An Intel efficiency core beside a performance core where no file tells: it starts a 256-bit multiply-add each clock,
 # a performance core two, as measured for both kinds of a Core i9-12900K (repository InstLatx64/InstLatx64, files
 # GenuineIntel/GenuineIntel0090672_AlderLake_LC_InstLatX64.txt and _BC_: VFMADD231PD ymm, T of 1.00 and 0.50 clocks).
 # A low-power one has half the clock too.
