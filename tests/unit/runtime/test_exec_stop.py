@@ -292,9 +292,13 @@ while True:
 
 
 def test_what_one_that_asks_has_forked_may_save_and_other_processes_are_ended(place: Place) -> None:
-    """A copy of the process writes a checkpoint while it goes on; a display is no part of that."""
+    """A copy of the process writes a checkpoint while it goes on; a display is no part of that.
+
+    That holds where the process ends at once, while the kernel is still asked whose copy is whose.
+    """
     text = """
-subprocess.Popen(["sleep", "600"])
+for number in range(40):
+    subprocess.Popen(["sleep", "600"])
 torchpar.runtime.stop_requested()
 if os.fork() == 0:
     wait_for("go-on")
@@ -302,7 +306,8 @@ if os.fork() == 0:
     os._exit(0)
 ready()
 while not torchpar.runtime.stop_requested():
-    time.sleep(0.02)
+    pass
+os._exit(0)
 """
     with unit(place, text) as job:
         stopping = job.begin("100")
