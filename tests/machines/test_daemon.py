@@ -112,7 +112,9 @@ def test_a_service_that_leaves_the_conf_while_it_runs_is_seen_until_it_ends(host
     assert "out of force, still running" in host.run("torchpar", "status", "a", check=False).stdout
     verified = host.run("torchpar", "verify", check=False)
     assert verified.returncode == 1 and f"{left} is out of force" in verified.stdout
-    warnings = host.run("journalctl", "--boot", "--unit", DAEMON, "--priority", "warning").stdout
+    warnings = host.run(
+        "journalctl", "--boot", "--unit", DAEMON, "--priority", "warning", "--identifier", "torchpar"
+    ).stdout
     assert f"{left} is out of force" in warnings and "Tune=online: has no effect" in warnings
     host.write(CONF, "[Train other]\nThreads=x\n")
     host.run("systemctl", "reload", DAEMON, check=False)

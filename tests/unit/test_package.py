@@ -118,6 +118,16 @@ def test_the_demo_holds_no_cpus_of_its_own() -> None:
     assert not any(service.settings.enabled for service in config.services)
 
 
+@pytest.mark.parametrize(
+    "unit",
+    sorted({*(TREE / "systemd").glob("torchpar*.service")} - {*(TREE / "systemd").glob("torchpar-[ti]*@.service")}),
+    ids=lambda path: path.name,
+)
+def test_what_torchpar_says_in_the_journal_is_torchpars(unit: Path) -> None:
+    """And not of the program that systemd executes, as nsenter."""
+    assert "SyslogIdentifier=torchpar" in unit.read_text().splitlines()
+
+
 @pytest.mark.parametrize("unit", sorted((TREE / "systemd").glob("torchpar*.*")), ids=lambda path: path.name)
 def test_every_manual_page_that_a_unit_names_is_there(unit: Path) -> None:
     """`systemctl help UNIT` opens a page that the package has."""
