@@ -85,9 +85,10 @@ class World:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """Time passes here only while nothing else is to be done, and then at once: a slow host changes no outcome.
+    """Time passes here only while nothing else is to be done: a slow host changes no outcome.
 
-    Client and server are both in it, and what one has sent the other can read.
+    Client and server are both in it, and what one has sent the other can read, but for what the kernel puts off, such
+    as an acknowledgement: so a wait is a real one.
     """
 
     def __init__(self) -> None:
@@ -104,8 +105,7 @@ class _Selector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # Something that is under way in the kernel.
-        ready = super().select(timeout if timeout is None else min(timeout, 0.002))
+        ready = super().select(timeout)
         if not ready and timeout is not None and timeout > 0:
             self._loop.passed += timeout
         return ready
