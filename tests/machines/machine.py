@@ -29,6 +29,8 @@ from tests.machines.container import ENVIRONMENT, Container
 from tests.machines.roots import TREE, Report, Root, Suite, base_root, cache, make_root
 
 LOGS = TREE / "build" / "machine-logs"
+# Seconds, of which a host that is busy with other things needs a tenth: only what hangs takes longer.
+PATIENCE = 300.0
 
 T = TypeVar("T")
 
@@ -121,7 +123,7 @@ class Machine:
         *argv: str,
         check: bool = True,
         input: str | None = None,
-        timeout: float = 60,
+        timeout: float = PATIENCE,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as root, in an environment that holds nothing of this host's. Raises CommandError.
@@ -143,7 +145,7 @@ class Machine:
         return subprocess.CompletedProcess(argv, process.returncode, output, errors)
 
     def sh(
-        self, script: str, *arguments: str, check: bool = True, timeout: float = 60
+        self, script: str, *arguments: str, check: bool = True, timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         """Run a script with `sh -eu`; the arguments are its $1, $2, ..."""
         return self.run("sh", "-euc", script, "sh", *arguments, check=check, timeout=timeout)
@@ -172,7 +174,7 @@ class Machine:
             start_new_session=True,
         )
 
-    def follow(self, *argv: str, timeout: float = 60) -> Iterator[str]:
+    def follow(self, *argv: str, timeout: float = PATIENCE) -> Iterator[str]:
         """The lines that a command prints, as they come. Raises CommandError at the end if it failed.
 
         Whoever stops listening before the end stops the command.
@@ -248,7 +250,7 @@ class Machine:
         """The journal of this boot, of a unit or of all."""
         return self.run("journalctl", "--boot", "--no-pager", *(["--unit", unit] if unit else [])).stdout
 
-    def wait_until(self, condition: Callable[[], T], what: str, timeout: float = 30) -> T:
+    def wait_until(self, condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
         """Ask until the answer is true, and return it. Raises MachineError with the end of the journal."""
         deadline = time.monotonic() + timeout
         while True:

@@ -180,7 +180,7 @@ def test_a_job_starts_once_a_late_mount_is_there_and_a_missing_file_is_told_once
     try:
         names = ("slow", "flaky", "link", "python", "folder", "writes")
         for name in names:
-            host.wait_until(lambda name=name: "runs" in journal(host, name), f"{name} runs", timeout=120)
+            host.wait_until(lambda name=name: "runs" in journal(host, name), f"{name} runs")
         assert [host.show(f"torchpar-train@{name}", "ActiveState") for name in (*names, "gone")] == [
             *["active"] * len(names),
             "failed",

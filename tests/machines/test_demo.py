@@ -24,11 +24,11 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     machine.run("systemctl", "start", UNIT)
     pid = machine.show(UNIT, "MainPID")
     machine.wait_until(
-        lambda: re.search(r"step \d+/\d+  loss [\d.]+  \d+ tokens/s", machine.journal(UNIT)), "a loss", 60
+        lambda: re.search(r"step \d+/\d+  loss [\d.]+  \d+ tokens/s", machine.journal(UNIT)), "a loss"
     )
     # The journal may have a loss of an earlier start.
     rank = "/run/torchpar-jobs/torchpar-train@demo/rank-0.json"
-    machine.wait_until(lambda: machine.sh('test -s "$1"', rank, check=False).returncode == 0, "the rank", 60)
+    machine.wait_until(lambda: machine.sh('test -s "$1"', rank, check=False).returncode == 0, "the rank")
 
     status = machine.read(f"/proc/{pid}/status")
     assert f"Cpus_allowed_list:\t{demo['cpus']}\n" in status
@@ -67,10 +67,10 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
     sizes = machine.run("python3", "-c", load, f"{STATE}/model.pt").stdout.split()
     assert sizes[0] == sizes[1] and int(sizes[0]) > 60
 
-    machine.run("systemctl", "start", "torchpar-infer@demo.service", timeout=120)
+    machine.run("systemctl", "start", "torchpar-infer@demo.service")
     ask = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], sys.argv[2].encode(), 60).read().decode())"
     question = ["http://127.0.0.1:8000/predict", json.dumps({"text": "the GNU General"})]
-    outputs = json.loads(machine.run("python3", "-c", ask, *question, timeout=90).stdout)["outputs"]
+    outputs = json.loads(machine.run("python3", "-c", ask, *question).stdout)["outputs"]
     assert outputs["text"].startswith("the GNU General ") and len(outputs["text"]) > 100
     assert outputs["next"][0] == " " and outputs["probability"][0] > 0.5
     machine.run("systemctl", "stop", "torchpar-infer@demo.socket")
@@ -83,11 +83,11 @@ def test_a_finished_demo_says_so_and_a_stopped_one_goes_on(machine: Machine) -> 
     assert "already trained to the end" in machine.journal(UNIT)
     machine.sh('rm -rf "$1"', STATE)
     machine.run("systemctl", "start", UNIT)
-    machine.wait_until(lambda: machine.exists(f"{STATE}/checkpoint.pt"), "the first checkpoint", 90)
+    machine.wait_until(lambda: machine.exists(f"{STATE}/checkpoint.pt"), "the first checkpoint")
     machine.run("systemctl", "stop", UNIT)
     assert machine.show(UNIT, "ActiveState") == "inactive"
     machine.run("systemctl", "start", UNIT)
-    machine.wait_until(lambda: re.search(r"resumed at step [1-9]", machine.journal(UNIT)), "the job goes on", 60)
+    machine.wait_until(lambda: re.search(r"resumed at step [1-9]", machine.journal(UNIT)), "the job goes on")
     machine.run("systemctl", "stop", UNIT)
 
 

@@ -75,7 +75,7 @@ def start(host: Machine, name: str) -> int:
     host.run("systemctl", "start", TRAIN.format(name))
     pid = host.show(TRAIN.format(name), "MainPID")
     job = ("journalctl", "--output=cat", f"_PID={pid}")
-    host.wait_until(lambda: "ready" in host.run(*job).stdout, f"{name} is ready", 120)
+    host.wait_until(lambda: "ready" in host.run(*job).stdout, f"{name} is ready")
     return int(pid)
 
 
@@ -143,13 +143,13 @@ def test_no_flood_of_a_job_keeps_root_from_the_status(host: Machine, progress: C
         return told["good"] or {"steps": 0}
 
     # One step takes a tenth of a second, and a report comes every two seconds.
-    host.wait_until(lambda: throughput()["steps"] > 0, "the other job's reports", 120)
+    host.wait_until(lambda: throughput()["steps"] > 0, "the other job's reports")
     first, longest = throughput(), 0.0
     for _ in range(10):
         seen = throughput()
         longest = max(longest, seen["silent_seconds"])
         assert seen["ranks"] == 1 and 0 < seen["steps_per_second"] <= 10
-    host.wait_until(lambda: throughput()["steps"] > first["steps"], "its next report", 120)
+    host.wait_until(lambda: throughput()["steps"] > first["steps"], "its next report")
     progress(f"the other job's last report was at most {longest} s old")
     assert_never_down(host)
     # Nor does another user of the host have a say there.
@@ -169,8 +169,8 @@ def test_a_killed_torchpard_is_back_however_often(host: Machine, progress: Calla
         for signal in ("KILL", "KILL", "STOP"):
             began, pid = time.monotonic(), host.show(DAEMON, "MainPID")
             host.sh('kill -"$1" "$2"', signal, pid)
-            host.wait_until(lambda pid=pid: host.show(DAEMON, "MainPID") not in ("0", pid), "another process", 60)
-            host.wait_until(lambda: host.show(DAEMON, "ActiveState") == "active", "it is back", 60)
+            host.wait_until(lambda pid=pid: host.show(DAEMON, "MainPID") not in ("0", pid), "another process")
+            host.wait_until(lambda: host.show(DAEMON, "ActiveState") == "active", "it is back")
             progress(f"back {time.monotonic() - began:.1f} s after SIG{signal}")
         assert host.show(DAEMON, "NRestarts") == "3" and host.show(DAEMON, "StartLimitIntervalUSec") == "0"
         assert placed(ask(host, progress, "a new torchpard"), "good") == "ok"

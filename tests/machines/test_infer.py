@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.machines.machine import CommandError, Machine
+from tests.machines.machine import PATIENCE, CommandError, Machine
 from tests.machines.test_apply import CONF, apply
 
 # ROUNDS=50 in the environment: as often as it takes to believe it. An even number, as two models take turns.
@@ -82,14 +82,14 @@ def web(machine: Machine, ports: None) -> Iterator[Machine]:
     shipped = machine.read(CONF)
     machine.write("/srv/web/make_model.py", MODEL)
     machine.write("/srv/web/clients.py", CLIENTS)
-    machine.run("/usr/bin/python3", "/srv/web/make_model.py", timeout=120)
+    machine.run("/usr/bin/python3", "/srv/web/make_model.py")
     put_model(machine, 1)
     apply(machine, WEB)
     # Many rounds are more starts than anybody makes.
     for unit in (SERVICE, SOCKET):
         machine.write(f"/run/systemd/system/{unit}.d/60-rounds.conf", "[Unit]\nStartLimitIntervalSec=0\n")
     machine.run("systemctl", "daemon-reload")
-    machine.run("systemctl", "start", SERVICE, timeout=120)
+    machine.run("systemctl", "start", SERVICE)
     yield machine
     machine.sh("systemctl stop 'torchpar-infer@*.socket'; systemctl reset-failed; rm -rf /srv/web")
     machine.sh("rm -r /run/systemd/system/$1.d /run/systemd/system/$2.d; systemctl daemon-reload", SERVICE, SOCKET)
@@ -101,12 +101,12 @@ def put_model(machine: Machine, k: int) -> None:
     machine.sh("cp /srv/web/times-$1.pt /srv/web/new.pt; mv /srv/web/new.pt /srv/web/model.pt", str(k))
 
 
-def ask(machine: Machine, timeout: float = 60) -> str:
+def ask(machine: Machine) -> str:
     script = (
         "import sys, urllib.request as r;"
-        " print(r.urlopen('http://127.0.0.1:8000/predict', b'[1.0, 2.0, 3.0]', 50).read().decode())"
+        " print(r.urlopen('http://127.0.0.1:8000/predict', b'[1.0, 2.0, 3.0]', 250).read().decode())"
     )
-    return machine.run("/usr/bin/python3", "-c", script, timeout=timeout).stdout.strip()
+    return machine.run("/usr/bin/python3", "-c", script).stdout.strip()
 
 
 def answer(k: float) -> str:
@@ -123,7 +123,7 @@ def load(machine: Machine, clients: int = 4) -> Iterator[dict[str, dict[str, int
         yield said
         machine.run("sleep", "0.5")
     finally:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     said.update(json.loads(output))
 
@@ -144,8 +144,8 @@ def test_start_returns_when_the_service_answers(web: Machine) -> None:
 def test_status_tells_a_start_and_its_end(web: Machine) -> None:
     """At once, whenever the daemon last looked."""
     web.run("systemctl", "restart", "--no-block", SERVICE)
-    web.wait_until(lambda: state(web) == "activating", "the start", 60)
-    web.run("systemctl", "start", SERVICE, timeout=120)
+    web.wait_until(lambda: state(web) == "activating", "the start")
+    web.run("systemctl", "start", SERVICE)
     assert state(web) == "running ok"
 
 
@@ -161,10 +161,10 @@ def test_restart_reload_and_apply_under_load_lose_nothing(web: Machine) -> None:
         k = 2 - number % 2
         since = served_since(web)
         with load(web) as said:
-            web.run("systemctl", "restart", SERVICE, timeout=120)
+            web.run("systemctl", "restart", SERVICE)
             apply(web, WEB)
             put_model(web, k)
-            web.run("systemctl", "reload", SERVICE, timeout=120)
+            web.run("systemctl", "reload", SERVICE)
             assert ask(web) == answer(k)
         assert said["wrong"] == [] and set(said["answers"]) == {answer(1), answer(2)}
         assert served_since(web) != since and web.show(SERVICE, "NRestarts") == "0"
@@ -176,7 +176,7 @@ def test_a_stop_under_load_answers_what_was_accepted(web: Machine) -> None:
         since = served_since(web)
         with load(web) as said:
             web.run("systemctl", "stop", SERVICE)
-            web.wait_until(lambda: web.show(SERVICE, "ActiveState") == "active", "the next connection", 60)
+            web.wait_until(lambda: web.show(SERVICE, "ActiveState") == "active", "the next connection")
         assert said["wrong"] == [] and set(said["answers"]) == {answer(1)}
         assert served_since(web) != since
 
@@ -187,7 +187,7 @@ def test_a_stop_of_the_socket_is_the_end(web: Machine) -> None:
     assert web.show(SERVICE, "ActiveState") == web.show(SOCKET, "ActiveState") == "inactive"
     with pytest.raises(CommandError, match="Connection refused"):
         ask(web)
-    web.run("systemctl", "start", SERVICE, timeout=120)
+    web.run("systemctl", "start", SERVICE)
     assert ask(web) == answer(1)
 
 
@@ -195,7 +195,7 @@ def test_a_restart_of_the_socket_under_load_succeeds(web: Machine) -> None:
     """It turns away who comes meanwhile, but has its address again at once: a changed Listen= needs this."""
     for _ in range(ROUNDS):
         with load(web) as said:
-            web.run("systemctl", "restart", SOCKET, timeout=120)
+            web.run("systemctl", "restart", SOCKET)
             assert ask(web) == answer(1)
         assert set(said["answers"]) == {answer(1)}
         assert all(error.startswith(("ConnectionRefused", "ConnectionReset")) for error in said["wrong"])
@@ -205,7 +205,7 @@ def test_a_reload_of_a_broken_model_fails_and_the_old_one_goes_on(web: Machine) 
     """systemctl reload says so by its exit status, the journal why."""
     web.write("/srv/web/model.pt", "no model")
     try:
-        done = web.run("systemctl", "reload", SERVICE, check=False, timeout=120)
+        done = web.run("systemctl", "reload", SERVICE, check=False)
         assert done.returncode == 1 and "/srv/web/model.pt" in web.journal(SERVICE)
         assert ask(web) == answer(1) and web.show(SERVICE, "ActiveState") == "active"
     finally:
@@ -224,27 +224,26 @@ def test_a_killed_process_is_back_without_systemd(web: Machine) -> None:
 def test_a_killed_service_is_started_again_and_its_socket_waits(web: Machine) -> None:
     """systemd sees the first process go, takes the others with it, and starts it anew."""
     web.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", SERVICE)
-    assert ask(web, timeout=120) == answer(1)
+    assert ask(web) == answer(1)
     assert web.show(SERVICE, "NRestarts") == "1"
 
 
 def test_a_process_that_hangs_is_seen_by_the_watchdog(web: Machine) -> None:
     """One that is stopped cannot even be ended by SIGABRT: systemd starts the service again."""
     web.write(f"/run/systemd/system/{SERVICE}.d/50-test.conf", "[Service]\nWatchdogSec=4s\n")
-    web.sh("systemctl daemon-reload; systemctl restart $1", SERVICE, timeout=120)
+    web.sh("systemctl daemon-reload; systemctl restart $1", SERVICE)
     try:
         before = int(web.show(SERVICE, "NRestarts"))
         main = web.show(SERVICE, "MainPID")
         web.sh('kill -STOP $(cat /proc/$1/task/$1/children)', main)
-        web.wait_until(lambda: int(web.show(SERVICE, "NRestarts")) == before + 1, "the watchdog", 60)
-        assert ask(web, timeout=120) == answer(1)
+        web.wait_until(lambda: int(web.show(SERVICE, "NRestarts")) == before + 1, "the watchdog")
+        assert ask(web) == answer(1)
         journal = web.journal(SERVICE)
         assert "makes no progress" in journal and "Watchdog timeout" in journal
     finally:
         web.sh(
             "rm /run/systemd/system/$1.d/50-test.conf; systemctl daemon-reload; systemctl restart $1",
             SERVICE,
-            timeout=120,
         )
 
 
@@ -253,14 +252,14 @@ def test_other_hosts_are_refused_unless_listen_names_the_address(web: Machine) -
     web.write(f"/run/systemd/system/{SOCKET}.d/50-test.conf", "[Socket]\nListenStream=0.0.0.0:8008\n")
     try:
         web.sh("systemctl daemon-reload; systemctl stop $1", SOCKET)
-        assert web.run("systemctl", "start", SERVICE, check=False, timeout=120).returncode == 1
+        assert web.run("systemctl", "start", SERVICE, check=False).returncode == 1
         assert "0.0.0.0:8008 can be reached from other hosts, and Listen= in torchpar.conf does not name it" in (
             web.journal(SERVICE)
         )
         assert web.show(SERVICE, "NRestarts") == "0"
     finally:
         web.sh("rm /run/systemd/system/$1.d/50-test.conf; systemctl daemon-reload; systemctl reset-failed", SOCKET)
-        web.sh("systemctl stop $1; systemctl start $2", SOCKET, SERVICE, timeout=120)
+        web.sh("systemctl stop $1; systemctl start $2", SOCKET, SERVICE)
 
 
 def test_https_with_credentials_that_only_root_can_read(web: Machine) -> None:
@@ -274,13 +273,13 @@ def test_https_with_credentials_that_only_root_can_read(web: Machine) -> None:
         web.write(CONF, f"{WEB}{keys}")
         assert f"systemctl restart {SOCKET}" in web.run("torchpar", "apply").stdout
         assert ask(web) == answer(1)  # on the old address, until then
-        web.run("systemctl", "restart", SOCKET, timeout=120)
+        web.run("systemctl", "restart", SOCKET)
         get = (
             "import ssl, urllib.request as r; c = ssl.create_default_context(cafile='/srv/web/certificate.pem');"
             " c.check_hostname = False;"
-            " print(r.urlopen('https://127.0.0.1:8443/v2/health/ready', timeout=60, context=c).status)"
+            " print(r.urlopen('https://127.0.0.1:8443/v2/health/ready', timeout=250, context=c).status)"
         )
-        assert web.run("/usr/bin/python3", "-c", get, timeout=120).stdout == "200\n"
+        assert web.run("/usr/bin/python3", "-c", get).stdout == "200\n"
     finally:
         apply(web, WEB)
-        web.run("systemctl", "restart", SOCKET, timeout=120)
+        web.run("systemctl", "restart", SOCKET)

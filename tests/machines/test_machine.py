@@ -64,7 +64,7 @@ def test_run_ends_a_command_that_does_not(booted: Machine) -> None:
     with pytest.raises(CommandError, match="still running after 0.2 s"):
         booted.run("sh", "-c", "sleep 4321 & sleep 4321", timeout=0.2)
     sleeping = 'for file in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$file"; done | grep "^sleep 4321"'
-    booted.wait_until(lambda: booted.sh(sleeping, check=False).returncode == 1, "the end of both", timeout=10)
+    booted.wait_until(lambda: booted.sh(sleeping, check=False).returncode == 1, "the end of both")
 
 
 def test_nothing_of_this_environment_is_in_the_machine(booted: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tests.machines.machine import Machine
 from tests.machines.roots import Suite
 from tests.machines.test_apply import CONF, TRAIN, apply
 
-DEADLINE = 180.0
+DEADLINE = 300.0
 
 # Counts steps together, and keeps the number of the last one; nothing is lost by a kill at any moment.
 SCRIPT = """\

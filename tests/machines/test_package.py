@@ -241,7 +241,7 @@ def test_it_installs_where_systemd_does_not_run(clean: Machine) -> None:
         "mount -t tmpfs none /run/systemd; mount -t tmpfs none /run/dbus;"
         " apt-get install --yes --no-install-recommends /var/tmp/torchpar.deb; apt-get purge --yes torchpar"
     )
-    result = clean.run("unshare", "--mount", "sh", "-euc", script, timeout=120)
+    result = clean.run("unshare", "--mount", "sh", "-euc", script)
     assert "torchpar:" not in result.stderr
     assert "booted with systemd" not in result.stdout + result.stderr
     assert not clean.exists("/var/lib/torchpar")

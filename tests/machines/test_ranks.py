@@ -19,7 +19,7 @@ def host(machine: Machine) -> Iterator[Machine]:
     """The shared machine; afterwards its conf and its services are as they were."""
     shipped = machine.read(CONF)
     yield machine
-    machine.sh("systemctl kill --signal=KILL 'torchpar-train@*'; systemctl stop 'torchpar-train@*'", timeout=120)
+    machine.sh("systemctl kill --signal=KILL 'torchpar-train@*'; systemctl stop 'torchpar-train@*'")
     machine.sh("systemctl reset-failed; rm -rf /var/lib/torchpar/train/test-*")
     apply(machine, shipped)
 
@@ -68,7 +68,6 @@ def kill_ranks(host: Machine, python: str) -> None:
                 and told
             ),
             "both ranks have imported torch",
-            180,
         )
         for planned, rank in zip(plan["ranks"], ranks, strict=True):
             assert rank["cpus"] == planned["cpus"] and rank["threads"] == planned["threads"] == 1
@@ -76,7 +75,7 @@ def kill_ranks(host: Machine, python: str) -> None:
         assert {rank["cpus"] for rank in ranks} == {"0", "1"}
         saved = len(lines(host, "test-ddp", r"saved at step \d+"))
         host.wait_until(
-            lambda saved=saved: len(lines(host, "test-ddp", r"saved at step \d+")) > saved, "a checkpoint", 180
+            lambda saved=saved: len(lines(host, "test-ddp", r"saved at step \d+")) > saved, "a checkpoint"
         )
         assert len(lines(host, "test-ddp", r"rank \d goes on at step [1-9]\d*")) == 2 * restarts
         assert host.show(unit, "NRestarts") == ("1" if restarts == 2 else "0")
@@ -85,7 +84,7 @@ def kill_ranks(host: Machine, python: str) -> None:
             host.sh('kill -KILL "$1"', str(ranks[1]["pid"]))
 
     assert "rank 1 (process " in host.journal(unit) and "was ended by SIGKILL" in host.journal(unit)
-    host.run("systemctl", "stop", unit, timeout=180)
+    host.run("systemctl", "stop", unit)
     assert (host.show(unit, "ActiveState"), host.show(unit, "Result")) == ("inactive", "success")
 
 
@@ -103,7 +102,7 @@ def run_examples(host: Machine, python: str) -> None:
             for name, n in ranks.items()),
     )
     for name in ranks:
-        host.run("systemctl", "start", "--wait", TRAIN.format(f"test-{name}"), timeout=240)
+        host.run("systemctl", "start", "--wait", TRAIN.format(f"test-{name}"))
         losses = lines(host, f"test-{name}", r"loss (\d+\.\d+) ")
         assert len(losses) == 1 and float(losses[0]) < 1
         assert host.show(TRAIN.format(f"test-{name}"), "Result") == "success"
@@ -147,7 +146,7 @@ def test_bad_jobs_say_what_is_wrong_and_leave_nothing(host: Machine) -> None:
     host.run("systemctl", "start", TRAIN.format("test-stubborn"))
     for name, (_, said) in BAD.items():
         unit = TRAIN.format(f"test-{name}")
-        host.run("systemctl", "start", "--wait", unit, check=False, timeout=180)
+        host.run("systemctl", "start", "--wait", unit, check=False)
         assert said in host.journal(unit)
         assert (host.show(unit, "ActiveState"), host.show(unit, "NRestarts")) == ("failed", "0")
 
@@ -159,8 +158,8 @@ def test_bad_jobs_say_what_is_wrong_and_leave_nothing(host: Machine) -> None:
     assert host.show(TRAIN.format("test-daemon"), "Result") == "success"
     assert running(host, "/srv/[d]aemon.py") == ""
 
-    host.wait_until(lambda: "here" in host.journal(TRAIN.format("test-stubborn")), "its first line", 120)
-    host.run("systemctl", "stop", TRAIN.format("test-stubborn"), timeout=120)
+    host.wait_until(lambda: "here" in host.journal(TRAIN.format("test-stubborn")), "its first line")
+    host.run("systemctl", "stop", TRAIN.format("test-stubborn"))
     assert host.show(TRAIN.format("test-stubborn"), "Result") == "signal"
     assert running(host, "/srv/[s]tubborn.py") == ""
 

@@ -59,7 +59,7 @@ def start(machine: Machine, *arguments: str) -> tuple[subprocess.Popen[str], str
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit status and the rest of what it printed."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 

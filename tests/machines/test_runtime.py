@@ -13,8 +13,6 @@ from tests.machines.machine import Machine
 from tests.machines.test_apply import CONF, TRAIN, apply
 from tests.machines.test_daemon import DAEMON, status
 
-PATIENCE = 180
-
 # Its data take longer than its steps. Each sample says where it was made; the last batch is kept in a file.
 FED = """\
 import json, os, time, torch
@@ -72,7 +70,7 @@ def test_a_job_with_slow_data_has_workers_and_shows_it(host: Machine) -> None:
     apply(host, "[Train fed]\nScript=/srv/fed.py\nThreads=1\nLoaderWorkers=1\nEnvironment=OMP_PROC_BIND=true\n")
     unit, file = TRAIN.format("fed"), "/var/lib/torchpar/train/fed/seen.json"
     host.run("systemctl", "start", unit)
-    host.wait_until(lambda: host.run("test", "-e", file, check=False).returncode == 0, "the first batch", PATIENCE)
+    host.wait_until(lambda: host.run("test", "-e", file, check=False).returncode == 0, "the first batch")
     seen = json.loads(host.read(file))
     assert (str(seen["main"]), seen["workers"]) == (host.show(unit, "MainPID"), 1)
     worker, threads, *cpus = seen["sample"]
@@ -84,8 +82,8 @@ def test_a_job_with_slow_data_has_workers_and_shows_it(host: Machine) -> None:
     assert main.strip() in ("0", "1")
     assert "gets num_workers=1, as torchpar.conf asks" in host.journal(unit)
 
-    host.wait_until(lambda: service(host, "fed")["throughput"], "two reports", PATIENCE)
-    host.wait_until(lambda: service(host, "fed")["throughput"]["bound"] == "loader", "it waits for data", PATIENCE)
+    host.wait_until(lambda: service(host, "fed")["throughput"], "two reports")
+    host.wait_until(lambda: service(host, "fed")["throughput"]["bound"] == "loader", "it waits for data")
     throughput = service(host, "fed")["throughput"]
     assert 0 < throughput["samples_per_second"] < 10_000 and throughput["ranks"] == 1
     assert abs(throughput["samples_per_second"] - 4 * throughput["steps_per_second"]) < 2
@@ -107,7 +105,7 @@ def test_a_job_that_waits_for_its_data_is_told_what_would_help(host: Machine) ->
         r"train@unfed waited for data \d+ % of the time; LoaderWorkers=1 \(num_workers=1 where the call names it\)"
         r" would leave about \d+ %; random transforms then draw from the workers' streams"
     )
-    host.wait_until(lambda: advice.search(host.run("torchpar", "status").stdout), "the advice", PATIENCE)
+    host.wait_until(lambda: advice.search(host.run("torchpar", "status").stdout), "the advice")
     seen = json.loads(host.read(file))
     assert (seen["workers"], seen["sample"][0]) == (0, seen["main"])
     host.run("systemctl", "stop", unit)
@@ -128,7 +126,7 @@ def test_the_allocator_is_in_force_and_saves_the_page_faults(host: Machine) -> N
     for name in names:
         unit, file = TRAIN.format(name), f"/var/lib/torchpar/train/{name}/faults.json"
         host.run("systemctl", "start", unit)
-        host.wait_until(lambda unit=unit: host.show(unit, "ActiveState") != "active", "its end", PATIENCE)
+        host.wait_until(lambda unit=unit: host.show(unit, "ActiveState") != "active", "its end")
         assert host.show(unit, "Result") == "success", host.journal(unit)
         faults[name] = json.loads(host.read(file))
     assert faults["none"] > 1000
@@ -139,7 +137,7 @@ def test_the_allocator_is_in_force_and_saves_the_page_faults(host: Machine) -> N
     assert service(host, "waits")["allocator"] == "tcmalloc"
     # The unit is active when its interpreter is executed, before that has loaded its libraries.
     in_force = ("ok", "tcmalloc")
-    host.wait_until(lambda: verified(host, "waits")["allocator"] == in_force, "the allocator is there", PATIENCE)
+    host.wait_until(lambda: verified(host, "waits")["allocator"] == in_force, "the allocator is there")
 
 
 # One process starts two, each with all the threads of the service.
@@ -161,9 +159,9 @@ def test_a_script_that_starts_its_own_ranks_is_told_of_their_threads(host: Machi
     unit = TRAIN.format("spawns")
     host.run("systemctl", "start", unit)
     said = "2 processes compute with 4 threads on 2 CPUs"
-    host.wait_until(lambda: verified(host, "spawns")["threads"] == ("drift", said), "they compute", PATIENCE)
+    host.wait_until(lambda: verified(host, "spawns")["threads"] == ("drift", said), "they compute")
     notice = f"{unit} has 2 processes that compute with 4 threads on 2 CPUs: Threads=1 divides"
-    host.wait_until(lambda: notice in host.run("torchpar", "status").stdout, "the notice", PATIENCE)
+    host.wait_until(lambda: notice in host.run("torchpar", "status").stdout, "the notice")
     assert notice in host.journal(DAEMON)
 
     host.write("/etc/torchpar.conf", "[Train runs]\nModule=torch.distributed.run\nArguments=--nproc-per-node=2 /x.py\n")

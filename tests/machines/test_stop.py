@@ -95,9 +95,9 @@ def stop_and_start(host: Machine, python: str) -> None:
     for done in range(STOPS):
         host.run("systemctl", "start", unit)
         host.wait_until(
-            lambda step=step: len(lines(host, "test-saves", rf"rank \d began at {step}\n")) == 2, "five steps", 180
+            lambda step=step: len(lines(host, "test-saves", rf"rank \d began at {step}\n")) == 2, "five steps"
         )
-        host.run("systemctl", "stop", unit, timeout=180)
+        host.run("systemctl", "stop", unit)
         assert came_to_its_end(host, "test-saves")
         stops = lines(host, "test-saves", r"rank \d stops at (\d+)")
         assert len(stops) == 2 * (done + 1) and stops[-1] == stops[-2] and int(stops[-1]) > step
@@ -127,11 +127,10 @@ def test_slow_saves_are_not_cut_off_however_a_job_is_asked(host: Machine) -> Non
         host.wait_until(
             lambda name=name, said=said, count=count: len(lines(host, f"test-{name}", said)) == count,
             f"every rank of {name}",
-            240,
         )
     host.run("systemctl", "stop", "--no-block", *units[:2])
-    host.run("systemctl", "stop", *units[2:], timeout=180)
-    host.run("systemctl", "stop", *units, timeout=240)
+    host.run("systemctl", "stop", *units[2:])
+    host.run("systemctl", "stop", *units)
     assert all(came_to_its_end(host, f"test-{name}") for name in ready)
     assert re.search(r"saved \d+", host.journal(units[0]))
     assert sorted(lines(host, "test-handles", r"rank \d has saved")) == ["rank 0 has saved", "rank 1 has saved"]
@@ -160,8 +159,8 @@ def save_and_stop(host: Machine, kind: str, python: str = "/usr/bin/python3") ->
         before = said()
         host.run("systemctl", "start", unit)
         # What is saved before the stop comes before the last `ready`.
-        host.wait_until(lambda before=before: said()[0] == before[0] + job.ready, "every process", 180)
-        host.run("systemctl", "stop", unit, timeout=180)
+        host.wait_until(lambda before=before: said()[0] == before[0] + job.ready, "every process")
+        host.run("systemctl", "stop", unit)
         assert came_to_its_end(host, name)
         assert said() == (before[0] + job.ready, before[1] + job.saved), f"stop {done + 1}"
         assert "not ended within" not in host.journal(unit)
@@ -175,7 +174,7 @@ def test_a_stop_before_the_first_line_ends_the_job(host: Machine) -> None:
         for done in range(STOPS):
             host.run("systemctl", "start", TRAIN.format(name))
             host.sh(f"sleep {done * 0.3:.1f}")
-            host.run("systemctl", "stop", TRAIN.format(name), timeout=60)
+            host.run("systemctl", "stop", TRAIN.format(name))
             assert came_to_its_end(host, name)
             assert "not ended within" not in host.journal(TRAIN.format(name))
 
@@ -195,9 +194,9 @@ def test_sigterm_from_elsewhere_is_a_failure_and_the_job_starts_again(host: Mach
         for whom in ("main", "all"):
             here = len(lines(host, name, "is there")) + ranks
             host.run("systemctl", "start", unit)
-            host.wait_until(lambda here=here: len(lines(host, name, "is there")) == here, "every rank", 180)
+            host.wait_until(lambda here=here: len(lines(host, name, "is there")) == here, "every rank")
             host.run("systemctl", "kill", f"--kill-who={whom}", "--signal=TERM", unit)
-            host.wait_until(lambda state=state: host.show(unit, "ActiveState") == state, "its end", 60)
+            host.wait_until(lambda state=state: host.show(unit, "ActiveState") == state, "its end")
             assert host.show(unit, "Result") == "exit-code"
             host.run("systemctl", "stop", unit)
             host.run("systemctl", "reset-failed", unit, check=False)

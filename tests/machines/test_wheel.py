@@ -49,8 +49,8 @@ def test_ranks_of_torchs_own_launcher_have_the_time_to_save(wheel_machine: Machi
     apply(wheel_machine, f"[Train test-torchrun]\nPython={PYTHON}\n{conf}")
     unit = TRAIN.format("test-torchrun")
     wheel_machine.run("systemctl", "start", unit)
-    wheel_machine.wait_until(lambda: len(lines(wheel_machine, "test-torchrun", "is there")) == 2, "both ranks", 180)
-    wheel_machine.run("systemctl", "stop", unit, timeout=180)
+    wheel_machine.wait_until(lambda: len(lines(wheel_machine, "test-torchrun", "is there")) == 2, "both ranks")
+    wheel_machine.run("systemctl", "stop", unit)
     assert came_to_its_end(wheel_machine, "test-torchrun")
     saved = sorted(lines(wheel_machine, "test-torchrun", r"rank \d has saved"))
     assert saved == ["rank 0 has saved", "rank 1 has saved"]

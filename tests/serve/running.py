@@ -78,7 +78,7 @@ def running(
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
-    assert started.wait(60)
+    assert started.wait(200)
     try:
         yield world
     finally:

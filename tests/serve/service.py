@@ -115,7 +115,7 @@ class Service:
         """The last STATUS=."""
         return next((value for _, name, value in reversed(self.told) if name == "STATUS"), "")
 
-    def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Until it is true. Fails with the log when it does not get so."""
         end = time.monotonic() + seconds
         while not condition():
@@ -132,7 +132,7 @@ class Service:
         return [int(pid) for pid in path.read_text().split()]
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(*self.address, timeout=60)
+        return http.client.HTTPConnection(*self.address, timeout=300)
 
     def infer(self, connection: http.client.HTTPConnection | None = None) -> list[float]:
         """One request for one row; what came back."""

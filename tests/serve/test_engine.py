@@ -427,7 +427,7 @@ def test_a_stop_does_not_wait_for_a_model_that_is_being_loaded(
 
     def load(*_: object) -> None:
         loading.set()
-        end.wait(60)
+        end.wait(300)
         raise ModelError("too late")
 
     async def run() -> float:
@@ -435,14 +435,14 @@ def test_a_stop_does_not_wait_for_a_model_that_is_being_loaded(
             monkeypatch.setattr("torchpar.serve.engine.lifecycle.load_served", load)
             reload = asyncio.ensure_future(engine.reload())
             await asyncio.get_running_loop().run_in_executor(None, loading.wait)
-            asyncio.get_running_loop().call_later(5, end.set)
+            asyncio.get_running_loop().call_later(300, end.set)
             began = time.monotonic()
         took = time.monotonic() - began
         end.set()
         await asyncio.wait((reload,))
         return took
 
-    assert asyncio.run(run()) < 4
+    assert asyncio.run(run()) < 200
 
 
 def test_outputs_that_cannot_be_cut_are_a_500(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,12 +129,12 @@ def test_a_restart_under_load_loses_nothing(start: Callable[..., Service]) -> No
     service.wait_ready()
     with Load(service) as load:
         for ready in (2, 3):
-            load.wait(20)
+            load.wait(200)
             service.process.terminate()
-            assert service.process.wait(15) == 0
+            assert service.process.wait(150) == 0
             service.start()
             service.wait_ready(ready)
-        load.wait(20)
+        load.wait(200)
     assert not load.failures and all(map(is_answer, load.answers))
     assert service.count("STOPPING") == 2
 
@@ -146,12 +146,12 @@ def test_a_reload_under_load_loses_nothing_and_then_the_new_model_answers(
     service = start(processes=2)
     service.wait_ready()
     with Load(service) as load:
-        load.wait(20)
+        load.wait(200)
         save_script(mlp(seed=1), tmp_path / "model.new", FACE)
         (tmp_path / "model.new").rename(tmp_path / "model.pt")
         assert reload(service).returncode == 0
         known = len(load.answers) + 4  # those that were under way
-        load.wait(20)
+        load.wait(200)
     assert not load.failures
     assert all(is_answer(values, seed=1) for values in load.answers[known:])
     assert all(is_answer(values) or is_answer(values, seed=1) for values in load.answers)
@@ -175,12 +175,12 @@ def test_clients_see_one_service_not_its_processes(start: Callable[..., Service]
         pattern = re.compile(r'^torchpar_http_answers_total{code="200"} (\d+)', re.MULTILINE)
         return [int(count) for _ in range(8) for count in pattern.findall(get(service, "/metrics"))]
 
-    service.wait(lambda: counts() == {20}, 10)
-    service.wait(lambda: min(answers()) >= 20, 10)
+    service.wait(lambda: counts() == {20})
+    service.wait(lambda: min(answers()) >= 20)
     os.kill(service.children()[0], signal.SIGKILL)
     wait_until_back(service)
-    service.wait(lambda: counts() == {20}, 10)
-    service.wait(lambda: min(answers()) >= 20, 10)
+    service.wait(lambda: counts() == {20})
+    service.wait(lambda: min(answers()) >= 20)
     told = answers()
     assert told == sorted(told)
     connection = service.connect()
@@ -217,12 +217,12 @@ def test_settings_are_those_of_the_service(start: Callable[..., Service], proces
         rates = {json.loads(get(service, "/v2/trace/setting"))["trace_rate"] for _ in range(8)}
         return levels | rates
 
-    service.wait(lambda: settings() == {1, "7"}, 10)
+    service.wait(lambda: settings() == {1, "7"})
     for child in service.children():
         os.kill(child, signal.SIGKILL)
-    service.wait(lambda: service.log().count("another takes its place") == processes, 10)
+    service.wait(lambda: service.log().count("another takes its place") == processes)
     wait_until_back(service, processes)
-    service.wait(lambda: settings() == {1, "7"}, 10)
+    service.wait(lambda: settings() == {1, "7"})
 
 
 def test_a_reload_meanwhile_is_due_when_the_process_is_ready() -> None:
@@ -377,15 +377,14 @@ def test_a_reload_of_a_service_that_does_not_run_fails(tmp_path: Path) -> None:
 
 def test_a_second_sigterm_hurries(start: Callable[..., Service]) -> None:
     """An idle connection is given time for a request that may be on its way, but not then."""
-    service = start(drain_timeout=60)
+    service = start(drain_timeout=6000)
     service.wait_ready()
     connection = service.connect()
     service.infer(connection)
     service.process.terminate()
     service.wait(lambda: service.count("STOPPING"))
-    began = time.monotonic()
     service.process.terminate()
-    assert service.process.wait(10) == 0 and time.monotonic() - began < 5
+    assert service.process.wait(300) == 0
 
 
 def test_a_process_that_is_stopped_gets_no_more_watchdog(start: Callable[..., Service]) -> None:
@@ -394,7 +393,7 @@ def test_a_process_that_is_stopped_gets_no_more_watchdog(start: Callable[..., Se
     service.wait_ready()
     service.wait(lambda: service.count("WATCHDOG") > 3)
     os.kill(service.children()[0], signal.SIGSTOP)
-    service.wait(lambda: "process 0 makes no progress" in service.log(), 10)
+    service.wait(lambda: "process 0 makes no progress" in service.log())
     last = service.count("WATCHDOG")
     time.sleep(1.0)
     assert service.count("WATCHDOG") == last
@@ -417,7 +416,7 @@ def test_the_end_of_the_first_process_is_the_end_of_all(start: Callable[..., Ser
     service.wait_ready()
     child = service.children()[0]
     service.process.kill()
-    service.wait(lambda: not os.path.exists(f"/proc/{child}") or "\nState:\tZ" in read(f"/proc/{child}/status"), 10)
+    service.wait(lambda: not os.path.exists(f"/proc/{child}") or "\nState:\tZ" in read(f"/proc/{child}/status"))
 
 
 def get(service: Service, path: str) -> str:

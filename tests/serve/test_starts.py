@@ -91,7 +91,7 @@ def end(process: subprocess.Popen[bytes], here: Path, number: int = signal.SIGTE
         time.sleep(0.01)
     started = below(process.pid)
     process.send_signal(number)
-    process.wait(30)
+    process.wait(200)
     while any(map(lives, started)):
         assert time.monotonic() < until
         time.sleep(0.01)

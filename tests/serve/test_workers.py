@@ -164,14 +164,23 @@ def test_many_deadlines_cost_few_looks_through_the_queue(tmp_path: Path) -> None
             busy = Answer(engine, request(torch.full((1, 1), 1.5)))
             await asyncio.sleep(0.1)
             times: list[float] = []
+            looks: list[float] = []
+            this_turn: list[float] = []
+
+            def ended(outcome: object) -> None:
+                times.append(time.monotonic())
+                if not this_turn:
+                    looks.append(times[-1])
+                    this_turn.append(times[-1])
+                    asyncio.get_running_loop().call_soon(this_turn.clear)
+
             now = time.monotonic()
             for i in range(80):
-                late = request(torch.zeros(1, 1), deadline=now + 0.1 + i / 200)
-                engine.submit(late, lambda outcome: times.append(time.monotonic()))
+                engine.submit(request(torch.zeros(1, 1), deadline=now + 0.1 + i / 200), ended)
             await busy.get()
             assert len(times) == 80 and times[0] >= now + 0.1
-            # In 400 ms; one by one they would be 80.
-            assert sum(b - a > 0.001 for a, b in zip(times, times[1:], strict=False)) < 15
+            # Turns of the event loop, in 400 ms; one by one they would be 80.
+            assert len(looks) < 15
 
     asyncio.run(run())
 
@@ -261,7 +270,7 @@ def test_a_worker_that_is_stuck_ends_with_its_server(tmp_path: Path) -> None:
         return int(pid)
 
     pid = asyncio.run(run())
-    end = time.monotonic() + 10
+    end = time.monotonic() + 100
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{pid}")

@@ -36,7 +36,7 @@ class Raw:
     """One connection. It grants the server nothing more than it has from the beginning."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=300)
         self.send(frames.PREFACE + frames.settings({}))
         self._stream = self.socket.makefile("rb")
 

@@ -32,7 +32,7 @@ def is_served(world: Running) -> bool:
     """Whether a client that has just come is."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(f"127.0.0.1:{world.grpc_port}", options) as channel:
-        return bytes(channel.unary_unary(LIVE.decode())(b"", timeout=60)) == b"\x08\x01"
+        return bytes(channel.unary_unary(LIVE.decode())(b"", timeout=300)) == b"\x08\x01"
 
 
 @contextmanager

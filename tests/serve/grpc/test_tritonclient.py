@@ -153,7 +153,7 @@ def test_classification(client: Any) -> None:
 def test_parameters_and_deadline_reach_the_engine(client: Any, world: Running) -> None:
     client.infer(
         "simple", simple_inputs(), sequence_id=7, sequence_start=True, priority=3, timeout=60_000_000,
-        client_timeout=5.0, parameters={"mine": "yes", "number": 1.5}, headers={"other": "1"})  # fmt: skip
+        client_timeout=60.0, parameters={"mine": "yes", "number": 1.5}, headers={"other": "1"})  # fmt: skip
     request = world.engine.requests[-1]
     assert request.priority == 3 and request.deadline is not None
     expected = {"sequence_id": 7, "sequence_start": True, "sequence_end": False, "mine": "yes", "number": 1.5}
@@ -217,7 +217,7 @@ def test_async_infer(world: Running) -> None:
     for _ in range(20):
         client.async_infer("simple", simple_inputs(), callback=lambda result, error: answers.put((result, error)))
     for _ in range(20):
-        result, error = answers.get(timeout=5)
+        result, error = answers.get(timeout=60)
         assert error is None and (result.as_numpy("OUTPUT0") == A + B).all()
     client.close()
 
@@ -229,7 +229,7 @@ def test_a_stream_answers_in_order_and_survives_errors(world: Running) -> None:
     for i in range(100):
         model = "nothing" if i == 50 else "simple"
         client.async_stream_infer(model, simple_inputs(), request_id=str(i), enable_empty_final_response=True)
-    got = [answers.get(timeout=5) for _ in range(100)]
+    got = [answers.get(timeout=60) for _ in range(100)]
     client.stop_stream()
     client.close()
     assert [str(i) for i, (result, error) in enumerate(got) if error is not None] == ["50"]
@@ -255,15 +255,15 @@ def test_an_asynchronous_stream(world: Running) -> None:
 def test_an_idle_stream_does_not_hold_up_a_stop() -> None:
     """What it asked for is answered, and the server does not wait for what it may yet ask."""
     with running(grpc=True) as world:
-        world.grace = 30
+        world.grace = 600
         client = client_grpc.InferenceServerClient(f"127.0.0.1:{world.grpc_port}")
         answers: queue.Queue[Any] = queue.Queue()
         client.start_stream(callback=lambda result, error: answers.put((result, error)))
         client.async_stream_infer("simple", simple_inputs(), request_id="a")
-        result, error = answers.get(timeout=5)
+        result, error = answers.get(timeout=60)
         assert error is None and result.get_response().id == "a"
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 300
     client.close()
 
 

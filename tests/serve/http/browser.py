@@ -78,6 +78,6 @@ def browser(program: str, home: Path) -> Iterator[Browser]:
         yield Browser(write, read)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(200)
         os.close(write)
         os.close(read)
