@@ -112,23 +112,17 @@ unit: $(VENV)/complete
 	$(PYTEST) -q -m 'not machine'
 .PHONY: unit
 
-# $(call twice,PYTEST,TESTS): a host that is busy with other things is slow at times, so what failed is tried once more, on
-# fresh machines; both results are printed. A run that ends in any other way is not repeated.
-twice = run() { $(1) "$$@" $(2); }; \
-	run || { status=$$?; [ $$status = 1 ] || exit $$status; echo 'once more: those that failed'; \
-		run --last-failed --last-failed-no-failures=none; }
-
 # Three at a time on two CPUs, as each waits for servers half of its time.
 # TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
 test-serve: $(SERVE_VENV)/complete
 	$(call packages,chromium g++ openssl prometheus)
-	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-serve' -q --numprocesses=3,$(or $(TESTS),tests/serve))
+	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q --numprocesses=3 $(or $(TESTS),tests/serve)
 .PHONY: test-serve
 
 # The unit tests run these with a fake torch; a real one compiles, records gradients and spawns workers.
 test-runtime: $(SERVE_VENV)/complete
-	$(call twice,'$(SERVE_VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest-runtime' -q --numprocesses=auto,\
-		$(addprefix tests/unit/runtime/,test_loader.py test_no_trace.py test_progress.py test_same_data.py))
+	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q --numprocesses=auto \
+		$(addprefix tests/unit/runtime/,test_loader.py test_no_trace.py test_progress.py test_same_data.py)
 .PHONY: test-runtime
 
 test: check test-runtime test-serve test-machines
@@ -136,9 +130,9 @@ test: check test-runtime test-serve test-machines
 
 # Three at a time: two releases, and the tests with machines of their own. See tests/machines/conftest.py for their order.
 test-machines: $(VENV)/complete machine-packages
-	$(call twice,$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' \
-		'$(VENV)/bin/python' -B -m pytest -o cache_dir='$(CACHE)/pytest' -v -m machine --numprocesses=3 --dist=loadgroup \
-		--no-loadscope-reorder,tests/machines)
+	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' \
+		'$(VENV)/bin/python' -B -m pytest -p no:cacheprovider -v -m machine --numprocesses=3 --dist=loadgroup \
+		--no-loadscope-reorder tests/machines
 .PHONY: test-machines
 
 demo: container-packages
