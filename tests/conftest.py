@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Audit events (see "Audit events table" in the Python documentation) that mean a new process, or another program.
 _STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
@@ -29,6 +30,10 @@ class _Guard:
 # A job in the background of a shell ignores SIGINT, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A host that is slow is no failure of what is tested.
+settings.register_profile("torchpar", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("torchpar")
 
 _guard = _Guard()
 sys.addaudithook(_guard.hook)

@@ -33,7 +33,9 @@ from torchpar.serve.protocol.triton import model_config, model_statistics, rows_
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 ROWS = described(-1, 3)
-several = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+several = settings(
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def test_a_request_alone_gets_bitwise_what_the_model_computes(tmp_path: Path) -> None:

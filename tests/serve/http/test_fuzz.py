@@ -259,7 +259,7 @@ def test_any_json_is_a_request_or_a_400(value: Any, rest: bytes) -> None:
         assert error.status == 400
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(value=REQUESTS, rest=st.binary(max_size=20))
 def test_any_json_over_http_is_an_answer(world: Running, value: Any, rest: bytes) -> None:
     text = json.dumps(value).encode()
@@ -267,7 +267,7 @@ def test_any_json_over_http_is_an_answer(world: Running, value: Any, rest: bytes
     assert status in (200, 400)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(value=JSON)
 def test_any_json_to_predict_is_an_answer(world: Running, value: Any) -> None:
     for model in ("identity_fp32", "text"):

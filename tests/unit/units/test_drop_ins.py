@@ -257,7 +257,7 @@ PIECES = ["a", "=", "/", "#", ";", "[Unit]", "\\", "\\", "\\\\", "%", "%n", "'",
 VALUES = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
 
-@limits(suppress_health_check=[HealthCheck.filter_too_much], deadline=None)
+@limits(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(VALUES, VALUES, VALUES, VALUES, VALUES)
 def test_no_value_is_more_or_less_than_one(folder: str, key: str, mount: str, word: str, own: str) -> None:
     """Whatever a conf that is accepted says, each line of the unit has the key and the value that were meant."""
