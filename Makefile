@@ -26,6 +26,7 @@ help:
 	@echo 'make test           all tests: check, and the machine tests on Debian 12 and 13'
 	@echo 'make test-runtime   data loading and throughput of training jobs, with a real torch'
 	@echo 'make test-serve     the tests of the inference server, with a torch of their own'
+	@echo 'make test-python39  the tests of what runs in a job, under the oldest Python that it may have'
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
 	@echo 'make bench-plan-quality  how good the plans of many machines and confs are'
@@ -124,6 +125,12 @@ test-runtime: $(SERVE_VENV)/complete
 	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q --numprocesses=auto \
 		$(addprefix tests/unit/runtime/,test_loader.py test_no_trace.py test_progress.py test_same_data.py)
 .PHONY: test-runtime
+
+# Three minutes, and no part of `test`: mirrors will not have Debian 11, whose Python it is, for long.
+test-python39: $(VENV)/complete
+	$(call packages,mmdebstrap)
+	$(SUDO) tests/python39 '$(CACHE)' '$(VENV)/bin/pip'
+.PHONY: test-python39
 
 test: check test-runtime test-serve test-machines
 .PHONY: test

@@ -237,7 +237,7 @@ def test_what_an_administrator_says_of_threads_stays_for_every_rank(
     ranks = tuple(RankSettings(number, "0-3", "0", threads, 0, ()) for number, threads in enumerate((4, 3)))
     settings = JobSettings("torchpar-train@a.service", 1, None, ranks)
     assert tuple(settings.is_planned(rank, f"{stated},1") for rank in ranks) == is_planned
-    for rank, own in zip(ranks, held, strict=True):
+    for rank, own in zip(ranks, held):
         environ = {"OMP_NUM_THREADS": stated}
         settings.narrow_threads(rank, environ)
         assert environ == {"OMP_NUM_THREADS": own}

@@ -156,7 +156,7 @@ def test_what_a_script_owns_is_as_without_torchpar(place: Place, asked: bool, fa
     plain, job = map(json.loads, texts)
     # Within a constructor that is given something, torch.compile has more reasons for the same graphs.
     assert job[2][:-1] == plain[2][:-1] and (asked or job[2] == plain[2])
-    for theirs, own in zip(plain[:2], job[:2], strict=True):
+    for theirs, own in zip(plain[:2], job[:2]):
         assert own.keys() == theirs.keys()
         for name in theirs:
             assert own[name] == theirs[name], name

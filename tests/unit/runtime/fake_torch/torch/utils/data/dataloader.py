@@ -117,7 +117,7 @@ class _Fetcher:
 
     def __call__(self, index):
         if self.items is not None:
-            data = [item for _, item in zip(index, self.items, strict=False)]
+            data = list(itertools.islice(self.items, len(index)))
             if not data:
                 raise StopIteration
             return self.collate(data)
