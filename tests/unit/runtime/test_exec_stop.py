@@ -73,6 +73,15 @@ class Unit:
             new.write_text("".join(f"{number}\n" for number in self.processes()))
             new.rename(self.group / "cgroup.procs")
 
+    def end_at_the_request(self, until: str = "") -> None:
+        """Have ExecStop= wait after the request until the job has written this file, or its main process has ended."""
+        request = '{ true >"$directory/stop"; }'
+        stop = self.stop.read_text(encoding="utf-8")
+        assert stop.count(request) == 1
+        goes_on = f'[ ! -e "$directory/{until}" ]' if until else 'kill -0 "$MAINPID"'
+        waits = f'{{ true >"$directory/stop"; while {goes_on}; do sleep 0.02; done; }}'
+        self.stop.write_text(stop.replace(request, waits), encoding="utf-8")
+
     def begin(self, grace: str, **environ: str) -> subprocess.Popen[str]:
         """Start ExecStop=, when the group holds what there is now."""
         procs = self.group / "cgroup.procs"
@@ -291,14 +300,13 @@ while True:
         stopping.communicate()
 
 
-def test_what_one_that_asks_has_forked_may_save_and_other_processes_are_ended(place: Place) -> None:
-    """A copy of the process writes a checkpoint while it goes on; a display is no part of that.
-
-    That holds where the process ends at once, while the kernel is still asked whose copy is whose.
-    """
+@pytest.mark.parametrize("ends_at_once", [False, True])
+def test_what_one_that_asks_has_forked_may_save_and_other_processes_are_ended(
+    place: Place, *, ends_at_once: bool
+) -> None:
+    """A copy of the process writes a checkpoint while it goes on; a display is no part of that."""
     text = """
-for number in range(40):
-    subprocess.Popen(["sleep", "600"])
+subprocess.Popen(["sleep", "600"])
 torchpar.runtime.stop_requested()
 if os.fork() == 0:
     wait_for("go-on")
@@ -306,10 +314,11 @@ if os.fork() == 0:
     os._exit(0)
 ready()
 while not torchpar.runtime.stop_requested():
-    pass
-os._exit(0)
+    time.sleep(0.02)
 """
     with unit(place, text) as job:
+        if ends_at_once:
+            job.end_at_the_request()
         stopping = job.begin("100")
         assert job.main.wait(60) == 0
         wait_until(lambda: len(job.processes()) == 1)
@@ -319,7 +328,8 @@ os._exit(0)
         assert (place.path / "saved").exists()
 
 
-def test_a_parent_that_waits_for_one_that_asks_ends_by_itself(place: Place) -> None:
+@pytest.mark.parametrize("ends_at_once", [False, True])
+def test_a_parent_that_waits_for_one_that_asks_ends_by_itself(place: Place, *, ends_at_once: bool) -> None:
     """What it does after its ranks have ended is done."""
     text = """
 child = os.fork()
@@ -332,10 +342,13 @@ while not torchpar.runtime.stop_requested():
     time.sleep(0.02)
 '''])
 os.waitpid(child, 0)
+put("waited")
 time.sleep(1)
 put("saved")
 """
     with unit(place, text) as job:
+        if ends_at_once:
+            job.end_at_the_request("waited")
         assert job.stopped() == (0, "")
         assert job.main.wait(60) == 0 and (place.path / "saved").exists()
 
