@@ -21,7 +21,7 @@ from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, OtherFilesError
 from torchpar.serve.models.identity import Serves, changed, differs, own_files, same, shortened
-from torchpar.serve.models.opened import Opened
+from torchpar.serve.models.opened import _OTHERS, Opened
 from torchpar.serve.runners import processes
 
 pytestmark = pytest.mark.subprocess
@@ -46,6 +46,14 @@ def load():
 def predict(batch):
     return {{"y": batch["x"] * factor + SHIFT}}
 """
+
+
+@pytest.fixture(autouse=True)
+def _variables_of_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a login name folders where other processes read all the time, as PYENV_ROOT= does where Python starts."""
+    for name, value in list(os.environ.items()):
+        if "/" in value and not _OTHERS.fullmatch(name):
+            monkeypatch.delenv(name)
 
 
 def _handler(folder: Path, name: str) -> Path:
