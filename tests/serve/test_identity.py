@@ -50,7 +50,7 @@ def predict(batch):
 
 @pytest.fixture(autouse=True)
 def _variables_of_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a login name folders where other processes read all the time, as PYENV_ROOT= does where Python starts."""
+    """Those of a login name folders that other processes read all the time, as PYENV_ROOT= does."""
     for name, value in list(os.environ.items()):
         if "/" in value and not _OTHERS.fullmatch(name):
             monkeypatch.delenv(name)

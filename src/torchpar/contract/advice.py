@@ -25,7 +25,7 @@ SHORTEST = 1e-6
 
 @dataclass(frozen=True)
 class Loading:
-    """How `seconds` of a process went.
+    """The time of a process: how its `seconds` went.
 
     `waited`: seconds until any loader gave a batch. `fetching`: the part of them in which the process itself loaded
     `fetched` batches of map-style datasets, in `iterators` passes. `workers`: those of the loader that has some, 0 if
@@ -48,7 +48,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Advice:
-    """So many loader workers, beside so many compute threads, leave this share of waiting.
+    """Advice: so many loader workers, beside so many compute threads, leave this share of waiting.
 
     The job then gets `speedup` times as far.
     """
@@ -60,7 +60,7 @@ class Advice:
 
 
 def advise(loading: Loading, threads: int, budget: int) -> Advice | None:
-    """The number of loader workers with which the job would be fastest; None where none helps much.
+    """Finds the number of loader workers with which the job would be fastest; None where none helps much.
 
     A process that may have `budget` compute threads and workers together gives a thread for each worker that finds no
     room, and is then slower in proportion. Workers load side by side, and while the process computes; they cannot do
@@ -88,7 +88,7 @@ def advise(loading: Loading, threads: int, budget: int) -> Advice | None:
 
 
 def say_loading(loading: Loading, threads: int, budget: int, *, asked: bool) -> str:
-    """The loading and the advice in words; `asked`: LoaderWorkers= in the conf has a number.
+    """Says the loading and the advice in words; `asked`: LoaderWorkers= in the conf has a number.
 
     >>> say_loading(Loading(100, 63, 0, 0, 0, 2), 4, 16, asked=True)
     'waited for data 63 % of the time; LoaderWorkers=6 would leave about 0 %'

@@ -27,7 +27,7 @@ class CpuSet:
 
     @classmethod
     def parse(cls, text: str) -> CpuSet:
-        """Read a cpulist such as "0-3,8" or "0-30:2/4" (groups, as the kernel's bitmap_parselist takes them).
+        """Parses a cpulist such as "0-3,8" or "0-30:2/4" (groups, as the kernel's bitmap_parselist takes them).
 
         Raises ValueError with a message that names the offending part.
         """
@@ -56,7 +56,7 @@ class CpuSet:
 
     @classmethod
     def parse_mask(cls, text: str) -> CpuSet:
-        """Read a hexadecimal mask such as "00000000,0000000f" (most significant word first).
+        """Parses a hexadecimal mask such as "00000000,0000000f" (most significant word first).
 
         Raises ValueError when it is not one.
         """
@@ -70,7 +70,7 @@ class CpuSet:
 
     @classmethod
     def from_bitmap(cls, data: Iterable[int]) -> CpuSet:
-        """The set that D-Bus carries as bytes: bit n of byte m for number 8m+n."""
+        """Makes the set that D-Bus carries as bytes: bit n of byte m for number 8m+n."""
         return cls(8 * place + bit for place, byte in enumerate(data) for bit in range(8) if byte >> bit & 1)
 
     def __str__(self) -> str:
@@ -113,21 +113,21 @@ class CpuSet:
         return self._numbers <= other._numbers
 
     def isdisjoint(self, other: CpuSet) -> bool:
-        """Whether the two sets have no number in common."""
+        """Says whether the two sets have no number in common."""
         return self._numbers.isdisjoint(other._numbers)
 
     def first(self) -> int:
-        """The smallest number; ValueError when the set is empty."""
+        """Returns the smallest number. Raises ValueError when the set is empty."""
         return min(self._numbers)
 
     @classmethod
     def union(cls, sets: Iterable[CpuSet]) -> CpuSet:
-        """All numbers of all the sets."""
+        """Makes the set of all numbers of all the sets."""
         return cls(number for cpus in sets for number in cpus._numbers)
 
 
 def _repeat(used: int, size: int, length: int) -> int:
-    """The bits of a range of so many numbers, of every `size` of which the first `used` count."""
+    """Makes the bits of a range of so many numbers, of every `size` of which the first `used` count."""
     size, used = min(size, length), min(used, length)
     bits, done = (1 << used) - 1, size
     while done < length:

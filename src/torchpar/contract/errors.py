@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 
 class ExitStatus(enum.IntEnum):
-    """What a command's exit status means; the larger values are those of sysexits.h."""
+    """The meanings of a command's exit status; the larger values are those of sysexits.h."""
 
     DONE = 0  # in sync, or done
     FAILED = 1  # the operation failed
@@ -68,7 +68,7 @@ class Problem:
 
 
 def printable(text: str, most: int = 400) -> str:
-    """A name or path from outside for one line of a message: no line breaks or escape sequences, and not endless."""
+    """Makes a text from outside fit for one line of a message: no line breaks or escape sequences, and not endless."""
     text = text if len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
@@ -91,7 +91,7 @@ class FactsError(TorchparError):
 
 
 class PlacementError(TorchparError):
-    """What the configuration asks for does not fit the host. `unit` is the service that asks, None if it is [Host]."""
+    """The configuration asks for more than fits the host. `unit` is the service that asks, None if it is [Host]."""
 
     exit_status = ExitStatus.CONFIG
 

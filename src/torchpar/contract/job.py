@@ -43,7 +43,7 @@ class RankSettings:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What an inference service serves, and how.
+    """The settings of an inference service: its model, its addresses and its limits.
 
     model and handler are paths; one of them is set. listen are the addresses that HTTP may be served on, grpc those of
     gRPC ("127.0.0.1:8000", "[::]:8000"). workers counts batches at the same time in each process; None: as many as the
@@ -65,7 +65,7 @@ class ServeSettings:
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What a service's processes must know of the plan.
+    """The part of the plan that a service's processes must know.
 
     service is the unit's name ("torchpar-train@demo.service"); cudnn_benchmark is None where the job's own choice
     stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
@@ -92,22 +92,22 @@ class JobSettings:
     serve: ServeSettings | None = None
 
     def rank(self, local_rank: int) -> RankSettings | None:
-        """The settings of one process, None if the plan has no such rank."""
+        """Finds the settings of one process; None if the plan has no such rank."""
         return next((rank for rank in self.ranks if rank.local_rank == local_rank), None)
 
     @property
     def unit_threads(self) -> str:
-        """What the unit says of threads: the most that one of its processes has."""
+        """The number of threads that the unit names: the most that one of its processes has."""
         return str(max(rank.threads for rank in self.ranks))
 
     def narrow_threads(self, rank: RankSettings, environ: MutableMapping[str, str]) -> None:
-        """Make what the unit says of threads what this process has; what an administrator says stays."""
+        """Replaces the unit's number of threads by that of this process; an administrator's number stays."""
         for name in THREAD_VARIABLES:
             if environ.get(name) == self.unit_threads:
                 environ[name] = str(rank.threads)
 
     def is_planned(self, rank: RankSettings, stated: str) -> bool:
-        """Whether an OMP_NUM_THREADS is the plan's, the unit's word or this process's own, and not an administrator's.
+        """Says whether an OMP_NUM_THREADS is the plan's, of the unit or of this process, and not an administrator's.
 
         Of a list, which is for nested regions, the first counts (OpenMP 5.2, 21.2.2).
         """
@@ -115,7 +115,7 @@ class JobSettings:
 
 
 def job_environment(settings: JobSettings) -> dict[str, str]:
-    """The variable that carries the settings; the same settings give the same ASCII text."""
+    """Makes the variable that carries the settings; the same settings give the same ASCII text."""
     data = asdict(settings)
     data["ranks"] = list(_shorten(data["ranks"]))
     if settings.serve is None:
@@ -124,7 +124,7 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
 
 
 def _shorten(ranks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each rank whose number follows that of the one before, by what else differs from it alone.
+    """Yields the ranks; one whose number follows that of the rank before it has only the fields that differ from it.
 
     The kernel takes one variable of 128 KiB, and hundreds of ranks may each be bound to the same long list of CPUs.
     """
@@ -138,7 +138,7 @@ def _shorten(ranks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _lengthen(ranks: Iterable[Any]) -> Iterator[RankSettings]:
-    """The reverse; an entry with a number is whole, as all are in older units."""
+    """Reverses _shorten(); an entry with a number is whole, as all are in older units."""
     before: RankSettings | None = None
     for place, data in enumerate(ranks):
         where = f"{VARIABLE}.ranks[{place}]"
@@ -151,7 +151,7 @@ def _lengthen(ranks: Iterable[Any]) -> Iterator[RankSettings]:
 
 
 def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
-    """The settings in a process environment, None where no unit has set any.
+    """Parses the settings in a process environment; None where no unit has set any.
 
     Names that are not known are passed over: the unit in force may be older or newer than this runtime, for example
     between an upgrade of the package and the next `torchpar apply`. Raises JobSettingsError when the variable is not
@@ -232,7 +232,7 @@ _MOST = 2**53  # of a number: what any JSON reader keeps
 
 
 def _field(fields: Mapping[str, Any], where: str, name: str, kind: Any, absent: Any = _REQUIRED) -> Any:
-    """A field of the right kind, or what an older unit means that does not have it."""
+    """Returns a field of the right kind; `absent` where an older unit does not have it. Raises JobSettingsError."""
     if name not in fields and absent is not _REQUIRED:
         return absent
     if name not in fields:
@@ -262,7 +262,7 @@ def _number(fields: Mapping[str, Any], where: str, name: str, *, least: int, abs
 
 
 def _is_text(text: str) -> bool:
-    """Whether it can be a path or a variable: no half of a letter, and no end of a C string."""
+    """Says whether a text can be a path or a variable: no half of a letter, and no end of a C string."""
     return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text)
 
 

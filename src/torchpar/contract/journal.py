@@ -11,7 +11,7 @@ import os
 
 
 class Priority(enum.IntEnum):
-    """Those of syslog(3) that are used."""
+    """The priorities of syslog(3) that are used."""
 
     ERROR = 3  # something was lost: a model is not served, a batch failed
     WARNING = 4  # something is not as it was meant, and it goes on
@@ -19,7 +19,7 @@ class Priority(enum.IntEnum):
 
 
 def say(text: str, priority: Priority = Priority.INFO, *, error: BaseException | None = None) -> None:
-    """Write a line, or several, each of which begins with the program's name; `error`: its traceback follows.
+    """Writes a line, or several, each of which begins with the program's name; `error`: its traceback follows.
 
     A text from outside can forge no line of another program's, nor a field of the journal's.
     """
@@ -32,7 +32,7 @@ def say(text: str, priority: Priority = Priority.INFO, *, error: BaseException |
 
 
 def write(lines: list[str], priority: Priority) -> None:
-    """Write lines as they are: to the file descriptor itself, as a script may have put something else in sys.stderr."""
+    """Writes lines as they are, to the file descriptor itself: a script may have put something else in sys.stderr."""
     text = "".join(f"{mark(priority)}{line}\n" for line in lines)
     try:
         os.write(2, text.encode(errors="backslashreplace"))
@@ -42,12 +42,12 @@ def write(lines: list[str], priority: Priority) -> None:
 
 
 def mark(priority: Priority) -> str:
-    """The priority at the beginning of a line on standard error, "" where that is not the journal."""
+    """Makes the priority at the beginning of a line on standard error; "" where that is not the journal."""
     return f"<{int(priority)}>" if is_journal(2) else ""
 
 
 def is_journal(descriptor: int) -> bool:
-    """Whether a stream leads to the journal: systemd tells a process which one does ($JOURNAL_STREAM, systemd.exec(5)).
+    """Says whether a stream leads to the journal: systemd names the one that does ($JOURNAL_STREAM, systemd.exec(5)).
 
     It may have been redirected since.
     """

@@ -1,4 +1,4 @@
-"""The memory policy of this thread, and of all that it starts: get_mempolicy(2) and set_mempolicy(2).
+"""Reads and sets the memory policy of this thread, and of all that it starts: get_mempolicy(2) and set_mempolicy(2).
 
 Neither has a wrapper in glibc, and libnuma need not be there. Runs under any Python from 3.9 on, inside jobs too; what
 policy is right is for others to know.
@@ -28,7 +28,7 @@ _NODES = 1024  # the kernel's largest CONFIG_NODES_SHIFT is 10
 
 
 def read_memory_policy() -> tuple[int, set[int]]:
-    """The mode, with its flags, and the nodes. Raises OSError."""
+    """Reads the mode, with its flags, and the nodes. Raises OSError."""
     import ctypes
 
     mode, mask = ctypes.c_int(), _mask(set())
@@ -38,7 +38,7 @@ def read_memory_policy() -> tuple[int, set[int]]:
 
 
 def set_memory_policy(mode: int, nodes: set[int]) -> None:
-    """Set it. `nodes` is empty for the modes that take none. Raises OSError."""
+    """Sets the mode and the nodes, which are empty for the modes that take none. Raises OSError."""
     import ctypes
 
     # The kernel takes one bit less than it is told.

@@ -17,7 +17,7 @@ class Notifier:
         self.watchdog_seconds = int(usec) / 1e6 if usec.isdecimal() and int(usec) else None
 
     def send(self, **state: str) -> None:
-        """Send assignments such as READY="1", STATUS="...". Never blocks; a message that cannot be sent is lost."""
+        """Sends assignments such as READY="1", STATUS="...". Never blocks; a message that cannot be sent is lost."""
         if not self._address:
             return
         # systemd takes a backslash for an escape, and a message that ends in one for none.

@@ -25,12 +25,12 @@ class Stranger:
         self.mode = mode
 
     def is_writable(self, owners: "Collection[int]") -> bool:
-        """Whether its mode is what lets somebody else in; else it is its owner."""
+        """Says whether its mode is what lets somebody else in; else it is its owner."""
         return self.uid in owners
 
 
 def code_places(path: str) -> "list[str]":
-    """What decides what a file of code does: itself, and the folders where Python looks for modules first.
+    """Lists what decides what a file of code does: itself, and the folders where Python looks for modules first.
 
     That is the folder where a script really is, and that where a handler is named.
     """
@@ -38,7 +38,7 @@ def code_places(path: str) -> "list[str]":
 
 
 def find_strangers(path: str, owners: "Collection[int]", *, shared: bool = False) -> "Iterator[Stranger]":
-    """Everything on the way of an absolute path, from / on, that somebody else than the owners can change.
+    """Yields each place on the way of an absolute path, from / on, that somebody else than the owners can change.
 
     `shared` lets a group write: to be asked where an owner may have others beside. Of what is not there, and of what
     this process may not look at, only the way to it is judged. Raises OSError where the file system fails.
@@ -88,7 +88,7 @@ class Step:
 
 
 def steps(path: str) -> "Iterator[Step]":
-    """Go an absolute path as the kernel does, link by link and folder by folder, to where it ends or stops."""
+    """Goes an absolute path as the kernel does, link by link and folder by folder, to where it ends or stops."""
     at, links = "/", 0
     todo = [name for name in path.split("/")[::-1] if name not in ("", ".")]
     while todo:

@@ -23,6 +23,6 @@ GLIBC_THRESHOLDS = {
 
 
 def preloaded(environ: Mapping[str, str]) -> str:
-    """The library that torchpar preloads in a process with these variables; "" for none."""
+    """Returns the library that torchpar preloads in a process with these variables; "" for none."""
     preload = environ.get("LD_PRELOAD", "")
     return preload if preload == environ.get(VARIABLE) else ""

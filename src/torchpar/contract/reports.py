@@ -1,4 +1,4 @@
-"""What the processes of a service tell of themselves, both directions: files in the service's RuntimeDirectory=.
+"""Writes and reads what the processes of a service tell of themselves: files in the service's RuntimeDirectory=.
 
 `rank-N.json` has what holds in a process once torch is imported. `progress` has how far training is: a part for each
 rank, in which its last sixteen totals stand in slots of fixed size, the next one in the place of the oldest. Each slot
@@ -30,7 +30,7 @@ MOST_RANK_BYTES = 4096
 
 @dataclass(frozen=True)
 class RankReport:
-    """What holds in the process of a rank; `cpus` is a list in the kernel's syntax."""
+    """The state of one rank's process; `cpus` is a list in the kernel's syntax."""
 
     pid: int
     local_rank: int
@@ -113,7 +113,10 @@ class RankProgress:
 
 
 def make_slot(progress: Progress, number: int) -> tuple[int, bytes]:
-    """Where the totals go that a process tells as its `number`th, and their bytes. Raises ValueError where none is."""
+    """Makes the bytes of the totals that a process tells as its `number`th, and finds their offset.
+
+    Raises ValueError where there is none.
+    """
     if not 0 <= progress.local_rank < MOST_RANKS:
         raise ValueError(f"rank {progress.local_rank} has no place among {MOST_RANKS}")
     try:
@@ -125,12 +128,12 @@ def make_slot(progress: Progress, number: int) -> tuple[int, bytes]:
 
 
 def progress_bytes(ranks: int) -> int:
-    """How long the file is at the most of so many ranks."""
+    """Returns the greatest length of the file of so many ranks."""
     return min(ranks, MOST_RANKS) * _RANK_BYTES
 
 
 def parse_progress(data: bytes) -> tuple[RankProgress, ...]:
-    """What each rank has told, of its latest process alone; ranks that have told nothing are left out."""
+    """Parses what each rank has told, of its latest process alone; ranks that have told nothing are left out."""
     parts = (data[at : at + _RANK_BYTES] for at in range(0, min(len(data), progress_bytes(MOST_RANKS)), _RANK_BYTES))
     ranks = (_latest(list(_slots(part, number))) for number, part in enumerate(parts))
     return tuple(rank for rank in ranks if rank)
@@ -164,5 +167,5 @@ def _latest(told: list[_Values]) -> RankProgress | None:
 
 
 def _are_sound(values: _Values) -> bool:
-    """Whether all are finite and in range; NaN is in none."""
+    """Says whether all are finite and in range; NaN is in none."""
     return all(0 <= value < _MOST for value in values)

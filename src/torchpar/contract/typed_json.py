@@ -1,4 +1,4 @@
-"""JSON text to immutable values, by the types of their fields: facts, plans, and what torchpard answers.
+"""Turns JSON text into immutable values, by the types of their fields: facts, plans, and torchpard's answers.
 
 Whatever the text is, it becomes such a value or an error that says where in it what is wrong. Numbers are finite and
 fit a machine's, text is text, and a set of CPUs is one that a kernel can have.
@@ -26,11 +26,11 @@ _MOST = 2**63 - 1
 
 
 class ShapeError(Exception):
-    """What is wrong, and where: "numa_nodes[2].cpus: is text"."""
+    """JSON data of another shape; the message says where it is wrong: "numa_nodes[2].cpus: is text"."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Any JSON data. Raises ShapeError, also for what is nested too deep and for numbers of thousands of digits."""
+    """Parses any JSON data. Raises ShapeError, also for data nested too deep and for numbers of thousands of digits."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -40,7 +40,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def shape(data: Any, kind: type[T], where: str = "") -> T:
-    """A value of a dataclass out of JSON data. Fields that it does not have are passed over. Raises ShapeError."""
+    """Makes a value of a dataclass out of JSON data; other fields than its own are passed over. Raises ShapeError."""
     return typing.cast(T, _shape(data, kind, where))
 
 
@@ -89,7 +89,7 @@ def _fields(data: Any, kind: Any, where: str) -> Any:
 
 @functools.cache
 def _fields_of(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The type of each field, and whether it has no default."""
+    """Returns the type of each field, and whether it has no default."""
     hints = typing.get_type_hints(kind)
     missing = dataclasses.MISSING
     return {
@@ -113,7 +113,7 @@ def _cpus(data: Any, where: str) -> CpuSet:
 
 
 def _text(data: str, where: str, *, is_line: bool = True) -> str:
-    """Without halves of letters and the end of a C string, and a line without control characters."""
+    """Returns the text. Raises ShapeError for half a letter, the end of a C string and, in a line, a control letter."""
     if not data.isascii() or not data.isprintable():
         control = (c for c in data if c < " " or "\x7f" <= c < "\xa0") if is_line else iter(())
         bad = next((c for c in data if "\ud800" <= c <= "\udfff" or c == "\0"), None) or next(control, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def version() -> str:
-    """The version in the changelog of this checkout, such as "0.1.0"."""
+    """Reads the version in the changelog of this checkout, such as "0.1.0"."""
     changelog = Path(__file__).resolve().parents[3] / "debian" / "changelog"
     with changelog.open(encoding="utf-8") as file:
         return file.readline().partition("(")[2].partition(")")[0]

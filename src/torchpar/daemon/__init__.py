@@ -1,1 +1,1 @@
-"""torchpard, the observer: it looks, compares and tells, and changes nothing."""
+"""The observer torchpard: it looks, compares and tells, and changes nothing."""

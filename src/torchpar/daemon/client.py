@@ -41,7 +41,7 @@ class _Throughput:
 
 @dataclass(frozen=True)
 class _Service:
-    """What commands print of a service."""
+    """The fields of a service that commands print."""
 
     unit: str
     kind: str
@@ -68,7 +68,7 @@ class _Answer:
 
 
 def ask_daemon() -> dict[str, Any] | None:
-    """What torchpard knows, as JSON data; None when it is not there, not for this user, or of another version."""
+    """Asks torchpard for the state, as JSON data; None when it is not there, refuses, or is of another version."""
     until = time.monotonic() + _SECONDS
     data = b""
     try:
@@ -83,7 +83,7 @@ def ask_daemon() -> dict[str, Any] | None:
 
 
 def _connect(door: socket.socket) -> None:
-    """Connect, also where many others are waiting at the door for a moment (EAGAIN). Raises OSError."""
+    """Connects, also where many others are waiting at the door for a moment (EAGAIN). Raises OSError."""
     until = time.monotonic() + _DOOR_SECONDS
     while True:
         try:
@@ -95,14 +95,14 @@ def _connect(door: socket.socket) -> None:
 
 
 def why_no_answer() -> str:
-    """What to say where ask_daemon() has no answer."""
+    """Says why ask_daemon() has no answer."""
     if os.path.exists(STATUS_SOCKET) and not os.access(STATUS_SOCKET, os.W_OK):
         return "torchpard answers root and the members of the group torchpar only"
     return "torchpard does not answer (systemctl status torchpard)"
 
 
 def parse_answer(data: bytes) -> dict[str, Any] | None:
-    """The answer as JSON data; None where it is not what this torchpar understands."""
+    """Parses the answer into JSON data; None where this torchpar does not understand it."""
     try:
         answer = parse_json(data)
         shape(answer, _Answer)

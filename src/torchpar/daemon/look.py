@@ -39,7 +39,7 @@ class Looks:
         self._again = False
 
     def want(self) -> int:
-        """The number of the first look that begins from now on."""
+        """Asks for a look; returns the number of the first one that begins from now on."""
         if self._look is None:
             self._begin()
             return self.number
@@ -47,11 +47,11 @@ class Looks:
         return self.number + 1
 
     def lines(self) -> list[bytes]:
-        """What the one that is under way has said so far."""
+        """Returns the whole lines so far of the look that is under way; none where there is none."""
         return self._look.lines() if self._look else []
 
     def end_if_late(self) -> None:
-        """Give up one that not even its own clock could end."""
+        """Gives up a look that not even its own clock could end; begins one that could not begin before."""
         if self._look and time.monotonic() > self._until:
             self._end()
         elif self._again and self._look is None:
@@ -87,7 +87,7 @@ class Look:
     """One look that is under way. `fileno()` can be read when it has something to say."""
 
     def __init__(self, work: Work, seconds: int) -> None:
-        """`work` is called in the child with a function that writes to this process. Raises OSError."""
+        """Begins it: `work` is called in a child with a function that writes to this process. Raises OSError."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             child = os.fork()
@@ -103,11 +103,11 @@ class Look:
         self._data = bytearray()
 
     def fileno(self) -> int:
-        """What to select on."""
+        """Returns the file descriptor to select on."""
         return self._reader
 
     def read(self) -> bool:
-        """Take what has come; whether that was the end."""
+        """Takes what has come; says whether that was the end."""
         while True:
             try:
                 piece = os.read(self._reader, 2**16)
@@ -118,17 +118,17 @@ class Look:
             self._data += piece
 
     def lines(self) -> list[bytes]:
-        """The whole lines so far."""
+        """Returns the whole lines so far."""
         return bytes(self._data).split(b"\n")[:-1]
 
     def close(self) -> None:
-        """Forget it. One that goes on ends by its own clock, and is nobody's to wait for."""
+        """Forgets it. One that goes on ends by its own clock, and is nobody's to wait for."""
         os.close(self._reader)
         reap()
 
 
 def reap() -> None:
-    """Let the children that have ended go, also those that were forgotten. This process has no others."""
+    """Lets the children that have ended go, also those that were forgotten. This process has no others."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -137,7 +137,7 @@ def reap() -> None:
 
 
 def _be_child(work: Work, writer: int, seconds: int) -> None:
-    """Do the work and end; never returns."""
+    """Does the work and ends; never returns."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""torchpard: one loop that answers, has others look, and tells systemd that it is alive. Run by torchpard.service."""
+"""Runs torchpard: one loop that answers, has others look, and tells systemd that it is alive; torchpard.service."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Daemon:
         self._watch.read_progress(self._clock())
 
     def end_what_is_late(self) -> None:
-        """Let go of looks and clients that have taken too long."""
+        """Lets go of looks and clients that have taken too long."""
         self._glances.end_if_late()
         self._looks.end_if_late()
         now = self._clock()
@@ -132,13 +132,13 @@ class Daemon:
 
 
 def main() -> None:
-    """Run torchpard on this host until SIGTERM or SIGINT."""
+    """Runs torchpard on this host until SIGTERM or SIGINT."""
     watch = Watch(Store(), systemd, live_readers(), Ledger(read_progress), tell)
     run(Daemon(watch, Notifier(), Sockets(), users=Users()))
 
 
 def run(daemon: Daemon) -> None:
-    """Go round the loop until SIGTERM or SIGINT; SIGHUP has it look at once."""
+    """Goes round the loop until SIGTERM or SIGINT; SIGHUP has it look at once."""
     signals = _Signals(daemon.selector)
     daemon.notifier.send(READY="1")
     pause = min(_PAUSE, (daemon.notifier.watchdog_seconds or 4 * _PAUSE) / 4)
@@ -157,7 +157,7 @@ def run(daemon: Daemon) -> None:
 
 
 def tell(priority: Priority, line: str) -> None:
-    """A line for the journal."""
+    """Writes a line for the journal."""
     write([printable(line, 2000)], priority)
 
 

@@ -1,4 +1,4 @@
-"""The status socket: who connects gets one line of JSON and is hung up on. It reads nothing, so it takes no orders.
+"""Answers at the status socket: a client gets one line of JSON and is hung up on. Reads nothing, so takes no orders.
 
 Every user has a few places. Whoever takes all of them and does not read, or comes again and again, has no answer and
 takes nothing from others.
@@ -31,7 +31,7 @@ _MOST_KNOWN = 1024
 
 @dataclass(eq=False)
 class Client:
-    """Who waits for an answer, or reads it: which glance and then which look it waits for, and until when."""
+    """A client that waits for an answer, or reads it: for which glance and then which look it waits, since when."""
 
     socket: socket.socket
     uid: int
@@ -42,7 +42,7 @@ class Client:
 
 
 def may_ask(uid: int) -> bool:
-    """Whether a user may see the status, by the user database."""
+    """Says whether a user may see the status, by the user database."""
     if uid == 0:
         return True
     try:
@@ -54,7 +54,7 @@ def may_ask(uid: int) -> bool:
 
 
 def read_peer_uid(client: socket.socket) -> int:
-    """The user at the other end, by the kernel (SO_PEERCRED, unix(7))."""
+    """Reads the user at the other end, by the kernel (SO_PEERCRED, unix(7))."""
     data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", data)[1])
 
@@ -98,23 +98,23 @@ class Server:
         selector.register(self._door, selectors.EVENT_READ, self._accept)
 
     def waiting(self) -> list[Client]:
-        """The clients that have no answer yet."""
+        """Returns the clients that have no answer yet."""
         return [client for client in self._clients if client.rest is None]
 
     def answer(self, client: Client, answer: bytes) -> None:
-        """Give a client its answer."""
+        """Gives a client its answer."""
         client.rest, client.since = answer, self._clock()
         self._selector.register(client.socket, selectors.EVENT_WRITE, lambda: self._write(client))
 
     def hang_up(self, client: Client) -> None:
-        """Let a client go, with or without its answer."""
+        """Lets a client go, with or without its answer."""
         self._clients.discard(client)
         if client.rest is not None:
             self._selector.unregister(client.socket)
         client.socket.close()
 
     def drop_slow_clients(self) -> None:
-        """Hang up on who has not read its answer in time."""
+        """Hangs up on clients that have not read their answer in time."""
         now = self._clock()
         for client in list(self._clients):
             if client.rest is not None and client.since + _PATIENCE < now:
@@ -155,14 +155,14 @@ class Server:
 
 
 class _Members:
-    """Who may see the status: root, and the members of the group torchpar. Asks the user database now and then only."""
+    """The users who may see the status: root and the group torchpar. Asks the user database only now and then."""
 
     def __init__(self, ask: Callable[[int], bool], clock: Callable[[], float]) -> None:
         self._ask, self._clock = ask, clock
         self._known: dict[int, tuple[float, bool]] = {}
 
     def may_ask(self, uid: int) -> bool:
-        """Whether a user may."""
+        """Says whether a user may see the status, by an answer that is a few seconds old at the most."""
         now = self._clock()
         until, answer = self._known.get(uid, (0.0, False))
         if now > until:

@@ -24,7 +24,7 @@ _LEAST_RANKS = 16
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast a job is. `loading` is that of the rank that waits most, `local_rank`; `latest` the time of the latest
+    """The speed of a job. `loading` is that of the rank that waits most, `local_rank`; `latest` the time of the latest
     totals, by the kernel's monotonic clock.
     """
 
@@ -38,11 +38,11 @@ class Throughput:
 
     @property
     def bound(self) -> str:
-        """What holds the job back."""
+        """Says what holds the job back."""
         return "loader" if self.loading.share > LOADER_BOUND else "compute"
 
     def as_json(self, now: float) -> dict[str, Any]:
-        """What `torchpar status` says of it at this time."""
+        """Makes what `torchpar status` says of it at this time."""
         return {
             "steps": self.steps,
             "steps_per_second": round(self.steps_per_second, 3),
@@ -85,7 +85,7 @@ def _per_second(rank: RankProgress, count: int) -> float:
 
 
 def _loading(rank: RankProgress) -> Loading:
-    """How the time went between the oldest totals and the latest."""
+    """Says how the time went between the oldest totals and the latest."""
     first, last = rank.first, rank.last
     return Loading(
         last.time - first.time,
@@ -115,9 +115,9 @@ class Ledger:
         self._last = {unit: now or self._last.get(unit) for unit, now in self._now.items()}
 
     def now(self, unit: str) -> Throughput | None:
-        """How fast a unit is."""
+        """Returns the speed of a unit."""
         return self._now.get(unit)
 
     def last(self, unit: str) -> Throughput | None:
-        """How fast it is, or was in its last run."""
+        """Returns the speed of a unit, or that of its last run."""
         return self._last.get(unit)

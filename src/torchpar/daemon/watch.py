@@ -31,10 +31,10 @@ class Systemd(Units, Protocol):
     """The door to systemd, as much of it as a watch needs. Everything raises SystemdError."""
 
     def service_states(self) -> str:
-        """What changes whenever a service or a socket starts, is ready, ends or fails."""
+        """Reads a text that changes whenever a service or a socket starts, is ready, ends or fails."""
 
     def reload_without_waiting(self, unit: str) -> None:
-        """Ask for the reload of a unit, and do not wait for it."""
+        """Asks for the reload of a unit, and does not wait for it."""
 
 
 class Watch:
@@ -65,11 +65,11 @@ class Watch:
     # ---- in the child ----
 
     def glance(self, write: Write) -> None:
-        """Write the stamp alone."""
+        """Writes the stamp alone."""
         write(_line(self._take_stamp()))
 
     def look(self, write: Write) -> None:
-        """Write the stamp, then the observation, then which edit is applied by itself."""
+        """Writes the stamp, then the observation, then which edit is applied by itself."""
         stamp = self._take_stamp()
         write(_line(stamp))
         if "problem" in stamp:
@@ -81,7 +81,7 @@ class Watch:
             write(_line({"applied_for": stamp["conf"], "problem": self._reload()}))
 
     def _take_stamp(self) -> dict[str, str]:
-        """Changes whenever the conf, the active generation, the host's CPUs or the state of a service does."""
+        """Makes a stamp that changes with the conf, the active generation, the host's CPUs and the services' states."""
         try:
             conf = repr(self._readers.conf.stamp())
             # A generation that is made or confirmed changes the directory that it is in.
@@ -93,7 +93,7 @@ class Watch:
             return {"problem": str(error)}
 
     def _reload(self) -> str:
-        """Ask for a reload; why that cannot be asked for, or ""."""
+        """Asks for a reload; returns why that cannot be asked for, or ""."""
         try:
             self._systemd.reload_without_waiting(DAEMON)
         except TorchparError as error:
@@ -103,11 +103,11 @@ class Watch:
     # ---- in the daemon, at a time of the monotonic clock ----
 
     def is_due(self, now: float) -> bool:
-        """Whether the last look is old."""
+        """Says whether the last look is old."""
         return now >= self._next_verify
 
     def read_stamp(self, lines: Sequence[bytes]) -> str | None:
-        """The stamp of a glance or a look; None, with a line in the journal, where there is none."""
+        """Reads the stamp of a glance or a look; None, with a line in the journal, where there is none."""
         said = json.loads(lines[0]) if lines else {"problem": "the conf and systemd have not answered in time"}
         problem = said.get("problem", "")
         if problem and problem != self._problem:
@@ -116,7 +116,7 @@ class Watch:
         return None if problem else str(said["stamp"])
 
     def take(self, lines: Sequence[bytes], now: float) -> bool:
-        """Keep what a look has found; whether it has come to its end."""
+        """Keeps what a look has found; says whether it has come to its end."""
         stamp = self.read_stamp(lines)
         if len(lines) < 2:
             # Not again at once, whatever held it.
@@ -152,7 +152,7 @@ class Watch:
             self._ledger.look({row["unit"]: len(row["threads"]) for row in self.observation["services"]})
 
     def status(self) -> str:
-        """One line for `systemctl status torchpard`."""
+        """Makes one line for `systemctl status torchpard`."""
         services = self.observation["services"]
         running = sum(1 for service in services if service["state"] == "running")
         drifted = sum(1 for service in services if service["placed"] == "drift")
@@ -169,7 +169,7 @@ class Watch:
         return "; ".join(parts)
 
     def answer(self, now: float, *notes: str) -> bytes:
-        """The observation and how far the jobs are, as the line that clients get, with these notices besides."""
+        """Makes the line that clients get: the observation and how far the jobs are, with these notices besides."""
         self.read_progress(now)
         services, notices = [], [*self.observation["notices"], *notes]
         for service in self.observation["services"]:
@@ -185,7 +185,7 @@ class Watch:
 
 
 def describe_loading(service: Mapping[str, Any], throughput: Throughput) -> str | None:
-    """What a job's rank that waits most waits for, and what would help; None where the plan has no such rank."""
+    """Says what a job's rank that waits most waits for, and what would help; None where the plan has no such rank."""
     local_rank = throughput.local_rank
     if local_rank >= len(service["threads"]):
         return None

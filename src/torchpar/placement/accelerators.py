@@ -100,7 +100,7 @@ def _find_gpu(name: str, devices: Sequence[PciDevice], facts: HostFacts, claim: 
 
 
 def _count_out(enabled: Sequence[Claim], devices: Sequence[PciDevice], free: int) -> list[tuple[Claim, int]]:
-    """How many of the `free` devices each enabled claim gets; the largest first, as they are the hardest to place."""
+    """Counts the `free` devices that each enabled claim gets; the largest first, as they are the hardest to place."""
     amounts = []
     for claim in enabled:
         count = _wanted(claim)

@@ -1,4 +1,4 @@
-"""How many cores each enabled service gets, and of which: what the conf asks for, then shares by weight."""
+"""Counts the cores of each enabled service, by kind: what the conf asks for, then shares by weight."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def least(claim: Claim) -> int:
 
 @dataclass(frozen=True)
 class Amount:
-    """How many cores a claim gets, and by which rule."""
+    """A count of cores for a claim, and the rule that gave it."""
 
     count: int
     why: str
 
 
 def count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Core]) -> list[tuple[Claim, Amount]]:
-    """How many of the free `cores` each enabled claim gets: counts, then auto by weight (largest remainder).
+    """Counts the free `cores` that each enabled claim gets: counts, then auto by weight (largest remainder).
 
     The hardest to place come first in each: those with several ranks, then the largest.
     """
@@ -122,7 +122,7 @@ def too_much(
 
 
 def _smallest_change(claim: Claim, usable: UsableCores, enabled: Sequence[Claim]) -> str:
-    """What to write into the conf so that it fits, with as little changed as can be."""
+    """Says what to write into the conf so that it fits, with as little changed as can be."""
     asking = [other for other in enabled if other.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
     asking += [claim] if claim not in asking else []
     cores = len(free_cores([*usable.pool, *usable.beyond, *usable.slow, *usable.spare], enabled))

@@ -19,7 +19,7 @@ from torchpar.placement.quality import Ask
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a value is what it is: the key it is about, the value, and the rule with the facts it rests on."""
+    """The reason for a value: the key it is about, the value, and the rule with the facts it rests on."""
 
     key: str
     value: str
@@ -64,22 +64,22 @@ class Claim:
         return max((train.ranks for train in trains if train and isinstance(train.ranks, int)), default=1)
 
     def by_node(self) -> bool:
-        """Whether it has a rank for each NUMA node."""
+        """Says whether it has a rank for each NUMA node."""
         train = self.services[0].train() if len(self.services) == 1 else None
         return train is not None and train.ranks == "numa"
 
     def ask(self) -> Ask:
-        """What it asks for, as the measure of placements sees it."""
+        """Says what it asks for, as the measure of placements sees it."""
         trains = any(service.train() for service in self.services)
         return Ask(self.weight, self.request.count, self.ranks(), by_node=self.by_node(), trains=trains)
 
     def bound(self) -> bool:
-        """Whether each of its ranks has cores of its own, and no use for others."""
+        """Says whether each of its ranks has cores of its own, and no use for others."""
         trains = [service.train() for service in self.services]
         return all(train and train.binding in (Binding.AUTO, Binding.EXCLUSIVE) for train in trains)
 
     def exclusive(self) -> bool:
-        """Whether what it gets is for nobody else."""
+        """Says whether what it gets is for nobody else."""
         return self.enabled and self.request.kind is not CpuRequestKind.SHARED
 
 
@@ -103,7 +103,7 @@ def make_claims(services: Iterable[Service], in_force: Mapping[str, Held]) -> li
 
 
 def _slot_request(members: Sequence[Service]) -> CpuRequest:
-    """What a slot asks for: the most that any of its services does."""
+    """Says what a slot asks for: the most that any of its services does."""
     requests = {service.settings.cpus for service in members}
     explicit = [request for request in requests if request.is_explicit()]
     if explicit and len(requests) > 1:

@@ -30,7 +30,7 @@ class Core:
 
 @dataclass(frozen=True)
 class UsableCores:
-    """What placement may use of a host.
+    """The part of a host that placement may use.
 
     `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
     slower cores of a host with several kinds, for loader workers, shared services and those that find no other core.
@@ -130,7 +130,7 @@ def usable_before_reserve(facts: HostFacts, host_cpus: CpuSet | None) -> tuple[C
 
 
 def auto_reserve(cores: Sequence[Core]) -> int:
-    """How many cores ReserveCores=auto keeps for the system: none below 4, 1 below 16, then one for each NUMA node.
+    """Counts the cores that ReserveCores=auto keeps: none below 4 cores, 1 below 16, then one for each NUMA node.
 
     It is never more than a sixteenth of them. Packages are not counted: a virtual machine may have one for each CPU.
     """

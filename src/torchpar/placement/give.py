@@ -13,8 +13,10 @@ from torchpar.placement.staying import Need
 
 
 def need(claim: Claim, count: int) -> Need:
-    """What a claim needs of the free cores. Where its accelerators are others than before, its old place is no reason
-    to stay away from them."""
+    """Says what a claim needs of the free cores.
+
+    Where its accelerators are others than before, the cores that it had are no reason to stay away from them.
+    """
     near = CpuSet(gpu.numa_node for gpu in claim.gpus if gpu.numa_node is not None)
     moved = near and tuple(gpu.name for gpu in claim.gpus) != claim.held.gpus
     return Need(count, near, CpuSet() if moved else claim.held.cpus, claim.ranks(), claim.by_node())

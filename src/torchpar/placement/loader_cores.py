@@ -49,7 +49,7 @@ def _owed(claims: Sequence[Claim], offered: int) -> list[int]:
 
 
 def _most(claim: Claim, offered: int) -> int:
-    """How many of the offered cores its loader workers could use at the most."""
+    """Counts the offered cores that its loader workers could use at the most."""
     return max(_most_of(service, offered) for service in claim.services)
 
 

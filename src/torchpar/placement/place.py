@@ -31,7 +31,7 @@ from torchpar.placement.staying import lay_out
 
 @dataclass(frozen=True)
 class Share:
-    """What one service gets of the host: cores to compute on, and slower ones for its loader workers.
+    """The part of the host that one service gets: cores to compute on, and slower ones for its loader workers.
 
     `own` says that no other service that may run beside it computes on any of its CPUs.
     """
@@ -154,8 +154,11 @@ def _give_away(claims: Sequence[Claim], usable: UsableCores) -> UsableCores:
 
 
 class _Owners:
-    """Who may run on each CPU. An enabled claim owns its CPUs against all but other enabled ones, which may be shared;
-    one that is not enabled also against those that are not, save the shared ones, which are guests everywhere."""
+    """The services that may run on each CPU.
+
+    An enabled claim owns its CPUs against all but other enabled ones, which may be shared; one that is not enabled also
+    against those that are not, save the shared ones, which are guests everywhere.
+    """
 
     def __init__(self, claims: Sequence[Claim]) -> None:
         self._enabled = Counter(cpu for claim in claims if claim.enabled for cpu in _cpus(claim))
@@ -163,7 +166,7 @@ class _Owners:
         self._others = Counter(cpu for claim in others for cpu in _cpus(claim))
 
     def owns(self, claim: Claim) -> bool:
-        """Whether nobody else is expected on the CPUs of a claim."""
+        """Says whether nobody else is expected on the CPUs of a claim."""
         if claim.request.kind is CpuRequestKind.SHARED:
             return False
         if claim.enabled:

@@ -1,4 +1,4 @@
-"""How good a placement is: what its services get of the host's speed.
+"""Measures how good a placement is: what its services get of the host's speed.
 
 Speed is counted in cores of the fastest kind. Synchronous ranks and the loops of OpenMP wait for the slowest thread, so
 a process is as fast as its threads times its slowest core, and a training service as its ranks times the slowest of
@@ -57,7 +57,7 @@ def host_speed(cores: Iterable[Core], most: int | None = None) -> float:
 
 
 def _fastest_set(capacities: Sequence[float], most: int | None, *, cut: bool = True) -> tuple[int, float]:
-    """How many of the cores, which are the fastest first, are fastest together, and how fast that is.
+    """Finds how many of the cores, the fastest first, are fastest together, and their speed.
 
     No more than `most` compute at a time; they are cut to so many, or else have all cores of the slowest kind.
     """
@@ -87,7 +87,7 @@ def total(qualities: Iterable[Quality]) -> float:
 
 @dataclass(frozen=True)
 class Ask:
-    """What one service asks for: `count` cores, or its share by `weight` where that is 0, for so many `ranks`.
+    """The demand of one service: `count` cores, or its share by `weight` where that is 0, for so many `ranks`.
 
     A service that trains may have a rank for each NUMA node (`by_node`); one that does not is an inference service.
     """
@@ -122,7 +122,7 @@ def speed_on(cells: Iterable[tuple[int, float, int]], ask: Ask, quota: int | Non
 
 
 def _best_size(sizes: Sequence[int], ask: Ask, number: int, quota: int | None) -> float:
-    """How many threads can compute on cores that are alike, which are on nodes of these sizes, the largest first."""
+    """Counts the threads that can compute on cores of one kind, on nodes of these sizes, the largest first."""
 
     def threads(ranks: int, size: int) -> int:
         # Ranks that are more than the quota have a part of a CPU each.

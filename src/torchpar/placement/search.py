@@ -47,7 +47,7 @@ class _Search:
 def search(
     free: Mapping[Cell, int], seekers: Sequence[Seeker], *, keep: int = 0, quota: int | None = None
 ) -> list[dict[Cell, int]]:
-    """How many cores of each cell each service gets; empty where not all can have what they need at the least.
+    """Finds how many cores of each cell each service gets; empty where not all can have what they need at the least.
 
     `keep` cores are left over.
     """
@@ -146,7 +146,7 @@ def _shapes(state: _Search, seeker: Seeker, free: Amounts, most: int) -> Iterato
 
 
 def _of_nodes(ask: Ask, sizes: Mapping[int, int], most: int, wanted: float) -> Iterator[dict[int, int]]:
-    """How many cores of each node, where `wanted` threads are a fair share."""
+    """Counts the cores of each node, where `wanted` threads are a fair share."""
     smallest_first = sorted(sizes, key=lambda node: (sizes[node], node))
     for nodes in (smallest_first, sorted(sizes, key=lambda node: (-sizes[node], node))):
         if ask.by_node:

@@ -87,6 +87,6 @@ def _equal(
 
 
 def _spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:
-    """How far cores lie from each other, and from the nodes they should be near."""
+    """Measures how far cores lie from each other, and from the nodes they should be near."""
     far = sum(core.numa_node not in near for core in cores) if near else 0
     return far, len({core.numa_node for core in cores}), len({core.package for core in cores})

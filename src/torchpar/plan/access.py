@@ -30,7 +30,7 @@ _OTHER_RIGHTS = {"AmbientCapabilities", "CapabilityBoundingSet", "PermissionsSta
 
 
 def make_questions(config: Config) -> dict[Identity, tuple[Question, ...]]:
-    """Everything to be asked of the host, each question once."""
+    """Makes everything to be asked of the host, each question once."""
     questions: dict[Identity, dict[Question, None]] = {}
     for service in config.services:
         for _, identity, question in _questions(service):
@@ -43,7 +43,7 @@ def make_questions(config: Config) -> dict[Identity, tuple[Question, ...]]:
 def silent_paths(
     questions: Mapping[Identity, Iterable[Question]], found: Mapping[Identity, Found]
 ) -> frozenset[str]:
-    """The paths that nobody has an answer for: those on a file system that is dead, and those asked after them."""
+    """Finds the paths without any answer: those on a file system that is dead, and those asked after them."""
     answered = {
         question.path
         for identity in found.values()
@@ -54,7 +54,7 @@ def silent_paths(
 
 
 def make_warnings(config: Config, found: Mapping[Identity, Found]) -> tuple[str, ...]:
-    """What keeps services from their files, each with file and line and what to do."""
+    """Makes a warning of everything that keeps services from their files, with file and line and what to do."""
     warnings: list[str] = []
     for service in config.services:
         warnings += _unknown_names(service, found)
@@ -67,7 +67,7 @@ def make_warnings(config: Config, found: Mapping[Identity, Found]) -> tuple[str,
 
 
 def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | None]]:  # noqa: C901 - a branch for each key that names a path
-    """What is asked for a service: the key, who asks, and the question; None asks for the names alone."""
+    """Yields what is asked for a service: the key, who asks, and the question; None asks for the names alone."""
     settings, train, infer = service.settings, service.train(), service.infer()
     directives = dict(service.directives)
     system, user = Identity(None), identity_of(service)
@@ -107,12 +107,12 @@ def _questions(service: Service) -> Iterator[tuple[str, Identity, Question | Non
 
 
 def has_other_files(service: Service) -> bool:
-    """Whether its unit sees other files than the host has."""
+    """Says whether its unit sees other files than the host has."""
     return not _OTHER_FILES.isdisjoint(key for key, _ in service.directives)
 
 
 def identity_of(service: Service) -> Identity:
-    """Who the service is."""
+    """Returns the user and the groups that the service runs as."""
     groups = [words for key, words in service.directives if key == "SupplementaryGroups"]
     return Identity(service.settings.user or OWN_USER, service.settings.group, tuple(" ".join(groups).split()))
 
@@ -134,7 +134,7 @@ def _unknown_names(service: Service, found: Mapping[Identity, Found]) -> Iterato
 
 
 def _word(service: Service, key: str, identity: Identity, question: Question, answer: Answer) -> str | None:
-    """The warning that an answer is worth, if any."""
+    """Makes the warning that an answer is worth, if any."""
     if question.need is Need.MAP:
         return _word_cache(answer)
     subject = f"{service.origin(key)}: {service.section} {key}={question.path:.200}"
@@ -176,7 +176,7 @@ def _word_refusal(identity: Identity, question: Question, answer: Answer) -> str
 
 
 def _remedy(identity: Identity, need: Need, verb: str, answer: Answer) -> str:
-    """What lets a user in: to be another user, to put it elsewhere, or an ACL, but not to run another user's code."""
+    """Says how to let a user in: as another user, elsewhere, or by an ACL, but never to run another user's code."""
     right = {"enter": "x", "execute": "rx"}.get(verb, "rX")
     allow = f", or allow it: setfacl -m u:{identity.user}:{right} {answer.place}"
     if answer.home and answer.home != identity.user:
@@ -193,7 +193,7 @@ def _cannot_write(key: str) -> str:
 
 
 def _word_write(identity: Identity, key: str, answer: Answer, closed: str | None) -> str | None:
-    """A working directory that is not there or cannot be entered is told by the other question.
+    """Says what is wrong with a write; that a working directory is missing or closed is told by the other question.
 
     `closed` says what in the unit keeps even a user who may from writing there.
     """
@@ -231,7 +231,7 @@ def _word_cache(answer: Answer) -> str | None:
 
 
 def _hidden(service: Service, paths: tuple[str, ...]) -> str | None:
-    """What in the unit hides one of the paths from the service."""
+    """Finds what in the unit hides one of the paths from the service."""
     directives = dict(service.directives)
     home = directives.get("ProtectHome", "no").lower()
     rules = []
@@ -252,7 +252,7 @@ _HOMES = ("/home", "/root", "/run/user")
 
 
 def _read_only(service: Service, path: str, answer: Answer) -> str | None:
-    """What in the unit lets nobody write to what was found, if the user could; see systemd.exec(5)."""
+    """Finds what in the unit lets nobody write to what was found, if the user could; see systemd.exec(5)."""
     if answer.verdict not in (Verdict.ALLOWED, Verdict.REFUSED) or not answer.place:
         return None
     directives = dict(service.directives)
@@ -295,12 +295,12 @@ _FOLDERS = {
 
 
 def _plain(word: str) -> str:
-    """A path of a directive, without the signs that may stand before it."""
+    """Returns a path of a directive, without the signs that may stand before it."""
     return simple_path(word.lstrip("-+"))
 
 
 def _setting(service: Service, key: str, shipped: str) -> str:
-    """What the drop-in makes of a setting of the shipped unit."""
+    """Returns the value that the drop-in gives a setting of the shipped unit, or the shipped one."""
     return dict(sandbox_settings(service)).get(key, (shipped,))[0]
 
 
@@ -312,5 +312,5 @@ def _is_yes(text: str) -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder or in it."""
+    """Says whether a path is a folder or in it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -27,7 +27,7 @@ _ORDER = (AllocatorChoice.TCMALLOC, AllocatorChoice.JEMALLOC)
 
 
 def choose_allocator(service: Service, facts: HostFacts) -> tuple[str, dict[str, str], Reason, tuple[str, ...]]:
-    """The allocator's name ("jemalloc", "tcmalloc", "glibc", "none"), its environment, why, and warnings.
+    """Chooses the allocator: its name ("jemalloc", "tcmalloc", "glibc", "none"), its environment, why, and warnings.
 
     A library must be of the interpreter's architecture; else the dynamic loader skips it with a line on stderr, and
     the service runs without anybody noticing. Where Environment= preloads something itself, that is what is expected.
@@ -48,7 +48,7 @@ def choose_allocator(service: Service, facts: HostFacts) -> tuple[str, dict[str,
 
 
 def _name_of(preload: str) -> str:
-    """The allocator among the libraries of a LD_PRELOAD, which spaces or colons separate; glibc if there is none."""
+    """Finds the allocator among the libraries of a LD_PRELOAD, which spaces or colons separate; else it is glibc."""
     files = [path.rpartition("/")[2] for path in preload.replace(":", " ").split()]
     for name in ("jemalloc", "tcmalloc"):
         if any(file.startswith(f"lib{name}") for file in files):
@@ -107,7 +107,7 @@ def _choose(
 
 
 def _wanted(choice: AllocatorChoice, conf: str | None) -> tuple[str, ...]:
-    """Names of libraries, the best first; settings for jemalloc ask for it."""
+    """Returns names of libraries, the best first; settings for jemalloc put it first."""
     if choice is not AllocatorChoice.AUTO:
         return (choice.value,)
     return tuple(wanted.value for wanted in (reversed(_ORDER) if conf else _ORDER))

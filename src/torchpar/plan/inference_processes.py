@@ -1,4 +1,4 @@
-"""A share's cores to the processes of an inference service: one for each place with a memory or a cache of its own."""
+"""Divides a share's cores among an inference service's processes: one for each place with its own memory or cache."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ _ALL = ("0.0.0.0", "[::]")
 
 
 def addresses(settings: InferSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The addresses of a service's HTTP, which systemd's socket holds, and of its gRPC."""
+    """Returns the addresses of a service's HTTP, which systemd's socket holds, and of its gRPC."""
     http = tuple(address for address in settings.listen if not address.startswith("grpc:"))
     grpc = tuple(address.removeprefix("grpc:") for address in settings.listen if address.startswith("grpc:"))
     return http or DEFAULT, grpc
 
 
 def find_collisions(services: Sequence[Service]) -> tuple[str, ...]:
-    """Which services cannot listen at the same time, as warnings that name both.
+    """Finds services that cannot listen at the same time, as warnings that name both.
 
     Services that take turns (Slot=) may have one address; so may a shared one that is not enabled, such as the demo,
     as it gives way. Raises PlacementError where two that are enabled, or one alone, name an address twice.

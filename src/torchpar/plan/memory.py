@@ -29,7 +29,7 @@ class PlannedMemory:
 
 
 def choose_memory_policy(service: Service, share: Share, facts: HostFacts) -> tuple[PlannedMemory, Reason]:
-    """The memory policy of a service, and why.
+    """Chooses the memory policy of a service, and says why.
 
     Raises PlacementError when NUMAMask= names a node that the host does not have or may not use.
     """
@@ -76,7 +76,7 @@ def _choose(service: Service, own: CpuSet, ordinary: CpuSet, facts: HostFacts) -
 
 
 def doubt_limits(service: Service, facts: HostFacts) -> Iterator[str]:
-    """What MemoryMax= and MemoryHigh= do that hardly anybody wants, as warnings."""
+    """Yields warnings of MemoryMax= and MemoryHigh= that do what hardly anybody wants."""
     settings, total = service.settings, facts.memory_bytes
     limits = {key: (text, memory_bytes(text, total)) for key, text in settings.memory_limits().items()}
     for key, (text, limit) in limits.items():

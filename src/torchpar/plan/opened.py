@@ -1,4 +1,4 @@
-"""The files that systemd opens as root when a service starts, and hands on to it.
+"""Lists the files that systemd opens as root when a service starts, and hands on to it.
 
 Who can put another file in the place of one of them reads or writes with root's rights. So the way to each is root's
 alone: ownership.py asks that before a conf is put in force, and a unit of root's (torchpar-guard@.service) before
@@ -25,7 +25,7 @@ class Named(NamedTuple):
 
 
 def opened_paths(service: Service) -> tuple[Named, ...]:
-    """Each such file, in the order of the unit."""
+    """Lists the files that systemd opens for a service, in the order of the unit."""
     return tuple(dict.fromkeys(_opened(service)))
 
 
@@ -41,7 +41,7 @@ def _opened(service: Service) -> Iterator[Named]:
 
 
 def find_refused(config: Config) -> dict[str, tuple[Problem, ...]]:
-    """The directives of a conf that was in force that are not passed on any more, by the unit that has them.
+    """Finds the directives of a conf that was in force that are not passed on any more, by the unit that has them.
 
     Without them the service would run as something else than was meant, with them as something else than is allowed.
     """

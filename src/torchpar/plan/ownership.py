@@ -1,4 +1,4 @@
-"""Whose files a service runs and systemd opens for it: the questions to a host, and what it may not be.
+"""Judges the owners of files that a service runs and that systemd opens for it: questions to a host, and refusals.
 
 What runs as a user is that user's or root's, with everything on the way to it: whoever else can change it runs as that
 user. What systemd opens as root is root's alone. Pure; host/access.py gets the answers.
@@ -21,7 +21,7 @@ ROOT = Identity(None)
 def add_questions(
     config: Config, questions: Mapping[Identity, tuple[Question, ...]]
 ) -> dict[Identity, tuple[Question, ...]]:
-    """The questions of access, and these, each once."""
+    """Adds the questions about owners to those of access, each once."""
     asked = {identity: dict.fromkeys(of_identity) for identity, of_identity in questions.items()}
     for service in config.services:
         for _, identity, question in _questions(service):
@@ -30,18 +30,18 @@ def add_questions(
 
 
 def find_refusals(config: Config, found: Mapping[Identity, Found]) -> dict[str, tuple[Problem, ...]]:
-    """What keeps services from being put in force, by unit."""
+    """Finds the problems that keep services from being put in force, by unit."""
     refusals = {service.unit: _refusals(service, _questions(service), found) for service in config.services}
     return {unit: problems for unit, problems in refusals.items() if problems}
 
 
 def opened_questions(service: Service) -> dict[Identity, tuple[Question, ...]]:
-    """The questions about what systemd opens for it, whatever it runs."""
+    """Makes the questions about what systemd opens for a service, whatever it runs."""
     return {ROOT: tuple(question for _, _, question in _opened_questions(service))}
 
 
 def find_opened_refusals(service: Service, found: Mapping[Identity, Found]) -> tuple[Problem, ...]:
-    """What is wrong with what systemd opens for a job, for which nothing looks again: also what gives no answer."""
+    """Finds what is wrong with what systemd opens for a job, for which nothing looks again; no answer is wrong too."""
     answered = {question for identity in found.values() for question in identity.answers}
     silent = Answer(Verdict.BROKEN, why="could not be looked at in time, so it may be anybody's; try again")
     questions = tuple(_opened_questions(service))
@@ -66,7 +66,7 @@ def _refusals(
 
 
 def code_paths(service: Service) -> Iterator[tuple[Named, Need]]:
-    """Everything that the service runs, and whether Python looks for modules beside it."""
+    """Yields everything that the service runs, and whether Python looks for modules beside it."""
     settings, train, infer = service.settings, service.train(), service.infer()
     yield Named("Python", settings.python, settings.python), Need.OWN
     if train and train.script:

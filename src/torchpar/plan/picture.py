@@ -1,4 +1,4 @@
-"""Plan → SVG: packages, NUMA nodes, L3 groups and cores of a host, coloured by the service that gets them.
+"""Draws a plan as SVG: packages, NUMA nodes, L3 groups and cores of a host, coloured by the service that gets them.
 
 Nothing but boxes in boxes: each computes its size from what is in it, and is drawn where its parent puts it.
 """
@@ -73,7 +73,7 @@ class _Box:
 
 
 def draw_plan(plan: Plan) -> str:
-    """The picture of a plan as an SVG document."""
+    """Draws a plan as an SVG document."""
     facts = plan.facts
     colours = _colours(plan.services)
     host = _Box(_host_title(facts), tuple(_packages(plan, colours)), columns=_wide(len(facts.packages or ()) or 1))
@@ -96,7 +96,7 @@ def draw_plan(plan: Plan) -> str:
 
 
 def _colours(services: Sequence[ServicePlan]) -> dict[str, str]:
-    """A colour for each service that has CPUs of its own; services of one slot share theirs, and its colour."""
+    """Chooses a colour for each service that has CPUs of its own; services of one slot share theirs, and its colour."""
     colours: dict[str, str] = {}
     by_slot: dict[str, str] = {}
     for service in services:
@@ -167,7 +167,7 @@ def _core(core: CpuSet, plan: Plan, colours: dict[str, str]) -> _Box:
 
 
 def _outline(loader: str) -> str:
-    """A thin line, or a dashed one in the colour of the service whose loader workers may run there."""
+    """Returns a thin line, or a dashed one in the colour of the service whose loader workers may run there."""
     return f'stroke="{loader}" stroke-width="3" stroke-dasharray="4 3" rx="3"' if loader else 'stroke="#333" rx="3"'
 
 
@@ -219,5 +219,5 @@ def _gpu_title(plan: Plan, gpu: PciDevice) -> str:
 
 
 def _wide(count: int) -> int:
-    """Columns that make a block about twice as wide as high."""
+    """Returns the columns that make a block of so many boxes about twice as wide as high."""
     return max(1, min(count, math.isqrt(2 * count) if count > 2 else count))

@@ -1,4 +1,4 @@
-"""Config × HostFacts → Plan: everything decided, with a reason for every value.
+"""Makes a Plan of Config and HostFacts: everything decided, with a reason for every value.
 
 Pure: the same conf and the same facts give the same plan on any machine. A Plan that exists fits its host.
 """
@@ -30,7 +30,7 @@ from torchpar.plan.variables import make_environment
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What one service will run with. It computes on `cpus`; its loader workers may also use `loader_cpus`."""
+    """The plan of one service. It computes on `cpus`; its loader workers may also use `loader_cpus`."""
 
     service: Service
     cpus: CpuSet
@@ -74,7 +74,7 @@ class ServicePlan:
 
     @property
     def reload_command(self) -> tuple[str, ...]:
-        """What has an inference service load its models again and waits for it; empty for a training service."""
+        """The command that has an inference service load its models again and waits; empty for a training service."""
         return (*self.command, "reload") if self.service.infer() else ()
 
 
@@ -90,12 +90,12 @@ class Plan:
     warnings: tuple[str, ...]
 
     def find(self, unit: str) -> ServicePlan:
-        """The plan of a unit that the configuration declares."""
+        """Finds the plan of a unit that the configuration declares."""
         return next(service for service in self.services if service.unit == unit)
 
 
 def make_plan(config: Config, facts: HostFacts) -> Plan:
-    """Plan every service of the configuration on the host.
+    """Plans every service of the configuration on the host.
 
     Raises PlacementError when what is asked for does not fit the host.
     """
@@ -157,7 +157,7 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
 
 
 def _refuse_what_no_kernel_starts(plan: ServicePlan, facts: HostFacts) -> None:
-    """Raise PlacementError where there is more of something than execve(2) takes, or than systemd reads in a second."""
+    """Raises PlacementError for more of something than execve(2) takes, or than systemd reads in a second."""
     service = plan.service
     for what in check_strings([f"{VARIABLE}={plan.environment.get(VARIABLE, '')}"], facts.page_size):
         raise service.refuse("Ranks", len(plan.ranks), f"what its processes are told of their places: {what}")
@@ -197,7 +197,7 @@ def _warn(service: Service, share: Share, ranks: tuple[Rank, ...], facts: HostFa
 
 
 def _own_ranks(train: TrainSettings) -> bool:
-    """Whether a job is itself a launcher of PyTorch's, and starts more than one rank."""
+    """Says whether a job is itself a launcher of PyTorch's, and starts more than one rank."""
     if train.module not in ("torch.distributed.run", "torch.distributed.launch"):
         return False
     words = iter(train.arguments)
@@ -211,7 +211,7 @@ def _own_ranks(train: TrainSettings) -> bool:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON data: what `torchpar plan --json` prints and a generation keeps."""
+    """Returns the plan as JSON data: what `torchpar plan --json` prints and a generation keeps."""
     facts = plan.facts
     return {
         "version": 1,

@@ -1,4 +1,4 @@
-"""How good a plan is, by the measure of placement/quality.py: for benchmarks and tests, and to compare two plans."""
+"""Measures how good a plan is, as placement/quality.py does: for benchmarks and tests, and to compare two plans."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from torchpar.plan.plan import Plan, ServicePlan
 
 
 def plan_quality(plan: Plan, config: Config) -> float:
-    """The quality of a plan, 1 where every service has its fair share of the host."""
+    """Measures the quality of a plan: 1 where every service has its fair share of the host."""
     return total(service_qualities(plan, config).values())
 
 
 def service_qualities(plan: Plan, config: Config) -> Mapping[str, Quality]:
-    """What each service gets and what would be fair, by unit.
+    """Measures what each service gets and what would be fair, by unit.
 
     Measured are those that compute on CPUs and are enabled, or all where none is: each then has the host for itself.
     Of a slot it is the first service, and none that names its CPUs or takes what others leave.
@@ -57,7 +57,7 @@ def service_qualities(plan: Plan, config: Config) -> Mapping[str, Quality]:
 
 
 def ask_of(service: Service) -> Ask:
-    """What a service asks for, as the measure sees it."""
+    """Says what a service asks for, as the measure sees it."""
     train, count = service.train(), service.settings.cpus.count
     ranks = train.ranks if train else 1
     return Ask(

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Need(enum.Enum):
-    """What is to be done with a path."""
+    """The uses of a path that can be asked for."""
 
     READ = "read"  # Model=, Handler=: opened and read
     SCRIPT = "script"  # Script=: the same; of a folder or a zip file, its __main__.py
@@ -38,7 +38,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Identity:
-    """Who asks: a user with its groups as systemd gives them; user None stands for root, as systemd itself reads."""
+    """A user with its groups as systemd gives them, who asks; user None stands for root, as systemd itself reads."""
 
     user: str | None
     group: str | None = None
@@ -47,7 +47,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Question:
-    """Whether a path can be used so."""
+    """A question to a host: can this path be used so?"""
 
     path: str
     need: Need
@@ -76,7 +76,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Found:
-    """What a host answers for one identity: the names that it does not know, and an answer to each question."""
+    """The answers of a host for one identity: the names that it does not know, and an answer to each question."""
 
     unknown_user: bool = False
     unknown_groups: tuple[str, ...] = ()
@@ -84,10 +84,10 @@ class Found:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON data, on its way from the process that asked the kernel."""
+    """Returns an answer as JSON data, on its way from the process that asked the kernel."""
     return {**asdict(answer), "verdict": answer.verdict.value}
 
 
 def parse_answer(data: dict[str, Any]) -> Answer:
-    """The reverse of answer_json."""
+    """Reverses answer_json()."""
     return Answer(**{**data, "verdict": Verdict(data["verdict"]), "way": tuple(data["way"])})

@@ -1,4 +1,4 @@
-"""A service's cores to its ranks: which CPUs, how many compute threads and loader workers each rank has.
+"""Divides a service's cores among its ranks: which CPUs, how many compute threads and loader workers each rank has.
 
 The rule against oversubscription lives here: threads and loader workers of a rank never exceed its cores when it
 trains on CPUs, or its CPUs when it feeds accelerators, nor the CPU quota. On a host with several kinds of cores the
@@ -47,7 +47,7 @@ class Rank:
 def make_ranks(
     service: Service, share: Share, facts: HostFacts, *, smt: bool, quota: int | None
 ) -> tuple[tuple[Rank, ...], tuple[Reason, ...], tuple[str, ...]]:
-    """Split a service's share between its ranks; returns them with reasons and warnings.
+    """Splits a service's share between its ranks; returns them with reasons and warnings.
 
     `smt` asks for a compute thread on each CPU rather than on each core; `quota` is the CPU quota in whole CPUs, or
     None. Raises PlacementError when there are more ranks than cores, or no accelerator for Ranks=gpu.
@@ -97,7 +97,7 @@ def make_ranks(
 
 
 def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Core]]:
-    """The cores of each rank."""
+    """Splits a training service's cores between its ranks. Raises PlacementError where that cannot be."""
     if train.ranks == "numa":
         most = max(1, len(share.gpus) // train.gpus_per_rank) if share.gpus else len(share.cores)
         parts = by_node(share.cores) if service.names_cpus else split_nodes(share.cores, most)
@@ -119,8 +119,8 @@ def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Co
 
 
 def _split_by_gpus(share: Share, count: int, per_rank: int) -> list[list[Core]] | None:
-    """The ranks' cores near their GPUs: the ranks of a node share its cores, and none has more than one core more than
-    another; None where that cannot be."""
+    """Splits the cores by the GPUs near them: the ranks of a node share its cores, and none has more than one core more
+    than another; None where that cannot be."""
     if count == 1 or len(share.gpus) < count * per_rank:
         return None
     nodes = [share.gpus[rank * per_rank].numa_node for rank in range(count)]
@@ -160,7 +160,7 @@ _BOUND_TO = {
 
 
 def _binding_reason(binding: Binding, ranks: Sequence[Rank]) -> Reason:
-    """What the ranks are bound to, and which of them have CPUs in common."""
+    """Says what the ranks are bound to, and which of them have CPUs in common."""
     shared = CpuSet(a.local_rank for a in ranks for b in ranks if a is not b and not a.cpus.isdisjoint(b.cpus))
     beside = (
         f"; ranks {shared} share CPUs with each other, and each keeps to its own number of threads" if shared else ""
@@ -180,7 +180,7 @@ def _divide(  # noqa: PLR0913 - each is a number of the rank
     reasons: list[Reason],
     warnings: list[str],
 ) -> tuple[int, int, int]:
-    """Compute threads and loader workers of one rank, and the most that both may be together."""
+    """Divides one rank's cores: compute threads, loader workers, and the most that both may be together."""
     cpu_count = sum(len(core.cpus) for core in cores)
     budget, of_what = (cpu_count, "CPUs") if smt or gpus else (len(cores), "cores")
     if quota is not None and quota < budget:
@@ -230,13 +230,13 @@ def _divide(  # noqa: PLR0913 - each is a number of the rank
 
 
 def _stated_threads(service: Service) -> int | None:
-    """The compute threads by OMP_NUM_THREADS in Environment=: a number, or a list of which torch uses the first."""
+    """Reads the threads of OMP_NUM_THREADS in Environment=: a number, or a list of which torch uses the first."""
     text = (service.variable("OMP_NUM_THREADS") or "").partition(",")[0].strip()
     return (int(text) or None) if text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
 def _auto_threads(budget: int, with_gpus: bool, workers: int) -> int:
-    """Compute threads when the conf leaves them open, beside `workers` loader workers."""
+    """Counts compute threads when the conf leaves them open, beside `workers` loader workers."""
     if with_gpus:
         return max(1, min(GPU_RANK_THREADS, budget // 2))
     return max(1, budget - workers)

@@ -1,4 +1,4 @@
-"""plan.json, read back and checked: what a generation keeps of each service. It alone knows the older forms."""
+"""Reads plan.json back and checks it: what a generation keeps of each service. It alone knows the older forms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_SERVICES = 10_000
 
 @dataclass(frozen=True)
 class PolicyRecord:
-    """Where a service's memory goes: systemd's word, its nodes, and the nodes that it may use at all."""
+    """The memory policy of a service: systemd's word, its nodes, and the nodes that it may use at all."""
 
     policy: str
     nodes: CpuSet
@@ -24,7 +24,7 @@ class PolicyRecord:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """What one rank was given. `budget` is how many loader workers it could have."""
+    """The record of one rank. `budget` is the most that its compute threads and loader workers may be together."""
 
     local_rank: int
     cpus: CpuSet
@@ -38,7 +38,7 @@ class RankRecord:
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """What one service was given. None is what an older torchpar did not write: nothing is known of it."""
+    """The record of one service. None is what an older torchpar did not write: nothing is known of it."""
 
     unit: str
     kind: str
@@ -60,7 +60,7 @@ class ServiceRecord:
 
     @property
     def title(self) -> str:
-        """What people call it, such as "train@demo"."""
+        """The title by which people call it, such as "train@demo"."""
         return title_of(self.kind, self.name)
 
     @property
@@ -69,7 +69,7 @@ class ServiceRecord:
         return self.cpus if self.allowed_cpus is None else self.allowed_cpus
 
     def is_called(self, name: str) -> bool:
-        """Whether a person means it: "demo", "train@demo", or the name of its unit."""
+        """Says whether a person means it: "demo", "train@demo", or the name of its unit."""
         return is_called(self.kind, self.name, name)
 
 
@@ -79,7 +79,7 @@ class _Plan:
 
 
 def parse_plan(text: str | bytes) -> tuple[ServiceRecord, ...]:
-    """The services of a plan_json() text. Raises ShapeError with the place of what is wrong."""
+    """Parses the services of a plan_json() text. Raises ShapeError with the place of what is wrong."""
     plan = shape(parse_json(text), _Plan)
     if len(plan.services) > _MOST_SERVICES:
         raise ShapeError(f"services: are more than {_MOST_SERVICES}")
@@ -102,6 +102,6 @@ class _Places:
 
 
 def parse_places(text: str | bytes) -> dict[str, Held]:
-    """Where the services of a plan_json() text are, whatever else it says of them. Raises ShapeError."""
+    """Parses the CPUs and accelerators of each service of a plan_json() text, and nothing else. Raises ShapeError."""
     services = shape(parse_json(text), _Places).services
     return {held.unit: Held(held.cpus, held.gpus, held.loader_cpus) for held in services}

@@ -38,7 +38,7 @@ _DECIDE = ("ProtectSystem", "ProtectHome", "PrivateTmp", "ReadOnlyPaths", "Inacc
 
 
 def sandbox_settings(service: Service) -> list[tuple[str, tuple[str, ...]]]:
-    """What the drop-in adds to the template unit's sandbox: keys, and the words of their values."""
+    """Lists what the drop-in adds to the template unit's sandbox: keys, and the words of their values."""
     settings: list[tuple[str, tuple[str, ...]]] = []
     if not service.confined:
         settings += [(key, (value,)) for key, value in LOGIN]
@@ -56,14 +56,14 @@ def sandbox_settings(service: Service) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def write_paths(service: Service) -> tuple[str, ...]:
-    """What ReadWritePaths= of the unit opens: the conf's, and the working directory of a confined service."""
+    """Lists the paths of ReadWritePaths= in the unit: the conf's, and the working directory of a confined service."""
     directory = _writable_directory(service)
     # Where it is missing, that is what systemd says.
     return (*([f"-{directory}"] if directory else []), *service.settings.read_write_paths)
 
 
 def needed_files(service: Service) -> tuple[str, ...]:
-    """The files and folders that the conf names and that must be there when the service starts."""
+    """Lists the files and folders that the conf names and that must be there when the service starts."""
     settings, train, infer = service.settings, service.train(), service.infer()
     own: list[str | None] = [train.script] if train else []
     if infer:
@@ -73,19 +73,19 @@ def needed_files(service: Service) -> tuple[str, ...]:
 
 
 def needed_mounts(service: Service) -> tuple[str, ...]:
-    """The paths whose mounts the service waits for."""
+    """Lists the paths whose mounts the service waits for."""
     # What Debian's own packages bring is there before any service.
     return tuple(path for path in needed_files(service) if not path.startswith("/usr/bin/"))
 
 
 def _named_paths(service: Service) -> tuple[str, ...]:
-    """All paths that the conf names; also one that may be missing, which without its mount would stay read-only."""
+    """Lists all paths that the conf names; also one that may be missing and without its mount would stay read-only."""
     optional = [path[1:] for path in service.settings.read_write_paths if path.startswith("-")]
     return (*needed_files(service), *optional)
 
 
 def caches(service: Service) -> dict[str, str]:
-    """The variables of a service that cannot keep its caches in its user's home, or whose user has none."""
+    """Returns the variables of a service that cannot keep its caches in its user's home, or whose user has none."""
     if not service.confined:
         return {}
     folder = _own_folder(service, "/var/cache")
@@ -98,7 +98,7 @@ def caches(service: Service) -> dict[str, str]:
 
 
 def explain_writing(service: Service) -> Reason:
-    """Where the service may write, and what opens more to it."""
+    """Says where the service may write, and what opens more to it."""
     named = [path.removeprefix("-") for path in service.settings.read_write_paths]
     for key, value in service.directives:
         if key == "ReadWritePaths":
@@ -127,7 +127,7 @@ def explain_writing(service: Service) -> Reason:
 
 
 def _writable_directory(service: Service) -> str | None:
-    """WorkingDirectory=, where it has to be opened to the service; a folder of the system never is by that alone."""
+    """Returns WorkingDirectory= where it has to be opened to the service; by that alone no folder of the system is."""
     directory = service.settings.working_directory
     if not service.confined or directory is None:
         return None
@@ -137,7 +137,7 @@ def _writable_directory(service: Service) -> str | None:
 
 
 def _names_tmp(service: Service) -> bool:
-    """Whether the conf names anything below /tmp or /var/tmp, which the service then has in common with the host."""
+    """Says whether the conf names a path below /tmp or /var/tmp, which the service then has in common with the host."""
     passed = [word for key, value in service.directives if key == "ReadWritePaths" for word in value.split()]
     paths = (*_named_paths(service), *(word.lstrip("-+") for word in passed))
     return any(f"{simple_path(path)}/".startswith(("/tmp/", "/var/tmp/")) for path in paths)

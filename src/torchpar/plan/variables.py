@@ -1,4 +1,4 @@
-"""The environment variables a service is given, and why each; what the admin sets in Environment= always wins."""
+"""Makes the environment variables of a service, and says why each; what the admin sets in Environment= always wins."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_environment(
     allocator: dict[str, str],
     quota: int | None,
 ) -> tuple[dict[str, str], tuple[Reason, ...]]:
-    """All variables of a service sorted by name, and the reasons for those that a rule decided."""
+    """Makes all variables of a service, sorted by name, and the reasons for those that a rule decided."""
     settings = service.settings
     threads = max(rank.threads for rank in ranks)
     reasons: list[Reason] = []
@@ -130,8 +130,8 @@ def _serve(infer: InferSettings, share: Share) -> ServeSettings:
 
 
 def _max_restarts(train: TrainSettings, reasons: list[Reason]) -> int:
-    """torchrun's own restarts. A job of a fixed size does without: systemd starts it again on all its hosts, which also
-    works where the host with the endpoint is lost, and leaves no agent behind that waits for one that is gone.
+    """Counts torchrun's own restarts. A job of a fixed size has none: systemd starts it again on all its hosts, which
+    also works where the host with the endpoint is lost, and leaves no agent behind that waits for one that is gone.
     """
     if train.max_restarts is not None:
         return train.max_restarts
@@ -146,7 +146,7 @@ def _nodes(train: TrainSettings) -> str:
 
 
 def _endpoint(name: str, train: TrainSettings, reasons: list[Reason]) -> str | None:
-    """Where the hosts of a job meet, with its port; None for a job of one host."""
+    """Returns the address where the hosts of a job meet, with its port; None for a job of one host."""
     if train.nodes[1] == 1 or train.endpoint is None:
         return None
     endpoint = whole_endpoint(train.endpoint, name)
@@ -158,7 +158,7 @@ def _endpoint(name: str, train: TrainSettings, reasons: list[Reason]) -> str | N
 def _wait_policy(
     choice: WaitPolicy, share: Share, quota: int | None, stated: str | None, reasons: list[Reason]
 ) -> dict[str, str]:
-    """How OpenMP threads wait, and why.
+    """Decides how OpenMP threads wait, and says why.
 
     Alone on its CPUs a job is up to 1.6 times faster when idle OpenMP threads spin for a while; with another job on the
     same CPUs spinning is 20 times slower than sleeping. Where the admin names OMP_WAIT_POLICY, that alone holds.
@@ -178,7 +178,7 @@ def _wait_policy(
 
 
 def _visible_devices(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) -> dict[str, str]:
-    """Hide the accelerators that are others'. Numbers count each vendor's devices in the order of PCI addresses."""
+    """Hides the accelerators that are others'. Numbers count each vendor's devices in the order of PCI addresses."""
     if not devices:
         return {}
     variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -194,7 +194,7 @@ def _visible_devices(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) ->
 
 
 def _visible(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) -> list[str]:
-    """All by UUID, or all by number: CUDA takes no list of both. A MIG instance has no number."""
+    """Names all by UUID, or all by number: CUDA takes no list of both. A MIG instance has no number."""
     if all(gpu.uuid for gpu in gpus):
         return [gpu.uuid or "" if gpu.mig is None else gpu.name for gpu in gpus]
     return [str(devices.index(gpu)) for gpu in gpus if gpu.mig is None]

@@ -30,7 +30,7 @@ SETTLED_SECONDS = 5.0
 
 
 class Verdict(enum.Enum):
-    """What an item of a running service is."""
+    """The verdict on an item of a running service."""
 
     OK = "ok"  # as planned
     DRIFT = "drift"  # something else than planned
@@ -50,7 +50,7 @@ class Item:
 
 
 def verify(plan: ServiceRecord, running: RunningUnit) -> tuple[Item, ...]:
-    """Compare a running unit with its plan."""
+    """Compares a running unit with its plan."""
     return (
         _cpus(plan, running),
         _cpuset(plan, running),
@@ -63,7 +63,7 @@ def verify(plan: ServiceRecord, running: RunningUnit) -> tuple[Item, ...]:
 
 
 def summary(items: Sequence[Item]) -> Verdict:
-    """The verdict of a whole service: drift before unknown before ok."""
+    """Returns the verdict of a whole service: drift before unknown before ok."""
     verdicts = {item.verdict for item in items}
     for verdict in (Verdict.DRIFT, Verdict.UNKNOWN):
         if verdict in verdicts:
@@ -72,7 +72,7 @@ def summary(items: Sequence[Item]) -> Verdict:
 
 
 def _cpus(plan: ServiceRecord, running: RunningUnit) -> Item:
-    """Every thread must be allowed what the service, or one of its ranks, was given: no more, no less."""
+    """Compares the CPUs of every thread with those of the service, or of one of its ranks: no more, no less."""
     planned = {plan.cpus}
     for rank in plan.ranks:
         own, loaders = rank.cpus, rank.loader_cpus
@@ -124,7 +124,7 @@ def _memory_policy(plan: ServiceRecord, running: RunningUnit) -> Item:
 
 
 def _policies_of_ranks(plan: ServiceRecord, word: str, nodes: CpuSet) -> set[str]:
-    """What the ranks make of the service's policy: each has those of its nodes that are near its own CPUs."""
+    """Returns the ranks' forms of the service's policy: each has those of its nodes that are near its own CPUs."""
     policies = set()
     for rank in plan.ranks if nodes and len(plan.ranks) > 1 else ():
         near = rank.numa_nodes
@@ -146,7 +146,7 @@ def _locality(plan: ServiceRecord, running: RunningUnit) -> str:
 
 
 def _allocator(plan: ServiceRecord, running: RunningUnit) -> Item:
-    """The malloc of the main process, and of each rank where that is torchrun: ranks are what allocates."""
+    """Compares the malloc of the main process, and of each rank where that is torchrun: ranks are what allocates."""
     expected = "glibc" if plan.allocator == "none" else plan.allocator
     ranks = {rank.pid for rank in running.ranks}
     looked_at = [process for process in running.processes if process.pid == running.main_pid or process.pid in ranks]
@@ -164,7 +164,7 @@ def _allocator(plan: ServiceRecord, running: RunningUnit) -> Item:
 
 
 def _without_preload(running: RunningUnit) -> str:
-    """Why the job runs without the malloc that torchpar preloads; "" where it does not."""
+    """Returns the reason why the job runs without the malloc that torchpar preloads; "" where it does not."""
     main = _main(running)
     why = (main.environment or {}).get(preload.WITHOUT, "") if main else ""
     return printable(why, 200)
@@ -189,7 +189,7 @@ def _environment(plan: ServiceRecord, running: RunningUnit) -> Item:
 
 
 def _threads(plan: ServiceRecord, running: RunningUnit) -> Item:
-    """What torch itself says, once the script has imported it, and whether other processes compute too."""
+    """Compares the threads that torch itself tells, once the script has imported it, and those of other processes."""
     planned = {rank.local_rank: rank.threads for rank in plan.ranks}
     expected = ", ".join(str(threads) for threads in planned.values())
     pids = {process.pid for process in running.processes}
@@ -206,7 +206,7 @@ def _threads(plan: ServiceRecord, running: RunningUnit) -> Item:
 
 
 def _own_ranks(plan: ServiceRecord, running: RunningUnit, expected: str) -> Item | None:
-    """Processes of a job of one rank that multiply its threads beyond its CPUs: ranks that its script starts, mostly.
+    """Finds processes that multiply the threads of a job of one rank beyond its CPUs: mostly ranks of its script.
 
     Ranks do the same work, each with several threads that are nearly as busy as the busiest of all. Loader workers and
     most helpers compute with one thread; a process that waits for its ranks, and the threads of gloo, are less busy.
@@ -247,6 +247,6 @@ def _unread(what: str, expected: str, running: RunningUnit) -> Item:
 
 
 def _first(separator: str, texts: Sequence[str]) -> str:
-    """The first of many texts, each of which a job may make as it likes, and how many more there are."""
+    """Joins the first of many texts, each of which a job may make as it likes, and says how many more there are."""
     more = f"{separator}{len(texts) - _MOST_TOLD} more" if len(texts) > _MOST_TOLD else ""
     return separator.join(texts[:_MOST_TOLD]) + more

@@ -61,10 +61,10 @@ class Conf(Protocol):
     """The door to the conf's files."""
 
     def read(self, *, trusted: bool) -> tuple[ConfFile, ...]:
-        """The files in force; raises ConfigError."""
+        """Reads the conf's files. Raises ConfigError."""
 
     def stamp(self) -> object:
-        """What changes whenever a file does, comes or goes."""
+        """Returns a value that changes whenever a file changes, comes or goes."""
 
 
 class ReadRunningUnit(Protocol):
@@ -73,7 +73,7 @@ class ReadRunningUnit(Protocol):
     def __call__(
         self, unit: str, main_pid: int, control_group: str, *, variables: Collection[str] = (), seconds: float = SECONDS
     ) -> RunningUnit:
-        """What runs of it, as far as that is read in so many seconds."""
+        """Reads the processes of a unit, as far as that takes no more than so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Readers:
 
 
 def live_readers() -> Readers:
-    """Those of this host."""
+    """Makes the readers of this host."""
     return Readers(ConfReader(), read_facts, read_manifest, read_running_unit, loaded_units())
 
 
 def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
-    """The whole state as JSON data. Whatever cannot be read is said in it, not raised."""
+    """Collects the whole state as JSON data. Whatever cannot be read is said in it, not raised."""
     notices: list[str] = []
     # None where that cannot be known.
     planned: tuple[ServiceRecord, ...] | None = None
@@ -146,7 +146,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
 
 
 def _in_force_since(store: Store) -> float:
-    """When the active generation was put in force; 0 where its link has gone since it was read."""
+    """Reads the time when the active generation was put in force; 0 where its link has gone since it was read."""
     try:
         return os.lstat(store.link).st_mtime
     except OSError:
@@ -170,7 +170,7 @@ def _planned(content: Content, notices: list[str]) -> tuple[ServiceRecord, ...] 
 
 
 def observe_conf(active: Generation | None, content: Content | None, readers: Readers) -> dict[str, Any]:
-    """Whether the conf is "in sync" with the active generation, "newer", or "broken", with what to say about it.
+    """Says whether the conf is "in sync" with the active generation, "newer", "broken" or "unknown", with notices.
 
     One that does not fit this host is broken too: `torchpar apply` would refuse it.
     """
@@ -203,7 +203,7 @@ def _broken(problem: str, others: int, number: str) -> dict[str, Any]:
 def observe_out_of_force(
     systemd: Units, read_running_unit: ReadRunningUnit, in_force: Collection[str], until: float = math.inf
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The services that run and are in no generation in force, and what to say of them and of sockets like them.
+    """Collects the services that run and are in no generation in force, and notices about them and sockets like them.
 
     Such a service has left the conf since it started. It goes on, without the limits of its drop-in once systemd has
     loaded the new ones, and ends or fails without being started as it was.
@@ -245,7 +245,7 @@ def _out_of_force(running: RunningUnit, kind: str, name: str, properties: Mappin
 def observe_service(
     systemd: Units, readers: Readers, plan: ServiceRecord, in_force_since: float, *, until: float = math.inf
 ) -> dict[str, Any]:
-    """One service: its state in words, and whether it runs as planned."""
+    """Collects one service: its state in words, and whether it runs as planned."""
     unit = plan.unit
     row: dict[str, Any] = {
         "unit": unit,
@@ -286,7 +286,7 @@ def verify_unit(
     read_running_unit: ReadRunningUnit,
     seconds: float = SECONDS,
 ) -> tuple[Item, ...]:
-    """Compare a running unit with its plan; its processes are read for so many seconds at the most."""
+    """Compares a running unit with its plan; its processes are read for so many seconds at the most."""
     variables = {*plan.environment, preload.WITHOUT}
     return verify(plan, _read(read_running_unit, plan.unit, properties, variables, seconds=seconds))
 
@@ -304,12 +304,12 @@ def _read(
 
 
 def _share(until: float) -> float:
-    """The seconds for the processes of one service: one that holds whoever looks takes little from the others."""
+    """Returns the seconds for one service's processes: one that holds whoever looks takes little from the others."""
     return min(SECONDS, max(_LEAST_SECONDS, until - time.monotonic()))
 
 
 def item_json(item: Item) -> dict[str, str]:
-    """An item as JSON data."""
+    """Returns an item as JSON data."""
     known = {"what": item.what, "verdict": item.verdict.value, "expected": item.expected, "actual": item.actual}
     return {**known, "notice": item.notice} if item.notice else known
 

@@ -34,7 +34,7 @@ _MOST_LINES = 10
 
 
 def install(torch: Any, rank: RankSettings) -> None:
-    """Count what this process does from now on. A torch without the places to count at is left as it is."""
+    """Counts what this process does from now on. A torch without the places to count at is left as it is."""
     meter = Meter(torch, rank)
     try:
         _count_batches(torch, meter)
@@ -86,7 +86,7 @@ class Meter:
         os.register_at_fork(after_in_child=self._stop)
 
     def step(self, optimizer: Any) -> None:
-        """An optimizer has made a step. Several optimizers that take turns make one step together."""
+        """Counts a step of an optimizer. Several optimizers that take turns make one step together."""
         if self._off:
             return
         name = id(optimizer)
@@ -100,7 +100,7 @@ class Meter:
             self._tell(now)
 
     def asked(self, iterator: Any, index: Any) -> None:
-        """A loader's iterator will fetch the batch of this index."""
+        """Notes the number of samples of the batch that a loader's iterator will fetch, by its index."""
         if self._off:
             return
         passed = self._passed.get(id(iterator)) or self._begin(iterator)
@@ -113,7 +113,7 @@ class Meter:
         passed.sizes.append(len(index) if isinstance(index, (list, tuple)) else 0)
 
     def batch(self, iterator: Any, waited: float, now: float, *, training: bool) -> None:
-        """A loader's iterator has given a batch, after so many seconds."""
+        """Counts a batch that a loader's iterator has given after so many seconds."""
         if self._off:
             return
         passed = self._passed.get(id(iterator))
@@ -143,7 +143,7 @@ class Meter:
             say(say_loading(loading, rank.threads, rank.budget, asked=rank.loader_workers > 0))
 
     def _begin(self, iterator: Any) -> Passed:
-        """A loader begins to load, by this process or with workers."""
+        """Notes that a loader begins to load, by this process or with workers."""
         state, workers = iterator.__dict__, iterator._num_workers
         self._began = self._began or time.monotonic()
         # _DatasetKind.Map is 0, in every version.
@@ -167,7 +167,7 @@ class Meter:
             )
 
     def _pageable(self) -> bool:
-        """Whether batches are copied to an accelerator from memory that is not pinned."""
+        """Says whether batches are copied to an accelerator from memory that is not pinned."""
         return self.batches > 0 and not self.pinned and accelerator.in_use(self._torch)
 
     def _tell(self, now: float) -> None:
@@ -221,13 +221,13 @@ def _write_in_place(path: str, place: int, data: bytes) -> None:
 
 
 def _count_steps(torch: Any, meter: Meter) -> None:
-    """Hear of every step of every optimizer."""
+    """Has the meter count every step of every optimizer."""
     # torch.optim may have another thing by this name.
     module = importlib.import_module("torch.optim.optimizer")
     compiling = getattr(getattr(torch, "compiler", None), "is_compiling", None)
 
     class Stepped:
-        """What torch's optimizers call. cloudpickle takes it along with an optimizer class of the script's own."""
+        """The hook of torch's optimizers. cloudpickle takes it along with an optimizer class of the script's own."""
 
         def __call__(self, optimizer: Any, *_: Any) -> None:
             # Within a step that is compiled, this would be compiled too; then the batches alone tell how far it is.
@@ -247,7 +247,7 @@ def _count_steps(torch: Any, meter: Meter) -> None:
 
 
 def _wrap_steps(optimizer_class: Any, stepped: Any) -> None:
-    """The same for a torch without hooks: each class of optimizers has its step wrapped when the first one is made."""
+    """Does so for a torch without hooks: wraps the step of each class of optimizers when the first one is made."""
     counting: set[type] = set()
 
     def count(kind: type) -> None:
@@ -278,7 +278,7 @@ def _wrap_steps(optimizer_class: Any, stepped: Any) -> None:
 
 
 def _count_batches(torch: Any, meter: Meter) -> None:
-    """Time every batch of every loader, and count its samples by the indices that were asked for.
+    """Times every batch of every loader, and counts its samples by the indices that were asked for.
 
     So it does not matter what form the batches have. Batches come in the order of their indices.
     """
