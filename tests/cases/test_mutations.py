@@ -25,6 +25,7 @@ from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, TorchparError
+from torchpar.contract.reports import RankReport
 from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.facts.topology import facts_json, parse_facts, topology_json
@@ -158,6 +159,7 @@ def test_no_plan_of_the_store_ends_in_a_traceback(unpack: Callable[[str], Path])
             plan = make_plan(parse_config([ConfFile("/etc/torchpar.conf", CONFS[0])], facts), facts)
             texts.append(json.dumps(plan_json(plan)))
     processes = (Process(7, {7: CpuSet([0])}, {"bind:0": 3}, {0: 9}, "glibc", {"OMP_NUM_THREADS": "1"}),)
+    ranks = (RankReport(7, 0, "2.6.0", 1, 1, "0", "glibc"),)
     compared = 0
 
     def use(data: bytes) -> None:
@@ -169,7 +171,6 @@ def test_no_plan_of_the_store_ends_in_a_traceback(unpack: Callable[[str], Path])
         except ShapeError as error:
             raise TorchparError(str(error)) from None
         for service in services:
-            ranks = ({"pid": 7, "local_rank": 0},)
             running = RunningUnit(service.unit, 7, processes, True, CpuSet([0]), 1, 2, ranks)
             json.dumps([item.actual for item in verify(service, running)]).encode()
             compare_unit(service, {"DropInPaths": []})

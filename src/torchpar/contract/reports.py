@@ -47,17 +47,17 @@ class _Version:
 
 
 def rank_file(local_rank: int) -> str:
-    """The name of a rank's file."""
+    """Makes the name of a rank's file."""
     return f"rank-{local_rank}.json"
 
 
 def make_rank_json(report: RankReport) -> str:
-    """The text of the file."""
+    """Makes the text of a rank's file."""
     return json.dumps({"version": VERSION, **asdict(report)}, sort_keys=True) + "\n"
 
 
 def parse_rank_json(text: bytes) -> RankReport | None:
-    """The report of a file; None for anything else."""
+    """Parses the report in a rank's file; None for anything else."""
     try:
         data = parse_json(text)
         return shape(data, RankReport) if shape(data, _Version).version == VERSION else None
@@ -144,7 +144,7 @@ _Values = tuple[Any, ...]
 
 
 def _slots(part: bytes, local_rank: int) -> Iterator[_Values]:
-    """The totals that stand in the part of a rank, in the order of their places."""
+    """Yields the totals that stand in the part of a rank, in the order of their places."""
     for magic, checksum, body in _SLOT.iter_unpack(part[: len(part) // _SLOT.size * _SLOT.size]):
         if magic == _MAGIC and binascii.crc32(body) == checksum:
             values = _FIELDS.unpack_from(body)
@@ -153,7 +153,7 @@ def _slots(part: bytes, local_rank: int) -> Iterator[_Values]:
 
 
 def _latest(told: list[_Values]) -> RankProgress | None:
-    """Those of the process that told last, from where on its totals only grow, as they do in one process."""
+    """Finds the totals of the process that told last, from where on they only grow, as they do in one process."""
     if not told:
         return None
     told.sort(key=itemgetter(_TIME), reverse=True)

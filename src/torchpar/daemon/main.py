@@ -75,7 +75,7 @@ class Daemon:
         self._looks.want()
 
     def poll(self) -> None:
-        """See whether anything has changed, and how far the jobs are."""
+        """Begins a glance, which sees whether anything has changed, and reads how far the jobs are."""
         self._glances.want()
         self._watch.read_progress(self._clock())
 

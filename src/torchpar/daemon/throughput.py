@@ -56,7 +56,7 @@ class Throughput:
 
 
 def make_throughput(ranks: Iterable[RankProgress]) -> Throughput | None:
-    """The throughput of a job; None where no rank has told twice.
+    """Computes the throughput of a job; None where no rank has told twice.
 
     Steps are those of one rank, as all make each of them together; samples are those of all ranks; the loading is that
     of the rank that waits most, since the others wait for it.
@@ -108,7 +108,7 @@ class Ledger:
         self._last: dict[str, Throughput | None] = {}
 
     def look(self, units: Mapping[str, int]) -> None:
-        """Read what these units have told, each of which is planned to have so many ranks, and forget all others."""
+        """Reads what these units have told, each planned with so many ranks, and forgets all other units."""
         self._now = {
             unit: make_throughput(self._read(unit, max(ranks, _LEAST_RANKS))) for unit, ranks in units.items()
         }

@@ -143,7 +143,7 @@ class Watch:
         return True
 
     def read_progress(self, now: float) -> None:
-        """See how far the jobs are. What they told is gone when they end, so this is for poll and question alike.
+        """Reads how far the jobs are. What they told is gone when they end: so each poll and question calls this.
 
         It waits for nothing, whatever they have put there; see job_folder.py.
         """

@@ -13,7 +13,7 @@ from torchpar.placement.cores import Core, UsableCores
 
 
 def free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
-    """Those of some cores that no service has for itself."""
+    """Finds the cores among some that no service has for itself."""
     held = CpuSet.union(core.cpus for claim in claims if claim.exclusive() for core in claim.cores or ())
     return [core for core in pool if core.cpus.isdisjoint(held)]
 

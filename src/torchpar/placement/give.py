@@ -31,7 +31,7 @@ def give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:
 
 
 def used(claim: Claim, cores: Sequence[Core], quota: int | None) -> tuple[Core, ...]:
-    """Those of some cores that a claim has a use for: the others are left to loader workers and other services.
+    """Finds the cores among some that a claim has a use for; the others are for loader workers and other services.
 
     That is none that its threads would only wait for, and of a share by weight none that equal ranks leave over.
     """

@@ -34,7 +34,7 @@ class Improved:
     """A placement, the reasons where it is not that of the rules, and the usable cores: others may be kept back."""
 
     placed: Placed
-    reasons: Mapping[str, Reason]
+    reasons: Mapping[str, Sequence[Reason]]
     usable: UsableCores
 
 
@@ -90,7 +90,7 @@ def improve(
         return same
     in_order = {name: tuple(sorted(cores, key=lambda core: core.cpus.first())) for name, cores in better.items()}
     reasons = {
-        claim.name: _reason(in_order[claim.name], placed[claim.name], before, after)
+        claim.name: [_reason(in_order[claim.name], placed[claim.name], before, after)]
         for claim in moving
         if set(in_order[claim.name]) != set(placed[claim.name])
     }

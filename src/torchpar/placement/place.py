@@ -22,7 +22,7 @@ from torchpar.placement.claims import Claim, Reason, make_claims
 from torchpar.placement.cores import Core, UsableCores, find_usable_cores, node_distance
 from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guest, warn_of_guests
-from torchpar.placement.improve import improve
+from torchpar.placement.improve import Improved, improve
 from torchpar.placement.loader_cores import place_loaders
 from torchpar.placement.named import place_explicit
 from torchpar.placement.stay import place_staying
@@ -71,10 +71,11 @@ def place(config: Config, facts: HostFacts) -> Placement:
     afresh = _ask(config, facts.afresh(), usable)
     claims = afresh
     distance = node_distance(facts)
-    usable = _place_afresh(afresh, usable, distance)
+    improved = _place_afresh(afresh, usable, distance)
+    usable = improved.usable
     if facts.in_force:
         claims = _ask(config, facts, usable)
-        place_staying(claims, afresh, usable, distance)
+        place_staying(claims, afresh, improved, distance)
     for each in (claims, afresh) if claims is not afresh else (claims,):
         _place_others(each, usable, distance)
     if claims is not afresh:
@@ -98,8 +99,8 @@ def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
     return claims
 
 
-def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> UsableCores:
-    """Place the enabled claims by the rules, or better where they leave some less than is fair.
+def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> Improved:
+    """Places the enabled claims by the rules, or better where they leave some less than is fair.
 
     The usable cores are then others, where those kept for the system are.
     """
@@ -113,8 +114,8 @@ def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callab
     improved = improve(placed, enabled, free, usable, distance)
     for claim, amount in amounts:
         give(claim, used(claim, improved.placed[claim.name], usable.quota), amount.why)
-        claim.reasons += [improved.reasons[claim.name]] if claim.name in improved.reasons else []
-    return improved.usable
+        claim.reasons += improved.reasons.get(claim.name, ())
+    return improved
 
 
 def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:

@@ -9,7 +9,7 @@ from torchpar.placement.amounts import cores_for_all, count_out, free_cores
 from torchpar.placement.claims import Claim
 from torchpar.placement.cores import Core, UsableCores
 from torchpar.placement.give import give, need
-from torchpar.placement.improve import Placed, fair_speeds, quality
+from torchpar.placement.improve import Improved, Placed, fair_speeds, quality
 from torchpar.placement.split import split_nodes
 from torchpar.placement.staying import Need, lay_out
 
@@ -18,13 +18,14 @@ _LOST = 0.05
 
 
 def place_staying(
-    claims: Sequence[Claim], afresh: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]
+    claims: Sequence[Claim], afresh: Sequence[Claim], improved: Improved, distance: Callable[[int, int], int]
 ) -> None:
     """Place the enabled claims where they are, each with as many cores as afresh.
 
     Where that changes the number of ranks on NUMA nodes, or costs more than a twentieth of the quality, the first one
     moves that helps, and all as the last resort: what a job was tuned for must not depend on who came before it.
     """
+    usable = improved.usable
     enabled = [claim for claim in claims if claim.enabled]
     amounts = count_out(enabled, usable, cores_for_all(enabled, usable))
     other = {claim.name: claim.cores or () for claim in afresh}
@@ -46,6 +47,8 @@ def place_staying(
             chosen = next((placed for placed in tries if placed is not None and is_good(placed)), wanted)
     for claim, amount in amounts:
         give(claim, chosen[claim.name], amount.why)
+        if set(chosen[claim.name]) == set(wanted[claim.name]):
+            claim.reasons += improved.reasons.get(claim.name, ())
 
 
 def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list[Core]:

@@ -15,7 +15,7 @@ _NEARLY = 0.95
 
 
 def split_places(cores: Sequence[Core], quota: int | None) -> tuple[list[list[Core]], Reason]:
-    """The cores of each process, and why so many.
+    """Divides the cores among processes, and says why there are so many.
 
     One for each core complex; where those have too few cores, one for each NUMA node; where those have too few, one.
     Another way is taken where that is clearly faster. A process is without cores that are so slow that it waits for

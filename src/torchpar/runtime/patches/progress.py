@@ -66,7 +66,7 @@ class Meter:
     """
 
     def __init__(self, torch: Any, rank: RankSettings) -> None:
-        """Nothing is counted or told yet."""
+        """Counts and tells nothing yet."""
         self.steps = self.samples = self.batches = 0
         self.waited = self.fetching = 0.0
         self.fetched = self.iterators = self.workers = 0
@@ -130,7 +130,7 @@ class Meter:
             self._tell(now)
 
     def end(self) -> None:
-        """Tell the last totals, and say what the run waited for, at the end of this process."""
+        """Tells the last totals, and says what the run waited for, at the end of this process."""
         if self._off or not self._began:
             return
         now = time.monotonic()
@@ -200,14 +200,14 @@ class Meter:
 
 
 def _progress_path() -> str:
-    """The file of this service's; "" for a process that has no folder of torchpar's."""
+    """Returns the path of the service's progress file; "" for a process that has no folder of torchpar's."""
     # systemd separates several directories by colons.
     directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return os.path.join(directory, PROGRESS_FILE) if os.path.dirname(directory) == JOBS else ""
 
 
 def _write_in_place(path: str, place: int, data: bytes) -> None:
-    """Write in a file, which is made if need be. Raises OSError; it never waits, and never follows a link.
+    """Writes in a file, which is made if need be. Raises OSError; never waits, and never follows a link.
 
     The file is opened each time: a script that closes all descriptors would give this one's number to a file of its
     own. It is not mapped, as a full /run would then end the job (SIGBUS).
