@@ -48,7 +48,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
     require_root("torchpar apply")
     systemd.require_systemd()
     store = Store()
-    with contextlib.nullcontext() if dry_run else changing(store):
+    with contextlib.nullcontext() if dry_run else changing(store, systemd.remove_leftovers):
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
         if dry_run:

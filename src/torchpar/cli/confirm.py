@@ -20,7 +20,7 @@ def confirm() -> None:
     require_root("torchpar confirm")
     systemd.require_systemd()
     store = Store()
-    with changing(store):
+    with changing(store, systemd.remove_leftovers):
         generation = confirm_active(store)
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):

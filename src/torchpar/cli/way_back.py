@@ -15,6 +15,7 @@ from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.enforce import LiveSystemd, changing, refuse_foreign
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_new_in_force, put_old_in_force
+from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.facts import read_manifest
 from torchpar.host.inputs import load
@@ -34,7 +35,7 @@ def go_back_in_time(store: Store) -> None:
         if left > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
             continue
-        with changing(store, wait=True):
+        with changing(store, systemd.remove_leftovers, wait=True):
             active = store.active()
             unconfirmed = store.unconfirmed(active) if active else None
             if unconfirmed and unconfirmed.seconds_left(read_clocks()) <= 0:

@@ -63,9 +63,7 @@ class LiveSystemd:
 
 
 @contextlib.contextmanager
-def changing(
-    store: Store, *, wait: bool = False, remove_leftovers: Callable[[], None] = live.remove_leftovers
-) -> Iterator[None]:
+def changing(store: Store, remove_leftovers: Callable[[], None], *, wait: bool = False) -> Iterator[None]:
     """Holds the lock of everything that changes the store, without what killed commands left there and elsewhere.
 
     Raises BusyError, unless this is to wait, and StoreError.

@@ -160,11 +160,11 @@ def test_a_change_is_alone_and_begins_with_nothing_left_over(store: Store) -> No
     removed: list[str] = []
 
     def remove(who: str) -> None:
-        with pytest.raises(BusyError), changing(Store(store.directory), remove_leftovers=lambda: remove("another")):
+        with pytest.raises(BusyError), changing(Store(store.directory), lambda: remove("another")):
             pass
         removed.append(who)
 
-    with changing(store, remove_leftovers=lambda: remove("first")):
+    with changing(store, lambda: remove("first")):
         assert removed == ["first"]
 
 

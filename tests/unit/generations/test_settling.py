@@ -34,9 +34,16 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(rollback, "restore", lambda store, number: rollback._put_in_force(store, None, number))
     monkeypatch.setattr(rollback, "refuse_other_host", lambda *_: None)
     monkeypatch.setattr(rollback, "running_among", lambda *_: ())
-    for name in ("require_systemd", "remove_leftovers"):
-        monkeypatch.setattr(systemd, name, lambda: None)
+    monkeypatch.setattr(systemd, "require_systemd", lambda: None)
     return made
+
+
+@pytest.fixture
+def removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each time that leftovers would be removed, whether the lock was held. None of this host is."""
+    times: list[bool] = []
+    monkeypatch.setattr(systemd, "remove_leftovers", lambda: times.append(is_held(store)))
+    return times
 
 
 def is_held(store: Store) -> bool:
@@ -50,7 +57,7 @@ def is_held(store: Store) -> bool:
 
 @pytest.mark.parametrize("command", ["confirm", "rollback", "rollback 1"])
 def test_the_way_back_is_stopped_before_another_command_can_begin_one(
-    store: Store, monkeypatch: pytest.MonkeyPatch, command: str
+    store: Store, removed: list[bool], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Which would lose its own."""
     stopped: list[tuple[str, bool, int]] = []
@@ -61,7 +68,7 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
     else:
         assert rollback.rollback.callback
         rollback.rollback.callback(1 if command.endswith("1") else None, None, False)
-    assert stopped == [("torchpar-way-back.service", True, 0)]
+    assert stopped == [("torchpar-way-back.service", True, 0)] and removed == [True]
 
 
 def test_apply_says_what_waits_whether_or_not_a_unit_differs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
