@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import time
 import traceback
 from collections.abc import Callable
 
@@ -30,10 +29,16 @@ class Looks:
     """
 
     def __init__(
-        self, selector: selectors.BaseSelector, work: Work, seconds: int, took: Callable[[int, list[bytes]], None]
+        self,
+        selector: selectors.BaseSelector,
+        work: Work,
+        seconds: int,
+        took: Callable[[int, list[bytes]], None],
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self.number = 0
-        self._selector, self._work, self._seconds, self._took = selector, work, seconds, took
+        self._selector, self._work, self._seconds, self._took, self._clock = selector, work, seconds, took, clock
         self._look: Look | None = None
         self._until = 0.0
         self._again = False
@@ -52,7 +57,7 @@ class Looks:
 
     def end_if_late(self) -> None:
         """Gives up a look that not even its own clock could end; begins one that could not begin before."""
-        if self._look and time.monotonic() > self._until:
+        if self._look and self._clock() > self._until:
             self._end()
         elif self._again and self._look is None:
             self._begin()
@@ -66,7 +71,7 @@ class Looks:
             # No process or memory is left for it; the next poll is another chance.
             self._again = True
             return
-        self._until = time.monotonic() + self._seconds + _GRACE
+        self._until = self._clock() + self._seconds + _GRACE
         self._selector.register(self._look, selectors.EVENT_READ, self._heard)
 
     def _heard(self) -> None:
@@ -143,6 +148,8 @@ def _be_child(work: Work, writer: int, seconds: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        # It is for the loop alone, and systemctl sends it to all processes of a service; programs inherit this.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.alarm(seconds)
         # A client of the parent's waits until every copy of its connection is closed.
         os.closerange(_FIRST, writer)

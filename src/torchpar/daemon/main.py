@@ -65,22 +65,17 @@ class Daemon:
         self.notifier = notifier
         self.selector = selectors.DefaultSelector()
         self._watch, self._clock = watch, clock
-        self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced)
-        self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked)
+        self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced, clock=clock)
+        self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked, clock=clock)
         self._servers = (
             Server(sockets.root, 0o600, self.selector, self._asked, users=users, clock=clock),
             Server(sockets.members, 0o660, self.selector, self._asked, users=users, clock=clock),
         )
         self._fresh_until = 0.0
+        self._next_poll = clock() + POLL_SECONDS
         self._looks.want()
 
-    def poll(self) -> None:
-        """Begins a glance, which sees whether anything has changed, and reads how far the jobs are."""
-        self._glances.want()
-        self._watch.read_progress(self._clock())
-
-    def end_what_is_late(self) -> None:
-        """Lets go of looks and clients that have taken too long."""
+    def _end_what_is_late(self) -> None:
         self._glances.end_if_late()
         self._looks.end_if_late()
         now = self._clock()
@@ -142,17 +137,15 @@ def run(daemon: Daemon) -> None:
     signals = _Signals(daemon.selector)
     daemon.notifier.send(READY="1")
     pause = min(_PAUSE, (daemon.notifier.watchdog_seconds or 4 * _PAUSE) / 4)
-    next_poll = time.monotonic() + POLL_SECONDS
-    while not signals.came & {signal.SIGTERM, signal.SIGINT}:
+    while True:
         # The loop itself is what the watchdog watches.
         daemon.notifier.send(WATCHDOG="1")
         for key, _ in daemon.selector.select(timeout=pause):
             key.data()
-        daemon.end_what_is_late()
-        if time.monotonic() >= next_poll or signal.SIGHUP in signals.came:
-            signals.came.discard(signal.SIGHUP)
-            daemon.poll()
-            next_poll = time.monotonic() + POLL_SECONDS
+        came = signals.take()
+        if came & {signal.SIGTERM, signal.SIGINT}:
+            break
+        daemon.come_round(at_once=signal.SIGHUP in came)
     daemon.notifier.send(STOPPING="1")
 
 
@@ -162,19 +155,22 @@ def tell(priority: Priority, line: str) -> None:
 
 
 class _Signals:
-    """The signals that came, which wake the loop up.
+    """The signals that come, which wake the loop up.
 
     One that ends a process by default would end it for good: systemd takes SIGHUP for a clean end, too, after which
     Restart=on-failure starts nothing (systemd.service(5)).
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
-        self.came: set[int] = set()
         self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
-        selector.register(self._reader, selectors.EVENT_READ, self._take)
+        selector.register(self._reader, selectors.EVENT_READ, lambda: None)
 
-    def _take(self) -> None:
-        self.came.update(os.read(self._reader, 1024))
+    def take(self) -> set[int]:
+        """Returns those that came since they were taken last."""
+        try:
+            return set(os.read(self._reader, 1024))
+        except BlockingIOError:
+            return set()

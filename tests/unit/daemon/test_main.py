@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import mmap
 import os
 import signal
 import socket
+import struct
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +29,7 @@ from torchpar.contract.reports import RankProgress
 from torchpar.daemon.main import OLDER, Daemon, Sockets, run
 from torchpar.daemon.status_socket import Users
 from torchpar.daemon.throughput import Ledger
-from torchpar.daemon.watch import Watch
+from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.facts.running import RunningUnit
 
 pytestmark = pytest.mark.subprocess
@@ -49,7 +53,8 @@ class Life:
         self.told: list[str] = []
         self.now = 1000.0
         self.uid = 0
-        self.held = False
+        self._lock = folder / "held"
+        self._holder = self._lock.open("w")
         self._sockets = make_sockets(folder)
         self._reloads = folder / "reloads"
         self.host.systemd.reload_without_waiting = self.reload  # type: ignore[method-assign]
@@ -59,6 +64,15 @@ class Life:
         self.watch = Watch(self.host.store, self.host.systemd, readers, Ledger(self.read_progress), self.tell)
         users = Users(lambda client: self.uid, lambda uid: True)
         self.daemon = Daemon(self.watch, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+
+    def hold(self) -> None:
+        """Have whatever looks at a running service wait."""
+        fcntl.flock(self._holder, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        """Let go of what was held, too."""
+        self._holder.close()
+        self.daemon.selector.close()
 
     def tell(self, priority: int, line: str) -> None:
         self.told.append(line)
@@ -73,8 +87,8 @@ class Life:
         return self._reloads.read_text().splitlines() if self._reloads.exists() else []
 
     def read_running_unit(self, *arguments: Any, **options: Any) -> RunningUnit:
-        if self.held:
-            signal.pause()
+        with self._lock.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         return self.host.read_running_unit(*arguments, **options)
 
     def read_progress(self, unit: str, ranks: int) -> tuple[RankProgress, ...]:
@@ -91,7 +105,7 @@ class Life:
             data = bytearray()
 
             def has_all() -> bool:
-                self.daemon.end_what_is_late()
+                self.daemon.come_round()
                 with contextlib.suppress(BlockingIOError):
                     while piece := client.recv(65536):
                         data.extend(piece)
@@ -114,7 +128,7 @@ def life(tmp_path: Path) -> Iterator[Life]:
     """A daemon that has just started on a host on which nothing was applied, asked by root."""
     made = Life(tmp_path)
     yield made
-    made.daemon.selector.close()
+    made.end()
 
 
 # ---- what it notices ----
@@ -231,7 +245,7 @@ def test_services_that_hold_whoever_looks_hold_no_answer(life: Life) -> None:
     life.host.apply()
     life.host.start(TRAIN)
     life.ask()
-    life.held = True
+    life.hold()
     life.now += 3600
     assert (life.ask()["notices"], life.ask()["notices"]) == ([], [])
     life.host.text = f"{TEXT}# newer\n"
@@ -257,47 +271,77 @@ def test_other_users_share_a_glance(life: Life) -> None:
 
 
 class Process:
-    """torchpard's loop in a process of its own; what it tells systemd."""
+    """torchpard's loop in a process of its own, whose time passes as it is told; what it tells systemd."""
 
     def __init__(self, folder: Path, *, held: bool = False) -> None:
         """`held`: whatever looks at the host waits for ever."""
+        self.sockets = make_sockets(folder)
+        self._clock = mmap.mmap(-1, _TIME.size)  # shared with the process
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._door.settimeout(PATIENCE)
         self._door.bind(str(folder / "notify"))
         self.pid = os.fork()
+        # So that its looks can be ended with it. Both do it, so that it is done for both.
+        os.setpgid(self.pid, self.pid)
         if self.pid == 0:
             self._be_child(folder, held=held)
 
-    @staticmethod
-    def _be_child(folder: Path, *, held: bool) -> None:
-        status = 1
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._door.close()
+
+    def _be_child(self, folder: Path, *, held: bool) -> None:
+        status = _FAILED
         try:
             os.environ.update(NOTIFY_SOCKET=str(folder / "notify"), WATCHDOG_USEC="1000000")
-            # The loop's own time passes.
             host = make_fake_host(folder)
             host.apply()
             readers = dataclasses.replace(host.readers, read_manifest=signal.pause) if held else host.readers
             ledger = Ledger(lambda unit, ranks: ())
             watch = Watch(host.store, host.systemd, readers, ledger, lambda priority, line: None)
-            run(Daemon(watch, Notifier(), make_sockets(folder), users=Users()))
-            status = 0
+            users = Users(lambda client: 0, lambda uid: True)
+            daemon = Daemon(watch, Notifier(), self.sockets, users=users, clock=self._now)
+            run(daemon)
+            status = daemon._glances.number
         except BaseException:  # noqa: BLE001  # it must not become a second pytest
             traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(status)
 
+    def _now(self) -> float:
+        return float(_TIME.unpack(self._clock)[0])
+
+    def pass_time(self, seconds: float) -> None:
+        _TIME.pack_into(self._clock, 0, self._now() + seconds)
+
     def wait_for(self, *, message: str) -> list[str]:
         """What it says until it says this."""
         said: list[str] = []
+        end = time.monotonic() + PATIENCE
         while message not in said:
+            assert time.monotonic() < end, f"it says {said}"
             said.append(self._door.recv(4096).decode())
         return said
 
     def end(self) -> int:
-        """Its exit status once it has ended, which a negative signal is where one ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        """The number of the glances that it has taken, once it has ended; its signal where one ended it."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert ended and ended.si_code == os.CLD_EXITED and ended.si_status != _FAILED
+        return ended.si_status
+
+    def stop(self) -> int:
+        """Have it end; see end()."""
+        os.kill(self.pid, signal.SIGTERM)
+        self.wait_for(message="STOPPING=1")
+        return self.end()
 
 
+_TIME = struct.Struct("d")
+_FAILED = 255
 STATUS = "STATUS=generation 1, conf in sync; 0 of 2 services running"
 
 
@@ -306,30 +350,62 @@ def test_it_is_ready_at_once_says_its_status_and_ends_when_it_is_told_to(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """Ready comes before the first look, which a slow host takes long for; alive is said all the time."""
-    process = Process(tmp_path)
-    said = process.wait_for(message=STATUS)
-    assert said[:2] == ["READY=1", "WATCHDOG=1"]
-    for _ in range(3):
-        process.wait_for(message="WATCHDOG=1")
-    os.kill(process.pid, number)
-    assert process.wait_for(message="STOPPING=1") and process.end() == 0
+    with Process(tmp_path) as process:
+        said = process.wait_for(message=STATUS)
+        assert said[:2] == ["READY=1", "WATCHDOG=1"]
+        for _ in range(3):
+            process.wait_for(message="WATCHDOG=1")
+        os.kill(process.pid, number)
+        assert process.wait_for(message="STOPPING=1") and process.end() == 0
 
 
-def test_a_hangup_ends_nothing_and_has_it_look(tmp_path: Path) -> None:
-    """systemd takes an end by it for a clean one, after which nothing would start torchpard again."""
-    process = Process(tmp_path)
-    process.wait_for(message=STATUS)
-    for _ in range(3):
-        os.kill(process.pid, signal.SIGHUP)
-        process.wait_for(message="WATCHDOG=1")
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait_for(message="STOPPING=1") and process.end() == 0
+@pytest.mark.parametrize("why", ["a hangup", "time"])
+def test_a_hangup_and_time_have_it_look(tmp_path: Path, why: str) -> None:
+    """Once each. A hangup ends nothing: systemd takes that for a clean end, after which nothing would start it."""
+    with Process(tmp_path) as process:
+        process.wait_for(message=STATUS)
+        for number in (2, 3):
+            make_fake_host(tmp_path).apply()
+            if why == "time":
+                process.pass_time(POLL_SECONDS)
+            else:
+                os.kill(process.pid, signal.SIGHUP)
+            process.wait_for(message=STATUS.replace("generation 1", f"generation {number}"))
+            for _ in range(3):
+                process.wait_for(message="WATCHDOG=1")
+        assert process.stop() == 2
+
+
+def test_it_does_not_look_once_it_is_told_to_end(tmp_path: Path) -> None:
+    """Nobody would hear of it."""
+    with Process(tmp_path) as process:
+        process.wait_for(message=STATUS)
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+            os.kill(process.pid, number)
+        assert process.wait_for(message="STOPPING=1") and process.end() == 0
 
 
 def test_a_look_that_is_held_does_not_keep_the_loop_from_being_alive(tmp_path: Path) -> None:
     """The watchdog watches the loop; a disk that hangs is no reason to be killed, and to end is not to wait for it."""
-    process = Process(tmp_path, held=True)
-    said = [line for _ in range(5) for line in process.wait_for(message="WATCHDOG=1")]
-    assert said == ["READY=1", *["WATCHDOG=1"] * 5]
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait_for(message="STOPPING=1") and process.end() == 0
+    with Process(tmp_path, held=True) as process:
+        said = [line for _ in range(5) for line in process.wait_for(message="WATCHDOG=1")]
+        assert said == ["READY=1", *["WATCHDOG=1"] * 5]
+        assert process.stop() == 0
+
+
+def test_who_asks_before_there_is_anything_to_tell_is_hung_up_on_in_time(tmp_path: Path) -> None:
+    """Also where what is looked at never answers."""
+    with Process(tmp_path, held=True) as process, socket.socket(socket.AF_UNIX) as client:
+        process.wait_for(message="READY=1")
+        client.connect(process.sockets.root)
+        client.setblocking(False)
+        # Its time begins when it is let in.
+        for _ in range(100):
+            process.wait_for(message="WATCHDOG=1")
+            with contextlib.suppress(BlockingIOError):
+                assert client.recv(1) == b""
+                return
+            process.pass_time(15.0)
+    pytest.fail("it still waits")

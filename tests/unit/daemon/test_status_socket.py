@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,9 +37,13 @@ class Taken:
     """Looks of some work, and what came of them."""
 
     def __init__(self, work: Callable[[Write], None], seconds: int = 60) -> None:
+        self.now = 1000.0
         self.selector = selectors.DefaultSelector()
         self.got: list[tuple[int, list[bytes]]] = []
-        self.looks = Looks(self.selector, work, seconds, lambda number, lines: self.got.append((number, lines)))
+        self.looks = Looks(self.selector, work, seconds, self._take, clock=lambda: self.now)
+
+    def _take(self, number: int, lines: list[bytes]) -> None:
+        self.got.append((number, lines))
 
     def turn(self, count: int) -> list[tuple[int, list[bytes]]]:
         turn(self.selector, lambda: len(self.got) >= count)
@@ -64,6 +70,39 @@ def test_who_asks_during_a_look_gets_the_next_one() -> None:
     assert [taken.looks.want() for _ in range(4)] == [1, 2, 2, 2]
     assert [number for number, _ in taken.turn(2)] == [1, 2]
     assert taken.looks.want() == 3
+
+
+def test_a_look_that_nothing_ends_is_given_up(tmp_path: Path) -> None:
+    """Some seconds after its own clock should have ended it; what it has said counts."""
+    lock = tmp_path / "lock"
+
+    def work(write: Write) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        write(b"begun\n")
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+    with lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        taken = Taken(work)
+        taken.looks.want()
+        turn(taken.selector, taken.looks.lines)
+        for seconds, got in ((60.0, []), (6.0, [(1, [b"begun"])])):
+            taken.now += seconds
+            taken.looks.end_if_late()
+            assert taken.got == got
+
+
+def test_a_hangup_ends_no_look_and_no_program_of_one() -> None:
+    """It is sent to every process of the service where a person sends it by systemctl."""
+
+    def work(write: Write) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        write(subprocess.run(["sh", "-c", "kill -s HUP $$; echo alive"], check=True, stdout=subprocess.PIPE).stdout)
+
+    taken = Taken(work)
+    taken.looks.want()
+    assert taken.turn(1) == [(1, [b"alive"])]
 
 
 def test_a_look_that_is_held_ends_by_its_own_clock() -> None:
