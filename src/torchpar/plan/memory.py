@@ -78,7 +78,7 @@ def _choose(service: Service, own: CpuSet, ordinary: CpuSet, facts: HostFacts) -
 def doubt_limits(service: Service, facts: HostFacts) -> Iterator[str]:
     """Yields warnings of MemoryMax= and MemoryHigh= that do what hardly anybody wants."""
     settings, total = service.settings, facts.memory_bytes
-    limits = {key: (text, memory_bytes(text, total)) for key, text in settings.memory_limits().items()}
+    limits = {key: (text, memory_bytes(text, total)) for key, text in sorted(settings.memory_limits().items())}
     for key, (text, limit) in limits.items():
         where = f"{service.origin(key)}: {service.section} {key}={text}"
         if limit is not None and total and limit > total:

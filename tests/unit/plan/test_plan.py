@@ -386,6 +386,7 @@ def test_openmp_threads_are_never_bound_one_by_one() -> None:
         ("MemoryMax=infinity\nMemoryHigh=infinity", []),
         ("MemoryMax=64G", ["/c:6: [Train a] MemoryMax=64G: is above the 16.0 GiB that this host has"]),
         ("MemoryHigh=17G", ["/c:6: [Train a] MemoryHigh=17G: is above the 16.0 GiB that this host has"]),
+        ("MemoryMax=64G\nMemoryHigh=32G", ["/c:7: [Train a] MemoryHigh=32G: ", "/c:6: [Train a] MemoryMax=64G: "]),
         ("MemoryMax=2G\nMemoryHigh=3G", ["/c:7: [Train a] MemoryHigh=3G: is above MemoryMax=2G"]),
         ("MemoryMax=200M", ["MemoryMax=200M: to import torch alone takes about 256 MiB; the service is killed before"]),
         ("MemoryHigh=0", ["MemoryHigh=0: to import torch alone takes about 256 MiB; the service is slowed down"]),
