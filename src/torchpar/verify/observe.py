@@ -84,12 +84,12 @@ class Readers:
     read_facts: Callable[[], HostFacts]
     read_manifest: Callable[[], Mapping[str, str]]
     read_running_unit: ReadRunningUnit
-    loaded: Path | None
+    loaded: Callable[[], Path | None]
 
 
 def live_readers() -> Readers:
     """Makes the readers of this host."""
-    return Readers(ConfReader(), read_facts, read_manifest, read_running_unit, loaded_units())
+    return Readers(ConfReader(), read_facts, read_manifest, read_running_unit, loaded_units)
 
 
 def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
     if active is None and planned is not None:
         notices.append("nothing has been applied on this host yet; run: torchpar apply")
     waits = _unconfirmed(store, active, notices) if active else None
-    notices += (drift for drift in find_drift(store, readers.loaded) if drift not in notices)
+    notices += (drift for drift in find_drift(store, readers.loaded()) if drift not in notices)
     manifest = readers.read_manifest()
     conf = observe_conf(active, content, readers)
     notices += conf["notices"]

@@ -25,7 +25,8 @@ TEXT = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\n[Infer b]\
 
 @dataclass
 class FakeHost:
-    """Four cores and a conf that has not been applied. `text` is None where it cannot be read."""
+    """Four cores and a conf that has not been applied. `text` is None where it cannot be read; `loaded` has what
+    systemd has read, where it runs."""
 
     store: Store
     text: str | None = TEXT
@@ -33,11 +34,12 @@ class FakeHost:
     manifest: dict[str, str] = field(default_factory=lambda: {"cpus_online": "0-3", "nodes_online": "0"})
     processes: dict[str, tuple[Process, ...]] = field(default_factory=dict)
     asked: list[tuple[str, float]] = field(default_factory=list)
+    loaded: Path | None = None
 
     def __post_init__(self) -> None:
         self.store.directory.parent.chmod(0o755)
         self.systemd = FakeSystemd(self.store)
-        self.readers = Readers(self, lambda: self.facts, lambda: self.manifest, self.read_running_unit, None)
+        self.readers = Readers(self, lambda: self.facts, lambda: self.manifest, self.read_running_unit, lambda: self.loaded)
 
     def read(self, *, trusted: bool) -> tuple[ConfFile, ...]:
         assert trusted, "whoever can write the conf decides what runs as whom"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_what_runs_as_planned_needs_no_notice(host: FakeHost) -> None:
     assert (stopped["cpus"], running["cpus"], running["threads"]) == ("0-1", "2-3", [2])
     assert stopped["items"] == [] and {item["verdict"] for item in running["items"]} == {"ok", "n/a"}
     assert host.asked == [(TRAIN, 5.0)]
+
+
+def test_units_that_systemd_has_not_read_are_told_once_it_is_there(host: FakeHost, tmp_path: Path) -> None:
+    """Until it has read them. Whether it is there is asked at each look."""
+    generation = host.apply()
+    assert look(host)["notices"] == []
+    host.loaded = tmp_path / "generator"
+    (notice,) = look(host)["notices"]
+    assert notice.startswith("generation 1 is active, and systemd has not read torchpar-")
+    shutil.copytree(generation.path / "units", host.loaded, symlinks=True)
+    assert look(host)["notices"] == []
 
 
 @pytest.mark.parametrize(
