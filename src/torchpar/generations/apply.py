@@ -11,7 +11,7 @@ from typing import Protocol
 from torchpar.contract.errors import StoreError, TorchparError
 from torchpar.generations import transition
 from torchpar.generations.compile import Compiled
-from torchpar.generations.drift import find_generation_drift, find_unloaded
+from torchpar.generations.drift import find_generation_drift
 from torchpar.generations.enforce import is_in_force, read_active
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.restart import Services
@@ -38,6 +38,9 @@ class Systemd(transition.Systemd, Services, Protocol):
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
         """Finds lines of new units that systemd would pass over. Raises ConfigError for units that it would refuse."""
+
+    def find_unloaded(self, content: Content) -> str | None:
+        """Finds the first unit that systemd has not read as it is in a generation."""
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
         """Returns the units that run now: they have the values that were in force when they started."""
@@ -116,7 +119,7 @@ def _put_in_force(
     drift = find_generation_drift(*active) if active else ()
     warn(f"{line}; generation {active[0].number} is replaced" for line in drift if active)
     if active and same and not drift:
-        return hold(store, systemd, active[0], loaded=not find_unloaded(active[1]))
+        return hold(store, systemd, active[0], loaded=not systemd.find_unloaded(active[1]))
     # What was in force may have lines that systemd passes over, and did when it was applied.
     if not request.at_boot:
         warn(systemd.find_passed_over(compiled))

@@ -17,7 +17,6 @@ from torchpar.contract.owners import find_strangers
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import LITTER, Store
 from torchpar.host.lock import is_locked
-from torchpar.host.systemd import GENERATED
 
 _MOST = 10
 
@@ -66,7 +65,7 @@ def find_foreign(generation: Generation) -> str | None:
     return None
 
 
-def find_unloaded(content: Content, loaded: Path = GENERATED) -> str | None:
+def find_unloaded(content: Content, loaded: Path) -> str | None:
     """Finds the first unit that systemd has not read as it is in a generation; None when it has read all of them."""
     for path, text in content.files.items():
         try:

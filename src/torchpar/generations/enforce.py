@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.generations.compile import Compiled
-from torchpar.generations.drift import find_foreign
+from torchpar.generations.drift import find_foreign, find_unloaded
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.idle import is_idle
 from torchpar.generations.readback import ReadBack, compare_socket, compare_unit
@@ -44,6 +44,10 @@ class LiveSystemd:
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
         """Finds lines of new units that systemd would pass over. Raises ConfigError for units that it would refuse."""
         return check_units(compiled.plan, compiled.content.files)
+
+    def find_unloaded(self, content: Content) -> str | None:
+        """Finds the first unit that systemd has not read as it is in a generation."""
+        return find_unloaded(content, live.GENERATED)
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
         """Returns the units that run now. Raises SystemdError."""

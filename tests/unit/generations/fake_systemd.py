@@ -9,7 +9,7 @@ from typing import Any
 from torchpar.contract.errors import ConfigError, StoreError, SystemdError
 from torchpar.generations.compile import Compiled
 from torchpar.generations.enforce import running_among
-from torchpar.generations.generation import Generation
+from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 
 
@@ -52,6 +52,9 @@ class FakeSystemd:
         if self.refuses == "units":
             raise ConfigError(["a line that it refuses"])
         return self.passes_over
+
+    def find_unloaded(self, content: Content) -> str | None:
+        return None if self.holds == content.conf[0].text.split()[2] else next(iter(content.files))
 
     # ---- services that run ----
 

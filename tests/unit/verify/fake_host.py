@@ -39,7 +39,9 @@ class FakeHost:
     def __post_init__(self) -> None:
         self.store.directory.parent.chmod(0o755)
         self.systemd = FakeSystemd(self.store)
-        self.readers = Readers(self, lambda: self.facts, lambda: self.manifest, self.read_running_unit, lambda: self.loaded)
+        self.readers = Readers(
+            self, lambda: self.facts, lambda: self.manifest, self.read_running_unit, lambda: self.loaded
+        )
 
     def read(self, *, trusted: bool) -> tuple[ConfFile, ...]:
         assert trusted, "whoever can write the conf decides what runs as whom"
