@@ -28,7 +28,7 @@ SAVE_SECONDS = 10.0
 
 
 def read_text():
-    """All licences, each once: several names there are links to one file. Only ASCII is kept."""
+    """Reads all licences, each once: several names there are links to one file. Only ASCII is kept."""
     files = sorted({path.resolve() for path in TEXTS.iterdir() if path.is_file()})
     text = "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in files)
     return "".join(character for character in text if character == "\n" or " " <= character <= "~")
@@ -92,13 +92,13 @@ class CharacterModel(nn.Module):
 
 
 def loss_of(model, inputs, targets):
-    """The mean surprise per character, in nats."""
+    """Returns the mean surprise per character, in nats."""
     return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
 def held_out_loss(model, data):
-    """The loss on text that was not trained on."""
+    """Returns the loss on text that was not trained on."""
     model.eval()
     losses = [loss_of(model, *batch).item() for batch in DataLoader(Windows(data, 20 * BATCH, seed=1), BATCH)]
     model.train()

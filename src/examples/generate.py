@@ -33,7 +33,7 @@ def example():
 
 
 def scores_after(text):
-    """The model's scores of each character of its vocabulary to be the next."""
+    """Returns the model's scores of each character of its vocabulary to be the next."""
     known = [number[character] for character in text if character in number][-CONTEXT:]
     return model(torch.tensor([known or [number["\n"]]]))[0, -1]
 

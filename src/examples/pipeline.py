@@ -38,7 +38,7 @@ def train_by_pipelining(job, stage, optimizer, steps):
 
 
 def train_by_messages(job, stage, optimizer, steps):
-    """The same for two ranks, by hand: activations go up, gradients come down."""
+    """Does the same for two ranks, by hand: activations go up, gradients come down."""
     loss = None
     for x, y in steps:
         optimizer.zero_grad()

@@ -129,7 +129,7 @@ _PATTERNS = (
 
 
 def judge_directive(name: str, text: str) -> tuple[str | None, str | None]:
-    """Returns an error in a directive of Service.KEY=, and a warning about one without an error; each may be None."""
+    """Returns an error in a directive of Service.KEY=, and a warning about it; each may be None."""
     if name in RENDERED:
         return f"torchpar sets {name}= itself; use {RENDERED[name]}=", None
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name):
@@ -154,9 +154,9 @@ def judge(name: str, text: str) -> str | None:
 
 
 def opened(name: str, text: str, unit: str) -> Iterator[str]:
-    """The paths that systemd opens as root for a directive of this unit; those with a / at the end may be folders.
+    """Yields the paths that systemd opens as root for a directive of this unit.
 
-    Raises ValueError where that cannot be known.
+    Those with a / at the end may be folders. Raises ValueError where that cannot be known.
     """
     return _OPENED[name](text, unit) if name in OPENING and text else iter(())
 
@@ -247,7 +247,7 @@ def _folder(path: str, unit: str) -> str:
 
 
 def _path(path: str, unit: str) -> str:
-    """A path with what its specifiers stand for; see "Specifiers" in systemd.unit(5)."""
+    """Returns a path with what its specifiers stand for; see "Specifiers" in systemd.unit(5)."""
     if not path.startswith("/"):
         raise ValueError(f"'{path:.60}' is not an absolute path")
     if re.search(r"[\\\"']", path):
@@ -260,8 +260,8 @@ def _path(path: str, unit: str) -> str:
 
 
 def expanded(name: str, text: str, unit: str) -> str:
-    """A directive as a transient unit must have it, in which systemd replaces no specifiers: with those replaced that a
-    path may have which systemd opens."""
+    """Returns a directive as a transient unit must have it, in which systemd replaces no specifiers: those are
+    replaced that a path may have which systemd opens."""
     return _expand(text, unit) if name in OPENING else text
 
 

@@ -271,11 +271,11 @@ class ServiceSettings:
     )
 
     def memory_limits(self) -> dict[str, str]:
-        """The limits of its memory that the conf sets, by the word that systemd has for them, too."""
+        """Returns the limits of its memory that the conf sets, by the word that systemd has for them, too."""
         return _set({"MemoryMax": self.memory_max, "MemoryHigh": self.memory_high})
 
     def limits(self) -> dict[str, str]:
-        """All limits that the conf sets and only a unit can have, likewise."""
+        """Returns all limits that the conf sets and only a unit can have, likewise."""
         return self.memory_limits() | _set({"CPUWeight": self.cpu_weight})
 
 

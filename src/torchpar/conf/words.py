@@ -173,7 +173,7 @@ def _as_text(word: str, begin: int) -> str:
 
 
 def _first(text: str, relaxed: bool, pattern: re.Pattern[str], what: str) -> Iterator[tuple[int, str]]:
-    """Yields the first word with the pattern: its index, or the index of the word that has it by its escapes."""
+    """Yields the first match of the pattern: its index, or that of the word that has it by its escapes."""
     for begin, word in _words(text, relaxed):
         if found := pattern.search(word):
             yield max(text.find(found[0], begin), begin), f"'{found[0]}' {what}"

@@ -43,7 +43,7 @@ class Systemd(transition.Systemd, Services, Protocol):
         """Finds the first unit that systemd has not read as it is in a generation."""
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        """Returns the units that run now: they have the values that were in force when they started."""
+        """Returns those of the units that run now: they have the values that were in force when they started."""
 
     def is_idle(self, unit: str) -> bool:
         """Says whether a running unit uses no CPU now."""

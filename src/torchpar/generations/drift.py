@@ -50,7 +50,8 @@ def find_generation_drift(generation: Generation, content: Content) -> tuple[str
 
 
 def find_foreign(generation: Generation) -> str | None:
-    """Returns the first file or folder of a generation, or above it, that others than root can change, or None.
+    """Returns the first file, folder or link of a generation, or on the way to it, that others than root can change;
+    None where there is none.
 
     Who is not root may have a store of their own.
     """

@@ -50,7 +50,7 @@ class LiveSystemd:
         return find_unloaded(content, live.GENERATED)
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
-        """Returns the units that run now. Raises SystemdError."""
+        """Returns those of the units that run now. Raises SystemdError."""
         return running_among(live, units)
 
     def is_idle(self, unit: str) -> bool:
@@ -112,7 +112,7 @@ def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
 
 
 def running_among(systemd: Units, units: Iterable[str]) -> tuple[str, ...]:
-    """Returns the units that run now: they have the values that were in force when they started."""
+    """Returns those of the units that run now: they have the values that were in force when they started."""
     return tuple(sorted(set(units) & set(systemd.running_services() + systemd.open_sockets())))
 
 

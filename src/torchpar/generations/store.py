@@ -176,8 +176,11 @@ class Store:
                     remove(self.generations / name)
 
     def _link_again(self) -> None:
-        """Has `active` a link where it is a folder, as a program that follows links copies it, with the same in force
-        at each moment: the generation that it is a copy of, or else one of its own. Raises OSError and StoreError."""
+        """Makes `active` a link again where it is a folder, as a program that follows links copies it.
+
+        At each moment the same is in force: the generation that it is a copy of, or else one of its own. Raises
+        OSError and StoreError.
+        """
         if self.link.is_symlink() or not self.link.is_dir():
             return
         self.generations.mkdir(mode=0o755, exist_ok=True)

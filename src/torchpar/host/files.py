@@ -81,8 +81,8 @@ def own(descriptor: int, mode: int) -> None:
 
 
 def find_open(*directories: Path) -> Path | None:
-    """The first place, of these directories and everything on the way to them, that others than this user and root can
-    change or replace, or that is no directory.
+    """Finds the first place, of these directories and everything on the way to them, that others than this user and
+    root can change or replace, or that is no directory.
 
     None when there is none. Raises OSError.
     """

@@ -13,7 +13,7 @@ _LIMIT = 2**26  # a plan of a hundred services takes less than one MiB
 
 
 def read_in_force(tree: Tree) -> dict[str, Held]:
-    """The CPUs and accelerators of each unit. Nothing where no generation is in force or its plan cannot be read:
+    """Reads the CPUs and accelerators of each unit. Nothing where no generation is in force or its plan cannot be read:
     then there is nothing that could stay where it is."""
     try:
         return parse_places(tree.data(_PLAN, _LIMIT) or b"{}")

@@ -41,7 +41,8 @@ class Inputs:
     manifest: Mapping[str, str]
 
     def unreachable(self) -> tuple[str, ...]:
-        """Makes a warning for each file, folder or user in the conf that the services cannot use on this host."""
+        """Makes a warning for each reason to refuse a unit, and for each file, folder or user in the conf that the
+        services cannot use on this host."""
         refused = (str(problem) for problems in self.refusals().values() for problem in problems)
         return (*refused, *make_warnings(self._known(), self.found))
 

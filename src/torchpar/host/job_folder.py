@@ -59,7 +59,7 @@ def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
 
 @contextlib.contextmanager
 def _folder(unit: str, jobs: str) -> Iterator[int]:
-    """The folder of a service, held. Raises OSError."""
+    """Opens the folder of a service and holds it. Raises OSError."""
     parent = os.open(jobs, _HELD | os.O_DIRECTORY)
     try:
         with _held(parent, unit.removesuffix(".service"), os.O_DIRECTORY) as folder:
@@ -83,7 +83,7 @@ def _held(folder: int, name: str, flags: int = 0) -> Iterator[int]:
 
 
 def _mount_of(descriptor: int) -> bytes:
-    """The mount that something is on, of which the kernel knows by itself; see proc_pid_fdinfo(5)."""
+    """Reads the mount that something is on, of which the kernel knows by itself; see proc_pid_fdinfo(5)."""
     with _opened(f"/proc/self/fdinfo/{descriptor}") as file:
         return os.read(file, 4096).partition(b"mnt_id:")[2].split()[0]
 
@@ -99,7 +99,7 @@ def _opened(path: str) -> Iterator[int]:
 
 
 def _read(folder: int, name: str, most: int) -> bytes:
-    """The first bytes of a file, of the folder's owner or root: b"" of anything else. Raises OSError."""
+    """Reads the first bytes of a file, of the folder's owner or root: b"" of anything else. Raises OSError."""
     with _held(folder, name) as held:
         status = os.fstat(held)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.fstat(folder).st_uid):

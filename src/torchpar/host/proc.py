@@ -78,7 +78,7 @@ class ProcReader:
             os.close(descriptor)
 
     def numbers(self, name: str) -> Iterator[int]:
-        """Lists the entries of a folder that are numbers: processes, threads. Raises TooLateError and OSError."""
+        """Yields the entries of a folder that are numbers: processes, threads. Raises TooLateError and OSError."""
         with os.scandir(os.path.join(self.root, name)) as entries:
             for entry in entries:
                 self.check()

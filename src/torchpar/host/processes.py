@@ -148,7 +148,7 @@ def _find_group(control_group: str) -> str | None:
 
 
 def _pids(group: str, proc: ProcReader) -> Iterator[int]:
-    """Lists the processes of a control group and of those below it."""
+    """Yields the processes of a control group and of those below it."""
     folders = [group]
     for _ in range(_MOST_GROUPS):
         if not folders:

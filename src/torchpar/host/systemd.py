@@ -35,13 +35,13 @@ class Units(Protocol):
     """The door to what systemd says of units, which this module is. Everything raises SystemdError."""
 
     def unit_properties(self, unit: str) -> dict[str, Any]:
-        """All D-Bus properties of a unit."""
+        """Reads all D-Bus properties of a unit."""
 
     def running_services(self) -> tuple[str, ...]:
-        """The units of services that run or are about to."""
+        """Lists the units of services that run or are about to."""
 
     def open_sockets(self) -> tuple[str, ...]:
-        """The sockets of inference services that listen."""
+        """Lists the sockets of inference services that listen."""
 
 
 def is_running() -> bool:

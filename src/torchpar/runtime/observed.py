@@ -16,7 +16,7 @@ from torchpar.contract.reports import RankReport, make_rank_json, rank_file
 
 
 def observe(torch: Any, local_rank: int) -> RankReport:
-    """The truth of this process."""
+    """Reports what is true of this process."""
     return RankReport(
         pid=os.getpid(),
         local_rank=local_rank,

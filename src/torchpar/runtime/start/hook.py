@@ -81,7 +81,7 @@ def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
 
 
 def _set_interop_threads(torch: Any, threads: int) -> None:
-    """Sets the interop threads, and wraps the function by which a script sets them.
+    """Sets the interop threads, and replaces the function by which a script sets them.
 
     torch lets this be set once only and raises RuntimeError the second time. A script that sets it too must go on
     working, so its call becomes a line in the journal; nothing can undo the first.

@@ -15,7 +15,7 @@ from torchpar.serve.errors import Lasting, NoInputError, OutputError, ServeError
 
 
 def _begins(*begins: str) -> re.Pattern[str]:
-    """Matches the beginnings of torch's messages, after the file and line that TorchScript puts in front."""
+    """Makes a pattern of beginnings of torch's messages; the file and line of TorchScript may come before them."""
     return re.compile(rf"^(?:\w+Error: )?(?:{'|'.join(begins)})", re.MULTILINE)
 
 

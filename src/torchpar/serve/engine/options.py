@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The options of an engine: models, limits and times.
+    """The options of an engine: models, workers and limits.
 
     name is the service's, and a single model's. model is a file or a directory of models, handler a Python file; one of
     the two is set. workers counts the computations that run at the same time, each with one thread. backend is "auto",

@@ -68,7 +68,7 @@ class Repository:
         return tuple(sorted(self._served.get(name, {}), key=int))
 
     def all(self, name: str | None = None) -> Iterator[Served]:
-        """Returns all served versions, by name and version."""
+        """Yields all served versions, by name and version."""
         for model in sorted(self._served):
             if name in (None, model):
                 for version in self.versions(model):

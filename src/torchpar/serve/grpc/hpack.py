@@ -56,8 +56,11 @@ TABLE = 4096
 
 
 def _make_steps() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
-    """Of each node within a code, by the four bits that follow: the next node, and the symbol that ended, if one did;
-    and the nodes where a text may end. Nodes are in sixteens, so that the bits are added."""
+    """Makes the steps, and the nodes where a text may end.
+
+    A step, of each node within a code by the four bits that follow, is the next node, and the symbol that ended, if one
+    did. Nodes are in sixteens, so that the bits are added.
+    """
     nodes = [[0, 0], [1, 1]]  # where a zero and a one lead, the first where a code begins; none leads out of the second
     code = previous = 0
     for length, symbols in _LENGTHS.items():

@@ -90,7 +90,7 @@ class Message:
 
 
 def structure_size(data: bytes | memoryview, number: int, most: int) -> int:
-    """Counts the bytes of a message but for the contents of its fields `number`: decoding takes its time for these.
+    """Counts the bytes of a message without the contents of its fields `number`: what takes time to decode.
 
     Counts no further than just above `most`. Raises WireError.
     """

@@ -108,7 +108,10 @@ class ServerState:
         return read_usage(self.answers, self.refused, self.connections(), self.held)
 
     def usage_of_all(self) -> dict[str, float]:
-        """Returns the answers and the resources of all the service's processes, as they were a second or two ago."""
+        """Returns the answers and the resources of all the service's processes.
+
+        Where it has several, they are as they were a second or two ago.
+        """
         return self.totals or self.usage()
 
     def status_line(self, status: int) -> bytes:

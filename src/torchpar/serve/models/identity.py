@@ -19,7 +19,7 @@ Serves = Mapping[str, Mapping[str, str]]
 
 
 def look_at(path: str) -> Look:
-    """Returns a file's inode, size and time of change (ns); None if it cannot be read."""
+    """Returns a file's inode, size and time of modification (ns); None if it cannot be read."""
     try:
         about = os.stat(path)
     except OSError:

@@ -252,7 +252,7 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _files_in_use() -> Iterator[str]:
-    """Returns the files that this process has open to read, or mapped and not as code."""
+    """Yields the files that this process has open to read, or mapped and not as code."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError, ValueError):
             path = os.readlink(f"/proc/self/fd/{name}")

@@ -215,7 +215,7 @@ def _sums(module: Any) -> dict[str, tuple[int, int]]:
 
 
 def _parts(tensor: Any) -> list[Any]:
-    """Yields the dense tensors that one consists of; none where torch does not show them."""
+    """Returns the dense tensors that one consists of; none where torch does not show them."""
     if tensor.is_nested:
         return []
     if tensor.is_quantized:

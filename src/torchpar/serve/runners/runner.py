@@ -66,7 +66,7 @@ class Runner(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Computes nothing any more."""
+        """Closes it: it computes nothing any more."""
 
 
 class ThreadRunner(Runner):

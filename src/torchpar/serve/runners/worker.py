@@ -58,7 +58,7 @@ class Worker:
         return [self._far.fileno(), self._fd]
 
     def handed_over(self, pid: int) -> None:
-        """Closes our copies of the worker's ends: only it may have its end open, so that its death is seen."""
+        """Closes our copy of the worker's end of the socket: only it may have that open, so that its death is seen."""
         self._far.close()
         self.pid = pid
 

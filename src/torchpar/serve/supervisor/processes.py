@@ -142,7 +142,10 @@ class Processes:
             process.child.kill()
 
     def _refuse(self, process: Member, what: str) -> None:
-        """Ends a process that found other files; it is tried again if the others serve something else by now."""
+        """Marks a process that found other files as refused.
+
+        It is tried again if the others serve something else by now.
+        """
         model = self._model(process)
         process.refused = True
         process.out = what if model and model.serves == process.like else ""
