@@ -75,6 +75,15 @@ class Daemon:
         self._next_poll = clock() + POLL_SECONDS
         self._looks.want()
 
+    def come_round(self, *, at_once: bool = False) -> None:
+        """Lets go of what has taken too long; now and then, or at once, sees whether anything has changed."""
+        self._end_what_is_late()
+        now = self._clock()
+        if at_once or now >= self._next_poll:
+            self._next_poll = now + POLL_SECONDS
+            self._glances.want()
+            self._watch.read_progress(now)
+
     def _end_what_is_late(self) -> None:
         self._glances.end_if_late()
         self._looks.end_if_late()

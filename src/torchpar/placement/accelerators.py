@@ -116,7 +116,7 @@ def _count_out(enabled: Sequence[Claim], devices: Sequence[PciDevice], free: int
 
 
 def _wanted(claim: Claim) -> int | None:
-    """The most that any service of a claim asks for; None if all leave it open."""
+    """Returns the most that any service of a claim asks for; None if all leave it open."""
     counts = [service.settings.gpus.count for service in claim.services]
     return None if set(counts) == {None} else max(count or 0 for count in counts)
 
@@ -144,14 +144,14 @@ def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) ->
 
 
 def _one_instance(claim: Claim) -> None:
-    """A claim that did not ask for several gets whole GPUs or one MIG instance: CUDA shows a process no more."""
+    """Leaves a claim that asked for no number whole GPUs, or one MIG instance: CUDA shows a process no more."""
     if _wanted(claim) is None and len(claim.gpus) > 1:
         whole = tuple(gpu for gpu in claim.gpus if gpu.mig is None)
         claim.gpus = whole or tuple(sorted(claim.gpus, key=lambda gpu: gpu.name not in claim.held.gpus))[:1]
 
 
 def _near(claim: Claim) -> CpuSet:
-    """The nodes that its devices should be on: those of what it keeps, and of the CPUs that it names."""
+    """Returns the nodes that its devices should be on: those of what it keeps, and of the CPUs that it names."""
     places = [*(gpu.numa_node for gpu in claim.gpus), *(core.numa_node for core in claim.cores or ())]
     return CpuSet(node for node in places if node is not None and node >= 0)
 

@@ -19,7 +19,8 @@ def free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
 
 
 def cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
-    """The free cores of the pool; where services need more, those beyond the quota, the slower ones, the system's.
+    """Returns the free cores of the pool; where services need more, those beyond the quota, the slower ones, the
+    system's.
 
     No service is refused as long as each can have what it asks for.
     """
@@ -35,7 +36,7 @@ def cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
 
 
 def least(claim: Claim) -> int:
-    """The fewest cores that a claim can do with."""
+    """Returns the fewest cores that a claim can do with."""
     return claim.request.count or claim.ranks()
 
 
@@ -87,7 +88,7 @@ def count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Cor
 
 
 def _too_many_ranks(autos: Sequence[Claim], free: int) -> PlacementError:
-    """The error that ranks need more cores than are free, with the number of ranks that would fit."""
+    """Returns the error that ranks need more cores than are free, with the number of ranks that would fit."""
     most = max(autos, key=lambda claim: (claim.ranks(), claim.name))
     ranks = most.ranks()
     left = free - sum(claim.ranks() for claim in autos if claim is not most)
@@ -104,7 +105,7 @@ def too_much(
     enabled: Sequence[Claim],
     amounts: Sequence[tuple[Claim, Amount]] = (),
 ) -> str:
-    """The message that a claim asks for more cores than are left, and who holds the others."""
+    """Returns the message that a claim asks for more cores than are left, and who holds the others."""
     counted = {id(other): amount.count for other, amount in amounts}
     holders = [
         f"{len(other.cores) if other.cores else counted[id(other)]} held by {other.name}"

@@ -55,11 +55,11 @@ class Claim:
         return f"{self.services[0].origin('CPUs')}: {self.name} CPUs={request_text(self.request)}"
 
     def refuse(self, why: str) -> PlacementError:
-        """The error that says that its CPUs= cannot be had."""
+        """Returns the error that says that its CPUs= cannot be had."""
         return PlacementError(f"{self.who}: {why}", self.services[0].unit)
 
     def ranks(self) -> int:
-        """The ranks that the conf gives a number of; 1 where they are counted on the host."""
+        """Returns the ranks that the conf gives a number of; 1 where they are counted on the host."""
         trains = [service.train() for service in self.services]
         return max((train.ranks for train in trains if train and isinstance(train.ranks, int)), default=1)
 
@@ -84,7 +84,7 @@ class Claim:
 
 
 def make_claims(services: Iterable[Service], in_force: Mapping[str, Held]) -> list[Claim]:
-    """One claim for each slot, and for each service without one; `in_force` is what each unit has now."""
+    """Makes one claim for each slot, and for each service without one; `in_force` is what each unit has now."""
     slots: dict[str, list[Service]] = {}
     for service in services:
         slots.setdefault(f"slot {service.settings.slot}" if service.settings.slot else service.unit, []).append(service)
@@ -140,7 +140,7 @@ def largest_remainder(total: int, weights: Sequence[int], *, least: Sequence[int
 
 
 def request_text(request: CpuRequest) -> str:
-    """The value of CPUs= that asks for this."""
+    """Returns the value of CPUs= that asks for this."""
     if request.kind is CpuRequestKind.COUNT:
         return str(request.count)
     if request.kind is CpuRequestKind.LIST:

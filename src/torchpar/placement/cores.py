@@ -55,7 +55,7 @@ class UsableCores:
 
 
 def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: int | None) -> UsableCores:
-    """The usable cores of a host; `host_cpus` is [Host] CPUs=, `reserve` [Host] ReserveCores= (None is auto).
+    """Returns the usable cores of a host; `host_cpus` is [Host] CPUs=, `reserve` [Host] ReserveCores= (None is auto).
 
     Raises PlacementError when no core is left.
     """
@@ -108,9 +108,9 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
 
 
 def _fastest_set(cores: Sequence[Core], quota: int | None) -> tuple[list[Core], list[Core]]:
-    """The cores to compute on, and the slower ones: threads that wait for each other are as fast as the slowest, so
-    of the sets from the fastest core down it is the one with the greatest number × slowest capacity. No more cores
-    than the CPU quota has compute at a time."""
+    """Returns the cores to compute on, and the slower ones: threads that wait for each other are as fast as the
+    slowest, so of the sets from the fastest core down it is the one with the greatest number × slowest capacity. No
+    more cores than the CPU quota has compute at a time."""
     sizes = Counter(core.capacity for core in cores)
     best, number, chosen = 0.0, 0, 0.0
     for capacity in sorted(sizes, reverse=True):
@@ -122,7 +122,7 @@ def _fastest_set(cores: Sequence[Core], quota: int | None) -> tuple[list[Core], 
 
 
 def usable_before_reserve(facts: HostFacts, host_cpus: CpuSet | None) -> tuple[Core, ...]:
-    """The cores that services could get without a name: those of [Host] CPUs=, not isolated, none kept back."""
+    """Returns the cores that services could get without a name: those of [Host] CPUs=, not isolated, none kept back."""
     allowed = facts.online_cpus & facts.allowed_cpus & (facts.online_cpus if host_cpus is None else host_cpus)
     isolated = facts.isolated_cpus - (host_cpus or CpuSet())
     named = _make_cores(facts, allowed)
@@ -170,7 +170,7 @@ def _without(cores: Iterable[Core], cpus: CpuSet, why: str, left_out: dict[int, 
 
 
 def _reserved(cores: Sequence[Core], reserve: int | None) -> list[Core]:
-    """The cores kept for the system: the slowest, and of these the first of each NUMA node in turn.
+    """Returns the cores kept for the system: the slowest, and of these the first of each NUMA node in turn.
 
     Where there are fewer than nodes they are of as few nodes as can be, if equal parts of nodes then have more cores.
     At least one core is always left.
@@ -191,7 +191,7 @@ def _reserved(cores: Sequence[Core], reserve: int | None) -> list[Core]:
 
 
 def _equal_parts(cores: Iterable[Core], without: Collection[Core]) -> int:
-    """The most cores that equal parts of NUMA nodes have together, without some cores."""
+    """Returns the most cores that equal parts of NUMA nodes have together, without some cores."""
     sizes = Counter(core.numa_node for core in cores)
     sizes.subtract(core.numa_node for core in without)
     return max(number * size for number, size in enumerate(sorted(sizes.values(), reverse=True), 1))
@@ -202,7 +202,8 @@ def _reduced(reserve: int, reserved: list[Core]) -> str:
 
 
 def node_distance(facts: HostFacts) -> Callable[[int, int], int]:
-    """The distance between two NUMA nodes by the firmware's table; 10 to itself and 20 to others where it has none."""
+    """Returns the distance between two NUMA nodes by the firmware's table; 10 to itself and 20 to others where it has
+    none."""
     table: dict[tuple[int, int], int] = {}
     if facts.distances:
         for a, row in zip(facts.distances.nodes, facts.distances.matrix, strict=False):
@@ -226,7 +227,7 @@ def choose_cores(
     kept: Sequence[Core] = (),
     distance: Callable[[int, int], int],
 ) -> tuple[Core, ...]:
-    """The `count` of the `free` cores that lie best together, in the order of their CPUs.
+    """Returns the `count` of the `free` cores that lie best together, in the order of their CPUs.
 
     Those `kept` are among them, the others then beside these. Else first cores on the nodes `near`; then the fastest,
     and of equal ones a whole NUMA node, a whole L3 group, cores of one L3 group, of one node, of one package, anything;

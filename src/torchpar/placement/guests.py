@@ -21,7 +21,7 @@ def place_guest(
     usable: UsableCores,
     distance: Callable[[int, int], int],
 ) -> None:
-    """A claim that holds nothing: shared, or not enabled. It gets what the enabled claims leave."""
+    """Places a claim that holds nothing: shared, or not enabled. It gets what the enabled claims leave."""
     if claim.request.kind is CpuRequestKind.SHARED:
         offered = [*free, *slow]
         why = "what no enabled service holds"
@@ -46,7 +46,8 @@ def place_guest(
 
 
 def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]:
-    """The cores of the pool, whoever holds them, and as many others as a guest lacks; those kept back are the last."""
+    """Returns the cores of the pool, whoever holds them, and as many others as a guest lacks; those kept back are the
+    last."""
     offered = list(usable.pool)
     for part in (usable.beyond, usable.slow, usable.spare):
         more = sorted(part, key=lambda core: -core.capacity)[: max(0, needed - len(offered))]

@@ -45,7 +45,7 @@ def improve(
     usable: UsableCores,
     distance: Callable[[int, int], int],
 ) -> Improved:
-    """A better placement of the claims that are `placed` on `free` cores; the same where there is none."""
+    """Finds a better placement of the claims that are `placed` on `free` cores; the same where there is none."""
     same = Improved(placed, {}, usable)
     moving = [claim for claim in enabled if claim.name in placed and not claim.gpus]
     slow = free_cores(usable.slow, enabled)
@@ -98,7 +98,7 @@ def improve(
 
 
 def _exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
-    """The cores kept for the system, where others would do as well: all are alike, and none is given away."""
+    """Returns the cores kept for the system, where others would do as well: all are alike, and none is given away."""
     cores = [*usable.pool, *usable.beyond, *usable.slow, *usable.spare]
     alike = len({core.capacity for core in cores}) == 1 and not usable.beyond
     spare = free_cores(usable.spare, enabled)
@@ -122,7 +122,7 @@ def _keep_others(usable: UsableCores, spare: Sequence[Core], left: Sequence[Core
 
 
 def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, float]:
-    """The speed that is fair for each enabled claim that asks for a number or a share of cores."""
+    """Returns the speed that is fair for each enabled claim that asks for a number or a share of cores."""
     asking = [claim for claim in enabled if claim.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
     named = [claim for claim in enabled if claim.request.is_explicit()]
     cores = free_cores([*usable.pool, *usable.beyond, *usable.slow, *usable.spare], named)
@@ -133,7 +133,7 @@ def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, floa
 
 
 def quality(placed: Placed, claims: Iterable[Claim], fair: Mapping[str, float], quota: int | None) -> float:
-    """The quality of a placement of some claims."""
+    """Returns the quality of a placement of some claims."""
     return total(
         Quality(speed_on(_cells(placed[claim.name]), claim.ask(), quota), fair[claim.name]) for claim in claims
     )

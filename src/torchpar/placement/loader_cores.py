@@ -40,7 +40,8 @@ def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callab
 
 
 def _owed(claims: Sequence[Claim], offered: int) -> list[int]:
-    """The slower cores that are a part of what each claim asked for by number, and that it does not compute on."""
+    """Returns the slower cores that are a part of what each claim asked for by number, and that it does not compute on.
+    """
     owed: list[int] = []
     for claim in claims:
         missing = max(0, claim.request.count - len(claim.cores or ()))

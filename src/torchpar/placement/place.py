@@ -92,7 +92,7 @@ def place(config: Config, facts: HostFacts) -> Placement:
 
 
 def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
-    """All claims, with the CPUs that they name and their accelerators."""
+    """Makes all claims, with the CPUs that they name and their accelerators."""
     claims = make_claims(config.services, facts.in_force)
     place_explicit(claims, usable, facts)
     place_gpus(claims, facts)

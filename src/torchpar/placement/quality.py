@@ -22,7 +22,7 @@ ACROSS_NODES = 0.9
 
 
 def process_speed(cores: Sequence[Core], threads: int | None = None) -> float:
-    """The speed of a process with these cores; `threads` compute, one on each core unless it is said."""
+    """Returns the speed of a process with these cores; `threads` compute, one on each core unless it is said."""
     if not cores:
         return 0.0
     across = ACROSS_NODES if len({core.numa_node for core in cores}) > 1 else 1.0
@@ -31,25 +31,26 @@ def process_speed(cores: Sequence[Core], threads: int | None = None) -> float:
 
 
 def training_speed(ranks: Iterable[float]) -> float:
-    """The speed of a training service by the speeds of its ranks."""
+    """Returns the speed of a training service by the speeds of its ranks."""
     speeds = list(ranks)
     return len(speeds) * min(speeds, default=0.0)
 
 
 def inference_speed(processes: Iterable[float]) -> float:
-    """The speed of an inference service by the speeds of its processes."""
+    """Returns the speed of an inference service by the speeds of its processes."""
     return sum(processes)
 
 
 def size_within_nodes(sizes: Sequence[int], count: int) -> int:
-    """The most cores that each of `count` ranks can have if none crosses a node; 0 where nodes are too small."""
+    """Returns the most cores that each of `count` ranks can have if none crosses a node; 0 where nodes are too small.
+    """
     # The size that is best just fills some node with a whole number of ranks.
     possible = {size // ranks for size in set(sizes) for ranks in range(1, min(size, count) + 1)}
     return max((each for each in possible if sum(size // each for size in sizes) >= count), default=0)
 
 
 def host_speed(cores: Iterable[Core], most: int | None = None) -> float:
-    """The speed of the fastest single process that these cores could run, their NUMA nodes aside.
+    """Returns the speed of the fastest single process that these cores could run, their NUMA nodes aside.
 
     `most` is the CPU quota, which so many threads use up.
     """
@@ -79,7 +80,7 @@ class Quality:
 
 
 def total(qualities: Iterable[Quality]) -> float:
-    """The quality of a plan: what its services get, each up to its fair share, of all of their fair shares."""
+    """Returns the quality of a plan: what its services get, each up to its fair share, of all of their fair shares."""
     each = list(qualities)
     fair = sum(one.fair for one in each)
     return sum(min(one.got, one.fair) for one in each) / fair if fair else 1.0
@@ -100,14 +101,14 @@ class Ask:
 
 
 def best_speed(cores: Iterable[Core], ask: Ask, number: int, quota: int | None = None) -> float:
-    """The best speed that a service can have with any `number` of these cores, all others aside."""
+    """Returns the best speed that a service can have with any `number` of these cores, all others aside."""
     cells = Counter((core.numa_node, core.capacity) for core in cores)
     return speed_on([(*cell, size) for cell, size in cells.items()], ask, quota, number)
 
 
 def speed_on(cells: Iterable[tuple[int, float, int]], ask: Ask, quota: int | None, most: int | None = None) -> float:
-    """The speed of a service with these cores: NUMA node, capacity, number. It uses no more than `most` of them, and
-    none that is so slow that it is faster without it."""
+    """Returns the speed of a service with these cores: NUMA node, capacity, number. It uses no more than `most` of
+    them, and none that is so slow that it is faster without it."""
     cells = list(cells)
     best = 0.0
     for slowest in {capacity for _, capacity, _ in cells}:
@@ -141,7 +142,7 @@ def _best_size(sizes: Sequence[int], ask: Ask, number: int, quota: int | None) -
 def fair_shares(
     cores: Sequence[Core], asks: Sequence[Ask], *, kept: int = 0, shared: bool = False, quota: int | None = None
 ) -> list[float]:
-    """The speed that is fair for each service on a host with these cores, of which the system keeps `kept`.
+    """Returns the speed that is fair for each service on a host with these cores, of which the system keeps `kept`.
 
     What the conf fixes comes first, for the one who fixes it and for the others: a count of cores is the fastest ones
     that are left, and no more of the quota than its threads use. The others share the rest by weight, but for a core
@@ -185,7 +186,7 @@ def fair_shares(
 
 
 def _by_weight(speed: float, asks: Sequence[Ask], core: float) -> list[float]:
-    """The parts of `speed` by weight, of which none is less than a `core` for each rank."""
+    """Returns the parts of `speed` by weight, of which none is less than a `core` for each rank."""
     fixed: dict[int, float] = {}
     while True:
         left = speed - sum(fixed.values())

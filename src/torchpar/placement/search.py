@@ -96,7 +96,8 @@ def _least(ask: Ask) -> int:
 
 
 def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int) -> list[Amounts]:
-    """The ways to place one service, of at most `most` cores, the best first: no core that it could do without."""
+    """Returns the ways to place one service, of at most `most` cores, the best first: no core that it could do without.
+    """
     most = min(most, seeker.ask.count or most)
     if most < _least(seeker.ask):
         return []
@@ -120,7 +121,7 @@ def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int) -> list[Amou
 
 
 def _all_ways(state: _Search, free: Amounts, most: int) -> Iterator[Amounts]:
-    """All ways, but of nodes that are alike only one order."""
+    """Yields all ways, but of nodes that are alike only one order."""
     nodes: dict[int, list[int]] = {}
     for i, (node, _) in enumerate(state.cells):
         nodes.setdefault(node, []).append(i)
@@ -134,7 +135,7 @@ def _all_ways(state: _Search, free: Amounts, most: int) -> Iterator[Amounts]:
 
 
 def _shapes(state: _Search, seeker: Seeker, free: Amounts, most: int) -> Iterator[Amounts]:
-    """The ways that are worth a look on a larger host: equal ranks within nodes, or all cores side by side."""
+    """Returns the ways that are worth a look on a larger host: equal ranks within nodes, or all cores side by side."""
     ask = seeker.ask
     for slowest in sorted({capacity for (_, capacity), number in zip(state.cells, free, strict=True) if number}):
         sizes: dict[int, int] = {}
@@ -183,7 +184,8 @@ def _level(sizes: Mapping[int, int], number: int) -> dict[int, int]:
 
 
 def _sizes(largest: int, wanted: float) -> Iterator[int]:
-    """The sizes of a rank that are worth a look: what is wanted, or the most, and some that leave more to others."""
+    """Returns the sizes of a rank that are worth a look: what is wanted, or the most, and some that leave more to
+    others."""
     size = min(largest, max(1, int(wanted) + (wanted % 1 > 1e-6)))
     for less in (0, 1, 2, 3):
         if size - less > 0:
@@ -191,7 +193,8 @@ def _sizes(largest: int, wanted: float) -> Iterator[int]:
 
 
 def _filled(state: _Search, on_node: Mapping[int, int], slowest: float, free: Amounts, count: int) -> Amounts:
-    """The cells for so many cores of each node, the slowest that will do first; and what a count asks for besides."""
+    """Returns the cells for so many cores of each node, the slowest that will do first; and what a count asks for
+    besides."""
     amounts = [0] * len(free)
     for node, wanted in on_node.items():
         left = wanted

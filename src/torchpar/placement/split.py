@@ -15,7 +15,8 @@ from torchpar.placement.quality import ACROSS_NODES, process_speed, size_within_
 def split_alike(
     cores: Sequence[Core], split: Callable[[Sequence[Core]], list[list[Core]]], quota: int | None
 ) -> list[list[Core]]:
-    """The parts that are the fastest: of all cores, or without the slower ones, which the others would wait for.
+    """Returns the parts that are the fastest: of all cores, or without the slower ones, which the others would wait
+    for.
 
     `quota` is how many of all cores compute at a time.
     """
@@ -31,7 +32,7 @@ def split_alike(
 
 
 def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
-    """The cores of each of `count` ranks; none where there are too few."""
+    """Returns the cores of each of `count` ranks; none where there are too few."""
     if count > len(cores):
         return []
     if count == 1:
@@ -43,7 +44,7 @@ def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:
 
 
 def split_nodes(cores: Sequence[Core], most: int) -> list[list[Core]]:
-    """The cores of a rank for each NUMA node: equal parts of all nodes, or of fewer where that is faster.
+    """Returns the cores of a rank for each NUMA node: equal parts of all nodes, or of fewer where that is faster.
 
     There are no more than `most` ranks; a single one has all cores.
     """
@@ -56,7 +57,7 @@ def split_nodes(cores: Sequence[Core], most: int) -> list[list[Core]]:
 
 
 def by_node(cores: Iterable[Core]) -> list[list[Core]]:
-    """The cores of each NUMA node, neighbours beside each other."""
+    """Returns the cores of each NUMA node, neighbours beside each other."""
     nodes: dict[int, list[Core]] = {}
     for core in sorted(cores, key=lambda core: (core.numa_node, core.package, core.core_complex, core.cpus.first())):
         nodes.setdefault(core.numa_node, []).append(core)

@@ -52,7 +52,7 @@ def place_staying(
 
 
 def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list[Core]:
-    """The free cores, with all slower ones where a claim has some that the rules do not need."""
+    """Returns the free cores, with all slower ones where a claim has some that the rules do not need."""
     free = cores_for_all(enabled, usable)
     slow = set(free_cores(usable.slow, enabled)).difference(free)
     needed = any(core in slow for cores in wanted.values() for core in cores)
@@ -66,7 +66,7 @@ def _lay_out(free: Sequence[Core], needs: Mapping[str, Need], distance: Callable
 def _without(
     free: Sequence[Core], needs: Mapping[str, Need], wanted: Placed, moving: str, distance: Callable[[int, int], int]
 ) -> Placed | None:
-    """All stay but one, which has its place of afresh; None where another is in the way that stays."""
+    """Lays out so that all stay but one, which has its place of afresh; None where another is in the way that stays."""
     mine = CpuSet.union(core.cpus for core in wanted[moving])
     others = {name: each for name, each in needs.items() if name != moving}
     if any(not each.held.isdisjoint(mine) for each in others.values()):
@@ -76,6 +76,6 @@ def _without(
 
 
 def _ranks(claim: Claim, placed: Placed) -> int:
-    """The ranks of a claim with one for each NUMA node; 0 for others, whose number the conf gives."""
+    """Returns the ranks of a claim with one for each NUMA node; 0 for others, whose number the conf gives."""
     cores = placed[claim.name]
     return len(split_nodes(cores, len(cores))) if claim.by_node() else 0

@@ -28,7 +28,7 @@ class Need:
 
 
 def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int, int], int]) -> list[tuple[Core, ...]]:
-    """The cores of each need, in the order of the needs; together they want no more than the free cores.
+    """Returns the cores of each need, in the order of the needs; together they want no more than the free cores.
 
     First every need keeps what it has, or the part of it that is best for its ranks or lies best together. Then those
     that want more get it, in their order: beside what they keep, unless that spans more nodes or packages than a place
