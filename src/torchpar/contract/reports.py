@@ -158,9 +158,10 @@ def _latest(told: list[_Values]) -> RankProgress | None:
         return None
     told.sort(key=itemgetter(_TIME), reverse=True)
     first = last = told[0]
-    for earlier in told[1:]:
+    # Two processes of a service may tell as the same rank, by turns.
+    for earlier in (values for values in told[1:] if values[_PID] == last[_PID]):
         # NaN is not less, nor more.
-        if earlier[_PID] != first[_PID] or not all(map(le, earlier[_GROWING], first[_GROWING])):
+        if not all(map(le, earlier[_GROWING], first[_GROWING])):
             break
         first = earlier
     return RankProgress(Progress(*first), Progress(*last)) if _are_sound(first) and _are_sound(last) else None

@@ -106,6 +106,13 @@ def test_a_rank_that_was_started_again_begins_anew(restarted: Progress) -> None:
         assert parse_progress(after) == (RankProgress(later(restarted, oldest), later(restarted, count - 1)),)
 
 
+def test_two_processes_that_tell_as_one_rank_do_not_hide_each_other() -> None:
+    """Such as two trials that one service runs side by side; the one that told last is shown."""
+    trials = FIRST, replace(FIRST, pid=8, time=FIRST.time + 1.0, steps=5000)
+    slots = [(later(trials[number % 2], number // 2), number) for number in range(8)]
+    assert parse_progress(written(*slots)) == (RankProgress(trials[1], later(trials[1], 3)),)
+
+
 @pytest.mark.parametrize("rank", [-1, MOST_RANKS])
 def test_a_rank_without_a_place_writes_nowhere(rank: int) -> None:
     """Not in the part of another one."""
