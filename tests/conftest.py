@@ -53,6 +53,12 @@ def _no_process(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not _guard.seen, f"a process was started without @pytest.mark.subprocess: {_guard.seen[0]}"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Makes a short name for a long value, so that a log can be read; pytest numbers those that are alike."""
+    text = val.decode(errors="replace") if isinstance(val, bytes) else val
+    return f"{text[:40]}..." if isinstance(text, str) and len(text) > 120 else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option of the cases."""
     parser.addoption("--update-expected", action="store_true", help="write what comes out as what is expected")
