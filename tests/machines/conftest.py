@@ -32,14 +32,17 @@ _OWN = ("test_wheel", "test_numa", "test_package", "test_machine", "test_lint")
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Mark the tests of this folder, and put them in an order in which no process of pytest-xdist waits for another."""
-    ours = {item for item in items if _HERE in item.path.parents}
-    for item in ours:
+    for item in filter(_is_ours, items):
         item.add_marker(pytest.mark.machine)
         suite, module, shared = _group(item)
         item.add_marker(pytest.mark.xdist_group(suite if shared else f"{module} {suite}".strip()))
-    # After pytest, which puts the tests of a release together.
+    # After pytest, which puts the tests of a release together, and pytest-xdist, which renames them.
     yield
-    items.sort(key=lambda item: _place(item) if item in ours else ())
+    items.sort(key=lambda item: _place(item) if _is_ours(item) else ())
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return _HERE in item.path.parents
 
 
 def _group(item: pytest.Item) -> tuple[str, str, bool]:
@@ -51,11 +54,10 @@ def _group(item: pytest.Item) -> tuple[str, str, bool]:
 
 def _place(item: pytest.Item) -> tuple[object, ...]:
     """Where a test comes. First what shares a machine, which is for one process each; then the others, a group for each
-    module and release, for whichever process is free. One release has its modules the other way round: those that need
-    this host's ports, or all of its CPUs, do not meet."""
+    module and release, for whichever process is free."""
     suite, module, shared = _group(item)
     if shared:
-        return 0, suite, [-ord(letter) for letter in module] if suite == Suite.TRIXIE.value else module
+        return 0, suite, module
     return 1, _OWN.index(module) if module in _OWN else len(_OWN), module, suite
 
 
