@@ -177,7 +177,7 @@ def install(peer: Peer) -> str:
     if not peer.packages:
         return sys.executable
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchpar"
-    folder = cache / f"bench-{peer.name}-{'-'.join(peer.packages).replace('==', '-')}"
+    folder = cache / f"bench-{'-'.join(peer.packages).replace('==', '-').replace('<', '-below-')}"
     python = folder / "bin/python"
     if not (folder / "complete").exists():
         print(f"installing {' '.join(peer.packages)} into {folder}", file=sys.stderr, flush=True)

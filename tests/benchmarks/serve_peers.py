@@ -7,7 +7,9 @@ compute thread each, batches of 32 at the most.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +27,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Peer:
-    """One server. `start` writes what it needs into a folder and returns the command; `ready` is a path that says 200.
-
-    `needs` are programs of Debian's, by the package that has them.
-    """
+    """One server. `start` writes what it needs into a folder and returns the command; `ready` is a path that is 200."""
 
     name: str
     packages: Sequence[str]
     start: Callable[[Path, str, Path, int, int], list[str]]
     ready: str
     ask: Callable[[dict[str, Any]], Question]
-    needs: Sequence[str] = ()
-    environment: tuple[tuple[str, str], ...] = ()
 
 
 def ask_binary(path: str) -> Callable[[dict[str, Any]], Question]:
@@ -187,6 +184,64 @@ with Triton(config=config) as triton:
     triton.serve()
 """
 
+TRITON = """
+import numpy, torch
+import triton_python_backend_utils as utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        torch.set_num_threads(1)
+        self.model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(MODEL).eval()))
+
+    def execute(self, requests):
+        rows = [utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        with torch.inference_mode():
+            y = self.model(torch.from_numpy(numpy.concatenate(rows))).numpy()
+        ends = numpy.cumsum([len(row) for row in rows])[:-1]
+        return [utils.InferenceResponse([utils.Tensor("y", part)]) for part in numpy.split(y, ends)]
+"""
+
+TRITON_CONFIG = """
+name: "m"
+backend: "python"
+max_batch_size: 32
+dynamic_batching {{ }}
+input [ {{ name: "x" data_type: {kind} dims: {shape} }} ]
+output [ {{ name: "y" data_type: TYPE_FP32 dims: {outputs} }} ]
+instance_group [ {{ kind: KIND_CPU count: {count} }} ]
+"""
+
+
+def _tritonserver(*, one: bool) -> Callable[[Path, str, Path, int, int], list[str]]:
+    """Triton itself, of PyTriton's wheel, with its Python backend: one instance of the model, or one for each CPU."""
+
+    def start(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+        about = json.loads(model.with_suffix(".json.row").read_text())
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        packages = Path(python).parents[1] / f"lib/python{version}/site-packages"
+        wheel = packages / "pytriton/tritonserver"
+        backend = folder / "backends/python"
+        shutil.copytree(wheel / "backends/python", backend)
+        stub = backend / "triton_python_backend_stub"
+        shutil.copy(wheel / f"python_backend_stubs/{version}/triton_python_backend_stub", stub)
+        stub.chmod(0o755)
+        (folder / "models/m/1").mkdir(parents=True)
+        (folder / "models/m/1/model.py").write_text(f"MODEL = {str(model)!r}\n{TRITON}")
+        kind = "TYPE_FP32" if about["datatype"] == "FP32" else "TYPE_INT64"
+        text = TRITON_CONFIG.format(
+            kind=kind, shape=about["shape"], outputs=[len(about["answer"])], count=1 if one else workers
+        )
+        (folder / "models/m/config.pbtxt").write_text(text)
+        # Its stub answers with empty tensors under numpy 2; the wheel's environment has numpy 1, which comes first.
+        torch = next(path for path in sys.path if path.endswith("site-packages"))
+        paths = f"LD_LIBRARY_PATH={packages / 'nvidia_pytriton.libs'} PYTHONPATH={packages}:{torch}"
+        serve = f"{wheel}/bin/tritonserver --model-repository={folder}/models --backend-directory={folder}/backends"
+        ports = f"--http-port={port} --grpc-port={port + 1} --metrics-port={port + 2} --allow-gpu-metrics=false"
+        return ["sh", "-ec", f"exec env {paths} {serve} {ports} --disable-auto-complete-config"]
+
+    return start
+
+
 MLSERVER = """
 import torch
 from mlserver import MLModel
@@ -256,6 +311,8 @@ def _torchserve(folder: Path, python: str, model: Path, port: int, workers: int)
 
 
 INFER = "/v2/models/m/infer"
+# PyTriton, and Triton itself.
+PYTRITON_WHEEL = ("nvidia-pytriton==0.7.0", "numpy<2")
 
 PEERS = {
     peer.name: peer
@@ -270,8 +327,9 @@ PEERS = {
             _torchserve,
             "/ping",
             ask_plain("/predictions/m"),
-            needs=("openjdk-17-jre-headless | default-jre-headless",),
         ),
-        Peer("tritonserver", ("nvidia-pytriton==0.7.0",), _script(PYTRITON), "/v2/models/m/ready", ask_binary(INFER)),
+        Peer("pytriton", PYTRITON_WHEEL, _script(PYTRITON), "/v2/models/m/ready", ask_binary(INFER)),
+        Peer("tritonserver", PYTRITON_WHEEL, _tritonserver(one=True), "/v2/models/m/ready", ask_binary(INFER)),
+        Peer("tritonserver-cpus", PYTRITON_WHEEL, _tritonserver(one=False), "/v2/models/m/ready", ask_binary(INFER)),
     )
 }
