@@ -7,15 +7,20 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from tests.unit.hosts import make_gpu, make_host
+from tests.unit.placement.test_place import kinds_of
+from tests.unit.placement.test_quality_properties import SERVICES, conf_of, hosts
 from torchpar.cli.main import run
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import Held, HostFacts, facts_json, parse_facts
 from torchpar.host.facts import read_facts
 from torchpar.plan.plan import Plan, make_plan, plan_json
+from torchpar.plan.quality import plan_quality
 
 FOUR = make_host()
 EIGHT = make_host(packages=2, cores_per_complex=4)
@@ -33,8 +38,8 @@ def apply(text: str, host: HostFacts) -> tuple[Plan, HostFacts]:
     """The plan of a conf ("a CPUs=2" is short for an enabled service), and the host with that plan in force."""
     lines = ["[Host]", "ReserveCores=0"]
     for line in text.splitlines():
-        name, *settings = line.split()
-        lines += [f"[Train {name}]", f"Script=/{name}.py", "Enabled=yes", *settings]
+        name, *keys = line.split()
+        lines += [f"[Train {name}]", f"Script=/{name}.py", "Enabled=yes", *keys]
     plan = make_plan(parse_config([ConfFile("/c", "\n".join(lines))], host), host)
     return plan, dataclasses.replace(host, in_force=in_force(plan))
 
@@ -146,3 +151,46 @@ def test_a_damaged_plan_keeps_nothing(tmp_path: Path, plan: str) -> None:
     """Nothing can stay where nobody knows that it is."""
     write_machine(tmp_path, plan)
     assert read_facts(tmp_path).in_force == {}
+
+
+def test_who_stays_computes_on_none_that_it_would_only_wait_for() -> None:
+    """Beside its three fast cores a slower one is free; four of those would be as many as it asked for."""
+    host = kinds_of((430, 4), (686, 4), (1024, 3))
+    held = {"torchpar-train@b.service": Held(CpuSet([8, 9, 10])), "torchpar-train@a.service": Held(CpuSet([5, 6, 7]))}
+    text = "a\nb CPUs=4\nc Weight=50"
+    plan, host = apply(text, dataclasses.replace(host, in_force=held))
+    service = plan.find("torchpar-train@b.service")
+    assert [(str(rank.cpus), rank.threads) for rank in service.ranks] == [("8-10", 3)]
+    again, _ = apply(text, host)
+    assert plan_json(plan) == plan_json(again)
+
+
+def test_a_service_near_an_accelerator_keeps_the_others_from_nothing() -> None:
+    """What the others had is broken up for equal ranks; they move as they would without it."""
+    host = dataclasses.replace(make_host(packages=3, cores_per_complex=4), gpus=(make_gpu(0, 0),))
+    held = {"torchpar-train@s.service": Held(CpuSet([4, 5])), "torchpar-train@t.service": Held(CpuSet([8, 9]))}
+    text = "g CPUs=4 GPUs=1\ns CPUs=2 GPUs=none\nt CPUs=2 GPUs=none\nr Ranks=numa GPUs=none"
+    plan, host = apply(text, dataclasses.replace(host, in_force=held))
+    assert cpus(plan)["g"] == "0-3" and cpus(plan)["s"] == "4-5"
+    assert [rank.threads for rank in plan.find("torchpar-train@r.service").ranks] == [4]
+    again, _ = apply(text, host)
+    assert plan_json(plan) == plan_json(again)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts(), SERVICES)
+def test_staying_costs_no_more_than_a_twentieth(host: HostFacts, services: list[dict[str, str]]) -> None:
+    """As the plans are, with what their ranks are bound to; the last service comes beside the others.
+
+    A quota is left aside: a core of the nearest node uses it up, whatever else a service is bound to.
+    """
+    host = dataclasses.replace(host, cpu_limit=None)
+    before, after = (parse_config([ConfFile("/c", conf_of(part))], host) for part in (services[:-1], services))
+    try:
+        used = dataclasses.replace(host, in_force=in_force(make_plan(before, host)))
+        plans = [make_plan(after, each) for each in (host, used)]
+    except PlacementError:
+        return
+    afresh, staying = (plan_quality(plan, after) for plan in plans)
+    if any(service.settings.enabled for service in after.services):
+        assert staying >= afresh - 0.05 - 1e-9
