@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import least, too_much
-from torchpar.placement.claims import Claim
+from torchpar.placement.claims import Claim, Reason
 from torchpar.placement.cores import Core, UsableCores
 from torchpar.placement.give import give, need, used
-from torchpar.placement.improve import improve
-from torchpar.placement.staying import lay_out
+from torchpar.placement.improve import fair_speeds, improve
+from torchpar.placement.stay import is_nearly_as_good
+from torchpar.placement.staying import Need, lay_out
 
 
 def place_guest(
@@ -39,10 +41,36 @@ def place_guest(
                     f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
                     "both will be slower"
                 )
-    (cores,) = lay_out(offered, [need(claim, claim.request.count or len(offered))], distance)
+    wanted = need(claim, claim.request.count or len(offered))
+    reasons: Sequence[Reason] = ()
+    (cores,) = lay_out(offered, [wanted], distance)
+    cores = used(claim, cores, usable.quota)
     if claim.request.count:
-        cores = improve({claim.name: cores}, [claim], offered, usable, distance).placed[claim.name]
-    give(claim, used(claim, cores, usable.quota), why)
+        cores, reasons = _better(claim, cores, wanted, offered, usable, distance)
+    give(claim, cores, why)
+    claim.reasons += reasons
+
+
+def _better(
+    claim: Claim,
+    cores: tuple[Core, ...],
+    wanted: Need,
+    offered: Sequence[Core],
+    usable: UsableCores,
+    distance: Callable[[int, int], int],
+) -> tuple[tuple[Core, ...], Sequence[Reason]]:
+    """Returns the cores of a guest that asks for a number: those where it stays, or of afresh where these are better.
+
+    It holds nothing, so no core that is kept for the system is exchanged for it.
+    """
+    usable = dataclasses.replace(usable, spare=())
+    (afresh,) = lay_out(offered, [dataclasses.replace(wanted, held=CpuSet())], distance)
+    improved = improve({claim.name: afresh}, [claim], offered, usable, distance)
+    afresh = used(claim, improved.placed[claim.name], usable.quota)
+    fair = fair_speeds([claim], usable)
+    if not is_nearly_as_good({claim.name: cores}, {claim.name: afresh}, [claim], fair, usable.quota):
+        cores = afresh
+    return cores, improved.reasons.get(claim.name, ()) if set(cores) == set(afresh) else ()
 
 
 def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]:

@@ -67,7 +67,6 @@ def _stay(
     Claims near accelerators are where these are, whatever that costs the others.
     """
     measured = [claim for claim in movable if not claim.gpus]
-    least = quality(wanted, measured, fair, quota) - _LOST
 
     def tries() -> Iterator[Placed]:
         yield _used(movable, _lay_out(free, needs, distance), quota)
@@ -81,13 +80,21 @@ def _stay(
             yield _used(movable, placed, quota)
 
     def is_good(placed: Placed) -> bool:
-        alike = all(_ranks(claim, placed) == _ranks(claim, wanted) for claim in measured)
-        return alike and quality(placed, measured, fair, quota) >= least
+        return is_nearly_as_good(placed, wanted, measured, fair, quota)
 
     if len(measured) == len(movable):
         return next((placed for placed in tries() if is_good(placed)), wanted)
     every = list(tries())
     return next((placed for placed in every if is_good(placed)), every[0])
+
+
+def is_nearly_as_good(
+    placed: Placed, wanted: Placed, claims: Sequence[Claim], fair: Mapping[str, float], quota: int | None
+) -> bool:
+    """Says whether claims are as well placed as is `wanted`, but for a little, with as many ranks on NUMA nodes."""
+    if any(_ranks(claim, placed) != _ranks(claim, wanted) for claim in claims):
+        return False
+    return quality(placed, claims, fair, quota) >= quality(wanted, claims, fair, quota) - _LOST
 
 
 def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list[Core]:

@@ -28,7 +28,7 @@ def hosts_in_use(draw: st.DrawFn) -> HostFacts:
         st.sets(st.integers(0, max(host.online_cpus) + 2), max_size=8).map(CpuSet),
         st.lists(st.sampled_from([gpu.name for gpu in host.accelerators()] or ["0000:99:00.0"]), max_size=2).map(tuple),
     )
-    units = st.sampled_from([f"torchpar-train@s{i}.service" for i in range(6)])
+    units = st.sampled_from([f"torchpar-{kind}@s{i}.service" for i in range(6) for kind in ("train", "infer")])
     return dataclasses.replace(host, in_force=draw(st.dictionaries(units, held)))
 
 
@@ -79,6 +79,7 @@ SERVICES = st.lists(
             "GPUs": st.sampled_from(["auto", "none", "1"]),
             "Slot": st.sampled_from(["s", "t"]),
             "MemoryMax": st.sampled_from(["1G", "64G"]),
+            "Model": st.just("/m.pt"),
         },
     ),
     min_size=1,
@@ -86,13 +87,19 @@ SERVICES = st.lists(
 )
 
 
+# What an inference service has no use for.
+OF_TRAINING = ("Ranks", "Binding", "LoaderWorkers")
+
+
 def conf_of(services: list[dict[str, str]], order: list[int] | None = None) -> str:
-    """The conf that declares them, as s0, s1, ..., in this order of sections."""
-    texts = [
-        f"[Train s{i}]\nScript=/s{i}.py\n" + "".join(f"{key}={value}\n" for key, value in keys.items())
-        for i, keys in enumerate(services)
-    ]
-    return "".join(texts[i] for i in (order or range(len(texts))))
+    """The conf that declares them, as s0, s1, ..., in this order of sections; those with a Model= infer."""
+    texts = []
+    for i, keys in enumerate(services):
+        infer = "Model" in keys
+        head = f"[Infer s{i}]\nListen=127.0.0.1:{8000 + i}\n" if infer else f"[Train s{i}]\nScript=/s{i}.py\n"
+        lines = [f"{key}={value}\n" for key, value in keys.items() if not (infer and key in OF_TRAINING)]
+        texts.append(head + "".join(lines))
+    return "".join(texts[i] for i in (range(len(texts)) if order is None else order))
 
 
 def plan_or_refusal(text: str, host: HostFacts) -> Plan | str:
@@ -209,15 +216,14 @@ def test_who_gets_as_many_cores_as_before_stays_where_they_are_still_free(
 ) -> None:
     """A service is added, and so others may shrink; lists stay in any case."""
     added %= len(services)
-    texts = conf_of(services).split("[Train ")[1:]
-    before = plan_or_refusal("".join(f"[Train {text}" for i, text in enumerate(texts) if i != added), host)
+    before = plan_or_refusal(conf_of(services, [i for i in range(len(services)) if i != added]), host)
     if isinstance(before, str):
         return
     host = dataclasses.replace(host, in_force=in_force(before))
     after = plan_or_refusal(conf_of(services), host)
     if isinstance(after, str):
         return
-    new = after.find(f"torchpar-train@s{added}.service")
+    new = next(service for service in after.services if service.service.name == f"s{added}")
     gpus = {service.unit: {gpu.name for gpu in service.gpus} for service in after.services}
     for old in before.services:
         now, settings_ = after.find(old.unit), old.service.settings

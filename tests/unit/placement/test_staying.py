@@ -194,3 +194,13 @@ def test_staying_costs_no_more_than_a_twentieth(host: HostFacts, services: list[
     afresh, staying = (plan_quality(plan, after) for plan in plans)
     if any(service.settings.enabled for service in after.services):
         assert staying >= afresh - 0.05 - 1e-9
+
+
+def test_a_service_that_is_not_enabled_has_no_core_of_the_system_and_says_why_it_is_elsewhere() -> None:
+    """Eight of nine cores on two nodes: four of each are faster than five and three, and there it stays."""
+    host = make_host(packages=2, cores_per_complex=5)
+    text = "[Infer a]\nModel=/m.pt\nCPUs=8\n"
+    first = make_plan(parse_config([ConfFile("/c", text)], host), host)
+    assert str(first.services[0].cpus) == "1-8"
+    again = make_plan(parse_config([ConfFile("/c", text)], host), dataclasses.replace(host, in_force=in_force(first)))
+    assert plan_json(again) == plan_json(first)
