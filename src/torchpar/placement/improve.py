@@ -21,7 +21,7 @@ from torchpar.placement.search import Cell, Seeker, search
 
 # Beyond these a search finds too little for the time it takes.
 _SERVICES = 20
-_NODES = 64
+_CELLS = 128
 
 # What must be won for another placement than that of the rules.
 _WORTH = 0.009
@@ -58,7 +58,7 @@ def improve(
     cells: dict[Cell, list[Core]] = {}
     for core in sorted(offered, key=lambda core: core.cpus.first()):
         cells.setdefault((core.numa_node, core.capacity), []).append(core)
-    if len(moving) > _SERVICES or len({node for node, _ in cells}) > _NODES:
+    if len(moving) > _SERVICES or len(cells) > _CELLS:
         return same
     fair = fair_speeds(enabled, usable)
     before = quality(placed, moving, fair, usable.quota)

@@ -8,15 +8,19 @@ gives the same answer on a slow host as on a fast one.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchpar.placement.quality import ACROSS_NODES, Ask, speed_on
 
-# Ways that are looked at, of one service and in all; one of many cells counts for more. This is below half a second.
+# Ways that are looked at, of one service and in all; one of many cells counts for more. This is a quarter of a second.
 _WAYS = 1_200
-_STEPS = 6_000
+_STEPS = 8_000
+
+# Ways of one service that are looked at even when nothing is left of the steps, until there is an answer.
+_FEWEST = 4
 
 Cell = tuple[int, float]  # NUMA node, capacity
 Amounts = tuple[int, ...]  # of each cell
@@ -38,10 +42,15 @@ class _Search:
     seekers: Sequence[Seeker]
     quota: int | None
     keep: int
-    steps: int = _STEPS
+    steps: int
     best: float = -1.0
     found: tuple[Amounts, ...] = ()
     speeds: dict[tuple[Ask, Amounts], float] = field(default_factory=dict)
+    of_node: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for i, (node, _) in enumerate(self.cells):
+            self.of_node.setdefault(node, []).append(i)
 
 
 def search(
@@ -56,10 +65,14 @@ def search(
     speeds: dict[tuple[Ask, Amounts], float] = {}
     # What comes first has the best places: the other way round it may be better for all.
     orders = [list(range(len(seekers))), list(reversed(range(len(seekers))))]
+    orders = orders if len(seekers) > 1 else orders[:1]
     found: list[tuple[float, list[Amounts]]] = []
-    for order in orders if len(seekers) > 1 else orders[:1]:
-        state = _Search(cells, [seekers[i] for i in order], quota, keep, speeds=speeds)
+    steps = _STEPS
+    for number, order in enumerate(orders):
+        mine = steps // (len(orders) - number)
+        state = _Search(cells, [seekers[i] for i in order], quota, keep, mine, speeds=speeds)
         _place(state, numbers, ())
+        steps -= mine - max(0, state.steps)
         if state.found:
             amounts = dict(zip(order, state.found, strict=True))
             found.append((state.best, [amounts[i] for i in range(len(seekers))]))
@@ -69,6 +82,7 @@ def search(
 
 def _place(state: _Search, free: Amounts, chosen: tuple[Amounts, ...]) -> None:
     """Try the ways of the next service, the best first, with all ways of those after it."""
+    state.steps -= 1
     before, after = state.seekers[: len(chosen)], state.seekers[len(chosen) :]
     got = sum(
         min(_speed(state, seeker.ask, amounts), seeker.fair) for seeker, amounts in zip(before, chosen, strict=True)
@@ -79,11 +93,13 @@ def _place(state: _Search, free: Amounts, chosen: tuple[Amounts, ...]) -> None:
         return
     needed = state.keep + sum(_least(seeker.ask) for seeker in after[1:])
     whole = sum(seeker.fair for seeker in state.seekers)
-    for amounts in _ways(state, after[0], free, sum(free) - needed):
+    # Until there is an answer each service may use its part of the steps; then they are for whoever comes first.
+    steps = state.steps // (1 if state.found else len(after))
+    for amounts in _ways(state, after[0], free, sum(free) - needed, steps):
         more = min(_speed(state, after[0].ask, amounts), after[0].fair) + sum(seeker.fair for seeker in after[1:])
         if got + more <= state.best * (1 + 1e-9):
             break  # the ways are the best first
-        if state.steps <= 0 and state.found:
+        if state.steps <= (0 if state.found else -_STEPS):
             return
         left = tuple(number - taken for number, taken in zip(free, amounts, strict=True))
         _place(state, left, (*chosen, amounts))
@@ -95,8 +111,10 @@ def _least(ask: Ask) -> int:
     return ask.count or ask.ranks
 
 
-def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int) -> list[Amounts]:
+def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int, steps: int) -> list[Amounts]:
     """Returns the ways to place one service, of at most `most` cores, the best first: no core that it could do without.
+
+    They take no more than so many `steps`, but for a few ways.
     """
     most = min(most, seeker.ask.count or most)
     if most < _least(seeker.ask):
@@ -104,15 +122,22 @@ def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int) -> list[Amou
     size = 1
     for number in free:
         size = min(size * (number + 1), _WAYS + 1)
-    ways = _all_ways(state, free, most) if size <= _WAYS else _shapes(state, seeker, free, most)
+    cost = 1 + len(free) // 8
+    fewest = 0 if state.found else _FEWEST
+    number = max(fewest, steps // cost)
+    if size <= min(_WAYS, number):
+        ways = _all_ways(state, free, most)
+        state.steps -= size // 8
+    else:
+        ways = _shapes(state, seeker, free, most, number)
     worth: dict[Amounts, tuple[float, int, int, Amounts]] = {}
     for amounts in ways:
+        state.steps -= cost
         taken = sum(amounts)
         if amounts in worth or taken > most or taken < _least(seeker.ask):
             continue
         if seeker.ask.count and taken != seeker.ask.count:
             continue
-        state.steps -= 1 + len(free) // 8
         speed = min(_speed(state, seeker.ask, amounts), seeker.fair)
         # Of equal ones that with the fewest cores, and then that which breaks up the fewest places.
         broken = sum(0 < number < whole for number, whole in zip(amounts, free, strict=True))
@@ -122,11 +147,8 @@ def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int) -> list[Amou
 
 def _all_ways(state: _Search, free: Amounts, most: int) -> Iterator[Amounts]:
     """Yields all ways, but of nodes that are alike only one order."""
-    nodes: dict[int, list[int]] = {}
-    for i, (node, _) in enumerate(state.cells):
-        nodes.setdefault(node, []).append(i)
     alike: dict[tuple[tuple[float, int], ...], list[list[int]]] = {}
-    for places in nodes.values():
+    for places in state.of_node.values():
         alike.setdefault(tuple((state.cells[i][1], free[i]) for i in places), []).append(places)
     groups = [places for group in alike.values() for places in itertools.pairwise(group)]
     for amounts in itertools.product(*(range(min(number, most), -1, -1) for number in free)):
@@ -134,25 +156,34 @@ def _all_ways(state: _Search, free: Amounts, most: int) -> Iterator[Amounts]:
             yield amounts
 
 
-def _shapes(state: _Search, seeker: Seeker, free: Amounts, most: int) -> Iterator[Amounts]:
-    """Returns the ways that are worth a look on a larger host: equal ranks within nodes, or all cores side by side."""
+def _shapes(state: _Search, seeker: Seeker, free: Amounts, most: int, number: int) -> Iterator[Amounts]:
+    """Returns the ways that are worth a look on a larger host: equal ranks within nodes, or all cores side by side.
+
+    Of more than so many it is those that have the most threads on the fastest cores, and then the fewest cores.
+    """
     ask = seeker.ask
+    found: list[tuple[float, int, int, float, Mapping[int, int]]] = []
     for slowest in sorted({capacity for (_, capacity), number in zip(state.cells, free, strict=True) if number}):
         sizes: dict[int, int] = {}
-        for (node, capacity), number in zip(state.cells, free, strict=True):
-            if capacity >= slowest and number:
-                sizes[node] = sizes.get(node, 0) + number
+        for (node, capacity), cores in zip(state.cells, free, strict=True):
+            if capacity >= slowest and cores:
+                sizes[node] = sizes.get(node, 0) + cores
         for on_node in _of_nodes(ask, sizes, most, seeker.fair / slowest):
-            yield _filled(state, on_node, slowest, free, ask.count)
+            taken = sum(on_node.values())
+            found.append((-min(slowest * taken, seeker.fair), taken, len(found), slowest, on_node))
+    state.steps -= len(found) // 8
+    for *_, slowest, on_node in heapq.nsmallest(number, found):
+        yield _filled(state, on_node, slowest, free, ask.count)
 
 
 def _of_nodes(ask: Ask, sizes: Mapping[int, int], most: int, wanted: float) -> Iterator[dict[int, int]]:
     """Counts the cores of each node, where `wanted` threads are a fair share."""
     smallest_first = sorted(sizes, key=lambda node: (sizes[node], node))
-    for nodes in (smallest_first, sorted(sizes, key=lambda node: (-sizes[node], node))):
+    largest_first = sorted(sizes, key=lambda node: (-sizes[node], node))
+    for nodes in (smallest_first, largest_first):
         if ask.by_node:
-            for number in range(1, min(len(nodes), most) + 1):
-                largest = sorted(sizes.values(), reverse=True)[number - 1]
+            for number in _numbers(min(len(nodes), most)):
+                largest = sizes[largest_first[number - 1]]
                 for size in _sizes(min(largest, most // number), wanted / number):
                     yield dict.fromkeys([node for node in nodes if sizes[node] >= size][:number], size)
             continue
@@ -177,10 +208,20 @@ def _of_nodes(ask: Ask, sizes: Mapping[int, int], most: int, wanted: float) -> I
 
 def _level(sizes: Mapping[int, int], number: int) -> dict[int, int]:
     """So many cores of the nodes with the most, such that what is left of these is equal."""
-    left = dict(sizes)
+    left = [(-size, node) for node, size in sizes.items()]
+    heapq.heapify(left)
     for _ in range(number):
-        left[max(left, key=lambda node: (left[node], -node))] -= 1
-    return {node: sizes[node] - left[node] for node in sizes if left[node] < sizes[node]}
+        heapq.heapreplace(left, (left[0][0] + 1, left[0][1]))
+    return {node: sizes[node] + size for size, node in left if -size < sizes[node]}
+
+
+def _numbers(most: int) -> Iterator[int]:
+    """Returns the numbers of nodes that are worth a look: all small ones, and some of the others."""
+    number = 1
+    while number < most:
+        yield number
+        number += max(1, number // 8)
+    yield most
 
 
 def _sizes(largest: int, wanted: float) -> Iterator[int]:
@@ -198,13 +239,13 @@ def _filled(state: _Search, on_node: Mapping[int, int], slowest: float, free: Am
     amounts = [0] * len(free)
     for node, wanted in on_node.items():
         left = wanted
-        for i, (of, capacity) in enumerate(state.cells):
-            if of == node and capacity >= slowest:
+        for i in state.of_node[node]:
+            if state.cells[i][1] >= slowest:
                 amounts[i] = min(left, free[i])
                 left -= amounts[i]
     missing = count - sum(amounts)
-    for i in sorted(range(len(free)), key=lambda i: (amounts[i] == 0, state.cells[i][1], i)):
-        if missing > 0:
+    if missing > 0:
+        for i in sorted(range(len(free)), key=lambda i: (amounts[i] == 0, state.cells[i][1], i)):
             more = min(missing, free[i] - amounts[i])
             amounts[i] += more
             missing -= more

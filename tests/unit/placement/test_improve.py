@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import Held, HostFacts
+from torchpar.placement import quality
 from torchpar.placement.quality import Ask
 from torchpar.placement.search import Seeker, search
 from torchpar.plan.plan import Plan, make_plan
@@ -46,8 +49,8 @@ def plan_of(text: str, host: HostFacts) -> tuple[Plan, float]:
 )
 def test_equal_ranks_get_the_nodes_that_they_need(host: HostFacts, text: str, expected: dict[str, list[int]]) -> None:
     """A count takes a core of several nodes where whole nodes are worth more to others."""
-    plan, quality = plan_of(text, host)
-    assert ranks(plan) == expected and quality > 0.9
+    plan, measured = plan_of(text, host)
+    assert ranks(plan) == expected and measured > 0.9
 
 
 def test_explain_names_what_was_rejected_and_why() -> None:
@@ -96,11 +99,25 @@ def test_the_number_of_ranks_does_not_follow_who_came_first() -> None:
     assert [service.cpus for service in again.services] == [service.cpus for service in plan.services]
 
 
-def test_a_search_ends_after_so_many_steps() -> None:
-    """However many ways there are: 64 nodes of different sizes, and 20 services that want ranks of nodes."""
-    free = {(node, 1.0): 3 + node % 7 for node in range(64)}
-    seekers = [Seeker(Ask(by_node=True), 17.0) for _ in range(10)] + [Seeker(Ask(ranks=3), 19.0) for _ in range(10)]
-    found = search(free, seekers)
+@pytest.mark.parametrize("capacities", [(1.0,), (0.8, 1.0)])
+@pytest.mark.parametrize("asks", [[Ask(by_node=True), Ask(ranks=3)], [Ask(trains=False), Ask(count=9)]])
+def test_a_search_ends_after_so_many_steps(
+    capacities: tuple[float, ...], asks: list[Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ways there are: 64 nodes of different sizes, and 20 services; what it costs is measured by cells."""
+    looked = 0
+    real = quality.speed_on
+
+    def speed_on(cells: Iterable[tuple[int, float, int]], *others: Any) -> float:
+        nonlocal looked
+        cells = list(cells)
+        looked += len(cells)
+        return real(cells, *others)
+
+    monkeypatch.setattr("torchpar.placement.search.speed_on", speed_on)
+    free = {(node, capacity): 3 + node % 7 for node in range(64) for capacity in capacities}
+    found = search(free, [Seeker(ask, 19.0) for ask in asks for _ in range(10)])
     assert len(found) == 20
     for cell, number in free.items():
         assert sum(amounts.get(cell, 0) for amounts in found) <= number
+    assert looked < 100_000
