@@ -6,7 +6,6 @@ ranks have no use for. Where that costs about a percent, other ways are searched
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import free_cores, least
 from torchpar.placement.claims import Claim, Reason
 from torchpar.placement.cores import Core, UsableCores, choose_cores
+from torchpar.placement.kept import exchangeable, keep_others
 from torchpar.placement.quality import Quality, fair_shares, speed_on, total
 from torchpar.placement.search import Cell, Seeker, search
 
@@ -51,7 +51,7 @@ def improve(
     slow = free_cores(usable.slow, enabled)
     # Slower cores load data; where the rules cannot do without them, it may be any of them.
     offered = list(dict.fromkeys([*free, *(slow if not set(slow).isdisjoint(free) else ())]))
-    spare = _exchangeable(usable, free, enabled)
+    spare = exchangeable(usable, free, enabled)
     offered += spare
     taken = {core for claim in enabled if claim.gpus for core in placed.get(claim.name, ())}
     offered = [core for core in offered if core not in taken]
@@ -94,31 +94,7 @@ def improve(
         for claim in moving
         if set(in_order[claim.name]) != set(placed[claim.name])
     }
-    return Improved(in_order, reasons, _keep_others(usable, spare, left))
-
-
-def _exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
-    """Returns the cores kept for the system, where others would do as well: all are alike, and none is given away."""
-    cores = [*usable.pool, *usable.beyond, *usable.slow, *usable.spare]
-    alike = len({core.capacity for core in cores}) == 1 and not usable.beyond
-    spare = free_cores(usable.spare, enabled)
-    return spare if alike and len(spare) == len(usable.spare) and set(spare).isdisjoint(free) else []
-
-
-def _keep_others(usable: UsableCores, spare: Sequence[Core], left: Sequence[Core]) -> UsableCores:
-    """Keep cores that are left for the system, the same ones as before where these are."""
-    before = set(spare)
-    kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(spare)]
-    if set(kept) == before:
-        return usable
-    why = usable.left_out[spare[0].cpus.first()]
-    given = CpuSet.union(core.cpus for core in spare)
-    left_out = {cpu: text for cpu, text in usable.left_out.items() if cpu not in given}
-    left_out.update((cpu, why) for core in kept for cpu in core.cpus)
-    pool = sorted({*usable.pool, *spare}.difference(kept), key=lambda core: core.cpus.first())
-    return dataclasses.replace(
-        usable, pool=tuple(pool), spare=tuple(kept), left_out=dict(sorted(left_out.items()))
-    )
+    return Improved(in_order, reasons, keep_others(usable, spare, left))
 
 
 def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, float]:

@@ -73,12 +73,11 @@ def place(config: Config, facts: HostFacts) -> Placement:
     distance = node_distance(facts)
     improved = _place_afresh(afresh, usable, distance)
     usable = improved.usable
+    _place_others(afresh, usable, distance)
     if facts.in_force:
         claims = _ask(config, facts, usable)
-        place_staying(claims, afresh, improved, distance)
-    for each in (claims, afresh) if claims is not afresh else (claims,):
-        _place_others(each, usable, distance)
-    if claims is not afresh:
+        usable = place_staying(claims, afresh, improved, distance)
+        _place_others(claims, usable, distance)
         _explain_stays(claims, afresh)
     usable = _give_away(claims, usable)
     owners = _Owners(claims)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import cores_for_all, count_out, free_cores
@@ -11,6 +12,7 @@ from torchpar.placement.claims import Claim
 from torchpar.placement.cores import Core, UsableCores
 from torchpar.placement.give import give, need, used
 from torchpar.placement.improve import Improved, Placed, fair_speeds, quality
+from torchpar.placement.kept import exchangeable, keep_unheld
 from torchpar.placement.split import split_nodes
 from torchpar.placement.staying import Need, lay_out
 
@@ -23,11 +25,12 @@ _ROUNDS = 5
 
 def place_staying(
     claims: Sequence[Claim], afresh: Sequence[Claim], improved: Improved, distance: Callable[[int, int], int]
-) -> None:
-    """Place the enabled claims where they are, each with as many cores as afresh.
+) -> UsableCores:
+    """Place the enabled claims where they are, each with as many cores as afresh; returns the cores that are usable.
 
-    Where that changes the number of ranks on NUMA nodes, or costs more than a twentieth of the quality, the first one
-    moves that helps, and all as the last resort: what a job was tuned for must not depend on who came before it.
+    The system then keeps cores that no claim has. Where staying changes the number of ranks on NUMA nodes, or costs
+    more than a twentieth of the quality, the first one moves that helps, and all as the last resort: what a job was
+    tuned for must not depend on who came before it.
     """
     usable = improved.usable
     enabled = [claim for claim in claims if claim.enabled]
@@ -35,57 +38,75 @@ def place_staying(
     other = {claim.name: claim.cores or () for claim in afresh}
     movable = [claim for claim, _ in amounts]
     wanted = {claim.name: other[claim.name] for claim in movable}
-    free = _free(enabled, usable, wanted)
+    staying = _Staying(enabled, movable, wanted, usable, fair_speeds(enabled, usable), distance)
     needs = {claim.name: need(claim, len(wanted[claim.name])) for claim in movable}
-    fair = fair_speeds(enabled, usable)
-    chosen = wanted
+    chosen = _Choice(wanted, usable)
     # What moves is where it stays the next time: that must change nothing any more.
     for _ in range(_ROUNDS):
-        before, chosen = chosen, _stay(movable, free, needs, wanted, fair, usable.quota, distance)
+        before, chosen = chosen, staying.choose(needs)
         if chosen == before:
             break
-        needs = {name: dataclasses.replace(each, held=_cpus(chosen[name])) for name, each in needs.items()}
+        needs = {name: dataclasses.replace(each, held=_cpus(chosen.placed[name])) for name, each in needs.items()}
     else:
-        chosen = wanted
+        chosen = _Choice(wanted, usable)
     for claim, amount in amounts:
-        give(claim, chosen[claim.name], amount.why)
-        if set(chosen[claim.name]) == set(wanted[claim.name]):
+        give(claim, chosen.placed[claim.name], amount.why)
+        if set(chosen.placed[claim.name]) == set(wanted[claim.name]):
             claim.reasons += improved.reasons.get(claim.name, ())
+    return chosen.usable
 
 
-def _stay(
-    movable: Sequence[Claim],
-    free: Sequence[Core],
-    needs: Mapping[str, Need],
-    wanted: Placed,
-    fair: Mapping[str, float],
-    quota: int | None,
-    distance: Callable[[int, int], int],
-) -> Placed:
-    """Returns the first placement that is nearly as good as `wanted`: all stay, all but one, those near accelerators.
+@dataclass(frozen=True)
+class _Choice:
+    """One way to place claims, and the cores that are usable: others may be kept for the system than afresh."""
 
-    Claims near accelerators are where these are, whatever that costs the others.
-    """
-    measured = [claim for claim in movable if not claim.gpus]
+    placed: Placed
+    usable: UsableCores
 
-    def tries() -> Iterator[Placed]:
-        yield _used(movable, _lay_out(free, needs, distance), quota)
-        for claim in reversed(measured):
-            yield from without([claim.name])
-        yield from without([claim.name for claim in measured])
 
-    def without(moving: Sequence[str]) -> Iterator[Placed]:
-        placed = _without(free, needs, wanted, moving, distance)
-        if placed is not None:
-            yield _used(movable, placed, quota)
+@dataclass(frozen=True)
+class _Staying:
+    """The enabled claims, those that are `movable`, where these would be afresh, and the cores that are then usable."""
 
-    def is_good(placed: Placed) -> bool:
-        return is_nearly_as_good(placed, wanted, measured, fair, quota)
+    enabled: Sequence[Claim]
+    movable: Sequence[Claim]
+    wanted: Placed
+    usable: UsableCores
+    fair: Mapping[str, float]
+    distance: Callable[[int, int], int]
 
-    if len(measured) == len(movable):
-        return next((placed for placed in tries() if is_good(placed)), wanted)
-    every = list(tries())
-    return next((placed for placed in every if is_good(placed)), every[0])
+    def choose(self, needs: Mapping[str, Need]) -> _Choice:
+        """Returns the first way that is nearly as good as afresh: all stay, all but one, those near accelerators.
+
+        Claims near accelerators are where these are, whatever that costs the others.
+        """
+        measured = [claim for claim in self.movable if not claim.gpus]
+
+        def is_good(choice: _Choice) -> bool:
+            return is_nearly_as_good(choice.placed, self.wanted, measured, self.fair, self.usable.quota)
+
+        if len(measured) == len(self.movable):
+            afresh = _Choice(self.wanted, self.usable)
+            return next((choice for choice in self._tries(needs, measured) if is_good(choice)), afresh)
+        tries = list(self._tries(needs, measured))
+        return next((choice for choice in tries if is_good(choice)), tries[0])
+
+    def _tries(self, needs: Mapping[str, Need], measured: Sequence[Claim]) -> Iterator[_Choice]:
+        moving: list[list[str]] = [[], *([claim.name] for claim in reversed(measured))]
+        moving.append([claim.name for claim in measured])
+        usables = [self._unheld(needs), self.usable]
+        for usable in usables if usables[0] != self.usable else usables[1:]:
+            free = _free(self.enabled, usable, self.wanted)
+            for names in moving:
+                placed = _without(free, needs, self.wanted, names, self.distance)
+                if placed is not None:
+                    mine = {claim.name: used(claim, placed[claim.name], usable.quota) for claim in self.movable}
+                    yield _Choice(mine, usable)
+
+    def _unheld(self, needs: Mapping[str, Need]) -> UsableCores:
+        free = cores_for_all(self.enabled, self.usable)
+        spare = exchangeable(self.usable, free, self.enabled)
+        return keep_unheld(self.usable, spare, free, CpuSet.union(each.held for each in needs.values()))
 
 
 def is_nearly_as_good(
@@ -117,17 +138,13 @@ def _without(
     distance: Callable[[int, int], int],
 ) -> Placed | None:
     """Lays out so that all stay but some, which have their places of afresh; None where another is in the way that
-    stays."""
-    mine = CpuSet.union(_cpus(wanted[name]) for name in moving)
+    stays, or what is kept for the system."""
+    mine = _cpus(core for name in moving for core in wanted[name])
     others = {name: each for name, each in needs.items() if name not in moving}
-    if any(not each.held.isdisjoint(mine) for each in others.values()):
+    if any(not each.held.isdisjoint(mine) for each in others.values()) or not mine <= _cpus(free):
         return None
     left = [core for core in free if core.cpus.isdisjoint(mine)]
     return {**{name: wanted[name] for name in moving}, **_lay_out(left, others, distance)}
-
-
-def _used(claims: Sequence[Claim], placed: Placed, quota: int | None) -> Placed:
-    return {claim.name: used(claim, placed[claim.name], quota) for claim in claims}
 
 
 def _cpus(cores: Iterable[Core]) -> CpuSet:

@@ -204,3 +204,34 @@ def test_a_service_that_is_not_enabled_has_no_core_of_the_system_and_says_why_it
     assert str(first.services[0].cpus) == "1-8"
     again = make_plan(parse_config([ConfFile("/c", text)], host), dataclasses.replace(host, in_force=in_force(first)))
     assert plan_json(again) == plan_json(first)
+
+
+def test_the_system_keeps_another_core_than_one_that_a_service_has() -> None:
+    """The core for the system is chosen anew where the search is; it is not that of a service that stays."""
+    host = make_host(packages=4, cores_per_complex=6)
+    first = [{"CPUs": "1"}, {"Model": "/m.pt"}, {"CPUs": "1"}]
+    plans = []
+    for services in (first, [*first, {"Ranks": "3"}]):
+        config = parse_config([ConfFile("/c", conf_of([{"Enabled": "yes", **keys} for keys in services]))], host)
+        plans.append(make_plan(config, host))
+        host = dataclasses.replace(host, in_force=in_force(plans[-1]))
+    before, after = map(cpus, plans)
+    assert (after["s0"], after["s2"]) == (before["s0"], before["s2"])
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(hosts(), SERVICES)
+def test_nobody_moves_off_cores_that_nobody_gets(host: HostFacts, services: list[dict[str, str]]) -> None:
+    """On cores that are alike, where the last service comes beside the others and staying costs nothing."""
+    host = dataclasses.replace(host, cpu_limit=None, cpu_kinds=())
+    services = [{**keys, "Enabled": "yes"} for keys in services]
+    before, after = (parse_config([ConfFile("/c", conf_of(part))], host) for part in (services[:-1], services))
+    try:
+        old = make_plan(before, host)
+        new = make_plan(after, dataclasses.replace(host, in_force=in_force(old)))
+    except PlacementError:
+        return
+    for service in old.services:
+        now = new.find(service.unit)
+        if len(service.ranks) == 1 and service.cores == now.cores == service.service.settings.cpus.count == 1:
+            assert now.cpus == service.cpus or not service.cpus <= new.unassigned_cpus | CpuSet(new.left_out)
