@@ -103,7 +103,7 @@ def make_claims(services: Iterable[Service], in_force: Mapping[str, Held]) -> li
 
 
 def _slot_request(members: Sequence[Service]) -> CpuRequest:
-    """Says what a slot asks for: the most that any of its services does."""
+    """Says what a slot asks for: the most that any of its services does, be it by CPUs= or by Ranks=."""
     requests = {service.settings.cpus for service in members}
     explicit = [request for request in requests if request.is_explicit()]
     if explicit and len(requests) > 1:
@@ -112,11 +112,14 @@ def _slot_request(members: Sequence[Service]) -> CpuRequest:
         raise service.refuse("CPUs", request_text(service.settings.cpus), f"{slot}; give all of them the same CPUs=")
     if explicit:
         return explicit[0]
-    by_kind = {request.kind: request for request in sorted(requests, key=lambda request: request.count)}
-    for kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO):
-        if kind in by_kind:
-            return by_kind[kind]
-    return CpuRequest(CpuRequestKind.SHARED)
+    counts = [request.count for request in requests if request.kind is CpuRequestKind.COUNT]
+    if counts:
+        # A service that gives its own number has that to divide among its ranks.
+        trains = [service.train() for service in members if service.settings.cpus.kind is not CpuRequestKind.COUNT]
+        ranks = [train.ranks for train in trains if train and isinstance(train.ranks, int)]
+        return CpuRequest(CpuRequestKind.COUNT, max([*counts, *ranks]))
+    auto = CpuRequest(CpuRequestKind.AUTO)
+    return auto if auto in requests else CpuRequest(CpuRequestKind.SHARED)
 
 
 def largest_remainder(total: int, weights: Sequence[int], *, least: Sequence[int] = ()) -> list[int]:

@@ -13,10 +13,16 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import CpuKind, HostFacts, NumaNode
 from torchpar.placement.place import Placement, place
+from torchpar.plan.plan import make_plan
 
 
 def place_text(text: str, facts: HostFacts) -> Placement:
-    """Place the services of a conf; a section "a CPUs=2 Enabled=yes" is short for a training service."""
+    """Places the services of such a conf."""
+    return place(parse_config([ConfFile("/c", conf_text(text))], facts), facts)
+
+
+def conf_text(text: str) -> str:
+    """The conf that a short text stands for: "a CPUs=2 Enabled=yes" is a section of a training service."""
     lines = []
     for line in text.strip().splitlines():
         name, *settings = line.split()
@@ -24,7 +30,7 @@ def place_text(text: str, facts: HostFacts) -> Placement:
             lines += ["[Host]", *settings]
         else:
             lines += [f"[Train {name}]", f"Script=/{name}.py", *settings]
-    return place(parse_config([ConfFile("/c", "\n".join(lines))], facts), facts)
+    return "\n".join(lines)
 
 
 def cpus(text: str, facts: HostFacts) -> dict[str, str]:
@@ -69,6 +75,15 @@ def test_more_enabled_services_than_cores_is_refused_by_name() -> None:
     """The message says who asked and where."""
     message = refused("a Enabled=yes\nb Enabled=yes\nc Enabled=yes", SMALL)
     assert message.startswith("/c:7: [Train c] CPUs=auto: it asks for 1 core, but 0 of the 2 usable cores are left")
+
+
+@pytest.mark.parametrize("ranks", ["CPUs=1\nb Slot=s Ranks=3", "Ranks=3\nb Slot=s CPUs=1"])
+def test_a_slot_has_room_for_the_ranks_of_each_of_its_services(ranks: str) -> None:
+    """A number of cores in one section and ranks in another: the more of both."""
+    host = make_host()
+    config = conf_text(f"Host ReserveCores=0\na Slot=s {ranks}\nc Slot=t CPUs=1".replace("Slot", "Enabled=yes Slot"))
+    plan = make_plan(parse_config([ConfFile("/c", config)], host), host)
+    assert [service.cores for service in plan.services] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(
