@@ -57,8 +57,8 @@ def test_explain_names_what_was_rejected_and_why() -> None:
     """The rules' first choice, and what it would cost."""
     plan, _ = plan_of("a Ranks=numa\nb CPUs=2", make_host(packages=4, cores_per_complex=8))
     assert [reason.why for reason in plan.services[0].reasons if reason.key == "CPUs"][1:] == [
-        "so that all services together have 99% of their fair shares; with CPUs 9-31 here, the next best way and the "
-        "rules' first choice, they have 77%"
+        "so that all services together have 99% of their fair shares; with CPUs 9-31 here, the rules' first choice, "
+        "they have 77%"
     ]
 
 
