@@ -148,7 +148,11 @@ def _give_away(claims: Sequence[Claim], usable: UsableCores) -> UsableCores:
     if not given:
         return usable
     why = " and ".join(sorted({kept[cpu] for cpu in given}))
-    warning = f"CPUs {CpuSet(given)} are {why}, but services need them to have a core each; set Enabled=no for one"
+    if len(counted) == 1:
+        need = f"{counted[0].name} asks for so many by CPUs= or Ranks=; it may be as fast with fewer"
+    else:
+        need = "services need them to have what they ask for; ask for less, or set Enabled=no for one"
+    warning = f"CPUs {CpuSet(given)} are {why}, but {need}"
     told = {cpu: f"{kept[cpu]} while every service has a core, and given to {name}" for cpu, name in given.items()}
     return dataclasses.replace(usable, left_out={**usable.left_out, **told}, warnings=(*usable.warnings, warning))
 

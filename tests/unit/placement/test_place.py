@@ -77,6 +77,16 @@ def test_more_enabled_services_than_cores_is_refused_by_name() -> None:
     assert message.startswith("/c:7: [Train c] CPUs=auto: it asks for 1 core, but 0 of the 2 usable cores are left")
 
 
+@pytest.mark.parametrize("asked", ["CPUs=3", "Ranks=3"])
+def test_one_job_alone_that_asks_for_more_than_the_quota_is_not_told_of_others(asked: str) -> None:
+    """There is none that could be switched off."""
+    host = make_host(cores_per_complex=8, cpu_limit=2.0)
+    assert place_text(f"a {asked} Enabled=yes", host).usable.warnings == (
+        "CPUs 3 are beyond the CPU quota of 2 CPUs, but [Train a] asks for so many by CPUs= or Ranks=; it may be as "
+        "fast with fewer",
+    )
+
+
 @pytest.mark.parametrize("ranks", ["CPUs=1\nb Slot=s Ranks=3", "Ranks=3\nb Slot=s CPUs=1"])
 def test_a_slot_has_room_for_the_ranks_of_each_of_its_services(ranks: str) -> None:
     """A number of cores in one section and ranks in another: the more of both."""
@@ -355,7 +365,8 @@ def test_further_services_have_slower_cores_before_anything_is_refused() -> None
     placement = place_text(four, host)
     assert sorted(str(share.cpus) for share in placement.shares.values()) == ["0", "1", "2", "3"]
     assert placement.usable.warnings == (
-        "CPUs 0 are kept for the system, but services need them to have a core each; set Enabled=no for one",
+        "CPUs 0 are kept for the system, but services need them to have what they ask for; ask for less, or set "
+        "Enabled=no for one",
     )
     assert "it asks for 1 core, but 0 of the 4 usable cores are left" in refused(f"{four}\ne Enabled=yes", host)
     assert "but 0 of the 3 usable" in refused(f"Host ReserveCores=1\n{four}", host)
