@@ -19,7 +19,7 @@ from torchpar.conf.settings import (
     TrainSettings,
 )
 from torchpar.conf.syntax import hint
-from torchpar.contract.errors import ConfigError, Place, PlacementError, Problem, printable
+from torchpar.contract.errors import ConfigError, CoresError, Place, PlacementError, Problem, printable
 from torchpar.contract.unit_names import is_called, shorten, title_of, unit_name
 
 # Who a service runs as that names no User=.
@@ -91,6 +91,10 @@ class Service:
         """Makes the error that a value does not fit the host."""
         what = f"{self.section} {key}={printable(str(value), 80)}: {printable(why, 800)}"
         return PlacementError(f"{self.origin(key)}: {what}", self.unit)
+
+    def lacks(self, key: str, value: object, why: str) -> CoresError:
+        """Makes the error that there are too few cores for a value."""
+        return CoresError(str(self.refuse(key, value, why)), self.unit)
 
     @property
     def own_user(self) -> bool:

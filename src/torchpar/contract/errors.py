@@ -4,6 +4,7 @@
     ├── ConfigError             the configuration is invalid: every problem, with file and line
     ├── FactsError              the machine's facts cannot be read, or are not those of a machine
     ├── PlacementError          what is asked for does not fit this host
+    │   └── CoresError          more cores than there are; with less asked for it may fit
     ├── JobSettingsError        what a unit tells its job cannot be read
     ├── RendezvousError         the hosts of a job cannot meet
     ├── StoreError              the store of generations is damaged or cannot be written
@@ -98,6 +99,10 @@ class PlacementError(TorchparError):
     def __init__(self, message: str, unit: str | None = None) -> None:
         super().__init__(message)
         self.unit = unit
+
+
+class CoresError(PlacementError):
+    """Services ask for more cores, by CPUs= or by Ranks=, than there are. With less asked for it may fit."""
 
 
 class JobSettingsError(TorchparError):

@@ -58,13 +58,13 @@ def count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Cor
     counts = [claim for claim in enabled if claim.request.kind is CpuRequestKind.COUNT]
     for claim in sorted(counts, key=lambda claim: (-claim.request.count, claim.name)):
         if claim.request.count > free:
-            raise claim.refuse(too_much(claim, free, usable, enabled, amounts))
+            raise claim.lacks(too_much(claim, free, usable, enabled, amounts))
         amounts.append((claim, Amount(claim.request.count, "whole cores as asked for")))
         free -= claim.request.count
     autos = [claim for claim in enabled if claim.request.kind is CpuRequestKind.AUTO]
     if len(autos) > free:
         beyond = autos[free]
-        raise beyond.refuse(too_much(beyond, 0, usable, enabled, amounts))
+        raise beyond.lacks(too_much(beyond, 0, usable, enabled, amounts))
     least = [claim.ranks() for claim in autos]
     if sum(least) > free and len(autos) > 1:
         raise _too_many_ranks(autos, free)
@@ -88,14 +88,12 @@ def count_out(enabled: Sequence[Claim], usable: UsableCores, cores: Sequence[Cor
 
 
 def _too_many_ranks(autos: Sequence[Claim], free: int) -> PlacementError:
-    """Returns the error that ranks need more cores than are free, with the number of ranks that would fit."""
+    """Returns the error that ranks need more cores than are free."""
     most = max(autos, key=lambda claim: (claim.ranks(), claim.name))
     ranks = most.ranks()
-    left = free - sum(claim.ranks() for claim in autos if claim is not most)
     service = next(one for one in most.services if (train := one.train()) and train.ranks == ranks)
-    change = f"Ranks={left} would fit" if left > 0 else "fewer ranks of several, or Enabled=no for one, would fit"
-    why = f"each rank needs a core, and the {len(autos)} services with CPUs=auto have {free} together; {change}"
-    return service.refuse("Ranks", ranks, why)
+    why = f"each rank needs a core, and the {len(autos)} services with CPUs=auto have {free} together"
+    return service.lacks("Ranks", ranks, why)
 
 
 def too_much(
@@ -118,24 +116,4 @@ def too_much(
         f"it asks for {asking} {'core' if asking == 1 else 'cores'}, but {left} of the {number} "
         f"usable cores {'is' if left == 1 else 'are'} left"
         + (f": {', '.join(holders)}" if holders else "")
-        + f"; {_smallest_change(claim, usable, enabled)}"
     )
-
-
-def _smallest_change(claim: Claim, usable: UsableCores, enabled: Sequence[Claim]) -> str:
-    """Says what to write into the conf so that it fits, with as little changed as can be."""
-    asking = [other for other in enabled if other.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
-    asking += [claim] if claim not in asking else []
-    cores = len(free_cores([*usable.pool, *usable.beyond, *usable.slow, *usable.spare], enabled))
-    missing = sum(least(other) for other in asking) - cores
-    for other in sorted(asking, key=lambda other: (other is not claim, -other.request.count)):
-        fewer = other.request.count - missing
-        if fewer >= max(1, other.ranks()):
-            return f"CPUs={fewer} for {other.name} would fit"
-    without = sorted(asking, key=lambda other: (-least(other), other is not claim, other.name))
-    number, spared = 0, 0
-    while spared < missing and number < len(without):
-        spared += least(without[number])
-        number += 1
-    those = " and ".join(other.name for other in without[:number])
-    return f"Enabled=no or CPUs=shared for {those} would fit"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torchpar.conf.services import Service
 from torchpar.conf.values import Binding, CpuRequest, CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.errors import PlacementError
+from torchpar.contract.errors import CoresError, PlacementError
 from torchpar.facts.topology import Held, PciDevice
 from torchpar.placement.cores import Core
 from torchpar.placement.quality import Ask
@@ -57,6 +57,10 @@ class Claim:
     def refuse(self, why: str) -> PlacementError:
         """Returns the error that says that its CPUs= cannot be had."""
         return PlacementError(f"{self.who}: {why}", self.services[0].unit)
+
+    def lacks(self, why: str) -> CoresError:
+        """Returns the error that says that there are too few cores for its CPUs=."""
+        return CoresError(f"{self.who}: {why}", self.services[0].unit)
 
     def ranks(self) -> int:
         """Returns the ranks that the conf gives a number of; 1 where they are counted on the host."""

@@ -85,7 +85,7 @@ def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]
             why = usable.left_out[cpus.first()].partition(" (")[0]
             claim.warnings.append(f"{claim.who}: CPUs {cpus} are {why}, but it needs {needed} cores")
     if claim.request.count > len(offered):
-        raise claim.refuse(too_much(claim, len(offered), usable, ()))
+        raise claim.lacks(too_much(claim, len(offered), usable, ()))
     return sorted(offered, key=lambda core: core.cpus.first())
 
 

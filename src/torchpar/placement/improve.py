@@ -143,7 +143,7 @@ def _fill(
 def _reason(cores: Sequence[Core], rejected: Sequence[Core], before: float, after: float) -> Reason:
     here, there = (CpuSet.union(core.cpus for core in part) for part in (cores, rejected))
     why = (
-        f"so that all services together have {after:.0%} of their fair shares; with CPUs {there} here, the rules' first "
-        f"choice, they have {before:.0%}"
+        f"so that all services together have {after:.0%} of their fair shares; with CPUs {there} here, the rules' "
+        f"first choice, they have {before:.0%}"
     )
     return Reason("CPUs", str(here), why)

@@ -162,7 +162,7 @@ def _shapes(state: _Search, seeker: Seeker, free: Amounts, most: int, number: in
     Of more than so many it is those that have the most threads on the fastest cores, and then the fewest cores.
     """
     ask = seeker.ask
-    found: list[tuple[float, int, int, float, Mapping[int, int]]] = []
+    found: list[tuple[float, int, int, float, dict[int, int]]] = []
     for slowest in sorted({capacity for (_, capacity), number in zip(state.cells, free, strict=True) if number}):
         sizes: dict[int, int] = {}
         for (node, capacity), cores in zip(state.cells, free, strict=True):

@@ -14,6 +14,7 @@ from typing import Any
 from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import CoresError
 from torchpar.contract.job import VARIABLE
 from torchpar.contract.paths import LAUNCH, RUN, SERVE
 from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
@@ -21,6 +22,7 @@ from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason
 from torchpar.placement.place import Placement, Share, place
 from torchpar.plan.allocator import choose_allocator
+from torchpar.plan.changes import find_change
 from torchpar.plan.listening import addresses, find_collisions
 from torchpar.plan.memory import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.plan.ranks import Rank, make_ranks
@@ -97,8 +99,20 @@ class Plan:
 def make_plan(config: Config, facts: HostFacts) -> Plan:
     """Plans every service of the configuration on the host.
 
-    Raises PlacementError when what is asked for does not fit the host.
+    Raises PlacementError when what is asked for does not fit the host; it names the smallest change that does.
     """
+
+    def plan(changed: Config) -> Plan:
+        return _make_plan(changed, facts)
+
+    try:
+        return plan(config)
+    except CoresError as error:
+        change = find_change(config, error, plan)
+        raise CoresError(f"{error}; {change} would fit" if change else str(error), error.unit) from None
+
+
+def _make_plan(config: Config, facts: HostFacts) -> Plan:
     placement = place(config, facts)
     services = tuple(_plan_service(service, config, placement, facts) for service in config.services)
     collisions = find_collisions(config.services)

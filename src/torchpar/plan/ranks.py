@@ -111,7 +111,7 @@ def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Co
         parts, count = [], train.ranks
     if count > len(share.cores):
         why = f"it has {len(share.cores)} cores ({share.cpus}), and each of {count} ranks needs one at least"
-        raise service.refuse("Ranks", train.ranks, why)
+        raise service.lacks("Ranks", train.ranks, why)
     if count > 1 and share.gpus and count * train.gpus_per_rank > len(share.gpus):
         why = f"with GPUsPerRank={train.gpus_per_rank} that is more than its {len(share.gpus)} accelerators"
         raise service.refuse("Ranks", count, f"{why}; GPUs=none trains on CPUs")
