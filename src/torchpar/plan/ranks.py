@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torchpar.conf.services import Service
 from torchpar.conf.settings import TrainSettings
-from torchpar.conf.values import Binding
+from torchpar.conf.values import Binding, CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason
@@ -64,7 +64,8 @@ def make_ranks(
     else:
         # A process for each accelerator where there are any, and for each place with a memory or a cache of its own.
         count = min(len(share.gpus), len(share.cores))
-        parts, reason = split_places(share.cores, quota)
+        shared = service.settings.cpus.kind is CpuRequestKind.SHARED
+        parts, reason = split_places(share.cores, quota, shared=shared)
         if count:
             parts = _split_by_gpus(share, count, 1) or split_cores(share.cores, count)
             reason = Reason("Processes", str(count), "one for each accelerator")

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tests.unit.hosts import make_host, make_hybrid_host
+from tests.unit.placement.test_place import kinds_of
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
@@ -52,6 +53,31 @@ def test_slower_cores_have_processes_of_their_own_that_nobody_waits_for() -> Non
     assert [str(rank.cpus) for rank in plan_of(make_hybrid_host(), "CPUs=6").ranks] == ["0-7"]
     three = dataclasses.replace(make_host(packages=3, cores_per_complex=8), allowed_cpus=CpuSet(range(17)))
     assert [str(rank.cpus) for rank in plan_of(three).ranks] == ["0-7", "8-15"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "cpus"),
+    [
+        (((710, 5), (930, 5), (720, 5), (1000, 4), (1024, 1)), ["0-4,10-14", "5-9,15-19"]),
+        (((1000, 3), (1024, 3)), ["0-5"]),
+        (((500, 8), (1000, 4), (1024, 4)), ["0-7", "8-15"]),
+        (((256, 3), (1000, 4), (1024, 4)), ["3-10"]),
+    ],
+)
+def test_kinds_of_cores_that_are_nearly_alike_have_one_process(
+    kinds: tuple[tuple[int, int], ...], cpus: list[str]
+) -> None:
+    """Processes of a few per cent more speed are not worth the copies of the model."""
+    host = kinds_of(*kinds)
+    assert sorted(str(rank.cpus) for rank in plan_of(host, f"CPUs=0-{len(host.cores) - 1}").ranks) == cpus
+
+
+def test_a_shared_service_has_one_process_unless_several_are_much_faster() -> None:
+    """Others run beside its copies of the model."""
+    plan = plan_of(make_host(packages=2, complexes_per_node=2), "CPUs=shared")
+    assert [str(rank.cpus) for rank in plan.ranks] == ["0-15"]
+    assert "not be much faster" in next(reason.why for reason in plan.reasons if reason.key == "Processes")
+    assert len(plan_of(kinds_of((600, 8), (1024, 8)), "CPUs=shared").ranks) == 2
 
 
 def test_accelerators_have_a_process_each_on_cores_near_it() -> None:
