@@ -19,6 +19,9 @@ from torchpar.placement.quality import ACROSS_NODES, Ask, speed_on
 _WAYS = 1_200
 _STEPS = 8_000
 
+# What is given up of all speed so that services are on fewer nodes: each of them has ranks or processes on each.
+_NEARLY = 0.999
+
 # Ways of one service that are looked at even when nothing is left of the steps, until there is an answer.
 _FEWEST = 4
 
@@ -44,6 +47,8 @@ class _Search:
     keep: int
     steps: int
     best: float = -1.0
+    most: float = -1.0
+    pieces: int = 0
     found: tuple[Amounts, ...] = ()
     speeds: dict[tuple[Ask, Amounts], float] = field(default_factory=dict)
     of_node: dict[int, list[int]] = field(default_factory=dict)
@@ -88,8 +93,11 @@ def _place(state: _Search, free: Amounts, chosen: tuple[Amounts, ...]) -> None:
         min(_speed(state, seeker.ask, amounts), seeker.fair) for seeker, amounts in zip(before, chosen, strict=True)
     )
     if not after:
-        if got > state.best * (1 + 1e-9):
-            state.best, state.found = got, chosen
+        pieces = sum(_pieces(state, amounts) for amounts in chosen)
+        nearly = _NEARLY if pieces < state.pieces else 1 + 1e-9
+        if got > max(state.best * nearly, state.most * _NEARLY):
+            state.best, state.found, state.pieces = got, chosen, pieces
+            state.most = max(state.most, got)
         return
     needed = state.keep + sum(_least(seeker.ask) for seeker in after[1:])
     whole = sum(seeker.fair for seeker in state.seekers)
@@ -130,7 +138,7 @@ def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int, steps: int) 
         state.steps -= size // 8
     else:
         ways = _shapes(state, seeker, free, most, number)
-    worth: dict[Amounts, tuple[float, int, int, Amounts]] = {}
+    worth: dict[Amounts, tuple[float, int, int, int, Amounts]] = {}
     for amounts in ways:
         state.steps -= cost
         taken = sum(amounts)
@@ -139,9 +147,10 @@ def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int, steps: int) 
         if seeker.ask.count and taken != seeker.ask.count:
             continue
         speed = min(_speed(state, seeker.ask, amounts), seeker.fair)
-        # Of equal ones that with the fewest cores, and then that which breaks up the fewest places.
+        # Of equal ones that with the fewest cores, on the fewest nodes, and then that which breaks up the fewest places.
         broken = sum(0 < number < whole for number, whole in zip(amounts, free, strict=True))
-        worth[amounts] = (-round(speed, 9), taken, broken, tuple(-number for number in amounts))
+        order = tuple(-number for number in amounts)
+        worth[amounts] = (-round(speed, 9), taken, _pieces(state, amounts), broken, order)
     return sorted(worth, key=lambda amounts: worth[amounts])
 
 
@@ -250,6 +259,10 @@ def _filled(state: _Search, on_node: Mapping[int, int], slowest: float, free: Am
             amounts[i] += more
             missing -= more
     return tuple(amounts)
+
+
+def _pieces(state: _Search, amounts: Amounts) -> int:
+    return len({node for (node, _), number in zip(state.cells, amounts, strict=True) if number})
 
 
 def _speed(state: _Search, ask: Ask, amounts: Amounts) -> float:

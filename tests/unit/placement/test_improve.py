@@ -121,3 +121,10 @@ def test_a_search_ends_after_so_many_steps(
     for cell, number in free.items():
         assert sum(amounts.get(cell, 0) for amounts in found) <= number
     assert looked < 100_000
+
+
+@pytest.mark.parametrize("ask", [Ask(trains=False), Ask(by_node=True), Ask(ranks=2)])
+def test_of_equal_ways_the_search_takes_the_fewest_nodes(ask: Ask) -> None:
+    """Each of them would have a rank or a copy of the model on each of its nodes."""
+    free = {(0, 1.0): 4, (1, 1.0): 4, (2, 1.0): 8}
+    assert search(free, [Seeker(ask, 8.0)]) == [{(2, 1.0): 8}]
