@@ -83,7 +83,8 @@ def improve(
             cells[cell] = [core for core in cells[cell] if core not in set(part)]
             chosen += part
         better[claim.name] = tuple(chosen)
-    left = [core for cores in cells.values() for core in cores]
+    # What is left of the slower cores loads data.
+    left = [core for cores in cells.values() for core in cores if core not in slow]
     _fill(better, moving, left, keep, usable.quota)
     after = quality(better, moving, fair, usable.quota)
     if after < before + _WORTH:

@@ -172,17 +172,36 @@ def fair_shares(
     number, speed = _fastest_set(fast, left)
     if needed > number:
         # Those that need the fewest cores get the fastest of them: so the most is left for the others.
+        weights = sum(ask.weight for ask in (asks[i] for i in autos))
         for i in sorted(autos, key=lambda i: (asks[i].ranks, -asks[i].weight)):
-            mine, capacities = capacities[: asks[i].ranks], capacities[asks[i].ranks :]
-            ideal = speed * asks[i].weight / sum(asks[j].weight for j in autos)
+            needed -= asks[i].ranks
+            mine = _fewest_for(rest, asks[i], speed * asks[i].weight / weights, len(fast[:number]), needed)
             at_a_time = len(mine) if quota is None else min(len(mine), quota)
-            fair[i] = min(ideal, at_a_time * min(mine, default=0.0))
+            ideal = min(speed * asks[i].weight / weights, at_a_time * min((c.capacity for c in mine), default=0.0))
+            fair[i] = ideal if len(mine) == asks[i].ranks else min(ideal, best_speed(mine, asks[i], len(mine), quota))
+            rest, number = rest[len(mine) :], max(0, number - len(mine))
         return fair
     each = speed / number if number else 0.0
     for i, share in zip(autos, _by_weight(speed, [asks[i] for i in autos], each), strict=True):
         whole = max(asks[i].ranks, int(share / each + 1e-9))
         fair[i] = min(share, best_speed(cores, asks[i], whole, quota))
     return fair
+
+
+def _fewest_for(cores: Sequence[Core], ask: Ask, wanted: float, fast: int, kept: int) -> Sequence[Core]:
+    """Returns the first of the cores with which a service has the speed that is wanted, a core for each rank at the
+    least. Only of those that are not `fast` it has more, and `kept` are for others."""
+    least = ask.ranks
+    if fast >= least:
+        return cores[:least]
+    best, number = 0.0, least
+    for size in range(least, len(cores) - kept + 1, least):
+        speed = size * cores[size - 1].capacity
+        if best >= wanted:
+            break
+        if speed > best:
+            best, number = speed, size
+    return cores[:number]
 
 
 def _by_weight(speed: float, asks: Sequence[Ask], core: float) -> list[float]:

@@ -147,7 +147,7 @@ def _ways(state: _Search, seeker: Seeker, free: Amounts, most: int, steps: int) 
         if seeker.ask.count and taken != seeker.ask.count:
             continue
         speed = min(_speed(state, seeker.ask, amounts), seeker.fair)
-        # Of equal ones that with the fewest cores, on the fewest nodes, and then that which breaks up the fewest places.
+        # Of equal ones that with the fewest cores, on the fewest nodes, and then that which breaks up fewest places.
         broken = sum(0 < number < whole for number, whole in zip(amounts, free, strict=True))
         order = tuple(-number for number in amounts)
         worth[amounts] = (-round(speed, 9), taken, _pieces(state, amounts), broken, order)

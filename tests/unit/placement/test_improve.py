@@ -53,6 +53,12 @@ def test_equal_ranks_get_the_nodes_that_they_need(host: HostFacts, text: str, ex
     assert ranks(plan) == expected and measured > 0.9
 
 
+def test_who_finds_no_fast_core_has_as_many_slower_ones_as_are_fair() -> None:
+    """None of the slowest stands idle while two services have one each that is a quarter as fast."""
+    plan, _ = plan_of("a\nb\nc\nd\ne\nf", kinds_of((280, 4), (820, 2), (1024, 2)))
+    assert [str(service.cpus) for service in plan.services] == ["4", "5", "6", "7", "1-2", "3"]
+
+
 def test_explain_names_what_was_rejected_and_why() -> None:
     """The rules' first choice, and what it would cost."""
     plan, _ = plan_of("a Ranks=numa\nb CPUs=2", make_host(packages=4, cores_per_complex=8))

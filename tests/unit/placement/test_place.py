@@ -371,12 +371,12 @@ def warnings(placement: Placement) -> list[str]:
     return [warning for share in placement.shares.values() for warning in share.warnings]
 
 
-def test_no_more_slower_cores_are_taken_than_are_missing() -> None:
-    """Whoever comes last has them, and is told."""
+def test_no_more_slower_cores_are_taken_than_make_up_for_a_faster_one() -> None:
+    """Whoever comes last has them, and is told; the others load data."""
     host = kinds_of((300, 8), (1024, 8))
     nine = "\n".join(f"{name} Enabled=yes" for name in "abcdefghi")
     placement = place_text(f"Host ReserveCores=0\n{nine}", host)
-    assert [str(share.cpus) for share in placement.shares.values()] == [*map(str, range(8, 16)), "0"]
+    assert [str(share.cpus) for share in placement.shares.values()] == [*map(str, range(8, 16)), "0-3"]
     assert warnings(placement) == [
         "/c:27: [Train i] CPUs=auto: all of its cores are slower (0.29 of the fastest), as no others are left"
     ]

@@ -68,7 +68,8 @@ def host(*nodes: str) -> list[Core]:
         (["8"], [Ask(count=5), Ask(), Ask()], [5, 1, 1]),
         (["8"], [Ask(ranks=5), Ask()], [5, 3]),
         (["4,4×0.5"], [Ask(count=6), Ask()], [4, 1]),
-        (["2,2×0.5"], [Ask(), Ask(), Ask()], [2 / 3, 2 / 3, 0.5]),
+        (["2,2×0.5"], [Ask(), Ask(), Ask()], [2 / 3, 2 / 3, 2 / 3]),
+        (["2,2×0.8,3×0.25"], [Ask()] * 6, [3.2 / 6] * 4 + [0.5, 0.25]),
     ],
 )
 def test_a_fair_share_is_what_a_service_can_use_of_its_weight(
