@@ -242,7 +242,9 @@ def best_speed(cells: tuple[tuple[int, float, int], ...], ranks: int | str, trai
         elif isinstance(ranks, int):
             within = max((s for s in range(1, sizes[0] + 1) if sum(n // s for n in sizes) >= ranks), default=0)
             best = max(best, ranks * within * floor, ACROSS_NODES * ranks * (all_cores // ranks) * floor)
-    return best
+    # Or a process for each kind of cores of each node.
+    by_kind = sum(capacity * number for _, capacity, number in cells if number >= LEAST_CORES)
+    return best if trains else max(best, by_kind)
 
 
 def optimum(plan: Plan, config: Config, qualities: dict[str, Quality]) -> float | None:

@@ -119,7 +119,18 @@ def speed_on(cells: Iterable[tuple[int, float, int]], ask: Ask, quota: int | Non
         sizes = sorted(on_node.values(), reverse=True)
         number = sum(sizes) if most is None else min(most, sum(sizes))
         best = max(best, slowest * _best_size(sizes, ask, number, quota))
-    return best
+    return best if ask.trains or quota is not None else max(best, _speed_by_kind(cells, most))
+
+
+def _speed_by_kind(cells: Iterable[tuple[int, float, int]], most: int | None) -> float:
+    """Returns the speed of an inference service with a process for each kind of cores of each node that has enough."""
+    speed, left = 0.0, most
+    for _, capacity, number in sorted(cells, key=lambda cell: -cell[1]):
+        size = number if left is None else min(number, left)
+        if size >= LEAST_CORES:
+            speed += size * capacity
+            left = None if left is None else left - size
+    return speed
 
 
 def _best_size(sizes: Sequence[int], ask: Ask, number: int, quota: int | None) -> float:

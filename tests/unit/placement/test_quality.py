@@ -13,6 +13,7 @@ from torchpar.placement.quality import (
     host_speed,
     inference_speed,
     process_speed,
+    speed_on,
     total,
     training_speed,
 )
@@ -42,6 +43,15 @@ def test_a_host_is_as_fast_as_the_best_set_from_the_fastest_core_down() -> None:
     cores = [core(0, capacity=capacity / 1024) for capacity, number in kinds for _ in range(number)]
     assert host_speed(cores) == pytest.approx(5 * 855 / 1024)
     assert host_speed(cores, 4) == pytest.approx(4 * 855 / 1024)
+
+
+def test_an_inference_service_has_a_process_for_each_kind_of_cores() -> None:
+    """Nobody waits for the slower ones, as ranks do; too few of them have none."""
+    infer, cells = Ask(trains=False), [(0, 1.0, 8), (0, 0.5, 8)]
+    assert speed_on(cells, infer, None) == 12
+    assert speed_on(cells, infer, None, 12) == 10
+    assert speed_on([(0, 1.0, 8), (0, 0.5, 3)], infer, None) == 8
+    assert speed_on(cells, Ask(), None) == 8
 
 
 def host(*nodes: str) -> list[Core]:
