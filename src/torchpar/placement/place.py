@@ -24,6 +24,7 @@ from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guest, warn_of_guests
 from torchpar.placement.improve import Improved, improve
 from torchpar.placement.loader_cores import place_loaders
+from torchpar.placement.more_processes import offer_slower
 from torchpar.placement.named import place_explicit
 from torchpar.placement.stay import place_staying
 from torchpar.placement.staying import lay_out
@@ -73,11 +74,12 @@ def place(config: Config, facts: HostFacts) -> Placement:
     distance = node_distance(facts)
     improved = _place_afresh(afresh, usable, distance)
     usable = improved.usable
-    _place_others(afresh, usable, distance)
     if facts.in_force:
         claims = _ask(config, facts, usable)
         usable = place_staying(claims, afresh, improved, distance)
         _place_others(claims, usable, distance)
+    _place_others(afresh, improved.usable, distance)
+    if facts.in_force:
         _explain_stays(claims, afresh)
     usable = _give_away(claims, usable)
     owners = _Owners(claims)
@@ -120,12 +122,14 @@ def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callab
 def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
     """Place the claims that hold nothing, and the loader workers of all."""
     enabled = [claim for claim in claims if claim.enabled]
+    for claim in claims:
+        if claim.cores is not None and claim.exclusive() and not claim.request.is_explicit():
+            warn_of_slower(claim, usable)
+    offer_slower(claims, usable, distance)
     free, slow = free_cores(usable.pool, enabled), free_cores(usable.slow, enabled)
     for claim in claims:
         if claim.cores is None:
             place_guest(claim, free, slow, usable, distance)
-        elif claim.exclusive() and not claim.request.is_explicit():
-            warn_of_slower(claim, usable)
     place_loaders(claims, usable, distance)
     warn_of_guests(claims)
 

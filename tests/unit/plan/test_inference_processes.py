@@ -11,7 +11,7 @@ from tests.unit.placement.test_place import kinds_of
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
-from torchpar.facts.topology import HostFacts
+from torchpar.facts.topology import Held, HostFacts
 from torchpar.plan.plan import ServicePlan, make_plan
 
 
@@ -78,6 +78,18 @@ def test_a_shared_service_has_one_process_unless_several_are_much_faster() -> No
     assert [str(rank.cpus) for rank in plan.ranks] == ["0-15"]
     assert "not be much faster" in next(reason.why for reason in plan.reasons if reason.key == "Processes")
     assert len(plan_of(kinds_of((600, 8), (1024, 8)), "CPUs=shared").ranks) == 2
+
+
+def test_inference_services_alone_on_the_host_have_processes_on_its_slower_cores() -> None:
+    """Where one trains, those load data."""
+    host = kinds_of((512, 8), (1024, 8))
+    alone = plan_of(host, "Enabled=yes")
+    assert sorted(str(rank.cpus) for rank in alone.ranks) == ["0-7", "8-15"]
+    again = plan_of(dataclasses.replace(host, in_force={alone.unit: Held(alone.cpus)}), "Enabled=yes")
+    assert again == alone
+    beside = plan_of(host, "Enabled=yes", "[Train b]", "Script=/s.py", "Enabled=yes", "CPUs=2")
+    assert [str(rank.cpus) for rank in beside.ranks] == ["10-15"]
+    assert [str(rank.cpus) for rank in plan_of(kinds_of((512, 3), (1024, 8)), "Enabled=yes").ranks] == ["3-10"]
 
 
 def test_accelerators_have_a_process_each_on_cores_near_it() -> None:
