@@ -226,18 +226,19 @@ def _tritonserver(*, one: bool) -> Callable[[Path, str, Path, int, int], list[st
         shutil.copy(wheel / f"python_backend_stubs/{version}/triton_python_backend_stub", stub)
         stub.chmod(0o755)
         (folder / "models/m/1").mkdir(parents=True)
-        (folder / "models/m/1/model.py").write_text(f"MODEL = {str(model)!r}\n{TRITON}")
+        # Its stub passes over PYTHONPATH=, and answers with empty tensors under numpy 2; the wheel has numpy 1.
+        paths = [str(packages), next(path for path in sys.path if path.endswith("site-packages"))]
+        head = f"import sys\nsys.path[:0] = {paths!r}\nMODEL = {str(model)!r}\n"
+        (folder / "models/m/1/model.py").write_text(head + TRITON)
         kind = "TYPE_FP32" if about["datatype"] == "FP32" else "TYPE_INT64"
         text = TRITON_CONFIG.format(
             kind=kind, shape=about["shape"], outputs=[len(about["answer"])], count=1 if one else workers
         )
         (folder / "models/m/config.pbtxt").write_text(text)
-        # Its stub answers with empty tensors under numpy 2; the wheel's environment has numpy 1, which comes first.
-        torch = next(path for path in sys.path if path.endswith("site-packages"))
-        paths = f"LD_LIBRARY_PATH={packages / 'nvidia_pytriton.libs'} PYTHONPATH={packages}:{torch}"
         serve = f"{wheel}/bin/tritonserver --model-repository={folder}/models --backend-directory={folder}/backends"
         ports = f"--http-port={port} --grpc-port={port + 1} --metrics-port={port + 2} --allow-gpu-metrics=false"
-        return ["sh", "-ec", f"exec env {paths} {serve} {ports} --disable-auto-complete-config"]
+        libraries = f"LD_LIBRARY_PATH={packages / 'nvidia_pytriton.libs'}"
+        return ["sh", "-ec", f"exec env {libraries} {serve} {ports} --disable-auto-complete-config"]
 
     return start
 
