@@ -23,8 +23,8 @@ from torchpar.contract.job import VARIABLE, parse_job_environment
 from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Reason
 from torchpar.placement.cores import find_usable_cores, node_distance
+from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.place import Share, place
-from torchpar.placement.staying import Need, lay_out
 from torchpar.plan.plan import ServicePlan, make_plan
 
 UNIT_PREFIX = "torchpar-run-"

@@ -1,4 +1,4 @@
-"""Accelerators to claims: shared out among services like cores, but before them, so that cores can be near."""
+"""Gives accelerators to claims: shared out among services like cores, but before them, so that cores can be near."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchpar.placement.claims import Claim, Reason, largest_remainder
 
 
 def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
-    """Give each claim its accelerators: named ones, then counts, then the rest by weight.
+    """Gives each claim its accelerators: named ones, then counts, then the rest by weight.
 
     Services with CPUs=shared get none unless they ask. A GPU that is a part of the processor is for those that name
     it. Raises PlacementError for devices that are not there or taken.
@@ -51,7 +51,7 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
 
 
 def _warn_of_others(claim: Claim, holders: Mapping[PciDevice, Claim], count: int) -> None:
-    """Say where a claim has the accelerators of an enabled one, or none because enabled ones have all."""
+    """Says where a claim has the accelerators of an enabled one, or none because enabled ones have all."""
     where = f"{claim.services[0].origin('GPUs')}: {claim.name}"
     for gpu in claim.gpus if not claim.enabled else ():
         if gpu in holders:
@@ -65,7 +65,7 @@ def _warn_of_others(claim: Claim, holders: Mapping[PciDevice, Claim], count: int
 
 
 def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice], facts: HostFacts) -> list[PciDevice]:
-    """Give out the devices that claims name; returns those that no enabled claim names."""
+    """Gives out the devices that claims name; returns those that no enabled claim names."""
     free = list(devices)
     for claim in claims:
         names = [name for service in claim.services for name in service.settings.gpus.names]
@@ -131,7 +131,7 @@ def _too_many(claim: Claim, count: int, devices: Sequence[PciDevice], free: int)
 
 
 def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) -> list[PciDevice]:
-    """Give out devices: every claim keeps what it has in force, as far as it gets as many; returns what is left."""
+    """Gives out devices: every claim keeps what it has in force, as far as it gets as many; returns what is left."""
     left = list(free)
     for claim, count in amounts:
         claim.gpus = tuple(gpu for gpu in left if gpu.name in claim.held.gpus)[:count]
@@ -157,8 +157,8 @@ def _near(claim: Claim) -> CpuSet:
 
 
 def _choose(free: Sequence[PciDevice], count: int, near: CpuSet) -> list[PciDevice]:
-    """`count` devices, whole ones before MIG instances, on the nodes `near` if there are any, on as few nodes as can
-    be, and breaking up none that it need not."""
+    """Chooses `count` devices, whole ones before MIG instances, on the nodes `near` if there are any, on as few nodes
+    as can be, and breaking up none that it need not."""
     chosen: list[PciDevice] = []
     while len(chosen) < count:
         places: dict[tuple[bool, int | None], list[PciDevice]] = {}

@@ -127,7 +127,7 @@ def _slot_request(members: Sequence[Service]) -> CpuRequest:
 
 
 def largest_remainder(total: int, weights: Sequence[int], *, least: Sequence[int] = ()) -> list[int]:
-    """Split `total` by weights with whole numbers that sum to it, each at least its `least` (Hamilton's method).
+    """Splits `total` by weights with whole numbers that sum to it, each at least its `least` (Hamilton's method).
 
     `total` must be at least the sum of those; earlier entries win ties.
     """

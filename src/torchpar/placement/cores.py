@@ -1,4 +1,4 @@
-"""The cores of a host as placement sees them: which may be used, why others may not, and which n of them lie together.
+"""Says which cores of a host may be used, why others may not, and which n of them lie together.
 
 A core is its usable CPUs with the places it is in. It is the unit of placement: no service gets a part of one.
 """
@@ -247,7 +247,8 @@ def choose_cores(
 def _beside(
     free: Sequence[Core], count: int, near: CpuSet, kept: Sequence[Core], distance: Callable[[int, int], int]
 ) -> list[Core]:
-    """`kept` and the cores that are nearest to them: of their L3 groups, nodes, packages; then the nearest node's."""
+    """Chooses `kept` and the cores that are nearest to them: of their L3 groups, nodes, packages; then the nearest
+    node's."""
     chosen = list(kept)
     own = set(kept)
     others = [core for core in free if core not in own]
@@ -298,7 +299,7 @@ def _fill(
     distance: Callable[[int, int], int],
     beside: list[Core],
 ) -> list[Core]:
-    """Whole groups while they fit, the next always the nearest and then the largest; the rest from one place."""
+    """Takes whole groups while they fit, the next always the nearest and then the largest; the rest from one place."""
     taken: list[Core] = []
     groups = list(groups)
     while True:

@@ -1,4 +1,4 @@
-"""The cores of a service with several ranks: on NUMA nodes where equal ranks have room, so that none is across."""
+"""Chooses the cores of a service with several ranks: on NUMA nodes where equal ranks have room, none across."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def choose_for_ranks(
     distance: Callable[[int, int], int],
     kept: Collection[Core] = (),
 ) -> tuple[Core, ...] | None:
-    """`count` of the free cores such that `ranks` equal ranks keep to a node each; None where that cannot be, or where
-    one node has room for all of them. Of nodes that do as well it is those with the most cores that are `kept`."""
+    """Chooses `count` of the free cores such that `ranks` equal ranks keep to a node each; None where that cannot be,
+    or where one node has room for all of them. Of nodes that do as well it is those with the most cores that are
+    `kept`."""
     size = count // ranks
     if ranks == 1 or not size:
         return None
@@ -46,7 +47,7 @@ def choose_for_ranks(
 def choose_for_nodes(
     free: Sequence[Core], count: int, distance: Callable[[int, int], int], kept: Collection[Core] = ()
 ) -> tuple[Core, ...]:
-    """`count` of the free cores in parts on NUMA nodes that are as equal, and together as fast, as can be."""
+    """Chooses `count` of the free cores in parts on NUMA nodes that are as equal, and together as fast, as can be."""
     nodes = sorted(by_node(free), key=lambda node: -len(node))
     sizes = [min(len(node), count // number) for number, node in enumerate(nodes, 1)]
     # Of those nearly as fast the fewest nodes: whole ones are then left for others.
@@ -74,8 +75,8 @@ def _take(
     distance: Callable[[int, int], int],
     kept: Collection[Core],
 ) -> tuple[Core, ...]:
-    """So many cores of each node, those that are kept first; and `extra` ones beside them, for which equal ranks have
-    no use."""
+    """Chooses so many cores of each node, those that are kept first; and `extra` ones beside them, for which equal
+    ranks have no use."""
     taken: list[Core] = []
     for node, number in amounts:
         own = [core for core in node if core in kept]

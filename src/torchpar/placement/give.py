@@ -8,8 +8,8 @@ from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.claims import Claim, Reason
 from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.layout import Need
 from torchpar.placement.split import split_alike, split_cores, split_nodes
-from torchpar.placement.staying import Need
 
 
 def need(claim: Claim, count: int) -> Need:
@@ -23,7 +23,7 @@ def need(claim: Claim, count: int) -> Need:
 
 
 def give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:
-    """Give a claim these cores."""
+    """Gives a claim these cores."""
     claim.cores = cores
     near = ", near its GPUs" if any(gpu.numa_node is not None for gpu in claim.gpus) else ""
     text = f"{why}: {len(cores)} {'core' if len(cores) == 1 else 'cores'} {_where(cores)}{near}"
@@ -50,7 +50,7 @@ def used(claim: Claim, cores: Sequence[Core], quota: int | None) -> tuple[Core, 
 
 
 def warn_of_slower(claim: Claim, usable: UsableCores) -> None:
-    """Say that a claim had to take slower cores, which the faster ones it has wait for."""
+    """Says that a claim had to take slower cores, which the faster ones it has wait for."""
     cores = claim.cores or ()
     left = claim.request.count - len(cores)
     if left > 0:

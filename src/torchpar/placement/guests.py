@@ -1,4 +1,4 @@
-"""Services that hold nothing: what they get of the cores that enabled services leave."""
+"""Places services that hold nothing, on the cores that enabled services leave."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torchpar.placement.claims import Claim, Reason
 from torchpar.placement.cores import Core, UsableCores
 from torchpar.placement.give import give, need, used
 from torchpar.placement.improve import fair_speeds, improve
-from torchpar.placement.stay import is_nearly_as_good
-from torchpar.placement.staying import Need, lay_out
+from torchpar.placement.layout import Need, lay_out
+from torchpar.placement.staying import is_nearly_as_good
 
 
 def place_guest(
@@ -90,7 +90,7 @@ def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]
 
 
 def warn_of_guests(claims: Sequence[Claim]) -> None:
-    """Say where a service that is not enabled names the CPUs of one that is."""
+    """Says where a service that is not enabled names the CPUs of one that is."""
     held = {cpu: claim for claim in claims if claim.exclusive() for core in claim.cores or () for cpu in core.cpus}
     for claim in claims:
         if claim.enabled or not claim.request.is_explicit():

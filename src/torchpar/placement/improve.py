@@ -123,7 +123,7 @@ def _cells(cores: Iterable[Core]) -> list[tuple[int, float, int]]:
 def _fill(
     placed: dict[str, tuple[Core, ...]], claims: Sequence[Claim], left: list[Core], keep: int, quota: int | None
 ) -> None:
-    """Give shares by weight what is left where it makes them faster, a core for each rank at the most."""
+    """Gives shares by weight what is left where it makes them faster, a core for each rank at the most."""
     for claim in sorted(claims, key=lambda claim: (-claim.weight, claim.name)):
         own, ask = placed[claim.name], claim.ask()
         if claim.request.count:

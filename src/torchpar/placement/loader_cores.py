@@ -1,4 +1,4 @@
-"""Slower cores to loader workers: on a host with several kinds those that no service computes on.
+"""Gives slower cores to loader workers: on a host with several kinds those that no service computes on.
 
 Compute threads wait for the slowest of them, so they stay on cores that are alike; loading data needs no such care.
 """
@@ -11,11 +11,11 @@ from torchpar.conf.services import Service
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.claims import Claim, Reason, largest_remainder
 from torchpar.placement.cores import Core, UsableCores
-from torchpar.placement.staying import Need, lay_out
+from torchpar.placement.layout import Need, lay_out
 
 
 def place_loaders(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
-    """Share the free slower cores out among enabled training services by weight; the others get what they leave.
+    """Shares the free slower cores out among enabled training services by weight; the others get what they leave.
 
     No two enabled claims get the same core. Services that load no data, or say how many workers do, get no more than
     that. Computed on are those that an enabled service names, and all of them where one has CPUs=shared.

@@ -10,8 +10,8 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import free_cores
 from torchpar.placement.claims import Claim, Reason, largest_remainder
 from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.quality import LEAST_CORES, speed_on
-from torchpar.placement.staying import Need, lay_out
 
 # How much faster a service must be for slower cores: the plan joins processes for less than a twentieth.
 _FASTER = 1.06

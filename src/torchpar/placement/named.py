@@ -1,4 +1,7 @@
-"""CPUs that the conf names: lists, nodes and packages. Whoever names CPUs gets these, or a message why not."""
+"""Gives services the CPUs that the conf names: lists, nodes and packages.
+
+Whoever names CPUs gets these, or a message why not.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torchpar.placement.cores import UsableCores
 
 
 def place_explicit(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> None:
-    """Give each claim that names CPUs what it names.
+    """Gives each claim that names CPUs what it names.
 
     Raises PlacementError for CPUs that are not there or may not be used, and for those that two enabled claims name.
     """

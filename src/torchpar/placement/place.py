@@ -1,4 +1,4 @@
-"""Cores to services: who gets which, on the whole host at once.
+"""Gives cores to services: who gets which, on the whole host at once.
 
 Explicit lists come first, then counts, then the enabled auto claims share what is
 left by weight; claims that are not enabled hold nothing and get what the enabled ones leave. Each decision leaves a
@@ -23,11 +23,11 @@ from torchpar.placement.cores import Core, UsableCores, find_usable_cores, node_
 from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guest, warn_of_guests
 from torchpar.placement.improve import Improved, improve
+from torchpar.placement.layout import lay_out
 from torchpar.placement.loader_cores import place_loaders
 from torchpar.placement.more_processes import offer_slower
 from torchpar.placement.named import place_explicit
-from torchpar.placement.stay import place_staying
-from torchpar.placement.staying import lay_out
+from torchpar.placement.staying import place_staying
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Placement:
 
 
 def place(config: Config, facts: HostFacts) -> Placement:
-    """Give every declared service its share of the host; what it has in force it keeps, as far as it still can.
+    """Gives every declared service its share of the host; what it has in force it keeps, as far as it still can.
 
     Raises PlacementError when what is asked for is not there; the message names who asked and who holds it.
     """
@@ -120,7 +120,7 @@ def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callab
 
 
 def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
-    """Place the claims that hold nothing, and the loader workers of all."""
+    """Places the claims that hold nothing, and the loader workers of all."""
     enabled = [claim for claim in claims if claim.enabled]
     for claim in claims:
         if claim.cores is not None and claim.exclusive() and not claim.request.is_explicit():
@@ -135,7 +135,7 @@ def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callab
 
 
 def _explain_stays(claims: Sequence[Claim], afresh: Sequence[Claim]) -> None:
-    """Say where a claim would be if nothing were in force. The same for the one that came and those that stayed."""
+    """Says where a claim would be if nothing were in force. The same for the one that came and those that stayed."""
     for claim, other in zip(claims, afresh, strict=True):
         here, there = (CpuSet.union(core.cpus for core in one.cores or ()) for one in (claim, other))
         if here != there:
@@ -144,7 +144,7 @@ def _explain_stays(claims: Sequence[Claim], afresh: Sequence[Claim]) -> None:
 
 
 def _give_away(claims: Sequence[Claim], usable: UsableCores) -> UsableCores:
-    """Say of cores that are kept back and had to be given away; the conf may name them as it likes."""
+    """Says of cores that are kept back and had to be given away; the conf may name them as it likes."""
     back = CpuSet.union(core.cpus for core in (*usable.beyond, *usable.spare))
     kept = {cpu: usable.left_out[cpu].partition(" (")[0] for cpu in back}
     counted = [claim for claim in claims if claim.exclusive() and not claim.request.is_explicit()]

@@ -86,7 +86,7 @@ def search(
 
 
 def _place(state: _Search, free: Amounts, chosen: tuple[Amounts, ...]) -> None:
-    """Try the ways of the next service, the best first, with all ways of those after it."""
+    """Tries the ways of the next service, the best first, with all ways of those after it."""
     state.steps -= 1
     before, after = state.seekers[: len(chosen)], state.seekers[len(chosen) :]
     got = sum(
@@ -216,7 +216,7 @@ def _of_nodes(ask: Ask, sizes: Mapping[int, int], most: int, wanted: float) -> I
 
 
 def _level(sizes: Mapping[int, int], number: int) -> dict[int, int]:
-    """So many cores of the nodes with the most, such that what is left of these is equal."""
+    """Chooses so many cores of the nodes with the most, such that what is left of these is equal."""
     left = [(-size, node) for node, size in sizes.items()]
     heapq.heapify(left)
     for _ in range(number):

@@ -1,4 +1,4 @@
-"""Cores to the ranks of one service: equal ones, as the fastest of them waits for the slowest.
+"""Gives cores to the ranks of one service: equal ones, as the fastest of them waits for the slowest.
 
 Ranks differ by one core at the most. They keep to a NUMA node each, with fewer cores where that is faster than to have
 some across nodes; cores that equal ranks have no use for are left out.
@@ -65,12 +65,12 @@ def by_node(cores: Iterable[Core]) -> list[list[Core]]:
 
 
 def best_nodes(sizes: Sequence[int]) -> int:
-    """On how many of the nodes, which are the largest first, equal parts are most together; the more if equal."""
+    """Finds on how many of the nodes, which are the largest first, equal parts are most together; the more if equal."""
     return max(range(1, len(sizes) + 1), key=lambda number: (number * sizes[number - 1], number))
 
 
 def chunks(cores: Sequence[Core], count: int) -> list[list[Core]]:
-    """Cut cores into `count` parts of neighbours, the first of which get the remainder."""
+    """Cuts cores into `count` parts of neighbours, the first of which get the remainder."""
     size, larger = divmod(len(cores), count)
     parts, start = [], 0
     for i in range(count):
@@ -94,7 +94,7 @@ def _within(nodes: Sequence[Sequence[Core]], count: int, size: int) -> list[list
 
 
 def _across(nodes: Sequence[Sequence[Core]], count: int, size: int) -> list[list[Core]]:
-    """Whole ranks of each node, and the others of what these leave."""
+    """Counts the whole ranks of each node, and the others of what these leave."""
     parts: list[list[Core]] = []
     rest: list[Core] = []
     for node in nodes:

@@ -1,92 +1,157 @@
-"""Puts amounts of cores where services have them now, as far as that is possible.
-
-It knows neither services nor what is in force: only amounts, and cores that are better kept than left.
-"""
+"""Decides who stays: services keep their cores, unless others would then have fewer ranks or less speed than afresh."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.cores import Core, choose_cores
-from torchpar.placement.for_ranks import choose_for_nodes, choose_for_ranks
+from torchpar.placement.amounts import cores_for_all, count_out, free_cores
+from torchpar.placement.claims import Claim
+from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.give import give, need, used
+from torchpar.placement.improve import Improved, Placed, fair_speeds, quality
+from torchpar.placement.kept import exchangeable, keep_unheld
+from torchpar.placement.layout import Need, lay_out
+from torchpar.placement.split import split_nodes
+
+# What may be lost of the quality of a placement afresh so that services stay where they are.
+_LOST = 0.05
+
+# How often what was chosen is looked at again; beyond that all have their places of afresh.
+_ROUNDS = 5
+
+
+def place_staying(
+    claims: Sequence[Claim], afresh: Sequence[Claim], improved: Improved, distance: Callable[[int, int], int]
+) -> UsableCores:
+    """Places the enabled claims where they are, each with as many cores as afresh; returns the cores that are usable.
+
+    The system then keeps cores that no claim has. Where staying changes the number of ranks on NUMA nodes, or costs
+    more than a twentieth of the quality, the first one moves that helps, and all as the last resort: what a job was
+    tuned for must not depend on who came before it.
+    """
+    usable = improved.usable
+    enabled = [claim for claim in claims if claim.enabled]
+    amounts = count_out(enabled, usable, cores_for_all(enabled, usable))
+    other = {claim.name: claim.cores or () for claim in afresh}
+    movable = [claim for claim, _ in amounts]
+    wanted = {claim.name: other[claim.name] for claim in movable}
+    staying = _Staying(enabled, movable, wanted, usable, fair_speeds(enabled, usable), distance)
+    needs = {claim.name: need(claim, len(wanted[claim.name])) for claim in movable}
+    chosen = _Choice(wanted, usable)
+    # What moves is where it stays the next time: that must change nothing any more.
+    for _ in range(_ROUNDS):
+        before, chosen = chosen, staying.choose(needs)
+        if chosen == before:
+            break
+        needs = {name: dataclasses.replace(each, held=_cpus(chosen.placed[name])) for name, each in needs.items()}
+    else:
+        chosen = _Choice(wanted, usable)
+    for claim, amount in amounts:
+        give(claim, chosen.placed[claim.name], amount.why)
+        if set(chosen.placed[claim.name]) == set(wanted[claim.name]):
+            claim.reasons += improved.reasons.get(claim.name, ())
+    return chosen.usable
 
 
 @dataclass(frozen=True)
-class Need:
-    """`count` cores for one claim, near the NUMA nodes `near` (empty: anywhere); it has the CPUs `held` now.
+class _Choice:
+    """One way to place claims, and the cores that are usable: others may be kept for the system than afresh."""
 
-    They are for so many `ranks`, or for one on each node (`by_node`).
-    """
-
-    count: int
-    near: CpuSet = CpuSet()
-    held: CpuSet = CpuSet()
-    ranks: int = 1
-    by_node: bool = False
+    placed: Placed
+    usable: UsableCores
 
 
-def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int, int], int]) -> list[tuple[Core, ...]]:
-    """Returns the cores of each need, in the order of the needs; together they want no more than the free cores.
+@dataclass(frozen=True)
+class _Staying:
+    """The enabled claims, those that are `movable`, where these would be afresh, and the cores that are then usable."""
 
-    First every need keeps what it has, or the part of it that is best for its ranks or lies best together. Then those
-    that want more get it, in their order: beside what they keep, unless that spans more nodes or packages than a place
-    with all of it would.
-    Laying out the result again changes nothing: each need then holds exactly what it wants.
-    """
-    left = {core.cpus.first(): core for core in free}
-    of_cpu = {cpu: core for core in free for cpu in core.cpus}
-    kept: list[tuple[Core, ...]] = []
-    unsettled = False
-    for need in needs:
-        mine = dict.fromkeys(of_cpu[cpu] for cpu in need.held if cpu in of_cpu)
-        own = tuple(core for core in mine if core.cpus.first() in left)
-        if len(own) > need.count and need.by_node and unsettled:
-            # Where those before it go decides how many ranks are best; it starts anew anyway.
-            own = ()
-        elif len(own) > need.count:
-            own = _equal(own, need, distance) or choose_cores(own, need.count, near=need.near, distance=distance)
-        unsettled = unsettled or len(own) < need.count
-        kept.append(own)
-        for core in own:
-            del left[core.cpus.first()]
-    laid_out = []
-    for need, own in zip(needs, kept, strict=True):
-        if len(own) < need.count:
-            left.update((core.cpus.first(), core) for core in own)
-            own = _grow(own, [left[cpu] for cpu in sorted(left)], need, distance)
-            for core in own:
-                del left[core.cpus.first()]
-        laid_out.append(tuple(sorted(own, key=lambda core: core.cpus.first())))
-    return laid_out
+    enabled: Sequence[Claim]
+    movable: Sequence[Claim]
+    wanted: Placed
+    usable: UsableCores
+    fair: Mapping[str, float]
+    distance: Callable[[int, int], int]
 
+    def choose(self, needs: Mapping[str, Need]) -> _Choice:
+        """Returns the first way that is nearly as good as afresh: all stay, all but one, those near accelerators.
 
-def _grow(
-    kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Callable[[int, int], int]
-) -> tuple[Core, ...]:
-    equal = _equal(free, need, distance, frozenset(kept))
-    if equal:
-        return equal
-    anywhere = choose_cores(free, need.count, near=need.near, distance=distance)
-    if not kept:
-        return anywhere
-    beside = choose_cores(free, need.count, near=need.near, distance=distance, kept=kept)
-    return beside if _spread(beside, need.near) <= _spread(anywhere, need.near) else anywhere
+        Claims near accelerators are where these are, whatever that costs the others.
+        """
+        measured = [claim for claim in self.movable if not claim.gpus]
+
+        def is_good(choice: _Choice) -> bool:
+            return is_nearly_as_good(choice.placed, self.wanted, measured, self.fair, self.usable.quota)
+
+        if len(measured) == len(self.movable):
+            afresh = _Choice(self.wanted, self.usable)
+            return next((choice for choice in self._tries(needs, measured) if is_good(choice)), afresh)
+        tries = list(self._tries(needs, measured))
+        return next((choice for choice in tries if is_good(choice)), tries[0])
+
+    def _tries(self, needs: Mapping[str, Need], measured: Sequence[Claim]) -> Iterator[_Choice]:
+        moving: list[list[str]] = [[], *([claim.name] for claim in reversed(measured))]
+        moving.append([claim.name for claim in measured])
+        usables = [self._unheld(needs), self.usable]
+        for usable in usables if usables[0] != self.usable else usables[1:]:
+            free = _free(self.enabled, usable, self.wanted)
+            for names in moving:
+                placed = _without(free, needs, self.wanted, names, self.distance)
+                if placed is not None:
+                    mine = {claim.name: used(claim, placed[claim.name], usable.quota) for claim in self.movable}
+                    yield _Choice(mine, usable)
+
+    def _unheld(self, needs: Mapping[str, Need]) -> UsableCores:
+        free = cores_for_all(self.enabled, self.usable)
+        spare = exchangeable(self.usable, free, self.enabled)
+        return keep_unheld(self.usable, spare, free, CpuSet.union(each.held for each in needs.values()))
 
 
-def _equal(
-    free: Sequence[Core], need: Need, distance: Callable[[int, int], int], kept: Collection[Core] = ()
-) -> tuple[Core, ...] | None:
-    """Cores that equal ranks can use, whether the service is new, grows or shrinks; None where locality decides."""
-    if need.near:
+def is_nearly_as_good(
+    placed: Placed, wanted: Placed, claims: Sequence[Claim], fair: Mapping[str, float], quota: int | None
+) -> bool:
+    """Says whether claims are as well placed as is `wanted`, but for a little, with as many ranks on NUMA nodes."""
+    if any(_ranks(claim, placed) != _ranks(claim, wanted) for claim in claims):
+        return False
+    return quality(placed, claims, fair, quota) >= quality(wanted, claims, fair, quota) - _LOST
+
+
+def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list[Core]:
+    """Returns the free cores, with all slower ones where a claim has some that the rules do not need."""
+    free = cores_for_all(enabled, usable)
+    slow = set(free_cores(usable.slow, enabled)).difference(free)
+    needed = any(core in slow for cores in wanted.values() for core in cores)
+    return sorted([*free, *(slow if needed else ())], key=lambda core: core.cpus.first())
+
+
+def _lay_out(free: Sequence[Core], needs: Mapping[str, Need], distance: Callable[[int, int], int]) -> Placed:
+    return dict(zip(needs, lay_out(free, list(needs.values()), distance), strict=True))
+
+
+def _without(
+    free: Sequence[Core],
+    needs: Mapping[str, Need],
+    wanted: Placed,
+    moving: Sequence[str],
+    distance: Callable[[int, int], int],
+) -> Placed | None:
+    """Lays out so that all stay but some, which have their places of afresh; None where another is in the way that
+    stays, or what is kept for the system."""
+    mine = _cpus(core for name in moving for core in wanted[name])
+    others = {name: each for name, each in needs.items() if name not in moving}
+    if any(not each.held.isdisjoint(mine) for each in others.values()) or not mine <= _cpus(free):
         return None
-    if need.by_node:
-        return choose_for_nodes(free, need.count, distance, kept)
-    return choose_for_ranks(free, need.count, need.ranks, distance, kept)
+    left = [core for core in free if core.cpus.isdisjoint(mine)]
+    return {**{name: wanted[name] for name in moving}, **_lay_out(left, others, distance)}
 
 
-def _spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:
-    """Measures how far cores lie from each other, and from the nodes they should be near."""
-    far = sum(core.numa_node not in near for core in cores) if near else 0
-    return far, len({core.numa_node for core in cores}), len({core.package for core in cores})
+def _cpus(cores: Iterable[Core]) -> CpuSet:
+    return CpuSet.union(core.cpus for core in cores)
+
+
+def _ranks(claim: Claim, placed: Placed) -> int:
+    """Returns the ranks of a claim with one for each NUMA node; 0 for others, whose number the conf gives."""
+    cores = placed[claim.name]
+    return len(split_nodes(cores, len(cores))) if claim.by_node() else 0

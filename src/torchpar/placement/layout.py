@@ -1,0 +1,92 @@
+"""Puts amounts of cores where services have them now, as far as that is possible.
+
+It knows neither services nor what is in force: only amounts, and cores that are better kept than left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.placement.cores import Core, choose_cores
+from torchpar.placement.for_ranks import choose_for_nodes, choose_for_ranks
+
+
+@dataclass(frozen=True)
+class Need:
+    """`count` cores for one claim, near the NUMA nodes `near` (empty: anywhere); it has the CPUs `held` now.
+
+    They are for so many `ranks`, or for one on each node (`by_node`).
+    """
+
+    count: int
+    near: CpuSet = CpuSet()
+    held: CpuSet = CpuSet()
+    ranks: int = 1
+    by_node: bool = False
+
+
+def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int, int], int]) -> list[tuple[Core, ...]]:
+    """Returns the cores of each need, in the order of the needs; together they want no more than the free cores.
+
+    First every need keeps what it has, or the part of it that is best for its ranks or lies best together. Then those
+    that want more get it, in their order: beside what they keep, unless that spans more nodes or packages than a place
+    with all of it would.
+    Laying out the result again changes nothing: each need then holds exactly what it wants.
+    """
+    left = {core.cpus.first(): core for core in free}
+    of_cpu = {cpu: core for core in free for cpu in core.cpus}
+    kept: list[tuple[Core, ...]] = []
+    unsettled = False
+    for need in needs:
+        mine = dict.fromkeys(of_cpu[cpu] for cpu in need.held if cpu in of_cpu)
+        own = tuple(core for core in mine if core.cpus.first() in left)
+        if len(own) > need.count and need.by_node and unsettled:
+            # Where those before it go decides how many ranks are best; it starts anew anyway.
+            own = ()
+        elif len(own) > need.count:
+            own = _equal(own, need, distance) or choose_cores(own, need.count, near=need.near, distance=distance)
+        unsettled = unsettled or len(own) < need.count
+        kept.append(own)
+        for core in own:
+            del left[core.cpus.first()]
+    laid_out = []
+    for need, own in zip(needs, kept, strict=True):
+        if len(own) < need.count:
+            left.update((core.cpus.first(), core) for core in own)
+            own = _grow(own, [left[cpu] for cpu in sorted(left)], need, distance)
+            for core in own:
+                del left[core.cpus.first()]
+        laid_out.append(tuple(sorted(own, key=lambda core: core.cpus.first())))
+    return laid_out
+
+
+def _grow(
+    kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Callable[[int, int], int]
+) -> tuple[Core, ...]:
+    equal = _equal(free, need, distance, frozenset(kept))
+    if equal:
+        return equal
+    anywhere = choose_cores(free, need.count, near=need.near, distance=distance)
+    if not kept:
+        return anywhere
+    beside = choose_cores(free, need.count, near=need.near, distance=distance, kept=kept)
+    return beside if _spread(beside, need.near) <= _spread(anywhere, need.near) else anywhere
+
+
+def _equal(
+    free: Sequence[Core], need: Need, distance: Callable[[int, int], int], kept: Collection[Core] = ()
+) -> tuple[Core, ...] | None:
+    """Cores that equal ranks can use, whether the service is new, grows or shrinks; None where locality decides."""
+    if need.near:
+        return None
+    if need.by_node:
+        return choose_for_nodes(free, need.count, distance, kept)
+    return choose_for_ranks(free, need.count, need.ranks, distance, kept)
+
+
+def _spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:
+    """Measures how far cores lie from each other, and from the nodes they should be near."""
+    far = sum(core.numa_node not in near for core in cores) if near else 0
+    return far, len({core.numa_node for core in cores}), len({core.package for core in cores})
