@@ -247,8 +247,13 @@ class Machine:
         return self.run("systemctl", "show", "--property", name, "--value", unit).stdout.strip()
 
     def journal(self, unit: str | None = None) -> str:
-        """The journal of this boot, of a unit or of all."""
-        return self.run("journalctl", "--boot", "--no-pager", *(["--unit", unit] if unit else [])).stdout
+        """The journal of this boot, of a unit or of all.
+
+        `journalctl --unit` takes UNIT= of PID 1 alone; of a process that ends at once (a program that
+        cannot be executed says so itself from systemd 254 on) journald often no longer sees the unit it was of.
+        """
+        of_unit = [f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}"] if unit else []
+        return self.run("journalctl", "--boot", "--no-pager", *of_unit).stdout
 
     def wait_until(self, condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
         """Ask until the answer is true, and return it. Raises MachineError with the end of the journal."""
