@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from torchpar.conf.services import Config, Service
 from torchpar.conf.values import CpuRequest, CpuRequestKind
 from torchpar.contract.errors import CoresError, PlacementError
+from torchpar.placement.claims import request_text
 
 # How many sections are changed at the most, and how many services are looked at for a change.
 _SECTIONS = 4
@@ -21,37 +23,80 @@ def find_change(config: Config, error: CoresError, plan: Callable[[Config], obje
     """Returns the smallest change to the conf with which `plan` refuses nothing; "" where none is found.
 
     Fewer cores or ranks of the service that was refused, then of another; then a service that is not enabled or
-    shares; then several changes.
+    shares; then several changes; then as many services that share as it takes.
     """
+    change = _one_change(config, error, plan)
+    if change:
+        return change
+    several, number = _some_changes(config, error, plan)
+    sharing, fewer = _let_share(config, error, plan)
+    return several if several and (not sharing or number <= fewer) else sharing
+
+
+def _some_changes(config: Config, error: CoresError, plan: Callable[[Config], object]) -> tuple[str, int]:
+    """Returns several changes one after the other, and their number."""
     done: list[str] = []
     for _ in range(_SECTIONS):
-        change = _one_change(config, error, plan)
+        change = _one_change(config, error, plan) if done else ""
         if change:
-            return " and ".join([*done, change])
+            return " and ".join([*done, change]), len(done) + 1
         text, config = _take_out(config, error)
         if not text:
-            return ""
+            break
         done.append(text)
         try:
             plan(config)
         except CoresError as next_error:
             error = next_error
         except PlacementError:
-            return ""
+            break
         else:
-            return " and ".join(done)
-    return ""
+            return " and ".join(done), len(done)
+    return "", 0
+
+
+def _fits(config: Config, plan: Callable[[Config], object]) -> bool:
+    try:
+        plan(config)
+    except PlacementError:
+        return False
+    return True
+
+
+def _let_share(config: Config, error: CoresError, plan: Callable[[Config], object]) -> tuple[str, int]:
+    """Returns which of the services, those that ask for most, are to share what the others leave, and their number."""
+    groups = [group for group in _groups(config, error) if any(_holds_cores(service) for service in group)]
+    groups.sort(key=lambda group: -max(_cores(group), _ranks(group)))
+    for text, ranks in (("CPUs=shared", None), ("CPUs=shared Ranks=1", 1)):
+
+        def changed(number: int, ranks: int | None = ranks) -> Config:
+            sharing = tuple(service for group in groups[:number] for service in _with(group, cpus=_SHARED))
+            return _replace(config, sharing if ranks is None else _with_ranks(sharing, ranks))
+
+        numbers = range(1, len(groups) + 1)
+        found = bisect.bisect_left(numbers, True, key=lambda number: _fits(changed(number), plan))
+        if found < len(numbers):
+            return f"{text} for {_names(groups[: numbers[found]])}", numbers[found]
+    return "", 0
+
+
+def _holds_cores(service: Service) -> bool:
+    return service.settings.enabled and service.settings.cpus != _SHARED
+
+
+def _names(groups: Sequence[_Services]) -> str:
+    """Returns the names of groups; of very many only what they ask for, where that is the same."""
+    asking = {service.settings.cpus for group in groups for service in group}
+    if len(groups) > _SERVICES and len(asking) == 1:
+        return f"{len(groups)} of the services with CPUs={request_text(asking.pop())}"
+    return " and ".join(_name(group) for group in groups)
 
 
 def _one_change(config: Config, error: CoresError, plan: Callable[[Config], object]) -> str:
     def fits(changed: Config) -> bool:
-        try:
-            plan(changed)
-        except PlacementError:
-            return False
-        return True
+        return _fits(changed, plan)
 
-    groups = _groups(config, error)
+    groups = _groups(config, error)[:_SERVICES]
     for group in groups:
         for key, most, fewer in (("CPUs", _cores, _with_cores), ("Ranks", _ranks, _with_ranks)):
             number = _largest(config, group, most(group) - 1, fewer, fits)
@@ -77,7 +122,7 @@ def _groups(config: Config, error: CoresError) -> list[_Services]:
             -max(_cores(group), _ranks(group)),
         )
     )
-    return groups[:_SERVICES]
+    return groups
 
 
 def _largest(
@@ -112,10 +157,9 @@ def _without(group: _Services) -> Iterator[tuple[str, _Services]]:
 def _take_out(config: Config, error: CoresError) -> tuple[str, Config]:
     """Changes the refused service as far as can be: it has a single core and rank, or is not enabled."""
     group = _groups(config, error)[0]
-    if _cores(group) > 1:
-        return f"CPUs=1 for {_name(group)}", _replace(config, _with_cores(group, 1))
-    if _ranks(group) > 1:
-        return f"Ranks=1 for {_name(group)}", _replace(config, _with_ranks(group, 1))
+    fewer = [f"{key}=1" for key, number in (("CPUs", _cores(group)), ("Ranks", _ranks(group))) if number > 1]
+    if fewer:
+        return f"{' '.join(fewer)} for {_name(group)}", _replace(config, _with_ranks(_with_cores(group, 1), 1))
     if any(service.settings.enabled for service in group):
         return f"Enabled=no for {_name(group)}", _replace(config, _with(group, enabled=False))
     return "", config
@@ -132,9 +176,7 @@ def _ranks(group: Sequence[Service]) -> int:
 
 def _with_cores(group: _Services, number: int) -> _Services:
     fewer = CpuRequest(CpuRequestKind.COUNT, number)
-    return tuple(
-        _set(service, cpus=fewer) if service.settings.cpus.count > number else service for service in group
-    )
+    return tuple(_set(service, cpus=fewer) if service.settings.cpus.count > number else service for service in group)
 
 
 def _with_ranks(group: _Services, number: int) -> _Services:

@@ -37,14 +37,16 @@ def test_a_change_that_a_refusal_names_fits(host: HostFacts, services: list[dict
     changes = message.rpartition("; ")[2].removesuffix(" would fit")
     for first in (True, False):
         changed = [dict(keys) for keys in services]
-        for ways, names in re.findall(r"((?:\w+=\w+(?: or )?)+) for ((?:\[\w+ s\d+\](?: and )?)+)", changes):
-            key, value = ways.split(" or ")[0 if first else -1].split("=")
-            for name in re.findall(r"s(\d+)\]", names):
-                keys = changed[int(name)]
-                # Of a slot those that ask for more.
-                if value.isdigit() and not int(keys.get(key, "0") if keys.get(key, "0").isdigit() else 0) > int(value):
-                    continue
-                keys[key] = value
+        for ways, names in re.findall(r"((?:\w+=\w+(?: or | )?)+?) for ((?:\[\w+ s\d+\](?: and )?)+)", changes):
+            for change in ways.split(" or ")[0 if first else -1].split():
+                key, value = change.split("=")
+                for name in re.findall(r"s(\d+)\]", names):
+                    keys = changed[int(name)]
+                    # Of a slot those that ask for more.
+                    asked = keys.get(key, "0")
+                    if value.isdigit() and not int(asked if asked.isdigit() else 0) > int(value):
+                        continue
+                    keys[key] = value
         assert not isinstance(plan_or_refusal(conf_of(changed), host), str), (message, changed)
 
 
