@@ -22,7 +22,7 @@ from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
 from torchpar.contract.job import VARIABLE, parse_job_environment
 from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Reason
-from torchpar.placement.cores import find_usable_cores, node_distance
+from torchpar.placement.cores import find_usable_cores
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.place import Share, place
 from torchpar.plan.plan import ServicePlan, make_plan
@@ -53,7 +53,7 @@ class AdHocJob(Service):
     @property
     def section(self) -> str:
         """The job's name in messages."""
-        return "this job"
+        return "this job" if self.name != "others" else "other ad-hoc jobs"
 
     @property
     def own_user(self) -> bool:
@@ -145,7 +145,7 @@ def plan_job(
             ranks = train.ranks if train and isinstance(train.ranks, int) else 1
             by_node = train is not None and train.ranks == "numa"
             need = Need(count or len(quiet), near, ranks=ranks, by_node=by_node)
-            (cores,) = lay_out(quiet, [need], node_distance(facts))
+            (cores,) = lay_out(quiet, [need], usable.distance)
             cpus = CpuSet.union(core.cpus for core in cores)
             reason = Reason("CPUs", str(cpus), "no enabled service holds them and no other job runs on them")
             request = CpuRequest(CpuRequestKind.LIST, numbers=cpus)

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.placement.claims import Claim, Reason, largest_remainder
+from torchpar.placement.claims import Claim, Decision, Reason, largest_remainder
+
+# The accelerators of each claim, by its name.
+_Given = Mapping[str, tuple[PciDevice, ...]]
 
 
-def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
+def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> dict[str, Decision[tuple[PciDevice, ...]]]:
     """Gives each claim its accelerators: named ones, then counts, then the rest by weight.
 
     Services with CPUs=shared get none unless they ask. A GPU that is a part of the processor is for those that name
@@ -20,61 +23,70 @@ def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> None:
     devices = facts.accelerators()
     enabled = [claim for claim in claims if claim.enabled]
     guests = [claim for claim in claims if not claim.enabled]
-    unnamed = _place_named([*enabled, *guests], devices, facts)
+    named = _place_named([*enabled, *guests], devices, facts)
     devices = facts.discrete_accelerators()
-    free = [gpu for gpu in unnamed if gpu in devices]
-    amounts = _count_out(enabled, devices, len(free))
-    free = _lay_out(amounts, free)
-    for claim in enabled:
-        _one_instance(claim)
+    taken = {gpu for claim in enabled for gpu in named[claim.name]}
+    free = [gpu for gpu in devices if gpu not in taken]
+    amounts = _count_out(enabled, named, devices, len(free))
+    laid_out = _lay_out(amounts, free)
+    taken = {gpu for gpus in laid_out.values() for gpu in gpus}
+    free = [gpu for gpu in free if gpu not in taken]
+    given = {claim.name: _one_instance(claim, {**named, **laid_out}[claim.name]) for claim in enabled}
     for claim in guests:
+        given[claim.name] = named[claim.name]
         count = _wanted(claim)
         if count is None and _shares(claim):
-            claim.gpus = tuple(free)
-            _one_instance(claim)
-        elif count and not claim.gpus:
+            given[claim.name] = _one_instance(claim, tuple(free))
+        elif count and not named[claim.name]:
             if count > len(devices):
                 raise _too_many(claim, count, devices, len(free))
-            _lay_out([(claim, count)], free if len(free) >= count else devices)
-    holders = {gpu: claim for claim in enabled for gpu in claim.gpus}
-    for claim in claims:
-        _warn_of_others(claim, holders, len(devices))
-        if claim.gpus:
-            names = " ".join(gpu.name for gpu in claim.gpus)
-            of_how_many = len({*devices, *claim.gpus})
-            claim.reasons.append(Reason("GPUs", names, f"{len(claim.gpus)} of the host's {of_how_many}"))
-        if len(claim.gpus) > 1 and any(gpu.mig for gpu in claim.gpus):
-            claim.warnings.append(
-                f"{claim.services[0].origin('GPUs')}: {claim.name} has {len(claim.gpus)} accelerators, MIG instances "
-                "among them; CUDA shows a process one MIG instance at the most"
-            )
+            given.update(_lay_out([(claim, count)], free if len(free) >= count else devices))
+    holders = {gpu: claim for claim in enabled for gpu in given[claim.name]}
+    return {claim.name: _decide(claim, given[claim.name], holders, devices) for claim in claims}
 
 
-def _warn_of_others(claim: Claim, holders: Mapping[PciDevice, Claim], count: int) -> None:
-    """Says where a claim has the accelerators of an enabled one, or none because enabled ones have all."""
+def _decide(
+    claim: Claim, gpus: tuple[PciDevice, ...], holders: Mapping[PciDevice, Claim], devices: Sequence[PciDevice]
+) -> Decision[tuple[PciDevice, ...]]:
+    """Says why a claim has its accelerators, and where it has those of an enabled one, or none as enabled ones have
+    all."""
     where = f"{claim.services[0].origin('GPUs')}: {claim.name}"
-    for gpu in claim.gpus if not claim.enabled else ():
-        if gpu in holders:
-            claim.warnings.append(
-                f"{where}: accelerator {gpu.name} is held by {holders[gpu].name}, which is enabled; both will be slower"
-            )
-    if count and not claim.gpus and _wanted(claim) is None and _shares(claim):
-        why = f"enabled services have all of the host's {count}"
-        claim.reasons.append(Reason("GPUs", "none", why))
-        claim.warnings.append(f"{where}: no accelerator is left for it, {why}; GPUs=none says that this is meant")
+    reasons = []
+    warnings = [
+        f"{where}: accelerator {gpu.name} is held by {holders[gpu].name}, which is enabled; both will be slower"
+        for gpu in gpus
+        if not claim.enabled and gpu in holders
+    ]
+    if gpus:
+        names = " ".join(gpu.name for gpu in gpus)
+        reasons.append(Reason("GPUs", names, f"{len(gpus)} of the host's {len({*devices, *gpus})}"))
+    elif devices and _wanted(claim) is None and _shares(claim):
+        why = f"enabled services have all of the host's {len(devices)}"
+        reasons.append(Reason("GPUs", "none", why))
+        warnings.append(f"{where}: no accelerator is left for it, {why}; GPUs=none says that this is meant")
+    if len(gpus) > 1 and any(gpu.mig for gpu in gpus):
+        warnings.append(
+            f"{where} has {len(gpus)} accelerators, MIG instances "
+            "among them; CUDA shows a process one MIG instance at the most"
+        )
+    return Decision(gpus, tuple(reasons), tuple(warnings))
 
 
-def _place_named(claims: Sequence[Claim], devices: Sequence[PciDevice], facts: HostFacts) -> list[PciDevice]:
-    """Gives out the devices that claims name; returns those that no enabled claim names."""
-    free = list(devices)
+def _place_named(
+    claims: Sequence[Claim], devices: Sequence[PciDevice], facts: HostFacts
+) -> dict[str, tuple[PciDevice, ...]]:
+    """Gives out the devices that claims name."""
+    named: dict[str, tuple[PciDevice, ...]] = {}
+    held: set[PciDevice] = set()
     for claim in claims:
         names = [name for service in claim.services for name in service.settings.gpus.names]
-        claim.gpus = tuple(dict.fromkeys(_find_gpu(name, devices, facts, claim) for name in names))
-        for gpu in claim.gpus if claim.enabled else ():
-            if gpu not in free:
+        gpus = tuple(dict.fromkeys(_find_gpu(name, devices, facts, claim) for name in names))
+        named[claim.name] = gpus
+        for gpu in gpus if claim.enabled else ():
+            if gpu in held:
                 raise claim.services[0].refuse("GPUs", gpu.name, "another enabled service holds it")
-            free.remove(gpu)
-    return free
+            held.add(gpu)
+    return named
 
 
 def _find_gpu(name: str, devices: Sequence[PciDevice], facts: HostFacts, claim: Claim) -> PciDevice:
@@ -99,12 +111,14 @@ def _find_gpu(name: str, devices: Sequence[PciDevice], facts: HostFacts, claim: 
     raise claim.services[0].refuse("GPUs", name, why)
 
 
-def _count_out(enabled: Sequence[Claim], devices: Sequence[PciDevice], free: int) -> list[tuple[Claim, int]]:
+def _count_out(
+    enabled: Sequence[Claim], named: _Given, devices: Sequence[PciDevice], free: int
+) -> list[tuple[Claim, int]]:
     """Counts the `free` devices that each enabled claim gets; the largest first, as they are the hardest to place."""
     amounts = []
     for claim in enabled:
         count = _wanted(claim)
-        if count and not claim.gpus:
+        if count and not named[claim.name]:
             if count > free:
                 raise _too_many(claim, count, devices, free)
             amounts.append((claim, count))
@@ -130,29 +144,33 @@ def _too_many(claim: Claim, count: int, devices: Sequence[PciDevice], free: int)
     return claim.services[0].refuse("GPUs", count, why)
 
 
-def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) -> list[PciDevice]:
-    """Gives out devices: every claim keeps what it has in force, as far as it gets as many; returns what is left."""
+def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) -> dict[str, tuple[PciDevice, ...]]:
+    """Gives out devices: every claim keeps what it has in force, as far as it gets as many."""
     left = list(free)
+    given: dict[str, tuple[PciDevice, ...]] = {}
     for claim, count in amounts:
-        claim.gpus = tuple(gpu for gpu in left if gpu.name in claim.held.gpus)[:count]
-        left = [gpu for gpu in left if gpu not in claim.gpus]
+        kept = tuple(gpu for gpu in left if gpu.name in claim.held.gpus)[:count]
+        left = [gpu for gpu in left if gpu not in kept]
+        given[claim.name] = kept
     for claim, count in amounts:
-        chosen = _choose(left, count - len(claim.gpus), _near(claim))
+        kept = given[claim.name]
+        chosen = _choose(left, count - len(kept), _near(claim, kept))
         left = [gpu for gpu in left if gpu not in chosen]
-        claim.gpus = tuple(sorted((*claim.gpus, *chosen), key=lambda gpu: (gpu.pci, gpu.mig or "")))
-    return left
+        given[claim.name] = tuple(sorted((*kept, *chosen), key=lambda gpu: (gpu.pci, gpu.mig or "")))
+    return given
 
 
-def _one_instance(claim: Claim) -> None:
+def _one_instance(claim: Claim, gpus: tuple[PciDevice, ...]) -> tuple[PciDevice, ...]:
     """Leaves a claim that asked for no number whole GPUs, or one MIG instance: CUDA shows a process no more."""
-    if _wanted(claim) is None and len(claim.gpus) > 1:
-        whole = tuple(gpu for gpu in claim.gpus if gpu.mig is None)
-        claim.gpus = whole or tuple(sorted(claim.gpus, key=lambda gpu: gpu.name not in claim.held.gpus))[:1]
+    if _wanted(claim) is not None or len(gpus) < 2:
+        return gpus
+    whole = tuple(gpu for gpu in gpus if gpu.mig is None)
+    return whole or tuple(sorted(gpus, key=lambda gpu: gpu.name not in claim.held.gpus))[:1]
 
 
-def _near(claim: Claim) -> CpuSet:
+def _near(claim: Claim, kept: Sequence[PciDevice]) -> CpuSet:
     """Returns the nodes that its devices should be on: those of what it keeps, and of the CPUs that it names."""
-    places = [*(gpu.numa_node for gpu in claim.gpus), *(core.numa_node for core in claim.cores or ())]
+    places = [*(gpu.numa_node for gpu in kept), *(core.numa_node for core in claim.named)]
     return CpuSet(node for node in places if node is not None and node >= 0)
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
-from torchpar.placement.claims import Claim, largest_remainder
+from torchpar.placement.claims import Claim, Placed, largest_remainder
 from torchpar.placement.cores import Core, UsableCores
 
 
-def free_cores(pool: Iterable[Core], claims: Iterable[Claim]) -> list[Core]:
-    """Finds the cores among some that no service has for itself."""
-    held = CpuSet.union(core.cpus for claim in claims if claim.exclusive() for core in claim.cores or ())
+def free_cores(pool: Iterable[Core], claims: Iterable[Claim], placed: Placed | None = None) -> list[Core]:
+    """Finds the cores among some that no service has for itself: by where they are `placed`, else by what they name."""
+    exclusive = (claim for claim in claims if claim.exclusive())
+    held = CpuSet.union(
+        core.cpus for claim in exclusive for core in (claim.named if placed is None else placed.get(claim.name, ()))
+    )
     return [core for core in pool if core.cpus.isdisjoint(held)]
 
 
@@ -104,16 +107,14 @@ def too_much(
     amounts: Sequence[tuple[Claim, Amount]] = (),
 ) -> str:
     """Returns the message that a claim asks for more cores than are left, and who holds the others."""
-    counted = {id(other): amount.count for other, amount in amounts}
+    held = {other.name: len(other.named) for other in enabled if other.named}
+    held.update((other.name, amount.count) for other, amount in amounts)
     holders = [
-        f"{len(other.cores) if other.cores else counted[id(other)]} held by {other.name}"
-        for other in enabled
-        if other is not claim and (other.cores or id(other) in counted)
+        f"{held[other.name]} held by {other.name}" for other in enabled if other is not claim and other.name in held
     ]
     asking = claim.request.count or 1
     number = len({*usable.pool, *usable.beyond, *usable.slow, *usable.spare})
     return (
         f"it asks for {asking} {'core' if asking == 1 else 'cores'}, but {left} of the {number} "
-        f"usable cores {'is' if left == 1 else 'are'} left"
-        + (f": {', '.join(holders)}" if holders else "")
+        f"usable cores {'is' if left == 1 else 'are'} left" + (f": {', '.join(holders)}" if holders else "")
     )

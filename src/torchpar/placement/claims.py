@@ -6,14 +6,15 @@ A claim is one service, or the services of one slot, which take turns on the sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torchpar.conf.services import Service
 from torchpar.conf.values import Binding, CpuRequest, CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import CoresError, PlacementError
 from torchpar.facts.topology import Held, PciDevice
-from torchpar.placement.cores import Core
+from torchpar.placement.cores import Core, Cores
 from torchpar.placement.quality import Ask
 
 
@@ -26,23 +27,36 @@ class Reason:
     why: str
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Decision(Generic[T_co]):
+    """The value that a rule has decided on for a claim, the reasons for it, and what is to be warned of."""
+
+    value: T_co
+    reasons: tuple[Reason, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 _NOTHING = Held(CpuSet())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Claim:
-    """One service, or the services of one slot, while cores are given out. `held` is what it has in force."""
+    """One service, or the services of one slot. `held` is what it has in force.
 
-    services: list[Service]
+    `named` are the cores that its CPUs= names, and `gpus` the accelerators that it gets, which both come before all
+    other cores.
+    """
+
+    services: tuple[Service, ...]
     request: CpuRequest
     weight: int
     enabled: bool
     held: Held = _NOTHING
+    named: tuple[Core, ...] = ()
     gpus: tuple[PciDevice, ...] = ()
-    cores: tuple[Core, ...] | None = None
-    loader_cores: tuple[Core, ...] = ()
-    reasons: list[Reason] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -87,6 +101,10 @@ class Claim:
         return self.enabled and self.request.kind is not CpuRequestKind.SHARED
 
 
+# The cores of each claim, by its name; one that is not among them has not been looked at.
+Placed = Mapping[str, Cores]
+
+
 def make_claims(services: Iterable[Service], in_force: Mapping[str, Held]) -> list[Claim]:
     """Makes one claim for each slot, and for each service without one; `in_force` is what each unit has now."""
     slots: dict[str, list[Service]] = {}
@@ -96,7 +114,7 @@ def make_claims(services: Iterable[Service], in_force: Mapping[str, Held]) -> li
     for members in slots.values():
         claims.append(
             Claim(
-                members,
+                tuple(members),
                 _slot_request(members),
                 max(service.settings.weight for service in members),
                 any(service.settings.enabled for service in members),

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import HostFacts
+
+# The distance between two NUMA nodes, by their ids.
+Distance = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Core:
     capacity: float = 1.0
 
 
+Cores = tuple[Core, ...]
+
+
 @dataclass(frozen=True)
 class UsableCores:
     """The part of a host that placement may use.
@@ -36,7 +42,8 @@ class UsableCores:
     slower cores of a host with several kinds, for loader workers, shared services and those that find no other core.
     `beyond` are the cores that the CPU quota keeps back while every service has one, and `spare` those that
     ReserveCores=auto does. `left_out` says of every online CPU outside `pool` why; `quota` is the CPU quota in whole
-    CPUs, None when there is none. `warnings` is what of [Host] could not be done.
+    CPUs, None when there is none. `distance` is that between two NUMA nodes. `warnings` is what of [Host] could not be
+    done.
     """
 
     named: tuple[Core, ...]
@@ -44,6 +51,7 @@ class UsableCores:
     slow: tuple[Core, ...]
     left_out: Mapping[int, str]
     quota: int | None
+    distance: Distance = field(compare=False)
     warnings: tuple[str, ...] = ()
     beyond: tuple[Core, ...] = ()
     spare: tuple[Core, ...] = ()
@@ -96,15 +104,16 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
         why = f"a slower core ({core.capacity:.2f} of the fastest): for loader workers, shared services, who names it"
         left_out.update(dict.fromkeys(core.cpus, f"{why}, and services that find no other"))
     spare = tuple(reserved) if reserve is None else ()
+    distance = _node_distance(facts)
     beyond: list[Core] = []
     if quota is not None and quota < len(pool):
-        kept = set(choose_cores(pool, quota, distance=node_distance(facts)))
+        kept = set(choose_cores(pool, quota, distance=distance))
         beyond = sorted((core for core in pool if core not in kept), key=lambda core: -core.capacity)
         for core in beyond:
             left_out.update(dict.fromkeys(core.cpus, f"beyond the CPU quota of {facts.cpu_limit:g} CPUs"))
         pool = [core for core in pool if core in kept]
     in_order = dict(sorted(left_out.items()))
-    return UsableCores(named, tuple(pool), tuple(slow), in_order, quota, warnings, tuple(beyond), spare)
+    return UsableCores(named, tuple(pool), tuple(slow), in_order, quota, distance, warnings, tuple(beyond), spare)
 
 
 def _fastest_set(cores: Sequence[Core], quota: int | None) -> tuple[list[Core], list[Core]]:
@@ -201,7 +210,7 @@ def _reduced(reserve: int, reserved: list[Core]) -> str:
     return f"[Host] ReserveCores={reserve}: reduced to {len(reserved)}, as services need a core at least"
 
 
-def node_distance(facts: HostFacts) -> Callable[[int, int], int]:
+def _node_distance(facts: HostFacts) -> Distance:
     """Returns the distance between two NUMA nodes by the firmware's table; 10 to itself and 20 to others where it has
     none."""
     table: dict[tuple[int, int], int] = {}
@@ -225,7 +234,7 @@ def choose_cores(
     *,
     near: CpuSet | None = None,
     kept: Sequence[Core] = (),
-    distance: Callable[[int, int], int],
+    distance: Distance,
 ) -> tuple[Core, ...]:
     """Returns the `count` of the `free` cores that lie best together, in the order of their CPUs.
 
@@ -244,9 +253,7 @@ def choose_cores(
     return _in_order(_together(list(free), count, distance, []))
 
 
-def _beside(
-    free: Sequence[Core], count: int, near: CpuSet, kept: Sequence[Core], distance: Callable[[int, int], int]
-) -> list[Core]:
+def _beside(free: Sequence[Core], count: int, near: CpuSet, kept: Sequence[Core], distance: Distance) -> list[Core]:
     """Chooses `kept` and the cores that are nearest to them: of their L3 groups, nodes, packages; then the nearest
     node's."""
     chosen = list(kept)
@@ -265,7 +272,7 @@ def _beside(
     return chosen
 
 
-def _together(free: list[Core], count: int, distance: Callable[[int, int], int], beside: list[Core]) -> list[Core]:
+def _together(free: list[Core], count: int, distance: Distance, beside: list[Core]) -> list[Core]:
     if count <= 0:
         return []
     if count >= len(free):
@@ -296,7 +303,7 @@ def _fill(
     free: list[Core],
     groups: list[list[Core]],
     count: int,
-    distance: Callable[[int, int], int],
+    distance: Distance,
     beside: list[Core],
 ) -> list[Core]:
     """Takes whole groups while they fit, the next always the nearest and then the largest; the rest from one place."""
@@ -324,7 +331,7 @@ def _groups(cores: Sequence[Core], level: Callable[[Core], tuple[float, ...]]) -
     return list(groups.values())
 
 
-def _remoteness(group: list[Core], beside: list[Core], distance: Callable[[int, int], int]) -> int:
+def _remoteness(group: list[Core], beside: list[Core], distance: Distance) -> int:
     return distance(beside[0].numa_node, group[0].numa_node) if beside else 0
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
-from torchpar.placement.cores import Core, choose_cores
+from torchpar.placement.cores import Core, Distance, choose_cores
 from torchpar.placement.split import by_node
 
 # What is given up of a service's speed so that it breaks up fewer nodes.
@@ -15,7 +15,7 @@ def choose_for_ranks(
     free: Sequence[Core],
     count: int,
     ranks: int,
-    distance: Callable[[int, int], int],
+    distance: Distance,
     kept: Collection[Core] = (),
 ) -> tuple[Core, ...] | None:
     """Chooses `count` of the free cores such that `ranks` equal ranks keep to a node each; None where that cannot be,
@@ -45,7 +45,7 @@ def choose_for_ranks(
 
 
 def choose_for_nodes(
-    free: Sequence[Core], count: int, distance: Callable[[int, int], int], kept: Collection[Core] = ()
+    free: Sequence[Core], count: int, distance: Distance, kept: Collection[Core] = ()
 ) -> tuple[Core, ...]:
     """Chooses `count` of the free cores in parts on NUMA nodes that are as equal, and together as fast, as can be."""
     nodes = sorted(by_node(free), key=lambda node: -len(node))
@@ -72,7 +72,7 @@ def _take(
     free: Sequence[Core],
     amounts: Sequence[tuple[list[Core], int]],
     extra: int,
-    distance: Callable[[int, int], int],
+    distance: Distance,
     kept: Collection[Core],
 ) -> tuple[Core, ...]:
     """Chooses so many cores of each node, those that are kept first; and `extra` ones beside them, for which equal

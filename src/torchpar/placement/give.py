@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.claims import Claim, Reason
-from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.claims import Claim, Decision, Reason
+from torchpar.placement.cores import Core, Cores, UsableCores
 from torchpar.placement.layout import Need
 from torchpar.placement.split import split_alike, split_cores, split_nodes
 
@@ -22,12 +22,14 @@ def need(claim: Claim, count: int) -> Need:
     return Need(count, near, CpuSet() if moved else claim.held.cpus, claim.ranks(), claim.by_node())
 
 
-def give(claim: Claim, cores: tuple[Core, ...], why: str) -> None:
-    """Gives a claim these cores."""
-    claim.cores = cores
+def give(
+    claim: Claim, cores: tuple[Core, ...], why: str, more: Iterable[Reason] = (), warnings: Iterable[str] = ()
+) -> Decision[Cores]:
+    """Gives a claim these cores: the rule that says so is `why`, and there may be `more` reasons."""
     near = ", near its GPUs" if any(gpu.numa_node is not None for gpu in claim.gpus) else ""
     text = f"{why}: {len(cores)} {'core' if len(cores) == 1 else 'cores'} {_where(cores)}{near}"
-    claim.reasons.append(Reason("CPUs", str(CpuSet.union(core.cpus for core in cores)), text))
+    reason = Reason("CPUs", str(CpuSet.union(core.cpus for core in cores)), text)
+    return Decision(cores, (reason, *more), tuple(warnings))
 
 
 def used(claim: Claim, cores: Sequence[Core], quota: int | None) -> tuple[Core, ...]:
@@ -49,12 +51,12 @@ def used(claim: Claim, cores: Sequence[Core], quota: int | None) -> tuple[Core, 
     return tuple(core for core in cores if core in chosen)
 
 
-def warn_of_slower(claim: Claim, usable: UsableCores) -> None:
+def warn_of_slower(claim: Claim, cores: Sequence[Core], usable: UsableCores) -> list[str]:
     """Says that a claim had to take slower cores, which the faster ones it has wait for."""
-    cores = claim.cores or ()
+    warnings = []
     left = claim.request.count - len(cores)
     if left > 0:
-        claim.warnings.append(
+        warnings.append(
             f"{claim.who}: {left} of its {claim.request.count} cores {'is' if left == 1 else 'are'} so slow that it is "
             f"faster without; it computes on the {len(cores)} others, and loads data on slower ones"
         )
@@ -63,10 +65,11 @@ def warn_of_slower(claim: Claim, usable: UsableCores) -> None:
         which = f"{len(slow)} of its {len(cores)} cores" if len(slow) < len(cores) else "all of its cores"
         speed = min(core.capacity for core in slow)
         fewer = "; fewer CPUs may be faster" if len(slow) < len(cores) else ""
-        claim.warnings.append(
+        warnings.append(
             f"{claim.who}: {which} {'is' if len(slow) == 1 < len(cores) else 'are'} slower ({speed:.2f} of the "
             f"fastest), as no others are left{fewer}"
         )
+    return warnings
 
 
 def _where(cores: Sequence[Core]) -> str:

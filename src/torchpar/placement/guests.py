@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import least, too_much
-from torchpar.placement.claims import Claim, Reason
-from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.claims import Claim, Decision, Placed, Reason
+from torchpar.placement.cores import Core, Cores, UsableCores
 from torchpar.placement.give import give, need, used
 from torchpar.placement.improve import fair_speeds, improve
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.staying import is_nearly_as_good
 
 
-def place_guest(
-    claim: Claim,
-    free: list[Core],
-    slow: list[Core],
-    usable: UsableCores,
-    distance: Callable[[int, int], int],
-) -> None:
+def place_guest(claim: Claim, free: Sequence[Core], slow: Sequence[Core], usable: UsableCores) -> Decision[Cores]:
     """Places a claim that holds nothing: shared, or not enabled. It gets what the enabled claims leave."""
     if claim.request.kind is CpuRequestKind.SHARED:
         offered = [*free, *slow]
         why = "what no enabled service holds"
     else:
-        offered = free
+        offered = list(free)
         why = "not enabled, so it holds nothing and gets what no enabled service holds"
     needed = max(1, least(claim))
+    warnings: list[str] = []
     if needed > len(offered):
-        offered = _all_for_guest(claim, needed, usable)
+        offered, warnings = _all_for_guest(claim, needed, usable)
         if len(free) < len(usable.pool):
             why = "enabled services hold all the others, so it shares theirs"
             # A shared service that is not enabled, such as the demo, expects no better.
             if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
-                claim.warnings.append(
+                warnings.append(
                     f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
                     "both will be slower"
                 )
     wanted = need(claim, claim.request.count or len(offered))
     reasons: Sequence[Reason] = ()
-    (cores,) = lay_out(offered, [wanted], distance)
+    (cores,) = lay_out(offered, [wanted], usable.distance)
     cores = used(claim, cores, usable.quota)
     if claim.request.count:
-        cores, reasons = _better(claim, cores, wanted, offered, usable, distance)
-    give(claim, cores, why)
-    claim.reasons += reasons
+        cores, reasons = _better(claim, cores, wanted, offered, usable)
+    return give(claim, cores, why, reasons, warnings)
 
 
 def _better(
@@ -57,15 +51,14 @@ def _better(
     wanted: Need,
     offered: Sequence[Core],
     usable: UsableCores,
-    distance: Callable[[int, int], int],
 ) -> tuple[tuple[Core, ...], Sequence[Reason]]:
     """Returns the cores of a guest that asks for a number: those where it stays, or of afresh where these are better.
 
     It holds nothing, so no core that is kept for the system is exchanged for it.
     """
     usable = dataclasses.replace(usable, spare=())
-    (afresh,) = lay_out(offered, [dataclasses.replace(wanted, held=CpuSet())], distance)
-    improved = improve({claim.name: afresh}, [claim], offered, usable, distance)
+    (afresh,) = lay_out(offered, [dataclasses.replace(wanted, held=CpuSet())], usable.distance)
+    improved = improve({claim.name: afresh}, [claim], offered, usable)
     afresh = used(claim, improved.placed[claim.name], usable.quota)
     fair = fair_speeds([claim], usable)
     if not is_nearly_as_good({claim.name: cores}, {claim.name: afresh}, [claim], fair, usable.quota):
@@ -73,28 +66,32 @@ def _better(
     return cores, improved.reasons.get(claim.name, ()) if set(cores) == set(afresh) else ()
 
 
-def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> list[Core]:
+def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> tuple[list[Core], list[str]]:
     """Returns the cores of the pool, whoever holds them, and as many others as a guest lacks; those kept back are the
-    last."""
-    offered = list(usable.pool)
+    last, with a warning."""
+    offered, warnings = list(usable.pool), []
     for part in (usable.beyond, usable.slow, usable.spare):
         more = sorted(part, key=lambda core: -core.capacity)[: max(0, needed - len(offered))]
         offered += more
         if more and part is not usable.slow:
             cpus = CpuSet.union(core.cpus for core in more)
             why = usable.left_out[cpus.first()].partition(" (")[0]
-            claim.warnings.append(f"{claim.who}: CPUs {cpus} are {why}, but it needs {needed} cores")
+            warnings.append(f"{claim.who}: CPUs {cpus} are {why}, but it needs {needed} cores")
     if claim.request.count > len(offered):
         raise claim.lacks(too_much(claim, len(offered), usable, ()))
-    return sorted(offered, key=lambda core: core.cpus.first())
+    return sorted(offered, key=lambda core: core.cpus.first()), warnings
 
 
-def warn_of_guests(claims: Sequence[Claim]) -> None:
+def warn_of_guests(claims: Sequence[Claim], placed: Placed) -> dict[str, Decision[None]]:
     """Says where a service that is not enabled names the CPUs of one that is."""
-    held = {cpu: claim for claim in claims if claim.exclusive() for core in claim.cores or () for cpu in core.cpus}
+    held = {cpu: claim for claim in claims if claim.exclusive() for core in placed[claim.name] for cpu in core.cpus}
+    warnings = {}
     for claim in claims:
-        if claim.enabled or not claim.request.is_explicit():
-            continue
-        holders = {held[cpu].name: cpu for core in claim.cores or () for cpu in core.cpus if cpu in held}
-        for name, cpu in holders.items():
-            claim.warnings.append(f"{claim.who}: CPU {cpu} is held by {name}, which is enabled; both will be slower")
+        if not claim.enabled:
+            holders = {held[cpu].name: cpu for core in claim.named for cpu in core.cpus if cpu in held}
+            told = [
+                f"{claim.who}: CPU {cpu} is held by {name}, which is enabled; both will be slower"
+                for name, cpu in holders.items()
+            ]
+            warnings[claim.name] = Decision(None, warnings=tuple(told))
+    return warnings

@@ -7,13 +7,13 @@ ranks have no use for. Where that costs about a percent, other ways are searched
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import free_cores, least
-from torchpar.placement.claims import Claim, Reason
+from torchpar.placement.claims import Claim, Placed, Reason
 from torchpar.placement.cores import Core, UsableCores, choose_cores
 from torchpar.placement.kept import exchangeable, keep_others
 from torchpar.placement.quality import Quality, fair_shares, speed_on, total
@@ -25,8 +25,6 @@ _CELLS = 128
 
 # What must be won for another placement than that of the rules.
 _WORTH = 0.009
-
-Placed = Mapping[str, tuple[Core, ...]]  # by the claim's name
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ def improve(
     enabled: Sequence[Claim],
     free: Sequence[Core],
     usable: UsableCores,
-    distance: Callable[[int, int], int],
 ) -> Improved:
     """Finds a better placement of the claims that are `placed` on `free` cores; the same where there is none."""
     same = Improved(placed, {}, usable)
@@ -65,9 +62,7 @@ def improve(
     if not moving or before > 1 - _WORTH:
         return same
     # The hardest to place first, as by the rules.
-    moving.sort(
-        key=lambda c: (-c.request.count, not c.by_node() and c.ranks() == 1, -fair[c.name], c.name)
-    )
+    moving.sort(key=lambda c: (-c.request.count, not c.by_node() and c.ranks() == 1, -fair[c.name], c.name))
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
     keep = 1 if shared and len(offered) - len(spare) > sum(least(claim) for claim in moving) else 0
     keep += len(spare)
@@ -79,7 +74,7 @@ def improve(
     for claim, amounts in zip(moving, found, strict=True):
         chosen: list[Core] = []
         for cell, number in sorted(amounts.items()):
-            part = choose_cores(cells[cell], number, distance=distance)
+            part = choose_cores(cells[cell], number, distance=usable.distance)
             cells[cell] = [core for core in cells[cell] if core not in set(part)]
             chosen += part
         better[claim.name] = tuple(chosen)

@@ -5,11 +5,11 @@ It knows neither services nor what is in force: only amounts, and cores that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.cores import Core, choose_cores
+from torchpar.placement.cores import Core, Distance, choose_cores
 from torchpar.placement.for_ranks import choose_for_nodes, choose_for_ranks
 
 
@@ -27,7 +27,7 @@ class Need:
     by_node: bool = False
 
 
-def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int, int], int]) -> list[tuple[Core, ...]]:
+def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Distance) -> list[tuple[Core, ...]]:
     """Returns the cores of each need, in the order of the needs; together they want no more than the free cores.
 
     First every need keeps what it has, or the part of it that is best for its ranks or lies best together. Then those
@@ -62,9 +62,7 @@ def lay_out(free: Sequence[Core], needs: Sequence[Need], distance: Callable[[int
     return laid_out
 
 
-def _grow(
-    kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Callable[[int, int], int]
-) -> tuple[Core, ...]:
+def _grow(kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Distance) -> tuple[Core, ...]:
     equal = _equal(free, need, distance, frozenset(kept))
     if equal:
         return equal
@@ -76,7 +74,7 @@ def _grow(
 
 
 def _equal(
-    free: Sequence[Core], need: Need, distance: Callable[[int, int], int], kept: Collection[Core] = ()
+    free: Sequence[Core], need: Need, distance: Distance, kept: Collection[Core] = ()
 ) -> tuple[Core, ...] | None:
     """Cores that equal ranks can use, whether the service is new, grows or shrinks; None where locality decides."""
     if need.near:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import free_cores
-from torchpar.placement.claims import Claim, Reason, largest_remainder
-from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.claims import Claim, Decision, Placed, Reason, largest_remainder
+from torchpar.placement.cores import Core, Cores, UsableCores
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.quality import LEAST_CORES, speed_on
 
@@ -17,8 +17,10 @@ from torchpar.placement.quality import LEAST_CORES, speed_on
 _FASTER = 1.06
 
 
-def offer_slower(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
+def offer_slower(claims: Sequence[Claim], placed: Placed, usable: UsableCores) -> dict[str, Decision[Cores]]:
     """Shares the slower cores that nobody has out among enabled inference services with CPUs=auto, by weight.
+
+    Returns all cores of those that are faster with some.
 
     Not where another service that is enabled has a use for them: one that trains loads data on them, and those with
     CPUs=shared compute on what is left. Nor under a quota, which the faster cores use up.
@@ -26,21 +28,23 @@ def offer_slower(claims: Sequence[Claim], usable: UsableCores, distance: Callabl
     enabled = [claim for claim in claims if claim.enabled]
     alone = all(_infers(claim) and claim.request.kind is not CpuRequestKind.SHARED for claim in enabled)
     autos = [claim for claim in enabled if claim.request.kind is CpuRequestKind.AUTO and not claim.gpus]
-    free = free_cores(usable.slow, enabled)
+    free = free_cores(usable.slow, enabled, placed)
     if not alone or not autos or not free or usable.quota is not None:
-        return
+        return {}
     counts = largest_remainder(len(free), [claim.weight for claim in autos])
     needs = [Need(count, held=claim.held.cpus) for claim, count in zip(autos, counts, strict=True)]
-    for claim, cores in zip(autos, lay_out(free, needs, distance), strict=True):
-        own = claim.cores or ()
+    offered = {}
+    for claim, cores in zip(autos, lay_out(free, needs, usable.distance), strict=True):
+        own = placed[claim.name]
         more = _enough(cores)
         if _speed(claim, [*own, *more]) < _FASTER * _speed(claim, own):
             continue
-        claim.cores = tuple(sorted([*own, *more], key=lambda core: core.cpus.first()))
-        cpus = CpuSet.union(core.cpus for core in claim.cores)
+        both = tuple(sorted([*own, *more], key=lambda core: core.cpus.first()))
+        cpus = CpuSet.union(core.cpus for core in both)
         slower = CpuSet.union(core.cpus for core in more)
         why = f"with the slower cores {slower}, for processes that no faster one waits for"
-        claim.reasons.append(Reason("CPUs", str(cpus), why))
+        offered[claim.name] = Decision(both, (Reason("CPUs", str(cpus), why),))
+    return offered
 
 
 def _infers(claim: Claim) -> bool:

@@ -11,22 +11,23 @@ from collections.abc import Sequence
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
-from torchpar.placement.claims import Claim, Reason, request_text
-from torchpar.placement.cores import UsableCores
+from torchpar.placement.claims import Claim, Decision, Placed, Reason, request_text
+from torchpar.placement.cores import Cores, UsableCores
 
 
-def place_explicit(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> None:
+def place_named(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> dict[str, Decision[Cores]]:
     """Gives each claim that names CPUs what it names.
 
     Raises PlacementError for CPUs that are not there or may not be used, and for those that two enabled claims name.
     """
     named = [claim for claim in claims if claim.request.is_explicit()]
-    for claim in named:
-        _place(claim, usable, facts)
-    _refuse_overlap([claim for claim in named if claim.exclusive()])
+    placed = {claim.name: _place(claim, usable, facts) for claim in named}
+    cores = {name: decision.value for name, decision in placed.items()}
+    _refuse_overlap([claim for claim in named if claim.exclusive()], cores)
+    return placed
 
 
-def _place(claim: Claim, usable: UsableCores, facts: HostFacts) -> None:
+def _place(claim: Claim, usable: UsableCores, facts: HostFacts) -> Decision[Cores]:
     request = claim.request
     wanted = request.numbers
     if request.kind is CpuRequestKind.NODES:
@@ -44,8 +45,7 @@ def _place(claim: Claim, usable: UsableCores, facts: HostFacts) -> None:
         cpus = core.cpus & wanted
         if cpus:
             cores.append(dataclasses.replace(core, cpus=cpus))
-    claim.cores = tuple(cores)
-    claim.reasons.append(Reason("CPUs", str(wanted), f"named by CPUs={request_text(request)}"))
+    return Decision(tuple(cores), (Reason("CPUs", str(wanted), f"named by CPUs={request_text(request)}"),))
 
 
 def _cpus_of(places: dict[int, CpuSet], claim: Claim, what: str) -> CpuSet:
@@ -69,10 +69,10 @@ def _why_missing(missing: CpuSet, facts: HostFacts, usable: UsableCores) -> str:
     return f"CPU {missing} may not be used: {usable.left_out.get(missing.first(), 'not allowed')}"
 
 
-def _refuse_overlap(claims: Sequence[Claim]) -> None:
+def _refuse_overlap(claims: Sequence[Claim], placed: Placed) -> None:
     holder: dict[int, Claim] = {}
     for claim in claims:
-        for core in claim.cores or ():
+        for core in placed[claim.name]:
             for cpu in core.cpus:
                 other = holder.setdefault(cpu, claim)
                 if other is not claim:

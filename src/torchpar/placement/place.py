@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.conf.services import Config
@@ -18,15 +18,15 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.accelerators import place_gpus
 from torchpar.placement.amounts import cores_for_all, count_out, free_cores
-from torchpar.placement.claims import Claim, Reason, make_claims
-from torchpar.placement.cores import Core, UsableCores, find_usable_cores, node_distance
+from torchpar.placement.claims import Claim, Decision, Placed, Reason, make_claims
+from torchpar.placement.cores import Core, Cores, UsableCores, find_usable_cores
 from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guest, warn_of_guests
 from torchpar.placement.improve import Improved, improve
 from torchpar.placement.layout import lay_out
 from torchpar.placement.loader_cores import place_loaders
 from torchpar.placement.more_processes import offer_slower
-from torchpar.placement.named import place_explicit
+from torchpar.placement.named import place_named
 from torchpar.placement.staying import place_staying
 
 
@@ -69,38 +69,55 @@ def place(config: Config, facts: HostFacts) -> Placement:
     Raises PlacementError when what is asked for is not there; the message names who asked and who holds it.
     """
     usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
-    afresh = _ask(config, facts.afresh(), usable)
-    claims = afresh
-    distance = node_distance(facts)
-    improved = _place_afresh(afresh, usable, distance)
-    usable = improved.usable
-    if facts.in_force:
-        claims = _ask(config, facts, usable)
-        usable = place_staying(claims, afresh, improved, distance)
-        _place_others(claims, usable, distance)
-    _place_others(afresh, improved.usable, distance)
-    if facts.in_force:
-        _explain_stays(claims, afresh)
-    usable = _give_away(claims, usable)
-    owners = _Owners(claims)
-    shares = {}
-    for claim in claims:
-        own = owners.owns(claim)
-        reasons, warnings = tuple(claim.reasons), tuple(claim.warnings)
-        share = Share(claim.cores or (), claim.loader_cores, claim.gpus, own, reasons, warnings)
-        shares.update(dict.fromkeys((service.unit for service in claim.services), share))
-    return Placement(shares, usable)
+    asked = _ask(config, facts.afresh(), usable)
+    improved, decisions = _place_afresh(asked.claims, usable)
+    afresh = _place_others(asked, decisions, improved.usable)
+    if not facts.in_force:
+        return _make_placement(afresh)
+    asked = _ask(config, facts, improved.usable)
+    decisions, usable = place_staying(asked.claims, improved)
+    return _make_placement(_explain_stays(_place_others(asked, decisions, usable), afresh))
 
 
-def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> list[Claim]:
-    """Makes all claims, with the CPUs that they name and their accelerators."""
+# The decisions of one rule, by the claim's name.
+_Step = Mapping[str, Decision[object]]
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """All claims with the cores that they have so far, and the decisions that led there, in their order."""
+
+    claims: tuple[Claim, ...]
+    usable: UsableCores
+    steps: tuple[_Step, ...]
+    cores: Placed
+    loader_cores: Placed
+
+    def cpus(self, claim: Claim) -> CpuSet:
+        """Returns the CPUs of a claim's cores."""
+        return CpuSet.union(core.cpus for core in self.cores[claim.name])
+
+    def reasons(self, claim: Claim) -> tuple[Reason, ...]:
+        """Returns the reasons of all decisions on a claim."""
+        return tuple(reason for step in self.steps if claim.name in step for reason in step[claim.name].reasons)
+
+    def warnings(self, claim: Claim) -> tuple[str, ...]:
+        """Returns the warnings of all decisions on a claim."""
+        return tuple(warning for step in self.steps if claim.name in step for warning in step[claim.name].warnings)
+
+
+def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> _Decided:
+    """Makes all claims, with the cores that they name and their accelerators."""
     claims = make_claims(config.services, facts.in_force)
-    place_explicit(claims, usable, facts)
-    place_gpus(claims, facts)
-    return claims
+    named = place_named(claims, usable, facts)
+    cores = {name: decision.value for name, decision in named.items()}
+    claims = [dataclasses.replace(claim, named=cores.get(claim.name, ())) for claim in claims]
+    gpus = place_gpus(claims, facts)
+    claims = [dataclasses.replace(claim, gpus=gpus[claim.name].value) for claim in claims]
+    return _Decided(tuple(claims), usable, (named, gpus), cores, {})
 
 
-def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> Improved:
+def _place_afresh(claims: Sequence[Claim], usable: UsableCores) -> tuple[Improved, dict[str, Decision[Cores]]]:
     """Places the enabled claims by the rules, or better where they leave some less than is fair.
 
     The usable cores are then others, where those kept for the system are.
@@ -108,47 +125,66 @@ def _place_afresh(claims: Sequence[Claim], usable: UsableCores, distance: Callab
     enabled = [claim for claim in claims if claim.enabled]
     free = cores_for_all(enabled, usable)
     amounts = count_out(enabled, usable, free)
-    laid_out = lay_out(free, [need(claim, amount.count) for claim, amount in amounts], distance)
-    placed = {
-        claim.name: used(claim, cores, usable.quota) for (claim, _), cores in zip(amounts, laid_out, strict=True)
+    laid_out = lay_out(free, [need(claim, amount.count) for claim, amount in amounts], usable.distance)
+    placed = {claim.name: used(claim, cores, usable.quota) for (claim, _), cores in zip(amounts, laid_out, strict=True)}
+    improved = improve(placed, enabled, free, usable)
+    placed = {claim.name: used(claim, improved.placed[claim.name], usable.quota) for claim, _ in amounts}
+    decisions = {
+        claim.name: give(claim, placed[claim.name], amount.why, improved.reasons.get(claim.name, ()))
+        for claim, amount in amounts
     }
-    improved = improve(placed, enabled, free, usable, distance)
-    for claim, amount in amounts:
-        give(claim, used(claim, improved.placed[claim.name], usable.quota), amount.why)
-        claim.reasons += improved.reasons.get(claim.name, ())
-    return improved
+    return dataclasses.replace(improved, placed=placed), decisions
 
 
-def _place_others(claims: Sequence[Claim], usable: UsableCores, distance: Callable[[int, int], int]) -> None:
-    """Places the claims that hold nothing, and the loader workers of all."""
-    enabled = [claim for claim in claims if claim.enabled]
-    for claim in claims:
-        if claim.cores is not None and claim.exclusive() and not claim.request.is_explicit():
-            warn_of_slower(claim, usable)
-    offer_slower(claims, usable, distance)
-    free, slow = free_cores(usable.pool, enabled), free_cores(usable.slow, enabled)
-    for claim in claims:
-        if claim.cores is None:
-            place_guest(claim, free, slow, usable, distance)
-    place_loaders(claims, usable, distance)
-    warn_of_guests(claims)
+def _place_others(asked: _Decided, decisions: Mapping[str, Decision[Cores]], usable: UsableCores) -> _Decided:
+    """Places the claims that hold nothing, and the loader workers of all, beside those decided on."""
+    enabled = [claim for claim in asked.claims if claim.enabled]
+    placed = {**asked.cores, **{name: decision.value for name, decision in decisions.items()}}
+    slower = {
+        claim.name: Decision(None, warnings=tuple(warn_of_slower(claim, placed[claim.name], usable)))
+        for claim in enabled
+        if claim.name in decisions
+    }
+    more = offer_slower(asked.claims, placed, usable)
+    placed.update((name, decision.value) for name, decision in more.items())
+    free, slow = (free_cores(cores, enabled, placed) for cores in (usable.pool, usable.slow))
+    guests = {claim.name: place_guest(claim, free, slow, usable) for claim in asked.claims if claim.name not in placed}
+    placed.update((name, decision.value) for name, decision in guests.items())
+    loaders = place_loaders(asked.claims, placed, usable)
+    steps = (*asked.steps, decisions, slower, more, guests, loaders, warn_of_guests(asked.claims, placed))
+    loader_cores = {name: decision.value for name, decision in loaders.items()}
+    return _Decided(asked.claims, usable, steps, placed, loader_cores)
 
 
-def _explain_stays(claims: Sequence[Claim], afresh: Sequence[Claim]) -> None:
+def _explain_stays(staying: _Decided, afresh: _Decided) -> _Decided:
     """Says where a claim would be if nothing were in force. The same for the one that came and those that stayed."""
-    for claim, other in zip(claims, afresh, strict=True):
-        here, there = (CpuSet.union(core.cpus for core in one.cores or ()) for one in (claim, other))
+    why = {}
+    for claim in staying.claims:
+        here, there = staying.cpus(claim), afresh.cpus(claim)
         if here != there:
-            why = f"so that services stay where they are; placed afresh it would have CPUs {there} (apply --afresh)"
-            claim.reasons.append(Reason("CPUs", str(here), why))
+            text = f"so that services stay where they are; placed afresh it would have CPUs {there} (apply --afresh)"
+            why[claim.name] = Decision(None, (Reason("CPUs", str(here), text),))
+    return dataclasses.replace(staying, steps=(*staying.steps, why))
 
 
-def _give_away(claims: Sequence[Claim], usable: UsableCores) -> UsableCores:
+def _make_placement(placed: _Decided) -> Placement:
+    owners = _Owners(placed)
+    shares = {}
+    for claim in placed.claims:
+        cores, loader_cores = placed.cores[claim.name], placed.loader_cores.get(claim.name, ())
+        reasons, warnings = placed.reasons(claim), placed.warnings(claim)
+        share = Share(cores, loader_cores, claim.gpus, owners.owns(claim), reasons, warnings)
+        shares.update(dict.fromkeys((service.unit for service in claim.services), share))
+    return Placement(shares, _give_away(placed))
+
+
+def _give_away(placed: _Decided) -> UsableCores:
     """Says of cores that are kept back and had to be given away; the conf may name them as it likes."""
+    usable = placed.usable
     back = CpuSet.union(core.cpus for core in (*usable.beyond, *usable.spare))
     kept = {cpu: usable.left_out[cpu].partition(" (")[0] for cpu in back}
-    counted = [claim for claim in claims if claim.exclusive() and not claim.request.is_explicit()]
-    given = {cpu: claim.name for claim in counted for cpu in _cpus(claim) if cpu in kept}
+    counted = [claim for claim in placed.claims if claim.exclusive() and not claim.request.is_explicit()]
+    given = {cpu: claim.name for claim in counted for cpu in placed.cpus(claim) if cpu in kept}
     if not given:
         return usable
     why = " and ".join(sorted({kept[cpu] for cpu in given}))
@@ -168,20 +204,18 @@ class _Owners:
     against those that are not, save the shared ones, which are guests everywhere.
     """
 
-    def __init__(self, claims: Sequence[Claim]) -> None:
-        self._enabled = Counter(cpu for claim in claims if claim.enabled for cpu in _cpus(claim))
-        others = [claim for claim in claims if not claim.enabled and claim.request.kind is not CpuRequestKind.SHARED]
-        self._others = Counter(cpu for claim in others for cpu in _cpus(claim))
+    def __init__(self, placed: _Decided) -> None:
+        self._cpus = placed.cpus
+        enabled = [claim for claim in placed.claims if claim.enabled]
+        others = [c for c in placed.claims if not c.enabled and c.request.kind is not CpuRequestKind.SHARED]
+        self._enabled, self._others = (
+            Counter(cpu for claim in claims for cpu in placed.cpus(claim)) for claims in (enabled, others)
+        )
 
     def owns(self, claim: Claim) -> bool:
         """Says whether nobody else is expected on the CPUs of a claim."""
         if claim.request.kind is CpuRequestKind.SHARED:
             return False
         if claim.enabled:
-            return all(self._enabled[cpu] == 1 for cpu in _cpus(claim))
-        return all(self._enabled[cpu] == 0 and self._others[cpu] == 1 for cpu in _cpus(claim))
-
-
-def _cpus(claim: Claim) -> Iterator[int]:
-    for core in claim.cores or ():
-        yield from core.cpus
+            return all(self._enabled[cpu] == 1 for cpu in self._cpus(claim))
+        return all(self._enabled[cpu] == 0 and self._others[cpu] == 1 for cpu in self._cpus(claim))

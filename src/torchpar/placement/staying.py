@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import cores_for_all, count_out, free_cores
-from torchpar.placement.claims import Claim
-from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.claims import Claim, Decision, Placed
+from torchpar.placement.cores import Core, Cores, Distance, UsableCores
 from torchpar.placement.give import give, need, used
-from torchpar.placement.improve import Improved, Placed, fair_speeds, quality
+from torchpar.placement.improve import Improved, fair_speeds, quality
 from torchpar.placement.kept import exchangeable, keep_unheld
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.split import split_nodes
@@ -23,22 +23,18 @@ _LOST = 0.05
 _ROUNDS = 5
 
 
-def place_staying(
-    claims: Sequence[Claim], afresh: Sequence[Claim], improved: Improved, distance: Callable[[int, int], int]
-) -> UsableCores:
-    """Places the enabled claims where they are, each with as many cores as afresh; returns the cores that are usable.
+def place_staying(claims: Sequence[Claim], afresh: Improved) -> tuple[dict[str, Decision[Cores]], UsableCores]:
+    """Places the enabled claims where they are, each with as many cores as afresh; returns also the usable cores.
 
     The system then keeps cores that no claim has. Where staying changes the number of ranks on NUMA nodes, or costs
     more than a twentieth of the quality, the first one moves that helps, and all as the last resort: what a job was
     tuned for must not depend on who came before it.
     """
-    usable = improved.usable
+    usable, wanted = afresh.usable, afresh.placed
     enabled = [claim for claim in claims if claim.enabled]
     amounts = count_out(enabled, usable, cores_for_all(enabled, usable))
-    other = {claim.name: claim.cores or () for claim in afresh}
     movable = [claim for claim, _ in amounts]
-    wanted = {claim.name: other[claim.name] for claim in movable}
-    staying = _Staying(enabled, movable, wanted, usable, fair_speeds(enabled, usable), distance)
+    staying = _Staying(enabled, movable, wanted, usable, fair_speeds(enabled, usable))
     needs = {claim.name: need(claim, len(wanted[claim.name])) for claim in movable}
     chosen = _Choice(wanted, usable)
     # What moves is where it stays the next time: that must change nothing any more.
@@ -49,11 +45,12 @@ def place_staying(
         needs = {name: dataclasses.replace(each, held=_cpus(chosen.placed[name])) for name, each in needs.items()}
     else:
         chosen = _Choice(wanted, usable)
+    decisions = {}
     for claim, amount in amounts:
-        give(claim, chosen.placed[claim.name], amount.why)
-        if set(chosen.placed[claim.name]) == set(wanted[claim.name]):
-            claim.reasons += improved.reasons.get(claim.name, ())
-    return chosen.usable
+        cores = chosen.placed[claim.name]
+        more = afresh.reasons.get(claim.name, ()) if set(cores) == set(wanted[claim.name]) else ()
+        decisions[claim.name] = give(claim, cores, amount.why, more)
+    return decisions, chosen.usable
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ class _Staying:
     wanted: Placed
     usable: UsableCores
     fair: Mapping[str, float]
-    distance: Callable[[int, int], int]
 
     def choose(self, needs: Mapping[str, Need]) -> _Choice:
         """Returns the first way that is nearly as good as afresh: all stay, all but one, those near accelerators.
@@ -98,7 +94,7 @@ class _Staying:
         for usable in usables if usables[0] != self.usable else usables[1:]:
             free = _free(self.enabled, usable, self.wanted)
             for names in moving:
-                placed = _without(free, needs, self.wanted, names, self.distance)
+                placed = _without(free, needs, self.wanted, names, usable.distance)
                 if placed is not None:
                     mine = {claim.name: used(claim, placed[claim.name], usable.quota) for claim in self.movable}
                     yield _Choice(mine, usable)
@@ -126,7 +122,7 @@ def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list
     return sorted([*free, *(slow if needed else ())], key=lambda core: core.cpus.first())
 
 
-def _lay_out(free: Sequence[Core], needs: Mapping[str, Need], distance: Callable[[int, int], int]) -> Placed:
+def _lay_out(free: Sequence[Core], needs: Mapping[str, Need], distance: Distance) -> Placed:
     return dict(zip(needs, lay_out(free, list(needs.values()), distance), strict=True))
 
 
@@ -135,7 +131,7 @@ def _without(
     needs: Mapping[str, Need],
     wanted: Placed,
     moving: Sequence[str],
-    distance: Callable[[int, int], int],
+    distance: Distance,
 ) -> Placed | None:
     """Lays out so that all stay but some, which have their places of afresh; None where another is in the way that
     stays, or what is kept for the system."""
