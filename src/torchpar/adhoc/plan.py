@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,11 @@ from typing import Any
 from torchpar.conf.services import AD_HOC, Config, Kind, Service
 from torchpar.conf.settings import TrainSettings
 from torchpar.conf.syntax import ConfFile
-from torchpar.conf.values import CpuRequest, CpuRequestKind, GpuRequest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
 from torchpar.contract.job import VARIABLE, parse_job_environment
-from torchpar.facts.topology import HostFacts
-from torchpar.placement.claims import Reason
-from torchpar.placement.cores import find_usable_cores
-from torchpar.placement.layout import Need, lay_out
-from torchpar.placement.place import Share, place
+from torchpar.facts.topology import Held, HostFacts
+from torchpar.placement.place import place
 from torchpar.plan.plan import ServicePlan, make_plan
 
 UNIT_PREFIX = "torchpar-run-"
@@ -36,14 +31,7 @@ _NEVER = ("Enabled=no", "Slot=", "Restart=no", "Nodes=", "Endpoint=", "Elastic="
 
 @dataclass(frozen=True)
 class AdHocJob(Service):
-    """A job of `torchpar run`: a service that no file declares. `placed` says that its CPUs were chosen for it."""
-
-    placed: bool = False
-
-    @property
-    def names_cpus(self) -> bool:
-        """Says whether it was started with a CPUs= that names CPUs, NUMA nodes or packages."""
-        return super().names_cpus and not self.placed
+    """A job of `torchpar run`: a service that no file declares."""
 
     @property
     def unit(self) -> str:
@@ -53,7 +41,7 @@ class AdHocJob(Service):
     @property
     def section(self) -> str:
         """The job's name in messages."""
-        return "this job" if self.name != "others" else "other ad-hoc jobs"
+        return "this job"
 
     @property
     def own_user(self) -> bool:
@@ -119,79 +107,13 @@ def plan_job(
     none it shares those that no enabled service holds, or all, with a warning; so it is with accelerators that it asks
     for, while with GPUs=auto it gets those that nobody uses, or none.
     """
-    named = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores).named
-    present = [service for service in config.services if service.settings.enabled or service.unit in running]
-    used = used & CpuSet.union(core.cpus for core in named)
-    if used:
-        others = TrainSettings(script="/", cpus=CpuRequest(CpuRequestKind.LIST, numbers=used), gpus=GpuRequest(0))
-        present.append(AdHocJob(Kind.TRAIN, "others", others, (), {}))
-    placement = place(dataclasses.replace(config, services=(*present, job)), facts)
-    shares, usable = placement.shares, placement.usable
-    gpus, gpu_warning = _choose_gpus(job, present, shares, facts, used_gpus)
-    if gpus != job.settings.gpus:
-        job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, gpus=gpus))
-        shares = place(dataclasses.replace(config, services=(*present, job)), facts).shares
-    held = CpuSet.union(shares[s.unit].cpus for s in present if s.settings.enabled and not _is_shared(s))
-    busy = CpuSet.union(shares[service.unit].cpus for service in present if not service.settings.enabled)
-    free = [core for core in usable.pool if core.cpus.isdisjoint(held)]
-    quiet = [core for core in free if core.cpus.isdisjoint(busy)]
-
-    request, count = job.settings.cpus, job.settings.cpus.count
-    reason, warning = None, None
-    if request.kind in (CpuRequestKind.AUTO, CpuRequestKind.COUNT):
-        if quiet and len(quiet) >= count:
-            near = CpuSet(gpu.numa_node for gpu in shares[job.unit].gpus if gpu.numa_node is not None)
-            train = job.settings if isinstance(job.settings, TrainSettings) else None
-            ranks = train.ranks if train and isinstance(train.ranks, int) else 1
-            by_node = train is not None and train.ranks == "numa"
-            need = Need(count or len(quiet), near, ranks=ranks, by_node=by_node)
-            (cores,) = lay_out(quiet, [need], usable.distance)
-            cpus = CpuSet.union(core.cpus for core in cores)
-            reason = Reason("CPUs", str(cpus), "no enabled service holds them and no other job runs on them")
-            request = CpuRequest(CpuRequestKind.LIST, numbers=cpus)
-        else:
-            if not count:
-                request = CpuRequest(CpuRequestKind.SHARED)
-            names = [s.unit for s in present if not free or not s.settings.enabled]
-            who = " and ".join("other ad-hoc jobs" if name.startswith(UNIT_PREFIX) else name for name in names)
-            left = f"{len(quiet)} of {len(usable.pool)} cores are left" if quiet else "no core is left"
-            warning = f"{left}, so this job shares CPUs with {who or 'enabled services'}; all of them will be slower"
-    settings = dataclasses.replace(job.settings, cpus=request)
-    job = dataclasses.replace(job, settings=settings, placed=reason is not None)
-    plan = make_plan(dataclasses.replace(config, services=(*present, job)), facts).find(job.unit)
-    if reason:
-        plan = dataclasses.replace(
-            plan, reasons=tuple(reason if old.key == "CPUs" else old for old in plan.reasons)
-        )
-    told = tuple(text for text in (warning, gpu_warning) if text)
-    return dataclasses.replace(plan, warnings=(*told, *plan.warnings))
-
-
-def _choose_gpus(
-    job: AdHocJob, present: Iterable[Service], shares: Mapping[str, Share], facts: HostFacts, used: Collection[str]
-) -> tuple[GpuRequest, str | None]:
-    """GPUs= of the job without those that others compute on at the moment, and a warning where that cannot be."""
-    request = job.settings.gpus
-    held = {gpu.name for service in present if service.settings.enabled for gpu in shares[service.unit].gpus}
-    busy = {gpu.name for service in present if not service.settings.enabled for gpu in shares[service.unit].gpus}
-    busy = (busy | set(used)) - held
-    taken = [gpu.name for gpu in shares[job.unit].gpus if gpu.name in busy]
-    if not taken:
-        return request, None
-    quiet = [gpu for gpu in facts.discrete_accelerators() if gpu.name not in held | busy]
-    if request.count is None:
-        # As for a service: whole GPUs or one MIG instance, as CUDA shows a process no more.
-        names = tuple(gpu.name for gpu in quiet if gpu.mig is None) or tuple(gpu.name for gpu in quiet[:1])
-        if names:
-            return GpuRequest(len(names), names), None
-        return GpuRequest(0), f"no accelerator is left: other jobs compute on {' '.join(taken)}; --gpus 1 shares one"
-    if not request.names and len(quiet) >= request.count:
-        # Of one node as far as that can be: those of the node with the most of them first.
-        nodes = Counter(gpu.numa_node for gpu in quiet)
-        quiet.sort(key=lambda gpu: (gpu.mig is not None, -nodes[gpu.numa_node], gpu.pci))
-        names = tuple(gpu.name for gpu in quiet[: request.count])
-        return GpuRequest(len(names), names), None
-    return request, f"this job shares accelerators with other jobs: {' '.join(taken)}; all of them will be slower"
+    slots = {service.settings.slot for service in config.services if service.settings.enabled} - {None}
+    holding = [s for s in config.services if s.settings.enabled or s.settings.slot in slots]
+    passing = [s for s in config.services if s not in holding and s.unit in running]
+    shares = place(dataclasses.replace(config, services=(*holding, *passing)), facts).shares
+    taken = {s.unit: Held(shares[s.unit].cpus, tuple(gpu.name for gpu in shares[s.unit].gpus)) for s in passing}
+    taken["other ad-hoc jobs"] = Held(used, tuple(used_gpus))
+    return make_plan(dataclasses.replace(config, services=(*holding, job)), facts, taken=taken).find(job.unit)
 
 
 def used_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:
@@ -209,10 +131,6 @@ def accelerators_of(told: str) -> frozenset[str]:
     except JobSettingsError:
         return frozenset()
     return frozenset(gpu for rank in job.ranks for gpu in rank.gpus) if job else frozenset()
-
-
-def _is_shared(service: Service) -> bool:
-    return service.settings.cpus.kind is CpuRequestKind.SHARED
 
 
 # What belongs to the process that asks: systemd's own notes to a service, and the traces of sudo.

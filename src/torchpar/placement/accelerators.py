@@ -3,50 +3,60 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.placement.claims import Claim, Decision, Reason, largest_remainder
+from torchpar.placement.claims import Claim, Decision, Reason, Taken, largest_remainder
 
 # The accelerators of each claim, by its name.
 _Given = Mapping[str, tuple[PciDevice, ...]]
 
 
-def place_gpus(claims: Sequence[Claim], facts: HostFacts) -> dict[str, Decision[tuple[PciDevice, ...]]]:
+def place_gpus(
+    claims: Sequence[Claim], facts: HostFacts, taken: Taken = None
+) -> dict[str, Decision[tuple[PciDevice, ...]]]:
     """Gives each claim its accelerators: named ones, then counts, then the rest by weight.
 
     Services with CPUs=shared get none unless they ask. A GPU that is a part of the processor is for those that name
-    it. Raises PlacementError for devices that are not there or taken.
+    it. Claims that are not enabled keep away from what is `taken`, where they can. Raises
+    PlacementError for devices that are not there or taken.
     """
     devices = facts.accelerators()
     enabled = [claim for claim in claims if claim.enabled]
     guests = [claim for claim in claims if not claim.enabled]
     named = _place_named([*enabled, *guests], devices, facts)
     devices = facts.discrete_accelerators()
-    taken = {gpu for claim in enabled for gpu in named[claim.name]}
-    free = [gpu for gpu in devices if gpu not in taken]
+    held = {gpu for claim in enabled for gpu in named[claim.name]}
+    free = [gpu for gpu in devices if gpu not in held]
     amounts = _count_out(enabled, named, devices, len(free))
     laid_out = _lay_out(amounts, free)
-    taken = {gpu for gpus in laid_out.values() for gpu in gpus}
-    free = [gpu for gpu in free if gpu not in taken]
+    held = {gpu for gpus in laid_out.values() for gpu in gpus}
+    free = [gpu for gpu in free if gpu not in held]
     given = {claim.name: _one_instance(claim, {**named, **laid_out}[claim.name]) for claim in enabled}
+    busy = {name for each in (taken or {}).values() for name in each.gpus}.intersection(gpu.name for gpu in free)
+    quiet = [gpu for gpu in free if gpu.name not in busy]
     for claim in guests:
         given[claim.name] = named[claim.name]
         count = _wanted(claim)
         if count is None and _shares(claim):
-            given[claim.name] = _one_instance(claim, tuple(free))
+            given[claim.name] = _one_instance(claim, tuple(quiet))
         elif count and not named[claim.name]:
             if count > len(devices):
                 raise _too_many(claim, count, devices, len(free))
-            given.update(_lay_out([(claim, count)], free if len(free) >= count else devices))
+            offered = next((part for part in (quiet, free) if len(part) >= count), devices)
+            given.update(_lay_out([(claim, count)], offered))
     holders = {gpu: claim for claim in enabled for gpu in given[claim.name]}
-    return {claim.name: _decide(claim, given[claim.name], holders, devices) for claim in claims}
+    return {claim.name: _decide(claim, given[claim.name], holders, devices, busy) for claim in claims}
 
 
 def _decide(
-    claim: Claim, gpus: tuple[PciDevice, ...], holders: Mapping[PciDevice, Claim], devices: Sequence[PciDevice]
+    claim: Claim,
+    gpus: tuple[PciDevice, ...],
+    holders: Mapping[PciDevice, Claim],
+    devices: Sequence[PciDevice],
+    busy: Collection[str],
 ) -> Decision[tuple[PciDevice, ...]]:
     """Says why a claim has its accelerators, and where it has those of an enabled one, or none as enabled ones have
     all."""
@@ -60,10 +70,15 @@ def _decide(
     if gpus:
         names = " ".join(gpu.name for gpu in gpus)
         reasons.append(Reason("GPUs", names, f"{len(gpus)} of the host's {len({*devices, *gpus})}"))
-    elif devices and _wanted(claim) is None and _shares(claim):
-        why = f"enabled services have all of the host's {len(devices)}"
+    shared = " ".join(gpu.name for gpu in gpus if gpu.name in busy)
+    if shared and not claim.enabled:
+        warnings.append(f"{where} shares accelerators with other jobs: {shared}; all of them will be slower")
+    if devices and not gpus and _wanted(claim) is None and _shares(claim):
+        why, how = f"enabled services have all of the host's {len(devices)}", "GPUs=none says that this is meant"
+        if busy and not claim.enabled:
+            why, how = f"other jobs compute on {' '.join(sorted(busy))}", "GPUs=1 shares one"
         reasons.append(Reason("GPUs", "none", why))
-        warnings.append(f"{where}: no accelerator is left for it, {why}; GPUs=none says that this is meant")
+        warnings.append(f"{where}: no accelerator is left for it, {why}; {how}")
     if len(gpus) > 1 and any(gpu.mig for gpu in gpus):
         warnings.append(
             f"{where} has {len(gpus)} accelerators, MIG instances "

@@ -101,6 +101,9 @@ class Claim:
         return self.enabled and self.request.kind is not CpuRequestKind.SHARED
 
 
+# What jobs at the moment compute on that no enabled service holds, by who they are; None for a plan of any moment.
+Taken = Mapping[str, Held] | None
+
 # The cores of each claim, by its name; one that is not among them has not been looked at.
 Placed = Mapping[str, Cores]
 

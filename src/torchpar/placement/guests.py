@@ -1,14 +1,17 @@
-"""Places services that hold nothing, on the cores that enabled services leave."""
+"""Places services that hold nothing, on the cores that enabled services leave.
+
+Who starts at a moment keeps away from the jobs that run at that moment.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.amounts import least, too_much
-from torchpar.placement.claims import Claim, Decision, Placed, Reason
+from torchpar.placement.amounts import free_cores, least, too_much
+from torchpar.placement.claims import Claim, Decision, Placed, Reason, Taken
 from torchpar.placement.cores import Core, Cores, UsableCores
 from torchpar.placement.give import give, need, used
 from torchpar.placement.improve import fair_speeds, improve
@@ -16,26 +19,80 @@ from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.staying import is_nearly_as_good
 
 
-def place_guest(claim: Claim, free: Sequence[Core], slow: Sequence[Core], usable: UsableCores) -> Decision[Cores]:
-    """Places a claim that holds nothing: shared, or not enabled. It gets what the enabled claims leave."""
+def place_guests(
+    claims: Sequence[Claim], placed: Placed, usable: UsableCores, taken: Taken
+) -> dict[str, Decision[Cores]]:
+    """Places the claims that hold nothing: shared ones, and those that are not enabled.
+
+    They get what the enabled claims leave; at a moment those that are not enabled get of it what is not `taken`, if
+    that is enough, and else are told with whom they share.
+    """
+    enabled = [claim for claim in claims if claim.enabled]
+    free, slow = (free_cores(cores, enabled, placed) for cores in (usable.pool, usable.slow))
+    held = {claim.services[0].unit: placed[claim.name] for claim in enabled if claim.exclusive()}
+    holders = {unit: CpuSet.union(core.cpus for core in cores) for unit, cores in held.items()}
+    guests = {}
+    for claim in claims:
+        if claim.name in placed:
+            continue
+        if taken is None or claim.request.kind is CpuRequestKind.SHARED:
+            guests[claim.name] = _place_guest(claim, free, slow, usable)
+        else:
+            others = {**holders, **{who: each.cpus for who, each in taken.items()}}
+            guests[claim.name] = _place_at_a_moment(claim, [*free, *slow], usable, others)
+    return guests
+
+
+def _place_guest(
+    claim: Claim, free: Sequence[Core], slow: Sequence[Core], usable: UsableCores
+) -> Decision[Cores]:
     if claim.request.kind is CpuRequestKind.SHARED:
         offered = [*free, *slow]
         why = "what no enabled service holds"
     else:
         offered = list(free)
         why = "not enabled, so it holds nothing and gets what no enabled service holds"
-    needed = max(1, least(claim))
-    warnings: list[str] = []
-    if needed > len(offered):
-        offered, warnings = _all_for_guest(claim, needed, usable)
-        if len(free) < len(usable.pool):
-            why = "enabled services hold all the others, so it shares theirs"
-            # A shared service that is not enabled, such as the demo, expects no better.
-            if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
-                warnings.append(
-                    f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
-                    "both will be slower"
-                )
+    if len(offered) >= _needed(claim):
+        return _give(claim, offered, why, usable)
+    offered, warnings = _all_for_guest(claim, usable)
+    if len(free) < len(usable.pool):
+        why = "enabled services hold all the others, so it shares theirs"
+        # A shared service that is not enabled, such as the demo, expects no better.
+        if claim.enabled or claim.request.kind is not CpuRequestKind.SHARED:
+            warnings.append(
+                f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
+                "both will be slower"
+            )
+    return _give(claim, offered, why, usable, warnings)
+
+
+def _place_at_a_moment(
+    claim: Claim, free: Sequence[Core], usable: UsableCores, others: Mapping[str, CpuSet]
+) -> Decision[Cores]:
+    """Places a claim where none of the `others` computes, or beside them; `free` are the cores that nobody holds."""
+    quiet = [
+        core for core in free if core in usable.pool and all(core.cpus.isdisjoint(cpus) for cpus in others.values())
+    ]
+    if len(quiet) >= _needed(claim):
+        return _give(claim, quiet, "no enabled service holds them and no other job runs on them", usable)
+    offered, warnings = list(free), list[str]()
+    if len(offered) < _needed(claim):
+        offered, warnings = _all_for_guest(claim, usable)
+    found = _give(claim, offered, "no others are left", usable, warnings)
+    cpus = CpuSet.union(core.cpus for core in found.value)
+    left = f"{len(quiet)} of {len(usable.pool)} cores are left" if quiet else "no core is left"
+    who = " and ".join(name for name, theirs in others.items() if not theirs.isdisjoint(cpus))
+    warning = f"{left}, so {claim.name} shares CPUs with {who}; all of them will be slower"
+    return dataclasses.replace(found, warnings=(warning, *found.warnings))
+
+
+def _needed(claim: Claim) -> int:
+    return max(1, least(claim))
+
+
+def _give(
+    claim: Claim, offered: Sequence[Core], why: str, usable: UsableCores, warnings: Sequence[str] = ()
+) -> Decision[Cores]:
     wanted = need(claim, claim.request.count or len(offered))
     reasons: Sequence[Reason] = ()
     (cores,) = lay_out(offered, [wanted], usable.distance)
@@ -66,10 +123,10 @@ def _better(
     return cores, improved.reasons.get(claim.name, ()) if set(cores) == set(afresh) else ()
 
 
-def _all_for_guest(claim: Claim, needed: int, usable: UsableCores) -> tuple[list[Core], list[str]]:
+def _all_for_guest(claim: Claim, usable: UsableCores) -> tuple[list[Core], list[str]]:
     """Returns the cores of the pool, whoever holds them, and as many others as a guest lacks; those kept back are the
     last, with a warning."""
-    offered, warnings = list(usable.pool), []
+    needed, offered, warnings = _needed(claim), list(usable.pool), []
     for part in (usable.beyond, usable.slow, usable.spare):
         more = sorted(part, key=lambda core: -core.capacity)[: max(0, needed - len(offered))]
         offered += more

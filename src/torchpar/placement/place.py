@@ -17,11 +17,11 @@ from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.accelerators import place_gpus
-from torchpar.placement.amounts import cores_for_all, count_out, free_cores
-from torchpar.placement.claims import Claim, Decision, Placed, Reason, make_claims
+from torchpar.placement.amounts import cores_for_all, count_out
+from torchpar.placement.claims import Claim, Decision, Placed, Reason, Taken, make_claims
 from torchpar.placement.cores import Core, Cores, UsableCores, find_usable_cores
 from torchpar.placement.give import give, need, used, warn_of_slower
-from torchpar.placement.guests import place_guest, warn_of_guests
+from torchpar.placement.guests import place_guests, warn_of_guests
 from torchpar.placement.improve import Improved, improve
 from torchpar.placement.layout import lay_out
 from torchpar.placement.loader_cores import place_loaders
@@ -63,18 +63,21 @@ class Placement:
     usable: UsableCores
 
 
-def place(config: Config, facts: HostFacts) -> Placement:
+def place(config: Config, facts: HostFacts, *, taken: Taken = None) -> Placement:
     """Gives every declared service its share of the host; what it has in force it keeps, as far as it still can.
+
+    `taken` is what jobs compute on at the moment, by their names: services that are not enabled keep away from it where
+    they can, and are told where they cannot.
 
     Raises PlacementError when what is asked for is not there; the message names who asked and who holds it.
     """
     usable = find_usable_cores(facts, host_cpus=config.host.cpus, reserve=config.host.reserve_cores)
-    asked = _ask(config, facts.afresh(), usable)
+    asked = _ask(config, facts.afresh(), usable, taken)
     improved, decisions = _place_afresh(asked.claims, usable)
     afresh = _place_others(asked, decisions, improved.usable)
     if not facts.in_force:
         return _make_placement(afresh)
-    asked = _ask(config, facts, improved.usable)
+    asked = _ask(config, facts, improved.usable, taken)
     decisions, usable = place_staying(asked.claims, improved)
     return _make_placement(_explain_stays(_place_others(asked, decisions, usable), afresh))
 
@@ -92,6 +95,7 @@ class _Decided:
     steps: tuple[_Step, ...]
     cores: Placed
     loader_cores: Placed
+    taken: Taken
 
     def cpus(self, claim: Claim) -> CpuSet:
         """Returns the CPUs of a claim's cores."""
@@ -106,15 +110,15 @@ class _Decided:
         return tuple(warning for step in self.steps if claim.name in step for warning in step[claim.name].warnings)
 
 
-def _ask(config: Config, facts: HostFacts, usable: UsableCores) -> _Decided:
+def _ask(config: Config, facts: HostFacts, usable: UsableCores, taken: Taken) -> _Decided:
     """Makes all claims, with the cores that they name and their accelerators."""
     claims = make_claims(config.services, facts.in_force)
     named = place_named(claims, usable, facts)
     cores = {name: decision.value for name, decision in named.items()}
     claims = [dataclasses.replace(claim, named=cores.get(claim.name, ())) for claim in claims]
-    gpus = place_gpus(claims, facts)
+    gpus = place_gpus(claims, facts, taken)
     claims = [dataclasses.replace(claim, gpus=gpus[claim.name].value) for claim in claims]
-    return _Decided(tuple(claims), usable, (named, gpus), cores, {})
+    return _Decided(tuple(claims), usable, (named, gpus), cores, {}, taken)
 
 
 def _place_afresh(claims: Sequence[Claim], usable: UsableCores) -> tuple[Improved, dict[str, Decision[Cores]]]:
@@ -147,13 +151,12 @@ def _place_others(asked: _Decided, decisions: Mapping[str, Decision[Cores]], usa
     }
     more = offer_slower(asked.claims, placed, usable)
     placed.update((name, decision.value) for name, decision in more.items())
-    free, slow = (free_cores(cores, enabled, placed) for cores in (usable.pool, usable.slow))
-    guests = {claim.name: place_guest(claim, free, slow, usable) for claim in asked.claims if claim.name not in placed}
+    guests = place_guests(asked.claims, placed, usable, asked.taken)
     placed.update((name, decision.value) for name, decision in guests.items())
     loaders = place_loaders(asked.claims, placed, usable)
     steps = (*asked.steps, decisions, slower, more, guests, loaders, warn_of_guests(asked.claims, placed))
     loader_cores = {name: decision.value for name, decision in loaders.items()}
-    return _Decided(asked.claims, usable, steps, placed, loader_cores)
+    return _Decided(asked.claims, usable, steps, placed, loader_cores, asked.taken)
 
 
 def _explain_stays(staying: _Decided, afresh: _Decided) -> _Decided:
@@ -201,7 +204,7 @@ class _Owners:
     """The services that may run on each CPU.
 
     An enabled claim owns its CPUs against all but other enabled ones, which may be shared; one that is not enabled also
-    against those that are not, save the shared ones, which are guests everywhere.
+    against those that are not, save the shared ones, which are guests everywhere; at a moment against what is taken.
     """
 
     def __init__(self, placed: _Decided) -> None:
@@ -211,6 +214,7 @@ class _Owners:
         self._enabled, self._others = (
             Counter(cpu for claim in claims for cpu in placed.cpus(claim)) for claims in (enabled, others)
         )
+        self._taken = CpuSet.union(held.cpus for held in (placed.taken or {}).values())
 
     def owns(self, claim: Claim) -> bool:
         """Says whether nobody else is expected on the CPUs of a claim."""
@@ -218,4 +222,5 @@ class _Owners:
             return False
         if claim.enabled:
             return all(self._enabled[cpu] == 1 for cpu in self._cpus(claim))
-        return all(self._enabled[cpu] == 0 and self._others[cpu] == 1 for cpu in self._cpus(claim))
+        alone = all(self._enabled[cpu] == 0 and self._others[cpu] == 1 for cpu in self._cpus(claim))
+        return alone and self._taken.isdisjoint(self._cpus(claim))

@@ -19,7 +19,7 @@ from torchpar.contract.job import VARIABLE
 from torchpar.contract.paths import LAUNCH, RUN, SERVE
 from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
 from torchpar.facts.topology import HostFacts, PciDevice
-from torchpar.placement.claims import Reason
+from torchpar.placement.claims import Reason, Taken
 from torchpar.placement.place import Placement, Share, place
 from torchpar.plan.allocator import choose_allocator
 from torchpar.plan.changes import find_change
@@ -96,14 +96,14 @@ class Plan:
         return next(service for service in self.services if service.unit == unit)
 
 
-def make_plan(config: Config, facts: HostFacts) -> Plan:
-    """Plans every service of the configuration on the host.
+def make_plan(config: Config, facts: HostFacts, *, taken: Taken = None) -> Plan:
+    """Plans every service of the configuration on the host; `taken` is what jobs compute on at the moment, see place().
 
     Raises PlacementError when what is asked for does not fit the host; it names the smallest change that does.
     """
 
     def plan(changed: Config) -> Plan:
-        return _make_plan(changed, facts)
+        return _make_plan(changed, facts, taken)
 
     try:
         return plan(config)
@@ -112,8 +112,8 @@ def make_plan(config: Config, facts: HostFacts) -> Plan:
         raise CoresError(f"{error}; {change} would fit" if change else str(error), error.unit) from None
 
 
-def _make_plan(config: Config, facts: HostFacts) -> Plan:
-    placement = place(config, facts)
+def _make_plan(config: Config, facts: HostFacts, taken: Taken) -> Plan:
+    placement = place(config, facts, taken=taken)
     services = tuple(_plan_service(service, config, placement, facts) for service in config.services)
     collisions = find_collisions(config.services)
     held = CpuSet.union(plan.cpus for plan in services if plan.service.settings.enabled)
