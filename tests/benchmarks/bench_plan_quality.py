@@ -29,8 +29,8 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.facts.topology import CpuKind, Distances, HostFacts, NumaNode, Package
 from torchpar.host.facts import read_facts
-from torchpar.placement.cores import auto_reserve, usable_before_reserve
 from torchpar.placement.quality import ACROSS_NODES, LEAST_CORES, Quality, total
+from torchpar.placement.usable import auto_reserve, usable_before_reserve
 from torchpar.plan.plan import Plan, ServicePlan, make_plan
 from torchpar.plan.quality import service_qualities
 

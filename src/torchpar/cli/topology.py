@@ -11,7 +11,7 @@ from torchpar.cli.paths import FilePath
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts, topology_json
 from torchpar.host.inputs import LIVE, load_facts
-from torchpar.placement.cores import find_usable_cores
+from torchpar.placement.usable import find_usable_cores
 
 
 @click.command()

@@ -9,7 +9,8 @@ from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
 from torchpar.placement.claims import Claim, Placed, largest_remainder
-from torchpar.placement.cores import Core, UsableCores
+from torchpar.placement.cores import Core
+from torchpar.placement.usable import UsableCores
 
 
 def free_cores(pool: Iterable[Core], claims: Iterable[Claim], placed: Placed | None = None) -> list[Core]:
@@ -41,6 +42,14 @@ def cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
 def least(claim: Claim) -> int:
     """Returns the fewest cores that a claim can do with."""
     return claim.request.count or claim.ranks()
+
+
+def exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
+    """Returns the cores kept for the system, where others would do as well: all are alike, and none is given away."""
+    cores = [*usable.pool, *usable.beyond, *usable.slow, *usable.spare]
+    alike = len({core.capacity for core in cores}) == 1 and not usable.beyond
+    spare = free_cores(usable.spare, enabled)
+    return spare if alike and len(spare) == len(usable.spare) and set(spare).isdisjoint(free) else []
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.claims import Claim, Decision, Reason
-from torchpar.placement.cores import Core, Cores, UsableCores
+from torchpar.placement.cores import Core, Cores
 from torchpar.placement.layout import Need
 from torchpar.placement.split import split_alike, split_cores, split_nodes
+from torchpar.placement.usable import UsableCores
 
 
 def need(claim: Claim, count: int) -> Need:

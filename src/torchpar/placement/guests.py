@@ -12,11 +12,12 @@ from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import free_cores, least, too_much
 from torchpar.placement.claims import Claim, Decision, Placed, Reason, Taken
-from torchpar.placement.cores import Core, Cores, UsableCores
+from torchpar.placement.cores import Core, Cores
 from torchpar.placement.give import give, need, used
 from torchpar.placement.improve import fair_speeds, improve
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.staying import is_nearly_as_good
+from torchpar.placement.usable import UsableCores
 
 
 def place_guests(

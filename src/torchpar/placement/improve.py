@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.amounts import free_cores, least
+from torchpar.placement.amounts import exchangeable, free_cores, least
 from torchpar.placement.claims import Claim, Placed, Reason
-from torchpar.placement.cores import Core, UsableCores, choose_cores
-from torchpar.placement.kept import exchangeable, keep_others
+from torchpar.placement.cores import Core, choose_cores
 from torchpar.placement.quality import Quality, fair_shares, speed_on, total
 from torchpar.placement.search import Cell, Seeker, search
+from torchpar.placement.usable import UsableCores, keep_others
 
 # Beyond these a search finds too little for the time it takes.
 _SERVICES = 20

@@ -12,7 +12,8 @@ from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Claim, Decision, Placed, Reason, request_text
-from torchpar.placement.cores import Cores, UsableCores
+from torchpar.placement.cores import Cores
+from torchpar.placement.usable import UsableCores
 
 
 def place_named(claims: Sequence[Claim], usable: UsableCores, facts: HostFacts) -> dict[str, Decision[Cores]]:

@@ -1,5 +1,7 @@
 """Gives cores to services: who gets which, on the whole host at once.
 
+usable cores + claims → named and accelerators → amounts → layout → improve → staying → slower cores, guests → shares
+
 Explicit lists come first, then counts, then the enabled auto claims share what is
 left by weight; claims that are not enabled hold nothing and get what the enabled ones leave. Each decision leaves a
 reason. How many cores a claim gets depends on the conf and the host alone; where they are, also on what is in force.
@@ -19,15 +21,15 @@ from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.accelerators import place_gpus
 from torchpar.placement.amounts import cores_for_all, count_out
 from torchpar.placement.claims import Claim, Decision, Placed, Reason, Taken, make_claims
-from torchpar.placement.cores import Core, Cores, UsableCores, find_usable_cores
+from torchpar.placement.cores import Core, Cores
 from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.guests import place_guests, warn_of_guests
 from torchpar.placement.improve import Improved, improve
 from torchpar.placement.layout import lay_out
-from torchpar.placement.loader_cores import place_loaders
-from torchpar.placement.more_processes import offer_slower
 from torchpar.placement.named import place_named
+from torchpar.placement.slower_cores import offer_slower, place_loaders
 from torchpar.placement.staying import place_staying
+from torchpar.placement.usable import UsableCores, find_usable_cores
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.amounts import cores_for_all, count_out, free_cores
+from torchpar.placement.amounts import cores_for_all, count_out, exchangeable, free_cores
 from torchpar.placement.claims import Claim, Decision, Placed
-from torchpar.placement.cores import Core, Cores, Distance, UsableCores
+from torchpar.placement.cores import Core, Cores, Distance
 from torchpar.placement.give import give, need, used
 from torchpar.placement.improve import Improved, fair_speeds, quality
-from torchpar.placement.kept import exchangeable, keep_unheld
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.split import split_nodes
+from torchpar.placement.usable import UsableCores, keep_unheld
 
 # What may be lost of the quality of a placement afresh so that services stay where they are.
 _LOST = 0.05

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torchpar.conf.services import Config, Service
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.cores import Core, auto_reserve, usable_before_reserve
+from torchpar.placement.cores import Core
 from torchpar.placement.quality import (
     Ask,
     Quality,
@@ -17,6 +17,7 @@ from torchpar.placement.quality import (
     total,
     training_speed,
 )
+from torchpar.placement.usable import auto_reserve, usable_before_reserve
 from torchpar.plan.plan import Plan, ServicePlan
 
 

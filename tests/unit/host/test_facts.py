@@ -21,7 +21,7 @@ from torchpar.host.cgroup import read_limits
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
-from torchpar.placement.cores import find_usable_cores
+from torchpar.placement.usable import find_usable_cores
 from torchpar.plan.plan import make_plan
 
 CPU = "sys/devices/system/cpu"

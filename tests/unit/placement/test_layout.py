@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.placement.test_split import cores, text
-from torchpar.placement.for_ranks import choose_for_nodes, choose_for_ranks
+from torchpar.placement.layout import choose_for_nodes, choose_for_ranks
 from torchpar.placement.split import by_node
 
 
