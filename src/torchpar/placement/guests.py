@@ -6,7 +6,7 @@ Who starts at a moment keeps away from the jobs that run at that moment.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
@@ -32,6 +32,7 @@ def place_guests(
     free, slow = (free_cores(cores, enabled, placed) for cores in (usable.pool, usable.slow))
     held = {claim.services[0].unit: placed[claim.name] for claim in enabled if claim.exclusive()}
     holders = {unit: CpuSet.union(core.cpus for core in cores) for unit, cores in held.items()}
+    sharing = [claim for claim in enabled if claim.request.kind is CpuRequestKind.SHARED]
     guests = {}
     for claim in claims:
         if claim.name in placed:
@@ -41,7 +42,24 @@ def place_guests(
         else:
             others = {**holders, **{who: each.cpus for who, each in taken.items()}}
             guests[claim.name] = _place_at_a_moment(claim, [*free, *slow], usable, others)
+    cores = {core for claim in sharing for core in guests[claim.name].value}
+    if len(sharing) > len(cores):
+        warning = _take_turns(sharing, cores)
+        for claim in sharing:
+            found = guests[claim.name]
+            guests[claim.name] = dataclasses.replace(found, warnings=(*found.warnings, warning))
     return guests
+
+
+def _take_turns(sharing: Sequence[Claim], cores: Collection[Core]) -> str:
+    """Returns the warning of services that are more than the cores which they share."""
+    names = [claim.name for claim in sharing]
+    number = "1 core" if len(cores) == 1 else f"{len(cores)} cores"
+    cpus = CpuSet.union(core.cpus for core in cores)
+    return (
+        f"{', '.join(names[:-1])} and {names[-1]} have CPUs=shared and {number} together (CPUs {cpus}): each is slower "
+        "while others compute; with the same Slot= only one of them runs at a time"
+    )
 
 
 def _place_guest(

@@ -126,6 +126,27 @@ def test_a_refusal_names_the_smallest_change_that_fits(text: str, change: str) -
     assert message.endswith(f"; {change}")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected", "told"),
+    [
+        ("a CPUs=shared\nb CPUs=shared", "0-1 0-1", None),
+        ("a CPUs=1\nb CPUs=shared\nc CPUs=shared", "0 1 1", "[Train b] and [Train c] have CPUs=shared and 1 core"),
+        ("a CPUs=shared\nb CPUs=shared\nc CPUs=shared", "0-1 0-1 0-1", "[Train a], [Train b] and [Train c] have CPUs="),
+        ("a CPUs=shared\nb CPUs=shared Slot=s\nc CPUs=shared Slot=s", "0-1 0-1 0-1", None),
+    ],
+)
+def test_services_that_are_more_than_the_cores_that_they_share_are_told(
+    text: str, expected: str, told: str | None
+) -> None:
+    """Once, though each of them knows it; the conf says that they share."""
+    host = make_host(cores_per_complex=2)
+    enabled = "\n".join(f"{line} Enabled=yes" for line in text.splitlines())
+    plan = make_plan(parse_config([ConfFile("/c", conf_text(enabled))], host), host)
+    assert " ".join(str(service.cpus) for service in plan.services) == expected
+    assert [warning.startswith(told or "-") for warning in plan.warnings] == ([True] if told else [])
+    assert all(told in "".join(one.warnings) for one in plan.services if told and one.service.section in told)
+
+
 def test_a_service_that_is_not_enabled_gets_what_the_enabled_leave() -> None:
     """Ten jobs that are run one at a time do not shrink each other."""
     text = "Host ReserveCores=0\na CPUs=2 Enabled=yes\nb\nc"
