@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from dataclasses import dataclass
@@ -36,3 +37,13 @@ def _init_started() -> float:
         return int(status.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+# sys/timex.h: adjtimex() answers that the clock is not synchronised; the size covers struct timex everywhere.
+_TIME_ERROR, _TIMEX_SIZE = 5, 512
+
+
+def clock_is_synchronised() -> bool | None:
+    """Says whether a daemon keeps the kernel's clock right (adjtimex(2)); None where the kernel does not say."""
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_SIZE))
+    return None if state < 0 else state != _TIME_ERROR

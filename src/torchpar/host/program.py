@@ -28,3 +28,15 @@ def run(
         )
     except FileNotFoundError:
         return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: not found")
+
+
+def run_shown(command: str) -> int:
+    """Runs a line in a shell with its output on this one's stderr, so that stdout stays the answer; returns its exit
+    status."""
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        check=False,
+    ).returncode

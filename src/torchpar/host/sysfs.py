@@ -7,6 +7,7 @@ None stands for whatever cannot be read or makes no sense; of the latter the Tre
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,8 +107,20 @@ class Tree:
 
     def link_name(self, path: str) -> str | None:
         """Returns the last part of what a link leads to, whether it is there or not."""
+        target = self.link_target(path)
+        return None if target is None else target.rstrip("/").rpartition("/")[2]
+
+    def link_target(self, path: str) -> str | None:
+        """Returns what a link leads to as it is written there; None where there is no link."""
         try:
-            return os.readlink(self.path(path)).rstrip("/").rpartition("/")[2]
+            return os.readlink(self.path(path))
+        except OSError:
+            return None
+
+    def mode(self, path: str) -> int | None:
+        """Returns the permissions of a file or folder, behind links too; None where there is none."""
+        try:
+            return stat.S_IMODE(os.stat(self._resolve(path)).st_mode)
         except OSError:
             return None
 
