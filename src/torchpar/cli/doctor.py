@@ -2,45 +2,141 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from torchpar.cli.output import brief, echo_json
+from torchpar.cli.findings import as_json, as_nagios, as_prom, as_text, list_checks
+from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
-from torchpar.contract.errors import ExitStatus
-from torchpar.doctor import CHECKS, Severity
+from torchpar.cli.readings import read_host
+from torchpar.cli.root import require_root
+from torchpar.contract.errors import ExitStatus, printable
+from torchpar.doctor.check import Check, Result, all_checks, examine
+from torchpar.doctor.finding import Finding, Severity
 from torchpar.host.inputs import LIVE
-
-# The modules that hold checks; importing one registers its checks.
-_MODULES = ("torchpar.doctor.blas",)
-
-_COLOURS = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "red", Severity.UNKNOWN: "yellow"}
+from torchpar.host.program import run_shown
 
 
 @click.command()
+@click.option("--only", metavar="CHECK,...", help="Run these checks, or groups such as net.")
+@click.option("--skip", metavar="CHECK,...", help="Leave these checks or groups out.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "nagios", "prom"]), default="text", help="Default: text."
+)
+@click.option("--json", "json_too", is_flag=True, help="The same as --format json.")
+@click.option("--strict", is_flag=True, help="Exit 1 for warnings, too.")
+@click.option("--fix", is_flag=True, help="Mend what commands can mend, each after a question.")
+@click.option("--yes", is_flag=True, help="With --fix: answer each question with yes.")
+@click.option("--list", "listed", is_flag=True, help="List the checks, where each applies, and its source.")
 @click.option("--root", type=FilePath(), default=LIVE, help="Look at the host below DIR.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(root: Path, as_json: bool) -> int:
+def doctor(  # noqa: PLR0913 - an option each
+    only: str | None,
+    skip: str | None,
+    form: str,
+    json_too: bool,
+    strict: bool,
+    fix: bool,
+    yes: bool,
+    listed: bool,
+    root: Path,
+) -> int:
     """Look for what costs speed or breaks jobs on this host, and say how to mend it.
 
-    Exits 0 if nothing fails, 1 if something does, 3 if something cannot be told.
+    Changes nothing without --fix. Exits 0 if nothing fails (warnings are no failure, unless --strict), 1 if something
+    does, 3 if something cannot be told, for example without root.
     """
-    for module in _MODULES:
-        importlib.import_module(module)
-    findings = [check(root) for _, check in sorted(CHECKS.items())]
-    if as_json:
-        echo_json([{**dataclasses.asdict(finding), "severity": finding.severity.value} for finding in findings])
+    chosen = _chosen(only, skip)
+    if listed:
+        click.echo(list_checks(chosen))
+        return ExitStatus.DONE
+    form = "json" if json_too else form
+    if fix:
+        _check_fix(form, yes, root)
+    results = examine(read_host(root), chosen)
+    if fix and _mend(results, yes=yes):
+        results = examine(read_host(root), chosen)
+    if form == "json":
+        echo_json(as_json(results))
+    elif form == "nagios":
+        click.echo(as_nagios(results))
+        return _nagios_status(results)
     else:
-        for finding in findings:
-            severity = click.style(finding.severity.value, fg=_COLOURS[finding.severity])
-            click.echo(f"{severity}  {finding.check}: {brief(finding.found)}")
-            click.echo(brief(f"      seen: {finding.evidence}"))
-            if finding.fix:
-                click.echo(brief(f"      to mend it: {finding.fix}"))
-    severities = {finding.severity for finding in findings}
-    if Severity.FAIL in severities:
+        click.echo(as_prom(results) if form == "prom" else as_text(results), nl=form != "prom")
+    return _exit_status(results, strict=strict)
+
+
+def _chosen(only: str | None, skip: str | None) -> tuple[Check, ...]:
+    """Chooses checks by their names, or by what stands before the dot. Raises UsageError for a name of none."""
+    checks = all_checks()
+    for word in (*_words(only), *_words(skip)):
+        if not any(_is_meant(check, word) for check in checks):
+            raise click.UsageError(f"no check is called {printable(word, 60)}; see: torchpar doctor --list")
+    wanted, unwanted = tuple(_words(only)), tuple(_words(skip))
+    return tuple(
+        check
+        for check in checks
+        if (not wanted or any(_is_meant(check, word) for word in wanted))
+        and not any(_is_meant(check, word) for word in unwanted)
+    )
+
+
+def _words(text: str | None) -> Iterator[str]:
+    yield from (word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _is_meant(check: Check, word: str) -> bool:
+    return word in (check.name, check.name.partition(".")[0])
+
+
+def _check_fix(form: str, yes: bool, root: Path) -> None:
+    if form != "text" or root != LIVE:
+        raise click.UsageError("--fix is for this host, and answers in text")
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("--fix asks on a terminal; in a script use --fix --yes")
+    require_root("torchpar doctor --fix")
+
+
+def _mend(results: Sequence[Result], *, yes: bool) -> bool:
+    """Runs the commands that mend what was found, each that is wanted; says whether any was run."""
+    done = False
+    for finding in _mendable(results):
+        click.echo(f"{finding.severity.value}: {printable(finding.found, 1000)}")
+        for command in finding.commands:
+            if not command.isprintable():
+                continue
+            click.echo(f"  {command}")
+            if yes or click.confirm("  run it?"):
+                done = True
+                status = run_shown(command)
+                if status:
+                    click.echo(f"  it has failed with exit status {status}", err=True)
+    return done
+
+
+def _mendable(results: Sequence[Result]) -> Iterator[Finding]:
+    bad = (Severity.WARN, Severity.FAIL)
+    yield from (each for result in results for each in result.findings if each.severity in bad and each.commands)
+
+
+def _exit_status(results: Sequence[Result], *, strict: bool) -> ExitStatus:
+    found = {result.status for result in results}
+    if Severity.FAIL in found or (strict and Severity.WARN in found):
         return ExitStatus.FAILED
-    return ExitStatus.UNKNOWN if Severity.UNKNOWN in severities else ExitStatus.DONE
+    return ExitStatus.UNKNOWN if any(_is_unknown(result) for result in results) else ExitStatus.DONE
+
+
+def _nagios_status(results: Sequence[Result]) -> int:
+    """Returns the status of a monitoring plugin: 0 ok, 1 warning, 2 critical, 3 unknown."""
+    found = {result.status for result in results}
+    if Severity.FAIL in found:
+        return 2
+    if Severity.WARN in found:
+        return 1
+    return 3 if Severity.UNKNOWN in found else 0
+
+
+def _is_unknown(result: Result) -> bool:
+    return any(finding.severity is Severity.UNKNOWN for finding in result.findings)

@@ -1,53 +1,78 @@
-"""The checks of doctor, on roots made for them."""
+"""The checks of doctor: each finds its fault, and is silent without it."""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from torchpar.doctor import Severity
-from torchpar.doctor.blas import check_blas
+from tests.unit.doctor.cases import CASES, Case
+from tests.unit.doctor.made import Made
+from torchpar.doctor.check import all_checks, examine
+from torchpar.doctor.finding import Finding, Severity
 
-TRIPLET = "x86_64-linux-gnu"
-
-
-def make_root(root: Path, flavour: str | None, *, installed: bool = True) -> Path:
-    """A Debian root with python3-torch whose BLAS alternative is of this flavour."""
-    (root / "usr/lib/python3/dist-packages/torch").mkdir(parents=True)
-    (root / "etc/alternatives").mkdir(parents=True)
-    if flavour:
-        target = f"/usr/lib/{TRIPLET}/{flavour}/libblas.so.3"
-        (root / f"etc/alternatives/libblas.so.3-{TRIPLET}").symlink_to(target)
-        if installed:
-            (root / target.lstrip("/")).parent.mkdir(parents=True)
-            (root / target.lstrip("/")).touch()
-    return root
+CHECKS = {check.name: check for check in all_checks()}
+BAD = (Severity.WARN, Severity.FAIL, Severity.NOTE, Severity.UNKNOWN)
 
 
-@pytest.mark.parametrize(
-    ("flavour", "severity"),
-    [
-        ("blas", Severity.FAIL),
-        ("openblas-openmp", Severity.OK),
-        ("blis-openmp", Severity.OK),
-        ("openblas-pthread", Severity.WARN),
-        ("atlas", Severity.WARN),
-        (None, Severity.UNKNOWN),
-    ],
-)
-def test_the_blas_in_force_decides(tmp_path: Path, flavour: str | None, severity: Severity) -> None:
-    """The reference one fails, with the command that mends it."""
-    finding = check_blas(make_root(tmp_path, flavour))
-    assert finding.severity is severity
-    assert (finding.fix == "apt install libopenblas0-openmp") is (severity in (Severity.FAIL, Severity.WARN))
+def findings(name: str, made: Made, folder: Path) -> tuple[Finding, ...]:
+    (result,) = examine(made.make(folder), [CHECKS[name]])
+    return result.findings
 
 
-def test_an_alternative_that_leads_nowhere_fails(tmp_path: Path) -> None:
-    """torch would not load at all."""
-    assert check_blas(make_root(tmp_path, "openblas-openmp", installed=False)).severity is Severity.FAIL
+def names() -> list[str]:
+    return [f"{case.check}-{number}" for number, case in enumerate(CASES)]
 
 
-def test_without_debians_torch_there_is_nothing_to_mend(tmp_path: Path) -> None:
-    """A wheel brings its own BLAS."""
-    assert check_blas(tmp_path).severity is Severity.OK
+@pytest.mark.parametrize("case", CASES, ids=names())
+def test_the_fault_is_found_with_its_evidence_and_its_cure(case: Case, tmp_path: Path) -> None:
+    found = [finding for finding in findings(case.check, case.fault, tmp_path) if finding.severity in BAD]
+    assert [finding.severity for finding in found] == [case.severity]
+    (finding,) = found
+    said = " ".join([finding.found, finding.evidence, finding.cure, *finding.commands])
+    assert case.says in said
+    assert finding.cure or finding.commands
+    assert finding.evidence or finding.severity is Severity.UNKNOWN
+    assert not finding.found.endswith(".")
+
+
+@pytest.mark.parametrize("case", CASES, ids=names())
+def test_without_the_fault_the_check_applies_and_is_silent(case: Case, tmp_path: Path) -> None:
+    """A check that does not apply to the host without the fault would be silent for another reason."""
+    assert [finding.severity for finding in findings(case.check, case.silence, tmp_path)] == [Severity.OK]
+
+
+def test_every_check_has_a_case() -> None:
+    assert set(CHECKS) == {case.check for case in CASES}
+    assert len(CHECKS) >= 40
+
+
+@pytest.mark.parametrize("case", CASES, ids=names())
+def test_the_commands_are_whole_lines_of_a_shell(case: Case, tmp_path: Path) -> None:
+    for finding in findings(case.check, case.fault, tmp_path):
+        for command in finding.commands:
+            assert shlex.split(command) and command.isprintable()
+
+
+def test_a_host_without_services_has_no_fault(tmp_path: Path) -> None:
+    """Whoever has just installed the package is told nothing that is not so."""
+    results = examine(Made(conf="").make(tmp_path), list(CHECKS.values()))
+    assert not [finding for result in results for finding in result.findings if finding.severity in BAD[:2]]
+
+
+TEXT = st.text(max_size=60)
+
+
+@given(case=st.sampled_from(CASES), text=TEXT, number=st.integers(-(2**70), 2**70))
+def test_no_check_fails_on_what_the_kernel_or_a_person_may_have_written(
+    case: Case, text: str, number: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Files of any content, properties of any text."""
+    files = dict.fromkeys(case.fault.files, f"{text}\n{number} {text}={number}\n")
+    show = {unit: dict.fromkeys(shown, text) for unit, shown in case.fault.show.items()}
+    made = dataclasses.replace(case.fault, files=files, show=show)
+    assert findings(case.check, made, tmp_path_factory.mktemp("root"))

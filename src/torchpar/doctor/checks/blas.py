@@ -1,44 +1,110 @@
-"""Checks which BLAS Debian's PyTorch multiplies matrices with."""
+"""Checks which BLAS and LAPACK Debian's PyTorch computes with. A wheel in a virtual environment brings its own.
+
+The alternative in force is what update-alternatives(1) links libblas.so.3, liblapack.so.3 and libopenblas.so.0 to.
+"""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import posixpath
+import shlex
+from collections.abc import Iterator
 
-from torchpar.doctor import Finding, Severity, check
+from torchpar.doctor.check import check
+from torchpar.doctor.conditions import LIMITED_TORCH
+from torchpar.doctor.finding import Finding, fail, ok, unknown, warn
+from torchpar.doctor.host import Host
 from torchpar.host.sysfs import Tree
 
-_FIX = "apt install libopenblas0-openmp"
-_TORCH = "usr/lib/python3/dist-packages/torch"
+_INSTALL = "apt-get install --yes libopenblas0-openmp"
+# The best first: torch's own threads are OpenMP's.
+_FAST = ("openblas-openmp", "blis-openmp", "openblas-pthread", "blis-pthread")
+_ALTERNATIVES = "etc/alternatives"
 
 
-@check("blas")
-def check_blas(root: Path) -> Finding:
-    """Debian's `libblas3` without an optimised alternative makes torch.matmul 14 to 50 times slower.
-
-    Measured on two cores, 1024² float32: libblas3 4.5 GFLOP/s on both releases, libopenblas0-openmp 65 (Debian 12) and
-    243 (Debian 13). The alternative in force is what update-alternatives(1) links libblas.so.3 to.
-    """
-    tree = Tree(root)
-    if not tree.exists(_TORCH):
-        found = "Debian's python3-torch is not installed; a wheel in a virtual environment brings its own BLAS"
-        return Finding("blas", Severity.OK, found, f"no {tree.path(_TORCH)}")
-    links = [name for name in tree.names("etc/alternatives") if name.startswith("libblas.so.3-")]
-    if not links:
-        return Finding(
-            "blas", Severity.UNKNOWN, "no BLAS is registered", f"no {tree.path('etc/alternatives/libblas.so.3-*')}"
-        )
-    target = os.readlink(tree.path(f"etc/alternatives/{links[0]}"))
-    flavour = target.split("/")[-2]
-    evidence = f"/etc/alternatives/{links[0]} -> {target}"
+@check(
+    "blas.alternative",
+    passed="an optimised BLAS is in force",
+    where=LIMITED_TORCH,
+    source="measured on two cores, 1024² float32: libblas3 4.5 GFLOP/s, libopenblas0-openmp 65 (Debian 12), 243 (13)",
+)
+def blas_alternative(host: Host) -> Iterator[Finding]:
+    """Finds the reference BLAS, or one whose threads are not those that torch counts, in force."""
+    tree = host.tree
+    target = _target(tree, "libblas.so.3")
+    if target is None:
+        yield unknown("no BLAS is registered in /etc/alternatives", _INSTALL)
+        return
+    flavour = _flavour(target)
+    evidence = f"/etc/alternatives/{_link(tree, 'libblas.so.3')} -> {target}"
+    cure = _better(tree, flavour)
     if not tree.exists(target.lstrip("/")):
-        return Finding("blas", Severity.FAIL, "the BLAS in force is not there", evidence, _FIX)
-    if flavour.startswith(("openblas-openmp", "blis-openmp")) or "mkl" in target:
-        return Finding(
-            "blas", Severity.OK, f"{flavour} is in force: optimised, with torch's own OpenMP threads", evidence
+        yield fail("the BLAS in force is not there, so that torch cannot be imported", evidence, "", cure)
+    elif flavour.startswith(("openblas-openmp", "blis-openmp")) or "mkl" in target:
+        yield ok(f"{flavour} is in force: optimised, with torch's own OpenMP threads", evidence)
+    elif flavour.startswith(("openblas", "blis", "atlas")):
+        yield warn(
+            f"{flavour} is in force: optimised, but its threads are not those that torch counts", evidence, "", cure
         )
-    if flavour.startswith(("openblas", "blis", "atlas")):
-        found = f"{flavour} is in force: optimised, but its threads are not those that torch counts"
-        return Finding("blas", Severity.WARN, found, evidence, _FIX)
-    found = "the reference BLAS is in force: matrices are multiplied 14 to 50 times slower than they could be"
-    return Finding("blas", Severity.FAIL, found, evidence, _FIX)
+    else:
+        yield fail(
+            "the reference BLAS is in force: matrices are multiplied 14 to 50 times slower than they could be",
+            evidence,
+            "",
+            cure,
+        )
+
+
+@check(
+    "blas.flavours",
+    passed="BLAS and LAPACK are of the same make as the libopenblas that they load",
+    where=LIMITED_TORCH,
+    source="tried: Debian's threaded libblas.so.3 or liblapack.so.3 misses a symbol in the serial libopenblas.so.0",
+)
+def blas_flavours(host: Host) -> Iterator[Finding]:
+    """Finds OpenBLAS's libblas or liblapack in force with the libopenblas of another flavour."""
+    tree = host.tree
+    core = _target(tree, "libopenblas.so.0")
+    targets = {name: _target(tree, name) or "" for name in ("libblas.so.3", "liblapack.so.3")}
+    others = {
+        name: target
+        for name, target in targets.items()
+        if core and _flavour(target).startswith("openblas-") and _flavour(target) != _flavour(core)
+    }
+    if not others or core is None:
+        return
+    name, target = next(iter(others.items()))
+    evidence = f"{_link(tree, name)} is {_flavour(target)}, {_link(tree, 'libopenblas.so.0')} is {_flavour(core)}"
+    wanted = f"{posixpath.dirname(target)}/libopenblas.so.0"
+    if tree.exists(wanted.lstrip("/")):
+        cures = [f"update-alternatives --set {shlex.quote(_link(tree, 'libopenblas.so.0'))} {shlex.quote(wanted)}"]
+    else:
+        cures = [f"update-alternatives --auto {shlex.quote(_link(tree, each))}" for each in others]
+    what = " and ".join(others)
+    if _flavour(core) == "openblas-serial":
+        yield fail(f"{what} and libopenblas do not fit, so that torch cannot be imported", evidence, "", *cures)
+    else:
+        yield warn(f"{what} and libopenblas are not of one OpenBLAS: its threads are another's", evidence, "", *cures)
+
+
+def _link(tree: Tree, name: str) -> str:
+    """Returns the name of a library's alternative, with the architecture in it; the library's own where none is."""
+    return next((link for link in tree.names(_ALTERNATIVES) if link.startswith(f"{name}-")), name)
+
+
+def _target(tree: Tree, name: str) -> str | None:
+    return tree.link_target(f"{_ALTERNATIVES}/{_link(tree, name)}")
+
+
+def _flavour(target: str) -> str:
+    return posixpath.basename(posixpath.dirname(target))
+
+
+def _better(tree: Tree, flavour: str) -> str:
+    """Returns the command that puts a better BLAS in force: one that is there need not be installed."""
+    link = _link(tree, "libblas.so.3")
+    folder = f"usr/lib/{link.removeprefix('libblas.so.3-')}"
+    for better in _FAST[: _FAST.index(flavour) if flavour in _FAST else None]:
+        path = f"{folder}/{better}/libblas.so.3"
+        if tree.exists(path) and ("openmp" in better or flavour not in _FAST):
+            return f"update-alternatives --set {shlex.quote(link)} {shlex.quote(f'/{path}')}"
+    return _INSTALL

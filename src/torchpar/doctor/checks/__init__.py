@@ -1,0 +1,1 @@
+"""The checks, by subject; a module that is put here is found."""
