@@ -117,7 +117,7 @@ unit: $(VENV)/complete
 # TESTS=tests/serve/test_engine.py, and what else pytest takes: only that.
 test-serve: $(SERVE_VENV)/complete
 	$(call packages,chromium g++ openssl prometheus)
-	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q --numprocesses=3 $(or $(TESTS),tests/serve)
+	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q --numprocesses=3 $(or $(TESTS),tests/serve tests/unit/daemon/test_metrics.py)
 .PHONY: test-serve
 
 # The unit tests run these with a fake torch; a real one compiles, records gradients and spawns workers.
@@ -249,6 +249,8 @@ install: man
 	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
 	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
+	$(call put,644,src/monitoring/torchpar.rules.yml,/usr/share/torchpar/prometheus)
+	$(call put,644,src/monitoring/torchpar-dashboard.json,/usr/share/torchpar/grafana)
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
 	$(call put,644,etc/torchpar.conf,/etc)
 	mkdir -p '$(DESTDIR)/etc/torchpar.conf.d'

@@ -13,11 +13,14 @@ from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.cli.readings import read_host
 from torchpar.cli.root import require_root
-from torchpar.contract.errors import ExitStatus, printable
+from torchpar.contract.errors import ExitStatus, TorchparError, printable
 from torchpar.doctor.check import Check, Result, all_checks, examine
 from torchpar.doctor.finding import Finding, Severity
+from torchpar.host.files import replace_text
 from torchpar.host.inputs import LIVE
 from torchpar.host.program import run_shown
+
+FILE = "torchpar-doctor.prom"
 
 
 @click.command()
@@ -27,6 +30,9 @@ from torchpar.host.program import run_shown
     "--format", "form", type=click.Choice(["text", "json", "nagios", "prom"]), default="text", help="Default: text."
 )
 @click.option("--json", "json_too", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--textfile", type=FilePath(), metavar="DIR", help=f"Write the metrics to {FILE} there, for node_exporter."
+)
 @click.option("--strict", is_flag=True, help="Exit 1 for warnings, too.")
 @click.option("--fix", is_flag=True, help="Mend what commands can mend, each after a question.")
 @click.option("--yes", is_flag=True, help="With --fix: answer each question with yes.")
@@ -37,6 +43,7 @@ def doctor(  # noqa: PLR0913 - an option each
     skip: str | None,
     form: str,
     json_too: bool,
+    textfile: Path | None,
     strict: bool,
     fix: bool,
     yes: bool,
@@ -58,6 +65,8 @@ def doctor(  # noqa: PLR0913 - an option each
     results = examine(read_host(root), chosen)
     if fix and _mend(results, yes=yes):
         results = examine(read_host(root), chosen)
+    if textfile:
+        return _write(textfile, as_prom(results))
     if form == "json":
         echo_json(as_json(results))
     elif form == "nagios":
@@ -66,6 +75,15 @@ def doctor(  # noqa: PLR0913 - an option each
     else:
         click.echo(as_prom(results) if form == "prom" else as_text(results), nl=form != "prom")
     return _exit_status(results, strict=strict)
+
+
+def _write(folder: Path, text: str) -> ExitStatus:
+    """Writes metrics, whole or not at all. A fault that is told is no failure. Raises TorchparError."""
+    try:
+        replace_text(folder / FILE, text)
+    except OSError as error:
+        raise TorchparError(f"{folder / FILE}: {error.strerror}") from None
+    return ExitStatus.DONE
 
 
 def _chosen(only: str | None, skip: str | None) -> tuple[Check, ...]:

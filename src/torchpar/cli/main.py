@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": "torchpar.cli.verify",
     "status": "torchpar.cli.status",
     "doctor": "torchpar.cli.doctor",
+    "metrics": "torchpar.cli.metrics",
     "run": "torchpar.cli.run",
     "nettest": "torchpar.cli.nettest",
 }

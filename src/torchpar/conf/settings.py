@@ -114,7 +114,7 @@ class HostSettings:
         "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"
     )
     metrics: str = _setting(
-        "Metrics", v.parse_metrics, "textfile", "textfile, ADDRESS:PORT, no", "where Prometheus metrics go", later=True
+        "Metrics", v.parse_metrics, "textfile", "textfile, ADDRESS:PORT, no", "where Prometheus metrics go"
     )
     auto_apply: bool = _setting(
         "AutoApply", v.parse_boolean, "no", "yes, no", "torchpard applies a valid edit of the conf by itself"

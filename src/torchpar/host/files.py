@@ -100,3 +100,13 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file at once, so that a reader sees all of the old text or all of the new. Raises OSError."""
+    new = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    write_new(new, text)
+    with _named(path):
+        os.rename(new, path)

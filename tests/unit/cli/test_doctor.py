@@ -168,3 +168,10 @@ def test_what_a_file_is_named_does_not_reach_the_terminal(tmp_path: Path) -> Non
     made = Made(problems=("/etc/torchpar.conf:1: \x1b]0;x\x07 \u202e",), conf=CONF)
     text = shown(results(tmp_path, "cfg.valid", made=made))
     assert "\x1b" not in text and "\u202e" not in text and "\\x1b" in text
+
+
+def test_a_textfile_of_checks_is_written_and_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is in the file; the service that writes it has not failed."""
+    on(monkeypatch, tmp_path / "host", FAULTS["blas.alternative"])
+    assert run(["doctor", "--only", "blas.alternative", "--textfile", str(tmp_path)]) == 0
+    assert 'check="blas.alternative"} 2' in (tmp_path / "torchpar-doctor.prom").read_text()

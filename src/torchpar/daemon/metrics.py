@@ -1,0 +1,211 @@
+"""Renders what torchpard and the kernel say of the services as Prometheus metrics; torchpar-metrics(7) lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.facts.counters import UnitCounters
+
+Samples = list[tuple[Mapping[str, str], float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything that is rendered. `answer` is torchpard's, None where it does not answer.
+
+    `now` is the time of day in seconds, `applied` that of the last apply, None where nothing is in force; `sha256` are
+    the first letters of the sum of the conf in force.
+    """
+
+    version: str
+    now: float
+    answer: Mapping[str, Any] | None
+    counters: Mapping[str, UnitCounters] = field(default_factory=dict)
+    applied: float | None = None
+    sha256: str = ""
+    reboot_required: bool = False
+    clock_synchronised: bool | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric: its name without the prefix, its type, its help, and the labels that its samples have."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_UNIT = ("unit",)
+
+FAMILIES = (
+    Family("build_info", "gauge", "Always 1; the version is a label.", ("version",)),
+    Family("torchpard_up", "gauge", "1: torchpard answers. Without it there are only metrics of the host."),
+    Family("last_check_timestamp_seconds", "gauge", "When these metrics were made, in seconds since the epoch."),
+    Family("reboot_required", "gauge", "1: an upgrade asks for a restart of the host."),
+    Family("clock_synchronised", "gauge", "1: a daemon keeps the clock right."),
+    Family("config_valid", "gauge", "1: the conf could be applied. 0: it has a mistake, or does not fit this host."),
+    Family("config_applied", "gauge", "1: the conf is in force. 0: it is newer than what is in force, or broken."),
+    Family(
+        "config_info",
+        "gauge",
+        "Always 1; generation and checksum of the conf in force are labels.",
+        ("generation", "sha256"),
+    ),
+    Family("last_apply_timestamp_seconds", "gauge", "When what is in force was put in force."),
+    Family("notices", "gauge", "Things that torchpar status says need attention."),
+    Family("config_in_sync", "gauge", "1: the service does not run, or runs as planned. 0: something drifted.", _UNIT),
+    Family("unit_in_force", "gauge", "0: the service has left the conf, and still runs.", _UNIT),
+    Family("unit_active", "gauge", "1: the service is active.", _UNIT),
+    Family("unit_failed", "gauge", "1: the service has failed, and is not started again.", _UNIT),
+    Family("unit_restarts_total", "counter", "Automatic restarts of the service since it was started.", _UNIT),
+    Family("unit_ranks", "gauge", "Processes that are planned for the service.", _UNIT),
+    Family("unit_affinity_ok", "gauge", "1: every thread is on the CPUs that are planned for it.", _UNIT),
+    Family("unit_memory_policy_ok", "gauge", "1: the memory policy is the planned one.", _UNIT),
+    Family("rank_threads", "gauge", "Compute threads that are planned for a rank.", ("unit", "local_rank")),
+    Family("unit_cpu_seconds_total", "counter", "CPU time of the service.", _UNIT),
+    Family("unit_memory_bytes", "gauge", "Memory of the service, with its page cache.", _UNIT),
+    Family(
+        "unit_cpu_throttled_periods_total", "counter", "Periods in which a CPU quota has stopped the service.", _UNIT
+    ),
+    Family(
+        "unit_pressure_waiting_seconds_total",
+        "counter",
+        "Time in which some process of the service has waited for a resource.",
+        ("unit", "resource"),
+    ),
+    Family("unit_shared_cpus", "gauge", "CPUs of a running service that another running one uses, too.", _UNIT),
+    Family("job_steps_total", "counter", "Optimizer steps of the job's present run.", _UNIT),
+    Family("job_steps_per_second", "gauge", "Speed of the job.", _UNIT),
+    Family(
+        "job_samples_per_second", "gauge", "Speed of the job; 0 where it does not say how large its batches are.", _UNIT
+    ),
+    Family("job_loader_wait_ratio", "gauge", "Share of its time that the job waits for data, from 0 to 1.", _UNIT),
+    Family("job_silent_seconds", "gauge", "Time since the job last said how far it is.", _UNIT),
+)
+
+# What `torchpar doctor --format prom` writes besides.
+OF_DOCTOR = ("torchpar_doctor_check_status", "torchpar_doctor_last_run_timestamp_seconds")
+
+_RUNNING = ("active", "reloading", "deactivating")
+
+
+def render_metrics(sample: Sample) -> str:
+    """Renders the text format of Prometheus, version 0.0.4. A metric of which nothing is known is left out."""
+    found: dict[str, Samples] = {family.name: [] for family in FAMILIES}
+    _of_host(sample, found)
+    for service in sample.answer["services"] if sample.answer else ():
+        _of_service(service, sample, found)
+    _shared(sample, found)
+    return "".join(f"{line}\n" for family in FAMILIES for line in _lines(family, found[family.name]))
+
+
+def _lines(family: Family, samples: Samples) -> Iterator[str]:
+    if samples:
+        name = f"torchpar_{family.name}"
+        yield f"# HELP {name} {family.help}"
+        yield f"# TYPE {name} {family.kind}"
+        for labels, value in samples:
+            pairs = ",".join(f'{label}="{_escape(labels[label])}"' for label in family.labels)
+            yield f"{name}{'{' + pairs + '}' if pairs else ''} {value:.15g}"
+
+
+def _escape(text: str) -> str:
+    """Escapes a label's value; what is no letter would not reach a dashboard as it is."""
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return plain.replace("\\", r"\\").replace('"', r"\"")
+
+
+def _of_host(sample: Sample, found: Mapping[str, Samples]) -> None:
+    found["build_info"].append(({"version": sample.version}, 1))
+    found["torchpard_up"].append(({}, sample.answer is not None))
+    found["last_check_timestamp_seconds"].append(({}, sample.now))
+    found["reboot_required"].append(({}, sample.reboot_required))
+    if sample.clock_synchronised is not None:
+        found["clock_synchronised"].append(({}, sample.clock_synchronised))
+    if sample.applied is not None:
+        found["last_apply_timestamp_seconds"].append(({}, sample.applied))
+    if sample.answer is None:
+        return
+    conf = sample.answer["conf"]
+    if conf != "unknown":
+        found["config_valid"].append(({}, conf != "broken"))
+        found["config_applied"].append(({}, conf == "in sync"))
+    if sample.answer["generation"] is not None:
+        labels = {"generation": str(sample.answer["generation"]), "sha256": sample.sha256}
+        found["config_info"].append((labels, 1))
+    found["notices"].append(({}, len(sample.answer["notices"])))
+
+
+def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, Samples]) -> None:
+    unit = {"unit": str(service["unit"])}
+    found["config_in_sync"].append((unit, service["placed"] != "drift" and service["in_force"]))
+    found["unit_in_force"].append((unit, service["in_force"]))
+    if service["threads"]:
+        found["unit_ranks"].append((unit, len(service["threads"])))
+    for rank, threads in enumerate(service["threads"]):
+        found["rank_threads"].append(({**unit, "local_rank": str(rank)}, threads))
+    verdicts = {item["what"]: item["verdict"] for item in service["items"]}
+    for name, what in (("unit_affinity_ok", "CPUs"), ("unit_memory_policy_ok", "memory policy")):
+        if verdicts.get(what) in ("ok", "drift"):
+            found[name].append((unit, verdicts[what] == "ok"))
+    counters = sample.counters.get(unit["unit"])
+    if counters:
+        _of_counters(unit, counters, found)
+    job = service.get("throughput")
+    if job:
+        for name, key in _OF_JOB:
+            if key in job:
+                found[name].append((unit, job[key]))
+
+
+_OF_JOB = (
+    ("job_steps_total", "steps"),
+    ("job_steps_per_second", "steps_per_second"),
+    ("job_samples_per_second", "samples_per_second"),
+    ("job_loader_wait_ratio", "loader_wait_share"),
+    ("job_silent_seconds", "silent_seconds"),
+)
+
+
+def _of_counters(unit: Mapping[str, str], counters: UnitCounters, found: Mapping[str, Samples]) -> None:
+    found["unit_active"].append((unit, counters.state in _RUNNING))
+    found["unit_failed"].append((unit, counters.state == "failed"))
+    found["unit_restarts_total"].append((unit, counters.restarts))
+    for name, value in (
+        ("unit_cpu_seconds_total", counters.cpu_seconds),
+        ("unit_memory_bytes", counters.memory_bytes),
+        ("unit_cpu_throttled_periods_total", counters.throttled_periods),
+    ):
+        if value is not None:
+            found[name].append((unit, value))
+    for resource, seconds in counters.waited_seconds.items():
+        found["unit_pressure_waiting_seconds_total"].append(({**unit, "resource": resource}, seconds))
+
+
+def _shared(sample: Sample, found: Mapping[str, Samples]) -> None:
+    """Counts the CPUs that running services have in common."""
+    used: dict[str, CpuSet] = {}
+    for service in sample.answer["services"] if sample.answer else ():
+        counters = sample.counters.get(str(service["unit"]))
+        if counters and counters.state in _RUNNING:
+            used[str(service["unit"])] = counters.cpus or _parse(str(service["cpus"]))
+    for unit, cpus in used.items():
+        others = CpuSet.union(other for name, other in used.items() if name != unit)
+        found["unit_shared_cpus"].append(({"unit": unit}, len(cpus & others)))
+
+
+def _parse(cpus: str) -> CpuSet:
+    try:
+        return CpuSet.parse(cpus)
+    except ValueError:
+        return CpuSet()
+
+
+def names(families: Iterable[Family] = FAMILIES) -> Sequence[str]:
+    """Returns the whole names of all metrics."""
+    return [*(f"torchpar_{family.name}" for family in families), *OF_DOCTOR]

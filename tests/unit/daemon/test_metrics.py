@@ -1,0 +1,226 @@
+"""What Prometheus reads: the names, the values, and that alerts, dashboard and manual page name no others."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.daemon.metrics import FAMILIES, Sample, names, render_metrics
+from torchpar.daemon.metrics_server import MetricsServer
+from torchpar.facts.counters import UnitCounters
+
+TREE = Path(__file__).resolve().parents[3]
+UNIT, OTHER = "torchpar-train@a.service", "torchpar-infer@b.service"
+NAME = re.compile(r"\btorchpar_[a-z_]+\b")
+
+
+def service(unit: str, **changes: Any) -> dict[str, Any]:
+    row = {
+        "unit": unit, "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [2, 2],
+        "items": [{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "unknown"}],
+        "throughput": None,
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def answer(*services: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"generation": 7, "conf": "in sync", "notices": ["x"], "services": list(services), **changes}
+
+
+JOB = {
+    "steps": 120, "steps_per_second": 2.5, "samples_per_second": 80.0, "loader_wait_share": 0.25, "silent_seconds": 1.5,
+}  # fmt: skip
+COUNTERS = UnitCounters("active", 3, 12.5, 40, 2**20, {"memory": 1.5}, CpuSet.parse("0-3"))
+WHOLE = Sample(
+    "0.1.0",
+    1700000000.5,
+    answer(
+        service(
+            UNIT,
+            throughput=JOB,
+            items=[{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "drift"}],
+        ),
+        service(OTHER),
+    ),
+    {UNIT: COUNTERS, OTHER: UnitCounters("active", 0, cpus=CpuSet.parse("3-5"))},
+    1690000000.0,
+    "0123456789ab",
+    True,
+    True,
+)
+
+
+def values(text: str) -> dict[str, str]:
+    return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+
+
+def test_the_whole_of_it_is_what_was_said_of_host_services_and_jobs() -> None:
+    found = values(render_metrics(WHOLE))
+    unit = f'unit="{UNIT}"'
+    assert found['torchpar_build_info{version="0.1.0"}'] == "1"
+    assert found["torchpar_last_check_timestamp_seconds"] == "1700000000.5"
+    assert found['torchpar_config_info{generation="7",sha256="0123456789ab"}'] == "1"
+    assert found["torchpar_config_valid"] == found["torchpar_config_applied"] == "1"
+    assert found[f"torchpar_unit_restarts_total{{{unit}}}"] == "3"
+    assert found[f"torchpar_unit_affinity_ok{{{unit}}}"] == "1"
+    assert found[f"torchpar_unit_memory_policy_ok{{{unit}}}"] == "0"
+    assert found[f'torchpar_rank_threads{{{unit},local_rank="1"}}'] == "2"
+    assert found[f'torchpar_unit_pressure_waiting_seconds_total{{{unit},resource="memory"}}'] == "1.5"
+    assert found[f"torchpar_unit_shared_cpus{{{unit}}}"] == "1"
+    assert found[f"torchpar_job_loader_wait_ratio{{{unit}}}"] == "0.25"
+    assert found[f"torchpar_job_steps_total{{{unit}}}"] == "120"
+
+
+def test_every_metric_is_among_them() -> None:
+    """A family that nothing fills is a name without a metric."""
+    told = {line.split()[2] for line in render_metrics(WHOLE).splitlines() if line.startswith("# TYPE")}
+    assert told == {f"torchpar_{family.name}" for family in FAMILIES}
+
+
+def test_without_torchpard_there_is_only_what_is_known_without_it() -> None:
+    found = values(render_metrics(Sample("0.1.0", 1.0, None)))
+    assert found["torchpar_torchpard_up"] == "0"
+    assert not [name for name in found if "unit" in name or "config" in name]
+
+
+@pytest.mark.parametrize(
+    ("conf", "valid", "applied"),
+    [("in sync", "1", "1"), ("newer", "1", "0"), ("broken", "0", "0"), ("unknown", None, None)],
+)
+def test_a_conf_is_valid_and_in_force_or_not(conf: str, valid: str | None, applied: str | None) -> None:
+    found = values(render_metrics(Sample("0", 1.0, answer(conf=conf))))
+    assert (found.get("torchpar_config_valid"), found.get("torchpar_config_applied")) == (valid, applied)
+
+
+def test_a_service_that_drifts_or_is_out_of_force_is_not_in_sync() -> None:
+    text = render_metrics(
+        Sample("0", 1.0, answer(service("a", placed="drift"), service("b", in_force=False), service("c")))
+    )
+    assert [values(text)[f'torchpar_config_in_sync{{unit="{unit}"}}'] for unit in "abc"] == ["0", "0", "1"]
+
+
+def test_services_that_do_not_run_share_no_cpus() -> None:
+    counters = {"a": UnitCounters("active", 0), "b": UnitCounters("inactive", 0)}
+    found = values(render_metrics(Sample("0", 1.0, answer(service("a"), service("b")), counters)))
+    assert found['torchpar_unit_shared_cpus{unit="a"}'] == "0"
+    assert 'torchpar_unit_shared_cpus{unit="b"}' not in found
+
+
+def test_a_name_cannot_break_out_of_its_label() -> None:
+    text = render_metrics(Sample("0", 1.0, answer(service('x"} 1\ny\\\x1b'))))
+    assert 'torchpar_config_in_sync{unit="x\\"} 1?y\\\\?"} 1\n' in text
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's prometheus")
+def test_prometheus_own_checker_has_no_objection() -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=render_metrics(WHOLE), capture_output=True, text=True, timeout=60
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+# ---- alerts, dashboard and manual page ----
+
+
+def expressions() -> list[str]:
+    dashboard = json.loads((TREE / "src/monitoring/torchpar-dashboard.json").read_text(encoding="utf-8"))
+    variables = [each["definition"] for each in dashboard["templating"]["list"] if "definition" in each]
+    return [*variables, *(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))]
+
+
+def test_every_metric_of_the_dashboard_exists() -> None:
+    used = {name for expression in expressions() for name in NAME.findall(expression)}
+    assert used and used <= set(names())
+
+
+def test_every_panel_has_its_place_and_its_own_number() -> None:
+    panels = json.loads((TREE / "src/monitoring/torchpar-dashboard.json").read_text(encoding="utf-8"))["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = {(x, y) for panel in panels for x, y in cells(panel["gridPos"])}
+    assert len(taken) == sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in panels)
+
+
+def cells(place: dict[str, int]) -> list[tuple[int, int]]:
+    return [(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])]
+
+
+def rules() -> str:
+    return (TREE / "src/monitoring/torchpar.rules.yml").read_text(encoding="utf-8")
+
+
+def test_every_metric_of_the_alerts_exists() -> None:
+    used = {name for line in rules().splitlines() if not line.lstrip().startswith("#") for name in NAME.findall(line)}
+    assert used and used <= set(names())
+
+
+def test_every_alert_is_tested_with_and_without_its_fault() -> None:
+    tests = (TREE / "tests/unit/daemon/torchpar.rules.test.yml").read_text(encoding="utf-8")
+    for alert in re.findall(r"alert: (\w+)", rules()):
+        parts = re.findall(rf"alertname: {alert}\n\s+exp_alerts:( \[\])?", tests)
+        assert set(parts) == {"", " []"}, alert
+
+
+def test_the_manual_page_has_every_metric_and_every_alert() -> None:
+    page = (TREE / "debian/man/torchpar-metrics.7").read_text(encoding="utf-8").replace("\\-", "-")
+    told = set(NAME.findall(page))
+    assert set(names()) <= told
+    assert set(re.findall(r"alert: (\w+)", rules())) <= set(re.findall(r"Torchpar\w+", page))
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's prometheus")
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    shutil.copy(TREE / "src/monitoring/torchpar.rules.yml", tmp_path)
+    shutil.copy(TREE / "tests/unit/daemon/torchpar.rules.test.yml", tmp_path)
+    tested = subprocess.run(
+        ["promtool", "test", "rules", "torchpar.rules.test.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's prometheus")
+def test_prometheus_can_parse_what_the_dashboard_asks(tmp_path: Path) -> None:
+    asked = [re.sub(r"\$\w+", "x", each) for each in expressions() if not each.startswith("label_values")]
+    lines = [f"      - record: r{number}\n        expr: {json.dumps(each)}\n" for number, each in enumerate(asked)]
+    (tmp_path / "dashboard.yml").write_text("groups:\n  - name: dashboard\n    rules:\n" + "".join(lines))
+    checked = subprocess.run(
+        ["promtool", "check", "rules", "dashboard.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+# ---- over HTTP ----
+
+
+def test_the_server_answers_one_page_and_has_nothing_else() -> None:
+    with MetricsServer(("127.0.0.1", 0), lambda: "a 1\n") as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            base = f"http://127.0.0.1:{server.server_address[1]}"
+            with urllib.request.urlopen(f"{base}/metrics", timeout=30) as reply:
+                assert reply.read() == b"a 1\n"
+                assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{base}/etc/passwd", timeout=30)
+            assert refused.value.code == 404
+            refused.value.close()
+        finally:
+            server.shutdown()
+            thread.join()
