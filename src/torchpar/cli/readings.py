@@ -53,10 +53,8 @@ def read_host(root: Path = LIVE) -> Host:
     sockets = [f"{unit.removesuffix('.service')}.socket" for unit in units if unit.startswith("torchpar-infer@")]
     shown = read_units([*units, *_OTHERS, *sockets], _PROPERTIES) if live and is_running() else {}
     until = time.monotonic() + _SECONDS
-    services = tuple(
-        _with_processes(Service(unit, declared.get(unit), planned.get(unit), shown.get(unit, {})), until)
-        for unit in units
-    )
+    known = (Service(unit, declared.get(unit), planned.get(unit), shown.get(unit, {})) for unit in units)
+    services = tuple(_with_processes(service, until) for service in known if not _is_example(service, root))
     disks = Disks()
     doors = Doors(disks.read, disks.is_missing, resolve, clock_is_synchronised, read_kernel_log) if live else Doors()
     return Host(
@@ -94,6 +92,13 @@ def _read_in_force() -> tuple[tuple[ServiceRecord, ...], str, str | None]:
         return (), "unknown", None
     seen = observe_conf(active, content, live_readers())
     return records, seen["state"], seen["problem"] if seen["state"] == "broken" else None
+
+
+def _is_example(service: Service, root: Path) -> bool:
+    """Says whether it is one that the package declares, such as the demo, and that nobody has started."""
+    if service.declared is None or service.runs:
+        return False
+    return service.declared.place("").file.removeprefix(str(root).rstrip("/")).startswith("/usr/lib/")
 
 
 def _with_processes(service: Service, until: float) -> Service:

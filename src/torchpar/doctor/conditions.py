@@ -33,13 +33,20 @@ BOUND = Condition(
     lambda host: SEVERAL_NODES.holds(host) and any(each.memory_policy == "bind" for each in host.services),
 )
 LIMITED_TORCH = Condition("Debian's python3-torch is installed", lambda host: host.tree.exists(DEBIANS_TORCH))
-RDMA = Condition("this host has an RDMA device", lambda host: host.live and _with_infiniband(host))
-NVIDIA = Condition(
-    "NVIDIA's driver has a GPU of this host",
-    lambda host: host.live and any(gpu.vendor == "0x10de" and gpu.driver == "nvidia" for gpu in host.facts.gpus),
+RDMA = Condition(
+    "this host has an RDMA device and a job of several hosts",
+    lambda host: SEVERAL_HOSTS.holds(host) and _with_infiniband(host),
 )
 GPUS_IN_FORCE = Condition(
     "a service has accelerators", lambda host: any(each.record and each.record.gpus for each in host.services)
+)
+NVIDIA = Condition(
+    "a service has accelerators and NVIDIA's driver has a GPU of this host",
+    lambda host: (
+        host.live
+        and GPUS_IN_FORCE.holds(host)
+        and any(gpu.vendor == "0x10de" and gpu.driver == "nvidia" for gpu in host.facts.gpus)
+    ),
 )
 LOGIN_USERS = Condition(
     "a service has User=", lambda host: any(each.declared and not each.declared.own_user for each in host.services)

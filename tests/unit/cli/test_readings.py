@@ -26,6 +26,17 @@ def test_of_another_host_the_conf_and_files_are_read_and_nothing_that_runs(tmp_p
     assert status["unit.failed"] is status["obs.torchpard"] is Severity.NOT_APPLICABLE
 
 
+def test_an_example_of_the_package_that_nobody_has_started_is_nobodys_fault(tmp_path: Path) -> None:
+    for path, text in (
+        ("sys/devices/system/cpu/online", "0-1"),
+        ("usr/lib/torchpar.conf.d/00-vendor.conf", "[Train demo]\nScript=/demo.py\n"),
+        ("etc/torchpar.conf", "[Train a]\nScript=/a.py\n"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert [service.title for service in read_host(tmp_path).services] == ["train@a"]
+
+
 def test_a_conf_with_mistakes_is_a_finding_and_no_end(tmp_path: Path) -> None:
     (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
     (tmp_path / "sys/devices/system/cpu/online").write_text("0")

@@ -28,6 +28,8 @@ GPU = make_host(packages=2, gpu_nodes=(0,))
 IB = {"sys/class/infiniband/mlx5_0/node_type": "1: CA"}
 FREQUENCY = {"sys/devices/system/cpu/cpu0/cpufreq/scaling_driver": "acpi-cpufreq"}
 SOCKET = "torchpar-infer@i.socket"
+HERE = CONF + "Nodes=2\nEndpoint=host\n"
+INSTALLER = {"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host\n"}
 PORT_8000 = "  sl  local_address rem_address   st\n   0: 0100007F:1F40 00000000:0000 0A 0:0 0:0 0 0 0 1\n"
 
 
@@ -64,6 +66,11 @@ def limits(name: str, soft: str) -> dict[str, str]:
 def shown(unit: str = TRAIN, **properties: str) -> dict[str, dict[str, str]]:
     """A unit that runs, with these properties."""
     return {unit: {**ACTIVE, **properties}}
+
+
+def interfaces(*names: str) -> dict[str, str]:
+    """These, which are up, and the loopback interface."""
+    return {f"sys/class/net/{name}/flags": "0x1003" for name in ("lo", *names)}
 
 
 def drop_in(text: str) -> Made:
@@ -135,7 +142,7 @@ CASES = [
     Case("cfg.valid", FAIL, Made(problems=("/etc/torchpar.conf:3: x",)), Made(), "torchpar validate"),
     Case("cfg.sync", WARN, Made(state="newer"), Made(), "torchpar apply"),
     Case("cfg.cpus", FAIL, Made(cpus_now="0-1"), Made(), "CPUs 2-3"),
-    Case("cfg.doubts", WARN, Made(facts=make_host(doubts=("/sys/x: odd",))), Made(), "/sys/x: odd"),
+    Case("cfg.doubts", NOTE, Made(facts=make_host(doubts=("/sys/x: odd",))), Made(), "/sys/x: odd"),
     Case(
         "cfg.unused",
         WARN,
@@ -180,12 +187,18 @@ CASES = [
         Made(facts=GPU, conf=CONF + "Service.PrivateDevices=no\n"),
         "cannot see their device files",
     ),
-    Case("rdma.closed", FAIL, Made(files=IB), Made(files=IB, modes={"dev/infiniband/uverbs0": 0o777}), "uverbs0"),
     Case(
         "rdma.closed",
         FAIL,
-        Made(files=IB, modes={"dev/infiniband/uverbs0": 0o700}),
-        Made(files=IB, modes={"dev/infiniband/uverbs0": 0o777}),
+        Made(conf=SEVERAL, files=IB),
+        Made(conf=SEVERAL, files=IB, modes={"dev/infiniband/uverbs0": 0o777}),
+        "uverbs0",
+    ),
+    Case(
+        "rdma.closed",
+        FAIL,
+        Made(conf=SEVERAL, files=IB, modes={"dev/infiniband/uverbs0": 0o700}),
+        Made(conf=SEVERAL, files=IB, modes={"dev/infiniband/uverbs0": 0o777}),
         "mode 0700",
     ),
     # ---- disks ----
@@ -368,15 +381,15 @@ CASES = [
     Case(
         "lim.memlock",
         FAIL,
-        Made(files={**IB, **limits("Max locked memory", "8388608")}, show=RUNS),
-        Made(files={**IB, **limits("Max locked memory", "unlimited")}, show=RUNS),
+        Made(conf=SEVERAL, files={**IB, **limits("Max locked memory", "8388608")}, show=RUNS),
+        Made(conf=SEVERAL, files={**IB, **limits("Max locked memory", "unlimited")}, show=RUNS),
         "8388608 bytes",
     ),
     Case(
         "lim.memlock",
         FAIL,
-        Made(files=IB, show={TRAIN: {"LimitMEMLOCKSoft": "8388608"}}),
-        Made(files=IB, show={TRAIN: {"LimitMEMLOCKSoft": "infinity"}}),
+        Made(conf=SEVERAL, files=IB, show={TRAIN: {"LimitMEMLOCKSoft": "8388608"}}),
+        Made(conf=SEVERAL, files=IB, show={TRAIN: {"LimitMEMLOCKSoft": "infinity"}}),
         "LimitMEMLOCK=",
     ),
     Case(
@@ -503,10 +516,17 @@ CASES = [
     ),
     Case(
         "net.hosts",
-        WARN,
-        Made(conf=SEVERAL, files={"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host\n"}),
-        Made(conf=NAMED, files={"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host\n"}),
+        FAIL,
+        Made(conf=HERE, files={**INSTALLER, **interfaces("eth0", "eth1")}),
+        Made(conf=HERE, files={**INSTALLER, **interfaces("eth0")}),
         "replace 127.0.1.1",
+    ),
+    Case(
+        "net.hosts",
+        FAIL,
+        Made(conf=HERE, files={**INSTALLER, **interfaces("eth0", "eth1")}),
+        Made(conf=HERE + "Interface=eth1\n", files={**INSTALLER, **interfaces("eth0", "eth1")}),
+        "interfaces: eth0 eth1",
     ),
     Case(
         "net.interface",
@@ -564,15 +584,15 @@ CASES = [
     Case(
         "net.nccl_ib",
         WARN,
-        Made(files={**IB, "etc/nccl.conf": "NCCL_IB_DISABLE = 1\n"}),
-        Made(files={**IB, "etc/nccl.conf": "NCCL_IB_HCA=mlx5_0\n"}),
+        Made(conf=SEVERAL, files={**IB, "etc/nccl.conf": "NCCL_IB_DISABLE = 1\n"}),
+        Made(conf=SEVERAL, files={**IB, "etc/nccl.conf": "NCCL_IB_HCA=mlx5_0\n"}),
         "/etc/nccl.conf",
     ),
     Case(
         "net.nccl_ib",
         WARN,
-        Made(files=IB, conf=CONF + "Environment=NCCL_IB_DISABLE=1\n"),
-        Made(files=IB),
+        Made(files=IB, conf=SEVERAL + "Environment=NCCL_IB_DISABLE=1\n"),
+        Made(conf=SEVERAL, files=IB),
         "train@a tells",
     ),
     # ---- observing ----

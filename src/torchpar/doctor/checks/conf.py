@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torchpar.contract.cpulist import CpuSet
 from torchpar.doctor.check import check
 from torchpar.doctor.conditions import ALWAYS, IN_FORCE, LIVE
-from torchpar.doctor.finding import Finding, fail, not_applicable, unknown, warn
+from torchpar.doctor.finding import Finding, fail, not_applicable, note, unknown, warn
 from torchpar.doctor.host import Host
 
 _MOST = 5
@@ -73,9 +73,7 @@ def cpus(host: Host) -> Iterator[Finding]:
 def doubts(host: Host) -> Iterator[Finding]:
     """Finds facts that contradict each other, on which placement then does not rely."""
     for doubt in host.facts.doubts[:_MOST]:
-        yield warn(
-            "the kernel shows something that makes no sense", doubt, "see torchpar topology; update the firmware"
-        )
+        yield note("the kernel shows something that makes no sense", doubt, "what is done instead: torchpar topology")
 
 
 @check(

@@ -33,7 +33,7 @@ def _soft(host: Host, service: Service, name: str, directive: str) -> int | None
 def memlock(host: Host) -> Iterator[Finding]:
     """Finds a limit on locked memory where there is an RDMA device, which registers whole buffers."""
     for service in host.services:
-        amount = _soft(host, service, "Max locked memory", "LimitMEMLOCKSoft")
+        amount = _soft(host, service, "Max locked memory", "LimitMEMLOCKSoft") if service.hosts > 1 else None
         if amount is not None:
             yield fail(
                 f"{service.title} may lock {amount} bytes, and NCCL over RDMA fails with less than its buffers",

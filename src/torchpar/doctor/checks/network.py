@@ -91,27 +91,27 @@ def endpoint(host: Host) -> Iterator[Finding]:
 
 @check(
     "net.hosts",
-    passed="this host's own name leads to an address that others reach, or Interface= says which",
+    passed="the address of this host for the others is known",
     where=SEVERAL_HOSTS,
     source="Debian's installer writes 127.0.1.1 into /etc/hosts; meta-pytorch/monarch#4394, tried with gloo",
 )
 def own_name(host: Host) -> Iterator[Finding]:
-    """Finds this host's name on 127.0.1.1 for a job without Interface= whose endpoint is that name.
+    """Finds this host's name on 127.0.1.1 for a job whose endpoint it is, where there are several interfaces.
 
-    torchpar tells the other hosts a literal address of an interface; what the script itself asks of the resolver, and
-    the choice among several addresses, it cannot mend.
+    torchpar tells the other hosts the address of an interface; it cannot know which of several they reach.
     """
     name = host.facts.hostname.partition(".")[0]
     lines = [line.partition("#")[0].split() for line in (host.tree.text("etc/hosts") or "").splitlines()]
     addresses = [words[0] for words in lines if len(words) > 1 and {name, host.facts.hostname} & set(words[1:])]
-    if not addresses or not all(_is_loopback(address) for address in addresses):
+    up = [each for each in host.tree.names(_NET) if each != "lo" and _is_up(host, each)]
+    if len(up) < 2 or not addresses or not all(_is_loopback(address) for address in addresses):
         return
     for service, train in _several(host):
-        if not train.interface:
-            yield warn(
-                f"{name} is {addresses[0]} for programs on this host: what asks for it in {service.title} tells"
-                " the others one that they cannot reach",
-                f"/etc/hosts: {addresses[0]} {name}",
+        if not train.interface and _is_here(host, train):
+            yield fail(
+                f"{service.title} cannot start: its endpoint {name} is {addresses[0]} on this host, and which of its"
+                " interfaces the others reach is not said",
+                f"/etc/hosts: {addresses[0]} {name}; interfaces: {' '.join(up)}",
                 f"replace {addresses[0]} by this host's address in /etc/hosts, or name Interface= in {service.section}",
             )
 
@@ -136,7 +136,7 @@ def interface(host: Host) -> Iterator[Finding]:
                 f"interfaces: {known}",
                 f"write one of them as Interface= into {service.section}, then: torchpar apply",
             )
-        elif re.fullmatch(r"0x[0-9a-f]{1,8}", flags) and not int(flags, 16) & _UP:
+        elif not _is_up(host, name):
             yield fail(
                 f"the interface {name} of {service.title} is down",
                 f"/{_NET}/{name}/flags: {flags}",
@@ -182,9 +182,7 @@ def port(host: Host) -> Iterator[Finding]:
     taken = _listening(host)
     for service, train in _several(host):
         number = whole_endpoint(train.endpoint or "", service.title.partition("@")[2]).rpartition(":")[2]
-        name = (train.endpoint or "").partition(":")[0]
-        here = name in (host.facts.hostname, host.facts.hostname.partition(".")[0])
-        if here and number.isdigit() and int(number) in taken and not service.runs:
+        if _is_here(host, train) and number.isdigit() and int(number) in taken and not service.runs:
             yield fail(
                 f"port {number}, where {service.title} meets, is taken on this host",
                 f"/proc/net/tcp: something listens on port {number}",
@@ -201,6 +199,13 @@ def port(host: Host) -> Iterator[Finding]:
 def infer_port(host: Host) -> Iterator[Finding]:
     """Finds a port of an inference service taken while neither it nor its socket is active."""
     taken = _listening(host)
+    # Two services may have one address, and take turns.
+    ours = {
+        address.rpartition(":")[2]
+        for each in host.services
+        if each.record and (each.runs or host.is_active(f"{each.unit.removesuffix('.service')}.socket"))
+        for address in each.record.listen
+    }
     for service in host.services:
         socket = f"{service.unit.removesuffix('.service')}.socket"
         state = host.other_units.get(socket, {}).get("ActiveState")
@@ -208,15 +213,11 @@ def infer_port(host: Host) -> Iterator[Finding]:
             continue
         for address in service.record.listen:
             number = address.rpartition(":")[2]
-            if number.isdigit() and int(number) in taken:
-                others = [
-                    each.title for each in host.services if each.runs and each.record and address in each.record.listen
-                ]
-                who = f"{others[0]} has it" if others else f"see who has it: ss -ltnp sport = :{number}"
+            if number.isdigit() and int(number) in taken and number not in ours:
                 yield warn(
                     f"{service.title} cannot start: port {number} is taken",
                     f"/proc/net/tcp: something listens on port {number}",
-                    f"{who}; stop that, or give {service.section} another Listen=",
+                    f"see who has it: ss -ltnp sport = :{number}; stop that, or give {service.section} another Listen=",
                 )
 
 
@@ -242,6 +243,17 @@ def nccl_ib(host: Host) -> Iterator[Finding]:
                 "NCCL_IB_DISABLE=1 in its environment",
                 f"take it out of Environment= in {service.section}, then: torchpar apply",
             )
+
+
+def _is_here(host: Host, train: TrainSettings) -> bool:
+    """Says whether the endpoint of a job is this host by its name."""
+    name = (train.endpoint or "").partition(":")[0]
+    return name in (host.facts.hostname, host.facts.hostname.partition(".")[0])
+
+
+def _is_up(host: Host, interface: str) -> bool:
+    flags = host.tree.text(f"{_NET}/{interface}/flags") or ""
+    return bool(re.fullmatch(r"0x[0-9a-f]{1,8}", flags)) and bool(int(flags, 16) & _UP)
 
 
 def _is_loopback(address: str) -> bool:

@@ -160,7 +160,8 @@ def stop_timeout(host: Host) -> Iterator[Finding]:
             most = parse_seconds(re.sub(r"[0-9]+(ms|us)", "", service.properties.get("TimeoutStopUSec", "")).strip())
         except ValueError:
             continue
-        if train and service.record and 0 < most < train.checkpoint_grace:
+        # An edit that is not applied yet is cfg.sync's.
+        if train and host.conf_state == "in sync" and 0 < most < train.checkpoint_grace:
             yield fail(
                 f"a stop kills {service.title} after {most} s, not the {train.checkpoint_grace} s of CheckpointGrace=",
                 f"TimeoutStopUSec={service.properties['TimeoutStopUSec']}",
