@@ -224,3 +224,11 @@ def test_the_server_answers_one_page_and_has_nothing_else() -> None:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_who_serves_them_is_a_member_of_the_group_that_torchpard_answers() -> None:
+    """By the user database, as torchpard asks it: not a user that systemd makes up, and not that of jobs."""
+    unit = (TREE / "systemd/torchpar-metrics-http.service").read_text(encoding="utf-8")
+    (user,) = re.findall(r"^User=(\S+)$", unit, re.MULTILINE)
+    users = (TREE / "systemd/torchpar.sysusers").read_text(encoding="utf-8")
+    assert user != "torchpar" and re.search(rf"^m +{user} +torchpar$", users, re.MULTILINE)
