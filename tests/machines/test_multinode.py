@@ -194,7 +194,7 @@ def test_nettest_tells_what_is_between_the_hosts(pair: Pair) -> None:
         assert re.search(r"gloo, 2 ranks: all-reduce of 8 B takes \d+ µs, of 16 MiB [0-9.]+ ms", said[host])
         assert f"connected by eth-{host}, {own}, to {other}\n" in said[host]
     one_host = pair.machine.run("torchpar", "nettest", "nosuch", check=False)
-    assert one_host.returncode == 78 and "no [Train nosuch]" in one_host.stderr
+    assert one_host.returncode == 64 and "no service 'nosuch' in torchpar.conf" in one_host.stderr
 
 
 def test_a_job_outlives_each_of_its_hosts(pair: Pair, suite: Suite) -> None:

@@ -18,9 +18,8 @@ from torchpar.conf.settings import (
     ServiceSettings,
     TrainSettings,
 )
-from torchpar.conf.syntax import hint
-from torchpar.contract.errors import ConfigError, CoresError, Place, PlacementError, Problem, printable
-from torchpar.contract.unit_names import is_called, shorten, title_of, unit_name
+from torchpar.contract.errors import CoresError, Place, PlacementError, Problem, printable
+from torchpar.contract.unit_names import is_called, no_such_service, title_of, unit_name
 
 # Who a service runs as that names no User=.
 OWN_USER = "torchpar"
@@ -160,14 +159,11 @@ class Config:
     def find(self, name: str) -> tuple[Service, ...]:
         """Finds the services called "resnet" (of both kinds), or the one called "train@resnet" or by its unit's name.
 
-        Raises ConfigError when there is none.
+        Raises NoSuchServiceError when there is none.
         """
         found = tuple(service for service in self.services if service.name == name) or tuple(
             service for service in self.services if is_called(service.kind.value, service.name, name)
         )
         if not found:
-            wanted = shorten(name)
-            declared = [service.name for service in self.services]
-            near, wanted = hint(wanted[: LONGEST_NAME + 1], declared), printable(wanted, LONGEST_NAME)
-            raise ConfigError([f"no [Train {wanted}] or [Infer {wanted}] in torchpar.conf{near}"])
+            raise no_such_service(name, "in torchpar.conf", (service.title for service in self.services))
         return found

@@ -2,6 +2,7 @@
 
     TorchparError               a message for a person, and the exit status that goes with it
     ├── ConfigError             the configuration is invalid: every problem, with file and line
+    ├── NoSuchServiceError      a command was given the name of no service
     ├── FactsError              the machine's facts cannot be read, or are not those of a machine
     ├── PlacementError          what is asked for does not fit this host
     │   └── CoresError          more cores than there are; with less asked for it may fit
@@ -83,6 +84,12 @@ class ConfigError(TorchparError):
         self.found = tuple(found)
         self.problems = tuple(map(str, found))
         super().__init__("\n".join(self.problems))
+
+
+class NoSuchServiceError(TorchparError):
+    """A command was given the name of no service; the message has the nearest one."""
+
+    exit_status = ExitStatus.USAGE
 
 
 class FactsError(TorchparError):
