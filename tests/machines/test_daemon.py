@@ -44,7 +44,7 @@ def host(machine: Machine) -> Iterator[Machine]:
 
 def status(machine: Machine) -> dict[str, Any]:
     """What `torchpar status` knows."""
-    answer: dict[str, Any] = json.loads(machine.run("torchpar", "status", "--json").stdout)
+    answer: dict[str, Any] = json.loads(machine.run("torchpar", "status", "--json", check=False).stdout)
     return answer
 
 
@@ -121,7 +121,9 @@ def test_a_service_that_leaves_the_conf_while_it_runs_is_seen_until_it_ends(host
     assert "[Train other] Threads=x" in host.run("journalctl", "--unit", DAEMON, "--priority", "err").stdout
     host.run("systemctl", "stop", left)
     seen = host.run("torchpar", "status", "--json", check=False)
-    assert seen.returncode == 0 and left not in seen.stdout
+    assert seen.returncode == 1 and left not in seen.stdout, "the conf is broken"
+    host.write(CONF, "[Train other]\nScript=/srv/job.py\nCPUs=1\nTune=online\n")
+    assert host.run("torchpar", "status").stdout.startswith("  train@other  stopped\n")
 
 
 def test_a_socket_that_leaves_the_conf_is_seen_until_it_is_closed(host: Machine, ports: None) -> None:
@@ -132,7 +134,8 @@ def test_a_socket_that_leaves_the_conf_is_seen_until_it_is_closed(host: Machine,
     host.run("systemctl", "start", left)
     host.write(CONF, "")
     host.run("systemctl", "reload", DAEMON)
-    assert f"{left} is out of force and still listens" in host.run("torchpar", "status").stdout
+    seen = host.run("torchpar", "status", check=False)
+    assert seen.returncode == 1 and f"! {left} is out of force and still listens" in seen.stdout
     host.run("systemctl", "stop", left)
     assert left not in host.run("torchpar", "status").stdout
 

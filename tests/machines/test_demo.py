@@ -47,7 +47,8 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
 
     verified = machine.run("torchpar", "verify", "train@demo")
     assert f"{UNIT} (process {pid}): ok" in verified.stdout
-    assert "train@demo  running  ok" in machine.run("torchpar", "status").stdout
+    shown = machine.run("torchpar", "status").stdout
+    assert re.search(r"^  train@demo +running \d+ \w+; as planned; CPUs 0-1; ", shown, re.MULTILINE), shown
     machine.run("taskset", "-apc", "0", pid)
     drifted = machine.run("torchpar", "verify", "train@demo", check=False)
     assert drifted.returncode == 1

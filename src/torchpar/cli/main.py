@@ -30,6 +30,7 @@ COMMANDS = {
     "history": "torchpar.cli.history",
     "verify": "torchpar.cli.verify",
     "status": "torchpar.cli.status",
+    "logs": "torchpar.cli.logs",
     "doctor": "torchpar.cli.doctor",
     "metrics": "torchpar.cli.metrics",
     "run": "torchpar.cli.run",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,6 +45,52 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for number, row in enumerate([list(header), *table]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def echo_block(head: str, lines: Sequence[str], *, mark: bool = False, column: int = 0) -> None:
+    """Prints lines that belong to one thing; `mark`: something is wrong with it, and it begins with "!".
+
+    On a terminal they stand in the column behind the head, as wide as it is; elsewhere they are one line, which a
+    program can search. `column` is the widest head of all that stand below each other, in letters.
+    """
+    lines = [brief(line) for line in lines]
+    sign = click.style("!", fg="red", bold=True) if mark else " "
+    head = printable(head)
+    name = f"{click.style(head, bold=True)}{' ' * (max(column, len(head)) - len(head))}  " if head or column else ""
+    width = terminal_width()
+    if width is None:
+        click.echo(f"{sign} {name}{'; '.join(lines)}")
+        return
+    indent = 2 + (max(column, len(head)) + 2 if name else 0)
+    if indent > width // 2:
+        # A long name has a line for itself.
+        click.echo(f"{sign} {click.style(head, bold=True)}")
+        sign, name, indent = " ", "  ", 4
+    for line in lines:
+        for text in textwrap.wrap(line, max(20, width - indent), break_on_hyphens=False):
+            click.echo(f"{sign} {name}{text}")
+            sign, name = " ", " " * (indent - 2)
+
+
+def terminal_width() -> int | None:
+    """Returns how many letters a line of the terminal has; None where stdout is none. $COLUMNS says it for any."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and len(columns) < 6 and int(columns):
+        return int(columns)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def size(number: int) -> str:
+    """Words bytes in the unit that fits: "512 MiB", "1.5 GiB"."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if number >= 1 << power:
+            return f"{rate(number / (1 << power))} {unit}"
+    return f"{number / 1024:.0f} KiB"
+
+
+def rate(value: float) -> str:
+    """Words a number with three digits, or all that it has before the point: "0.125", "43.2", "18250"."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def count(number: int, what: str) -> str:

@@ -1,16 +1,21 @@
-"""`torchpar status`: every service with its state and placement, and what needs attention."""
+"""`torchpar status`: whether every service runs as it should, how fast, and what is wrong since when and why."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from torchpar.cli.output import brief, echo_json, echo_table, shorten
-from torchpar.contract.errors import ConfigError, ExitStatus, printable
+from torchpar.cli.output import echo_block, echo_json
+from torchpar.cli.service_lines import describe, is_wrong
+from torchpar.contract.errors import ExitStatus
 from torchpar.contract.typed_json import shape
-from torchpar.contract.unit_names import is_called, title_of
-from torchpar.daemon.client import ask_daemon, why_no_answer
+from torchpar.contract.unit_names import no_such_service
+from torchpar.daemon.client import ask_daemon, may_not_ask
+from torchpar.daemon.figures import live_figures
+from torchpar.daemon.state import ServiceState, State, parse_state
 from torchpar.generations.enforce import WAY_BACK
 from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
@@ -18,90 +23,86 @@ from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.verify.observe import live_readers, observe
 
-# Reports come every two seconds or, where that takes longer, with each step.
-SILENT_SECONDS = 60
+# Between two looks at what the services use, where there is no torchpard that has looked before.
+_LOOK_SECONDS = 0.5
+
+_STRANGER = (
+    "torchpard answers root and the members of the group torchpar only, so this is what every user may see; for all of"
+    " it: sudo torchpar status"
+)
+_NO_DAEMON = "torchpard does not answer, so this is a look without it; see: systemctl status torchpard"
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(names: tuple[str, ...], as_json: bool) -> int:
-    """Show every service, or NAMES: state, CPUs, whether it runs as planned; and what needs attention.
+    """Show every service, or NAMES: does it run right, how fast, and what is wrong.
 
-    Exits 1 if a service runs that is out of force: it has left the conf since it started.
+    What is wrong is marked "!", and the exit status is 1 then; 0 if all is well, 3 if this user may not see enough to
+    tell.
     """
     systemd.require_systemd()
-    answer = ask_daemon()
-    if answer is None:
-        answer = observe(Store(), systemd, live_readers())
-        answer["notices"].append(f"{why_no_answer()}; this is a look without it")
-    services = [service for service in answer["services"] if not names or _is_named(service, names)]
-    if names and not services:
-        raise ConfigError([f"no service {printable(' or '.join(names), 100)} is in force; see: torchpar status"])
+    answer, note = read_answer()
+    state = parse_state(answer)
+    services = choose(state, names)
     waits = answer.get("unconfirmed")
+    waiting = shape(waits, Unconfirmed).seconds_left(read_clocks()) if waits else 0.0
     if waits:
-        left = round(shape(waits, Unconfirmed).seconds_left(read_clocks()))
-        answer["unconfirmed"] = {"back": waits["back"], "seconds_left": left}
-        answer["notices"].insert(0, _unconfirmed(answer["generation"], waits["back"], left))
+        answer["unconfirmed"] = {"back": waits["back"], "seconds_left": round(waiting)}
     if as_json:
-        echo_json({**answer, "services": services})
-        return _exit_status(services)
-    header = ("SERVICE", "STATE", "PLACED", "CPUS", "THREADS", "MEMORY", "MALLOC", "SPEED", "BOUND")
-    echo_table(header, [_row(service) for service in services])
+        units = {service.unit for service in services}
+        echo_json({**answer, "services": [row for row in answer["services"] if row["unit"] in units]})
+    else:
+        _echo_services(services)
+        _echo_host(state, note, _unconfirmed(state.generation, waits["back"], round(waiting)) if waits else "")
+    if any(map(is_wrong, services)) or (not names and state.wrong):
+        return ExitStatus.FAILED
+    return ExitStatus.UNKNOWN if note else ExitStatus.DONE
+
+
+def read_answer() -> tuple[dict[str, Any], str]:
+    """Returns torchpard's answer, or a look without it, and what a user who may not ask it should know, or ""."""
+    if answer := ask_daemon():
+        return answer, ""
+    figures, observation = live_figures(), observe(Store(), systemd, live_readers())
+    stranger = may_not_ask()
+    figures.look(observation["services"], time.monotonic())
+    if any(row["main_pid"] for row in observation["services"]):
+        time.sleep(_LOOK_SECONDS)
+        figures.look(observation["services"], time.monotonic())
+    whole = figures.complete(observation, time.monotonic(), *([] if stranger else [_NO_DAEMON]))
+    return whole, _STRANGER if stranger else ""
+
+
+def choose(state: State, names: Iterable[str]) -> list[ServiceState]:
+    """Returns the services of these names; all where there are none. Raises NoSuchServiceError."""
+    chosen: dict[str, ServiceState] = {}
+    for name in names:
+        found = {service.unit: service for service in state.services if service.is_called(name)}
+        if not found:
+            raise no_such_service(name, "is in force or runs", (service.title for service in state.services))
+        chosen |= found
+    return list(chosen.values()) if chosen else list(state.services)
+
+
+def _echo_services(services: list[ServiceState]) -> None:
+    widest = max((len(service.title) for service in services), default=0)
+    for service in services:
+        echo_block(service.title, describe(service), mark=is_wrong(service), column=widest)
+    if not services:
+        click.echo("No service is in force; write [Train NAME] in /etc/torchpar.conf, then: torchpar apply")
+
+
+def _echo_host(state: State, note: str, waiting: str) -> None:
     click.echo()
-    click.echo(f"generation {answer['generation'] or 'none'}, conf {answer['conf']}")
-    for notice in answer["notices"]:
-        click.echo(brief(f"! {notice}"))
-    return _exit_status(services)
+    conf = {"in sync": "as the conf says", "unknown": "conf unknown"}.get(state.conf, f"conf {state.conf}")
+    echo_block("", [f"generation {state.generation or 'none'}, {conf}", *filter(None, (waiting, note))])
+    for line in state.wrong:
+        echo_block("", [line], mark=True)
 
 
-def _unconfirmed(generation: int, back: int, seconds_left: int) -> str:
-    if seconds_left:
+def _unconfirmed(generation: int | None, back: int, seconds_left: int) -> str:
+    if seconds_left > 0:
         return f"generation {back} comes back in {seconds_left} s unless you run: torchpar confirm"
     return f"generation {generation} was not confirmed in time, and {back} comes back; see: systemctl status {WAY_BACK}"
-
-
-def _exit_status(services: list[dict[str, Any]]) -> ExitStatus:
-    return ExitStatus.DONE if all(service["in_force"] for service in services) else ExitStatus.FAILED
-
-
-def _is_named(service: dict[str, Any], names: tuple[str, ...]) -> bool:
-    return any(is_called(service["kind"], service["name"], name) for name in names)
-
-
-def _row(service: dict[str, Any]) -> tuple[str, ...]:
-    policy = service["memory_policy"]
-    drifted = [item["what"] for item in service["items"] if item["verdict"] == "drift"]
-    return (
-        title_of(service["kind"], service["name"]),
-        service["state"],
-        f"{service['placed'] or ''}{': ' + ', '.join(drifted) if drifted else ''}",
-        shorten(service["cpus"]),
-        ",".join(map(str, service["threads"])),
-        f"{policy['policy']} {policy['nodes']}".strip(),
-        _allocator(service),
-        *speed(service.get("throughput")),
-    )
-
-
-def _allocator(service: dict[str, Any]) -> str:
-    """Returns the malloc that a service runs with, where that is known not to be the planned one."""
-    found = [item["actual"] for item in service["items"] if item["what"] == "allocator" and item["verdict"] == "drift"]
-    return str(found[0] if found else service["allocator"])
-
-
-def speed(throughput: dict[str, Any] | None) -> tuple[str, str]:
-    """Returns a job's speed, and the reason why it is no faster: ("812 samples/s", "loader: waits 43 %").
-
-    Nothing while it is not known, for example in the first seconds, or for a job that does not train.
-    """
-    if throughput is None:
-        return "", ""
-    share = f"waits {100 * throughput['loader_wait_share']:.0f} %"
-    if throughput["silent_seconds"] > SILENT_SECONDS:
-        return f"silent for {throughput['silent_seconds']:.0f} s", ""
-    samples, steps = throughput["samples_per_second"], throughput["steps_per_second"]
-    rate = f"{samples:.3g} samples/s" if samples else f"{steps:.3g} steps/s"
-    if max(samples, steps) >= 1000:
-        rate = f"{samples:.0f} samples/s" if samples else f"{steps:.0f} steps/s"
-    return rate, f"{throughput['bound']}: {share}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
 
 from torchpar.cli.output import brief, echo_json
-from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, printable
+from torchpar.contract.errors import ExitStatus, StoreError
+from torchpar.contract.unit_names import no_such_service
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.processes import read_running_unit
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
-from torchpar.verify.observe import item_json, observe_out_of_force, verify_unit
+from torchpar.verify.observe import observe_undeclared
+from torchpar.verify.service import Around, item_json, verify_unit
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
 
@@ -50,10 +53,12 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         if not as_json:
             _echo_unit(service.unit, properties["MainPID"], verdicts[-1], items)
     in_force = {service.unit for service in services}
-    strays, notices = ([], []) if names else observe_out_of_force(systemd, read_running_unit, in_force)
-    for stray in strays:
+    around = Around(in_force_since=0.0, until=math.inf)
+    undeclared, notices = ([], []) if names else observe_undeclared(systemd, read_running_unit, in_force, around)
+    for stray in (row for row in undeclared if not row["in_force"]):
         verdicts.append(Verdict.DRIFT)
         results.append({"unit": stray["unit"], "main_pid": stray["main_pid"], "verdict": "out of force", "items": []})
+        notices += (f"{stray['unit']} {clause}" for clause in stray["wrong"])
     for notice in () if as_json else notices:
         click.echo(brief(notice))
     if as_json:
@@ -76,8 +81,8 @@ def _chosen(names: tuple[str, ...]) -> list[ServiceRecord]:
     for name in names:
         found = [service for service in services if service.is_called(name)]
         if not found:
-            name = printable(name, 100)
-            raise ConfigError([f"no service '{name}' in generation {active.number}; see: torchpar status"])
+            titles = (service.title for service in services)
+            raise no_such_service(name, f"in generation {active.number}", titles)
         chosen += found
     return chosen
 

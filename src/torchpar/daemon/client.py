@@ -6,65 +6,15 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
-from torchpar.contract.typed_json import ShapeError, Text, parse_json, shape
+from torchpar.contract.typed_json import ShapeError, parse_json
+from torchpar.daemon.state import parse_state
 
 _SECONDS = 15.0  # a look that it takes first may have to wait for a disk that does not answer
 _DOOR_SECONDS = 0.5
 _LIMIT = 2**26
-
-
-@dataclass(frozen=True)
-class _Item:
-    what: str
-    verdict: str
-    actual: Text
-
-
-@dataclass(frozen=True)
-class _Policy:
-    policy: str
-    nodes: str
-
-
-@dataclass(frozen=True)
-class _Throughput:
-    loader_wait_share: float
-    silent_seconds: float
-    samples_per_second: float
-    steps_per_second: float
-    bound: str
-
-
-@dataclass(frozen=True)
-class _Service:
-    """The fields of a service that commands print."""
-
-    unit: str
-    kind: str
-    name: str
-    state: str
-    in_force: bool
-    placed: str | None
-    cpus: str
-    threads: tuple[int, ...]
-    memory_policy: _Policy
-    allocator: str
-    items: tuple[_Item, ...]
-    loading: Text | None
-    throughput: _Throughput | None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    version: int
-    generation: int | None
-    conf: str
-    services: tuple[_Service, ...]
-    notices: tuple[Text, ...]
 
 
 def ask_daemon() -> dict[str, Any] | None:
@@ -94,18 +44,16 @@ def _connect(door: socket.socket) -> None:
             time.sleep(0.01)
 
 
-def why_no_answer() -> str:
-    """Says why ask_daemon() has no answer."""
-    if os.path.exists(STATUS_SOCKET) and not os.access(STATUS_SOCKET, os.W_OK):
-        return "torchpard answers root and the members of the group torchpar only"
-    return "torchpard does not answer (systemctl status torchpard)"
+def may_not_ask() -> bool:
+    """Says whether the socket of torchpard is there and this user may not ask at it."""
+    return os.path.exists(STATUS_SOCKET) and not os.access(STATUS_SOCKET, os.W_OK)
 
 
 def parse_answer(data: bytes) -> dict[str, Any] | None:
     """Parses the answer into JSON data; None where this torchpar does not understand it."""
     try:
         answer = parse_json(data)
-        shape(answer, _Answer)
+        parse_state(answer)
     except ShapeError:
         return None
     assert isinstance(answer, Mapping)  # by its shape

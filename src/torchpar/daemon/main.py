@@ -13,13 +13,12 @@ from torchpar.contract.errors import printable
 from torchpar.contract.journal import Priority, write
 from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
+from torchpar.daemon.figures import live_figures
 from torchpar.daemon.look import Looks
 from torchpar.daemon.status_socket import Client, Server, Users
-from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.generations.store import Store
 from torchpar.host import systemd
-from torchpar.host.job_folder import read_progress
 from torchpar.verify.observe import live_readers
 
 # Seconds until the loop comes round by itself.
@@ -82,7 +81,7 @@ class Daemon:
         if at_once or now >= self._next_poll:
             self._next_poll = now + POLL_SECONDS
             self._glances.want()
-            self._watch.read_progress(now)
+            self._watch.read_figures(now)
 
     def _end_what_is_late(self) -> None:
         self._glances.end_if_late()
@@ -137,7 +136,7 @@ class Daemon:
 
 def main() -> None:
     """Runs torchpard on this host until SIGTERM or SIGINT."""
-    watch = Watch(Store(), systemd, live_readers(), Ledger(read_progress), tell)
+    watch = Watch(Store(), systemd, live_readers(), live_figures(), tell)
     run(Daemon(watch, Notifier(), Sockets(), users=Users()))
 
 

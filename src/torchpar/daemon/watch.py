@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torchpar.contract.advice import say_loading
 from torchpar.contract.errors import TorchparError
 from torchpar.contract.journal import Priority
-from torchpar.contract.unit_names import title_of
+from torchpar.daemon.figures import Figures
 from torchpar.daemon.look import Write
-from torchpar.daemon.throughput import Ledger, Throughput
 from torchpar.generations.store import Store
 from torchpar.host.systemd import Units
 from torchpar.verify.observe import Readers, observe
@@ -23,8 +21,8 @@ POLL_SECONDS = 5.0
 VERIFY_SECONDS = 60.0
 # After something has changed: a job that has just started has by then imported torch and begun to compute.
 SETTLING_SECONDS = 20.0
-# However many ask, what the jobs have told is read no more often.
-PROGRESS_SECONDS = 1.0
+# However many ask, the counters are read no more often.
+FIGURES_SECONDS = 1.0
 
 
 class Systemd(Units, Protocol):
@@ -49,14 +47,14 @@ class Watch:
         store: Store,
         systemd: Systemd,
         readers: Readers,
-        ledger: Ledger,
+        figures: Figures,
         tell: Callable[[Priority, str], None],
     ) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
         self._store, self._systemd, self._readers = store, systemd, readers
-        self._ledger = ledger
-        self._next_progress = 0.0
+        self._figures = figures
+        self._next_figures = 0.0
         self._tell = tell
         self._applied_for: str | None = None
         self._problem = ""
@@ -142,26 +140,28 @@ class Watch:
             self._tell(Priority.INFO, f"no longer: {notice}")
         return True
 
-    def read_progress(self, now: float) -> None:
-        """Reads how far the jobs are. What they told is gone when they end: so each poll and question calls this.
-
-        It waits for nothing, whatever they have put there; see job_folder.py.
+    def read_figures(self, now: float) -> None:
+        """Reads how far the jobs are and what they use. What they told is gone when they end: so each poll and question
+        calls this. It waits for nothing.
         """
-        if self.observation and now >= self._next_progress:
-            self._next_progress = now + PROGRESS_SECONDS
-            self._ledger.look({row["unit"]: len(row["threads"]) for row in self.observation["services"]})
+        if self.observation and now >= self._next_figures:
+            self._next_figures = now + FIGURES_SECONDS
+            self._figures.look(self.observation["services"], now)
 
     def status(self) -> str:
         """Makes one line for `systemctl status torchpard`."""
         services = self.observation["services"]
         running = sum(1 for service in services if service["state"] == "running")
         drifted = sum(1 for service in services if service["placed"] == "drift")
+        failed = sum(1 for service in services if service["state"] in ("failed", "restarting"))
         strays = sum(1 for service in services if not service["in_force"])
         generation, conf = self.observation["generation"] or "none", self.observation["conf"]
         parts = [f"generation {generation}, conf {conf}"]
         if conf == "broken":
             parts = [f"generation {generation}, conf is broken {self.observation['conf_problem']:.300}"]
         parts.append(f"{running} of {len(services)} services running")
+        if failed:
+            parts.append(f"{failed} failed")
         if drifted:
             parts.append(f"{drifted} not as planned")
         if strays:
@@ -170,28 +170,8 @@ class Watch:
 
     def answer(self, now: float, *notes: str) -> bytes:
         """Makes the line that clients get: the observation and how far the jobs are, with these notices besides."""
-        self.read_progress(now)
-        services, notices = [], [*self.observation["notices"], *notes]
-        for service in self.observation["services"]:
-            throughput = self._ledger.now(service["unit"]) if service["main_pid"] else None
-            last = self._ledger.last(service["unit"])
-            loading = describe_loading(service, last) if last else None
-            services.append(
-                {**service, "throughput": throughput.as_json(now) if throughput else None, "loading": loading}
-            )
-            if throughput and (throughput.bound == "loader" or throughput.loading.pageable):
-                notices.append(f"{title_of(service['kind'], service['name'])} {loading}")
-        return _line({**self.observation, "services": services, "notices": notices})
-
-
-def describe_loading(service: Mapping[str, Any], throughput: Throughput) -> str | None:
-    """Says what a job's rank that waits most waits for, and what would help; None where the plan has no such rank."""
-    local_rank = throughput.local_rank
-    if local_rank >= len(service["threads"]):
-        return None
-    asked = service["loader_workers"][local_rank]
-    threads, budget = service["threads"][local_rank], service["budgets"][local_rank]
-    return say_loading(throughput.loading, threads, budget, asked=asked > 0)
+        self.read_figures(now)
+        return _line(self._figures.complete(self.observation, now, *notes))
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

@@ -26,6 +26,7 @@ from torchpar.contract.reports import (
     parse_rank_json,
     progress_bytes,
 )
+from torchpar.contract.serving import MOST_SERVING_BYTES, SERVING_FILE, ServingReport, parse_serving_json
 
 _MOST_FILES = 2**14  # of a folder that are looked at
 _MOST_RANKS = 1024
@@ -40,6 +41,15 @@ def read_progress(unit: str, ranks: int, jobs: str = JOBS) -> tuple[RankProgress
             return parse_progress(_read(folder, PROGRESS_FILE, progress_bytes(ranks)))
     except OSError:
         return ()
+
+
+def read_serving(unit: str, jobs: str = JOBS) -> ServingReport | None:
+    """Reads how an inference service answers; None where it has told nothing."""
+    try:
+        with _folder(unit, jobs) as folder:
+            return parse_serving_json(_read(folder, SERVING_FILE, MOST_SERVING_BYTES))
+    except OSError:
+        return None
 
 
 def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:

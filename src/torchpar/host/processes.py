@@ -52,7 +52,7 @@ def read_running_unit(
     proc: str = "/proc",
 ) -> RunningUnit:
     """Reads everything that verify compares of a unit that runs, with these variables of its main process."""
-    group = _find_group(control_group)
+    group = find_group(control_group)
     # cpu.stat always exists; the counters of a quota only where the CPU controller is there.
     counters = dict(line.split(" ", 1) for line in (_text(f"{group}/cpu.stat") or "").splitlines() if " " in line)
     throttled = counters.get("nr_throttled")
@@ -141,7 +141,8 @@ class _Look:
         return None
 
 
-def _find_group(control_group: str) -> str | None:
+def find_group(control_group: str) -> str | None:
+    """Finds the folder of a unit's control group; None where there is none."""
     if not control_group:
         return None
     return next((root + control_group for root in _HIERARCHIES if os.path.isdir(root + control_group)), None)

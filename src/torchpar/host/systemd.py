@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torchpar.contract.errors import SystemdAbsentError, SystemdError, TorchparError
 from torchpar.host.files import remove, write_new
 from torchpar.host.program import run
+from torchpar.host.reading import NotReadableError, read_start
 
 _BUS_NAME = "org.freedesktop.systemd1"
 # Where the units of Debian's packages are.
@@ -29,6 +30,15 @@ _PRIVATE = "/run/torchpar-verify-"
 
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 _SOCKETS = "torchpar-infer@*.socket"
+_AD_HOC = "torchpar-run-*.service"
+
+# Links and folders come there by `systemctl mask`, `enable`, `edit` and `set-property`.
+_EDITED = tuple(
+    f"{folder}/{wants}"
+    for folder in ("/etc/systemd/system", "/run/systemd/system")
+    for wants in ("", "multi-user.target.wants")
+) + ("/run/systemd/system.control",)
+_MOST_OF_A_UNIT = 2**16
 
 
 class Units(Protocol):
@@ -42,6 +52,9 @@ class Units(Protocol):
 
     def open_sockets(self) -> tuple[str, ...]:
         """Lists the sockets of inference services that listen."""
+
+    def ad_hoc_jobs(self) -> tuple[str, ...]:
+        """Lists the units of ad-hoc jobs that run or are about to."""
 
 
 def is_running() -> bool:
@@ -93,16 +106,33 @@ def running_services() -> tuple[str, ...]:
 
 def ad_hoc_jobs() -> tuple[str, ...]:
     """Lists the units of ad-hoc jobs that run or are about to. Raises SystemdError."""
-    done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", "torchpar-run-*.service")
+    done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", _AD_HOC)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
 def service_states() -> str:
-    """Returns a text that changes whenever a training or inference service or socket starts, is ready, ends or fails.
+    """Returns a text that changes whenever a training or inference service or socket, or an ad-hoc job, starts, is
+    ready, ends or fails, and whenever an administrator masks, enables or edits units.
 
     Raises SystemdError.
     """
-    return _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS, _SOCKETS)
+    shown = _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS, _SOCKETS, _AD_HOC)
+    return f"{shown}{[_changed_at(folder) for folder in _EDITED]}"
+
+
+def _changed_at(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
+def read_unit_file(path: str) -> str | None:
+    """Reads the text of a drop-in that systemd has read; None where it is gone or no such text."""
+    try:
+        return read_start(Path(path), _MOST_OF_A_UNIT).decode(errors="replace")
+    except (OSError, NotReadableError):
+        return None
 
 
 def open_sockets() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torchpar.conf.services import OWN_USER, Config, Service
 from torchpar.conf.settings import TrainSettings
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import CoresError
 from torchpar.contract.job import VARIABLE
@@ -259,6 +260,7 @@ def _service_json(plan: ServicePlan) -> dict[str, Any]:
         "allowed_cpus": str(plan.allowed_cpus),
         "cores": plan.cores,
         "own": plan.own,
+        "shared": plan.service.settings.cpus.kind is CpuRequestKind.SHARED,
         "memory_policy": {
             "policy": plan.memory.policy.value,
             "nodes": str(plan.memory.nodes),

@@ -57,6 +57,7 @@ class ServiceRecord:
     allowed_cpus: CpuSet | None = None
     user: str | None = None
     read_write_paths: tuple[Text, ...] = ()
+    shared: bool = False
 
     @property
     def title(self) -> str:

@@ -26,11 +26,14 @@ from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
 from torchpar.contract.notify import Notifier
 from torchpar.contract.reports import RankProgress
+from torchpar.daemon.figures import Figures
 from torchpar.daemon.main import OLDER, Daemon, Sockets, run
 from torchpar.daemon.status_socket import Users
 from torchpar.daemon.throughput import Ledger
+from torchpar.daemon.usage import Usage
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.facts.running import RunningUnit
+from torchpar.host.usage import Use
 
 pytestmark = pytest.mark.subprocess
 
@@ -61,7 +64,9 @@ class Life:
         readers = dataclasses.replace(self.host.readers, read_running_unit=self.read_running_unit)
         self.progress: tuple[RankProgress, ...] = ()
         self.read: list[str] = []
-        self.watch = Watch(self.host.store, self.host.systemd, readers, Ledger(self.read_progress), self.tell)
+        self.used: Use | None = None
+        figures = Figures(Ledger(self.read_progress), Usage(lambda group: self.used), lambda unit: None)
+        self.watch = Watch(self.host.store, self.host.systemd, readers, figures, self.tell)
         users = Users(lambda client: self.uid, lambda uid: True)
         self.daemon = Daemon(self.watch, Notifier(), self._sockets, users=users, clock=lambda: self.now)
 
@@ -237,6 +242,44 @@ def test_how_far_jobs_are_is_read_when_somebody_asks(life: Life) -> None:
     assert last["throughput"] is None and last["loading"] == first["loading"]
 
 
+def test_what_is_used_is_of_the_time_between_two_looks(life: Life) -> None:
+    """Of the whole run where it is the first one; an answer says whether all is well."""
+    life.host.apply()
+    life.host.start(TRAIN)
+    life.host.systemd.properties[TRAIN]["ActiveEnterTimestampMonotonic"] = int((life.now - 100) * 1e6)
+    life.used = Use(50.0, 2**20)
+    answer = life.ask()
+    row = answer["services"][1]
+    assert answer["well"] and (row["cpus_used"], row["memory_bytes"], row["state_age_seconds"]) == (0.5, 2**20, 100)
+    life.now += 10
+    life.used = Use(65.0, None)
+    row = life.ask()["services"][1]
+    assert (row["cpus_used"], row["memory_bytes"], row["state_age_seconds"]) == (1.5, None, 110)
+    # Another run begins to count anew.
+    life.now, life.used = life.now + 10, Use(1.0, None)
+    life.ask()
+    life.now, life.used = life.now + 2, Use(2.0, None)
+    assert life.ask()["services"][1]["cpus_used"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("steps_per_second", "silent", "hangs"), [(2.0, 59, False), (2.0, 61, True), (0.1, 190, False)]
+)
+def test_a_job_that_makes_no_steps_hangs(life: Life, steps_per_second: float, silent: int, hangs: bool) -> None:
+    """After twenty times what a step took, and after a minute; then not all is well."""
+    last = dataclasses.replace(FIRST, time=life.now - silent, steps=FIRST.steps + 40)
+    first = dataclasses.replace(FIRST, time=last.time - 40 / steps_per_second)
+    life.progress = (RankProgress(first, last),)
+    life.host.apply()
+    life.host.start(TRAIN)
+    answer = life.ask()
+    row = answer["services"][1]
+    assert answer["well"] is not hangs and bool(row["hang"]) is hangs
+    if hangs:
+        said = "hangs: no step and no batch for 61 s; a step took 500 ms before"
+        assert row["wrong"] == [said] and answer["notices"] == [f"{TRAIN} {said}"]
+
+
 # ---- what holds it ----
 
 
@@ -301,8 +344,8 @@ class Process:
             host = make_fake_host(folder)
             host.apply()
             readers = dataclasses.replace(host.readers, read_manifest=signal.pause) if held else host.readers
-            ledger = Ledger(lambda unit, ranks: ())
-            watch = Watch(host.store, host.systemd, readers, ledger, lambda priority, line: None)
+            figures = Figures(Ledger(lambda unit, ranks: ()), Usage(lambda group: None), lambda unit: None)
+            watch = Watch(host.store, host.systemd, readers, figures, lambda priority, line: None)
             users = Users(lambda client: 0, lambda uid: True)
             daemon = Daemon(watch, Notifier(), self.sockets, users=users, clock=self._now)
             run(daemon)

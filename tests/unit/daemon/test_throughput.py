@@ -9,10 +9,9 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.contract.test_reports import FIRST
-from torchpar.cli.status import speed
 from torchpar.contract.reports import MOST_RANKS, Progress, RankProgress
 from torchpar.contract.typed_json import parse_json, shape
-from torchpar.daemon.client import _Throughput
+from torchpar.daemon.state import Speed
 from torchpar.daemon.throughput import Ledger, make_throughput
 
 UNIT, OTHER = "torchpar-train@a.service", "torchpar-train@b.service"
@@ -65,7 +64,7 @@ def test_a_rate_is_a_number_that_the_commands_take() -> None:
     more = {"time": 1e-300, "steps": 2**53 - 1, "samples": 2**53 - 1, "waited": 2.0**52}
     throughput = make_throughput(rank(replace(first, local_rank=number), **more) for number in range(MOST_RANKS))
     assert throughput
-    taken = shape(parse_json(json.dumps(throughput.as_json(0.0))), _Throughput)
+    taken = shape(parse_json(json.dumps(throughput.as_json(0.0))), Speed)
     assert taken.samples_per_second == taken.steps_per_second == 2.0**53 and taken.loader_wait_share == 1.0
 
 
@@ -109,26 +108,3 @@ def test_as_many_ranks_are_read_as_may_run() -> None:
 
     Ledger(read).look({UNIT: 0, OTHER: 64})
     assert asked == {UNIT: 16, OTHER: 64}
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, ("320 samples/s", "compute: waits 5 %")),
-        ({"samples_per_second": 0}, ("5.25 steps/s", "compute: waits 5 %")),
-        ({"samples_per_second": 12345.678}, ("12346 samples/s", "compute: waits 5 %")),
-        ({"loader_wait_share": 0.431, "bound": "loader"}, ("320 samples/s", "loader: waits 43 %")),
-        ({"silent_seconds": 95.0}, ("silent for 95 s", "")),
-    ],
-)
-def test_status_says_how_fast_and_what_holds_it_back(changes: dict[str, object], expected: tuple[str, str]) -> None:
-    """In words for a table."""
-    throughput = {
-        "steps_per_second": 5.25,
-        "samples_per_second": 320.0,
-        "loader_wait_share": 0.05,
-        "bound": "compute",
-        "silent_seconds": 1.0,
-    }
-    assert speed({**throughput, **changes}) == expected
-    assert speed(None) == ("", "")

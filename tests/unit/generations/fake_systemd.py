@@ -78,7 +78,10 @@ class FakeSystemd:
     # ---- what it says of units ----
 
     def running_services(self) -> tuple[str, ...]:
-        return self._running(".service")
+        return tuple(unit for unit in self._running(".service") if not unit.startswith("torchpar-run-"))
+
+    def ad_hoc_jobs(self) -> tuple[str, ...]:
+        return tuple(unit for unit in self._running(".service") if unit.startswith("torchpar-run-"))
 
     def open_sockets(self) -> tuple[str, ...]:
         return self._running(".socket")

@@ -19,7 +19,7 @@ from torchpar.host.proc import LIMIT, ProcReader, TooLateError, TooLongError
 from torchpar.host.processes import read_running_unit
 from torchpar.host.threads import ThreadReader
 from torchpar.verify.compare import Verdict, verify
-from torchpar.verify.observe import item_json
+from torchpar.verify.service import item_json
 
 UNIT = "torchpar-train@a.service"
 STATUS = b"Name:\tpython3\nUid:\t0\t0\t0\t0\nCpus_allowed_list:\t0-1\n"

@@ -17,10 +17,31 @@ from torchpar.generations.compile import compile_conf
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 from torchpar.host.inputs import Inputs
+from torchpar.host.journal import Event
 from torchpar.verify.observe import Readers
 
 TRAIN, INFER = "torchpar-train@a.service", "torchpar-infer@b.service"
 TEXT = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\n[Infer b]\nModel=/b.pt\nEnabled=yes\n"
+
+
+@dataclass
+class FakeJournal:
+    """Has `restarts` of each unit, the run that failed last, and the `lines` of each run; None: it cannot be read."""
+
+    restarts: dict[str, int] | None = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def read_events(self, units: Collection[str], seconds: float) -> tuple[Event, ...]:
+        assert seconds == 600
+        self.asked += units
+        failures = [Event(unit, False, run) for unit, run in self.failed.items() if unit in units]
+        restarts = [Event(unit, True, "") for unit in units for _ in range((self.restarts or {}).get(unit, 0))]
+        return () if self.restarts is None else (*failures, *restarts)
+
+    def read_last_lines(self, invocation: str) -> tuple[str, ...]:
+        return tuple(self.lines.get(invocation, ()))
 
 
 @dataclass
@@ -35,12 +56,20 @@ class FakeHost:
     processes: dict[str, tuple[Process, ...]] = field(default_factory=dict)
     asked: list[tuple[str, float]] = field(default_factory=list)
     loaded: Path | None = None
+    journal: FakeJournal = field(default_factory=lambda: FakeJournal())
+    unit_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.store.directory.parent.chmod(0o755)
         self.systemd = FakeSystemd(self.store)
         self.readers = Readers(
-            self, lambda: self.facts, lambda: self.manifest, self.read_running_unit, lambda: self.loaded
+            self,
+            lambda: self.facts,
+            lambda: self.manifest,
+            self.read_running_unit,
+            lambda: self.loaded,
+            self.journal,
+            self.unit_files.get,
         )
 
     def read(self, *, trusted: bool) -> tuple[ConfFile, ...]:

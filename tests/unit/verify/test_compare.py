@@ -16,7 +16,7 @@ from torchpar.contract.reports import RankReport
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.host.processes import read_running_unit
 from torchpar.verify.compare import Verdict, summary, verify
-from torchpar.verify.observe import item_json
+from torchpar.verify.service import item_json
 
 PLAN: dict[str, Any] = {
     "unit": "torchpar-train@a.service",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torchpar.contract.errors import FactsError
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
 from torchpar.verify import observe
+from torchpar.verify.failure import EXIT_CODES
+from torchpar.verify.service import Around
 
 STRAY = "torchpar-train@x.service"
 NEWER = "the conf is newer than generation 1; see: torchpar diff, then: systemctl reload torchpard"
@@ -100,23 +103,123 @@ def test_what_runs_elsewhere_is_told_with_what_to_do(host: FakeHost, since: int,
     [
         ({"ActiveState": "activating", "SubState": "start-pre"}, "activating"),
         ({"ActiveState": "deactivating", "SubState": "stop-sigterm"}, "deactivating"),
-        ({"ActiveState": "failed", "Result": "timeout"}, "failed: timeout"),
-        ({"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 3}, "failed: exit status 3"),
-        (
-            {"ActiveState": "activating", "SubState": "auto-restart", "ExecMainPID": 7, "ExecMainStatus": 203},
-            "restarting: its program cannot be run",
-        ),
-        (
-            {"ActiveState": "failed", "ExecMainStatus": 0, "ExecStartPre": [["/x", [], False, 0, 0, 0, 0, 7, 1, 242]]},
-            "failed: its memory policy cannot be set (NUMA policy)",
-        ),
+        ({"ActiveState": "failed", "Result": "timeout"}, "failed"),
+        ({"ActiveState": "activating", "SubState": "auto-restart"}, "restarting"),
+        ({"LoadState": "masked"}, "masked"),
     ],
 )
-def test_the_state_of_a_service_is_told_in_words(host: FakeHost, properties: dict[str, Any], state: str) -> None:
-    """With why it failed: by the command that did."""
+def test_the_state_of_a_service_is_told_in_a_word(host: FakeHost, properties: dict[str, Any], state: str) -> None:
+    """systemd's, where it has one that people use."""
     host.apply()
     host.systemd.properties[TRAIN] = properties
     assert brief(look(host))[1] == (TRAIN, state, None)
+
+
+FAILED = {"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 1, "InvocationID": [10, 11]}
+LINES = ["Traceback (most recent call last):", '  File "/a.py", line 1', "ValueError: \x1b[2Jshapes", "torchpar: 1 s"]
+SAID = "exit status 1: ValueError: \\x1b[2Jshapes; see: torchpar logs train@a"
+
+
+def test_a_failure_is_wrong_and_says_why(host: FakeHost) -> None:
+    """By the last exception of the run that failed, which is escaped; the journal is asked only where one has."""
+    host.apply()
+    assert look(host)["notices"] == host.journal.asked == []
+    host.systemd.properties[TRAIN] = {**FAILED, "StateChangeTimestampMonotonic": 5_000_000}
+    host.journal.lines["0a0b"] = LINES
+    seen = look(host)
+    row = seen["services"][1]
+    assert row["failure"] == {"why": "exit status 1", "said": "ValueError: \\x1b[2Jshapes"}
+    assert row["since_monotonic_seconds"] == 5
+    assert row["wrong"] == [f"has failed: {SAID}"] and seen["notices"] == [f"{TRAIN} has failed: {SAID}"]
+    assert seen["wrong"] == [] and host.journal.asked == [TRAIN]
+
+
+def test_a_crash_loop_is_wrong_while_it_runs_too(host: FakeHost) -> None:
+    """One restart may be the cure, as of a malloc that did not fit: it is shown, and is not wrong."""
+    host.apply()
+    host.start(TRAIN)
+    host.systemd.properties[TRAIN]["NRestarts"] = 9
+    host.journal.failed[TRAIN], host.journal.lines["0a0b"] = "0a0b", LINES
+    host.journal.restarts = {TRAIN: 1}
+    row = look(host)["services"][1]
+    assert (row["restarts"], row["restarts_in_10_minutes"], row["wrong"]) == (9, 1, [])
+    assert row["failure"]["said"].startswith("ValueError")
+    host.journal.restarts = {TRAIN: 4}
+    row = look(host)["services"][1]
+    assert row["restarts_in_10_minutes"] == 4
+    assert row["wrong"] == [f"fails again and again: {SAID.replace('exit status 1', 'its last run failed')}"]
+    # As systemd has it, where the journal cannot be read: since it was started by hand.
+    host.journal.restarts = None
+    row = look(host)["services"][1]
+    assert row["restarts_in_10_minutes"] is None and row["wrong"][0].startswith("fails again and again: ")
+    host.journal.restarts = {}
+    host.journal.failed = {TRAIN: "0a0b"}
+    assert look(host)["services"][1]["wrong"] == [], "it was long ago"
+
+
+def test_what_is_set_beside_the_conf_is_wrong(host: FakeHost) -> None:
+    """A mask, a start at boot that holds no CPUs, and a drop-in that wins."""
+    host.text = TEXT.replace("Script=/a.py\nEnabled=yes", "Script=/a.py")
+    host.apply()
+    path = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"
+    ours = f"/run/systemd/generator/{TRAIN}.d/20-torchpar.conf"
+    properties = {"LoadState": "masked", "UnitFileState": "enabled", "DropInPaths": [ours, path]}
+    host.systemd.properties[TRAIN] = properties
+    host.unit_files[path] = "[Service]\nCPUAffinity=0\nNice=5\n"
+    assert look(host)["services"][1]["wrong"] == [
+        f"is masked, so nothing starts it: systemctl unmask {TRAIN}",
+        "starts at boot by systemctl enable, and holds no CPUs: write Enabled=yes into [Train a] of the conf and apply"
+        f" it, then: systemctl disable {TRAIN}",
+        f"has CPUAffinity from {path}, which wins over the conf: write it into the conf and remove that file, then:"
+        " systemctl daemon-reload",
+    ]
+    # One that is there before ours, or sets nothing of ours, or has gone again.
+    for paths, text in (([path, ours], "CPUAffinity=0"), ([ours, path], "Nice=5"), ([ours, "/gone"], "")):
+        host.systemd.properties[TRAIN] = {"DropInPaths": paths, "UnitFileState": "enabled-runtime"}
+        host.unit_files[path] = text
+        assert look(host)["services"][1]["wrong"] == []
+
+
+def test_services_on_the_same_cpus_are_wrong_both(host: FakeHost) -> None:
+    """Where they are, and not where they were planned to be; two that ask for it are left alone."""
+    host.text = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\n[Train b]\nScript=/b.py\n"
+    host.apply()
+    other = TRAIN.replace("@a", "@b")
+    host.start(TRAIN)
+    assert look(host)["notices"] == []
+    host.start(other)
+    told = [row["wrong"] for row in look(host)["services"]]
+    assert told[0] == [
+        "shares CPUs 0-3 with train@b: both are slower; stop one of them, or write Enabled=yes or CPUs= of its own for"
+        " each into the conf"
+    ]
+    assert told[1][0].startswith("shares CPUs 0-3 with train@a")
+    for unit, cpus in ((TRAIN, "0-1"), (other, "2-3")):
+        (process,) = host.processes[unit]
+        host.processes[unit] = (dataclasses.replace(process, threads={process.pid: CpuSet.parse(cpus)}),)
+    assert not any("shares" in notice for notice in look(host)["notices"])
+    host.processes = {}
+    host.text = host.text.replace(".py\n", ".py\nCPUs=shared\n")
+    host.apply()
+    host.start(TRAIN)
+    host.start(other)
+    assert look(host)["notices"] == []
+
+
+def test_ad_hoc_jobs_are_listed(host: FakeHost) -> None:
+    """And what they share CPUs with; they are in no generation, and nothing is wrong with that."""
+    host.apply()
+    host.start(TRAIN)
+    job = "torchpar-run-x-7.service"
+    host.systemd.runs[job] = "now"
+    host.systemd.properties[job] = {"MainPID": 7}
+    host.processes[job] = (dataclasses.replace(host.processes[TRAIN][0], pid=7, threads={7: CpuSet([3])}),)
+    seen = look(host)
+    row = seen["services"][-1]
+    assert [row[key] for key in ("unit", "kind", "name", "cpus", "in_force")] == [job, "run", "x-7", "3", True]
+    assert [line.partition(":")[0] for line in seen["notices"]] == [
+        f"{TRAIN} shares CPUs 3 with run-x-7", f"{job} shares CPUs 3 with train@a"
+    ]
 
 
 def test_a_conf_that_changes_is_newer_and_one_that_is_broken_says_where(host: FakeHost) -> None:
@@ -211,7 +314,9 @@ def test_a_service_may_be_called_like_a_socket(tmp_path: Path) -> None:
     sockets = ("torchpar-infer@a.socket.socket", "torchpar-infer@b.socket")
     systemd = FakeSystemd(Store(tmp_path), runs=dict.fromkeys(sockets, ""))
     host = make_fake_host(tmp_path)
-    _, notices = observe.observe_out_of_force(systemd, host.read_running_unit, {"torchpar-infer@a.socket.service"})
+    around = Around(in_force_since=0.0, until=math.inf)
+    known = {"torchpar-infer@a.socket.service"}
+    _, notices = observe.observe_undeclared(systemd, host.read_running_unit, known, around)
     assert [notice.partition(" ")[0] for notice in notices] == ["torchpar-infer@b.socket"]
 
 
@@ -220,4 +325,4 @@ def test_an_exit_status_of_a_start_that_lacks_a_file_is_known_everywhere(kind: s
     """The status says it in words, and systemd does not try again what only waiting for the file mends."""
     unit = Path(__file__).parents[3] / "systemd" / f"torchpar-{kind}@.service"
     (line,) = (line for line in unit.read_text().splitlines() if line.startswith("RestartPreventExitStatus="))
-    assert {*LACKING} <= observe._EXIT_CODES.keys() & {*map(int, line.partition("=")[2].split())}
+    assert {*LACKING} <= EXIT_CODES.keys() & {*map(int, line.partition("=")[2].split())}

@@ -1,0 +1,107 @@
+"""The answer of torchpard as values: what commands print of the host and its services; figures.py makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torchpar.contract.serving import Serving
+from torchpar.contract.typed_json import Text, shape
+from torchpar.contract.unit_names import shorten
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that is compared with the plan."""
+
+    what: str
+    verdict: str
+    actual: Text
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A memory policy, with its nodes."""
+
+    policy: str
+    nodes: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The speed of a training job."""
+
+    steps: int
+    steps_per_second: float
+    samples_per_second: float
+    loader_wait_share: float
+    bound: str
+    silent_seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The reason of the last failure, and the last words of its processes."""
+
+    why: str
+    said: Text | None
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """A service. `wrong` are clauses that follow its name; `cpus_used` counts CPUs, of `given_cpus`."""
+
+    unit: str
+    kind: str
+    name: str
+    state: str
+    enabled: bool
+    in_force: bool
+    placed: str | None
+    cpus: str
+    given_cpus: int
+    threads: tuple[int, ...]
+    memory_policy: Policy
+    allocator: str
+    listen: tuple[str, ...]
+    items: tuple[Item, ...]
+    restarts_in_10_minutes: int | None
+    failure: Failure | None
+    state_age_seconds: float | None
+    throughput: Speed | None
+    loading: Text | None
+    cpus_used: float | None
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
+    serving: Serving | None
+    hang: Text | None
+    wrong: tuple[Text, ...]
+    problem: Text | None
+
+    @property
+    def title(self) -> str:
+        """The title by which people call it: "train@demo"; "run-train-7" for an ad-hoc job."""
+        return shorten(self.unit)
+
+    def is_called(self, name: str) -> bool:
+        """Says whether a person means it: "demo", "train@demo", or the name of its unit."""
+        known = (self.name, self.title)
+        return name in known or shorten(name) in known
+
+
+@dataclass(frozen=True)
+class State:
+    """The host. `wrong` are whole sentences that are of no service in the list; `well`: nothing is wrong at all."""
+
+    version: int
+    generation: int | None
+    conf: str
+    services: tuple[ServiceState, ...]
+    well: bool
+    wrong: tuple[Text, ...]
+    notices: tuple[Text, ...]
+
+
+def parse_state(answer: Mapping[str, object]) -> State:
+    """Makes values of the answer's JSON data. Raises ShapeError."""
+    return shape(answer, State)

@@ -1,0 +1,105 @@
+"""Says in words which state a unit is in and why it failed: by systemd's properties, and the last words of its run."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchpar.contract.errors import printable
+
+# Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
+EXIT_CODES = {
+    64: "usage",
+    78: "configuration",
+    200: "its working directory cannot be entered",
+    203: "its program cannot be run",
+    215: "its CPUs cannot be set (CPU affinity)",
+    217: "its user does not exist",
+    226: "its sandbox cannot be set up",
+    228: "its system call filter cannot be set",
+    238: "its state directory cannot be made",
+    242: "its memory policy cannot be set (NUMA policy)",
+    243: "its TLS certificate or key cannot be read (credentials)",
+}
+
+# Service results that no exit status tells (systemd.service(5) and systemd.exec(5), $SERVICE_RESULT).
+_RESULTS = {
+    "oom-kill": "killed for want of memory",
+    "timeout": "it took too long to start or stop",
+    "watchdog": "it made no progress (watchdog)",
+    "start-limit-hit": "it was started too often; to try again: systemctl reset-failed",
+    "resources": "systemd could not set it up (resources)",
+    "protocol": "it ended before it was ready",
+}
+
+# CLD_KILLED and CLD_DUMPED: the status of a process is the number of a signal then (waitid(2)).
+_BY_SIGNAL = (2, 3)
+_MOST_SAID = 300
+
+# A rank's lines may begin with its number: "[rank0]: ", "[default0]:".
+_RANK = re.compile(r"\[[A-Za-z]*\d+\]:? ?")
+_TRACEBACK = "Traceback (most recent call last):"
+# The launcher's own, which says no more than that a rank had one.
+_LAUNCHER = "torch.distributed.elastic.multiprocessing.errors."
+
+
+def state_of(properties: Mapping[str, Any]) -> str:
+    """Says the state of a unit in a word: systemd's, but "running", "stopped", "masked" and "restarting"."""
+    state = str(properties["ActiveState"])
+    if state == "activating" and properties["SubState"] == "auto-restart":
+        return "restarting"
+    if state == "inactive" and properties.get("LoadState") == "masked":
+        return "masked"
+    return {"active": "running", "inactive": "stopped"}.get(state, state)
+
+
+def why_failed(properties: Mapping[str, Any]) -> str:
+    """Says why the last run of a unit failed: "exit status 3", "killed by SIGKILL", or systemd's reason in words."""
+    result = str(properties.get("Result", ""))
+    if result in _RESULTS:
+        return _RESULTS[result]
+    code, status = properties.get("ExecMainCode", 1), properties.get("ExecMainStatus", 0)
+    if not properties.get("ExecMainPID"):
+        code = status = 0
+    for command in properties.get("ExecStartPre", []):
+        # (path, arguments, ignore, start, ..., pid, code, status): a failed one never lets the main process start.
+        if command[-1]:
+            code, status = command[-2:]
+    if code in _BY_SIGNAL:
+        return f"killed by {signal_name(status)}"
+    if not status:
+        return result or "unknown"
+    # A launcher of several ranks ends as a shell does where a signal ended one of them.
+    by = f" ({signal_name(status - 128)})" if status - 128 in list(signal.Signals) else ""
+    return EXIT_CODES.get(status, f"exit status {status}{by}")
+
+
+def signal_name(number: int) -> str:
+    """Returns the name of a signal: "SIGKILL"; "signal 40" for one that has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def find_last_words(lines: Sequence[str]) -> str | None:
+    """Finds the line that says why a run failed: that of its last exception, else its last one; None without any.
+
+    `lines` are what its processes wrote last, in their order. What a job says is cut to one line that can be shown.
+    """
+    exceptions, last, inside = [], "", False
+    for line in lines:
+        text = _RANK.sub("", line, count=1) if line.startswith("[") else line
+        if not text.strip():
+            continue
+        last = text
+        if text.startswith(_TRACEBACK):
+            inside = True
+        elif inside and not text[0].isspace():
+            inside = False
+            exceptions.append(text)
+    own = [text for text in exceptions if not text.startswith(_LAUNCHER)]
+    found = own[-1] if own else last
+    return printable(found.strip(), _MOST_SAID) or None

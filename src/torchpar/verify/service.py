@@ -1,0 +1,242 @@
+"""Collects one service: its state, whether it runs as planned, and what is wrong with its unit, as JSON data.
+
+A row's `wrong` are clauses that follow the unit's name: "does not run as planned (CPUs): torchpar verify train@a".
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torchpar.contract import preload
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import JobSettingsError, TorchparError
+from torchpar.contract.job import parse_job_environment
+from torchpar.contract.unit_names import shorten
+from torchpar.facts.running import RunningUnit
+from torchpar.host.processes import SECONDS
+from torchpar.host.systemd import Units
+from torchpar.plan.record import ServiceRecord
+from torchpar.verify.compare import Item, Verdict, summary, verify
+from torchpar.verify.failure import state_of, why_failed
+from torchpar.verify.overrides import find_overrides
+
+RUNNING = ("active", "reloading", "deactivating")
+_SERVICE = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
+_AD_HOC = "torchpar-run-"
+
+_LEAST_SECONDS = 0.5
+# systemd's word for no limit, and for what it does not know.
+_NO_NUMBER = 2**64 - 1
+
+
+class ReadRunningUnit(Protocol):
+    """The door to the processes of a unit."""
+
+    def __call__(
+        self, unit: str, main_pid: int, control_group: str, *, variables: Collection[str] = (), seconds: float = SECONDS
+    ) -> RunningUnit:
+        """Reads the processes of a unit, as far as that takes no more than so many seconds."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """The surroundings of all services in one look.
+
+    `in_force_since` is when the active generation was put in force, in seconds since the epoch; `until` when the look
+    should end, by the monotonic clock; `rendered` are the drop-ins of the generation, and `read_text` reads those of
+    others: None where one cannot be read.
+    """
+
+    in_force_since: float
+    until: float
+    rendered: Mapping[str, str] = field(default_factory=dict)
+    read_text: Callable[[str], str | None] = lambda path: None
+
+    def share(self) -> float:
+        """Returns the seconds for one service's processes: one that holds whoever looks takes little from the rest."""
+        return min(SECONDS, max(_LEAST_SECONDS, self.until - time.monotonic()))
+
+
+def observe_service(
+    systemd: Units, read_running_unit: ReadRunningUnit, plan: ServiceRecord, around: Around
+) -> dict[str, Any]:
+    """Collects a service that is in force."""
+    row: dict[str, Any] = {
+        "unit": plan.unit,
+        "kind": plan.kind,
+        "name": plan.name,
+        "enabled": plan.enabled,
+        "in_force": True,
+        "cpus": str(plan.cpus),
+        "given_cpus": len(plan.cpuset),
+        "shared": plan.shared,
+        "memory_policy": {key: str(value) for key, value in vars(plan.memory_policy).items()},
+        "allocator": plan.allocator,
+        "threads": [rank.threads for rank in plan.ranks],
+        "loader_workers": [rank.loader_workers for rank in plan.ranks],
+        "budgets": [rank.budget for rank in plan.ranks],
+        "listen": list(plan.listen),
+    }
+    try:
+        properties = systemd.unit_properties(plan.unit)
+    except TorchparError as error:
+        unknown = {"state": "unknown", "placed": "unknown", "problem": str(error)}
+        return {**row, **_unit({}), **unknown}
+    row |= _unit(properties)
+    row["wrong"] += _set_otherwise(plan, properties, around)
+    if not _runs(properties):
+        return row
+    running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
+    items = verify(plan, running)
+    what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
+    row["wrong"] += [notice for notice in dict.fromkeys(item.notice for item in items) if notice]
+    if what:
+        if properties["ActiveEnterTimestamp"] / 1e6 < around.in_force_since:
+            row["wrong"].append(f"runs with what was in force when it started ({what}): systemctl restart {plan.unit}")
+        else:
+            row["wrong"].append(f"does not run as planned ({what}): torchpar verify {plan.title}")
+    row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus or plan.cpus)
+    return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
+
+
+def observe_out_of_force(
+    systemd: Units, read_running_unit: ReadRunningUnit, unit: str, around: Around
+) -> dict[str, Any] | None:
+    """Collects a unit of a service that has left the conf since it started; None where it is none of torchpar's.
+
+    It goes on, without the limits of its drop-in once systemd has loaded the new ones, and ends or fails without being
+    started as it was. Raises SystemdError.
+    """
+    match = _SERVICE.fullmatch(unit)
+    if match is None:
+        return None
+    properties = systemd.unit_properties(unit)
+    running = read_unit(read_running_unit, unit, properties, seconds=around.share())
+    row = _undeclared(unit, match["kind"], match["name"], properties, str(_cpus_of(running)))
+    state, cpus, section = row["state"], row["cpus"], f"[{match['kind'].capitalize()} {match['name']}]"
+    row["state"] = "out of force, still running" if state == "running" else f"out of force, {state}"
+    row["wrong"] = [
+        f"is out of force and still runs, on CPUs {cpus or 'unknown'}: to end it, systemctl stop {unit}; to keep it,"
+        f" write {section} into the conf again and apply it"
+    ]
+    return {**row, "in_force": False}
+
+
+def observe_ad_hoc(
+    systemd: Units, read_running_unit: ReadRunningUnit, unit: str, around: Around
+) -> dict[str, Any]:
+    """Collects a job of `torchpar run`, which nobody declared. Raises SystemdError."""
+    properties = systemd.unit_properties(unit)
+    running = read_unit(read_running_unit, unit, properties, seconds=around.share())
+    name = unit.removeprefix(_AD_HOC).removesuffix(".service")
+    row = _undeclared(unit, "run", name, properties, str(_cpus_of(running)))
+    variables = dict(variable.partition("=")[::2] for variable in properties.get("Environment", ()))
+    try:
+        job = parse_job_environment(variables)
+    except JobSettingsError:
+        job = None
+    for key, values in (("threads", "threads"), ("loader_workers", "loader_workers"), ("budgets", "budget")):
+        row[key] = [getattr(rank, values) for rank in job.ranks] if job else []
+    return {**row, "in_force": True}
+
+
+def _undeclared(unit: str, kind: str, name: str, properties: Mapping[str, Any], cpus: str) -> dict[str, Any]:
+    return {
+        "unit": unit, "kind": kind, "name": name, "enabled": False, "cpus": cpus, "running_cpus": cpus,
+        "given_cpus": len(CpuSet.parse(cpus)), "shared": False, "memory_policy": {"policy": "", "nodes": ""},
+        "allocator": "", "threads": [], "loader_workers": [], "budgets": [], "listen": [],
+        **{key: value for key, value in _unit(properties).items() if key != "running_cpus"},
+    }  # fmt: skip
+
+
+def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes what systemd says of a unit."""
+    state = state_of(properties) if properties else "unknown"
+    since = "ActiveEnterTimestampMonotonic" if state == "running" else "StateChangeTimestampMonotonic"
+    limit = properties.get("MemoryMax", _NO_NUMBER)
+    return {
+        "state": state,
+        "main_pid": properties.get("MainPID", 0),
+        "since_monotonic_seconds": properties[since] / 1e6 if properties.get(since) else None,
+        "invocation": bytes(properties.get("InvocationID", ())).hex(),
+        "restarts": properties.get("NRestarts", 0),
+        "restarts_in_10_minutes": None,
+        "failure": {"why": why_failed(properties), "said": None} if state in ("failed", "restarting") else None,
+        "control_group": str(properties.get("ControlGroup", "")),
+        "memory_limit_bytes": None if limit == _NO_NUMBER else limit,
+        "running_cpus": "",
+        "placed": None,
+        "items": [],
+        "wrong": [],
+        "problem": None,
+    }
+
+
+def _set_otherwise(plan: ServiceRecord, properties: Mapping[str, Any], around: Around) -> list[str]:
+    """Finds what an administrator has set beside the conf: a mask, a start at boot, a drop-in that wins."""
+    unit, found = plan.unit, []
+    if properties.get("LoadState") == "masked":
+        found.append(f"is masked, so nothing starts it: systemctl unmask {unit}")
+    if properties.get("UnitFileState") == "enabled" and not plan.enabled:
+        section = f"[{plan.kind.capitalize()} {plan.name}]"
+        found.append(
+            f"starts at boot by systemctl enable, and holds no CPUs: write Enabled=yes into {section} of the conf and"
+            f" apply it, then: systemctl disable {unit}"
+        )
+    paths = [str(path) for path in properties.get("DropInPaths", ())]
+    ours = next((path for path in around.rendered if path.startswith(f"{unit}.d/")), "")
+    place = next((number for number, path in enumerate(paths) if ours and path.endswith(f"/{ours}")), None)
+    if place is not None:
+        later = {path: text for path in paths[place + 1 :] if (text := around.read_text(path)) is not None}
+        for path, keys in find_overrides(around.rendered[ours], later).items():
+            found.append(
+                f"has {', '.join(keys)} from {path}, which wins over the conf: write it into the conf and remove that"
+                " file, then: systemctl daemon-reload"
+            )
+    return found
+
+
+def _runs(properties: Mapping[str, Any]) -> bool:
+    return properties["ActiveState"] in RUNNING and bool(properties["MainPID"])
+
+
+def _cpus_of(running: RunningUnit) -> CpuSet:
+    return CpuSet.union(cpus for process in running.processes for cpus in (process.threads or {}).values())
+
+
+def verify_unit(
+    plan: ServiceRecord,
+    properties: Mapping[str, Any],
+    read_running_unit: ReadRunningUnit,
+    seconds: float = SECONDS,
+) -> tuple[Item, ...]:
+    """Compares a running unit with its plan; its processes are read for so many seconds at the most."""
+    variables = {*plan.environment, preload.WITHOUT}
+    return verify(plan, read_unit(read_running_unit, plan.unit, properties, variables, seconds))
+
+
+def read_unit(
+    read_running_unit: ReadRunningUnit,
+    unit: str,
+    properties: Mapping[str, Any],
+    variables: Collection[str] = (),
+    seconds: float = SECONDS,
+) -> RunningUnit:
+    """Reads the processes of a unit, by its properties."""
+    group = properties.get("ControlGroup", "")
+    return read_running_unit(unit, properties["MainPID"], group, variables=variables, seconds=seconds)
+
+
+def item_json(item: Item) -> dict[str, str]:
+    """Returns an item as JSON data."""
+    known = {"what": item.what, "verdict": item.verdict.value, "expected": item.expected, "actual": item.actual}
+    return {**known, "notice": item.notice} if item.notice else known
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Returns the title by which people call what a row is of: "train@demo", "run-train-4711"."""
+    return shorten(str(row["unit"]))

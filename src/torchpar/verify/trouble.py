@@ -1,0 +1,95 @@
+"""Finds what is wrong with services together: crash loops, failures with their reason, overlaps."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.unit_names import shorten
+from torchpar.verify.failure import find_last_words
+
+LOOP_SECONDS = 600.0
+# From so many restarts in that time on it is a loop. One alone may be the cure, as of a malloc that did not fit.
+LOOP = 2
+_MOST_TOLD = 20  # overlaps
+
+
+class Event(Protocol):
+    """A failure of a unit, or a restart that follows one."""
+
+    @property
+    def unit(self) -> str:
+        """The unit."""
+
+    @property
+    def is_restart(self) -> bool:
+        """Says which of both it is."""
+
+    @property
+    def invocation(self) -> str:
+        """The run that failed, "" where that is not told."""
+
+
+class Journal(Protocol):
+    """The door to the journal. It answers with nothing where it cannot be read."""
+
+    def read_events(self, units: Collection[str], seconds: float) -> Sequence[Event]:
+        """Reads the failures and restarts of units in the last so many seconds, in their order."""
+
+    def read_last_lines(self, invocation: str) -> Sequence[str]:
+        """Reads what the processes of one run wrote last, in its order."""
+
+
+def add_failures(rows: Iterable[dict[str, Any]], journal: Journal) -> None:
+    """Adds to the rows of units that have failed how often they did and what they said, and says what is wrong."""
+    troubled = [row for row in rows if row["failure"] or row["restarts"]]
+    if not troubled:
+        return
+    events = journal.read_events([row["unit"] for row in troubled], LOOP_SECONDS)
+    restarts = Counter(event.unit for event in events if event.is_restart)
+    failed_runs = {event.unit: event.invocation for event in events if event.invocation}
+    for row in troubled:
+        unit = row["unit"]
+        # The journal may not be there or not be readable: systemd alone knows of those since the last start by hand.
+        row["restarts_in_10_minutes"] = restarts[unit] if events else None
+        loops = restarts[unit] >= LOOP or (not events and row["restarts"] >= LOOP)
+        if not row["failure"] and not loops and not restarts[unit]:
+            continue
+        run = row["invocation"] if row["failure"] else failed_runs.get(unit, "")
+        said = find_last_words(journal.read_last_lines(run))
+        why = row["failure"]["why"] if row["failure"] else "its last run failed"
+        row["failure"] = {"why": why, "said": said}
+        reason = ": ".join(filter(None, (why, said)))
+        if loops:
+            row["wrong"].append(f"fails again and again: {reason}; see: torchpar logs {shorten(unit)}")
+        elif row["state"] in ("failed", "restarting"):
+            row["wrong"].append(f"has failed: {reason}; see: torchpar logs {shorten(unit)}")
+
+
+def add_overlaps(rows: Sequence[dict[str, Any]]) -> None:
+    """Says of services that run on the same CPUs that they do. Two that both ask for it by CPUs=shared are left out."""
+    told = 0
+    running = [row for row in rows if row["main_pid"] and row["running_cpus"]]
+    for one, other, cpus in _overlaps(running):
+        told += 1
+        if told > _MOST_TOLD:
+            return
+        for row, beside in ((one, other), (other, one)):
+            row["wrong"].append(f"shares CPUs {cpus} with {shorten(beside['unit'])}: {_cure(row, beside)}")
+
+
+def _overlaps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Any, CpuSet]]:
+    sets = [CpuSet.parse(row["running_cpus"]) for row in rows]
+    for (one, first), (other, second) in itertools.combinations(zip(rows, sets, strict=True), 2):
+        both = first & second
+        if both and not (one["shared"] and other["shared"]):
+            yield one, other, both
+
+
+def _cure(row: Mapping[str, Any], beside: Mapping[str, Any]) -> str:
+    if row["shared"] or beside["shared"]:
+        return "CPUs=shared found none that nobody holds, and both are slower; give one of them CPUs of its own"
+    return "both are slower; stop one of them, or write Enabled=yes or CPUs= of its own for each into the conf"

@@ -1,0 +1,57 @@
+"""Why a unit failed: the words for what systemd says, and the line of its own that says most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from torchpar.verify.failure import find_last_words, why_failed
+
+TRACEBACK = ["Traceback (most recent call last):", '  File "/a.py", line 1, in <module>', "    f()"]
+RANK = "[rank0]: "
+LAUNCHER = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
+
+
+@pytest.mark.parametrize(
+    ("properties", "why"),
+    [
+        ({"Result": "timeout"}, "it took too long to start or stop"),
+        ({"Result": "oom-kill", "ExecMainCode": 2, "ExecMainStatus": 9}, "killed for want of memory"),
+        ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 3}, "exit status 3"),
+        ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 203}, "its program cannot be run"),
+        ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 139}, "exit status 139 (SIGSEGV)"),
+        ({"Result": "signal", "ExecMainCode": 2, "ExecMainStatus": 9}, "killed by SIGKILL"),
+        ({"Result": "core-dump", "ExecMainCode": 3, "ExecMainStatus": 11}, "killed by SIGSEGV"),
+        ({"Result": "signal", "ExecMainCode": 2, "ExecMainStatus": 40}, "killed by signal 40"),
+        ({"Result": "something-new"}, "something-new"),
+        (
+            {"Result": "exit-code", "ExecMainPID": 0, "ExecStartPre": [["/x", [], False, 0, 0, 0, 0, 7, 1, 242]]},
+            "its memory policy cannot be set (NUMA policy)",
+        ),
+        ({"Result": "signal", "ExecStartPre": [["/x", [], False, 0, 0, 0, 0, 7, 2, 15]]}, "killed by SIGTERM"),
+    ],
+)
+def test_a_failure_is_told_in_words(properties: dict[str, Any], why: str) -> None:
+    """A signal by its name, and not as an exit status; by the command that failed."""
+    assert why_failed({"ExecMainPID": 7, "ExecMainCode": 0, "ExecMainStatus": 0, **properties}) == why
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], None),
+        (["", "  "], None),
+        (["one", "torchpar: no [Train x]"], "torchpar: no [Train x]"),
+        ([*TRACEBACK, "ValueError: bad", "saving nothing"], "ValueError: bad"),
+        ([*TRACEBACK, "ValueError: a", "", "During handling", "", *TRACEBACK, "KeyError: 'b'"], "KeyError: 'b'"),
+        ([*(f"{RANK}{line}" for line in [*TRACEBACK, "ValueError: bad"]), *TRACEBACK, LAUNCHER], "ValueError: bad"),
+        ([*TRACEBACK, "MemoryError: " + "x" * 999], "MemoryError: " + "x" * 287 + "..."),
+        ([*TRACEBACK, "E: \x1b[31m"], r"E: \x1b[31m"),
+        ([TRACEBACK[0]], TRACEBACK[0]),
+        ([*TRACEBACK, LAUNCHER], LAUNCHER.strip()),
+    ],
+)
+def test_the_line_that_says_most_is_the_last_exceptions(lines: list[str], said: str | None) -> None:
+    """That of a rank, not of the launcher that tells of it; one line, escaped and not endless."""
+    assert find_last_words(lines) == said
