@@ -30,6 +30,7 @@ COMMANDS = {
     "history": "torchpar.cli.history",
     "verify": "torchpar.cli.verify",
     "status": "torchpar.cli.status",
+    "top": "torchpar.cli.top",
     "logs": "torchpar.cli.logs",
     "doctor": "torchpar.cli.doctor",
     "metrics": "torchpar.cli.metrics",

@@ -67,9 +67,14 @@ def echo_block(head: str, lines: Sequence[str], *, mark: bool = False, column: i
         click.echo(f"{sign} {click.style(head, bold=True)}")
         sign, name, indent = " ", "  ", 4
     for line in lines:
-        for text in textwrap.wrap(line, max(20, width - indent), break_on_hyphens=False):
+        for text in wrap(line, width - indent):
             click.echo(f"{sign} {name}{text}")
             sign, name = " ", " " * (indent - 2)
+
+
+def wrap(line: str, width: int) -> list[str]:
+    """Breaks a line at blanks, for so many letters."""
+    return textwrap.wrap(line, max(20, width), break_on_hyphens=False)
 
 
 def terminal_width() -> int | None:
@@ -98,9 +103,9 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def shorten(cpulist: str) -> str:
+def shorten(cpulist: str, most: int = 32) -> str:
     """Shortens a cpulist to leave room for the other columns; `torchpar explain` and JSON have all of it."""
-    return cpulist if len(cpulist) <= 32 else cpulist[:30].rpartition(",")[0] + ",..."
+    return cpulist if len(cpulist) <= most else f"{cpulist[: most - 3].rpartition(',')[0]},..."
 
 
 def brief(text: str) -> str:

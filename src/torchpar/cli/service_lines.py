@@ -13,6 +13,7 @@ _MOST_ADDRESSES = 4
 
 # systemd's words, where people have others.
 _STATES = {"activating": "starting", "deactivating": "stopping"}
+_WITH_AGE = ("running", "activating", "deactivating", "reloading")
 
 
 def is_wrong(service: ServiceState) -> bool:
@@ -37,13 +38,19 @@ def describe(service: ServiceState) -> list[str]:
     return lines
 
 
-def _state(service: ServiceState) -> str:
+def state_text(service: ServiceState) -> str:
+    """Words the state with its age: "running 3 h", "failed 4 min ago"."""
     state = _STATES.get(service.state, service.state)
     age = service.state_age_seconds
-    if age is not None and state in ("failed", "stopped"):
-        state += f" {span(age)} ago"
-    elif age is not None and service.state in ("running", "activating", "deactivating", "reloading"):
-        state += f" {span(age)}"
+    if age is None:
+        return state
+    if state in ("failed", "stopped"):
+        return f"{state} {span(age)} ago"
+    return f"{state} {span(age)}" if service.state in _WITH_AGE else state
+
+
+def _state(service: ServiceState) -> str:
+    state = state_text(service)
     restarts = service.restarts_in_10_minutes
     if restarts:
         state += f", {restarts} restart{'' if restarts == 1 else 's'} in 10 min"

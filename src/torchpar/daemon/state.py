@@ -55,6 +55,7 @@ class ServiceState:
     kind: str
     name: str
     state: str
+    main_pid: int
     enabled: bool
     in_force: bool
     placed: str | None

@@ -21,7 +21,7 @@ BUSY = {
     "memory_bytes": 1288490188,
 }  # fmt: skip
 FAILED = {
-    **SERVICE, "unit": "torchpar-train@mlp.service", "name": "mlp", "state": "failed", "placed": None,
+    **SERVICE, "unit": "torchpar-train@mlp.service", "name": "mlp", "state": "failed", "main_pid": 0, "placed": None,
     "cpus_used": None, "memory_bytes": None, "state_age_seconds": 250.0, "restarts_in_10_minutes": 5,
     "failure": {"why": "exit status 1", "said": "ValueError: bad"},
     "wrong": ["fails again and again: exit status 1: ValueError: bad; see: torchpar logs train@mlp"],

@@ -8,8 +8,8 @@ from typing import Any
 from torchpar.daemon.client import parse_answer
 
 SERVICE: dict[str, Any] = {
-    "unit": "torchpar-train@a.service", "kind": "train", "name": "a", "state": "running", "in_force": True,
-    "placed": "ok", "cpus": "0-3", "threads": [3], "memory_policy": {"policy": "bind", "nodes": "0"},
+    "unit": "torchpar-train@a.service", "kind": "train", "name": "a", "state": "running", "main_pid": 7,
+    "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [3], "memory_policy": {"policy": "bind", "nodes": "0"},
     "allocator": "glibc", "items": [], "loading": None, "throughput": None, "enabled": False, "given_cpus": 4,
     "listen": [], "restarts_in_10_minutes": None, "failure": None, "state_age_seconds": 7.5, "cpus_used": 3.5,
     "memory_bytes": 2**30, "memory_limit_bytes": None, "serving": None, "hang": None, "wrong": [], "problem": None,
