@@ -166,7 +166,7 @@ class _Serving:
             self._channel.send(unbatched=unbatched)
         if self._several:
             self._channel.send(usage=self._front.server.state.usage())
-            self._count(to_json(self._engine.counters_here()))
+        self._count(to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _hear(self) -> None:

@@ -26,6 +26,7 @@ from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.models.identity import Serves, same
 from torchpar.serve.supervisor import control
+from torchpar.serve.supervisor.answers import PERIOD, Answers
 from torchpar.serve.supervisor.channel import make_pair
 from torchpar.serve.supervisor.member import Member, describe
 from torchpar.serve.supervisor.totals import add_up, merge, to_json
@@ -85,6 +86,7 @@ class Processes:
         self._tell()
         if len(self._processes) > 1:
             self._count()
+        self._tell_answers(Answers(os.environ))
         if self._notifier.watchdog_seconds:
             self._watch(self._notifier.watchdog_seconds)
         status = await self._ended
@@ -443,6 +445,11 @@ class Processes:
             + (f"; unbatched after a difference: {', '.join(unbatched)}" if unbatched else "")
             + (f"; not tried: {', '.join(untried)}" if untried else "")
         )
+
+    def _tell_answers(self, answers: Answers) -> None:
+        """Tells torchpard how the service answers."""
+        answers.tell(add_up([self._past, *(each.counters for each in self._processes)]), time.monotonic())
+        self._loop.call_later(PERIOD, self._tell_answers, answers)
 
     def _watch(self, period: float) -> None:
         """WATCHDOG=1 while all make progress. Who makes none for half of the period is told to end, with a traceback.
