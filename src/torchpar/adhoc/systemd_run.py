@@ -42,6 +42,7 @@ def make_command(plan: ServicePlan, *, unit: str, user: str, directory: str, env
         f"--uid={user}",
         *([f"--gid={settings.group}"] if settings.group else []),
         f"--working-directory={settings.working_directory or directory}",
+        f"--property=SyslogIdentifier={unit.removesuffix('.service')}",
         # Where stop_requested() says that the script asks, and stop looks.
         f"--property=RuntimeDirectory={JOBS.removeprefix('/run/')}/{unit.removesuffix('.service')}",
         *(f"--property={key}={value}" for key, value in _properties(plan)),

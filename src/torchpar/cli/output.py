@@ -105,7 +105,7 @@ def count(number: int, what: str) -> str:
 
 def shorten(cpulist: str, most: int = 32) -> str:
     """Shortens a cpulist to leave room for the other columns; `torchpar explain` and JSON have all of it."""
-    return cpulist if len(cpulist) <= most else f"{cpulist[: most - 3].rpartition(',')[0]},..."
+    return cpulist if len(cpulist) <= most else f"{cpulist[: most - 2].rpartition(',')[0]},..."
 
 
 def brief(text: str) -> str:

@@ -97,7 +97,7 @@ class ConfReader:
         files: list[ConfFile] = []
         problems: list[Problem] = []
         left = _LIMIT_OF_ALL
-        # As they are in a unit's SourcePath=, from wherever they were named.
+        # As they are in the first line of a unit, from wherever they were named.
         for path in map(Path, map(os.path.abspath, paths)):
             try:
                 data = self._data(path)

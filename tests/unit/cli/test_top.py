@@ -51,7 +51,7 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     for width in (40, 80, 200):
         lines = screen(width, *rows, wrong=["x" * 500])
         assert all(len(line) <= width and line.isprintable() for line in lines), width
-    assert "nnn1  running" in lines[3] and "nnn2  running" in lines[4] and "0,2,4,6,..." in lines[4]
+    assert "nnn1  running" in lines[3] and "nnn2  running" in lines[4] and "0,2,4,6,8,..." in lines[4]
     assert "none for 10 min" in lines[4]
 
 

@@ -27,7 +27,7 @@ def test_a_service_for_which_systemd_opens_files_requires_the_look_at_them() -> 
     plan = make_plan(parse_config([ConfFile("/c", TLS + "[Train b]\nScript=/b.py\n")], facts), facts)
     files = make_units(plan).files
     assert files["torchpar-guard@torchpar-infer@a.service.d/20-torchpar.conf"] == (
-        "# Made by torchpar from /c. Do not edit; see: torchpar explain a\n[Unit]\nSourcePath=/c\n"
+        "# Made by torchpar from /c. Do not edit; see: torchpar explain a\n[Unit]\n"
         'RequiresMountsFor=/etc/c.pem "/etc/100%% k.pem"\n\n[Service]\nExecStart=\n'
         "ExecStart=:/usr/lib/torchpar/guard torchpar-infer@a.service TLSCertificate=/etc/c.pem "
         '"TLSKey=/etc/100%% k.pem"\n'

@@ -158,7 +158,7 @@ def test_a_file_whose_name_is_no_line_of_text_is_refused(tmp_path: Path) -> None
 
 
 def test_a_file_whose_name_would_go_on_in_the_next_line_is_refused(tmp_path: Path) -> None:
-    """On the command line it may have any name, and stands in SourcePath= of units."""
+    """On the command line it may have any name, and stands in the first line of units."""
     path = tmp_path / "x\\"
     path.write_text("# nothing\n")
     with pytest.raises(ConfigError, match="ends in a backslash; rename it"):
@@ -255,7 +255,7 @@ def test_a_mount_that_does_not_answer_ends_in_words(tmp_path: Path, hung: Path) 
 
 
 def test_a_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd takes no other SourcePath=."""
+    """As units name it."""
     (tmp_path / "my.conf").write_text("[Train a]\n")
     monkeypatch.chdir(tmp_path)
     (file,) = ConfReader().read_files((Path("my.conf"),), trusted=False)

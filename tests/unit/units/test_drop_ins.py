@@ -27,7 +27,6 @@ from torchpar.units.quoting import only_unit_text, quote_path, quote_word, whole
 WHOLE = """\
 # Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain resnet
 [Unit]
-SourcePath=/etc/torchpar.conf
 RequiresMountsFor=/srv/venv/bin/python3 "/srv/a b" /srv/100%%/train.py "/srv/100%% sure"
 # Looks whether it failed for want of files that come late at boot.
 OnFailure=torchpar-retry@%N.service
@@ -194,7 +193,6 @@ def test_an_inference_service_has_its_server_and_a_socket() -> None:
     assert "CPUAffinity=1-3" in text and "TimeoutStopSec=70s" in text and "LoadCredential" not in text
     assert units.files["torchpar-infer@a.socket.d/20-torchpar.conf"] == (
         "# Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain a\n"
-        "[Unit]\nSourcePath=/etc/torchpar.conf\n\n"
         "[Socket]\nExecStartPre=\n"
         "# A child of systemd that clears the stopped service's /tmp still holds the old socket, for milliseconds.\n"
         "ExecStartPre=/bin/sleep 0.1\nListenStream=\nListenStream=127.0.0.1:8000\n"
@@ -214,7 +212,7 @@ def test_a_socket_of_a_slot_stops_with_its_service() -> None:
     """Left open, the next request would start the service again, and so stop the one whose turn it is."""
     text = f"{INFER}Slot=s\n[Train b]\nScript=/b.py\nSlot=s\n"
     socket = units_of(text, make_host()).files["torchpar-infer@a.socket.d/20-torchpar.conf"]
-    assert "SourcePath=/etc/torchpar.conf\nConflicts=torchpar-train@b.service\n\n[Socket]" in socket
+    assert "[Unit]\nConflicts=torchpar-train@b.service\n\n[Socket]" in socket
 
 
 def test_certificate_and_key_come_as_credentials() -> None:
@@ -293,7 +291,7 @@ def test_no_value_is_more_or_less_than_one(folder: str, key: str, mount: str, wo
         path.lstrip("-") for path in write_paths(declared)
     ]
     guard = list(read_unit(files["torchpar-guard@torchpar-infer@a.service.d/20-torchpar.conf"]))
-    assert [name for _, name, _ in guard] == ["SourcePath", "RequiresMountsFor", "ExecStart", "ExecStart"]
+    assert [name for _, name, _ in guard] == ["RequiresMountsFor", "ExecStart", "ExecStart"]
 
 
 @pytest.mark.parametrize("text", ["/srv/a\\", "\\", "a\\\\\\"])
