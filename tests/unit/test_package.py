@@ -167,9 +167,8 @@ def test_completion_offers_what_the_command_has(typed: str, expected: str, tmp_p
     program = tmp_path / "torchpar"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from torchpar.cli.main import main; main()' \"$@\"\n")
     program.chmod(0o755)
-    words = typed.split()
     script = (
-        f"source {TREE}/debian/completion/torchpar; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; "
+        f"source {TREE}/debian/completion/torchpar; COMP_LINE='{typed}' COMP_POINT={len(typed)}; "
         '_torchpar; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(TREE / "src")}

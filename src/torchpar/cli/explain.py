@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from torchpar.cli.names import ServiceName
 from torchpar.cli.options import input_options
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.contract.cpulist import CpuSet
@@ -16,7 +17,7 @@ from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=ServiceName())
 @input_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(name: str, root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 
+from torchpar.cli.names import ServiceName
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.contract.unit_names import is_called, no_such_service, shorten, unit_name
 from torchpar.generations.store import Store
@@ -19,7 +20,7 @@ _UNIT = re.compile(r"(?:torchpar-)?(?P<title>(?:train|infer)@[^/]+?|run-[^/]+?)(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=ServiceName())
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option("--lines", "-n", type=click.IntRange(0), default=None, help="The last N lines; default: 100, 10 with -f.")
 @click.option("--rank", type=click.IntRange(0), default=None, help="Only what the process of this rank wrote.")

@@ -8,6 +8,7 @@ import os
 import click
 
 from torchpar.adhoc.start import as_unit, make_startable, start
+from torchpar.cli.names import ServiceName
 from torchpar.cli.output import warn
 from torchpar.conf.services import OWN_USER, Service
 from torchpar.conf.settings import TrainSettings
@@ -23,7 +24,7 @@ MODULE = "torchpar.runtime.nettest"
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=ServiceName())
 def nettest(name: str) -> int:
     """Reduce tensors over all hosts of [Train NAME], and print latency, bandwidth and the addresses in use.
 

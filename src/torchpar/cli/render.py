@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from torchpar.cli.names import ServiceName
 from torchpar.cli.options import input_options
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
@@ -16,7 +17,7 @@ from torchpar.units.drop_ins import unit_of
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=ServiceName())
 @input_options
 @click.option("--output", type=FilePath(), help="Write the files below DIR, which must not exist.")
 def render(

@@ -6,6 +6,7 @@ import contextlib
 
 import click
 
+from torchpar.cli.names import GenerationNumber
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.cli.way_back import go_back_in_time, restore
@@ -29,7 +30,7 @@ from torchpar.units.changes import compare
 
 
 @click.command()
-@click.argument("number", type=click.IntRange(min=1), required=False)
+@click.argument("number", type=GenerationNumber(min=1), required=False)
 @click.option("--if-active", type=int, metavar="NUMBER", help="Do nothing unless this generation is active.")
 @click.option("--in-time", is_flag=True, help="Wait, and go back from what is not confirmed in time.")
 def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from torchpar.cli.names import ServiceName
 from torchpar.cli.output import echo_block, echo_json
 from torchpar.cli.service_lines import describe, is_wrong
 from torchpar.contract.errors import ExitStatus
@@ -34,7 +35,7 @@ _NO_DAEMON = "torchpard does not answer, so this is a look without it; see: syst
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=ServiceName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(names: tuple[str, ...], as_json: bool) -> int:
     """Show every service, or NAMES: does it run right, how fast, and what is wrong.

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from torchpar.cli.names import ServiceName
 from torchpar.cli.output import brief, echo_json
 from torchpar.contract.errors import ExitStatus, StoreError
 from torchpar.contract.unit_names import no_such_service
@@ -22,7 +23,7 @@ _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow"
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=ServiceName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Compare the running services, or NAMES, with their plan.
