@@ -8,6 +8,7 @@ import math
 
 import click
 
+from torchpar.cli.difference import echo_changes
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.contract.errors import ExitStatus, StoreError
@@ -15,13 +16,14 @@ from torchpar.generations.apply import Applied, Request, Restart, find_changes
 from torchpar.generations.apply import apply as put_in_force
 from torchpar.generations.compile import Compiled, compile_as_applied, compile_conf
 from torchpar.generations.drift import find_foreign
-from torchpar.generations.enforce import LiveSystemd, changing, read_active
+from torchpar.generations.enforce import LiveSystemd, changing, read_active, running_among
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.inputs import load
-from torchpar.units.changes import Change, unified
+from torchpar.units.changes import Change
+from torchpar.units.sentences import say_change
 
 
 @click.command()
@@ -52,7 +54,7 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
         if dry_run:
-            return _show(compiled, find_changes(active, compiled))
+            return _show(compiled, find_changes(active, compiled), as_json=as_json)
         request = Request(Restart(restart), confirm_within, at_boot=boot)
         applied = put_in_force(store, LiveSystemd(at_boot=boot), compiled, request, warn)
         waits = _what_waits(store, applied.generation)
@@ -74,10 +76,21 @@ def _compile(active: tuple[Generation, Content] | None, *, boot: bool, afresh: b
     return compile_as_applied(load(files=active[1].conf if active and not find_foreign(active[0]) else None))
 
 
-def _show(compiled: Compiled, changes: tuple[Change, ...]) -> int:
-    warn(compiled.warnings)
-    for line in unified(changes):
-        click.echo(brief(line))
+def _show(compiled: Compiled, changes: tuple[Change, ...], *, as_json: bool) -> int:
+    if as_json:
+        outdated = running_among(systemd, (change.unit for change in changes if change.what in ("changed", "removed")))
+        echo_json(
+            {
+                "changed": bool(changes),
+                "generation": None,
+                "unconfirmed": None,
+                "units": [_unit(change, outdated) for change in changes],
+                "warnings": list(compiled.warnings),
+            }
+        )
+    else:
+        warn(compiled.warnings)
+        echo_changes(changes)
     return ExitStatus.DIFFERS if changes else ExitStatus.DONE
 
 
@@ -94,17 +107,23 @@ def _report(applied: Applied, waits: dict[str, int] | None) -> dict[str, object]
         "changed": bool(applied.changes),
         "generation": applied.generation.number,
         "unconfirmed": waits,
-        "units": [
-            {"name": change.unit, "change": change.what, "restart_required": change.unit in applied.outdated}
-            for change in applied.changes
-        ],
+        "units": [_unit(change, applied.outdated) for change in applied.changes],
         "warnings": list(applied.warnings),
+    }
+
+
+def _unit(change: Change, outdated: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "name": change.unit,
+        "change": change.what,
+        "meaning": say_change(change),
+        "restart_required": change.unit in outdated,
     }
 
 
 def _echo(applied: Applied) -> None:
     for change in applied.changes:
-        click.echo(f"{change.unit}: {change.what}")
+        click.echo(brief(say_change(change)))
     same = "" if applied.changes else "; no unit differs"
     click.echo(f"generation {applied.generation.number} is in force{same}")
     for unit in applied.restarted:

@@ -7,18 +7,20 @@ from pathlib import Path
 import click
 
 from torchpar.cli.difference import find_changes
-from torchpar.cli.output import brief
+from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, StoreError
 from torchpar.generations.drift import find_drift
 from torchpar.generations.store import Store
 from torchpar.host.systemd import loaded_units
 from torchpar.units.changes import Change
+from torchpar.units.sentences import say_change
 
 
-@click.command()
+@click.command(short_help="Say by the exit status whether the conf is in force.")
 @click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf.")
-def check(conf_file: Path | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(conf_file: Path | None, as_json: bool) -> int:
     """Exit 0 if the conf is in force, 2 if it differs, 78 if it is invalid; a line for each unit that differs.
 
     What is not as torchpar left it in the store differs, too; torchpar apply mends it.
@@ -30,6 +32,10 @@ def check(conf_file: Path | None) -> int:
     except StoreError:
         if not drift:
             raise
-    for line in (*drift, *(f"{change.unit}: {change.what}" for change in changes)):
-        click.echo(brief(line))
+    if as_json:
+        units = [{"name": change.unit, "change": change.what, "meaning": say_change(change)} for change in changes]
+        echo_json({"in_sync": not (changes or drift), "units": units, "store": list(drift)})
+    else:
+        for line in (*drift, *(f"{change.unit}: {change.what}" for change in changes)):
+            click.echo(brief(line))
     return ExitStatus.DIFFERS if changes or drift else ExitStatus.DONE

@@ -6,20 +6,24 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.difference import find_changes
-from torchpar.cli.output import brief, echo_json
+from torchpar.cli.difference import echo_changes, find_changes
+from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, TorchparError
 from torchpar.generations.enforce import running_among
 from torchpar.host import systemd
 from torchpar.units.changes import unified
+from torchpar.units.sentences import say_change
 
 
-@click.command()
+@click.command(short_help="Show what differs between the conf and what is in force.")
 @click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diff(conf_file: Path | None, as_json: bool) -> int:
-    """Show what differs between the conf and what is in force; exit 2 if anything does."""
+    """Show what differs between the conf and what is in force; exit 2 if anything does.
+
+    In a sentence for each unit first, then as a unified diff of the units.
+    """
     changes = find_changes(conf_file)
     try:
         outdated = running_among(systemd, (change.unit for change in changes if change.what in ("changed", "removed")))
@@ -31,14 +35,14 @@ def diff(conf_file: Path | None, as_json: bool) -> int:
                 "name": change.unit,
                 "change": change.what,
                 "restart_required": change.unit in outdated,
+                "meaning": say_change(change),
                 "diff": list(unified([change])),
             }
             for change in changes
         ]
         echo_json({"changed": bool(changes), "units": rows})
     else:
-        for line in unified(changes):
-            click.echo(click.style(brief(line), fg={"+": "green", "-": "red"}.get(line[:1])))
+        echo_changes(changes)
         for unit in outdated:
             click.echo(f"{unit} is running; it gets this when it restarts")
     return ExitStatus.DIFFERS if changes else ExitStatus.DONE

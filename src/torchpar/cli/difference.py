@@ -1,15 +1,19 @@
-"""Compares what the conf means now with what is in force, for `diff` and for the exit status of `check`."""
+"""Compares what the conf means now with what is in force, for `diff` and `check`, and shows it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from torchpar.cli.output import warn
+import click
+
+from torchpar.cli.output import brief, echo_block, warn
 from torchpar.generations import apply
 from torchpar.generations.compile import compile_conf
 from torchpar.generations.store import Store
 from torchpar.host.inputs import load
-from torchpar.units.changes import Change
+from torchpar.units.changes import Change, unified
+from torchpar.units.sentences import say_change
 
 
 def find_changes(conf_file: Path | None) -> tuple[Change, ...]:
@@ -21,3 +25,13 @@ def find_changes(conf_file: Path | None) -> tuple[Change, ...]:
     warn(compiled.warnings)
     active = Store().active()
     return apply.find_changes((active, active.read()) if active else None, compiled)
+
+
+def echo_changes(changes: Sequence[Change]) -> None:
+    """Prints what changes mean, a sentence for each unit, then their unified diff."""
+    for change in changes:
+        echo_block("", [say_change(change)])
+    if changes:
+        click.echo()
+    for line in unified(changes):
+        click.echo(click.style(brief(line), fg={"+": "green", "-": "red"}.get(line[:1])))

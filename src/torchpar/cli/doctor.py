@@ -23,7 +23,7 @@ from torchpar.host.program import run_shown
 FILE = "torchpar-doctor.prom"
 
 
-@click.command()
+@click.command(short_help="Look for what costs speed or breaks jobs on this host.")
 @click.option("--only", metavar="CHECK,...", help="Run these checks, or groups such as net.")
 @click.option("--skip", metavar="CHECK,...", help="Leave these checks or groups out.")
 @click.option(

@@ -17,7 +17,7 @@ from torchpar.host.clocks import read_clocks
 from torchpar.units.changes import compare, compare_links
 
 
-@click.command()
+@click.command(short_help="List the generations that are kept, the newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def history(as_json: bool) -> None:
     """List the generations that are kept, the newest first, and what each changed."""

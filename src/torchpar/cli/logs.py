@@ -19,7 +19,7 @@ from torchpar.host.journal import has_entries
 _UNIT = re.compile(r"(?:torchpar-)?(?P<title>(?:train|infer)@[^/]+?|run-[^/]+?)(?:\.service)?")
 
 
-@click.command()
+@click.command(short_help="Show the journal of a service or job.")
 @click.argument("name", type=ServiceName())
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option("--lines", "-n", type=click.IntRange(0), default=None, help="The last N lines; default: 100, 10 with -f.")

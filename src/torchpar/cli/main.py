@@ -11,6 +11,7 @@ import click
 
 from torchpar.cli.output import warn_of
 from torchpar.cli.streams import OutputError, close_streams, open_streams
+from torchpar.conf.syntax import hint
 from torchpar.contract.errors import ExitStatus, TorchparError, printable
 from torchpar.contract.version import version
 
@@ -48,6 +49,14 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command, or fails with the nearest one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command '{printable(args[0], 60)}'{hint(args[0], COMMANDS) or '.'}")
+        return super().resolve_command(ctx, args)
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

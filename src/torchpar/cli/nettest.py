@@ -23,7 +23,7 @@ from torchpar.plan.plan import make_plan
 MODULE = "torchpar.runtime.nettest"
 
 
-@click.command()
+@click.command(short_help="Measure the network between the hosts of a job.")
 @click.argument("name", type=ServiceName())
 def nettest(name: str) -> int:
     """Reduce tensors over all hosts of [Train NAME], and print latency, bandwidth and the addresses in use.

@@ -29,7 +29,7 @@ from torchpar.host.facts import read_manifest
 from torchpar.units.changes import compare
 
 
-@click.command()
+@click.command(short_help="Put an earlier generation in force again.")
 @click.argument("number", type=GenerationNumber(min=1), required=False)
 @click.option("--if-active", type=int, metavar="NUMBER", help="Do nothing unless this generation is active.")
 @click.option("--in-time", is_flag=True, help="Wait, and go back from what is not confirmed in time.")

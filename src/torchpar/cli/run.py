@@ -43,7 +43,9 @@ TURN_SECONDS = 10
 NOT_FOR_A_JOB = ("Script", "Module", "Arguments", "User", "Enabled", "Slot", "Restart", "Nodes", "Endpoint", "Elastic")
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(
+    context_settings={"allow_interspersed_args": False}, short_help="Run a script now, placed as a service would be."
+)
 @click.option("-m", "as_module", is_flag=True, help="Run a module, as python -m does.")
 @click.option("--cpus", metavar="CPUS", help="As CPUs= in torchpar.conf(5); a number counts cores.")
 @click.option("--gpus", metavar="GPUS", help="As GPUs=.")

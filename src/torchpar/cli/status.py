@@ -34,7 +34,7 @@ _STRANGER = (
 _NO_DAEMON = "torchpard does not answer, so this is a look without it; see: systemctl status torchpard"
 
 
-@click.command()
+@click.command(short_help="Show whether every service runs right, and how fast.")
 @click.argument("names", nargs=-1, type=ServiceName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(names: tuple[str, ...], as_json: bool) -> int:

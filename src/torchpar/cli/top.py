@@ -31,7 +31,7 @@ _HEADER = ("SERVICE", "STATE", "SPEED", "WAIT", "CPU", "CPUS", "MEMORY")
 _LEAST_NAME, _MOST_NAME, _MOST_CPUS = 12, 40, 12
 
 
-@click.command()
+@click.command(short_help="Show the services live.")
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print what torchpard knows as JSON, once.")
 @click.option("--interval", "-d", type=click.FloatRange(0.5, 3600), default=2.0, help="Seconds between; default: 2.")

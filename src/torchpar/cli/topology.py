@@ -14,7 +14,7 @@ from torchpar.host.inputs import LIVE, load_facts
 from torchpar.placement.usable import find_usable_cores
 
 
-@click.command()
+@click.command(short_help="Show this host's CPUs, NUMA nodes, caches and devices.")
 @click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
 @click.option("--facts", "facts_file", type=FilePath(), help="Show the host of FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
