@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 
 import click
 
 from torchpar.cli.difference import echo_changes
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
-from torchpar.contract.errors import ExitStatus, StoreError
+from torchpar.contract.errors import ExitStatus, StoreError, TorchparError
 from torchpar.generations.apply import Applied, Request, Restart, find_changes
 from torchpar.generations.apply import apply as put_in_force
 from torchpar.generations.compile import Compiled, compile_as_applied, compile_conf
@@ -22,8 +23,10 @@ from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.inputs import load
+from torchpar.host.processes import read_running_unit
 from torchpar.units.changes import Change
 from torchpar.units.sentences import say_change
+from torchpar.verify.outdated import find_outdated
 
 
 @click.command()
@@ -32,7 +35,7 @@ from torchpar.units.sentences import say_change
     "--restart",
     type=click.Choice([each.value for each in Restart]),
     default="never",
-    help="Restart running services that changed; when-idle: only those that use no CPU now. Default: never.",
+    help="Restart what runs with older settings; when-idle: only if it uses no CPU now. Default: never.",
 )
 @click.option(
     "--confirm-within", type=click.IntRange(1, 10**8), metavar="SECONDS", help="Go back unless confirmed in time."
@@ -55,7 +58,8 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         compiled = _compile(active, boot=boot, afresh=afresh)
         if dry_run:
             return _show(compiled, find_changes(active, compiled), as_json=as_json)
-        request = Request(Restart(restart), confirm_within, at_boot=boot)
+        outdated = () if boot else _find_outdated(store, compiled)
+        request = Request(Restart(restart), confirm_within, at_boot=boot, outdated=outdated)
         applied = put_in_force(store, LiveSystemd(at_boot=boot), compiled, request, warn)
         waits = _what_waits(store, applied.generation)
     if as_json:
@@ -64,6 +68,16 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         _echo(applied)
         _echo_what_waits(waits, asked=confirm_within is not None)
     return ExitStatus.DONE
+
+
+def _find_outdated(store: Store, compiled: Compiled) -> tuple[str, ...]:
+    """Finds what runs with older settings, as nobody has restarted it since an earlier apply."""
+    try:
+        since = os.lstat(store.link).st_mtime
+        return find_outdated(systemd, read_running_unit, compiled.content.services(), since)
+    except (OSError, TorchparError):
+        # Nothing is in force yet; or systemd does not answer, which is said where it matters.
+        return ()
 
 
 def _compile(active: tuple[Generation, Content] | None, *, boot: bool, afresh: bool) -> Compiled:

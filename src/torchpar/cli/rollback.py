@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import click
 
@@ -26,7 +27,9 @@ from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
+from torchpar.host.processes import read_running_unit
 from torchpar.units.changes import compare
+from torchpar.verify.outdated import find_outdated
 
 
 @click.command(short_help="Put an earlier generation in force again.")
@@ -51,6 +54,7 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
             click.echo(f"generation {if_active} is not active; nothing to do")
             return
         before = read_active(store)
+        left_since = os.lstat(store.link).st_mtime if active else 0.0
         waits = store.unconfirmed(active) if active and number is None else None
         if waits:
             done = restore(store, waits.back)
@@ -58,12 +62,20 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
             done = _put_in_force(store, active, number)
         warn(done.notes)
         with is_in_force(done.generation):
-            changes = compare(before[1].files if before else {}, done.generation.read().files)
-            outdated = running_among(systemd, (change.unit for change in changes))
+            content = done.generation.read()
+            changes = compare(before[1].files if before else {}, content.files)
+            changed = {change.unit for change in changes if change.what == "changed"}
+            outdated = (
+                *find_outdated(systemd, read_running_unit, content.services(), left_since, anew=changed),
+                *running_among(systemd, (unit for unit in changed if unit.endswith(".socket"))),
+            )
+            gone = running_among(systemd, (change.unit for change in changes if change.what == "removed"))
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):
             systemd.stop(WAY_BACK)
     click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
+    for unit in gone:
+        click.echo(f"{unit} is not in this generation; it runs until it is stopped: systemctl stop {unit}")
     for unit in outdated:
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
 

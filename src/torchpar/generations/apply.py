@@ -64,12 +64,14 @@ class Applied:
 class Request:
     """The way in which something is put in force.
 
-    `confirm_within` is in seconds; with `at_boot` starts of services wait for it.
+    `confirm_within` is in seconds; with `at_boot` starts of services wait for it. `outdated` are units that run with
+    older settings already, of a change before this one.
     """
 
     restart: Restart = Restart.NEVER
     confirm_within: int | None = None
     at_boot: bool = False
+    outdated: tuple[str, ...] = ()
 
 
 def find_changes(active: tuple[Generation, Content] | None, compiled: Compiled) -> tuple[Change, ...]:
@@ -99,7 +101,8 @@ def apply(
     done = _put_in_force(store, systemd, active, compiled, request, tell)
     tell((*done.notes, *prune(store)))
     with is_in_force(done.generation, but="" if request.restart is Restart.NEVER else "no service was restarted"):
-        running = systemd.running_among(change.unit for change in changes if change.what in ("changed", "removed"))
+        changed = {change.unit for change in changes if change.what in ("changed", "removed")}
+        running = systemd.running_among(sorted({*changed, *request.outdated}))
         restarted = tuple(unit for unit in running if _is_chosen(unit, request.restart, systemd))
     with is_in_force(done.generation):
         restart_services(systemd, restarted)

@@ -86,6 +86,15 @@ def test_who_runs_with_old_values_is_restarted_as_asked_or_named(
     assert applied.outdated == (() if restarted else (UNIT,))
 
 
+def test_what_runs_with_older_settings_yet_is_restarted_too(store: Store) -> None:
+    """Though this apply changes nothing; what does not run any more is neither restarted nor named."""
+    put(store, make_door(store), "one")
+    applied, _ = put(store, make_door(store), "one", outdated=(UNIT, "torchpar-train@gone.service"))
+    assert (applied.changes, applied.outdated, applied.restarted) == ((), (UNIT,), ())
+    applied, _ = put(store, make_door(store), "one", outdated=(UNIT,), restart=Restart.IF_CHANGED)
+    assert (applied.outdated, applied.restarted) == ((), (UNIT,))
+
+
 @pytest.mark.parametrize(("refuses", "said"), [("list", "no service was restarted"), ("restart", "old values")])
 def test_what_fails_after_the_generation_is_in_force_says_that_it_is(store: Store, refuses: str, said: str) -> None:
     """And who was not restarted."""
