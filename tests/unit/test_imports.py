@@ -20,18 +20,19 @@ ROOMS = {
     "placement": "contract facts conf",
     "plan": "contract facts conf placement",
     "units": "contract facts conf placement plan",
+    "arbitration": "contract facts conf placement plan",
     "host": "contract facts conf placement plan",
     "generations": "contract facts conf placement plan units host",
     "adhoc": "contract facts conf placement plan units host",
     "doctor": "contract facts conf placement plan units host",
     "verify": "contract facts conf placement plan units host generations",
-    "daemon": "contract facts conf placement plan units host generations adhoc doctor verify",
+    "daemon": "contract facts conf placement plan units arbitration host generations adhoc doctor verify",
     "cli": "contract facts conf placement plan units host generations adhoc doctor verify daemon",
     "runtime": "contract",
     "serve": "contract runtime",
 }
 INSIDE_A_JOB = ("runtime", "serve")
-PURE = ("facts", "conf", "placement", "plan", "units")
+PURE = ("facts", "conf", "placement", "plan", "units", "arbitration")
 # In rooms that are not, these are.
 ALSO_PURE = """
     contract.advice contract.cpulist contract.errors contract.paths contract.preload contract.reports

@@ -175,7 +175,8 @@ class ServiceSettings:
         v.parse_weight,
         "100",
         "1 to 10000",
-        "its share where several services have CPUs=auto; cores that equal ranks leave over are nobody's",
+        "its share where several services have CPUs=auto, or run on CPUs that all of them are planned on; cores that "
+        "equal ranks leave over are nobody's",
     )
     slot: str | None = _setting(
         "Slot", v.parse_identifier, "", "a name", "services of one slot take turns on the same CPUs"

@@ -24,5 +24,8 @@ STORE = "/var/lib/torchpar"
 STATUS_SOCKET = "/run/torchpar/torchpard.sock"
 ROOT_STATUS_SOCKET = "/run/torchpar/root.sock"
 
+# In it a file for each running service that may be moved, named as its unit, with the CPUs that torchpard gives it now.
+GIVEN = "/run/torchpar/given"
+
 # In it a folder for each running service, named as its unit without ".service", with what its ranks say.
 JOBS = "/run/torchpar-jobs"

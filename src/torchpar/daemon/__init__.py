@@ -1,1 +1,1 @@
-"""The observer torchpard: it looks, compares and tells, and changes nothing."""
+"""The observer torchpard: it looks, compares and tells; it moves services that share CPUs, and nothing else."""

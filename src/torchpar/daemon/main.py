@@ -13,12 +13,17 @@ from torchpar.contract.errors import printable
 from torchpar.contract.journal import Priority, write
 from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
+from torchpar.daemon.arbiter import Arbiter, Doors
+from torchpar.daemon.control_groups import ControlGroups
 from torchpar.daemon.figures import live_figures
 from torchpar.daemon.look import Looks
 from torchpar.daemon.status_socket import Client, Server, Users
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.host.affinity import move_unit
+from torchpar.host.facts import read_facts
+from torchpar.host.processes import find_group
 from torchpar.verify.observe import live_readers
 
 # Seconds until the loop comes round by itself.
@@ -28,6 +33,9 @@ _PAUSE = 1.0
 # In which a child has to end: of a glance, the conf's disk and systemd; of a look, all services too.
 _GLANCE_SECONDS = 20
 _LOOK_SECONDS = 120
+_DIVIDE_SECONDS = 20
+# After a service has started or ended it is looked again: its processes are there only then, and have not all waited.
+_DIVIDE_AGAIN = (0.5, 2.0, 5.0)
 
 # Seconds after which a client has the last observation, where a newer one is not there yet; the first is waited for.
 _FRESH_SECONDS = 5.0
@@ -55,6 +63,7 @@ class Daemon:
     def __init__(
         self,
         watch: Watch,
+        arbiter: Arbiter,
         notifier: Notifier,
         sockets: Sockets,
         *,
@@ -63,9 +72,13 @@ class Daemon:
     ) -> None:
         self.notifier = notifier
         self.selector = selectors.DefaultSelector()
-        self._watch, self._clock = watch, clock
+        self._watch, self._arbiter, self._clock = watch, arbiter, clock
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced, clock=clock)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked, clock=clock)
+        self._divisions = Looks(self.selector, arbiter.look, _DIVIDE_SECONDS, self._divided, clock=clock)
+        self._groups = ControlGroups()
+        self.selector.register(self._groups, selectors.EVENT_READ, self._heard_of_groups)
+        self._divide_at: list[float] = []
         self._servers = (
             Server(sockets.root, 0o600, self.selector, self._asked, users=users, clock=clock),
             Server(sockets.members, 0o660, self.selector, self._asked, users=users, clock=clock),
@@ -73,6 +86,7 @@ class Daemon:
         self._fresh_until = 0.0
         self._next_poll = clock() + POLL_SECONDS
         self._looks.want()
+        self._divisions.want()
 
     def come_round(self, *, at_once: bool = False) -> None:
         """Lets go of what has taken too long; now and then, or at once, sees whether anything has changed."""
@@ -82,10 +96,33 @@ class Daemon:
             self._next_poll = now + POLL_SECONDS
             self._glances.want()
             self._watch.read_figures(now)
+        if self._divide_at and now >= self._divide_at[0]:
+            del self._divide_at[0]
+            self._divisions.want()
+
+    def give_back(self) -> None:
+        """Gives all services their planned CPUs, at the end of torchpard."""
+        self._arbiter.give_back()
+
+    def _divide(self) -> None:
+        """Has the CPUs divided anew, since something has started or ended."""
+        self._divisions.want()
+        self._divide_at = [self._clock() + seconds for seconds in _DIVIDE_AGAIN]
+
+    def _heard_of_groups(self) -> None:
+        self._groups.take()
+        self._divide()
+
+    def _divided(self, number: int, lines: list[bytes]) -> None:
+        self._arbiter.take(lines)
+        self._watch.moved = self._arbiter.moved
+        if self._arbiter.root:
+            self._groups.watch(self._arbiter.root)
 
     def _end_what_is_late(self) -> None:
         self._glances.end_if_late()
         self._looks.end_if_late()
+        self._divisions.end_if_late()
         now = self._clock()
         for server, client in self._waiting():
             seconds = now - client.since
@@ -112,6 +149,9 @@ class Daemon:
         fresh = stamp is not None and stamp == self._watch.stamp
         self._fresh_until = now + _SHARED_SECONDS if fresh else 0.0
         look = None
+        if stamp is not None and not fresh:
+            # It has changed, and may be a start or an end that was not heard.
+            self._divide()
         if stamp is not None and (not fresh or self._watch.is_due(now)):
             under_way = self._looks.lines()
             is_it = bool(under_way) and self._watch.read_stamp(under_way[:1]) == stamp
@@ -137,7 +177,9 @@ class Daemon:
 def main() -> None:
     """Runs torchpard on this host until SIGTERM or SIGINT."""
     watch = Watch(Store(), systemd, live_readers(), live_figures(), tell)
-    run(Daemon(watch, Notifier(), Sockets(), users=Users()))
+    arbiter = Arbiter(Store(), systemd, Doors(read_facts, move_unit, find_group), tell)
+    daemon = Daemon(watch, arbiter, Notifier(), Sockets(), users=Users())
+    run(daemon)
 
 
 def run(daemon: Daemon) -> None:
@@ -155,6 +197,7 @@ def run(daemon: Daemon) -> None:
             break
         daemon.come_round(at_once=signal.SIGHUP in came)
     daemon.notifier.send(STOPPING="1")
+    daemon.give_back()
 
 
 def tell(priority: Priority, line: str) -> None:

@@ -52,6 +52,8 @@ class Watch:
     ) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
+        # Services that have, or had, fewer CPUs than planned in this run; the arbiter's.
+        self.moved: list[dict[str, Any]] = []
         self._store, self._systemd, self._readers = store, systemd, readers
         self._figures = figures
         self._next_figures = 0.0
@@ -171,7 +173,7 @@ class Watch:
     def answer(self, now: float, *notes: str) -> bytes:
         """Makes the line that clients get: the observation and how far the jobs are, with these notices besides."""
         self.read_figures(now)
-        return _line(self._figures.complete(self.observation, now, *notes))
+        return _line({**self._figures.complete(self.observation, now, *notes), "moved": self.moved})
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

@@ -104,7 +104,7 @@ class _Look:
             return {self._main_pid}
         pids = set()
         try:
-            for pid in _pids(self._group, self._proc):
+            for pid in group_pids(self._group, self._proc):
                 pids.add(pid)
                 if len(pids) >= MOST_THREADS:
                     raise TooLongError
@@ -142,14 +142,14 @@ class _Look:
 
 
 def find_group(control_group: str) -> str | None:
-    """Finds the folder of a unit's control group; None where there is none."""
+    """Finds the folder of a control group by its path in systemd's hierarchy; None where there is none."""
     if not control_group:
         return None
     return next((root + control_group for root in _HIERARCHIES if os.path.isdir(root + control_group)), None)
 
 
-def _pids(group: str, proc: ProcReader) -> Iterator[int]:
-    """Yields the processes of a control group and of those below it."""
+def group_pids(group: str, proc: ProcReader) -> Iterator[int]:
+    """Yields the processes of a control group and of those below it. Raises TooLongError, TooLateError and OSError."""
     folders = [group]
     for _ in range(_MOST_GROUPS):
         if not folders:

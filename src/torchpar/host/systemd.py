@@ -11,6 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,17 @@ _EDITED = tuple(
     for wants in ("", "multi-user.target.wants")
 ) + ("/run/systemd/system.control",)
 _MOST_OF_A_UNIT = 2**16
+_STATE = ("Id", "ActiveState", "SubState", "InvocationID", "MainPID", "ControlGroup")
+
+
+@dataclass(frozen=True)
+class RunningState:
+    """A unit that runs: its invocation (systemd's InvocationID), its main process (0: none yet), its control group."""
+
+    unit: str
+    invocation: str
+    main_pid: int
+    control_group: str
 
 
 class Units(Protocol):
@@ -133,6 +145,28 @@ def read_unit_file(path: str) -> str | None:
         return read_start(Path(path), _MOST_OF_A_UNIT).decode(errors="replace")
     except (OSError, NotReadableError):
         return None
+
+
+def running_units() -> tuple[RunningState, ...]:
+    """Reads the services and ad-hoc jobs that run, or whose start or end is under way. Raises SystemdError."""
+    shown = _systemctl("show", f"--property={','.join(_STATE)}", *_PATTERNS, _AD_HOC)
+    states = []
+    for block in filter(None, shown.split("\n\n")):
+        told = dict(line.partition("=")[::2] for line in block.splitlines())
+        runs = told.get("ActiveState") in ("activating", "active", "reloading", "deactivating")
+        # Until it is started again, or is looked for in vain, nothing of it runs.
+        if runs and told.get("SubState") not in ("auto-restart", "auto-restart-queued") and told.get("InvocationID"):
+            states.append(
+                RunningState(
+                    told["Id"], told["InvocationID"], int(told.get("MainPID") or 0), told.get("ControlGroup", "")
+                )
+            )
+    return tuple(sorted(states, key=lambda state: state.unit))
+
+
+def root_group() -> str:
+    """Reads the path of the control group that all units are in, "" for that of the host. Raises SystemdError."""
+    return _systemctl("show", "--property=ControlGroup", "--value").strip()
 
 
 def open_sockets() -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
 from torchpar.contract.notify import Notifier
 from torchpar.contract.reports import RankProgress
+from torchpar.daemon.arbiter import Arbiter, Doors
 from torchpar.daemon.figures import Figures
 from torchpar.daemon.main import OLDER, Daemon, Sockets, run
 from torchpar.daemon.status_socket import Users
@@ -33,6 +34,7 @@ from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.usage import Usage
 from torchpar.daemon.watch import POLL_SECONDS, Watch
 from torchpar.facts.running import RunningUnit
+from torchpar.host.affinity import UnitMove
 from torchpar.host.usage import Use
 
 pytestmark = pytest.mark.subprocess
@@ -60,6 +62,7 @@ class Life:
         self._holder = self._lock.open("w")
         self._sockets = make_sockets(folder)
         self._reloads = folder / "reloads"
+        self._moves = folder / "moves"
         self.host.systemd.reload_without_waiting = self.reload  # type: ignore[method-assign]
         readers = dataclasses.replace(self.host.readers, read_running_unit=self.read_running_unit)
         self.progress: tuple[RankProgress, ...] = ()
@@ -68,7 +71,18 @@ class Life:
         figures = Figures(Ledger(self.read_progress), Usage(lambda group: self.used), lambda unit: None)
         self.watch = Watch(self.host.store, self.host.systemd, readers, figures, self.tell)
         users = Users(lambda client: self.uid, lambda uid: True)
-        self.daemon = Daemon(self.watch, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+        doors = Doors(lambda: self.host.facts, self.move, lambda group: None)
+        self.arbiter = Arbiter(self.host.store, self.host.systemd, doors, self.tell, folder=str(folder / "given"))
+        self.daemon = Daemon(self.watch, self.arbiter, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+
+    def move(self, move: UnitMove) -> int:
+        """Each is made by a process that ends."""
+        with self._moves.open("a") as file:
+            file.write(f"{move.unit} {' '.join(str(rank.to) for rank in move.ranks)}\n")
+        return 1
+
+    def moves(self) -> list[str]:
+        return self._moves.read_text().splitlines() if self._moves.exists() else []
 
     def hold(self) -> None:
         """Have whatever looks at a running service wait."""
@@ -347,7 +361,10 @@ class Process:
             figures = Figures(Ledger(lambda unit, ranks: ()), Usage(lambda group: None), lambda unit: None)
             watch = Watch(host.store, host.systemd, readers, figures, lambda priority, line: None)
             users = Users(lambda client: 0, lambda uid: True)
-            daemon = Daemon(watch, Notifier(), self.sockets, users=users, clock=self._now)
+            doors = Doors(lambda: host.facts, lambda move: 0, lambda group: None)
+            given = str(folder / "given")
+            arbiter = Arbiter(host.store, host.systemd, doors, lambda priority, line: None, folder=given)
+            daemon = Daemon(watch, arbiter, Notifier(), self.sockets, users=users, clock=self._now)
             run(daemon)
             status = daemon._glances.number
         except BaseException:  # noqa: BLE001  # it must not become a second pytest

@@ -11,6 +11,7 @@ from torchpar.generations.compile import Compiled
 from torchpar.generations.enforce import running_among
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
+from torchpar.host.systemd import RunningState
 
 
 @dataclass
@@ -82,6 +83,15 @@ class FakeSystemd:
 
     def ad_hoc_jobs(self) -> tuple[str, ...]:
         return tuple(unit for unit in self._running(".service") if unit.startswith("torchpar-run-"))
+
+    def running_units(self) -> tuple[RunningState, ...]:
+        return tuple(
+            RunningState(unit, self.runs[unit], self.unit_properties(unit)["MainPID"], f"/{unit}")
+            for unit in self._running(".service")
+        )
+
+    def root_group(self) -> str:
+        return ""
 
     def open_sockets(self) -> tuple[str, ...]:
         return self._running(".socket")

@@ -1,0 +1,275 @@
+"""Divides the CPUs of the services that run, moves them, and tells the one that starts its part before it begins.
+
+A look at what runs, what is planned and what was given is taken in a child process, as all looks are; see look.py. What
+was given is in a file for each service, which whoever comes after a torchpard that was killed finds there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torchpar.adhoc.plan import UNIT_PREFIX
+from torchpar.arbitration.divide import Part, Tenant, TenantRank, divide
+from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Service
+from torchpar.conf.values import CpuRequestKind
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import JobSettingsError, StoreError, SystemdError, TorchparError
+from torchpar.contract.given import Given, GivenRank, make_given_json, read_given
+from torchpar.contract.job import VARIABLE, RankSettings, parse_job_environment
+from torchpar.contract.journal import Priority
+from torchpar.contract.paths import GIVEN
+from torchpar.contract.unit_names import shorten
+from torchpar.daemon.look import Write
+from torchpar.facts.topology import HostFacts
+from torchpar.generations.store import Store
+from torchpar.host.affinity import Move, UnitMove
+from torchpar.host.systemd import RunningState
+from torchpar.plan.record import RankRecord, ServiceRecord
+
+
+class Systemd(Protocol):
+    """The door to systemd, as much of it as an arbiter needs. Everything raises SystemdError."""
+
+    def running_units(self) -> tuple[RunningState, ...]:
+        """Reads the services and ad-hoc jobs that run, or whose start or end is under way."""
+
+    def root_group(self) -> str:
+        """Reads the path of the control group that all units are in."""
+
+    def unit_properties(self, unit: str) -> dict[str, Any]:
+        """Reads all D-Bus properties of a unit."""
+
+
+@dataclass(frozen=True)
+class Doors:
+    """The doors of an arbiter to the host: its facts, the threads of a unit, and where a control group is."""
+
+    read_facts: Callable[[], HostFacts]
+    move_unit: Callable[[UnitMove], int]
+    find_group: Callable[[str], str | None]
+
+
+# Of those that a service was given one after the other; a thread that had an older one keeps it.
+_MOST_SETS = 256
+
+
+@dataclass
+class _Found:
+    """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures."""
+
+    root: str | None = None
+    told: list[str] = field(default_factory=list)
+    moved: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Arbiter:
+    """Gives services their CPUs; `folder` has a file for each, and `moved` what status says of them."""
+
+    def __init__(
+        self,
+        store: Store,
+        systemd: Systemd,
+        doors: Doors,
+        tell: Callable[[Priority, str], None],
+        *,
+        folder: str = GIVEN,
+    ) -> None:
+        self.root: str | None = None
+        self.moved: list[dict[str, Any]] = []
+        self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
+        self._problems: list[str] = []
+
+    # ---- in the child ----
+
+    def look(self, write: Write) -> None:
+        """Divides, moves, and writes what came of it as a line of JSON."""
+        found = _Found()
+        try:
+            init = self._doors.find_group(f"{self._systemd.root_group()}/init.scope")
+            found.root = init and os.path.dirname(init)
+            os.makedirs(self._folder, exist_ok=True)
+            self._arbitrate(found)
+        except (StoreError, SystemdError):
+            # The watch says so, and nothing has changed.
+            return
+        except (TorchparError, OSError) as error:
+            found.problems.append(f"the CPUs of what runs are not divided: {error}")
+        write(json.dumps(vars(found)).encode() + b"\n")
+
+    def _arbitrate(self, found: _Found) -> None:
+        tenants = self._read_tenants()
+        running = {state.unit: state for state in self._systemd.running_units()}
+        tenants |= self._read_ad_hoc_jobs(running)
+        parts = divide((tenants[unit] for unit in running if unit in tenants), self._doors.read_facts())
+        for unit in set(os.listdir(self._folder)) - set(running):
+            if unit not in tenants or tenants[unit].keeps:
+                os.unlink(os.path.join(self._folder, unit))
+        for unit, state in sorted(running.items()):
+            part = parts.get(unit)
+            planned = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenants[unit].ranks) if part else ()
+            given = self._give(state, part, planned, found)
+            if given and given.is_moved:
+                found.moved.append(_describe(given))
+                self._move(given, state, found)
+        for unit in set(tenants) - set(running):
+            if not tenants[unit].keeps:
+                self._await(tenants[unit])
+
+    def _read_tenants(self) -> dict[str, Tenant]:
+        """Reads the services in force, whether they run or not."""
+        active = self._store.active()
+        if active is None:
+            return {}
+        content = active.read()
+        config = parse_config(content.conf, self._doors.read_facts())
+        services = {service.unit: service for service in config.services}
+        records = (record for record in content.services() if record.unit in services)
+        return {record.unit: _as_tenant(record, services[record.unit]) for record in records}
+
+    def _read_ad_hoc_jobs(self, running: Iterable[str]) -> dict[str, Tenant]:
+        """Reads the jobs of `torchpar run` that have a unit, which root alone can make."""
+        tenants = {}
+        for unit in running:
+            if unit.startswith(UNIT_PREFIX):
+                variables = self._systemd.unit_properties(unit).get("Environment", ())
+                told = dict(variable.partition("=")[::2] for variable in variables).get(VARIABLE)
+                # What is no number, or names no CPU, is not what torchpar writes.
+                with contextlib.suppress(JobSettingsError, ValueError):
+                    if told and (job := parse_job_environment({VARIABLE: told})):
+                        tenants[unit] = Tenant(unit, tuple(map(_as_rank, job.ranks)))
+        return tenants
+
+    def _await(self, tenant: Tenant) -> None:
+        """Leaves a file for a service that does not run: when it starts, it waits for its part."""
+        before = read_given(tenant.unit, self._folder)
+        planned = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenant.ranks)
+        if before is None or before.invocation or before.planned != planned:
+            self._write(Given(tenant.unit, "", planned, planned, time.time()))
+
+    def _give(
+        self, state: RunningState, part: Part | None, planned: tuple[GivenRank, ...], found: _Found
+    ) -> Given | None:
+        """Writes what a service has from now on, and a line for the journal where that has changed; returns it.
+
+        One that has been moved and is to keep its CPUs from now on, or has left the conf, gets them back; of any other
+        without a part there is nothing to write.
+        """
+        before = read_given(state.unit, self._folder)
+        if before and before.invocation != state.invocation:
+            before = None
+        if not part and not (before and before.is_moved):
+            return None
+        if before:
+            # Those that it was started with.
+            planned = before.planned
+        ranks = part.ranks if part and len(part.ranks) == len(planned) else planned
+        why = " and ".join(map(shorten, part.beside)) if part and ranks != planned else ""
+        if before and (before.ranks, before.why) == (ranks, why):
+            return before
+        had = before.had if before else ()
+        if before and before.ranks != ranks:
+            sets = (*had, before.cpus, *(rank.cpus for rank in before.ranks))
+            had = tuple(dict.fromkeys(sets))[-_MOST_SETS:]
+        given = Given(state.unit, state.invocation, ranks, planned, time.time(), why, had)
+        self._write(given)
+        if given.is_moved:
+            found.told.append(_say(given))
+        return given
+
+    def _write(self, given: Given) -> None:
+        # With a dot first it is no unit's.
+        temporary = os.path.join(self._folder, f".{os.getpid()}")
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(make_given_json(given))
+        os.replace(temporary, os.path.join(self._folder, given.unit))
+
+    def _move(self, given: Given, state: RunningState, found: _Found) -> None:
+        """Moves the threads of a service, or says why that is not possible."""
+        if not state.control_group:
+            return
+        try:
+            self._doors.move_unit(_make_move(given, state))
+        except OSError as error:
+            found.problems.append(f"{shorten(given.unit)} cannot be moved to CPUs {given.cpus}: {error.strerror}")
+
+    # ---- in the daemon ----
+
+    def take(self, lines: Sequence[bytes]) -> None:
+        """Keeps what a look has found, and tells what is new of it."""
+        if not lines:
+            return
+        said = json.loads(lines[0])
+        self.root = said["root"] or self.root
+        self.moved = said["moved"]
+        for line in said["told"]:
+            self._tell(Priority.INFO, line)
+        for problem in said["problems"]:
+            if problem not in self._problems:
+                self._tell(Priority.WARNING, problem)
+        self._problems = said["problems"]
+
+    def give_back(self) -> None:
+        """Gives every service all of its planned CPUs: without torchpard nobody else would."""
+        found = _Found()
+        try:
+            for state in self._systemd.running_units():
+                given = self._give(state, None, (), found)
+                if given:
+                    self._move(given, state, found)
+        except (TorchparError, OSError) as error:
+            found.problems.append(f"services may stay on fewer CPUs than planned: {error}")
+        for problem in found.problems:
+            self._tell(Priority.WARNING, problem)
+
+
+def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:
+    settings = service.settings
+    return Tenant(
+        record.unit,
+        tuple(map(_as_rank, record.ranks)),
+        weight=settings.weight,
+        keeps=settings.enabled and settings.cpus.kind is not CpuRequestKind.SHARED,
+        fixed_threads=settings.threads is not None,
+        gpus=record.gpus,
+    )
+
+
+def _as_rank(rank: RankRecord | RankSettings) -> TenantRank:
+    cpus, loader_workers = rank.cpus, rank.loader_workers
+    cpus = CpuSet.parse(cpus) if isinstance(cpus, str) else cpus
+    if not cpus:
+        raise ValueError("a rank without CPUs")
+    return TenantRank(cpus, rank.threads, loader_workers, rank.budget)
+
+
+def _make_move(given: Given, state: RunningState) -> UnitMove:
+    known = {*given.had, given.planned_cpus, given.cpus, *(rank.cpus for rank in (*given.planned, *given.ranks))}
+    ranks = tuple(Move(known, rank.cpus) for rank in given.ranks)
+    return UnitMove(given.unit, state.control_group, ranks, Move(known, given.cpus))
+
+
+def _describe(given: Given) -> dict[str, Any]:
+    """Says where a service is that has been moved in this run, since when and why."""
+    return {
+        "unit": given.unit,
+        "cpus": str(given.cpus),
+        "planned_cpus": str(given.planned_cpus),
+        "threads": [rank.threads for rank in given.ranks],
+        "beside": given.why,
+        "since_timestamp_seconds": given.since,
+    }
+
+
+def _say(given: Given) -> str:
+    name, cpus, planned = shorten(given.unit), given.cpus, given.planned_cpus
+    if given.ranks == given.planned:
+        return f"{name} has all of its CPUs {planned} again"
+    return f"{name} has CPUs {cpus} of its {planned} while {given.why} runs too"

@@ -1,0 +1,214 @@
+"""Services that run on CPUs of others are moved, and are given their own back; on a host that is made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.verify.fake_host import FakeHost, make_fake_host
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.given import Given, read_given
+from torchpar.daemon.arbiter import Arbiter, Doors
+from torchpar.host.affinity import UnitMove
+
+# Four cores; a and b are started by hand, c is enabled.
+TEXT = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\n[Train b]\nScript=/b.py\nWeight=300\n"
+ENABLED = "[Train c]\nScript=/c.py\nEnabled=yes\nCPUs=2\n"
+A, B, C = (f"torchpar-train@{name}.service" for name in "abc")
+
+
+class Host:
+    """Such a host with an arbiter, what it tells, and which ranks it moves where."""
+
+    def __init__(self, folder: Path, text: str = TEXT) -> None:
+        self.made: FakeHost = make_fake_host(folder)
+        self.made.text = text
+        self.made.apply()
+        self.folder = folder / "given"
+        self.told: list[str] = []
+        self.moves: list[UnitMove] = []
+        self.refuses = False
+        self.arbiter = self.begin()
+
+    def begin(self) -> Arbiter:
+        """One that knows nothing yet."""
+        doors = Doors(lambda: self.made.facts, self.move, lambda group: group)
+        self.arbiter = Arbiter(
+            self.made.store, self.made.systemd, doors, lambda _, line: self.told.append(line), folder=str(self.folder)
+        )
+        return self.arbiter
+
+    def move(self, move: UnitMove) -> int:
+        if self.refuses:
+            raise PermissionError(1, "Operation not permitted")
+        self.moves.append(move)
+        return 1
+
+    def start(self, *units: str) -> None:
+        for unit in units:
+            self.made.systemd.runs[unit] = f"run of {unit}"
+            self.made.systemd.properties[unit] = {"MainPID": 1}
+        self.look()
+
+    def end(self, unit: str) -> None:
+        del self.made.systemd.runs[unit]
+        self.look()
+
+    def look(self) -> None:
+        lines: list[bytes] = []
+        self.arbiter.look(lines.append)
+        self.arbiter.take(lines)
+
+    def given(self, unit: str) -> Given | None:
+        return read_given(unit, str(self.folder))
+
+    def cpus(self, unit: str) -> str:
+        given = self.given(unit)
+        assert given and given.invocation == self.made.systemd.runs[unit]
+        return str(given.cpus)
+
+    def taken_moves(self) -> list[tuple[str, str]]:
+        moves = [(move.unit, " ".join(str(rank.to) for rank in move.ranks)) for move in self.moves]
+        self.moves.clear()
+        return moves
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_one_that_starts_gets_its_part_and_the_other_makes_room(host: Host) -> None:
+    host.start(A)
+    assert host.cpus(A) == "0-3"
+    assert not host.moves and not host.told
+    host.start(B)
+    assert (host.cpus(A), host.cpus(B)) == ("3", "0-2")
+    assert host.taken_moves() == [(A, "3"), (B, "0-2")]
+    assert host.told == [
+        "train@a has CPUs 3 of its 0-3 while train@b runs too",
+        "train@b has CPUs 0-2 of its 0-3 while train@a runs too",
+    ]
+    rows = [(row["unit"], row["cpus"], row["threads"]) for row in host.arbiter.moved]
+    assert rows == [(A, "3", [1]), (B, "0-2", [3])]
+
+
+def test_when_one_ends_the_other_has_all_again(host: Host) -> None:
+    host.start(A, B)
+    host.told.clear()
+    host.moves.clear()
+    host.end(B)
+    assert host.cpus(A) == "0-3"
+    (move,) = host.moves
+    assert CpuSet.parse("3") in move.ranks[0].known
+    assert host.told == ["train@a has all of its CPUs 0-3 again"]
+    given = host.given(B)
+    assert given and not given.invocation, "the next start waits for its part"
+
+
+def test_nothing_is_told_twice(host: Host) -> None:
+    """Threads are looked at again: new ones may have been started by one that was not moved yet."""
+    host.start(A, B)
+    host.told.clear()
+    host.moves.clear()
+    host.look()
+    assert not host.told
+    assert len(host.moves) == 2
+
+
+def test_an_enabled_service_is_never_moved_and_never_waits(tmp_path: Path) -> None:
+    host = Host(tmp_path, TEXT + ENABLED)
+    host.start(A, B, C)
+    assert host.given(C) is None
+    assert {unit for unit, _ in host.taken_moves()} == {A, B}
+    assert (host.cpus(A), host.cpus(B)) == ("2", "3")
+
+
+def test_one_that_becomes_enabled_while_it_runs_has_its_cpus_back(host: Host) -> None:
+    host.start(A, B)
+    host.made.text = TEXT.replace("/a.py\n", "/a.py\nEnabled=yes\n")
+    host.made.apply()
+    host.moves.clear()
+    host.look()
+    assert host.taken_moves()[0] == (A, "0-3")
+
+
+def test_one_that_has_left_the_conf_has_its_cpus_back(host: Host) -> None:
+    host.start(A, B)
+    host.made.text = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\n"
+    host.made.apply()
+    host.look()
+    assert host.cpus(A) == host.cpus(B) == "0-3"
+    host.end(B)
+    assert host.given(B) is None
+
+
+def test_who_comes_after_one_that_was_killed_knows_what_was_given(host: Host) -> None:
+    host.start(A, B)
+    given = host.given(A)
+    host.begin()
+    host.told.clear()
+    host.look()
+    assert host.given(A) == given and not host.told
+    assert [row["unit"] for row in host.arbiter.moved] == [A, B]
+    host.begin()
+    host.end(B)
+    assert host.cpus(A) == "0-3"
+
+
+def test_the_next_run_has_been_given_nothing_yet(host: Host) -> None:
+    host.start(A, B)
+    host.made.systemd.runs[A] = "another run"
+    host.look()
+    given = host.given(A)
+    assert given and given.invocation == "another run" and not given.had
+
+
+def test_at_its_end_everybody_has_all_cpus(host: Host) -> None:
+    """Without torchpard nobody else would give them back."""
+    host.start(A, B)
+    host.moves.clear()
+    host.arbiter.give_back()
+    assert host.taken_moves() == [(A, "0-3"), (B, "0-3")]
+    assert host.cpus(A) == host.cpus(B) == "0-3"
+
+
+def test_what_cannot_be_done_is_said_once(host: Host) -> None:
+    host.refuses = True
+    host.start(A, B)
+    host.look()
+    problem = "train@a cannot be moved to CPUs 3: Operation not permitted"
+    assert host.told.count(problem) == 1
+
+
+def test_a_systemd_that_does_not_answer_changes_nothing(host: Host) -> None:
+    host.start(A, B)
+    moved = host.arbiter.moved
+    host.made.systemd.refuses = "list"
+    host.look()
+    assert host.arbiter.moved == moved
+
+
+def test_ad_hoc_jobs_count(host: Host) -> None:
+    job = "torchpar-run-job-1.service"
+    rank = {"local_rank": 0, "cpus": "0-3", "numa_nodes": "0", "threads": 4, "loader_workers": 0, "gpus": []}
+    told = json.dumps({"service": job, "interop_threads": 1, "cudnn_benchmark": None, "ranks": [rank]})
+    host.start(A)
+    host.start(job)
+    host.made.systemd.properties[job]["Environment"] = [f"TORCHPAR_JOB={told}", "B=1"]
+    host.look()
+    assert (host.cpus(A), host.cpus(job)) == ("2-3", "0-1")
+
+
+@pytest.mark.parametrize("told", ["", "{}", "[", '{"ranks": 1}', "CPUS"])
+def test_what_a_job_has_that_torchpar_did_not_write_counts_for_nothing(host: Host, told: str) -> None:
+    job = "torchpar-run-job-1.service"
+    rank = {"local_rank": 0, "cpus": "", "numa_nodes": "0", "threads": 4, "loader_workers": 0, "gpus": []}
+    whole = json.dumps({"service": job, "interop_threads": 1, "cudnn_benchmark": None, "ranks": [rank]})
+    host.made.systemd.properties[job] = {"Environment": [f"TORCHPAR_JOB={whole if told == 'CPUS' else told}"]}
+    host.start(A)
+    host.made.systemd.runs[job] = "its run"
+    host.look()
+    assert host.cpus(A) == "0-3" and host.given(job) is None and not host.told

@@ -1,0 +1,85 @@
+"""Threads of real processes are moved, also those that are started meanwhile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.host import affinity
+from torchpar.host.affinity import Move, UnitMove, move_unit
+
+HERE = CpuSet(os.sched_getaffinity(0))
+ONE = CpuSet([HERE.first()])
+pytestmark = [pytest.mark.subprocess, pytest.mark.skipif(len(HERE) < 2, reason="needs two CPUs")]
+
+# A process with three threads, one of which has chosen its CPUs.
+JOB = f"""
+import os, sys, threading, time
+def sit(cpus):
+    os.sched_setaffinity(0, cpus)
+    ready.wait()
+    time.sleep(1000)
+ready = threading.Barrier(3)
+for cpus in ({set(HERE)}, {{{max(HERE)}}}):
+    threading.Thread(target=sit, args=(cpus,), daemon=True).start()
+ready.wait()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Its process, in what looks like the control group /group."""
+    with subprocess.Popen([sys.executable, "-c", JOB], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        (tmp_path / "cgroup.procs").write_text(f"{process.pid}\n")
+        monkeypatch.setattr(affinity, "find_group", lambda group: str(tmp_path))
+        yield process.pid
+        process.kill()
+
+
+def masks(pid: int) -> list[str]:
+    return sorted(str(CpuSet(os.sched_getaffinity(int(tid)))) for tid in os.listdir(f"/proc/{pid}/task"))
+
+
+def test_all_threads_are_moved_and_moved_back_but_one_that_the_job_has_bound(job: int) -> None:
+    move = Move({HERE, ONE}, ONE)
+    own = str(CpuSet([max(HERE)]))
+    assert move_unit(UnitMove("a.service", "/group", [move], move)) == 2
+    assert masks(job) == sorted([str(ONE), str(ONE), own])
+    assert move_unit(UnitMove("a.service", "/group", [move], move)) == 0
+    back = Move({HERE, ONE}, HERE)
+    assert move_unit(UnitMove("a.service", "/group", [back], back)) == 2
+    assert masks(job) == sorted([str(HERE), str(HERE), own])
+
+
+def test_each_rank_has_its_own(job: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that says of itself that it is a rank; one that does not is moved as the launcher."""
+    known = {HERE}
+    ranks = [Move(known, CpuSet([max(HERE)])), Move(known, ONE)]
+    report = type("Report", (), {"pid": job, "local_rank": 1})
+    monkeypatch.setattr(affinity, "read_rank_reports", lambda unit: [report])
+    move_unit(UnitMove("a.service", "/group", ranks, Move(known, HERE)))
+    assert masks(job).count(str(ONE)) == 2
+
+
+def test_processes_of_a_rank_are_known_by_their_parents(job: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {HERE}
+    report = type("Report", (), {"pid": os.getpid(), "local_rank": 0})
+    monkeypatch.setattr(affinity, "read_rank_reports", lambda unit: [report])
+    move_unit(UnitMove("a.service", "/group", [Move(known, ONE), Move(known, HERE)], Move(known, HERE)))
+    assert masks(job).count(str(ONE)) == 2
+
+
+def test_what_has_ended_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.procs").write_text("4194303\n")
+    monkeypatch.setattr(affinity, "find_group", lambda group: str(tmp_path))
+    move = Move({HERE}, ONE)
+    assert move_unit(UnitMove("a.service", "/group", [move], move)) == 0
