@@ -12,6 +12,7 @@ import importlib
 import os
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torchpar.contract.advice import LOADER_BOUND, Loading, say_loading
@@ -33,9 +34,12 @@ LONG_ENOUGH = 10.0
 _MOST_LINES = 10
 
 
-def install(torch: Any, rank: RankSettings) -> None:
-    """Counts what this process does from now on. A torch without the places to count at is left as it is."""
-    meter = Meter(torch, rank)
+def install(torch: Any, rank: RankSettings, between_steps: Callable[[float], None] = lambda now: None) -> None:
+    """Counts what this process does from now on. A torch without the places to count at is left as it is.
+
+    `between_steps` is called after each step, and before each batch is used, with the time of the monotonic clock.
+    """
+    meter = Meter(torch, rank, between_steps)
     try:
         _count_batches(torch, meter)
         _count_steps(torch, meter)
@@ -65,8 +69,11 @@ class Meter:
     passes of map-style datasets that it loaded by itself; `workers` are those of the last loader that had some.
     """
 
-    def __init__(self, torch: Any, rank: RankSettings) -> None:
+    def __init__(
+        self, torch: Any, rank: RankSettings, between_steps: Callable[[float], None] = lambda now: None
+    ) -> None:
         """Counts and tells nothing yet."""
+        self._between_steps = between_steps
         self.steps = self.samples = self.batches = 0
         self.waited = self.fetching = 0.0
         self.fetched = self.iterators = self.workers = 0
@@ -96,6 +103,7 @@ class Meter:
         else:
             self._round.add(name)
         now = time.monotonic()
+        self._between_steps(now)
         if now >= self._next:
             self._tell(now)
 
@@ -126,6 +134,7 @@ class Meter:
             self.samples += size
             self.batches += 1
             self.pinned = not passed or passed.pinned
+        self._between_steps(now)
         if now >= self._next:
             self._tell(now)
 

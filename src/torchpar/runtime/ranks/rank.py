@@ -10,7 +10,7 @@ import os
 
 from torchpar.contract.errors import JobSettingsError
 from torchpar.contract.job import parse_job_environment
-from torchpar.runtime import binding
+from torchpar.runtime import binding, given
 
 
 def prepare() -> None:
@@ -23,9 +23,10 @@ def prepare() -> None:
     rank = settings and settings.rank(int(local_rank or 0)) if (local_rank or "0").isdecimal() else None
     if not settings or not rank:
         return
+    now = given.take(settings, rank, os.environ)
     # The only rank of a service has what systemd gave it, before its first instruction.
-    if len(settings.ranks) > 1 or rank.loader_cpus:
-        binding.bind_cpus(rank.cpus)
+    if len(settings.ranks) > 1 or rank.loader_cpus or now.cpus != rank.cpus:
+        binding.bind_cpus(now.cpus)
     if len(settings.ranks) > 1:
         binding.bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
         settings.narrow_threads(rank, os.environ)

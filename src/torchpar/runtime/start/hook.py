@@ -16,6 +16,7 @@ from typing import Any
 from torchpar.contract.errors import JobSettingsError
 from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
 from torchpar.contract.journal import Priority, say
+from torchpar.runtime import given
 from torchpar.runtime.observed import observe, tell
 from torchpar.runtime.patches import loader, progress, workers
 from torchpar.runtime.patches.stand_in import StandIn
@@ -44,11 +45,11 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
             Priority.ERROR,
         )
     if settings and rank:
-        _set_threads(torch, settings, rank)
+        _set_threads(torch, settings, rank, given.now(settings, rank, os.environ).threads)
         _set_interop_threads(torch, settings.interop_threads)
         if settings.cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
-        progress.install(torch, rank)
+        progress.install(torch, rank, given.Threads(torch, settings, rank).follow)
         loader.install(torch, settings, rank)
         workers.install(torch, rank, cpus)
         if len(settings.ranks) > 1 or settings.nodes != "1":
@@ -65,7 +66,7 @@ def _local_rank() -> int:
     return int(text)
 
 
-def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
+def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings, threads: int) -> None:
     """Sets the compute threads, unless an administrator says otherwise."""
     stated = os.environ.get("OMP_NUM_THREADS")
     if stated is not None and not settings.is_planned(rank, stated):
@@ -76,8 +77,8 @@ def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings) -> None:
         return
     # Where the environment has done it already there is nothing to do, and that is better: in builds with XNNPACK the
     # call starts a thread pool, and torch then warns in every forked DataLoader worker that it leaks it.
-    if torch.get_num_threads() != rank.threads:
-        torch.set_num_threads(rank.threads)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _set_interop_threads(torch: Any, threads: int) -> None:

@@ -65,7 +65,8 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
 
         # Whoever is the only process on all of the service's CPUs has been bound by systemd. To read the plan takes
         # longer than all else here, which that one is spared until it imports torch.
-        if "LOCAL_RANK" in os.environ or job.count('"loader_cpus":"') > job.count('"loader_cpus":""'):
+        several = "LOCAL_RANK" in os.environ or job.count('"loader_cpus":"') > job.count('"loader_cpus":""')
+        if several or may_be_moved(job):
             from torchpar.runtime.ranks import rank
 
             rank.prepare()
@@ -110,6 +111,15 @@ def prepare(option: str, what: str, arguments: "list[str]") -> "tuple[Callable[.
     code = compile(source, path, "exec", dont_inherit=True)
     loader = type(sys.modules["__main__"].__loader__)("__main__", path)  # type: ignore[call-arg, misc]
     return exec, (code, new_main(__loader__=loader, __file__=path, __cached__=None))
+
+
+def may_be_moved(job: str) -> bool:
+    """Says whether torchpard may give the service other CPUs than planned: then it has left a file for it, by its unit.
+
+    Its path is GIVEN in paths.py, which is not imported for nothing.
+    """
+    unit = job.partition('"service":"')[2].partition('"')[0].replace("\\\\", "\\")
+    return "INVOCATION_ID" in os.environ and os.path.exists("/run/torchpar/given/" + unit)
 
 
 def run_launcher(run: "Callable[..., object]", parameters: "tuple[Any, ...]") -> None:

@@ -1,0 +1,170 @@
+"""A job takes the CPUs that torchpard gives it: at its start, and its number of threads between two steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+from pathlib import Path
+
+import pytest
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.given import Given, GivenRank, make_given_json
+from torchpar.contract.job import JobSettings, RankSettings
+from torchpar.runtime import given as module
+from torchpar.runtime.given import PERIOD, Threads, now, take
+
+UNIT = "torchpar-train@a.service"
+RUN = {"INVOCATION_ID": "this run"}
+RANKS = tuple(RankSettings(number, "0-7", "0", 8, 0, ()) for number in range(2))
+ONE = JobSettings(UNIT, 1, None, RANKS[:1])
+TWO = JobSettings(UNIT, 1, None, RANKS)
+
+
+def given(*cpus: str, invocation: str = "this run") -> Given:
+    """Each rank on these CPUs, with a thread for each; planned are all eight."""
+    ranks = tuple(GivenRank(CpuSet.parse(one), len(CpuSet.parse(one))) for one in cpus)
+    planned = (GivenRank(CpuSet.parse("0-7"), 8),) * len(cpus)
+    return Given(UNIT, invocation, ranks, planned, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself when somebody waits."""
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+
+
+def test_at_its_start_it_waits_for_its_part() -> None:
+    files = [given("0-7", invocation=""), given("0-7", invocation="the last run"), given("2-3")]
+    rank = take(ONE, RANKS[0], RUN, read=lambda unit: files.pop(0))
+    assert (rank.cpus, rank.threads) == ("2-3", 2)
+    assert not files
+
+
+def test_each_rank_has_its_own() -> None:
+    rank = take(TWO, RANKS[1], RUN, read=lambda unit: given("0-3", "4"))
+    assert (rank.local_rank, rank.cpus, rank.threads) == (1, "4", 1)
+
+
+def test_a_service_that_is_never_moved_waits_for_nobody() -> None:
+    assert take(ONE, RANKS[0], RUN, read=lambda unit: None) == RANKS[0]
+
+
+def test_it_starts_as_planned_where_torchpard_does_not_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    assert take(ONE, RANKS[0], RUN, read=lambda unit: given("2-3", invocation="")) == RANKS[0]
+    assert "torchpard has not said within 2 s which CPUs are free: it starts as planned" in capfd.readouterr().err
+
+
+def test_what_was_given_to_another_run_or_plan_counts_for_nothing() -> None:
+    assert now(ONE, RANKS[0], RUN, read=lambda unit: given("2", invocation="another")) == RANKS[0]
+    assert now(ONE, RANKS[0], {}, read=lambda unit: given("2")) == RANKS[0]
+    assert now(ONE, RANKS[0], RUN, read=lambda unit: given("2", "3")) == RANKS[0]
+
+
+class Job:
+    """A job with eight threads, and the file that torchpard writes for it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("INVOCATION_ID", "this run")
+        self.threads = 8
+        self.deterministic = False
+        self.torch = types.SimpleNamespace(
+            get_num_threads=lambda: self.threads,
+            set_num_threads=self.set_threads,
+            are_deterministic_algorithms_enabled=lambda: self.deterministic,
+        )
+        self.folder = folder
+        self.time = 0.0
+        self.calls = 0
+
+    def set_threads(self, threads: int) -> None:
+        self.threads = threads
+        self.calls += 1
+
+    def begin(self) -> None:
+        self.follower = Threads(self.torch, ONE, RANKS[0], folder=str(self.folder))
+
+    def give(self, cpus: str, invocation: str = "this run") -> None:
+        (self.folder / "new").write_text(make_given_json(given(cpus, invocation=invocation)))
+        os.replace(self.folder / "new", self.folder / UNIT)
+
+    def step(self) -> int:
+        self.time += 2 * PERIOD
+        self.follower.follow(self.time)
+        return self.threads
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    made = Job(tmp_path, monkeypatch)
+    made.give("0-7")
+    made.begin()
+    return made
+
+
+def test_threads_follow_at_the_next_step(job: Job) -> None:
+    assert job.step() == 8
+    job.give("0-3")
+    assert job.threads == 8, "not in the middle of a step"
+    assert job.step() == 4
+    job.give("0-7")
+    assert job.step() == job.step() == 8
+    assert job.calls == 2
+
+
+def test_many_steps_look_once(job: Job) -> None:
+    job.step()
+    job.give("0-3")
+    job.follower.follow(job.time + PERIOD / 2)
+    assert job.threads == 8
+
+
+def test_an_ad_hoc_job_has_its_file_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(tmp_path, monkeypatch)
+    job.begin()
+    assert job.step() == 8
+    job.give("0-1")
+    assert job.step() == 2
+
+
+def test_a_number_that_the_script_or_an_administrator_has_set_stays(job: Job) -> None:
+    job.threads = 3
+    job.give("0-3")
+    assert job.step() == 3
+    assert not job.calls
+
+
+def test_deterministic_algorithms_keep_their_number(job: Job) -> None:
+    job.deterministic = True
+    job.give("0-3")
+    assert job.step() == 8
+    job.deterministic = False
+    job.give("0-1")
+    assert job.step() == 2
+
+
+def test_a_file_that_is_gone_changes_nothing_but_gives_back(job: Job) -> None:
+    """As when torchpard is stopped: it gives everything back first."""
+    job.give("0-3")
+    job.step()
+    (job.folder / UNIT).unlink()
+    assert job.step() == 8
+
+
+def test_a_step_that_is_fast_costs_next_to_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is read that has not changed."""
+    job.step()
+    monkeypatch.setattr(module, "read_given", lambda *_: pytest.fail("it reads"))
+    for _ in range(100):
+        job.step()
+
+
+def test_the_rest_of_a_rank_is_as_planned() -> None:
+    rank = take(ONE, RANKS[0], RUN, read=lambda unit: given("2"))
+    assert dataclasses.replace(rank, cpus="0-7", threads=8) == RANKS[0]
