@@ -14,9 +14,10 @@ from torchpar.cli.service_lines import describe, is_wrong
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.typed_json import shape
 from torchpar.contract.unit_names import no_such_service
+from torchpar.contract.unit_names import shorten as shorten_unit
 from torchpar.daemon.client import ask_daemon, may_not_ask
 from torchpar.daemon.figures import live_figures
-from torchpar.daemon.state import ServiceState, State, parse_state
+from torchpar.daemon.state import Moved, ServiceState, State, parse_state
 from torchpar.generations.enforce import WAY_BACK
 from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
@@ -99,8 +100,18 @@ def _echo_host(state: State, note: str, waiting: str) -> None:
     click.echo()
     conf = {"in sync": "as the conf says", "unknown": "conf unknown"}.get(state.conf, f"conf {state.conf}")
     echo_block("", [f"generation {state.generation or 'none'}, {conf}", *filter(None, (waiting, note))])
+    for moved in state.moved:
+        echo_block("", [say_moved(moved)])
     for line in state.wrong:
         echo_block("", [line], mark=True)
+
+
+def say_moved(moved: Moved) -> str:
+    """Says which CPUs a service has for now, since when, and why."""
+    since, name = time.strftime("%H:%M:%S", time.localtime(moved.since_timestamp_seconds)), shorten_unit(moved.unit)
+    if not moved.beside:
+        return f"{name} has all of its CPUs again since {since}"
+    return f"{name} has CPUs {moved.cpus} of its {moved.planned_cpus} since {since}: {moved.beside} runs too"
 
 
 def _unconfirmed(generation: int | None, back: int, seconds_left: int) -> str:

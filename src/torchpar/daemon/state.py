@@ -91,8 +91,22 @@ class ServiceState:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """A service that has, or had in this run, other CPUs than planned. `beside`: what runs too; "" if nothing does."""
+
+    unit: str
+    cpus: str
+    planned_cpus: str
+    beside: Text
+    since_timestamp_seconds: float
+
+
+@dataclass(frozen=True)
 class State:
-    """The host. `wrong` are whole sentences that are of no service in the list; `well`: nothing is wrong at all."""
+    """The host. `wrong` are whole sentences that are of no service in the list; `well`: nothing is wrong at all.
+
+    `moved` is not there where torchpard does not answer.
+    """
 
     version: int
     generation: int | None
@@ -101,6 +115,7 @@ class State:
     well: bool
     wrong: tuple[Text, ...]
     notices: tuple[Text, ...]
+    moved: tuple[Moved, ...] = ()
 
 
 def parse_state(answer: Mapping[str, object]) -> State:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import printable
+from torchpar.contract.given import Given
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.plan.record import ServiceRecord
 
@@ -49,15 +50,15 @@ class Item:
     notice: str = ""
 
 
-def verify(plan: ServiceRecord, running: RunningUnit) -> tuple[Item, ...]:
-    """Compares a running unit with its plan."""
+def verify(plan: ServiceRecord, running: RunningUnit, given: Given | None = None) -> tuple[Item, ...]:
+    """Compares a running unit with its plan; `given` is what torchpard has given it in this run, if anything."""
     return (
-        _cpus(plan, running),
+        _cpus(plan, running, given),
         _cpuset(plan, running),
         _memory_policy(plan, running),
         _allocator(plan, running),
         _environment(plan, running),
-        _threads(plan, running),
+        _threads(plan, running, given),
         _throttling(running),
     )
 
@@ -71,9 +72,14 @@ def summary(items: Sequence[Item]) -> Verdict:
     return Verdict.OK
 
 
-def _cpus(plan: ServiceRecord, running: RunningUnit) -> Item:
-    """Compares the CPUs of every thread with those of the service, or of one of its ranks: no more, no less."""
+def _cpus(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
+    """Compares the CPUs of every thread with those of the service, or of one of its ranks: no more, no less.
+
+    What it was given is as good, and so is what it had before that: it may just be moved.
+    """
     planned = {plan.cpus}
+    if given:
+        planned |= {given.cpus, *given.had[-1 - len(given.ranks) :], *(rank.cpus for rank in given.ranks)}
     for rank in plan.ranks:
         own, loaders = rank.cpus, rank.loader_cpus
         # Its loader workers are on their own CPUs or on all that are allowed.
@@ -188,8 +194,11 @@ def _environment(plan: ServiceRecord, running: RunningUnit) -> Item:
     return Item("environment", Verdict.DRIFT if wrong else Verdict.OK, expected, "; ".join(wrong) or "as planned")
 
 
-def _threads(plan: ServiceRecord, running: RunningUnit) -> Item:
-    """Compares the threads that torch itself tells, once the script has imported it, and those of other processes."""
+def _threads(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
+    """Compares the threads that torch itself tells, once the script has imported it, and those of other processes.
+
+    They tell it once: a service that was moved may have begun with fewer.
+    """
     planned = {rank.local_rank: rank.threads for rank in plan.ranks}
     expected = ", ".join(str(threads) for threads in planned.values())
     pids = {process.pid for process in running.processes}
@@ -199,7 +208,10 @@ def _threads(plan: ServiceRecord, running: RunningUnit) -> Item:
     if not told and not running.unread:
         return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
     actual = ", ".join(str(told.get(rank, "?")) for rank in planned)
-    same = all(rank in planned and planned[rank] == threads for rank, threads in told.items())
+    fewest = 1 if given and given.is_moved else None
+    same = all(
+        rank in planned and (fewest or planned[rank]) <= threads <= planned[rank] for rank, threads in told.items()
+    )
     if same and running.unread:
         return _unread("threads", expected, running)
     return Item("threads", Verdict.OK if same else Verdict.DRIFT, expected, f"torch computes with {actual}")

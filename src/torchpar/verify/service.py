@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import JobSettingsError, TorchparError
+from torchpar.contract.given import Given, read_given
 from torchpar.contract.job import parse_job_environment
 from torchpar.contract.unit_names import shorten
 from torchpar.facts.running import RunningUnit
@@ -216,7 +217,14 @@ def verify_unit(
 ) -> tuple[Item, ...]:
     """Compares a running unit with its plan; its processes are read for so many seconds at the most."""
     variables = {*plan.environment, preload.WITHOUT}
-    return verify(plan, read_unit(read_running_unit, plan.unit, properties, variables, seconds))
+    running = read_unit(read_running_unit, plan.unit, properties, variables, seconds)
+    return verify(plan, running, _given(plan.unit, properties))
+
+
+def _given(unit: str, properties: Mapping[str, Any]) -> Given | None:
+    """Reads what torchpard has given a unit in this run of it; see InvocationID in org.freedesktop.systemd1(5)."""
+    given = read_given(unit)
+    return given if given and given.invocation == bytes(properties.get("InvocationID", ())).hex() else None
 
 
 def read_unit(

@@ -1,0 +1,89 @@
+"""Services that share CPUs on a booted Debian: torchpard divides what they are planned on, and knows it when killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.machines.machine import Machine
+from tests.machines.test_apply import CONF, TRAIN, apply
+
+DAEMON = "torchpard.service"
+A, B = TRAIN.format("a"), TRAIN.format("b")
+
+# Says on which CPUs its first line runs, starts a thread that starts another, and goes on.
+JOB = """
+import os, threading, time
+print("CPUs", sorted(os.sched_getaffinity(0)), flush=True)
+def sit(more):
+    if more:
+        threading.Thread(target=sit, args=(more - 1,)).start()
+    time.sleep(3600)
+threading.Thread(target=sit, args=(2,)).start()
+time.sleep(3600)
+"""
+TWO = "[Host]\nCPUs=0-1\n[Train a]\nScript=/srv/sit.py\n[Train b]\nScript=/srv/sit.py\n"
+
+
+@pytest.fixture
+def host(machine: Machine) -> Iterator[Machine]:
+    """The shared machine with two services that are started by hand; afterwards it is as it was."""
+    shipped = machine.read(CONF)
+    machine.write("/srv/sit.py", JOB)
+    apply(machine, TWO)
+    machine.run("systemctl", "restart", DAEMON)
+    yield machine
+    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed")
+    apply(machine, shipped)
+    machine.run("systemctl", "start", DAEMON)
+
+
+def masks(machine: Machine, unit: str) -> set[str]:
+    """The CPUs of all threads of a service."""
+    pid = machine.show(unit, "MainPID")
+    return set(machine.sh(f"grep -h Cpus_allowed_list /proc/{pid}/task/*/status | cut -f2").stdout.split())
+
+
+def moved(machine: Machine) -> dict[str, Any]:
+    """What `torchpar status` says of those that were moved, by unit."""
+    rows = json.loads(machine.run("torchpar", "status", "--json", check=False).stdout)["moved"]
+    return {row["unit"]: row for row in rows}
+
+
+def test_one_that_starts_has_its_part_before_its_first_line_and_the_other_makes_room(host: Machine) -> None:
+    """And when it ends, the other has all again: also where torchpard was killed meanwhile, or is stopped."""
+    host.run("systemctl", "start", A)
+    host.wait_until(lambda: "CPUs [0, 1]" in host.journal(A), "the first runs on both")
+    host.run("systemctl", "start", B)
+    host.wait_until(lambda: "CPUs [1]" in host.journal(B), "the second has its own from the first line on")
+    host.wait_until(lambda: masks(host, A) == {"0"}, "the first has made room with all threads")
+    assert "CPUs [0" not in host.journal(B)
+    assert moved(host)[A]["cpus"] == "0" and moved(host)[B]["cpus"] == "1"
+    said = host.run("torchpar", "status").stdout
+    assert "train@a has CPUs 0 of its 0-1 since " in said
+    assert "train@a has CPUs 0 of its 0-1 while train@b runs too" in host.journal(DAEMON)
+    assert host.run("torchpar", "verify").returncode == 0
+
+    pid = host.show(DAEMON, "MainPID")
+    host.sh("kill -KILL $1", pid)
+    assert masks(host, A) == {"0"}
+    host.wait_until(lambda: host.show(DAEMON, "MainPID") not in ("0", pid), "it comes back")
+    host.wait_until(lambda: set(moved(host)) == {A, B}, "and knows them")
+    host.run("systemctl", "stop", B)
+    host.wait_until(lambda: masks(host, A) == {"0-1"}, "all of them are back")
+
+    host.run("systemctl", "start", B)
+    host.wait_until(lambda: masks(host, A) == {"0"} and masks(host, B) == {"1"}, "they share again")
+    host.run("systemctl", "stop", DAEMON)
+    assert masks(host, A) == masks(host, B) == {"0-1"}
+
+
+def test_a_job_that_is_not_declared_counts_too(host: Machine) -> None:
+    host.run("systemctl", "start", A)
+    with host.start("torchpar", "run", "--", "/srv/sit.py"):
+        host.wait_until(lambda: masks(host, A) in ({"0"}, {"1"}), "the service makes room")
+        host.sh("systemctl stop 'torchpar-run-*'")
+    host.wait_until(lambda: masks(host, A) == {"0-1"}, "and has all again")
