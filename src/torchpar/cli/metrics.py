@@ -29,7 +29,7 @@ FILE = "torchpar.prom"
 _FRESH_SECONDS = 2.0
 
 
-@click.command()
+@click.command(short_help="Print metrics for Prometheus.")
 @click.option("--textfile", type=FilePath(), metavar="DIR", help=f"Write {FILE} there, for node_exporter.")
 @click.option("--listen", is_flag=True, help="Serve them over HTTP at the address of Metrics= in the conf.")
 def metrics(textfile: Path | None, listen: bool) -> int:

@@ -14,15 +14,16 @@ from torchpar.contract.journal import Priority, write
 from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.arbiter import Arbiter, Doors
-from torchpar.daemon.control_groups import ControlGroups
+from torchpar.daemon.changes import Changes
 from torchpar.daemon.figures import live_figures
 from torchpar.daemon.look import Looks
 from torchpar.daemon.status_socket import Client, Server, Users
-from torchpar.daemon.watch import POLL_SECONDS, Watch
+from torchpar.daemon.watch import POLL_SECONDS, SMALL_LOOK_SECONDS, Watch
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.affinity import move_unit
-from torchpar.host.facts import read_facts
+from torchpar.host.conf import FOLDERS
+from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.processes import find_group
 from torchpar.verify.observe import live_readers
 
@@ -34,6 +35,8 @@ _PAUSE = 1.0
 _GLANCE_SECONDS = 20
 _LOOK_SECONDS = 120
 _DIVIDE_SECONDS = 20
+# How long what has changed may go on changing before it is looked at.
+_TOGETHER_SECONDS = 0.5
 # After a service has started or ended it is looked again: its processes are there only then, and have not all waited.
 _DIVIDE_AGAIN = (0.5, 2.0, 5.0)
 
@@ -64,6 +67,7 @@ class Daemon:
         self,
         watch: Watch,
         arbiter: Arbiter,
+        changes: Changes,
         notifier: Notifier,
         sockets: Sockets,
         *,
@@ -76,8 +80,8 @@ class Daemon:
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced, clock=clock)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked, clock=clock)
         self._divisions = Looks(self.selector, arbiter.look, _DIVIDE_SECONDS, self._divided, clock=clock)
-        self._groups = ControlGroups()
-        self.selector.register(self._groups, selectors.EVENT_READ, self._heard_of_groups)
+        self._changes = changes
+        self.selector.register(changes, selectors.EVENT_READ, self._heard)
         self._divide_at: list[float] = []
         self._servers = (
             Server(sockets.root, 0o600, self.selector, self._asked, users=users, clock=clock),
@@ -85,6 +89,7 @@ class Daemon:
         )
         self._fresh_until = 0.0
         self._next_poll = clock() + POLL_SECONDS
+        self._next_small_look = clock() + SMALL_LOOK_SECONDS
         self._looks.want()
         self._divisions.want()
 
@@ -92,10 +97,14 @@ class Daemon:
         """Lets go of what has taken too long; now and then, or at once, sees whether anything has changed."""
         self._end_what_is_late()
         now = self._clock()
+        if now >= self._next_small_look:
+            self._next_small_look = now + SMALL_LOOK_SECONDS
+            at_once = self._changes.has_host_changed() or at_once
+            self._watch.read_figures(now)
         if at_once or now >= self._next_poll:
             self._next_poll = now + POLL_SECONDS
+            self._changes.watch()
             self._glances.want()
-            self._watch.read_figures(now)
         if self._divide_at and now >= self._divide_at[0]:
             del self._divide_at[0]
             self._divisions.want()
@@ -109,15 +118,19 @@ class Daemon:
         self._divisions.want()
         self._divide_at = [self._clock() + seconds for seconds in _DIVIDE_AGAIN]
 
-    def _heard_of_groups(self) -> None:
-        self._groups.take()
-        self._divide()
+    def _heard(self) -> None:
+        services, others = self._changes.take()
+        if services:
+            self._divide()
+        if services or others:
+            # Not at once: whoever writes one file of the conf may write more.
+            self._next_poll = min(self._next_poll, self._clock() + _TOGETHER_SECONDS)
 
     def _divided(self, number: int, lines: list[bytes]) -> None:
         self._arbiter.take(lines)
         self._watch.moved = self._arbiter.moved
         if self._arbiter.root:
-            self._groups.watch(self._arbiter.root)
+            self._changes.watch_groups(self._arbiter.root)
 
     def _end_what_is_late(self) -> None:
         self._glances.end_if_late()
@@ -167,6 +180,7 @@ class Daemon:
         now = self._clock()
         if self._watch.take(lines, now):
             self.notifier.send(STATUS=self._watch.status())
+        self._next_poll = min(self._next_poll, self._watch.next_look)
         if not self._watch.observation:
             return
         for server, client in self._waiting():
@@ -178,8 +192,10 @@ def main() -> None:
     """Runs torchpard on this host until SIGTERM or SIGINT."""
     watch = Watch(Store(), systemd, live_readers(), live_figures(), tell)
     arbiter = Arbiter(Store(), systemd, Doors(read_facts, move_unit, find_group), tell)
-    daemon = Daemon(watch, arbiter, Notifier(), Sockets(), users=Users())
-    run(daemon)
+    store = Store()
+    folders = {**FOLDERS, str(store.directory): "", str(store.generations): ""}
+    changes = Changes(folders, lambda: repr(read_manifest()))
+    run(Daemon(watch, arbiter, changes, Notifier(), Sockets(), users=Users()))
 
 
 def run(daemon: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""Decides when torchpard looks again: at the conf and the host often, at running services less often."""
+"""Decides when torchpard looks again: at what has changed, and at all of it now and then."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from torchpar.host.systemd import Units
 from torchpar.verify.observe import Readers, observe
 
 DAEMON = "torchpard.service"
-POLL_SECONDS = 5.0
+# Of what nobody has told of; see changes.py.
+POLL_SECONDS = 60.0
+# At the host's CPUs, and at how far jobs are, which asks no other process.
+SMALL_LOOK_SECONDS = 5.0
 VERIFY_SECONDS = 60.0
 # After something has changed: a job that has just started has by then imported torch and begun to compute.
 SETTLING_SECONDS = 20.0
@@ -52,6 +55,8 @@ class Watch:
     ) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
+        # When the services are looked at even if nothing has changed.
+        self.next_look = 0.0
         # Services that have, or had, fewer CPUs than planned in this run; the arbiter's.
         self.moved: list[dict[str, Any]] = []
         self._store, self._systemd, self._readers = store, systemd, readers
@@ -60,7 +65,6 @@ class Watch:
         self._tell = tell
         self._applied_for: str | None = None
         self._problem = ""
-        self._next_verify = 0.0
 
     # ---- in the child ----
 
@@ -104,7 +108,7 @@ class Watch:
 
     def is_due(self, now: float) -> bool:
         """Says whether the last look is old."""
-        return now >= self._next_verify
+        return now >= self.next_look
 
     def read_stamp(self, lines: Sequence[bytes]) -> str | None:
         """Reads the stamp of a glance or a look; None, with a line in the journal, where there is none."""
@@ -120,12 +124,12 @@ class Watch:
         stamp = self.read_stamp(lines)
         if len(lines) < 2:
             # Not again at once, whatever held it.
-            self._next_verify = now + SETTLING_SECONDS
+            self.next_look = now + SETTLING_SECONDS
             if stamp is not None:
                 late = "the services could not be looked at in time; what is shown of them is older"
                 self._tell(Priority.WARNING, late)
             return False
-        self._next_verify = now + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
+        self.next_look = now + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
         self.stamp = stamp
         before = set(self.observation.get("notices", ()))
         self.observation = json.loads(lines[1])

@@ -22,6 +22,12 @@ T = TypeVar("T")
 _MAIN = ("etc/torchpar.conf", "run/torchpar.conf", "usr/lib/torchpar.conf")
 _VENDOR = "usr/lib/torchpar.conf.d"
 _DROP_INS = (_VENDOR, "usr/local/lib/torchpar.conf.d", "run/torchpar.conf.d", "etc/torchpar.conf.d")
+# The folders that hold all of it, each with the beginning of the names there that matter.
+FOLDERS = {
+    **{os.path.dirname(f"/{path}"): os.path.basename(path) for path in _MAIN},
+    **{os.path.dirname(f"/{path}"): "torchpar.conf" for path in _DROP_INS},
+    **{f"/{path}": "" for path in _DROP_INS},
+}
 _LIMIT = 2**20  # of one file
 _LIMIT_OF_ALL = 2**21
 

@@ -27,12 +27,13 @@ from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
 from torchpar.contract.notify import Notifier
 from torchpar.contract.reports import RankProgress
 from torchpar.daemon.arbiter import Arbiter, Doors
+from torchpar.daemon.changes import Changes
 from torchpar.daemon.figures import Figures
 from torchpar.daemon.main import OLDER, Daemon, Sockets, run
 from torchpar.daemon.status_socket import Users
 from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.usage import Usage
-from torchpar.daemon.watch import POLL_SECONDS, Watch
+from torchpar.daemon.watch import POLL_SECONDS, SMALL_LOOK_SECONDS, Watch
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
 from torchpar.host.usage import Use
@@ -73,7 +74,10 @@ class Life:
         users = Users(lambda client: self.uid, lambda uid: True)
         doors = Doors(lambda: self.host.facts, self.move, lambda group: None)
         self.arbiter = Arbiter(self.host.store, self.host.systemd, doors, self.tell, folder=str(folder / "given"))
-        self.daemon = Daemon(self.watch, self.arbiter, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+        self.cpus = "0-3"
+        self.changes = Changes({str(folder / "etc"): "torchpar.conf"}, lambda: self.cpus)
+        parts = self.watch, self.arbiter, self.changes
+        self.daemon = Daemon(*parts, Notifier(), self._sockets, users=users, clock=lambda: self.now)
 
     def move(self, move: UnitMove) -> int:
         """Each is made by a process that ends."""
@@ -151,6 +155,29 @@ def life(tmp_path: Path) -> Iterator[Life]:
 
 
 # ---- what it notices ----
+
+
+@pytest.mark.parametrize("what", ["the conf", "the CPUs", "nothing"])
+def test_what_it_hears_of_is_looked_at_soon_and_nothing_else_for_long(life: Life, tmp_path: Path, what: str) -> None:
+    """So that a host on which nothing happens is not asked all the time."""
+    (tmp_path / "etc").mkdir()
+    life.changes.watch()
+    life.host.apply()
+    life.ask()
+    for _ in range(2):
+        life.watch.next_look = life.now + 2 * POLL_SECONDS
+        life.now += POLL_SECONDS
+        life.daemon.come_round()
+        turn(life.daemon.selector, lambda: life.daemon._glances._look is None, PATIENCE)
+    before = life.daemon._glances.number
+    if what == "the conf":
+        (tmp_path / "etc/torchpar.conf").write_text("")
+        turn(life.daemon.selector, lambda: life.daemon._next_poll < life.now + 1, PATIENCE)
+    elif what == "the CPUs":
+        life.cpus = "0-1"
+    life.now += SMALL_LOOK_SECONDS
+    life.daemon.come_round()
+    assert life.daemon._glances.number == before + (what != "nothing")
 
 
 def test_it_starts_with_no_store_and_sees_the_first_generation(life: Life) -> None:
@@ -364,7 +391,8 @@ class Process:
             doors = Doors(lambda: host.facts, lambda move: 0, lambda group: None)
             given = str(folder / "given")
             arbiter = Arbiter(host.store, host.systemd, doors, lambda priority, line: None, folder=given)
-            daemon = Daemon(watch, arbiter, Notifier(), self.sockets, users=users, clock=self._now)
+            changes = Changes({}, lambda: "")
+            daemon = Daemon(watch, arbiter, changes, Notifier(), self.sockets, users=users, clock=self._now)
             run(daemon)
             status = daemon._glances.number
         except BaseException:  # noqa: BLE001  # it must not become a second pytest

@@ -1,0 +1,98 @@
+"""Hears of what changes: services that start or end, the conf, the store (inotify(7)), and the host's CPUs.
+
+systemd makes the control group of a service before its first process, and removes it after the last. Nothing here asks
+or waits for systemd, so it also works while D-Bus does not. What is not heard, such as a file that a link of the conf
+leads to, is seen once a minute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+
+from torchpar.host.cgroup import SLICE
+
+# <sys/inotify.h>, which Python has not.
+_ATTRIBUTES, _CLOSED, _MOVED, _CREATED, _DELETED, _OVERFLOW = 0x4, 0x8, 0xC0, 0x100, 0x200, 0x4000
+_ONLY_FOLDERS = 0x01000000
+_EVENT = struct.Struct("iIII")
+_ROOM = 2**16
+
+
+class Changes:
+    """Watches folders. `fileno()` can be read when something has changed there."""
+
+    def __init__(self, folders: Mapping[str, str], read_host: Callable[[], str]) -> None:
+        """Watches what in these folders has a name that begins so.
+
+        `read_host` gives a text that changes with the host's CPUs and nodes. Raises OSError.
+        """
+        self._library = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = self._library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        self._folders, self._read_host = folders, read_host
+        self._groups: str | None = None
+        self._watched: dict[int, str] = {}
+        self._host = read_host()
+        self.watch()
+
+    def fileno(self) -> int:
+        """Returns the file descriptor to select on."""
+        return int(self._descriptor)
+
+    def watch_groups(self, root: str) -> None:
+        """Watches the slice of the services below this folder, and for its coming."""
+        self._groups = root
+        self.watch()
+
+    def watch(self) -> None:
+        """Watches again what may have gone and come since; what is watched stays so."""
+        for folder in self._folders:
+            self._add(folder, _ATTRIBUTES | _CLOSED | _MOVED | _CREATED | _DELETED)
+        if self._groups:
+            self._add(self._groups, _CREATED)
+            self._add(os.path.join(self._groups, SLICE), _CREATED | _DELETED)
+
+    def take(self) -> tuple[bool, bool]:
+        """Takes what was heard: whether services started or ended, and whether anything else has changed."""
+        services = others = False
+        for folder, name, events in self._events():
+            if events & _OVERFLOW:
+                services = others = True
+            elif folder not in self._folders:
+                services = services or name == SLICE or os.path.basename(folder) == SLICE
+            else:
+                others = others or name.startswith(self._folders.get(folder, ""))
+        if services or others:
+            self.watch()
+        return services, others
+
+    def has_host_changed(self) -> bool:
+        """Says whether the host has other CPUs or nodes than when this was asked last."""
+        before, self._host = self._host, self._read_host()
+        return before != self._host
+
+    def _events(self) -> Iterator[tuple[str, str, int]]:
+        """Yields the folder, the name in it, and what has happened."""
+        while True:
+            try:
+                data = os.read(self._descriptor, _ROOM)
+            except BlockingIOError:
+                return
+            place = 0
+            while place < len(data):
+                watch, events, _, length = _EVENT.unpack_from(data, place)
+                place += _EVENT.size
+                name = os.fsdecode(data[place : place + length].rstrip(b"\0"))
+                place += length
+                yield self._watched.get(watch, ""), name, events
+
+    def _add(self, folder: str, events: int) -> None:
+        number = self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), events | _ONLY_FOLDERS)
+        # One that is not there comes later, and no number comes again.
+        if number >= 0:
+            self._watched[number] = folder
