@@ -85,6 +85,10 @@ def test_it_notices_a_job_that_is_not_where_it_should_be(host: Machine) -> None:
     answer = status(host)
     assert next(s for s in answer["services"] if s["unit"] == TRAIN.format("a"))["placed"] == "drift"
     assert f"{TRAIN.format('a')} does not run as planned (CPUs)" in " ".join(answer["notices"])
+    said = host.run("torchpar", "verify", "a", check=False)
+    assert said.returncode == 1 and said.stdout.endswith("to place it as planned: torchpar verify --repair train@a\n")
+    said = host.run("torchpar", "verify", "--repair", "train@a")
+    assert "thread moved to CPUs" in said.stderr or "threads moved to CPUs" in said.stderr
 
 
 def test_it_applies_an_edit_by_itself_only_where_the_conf_says_so(host: Machine) -> None:

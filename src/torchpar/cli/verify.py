@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from torchpar.cli.names import ServiceName
-from torchpar.cli.output import brief, echo_json
-from torchpar.contract.errors import ExitStatus, StoreError
-from torchpar.contract.unit_names import no_such_service
+from torchpar.cli.output import brief, count, echo_json
+from torchpar.contract.errors import ExitStatus, NotPermittedError, StoreError, TorchparError
+from torchpar.contract.unit_names import no_such_service, shorten
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.host.affinity import move_unit
 from torchpar.host.processes import read_running_unit
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
 from torchpar.verify.observe import observe_undeclared
-from torchpar.verify.service import Around, item_json, verify_unit
+from torchpar.verify.service import Around, find_repair, item_json, verify_unit
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
 
@@ -25,11 +27,13 @@ _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow"
 @click.command()
 @click.argument("names", nargs=-1, type=ServiceName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(names: tuple[str, ...], as_json: bool) -> int:
+@click.option("--repair", is_flag=True, help="First move threads that are on other CPUs to those planned.")
+def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
     """Compare the running services, or NAMES, with their plan.
 
     CPUs of every thread, cpuset, memory policy, allocator, environment, threads, throttling. Exits 0 if all is as
-    planned, 1 if something drifted or runs that has left the conf, 3 if something cannot be told.
+    planned, 1 if something drifted or runs that has left the conf, 3 if something cannot be told. With --repair it
+    compares what holds after threads have been moved; anything else takes a restart.
     """
     systemd.require_systemd()
     results: list[dict[str, Any]] = []
@@ -41,6 +45,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             if names and not as_json:
                 click.echo(f"{service.unit} is not running")
             continue
+        if repair:
+            _repair(service, properties)
         items = verify_unit(service, properties, read_running_unit)
         verdicts.append(summary(items))
         results.append(
@@ -71,6 +77,21 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     return ExitStatus.UNKNOWN if Verdict.UNKNOWN in verdicts else ExitStatus.DONE
 
 
+def _repair(service: ServiceRecord, properties: Mapping[str, Any]) -> None:
+    """Moves the threads of a service that are not where they may be, and says so. Raises TorchparError."""
+    move = find_repair(service, properties, read_running_unit)
+    if move is None:
+        return
+    try:
+        moved = move_unit(move)
+    except PermissionError:
+        only_root = f"{service.unit}: only root may move its threads: sudo torchpar verify --repair"
+        raise NotPermittedError(only_root) from None
+    except OSError as error:
+        raise TorchparError(f"{service.unit}: its threads cannot be moved: {error.strerror}") from None
+    click.echo(f"{service.unit}: {count(moved, 'thread')} moved to CPUs {move.others.to}", err=True)
+
+
 def _chosen(names: tuple[str, ...]) -> list[ServiceRecord]:
     active = Store().active()
     if active is None:
@@ -96,7 +117,9 @@ def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ..
     for notice in dict.fromkeys(item.notice for item in items if item.notice):
         click.echo(brief(f"  ! it {notice}"))
     if any(item.verdict is Verdict.DRIFT and not item.notice for item in items):
-        click.echo(f"  to place it as planned: systemctl restart {unit}")
+        only_cpus = all(item.what == "CPUs" for item in items if item.verdict is Verdict.DRIFT and not item.notice)
+        how = f"torchpar verify --repair {shorten(unit)}" if only_cpus else f"systemctl restart {unit}"
+        click.echo(f"  to place it as planned: {how}")
 
 
 def _text(item: Item) -> str:

@@ -72,10 +72,10 @@ def summary(items: Sequence[Item]) -> Verdict:
     return Verdict.OK
 
 
-def _cpus(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
-    """Compares the CPUs of every thread with those of the service, or of one of its ranks: no more, no less.
+def planned_sets(plan: ServiceRecord, given: Given | None) -> set[CpuSet]:
+    """Returns the sets of CPUs that a thread of the service may have: the service's, a rank's, or what was given.
 
-    What it was given is as good, and so is what it had before that: it may just be moved.
+    What it had before that is as good: it may just be moved.
     """
     planned = {plan.cpus}
     if given:
@@ -84,6 +84,12 @@ def _cpus(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Ite
         own, loaders = rank.cpus, rank.loader_cpus
         # Its loader workers are on their own CPUs or on all that are allowed.
         planned |= {own, loaders or own, own | loaders}
+    return planned
+
+
+def _cpus(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
+    """Compares the CPUs of every thread with those of the service, or of one of its ranks: no more, no less."""
+    planned = planned_sets(plan, given)
     wrong: list[str] = []
     unread = False
     for process in running.processes:

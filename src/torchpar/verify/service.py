@@ -18,12 +18,14 @@ from torchpar.contract.given import Given, read_given
 from torchpar.contract.job import parse_job_environment
 from torchpar.contract.unit_names import shorten
 from torchpar.facts.running import RunningUnit
+from torchpar.host.affinity import UnitMove
 from torchpar.host.processes import SECONDS
 from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary, verify
 from torchpar.verify.failure import state_of, why_failed
 from torchpar.verify.overrides import find_overrides
+from torchpar.verify.repair import make_repair
 
 RUNNING = ("active", "reloading", "deactivating")
 _SERVICE = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
@@ -225,6 +227,14 @@ def _given(unit: str, properties: Mapping[str, Any]) -> Given | None:
     """Reads what torchpard has given a unit in this run of it; see InvocationID in org.freedesktop.systemd1(5)."""
     given = read_given(unit)
     return given if given and given.invocation == bytes(properties.get("InvocationID", ())).hex() else None
+
+
+def find_repair(
+    plan: ServiceRecord, properties: Mapping[str, Any], read_running_unit: ReadRunningUnit
+) -> UnitMove | None:
+    """Finds the threads of a running unit that are on other CPUs than they may; None where there are none."""
+    running = read_unit(read_running_unit, plan.unit, properties, (), SECONDS)
+    return make_repair(plan, running, _given(plan.unit, properties), properties.get("ControlGroup", ""))
 
 
 def read_unit(
