@@ -123,7 +123,7 @@ test-serve: $(SERVE_VENV)/complete
 # The unit tests run these with a fake torch; a real one compiles, records gradients and spawns workers.
 test-runtime: $(SERVE_VENV)/complete
 	'$(SERVE_VENV)/bin/python' -B -m pytest -p no:cacheprovider -q --numprocesses=auto \
-		$(addprefix tests/unit/runtime/,test_loader.py test_no_trace.py test_progress.py test_same_data.py)
+		$(addprefix tests/unit/runtime/,test_given.py test_loader.py test_no_trace.py test_progress.py test_same_data.py)
 .PHONY: test-runtime
 
 # Three minutes, and no part of `test`: mirrors will not have Debian 11, whose Python it is, for long.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -88,7 +91,14 @@ class Job:
         self.calls += 1
 
     def begin(self) -> None:
-        self.follower = Threads(self.torch, ONE, RANKS[0], folder=str(self.folder))
+        self.ended = 0
+        self.follower = Threads(
+            self.torch, ONE, RANKS[0], folder=str(self.folder), end_idle_threads=self.end_idle_threads
+        )
+
+    def end_idle_threads(self) -> None:
+        assert self.calls, "first there are fewer"
+        self.ended += 1
 
     def give(self, cpus: str, invocation: str = "this run") -> None:
         (self.folder / "new").write_text(make_given_json(given(cpus, invocation=invocation)))
@@ -116,6 +126,7 @@ def test_threads_follow_at_the_next_step(job: Job) -> None:
     job.give("0-7")
     assert job.step() == job.step() == 8
     assert job.calls == 2
+    assert job.ended == 1, "they would spin on the CPUs that it has left"
 
 
 def test_many_steps_look_once(job: Job) -> None:
@@ -168,3 +179,35 @@ def test_a_step_that_is_fast_costs_next_to_nothing(job: Job, monkeypatch: pytest
 def test_the_rest_of_a_rank_is_as_planned() -> None:
     rank = take(ONE, RANKS[0], RUN, read=lambda unit: given("2"))
     assert dataclasses.replace(rank, cpus="0-7", threads=8) == RANKS[0]
+
+
+# A job with two threads, of which one is left; with OMP_WAIT_POLICY=active the other would spin for ever.
+POOL = """
+import os, time, torch
+from torchpar.runtime.given import end_idle_threads
+torch.set_num_threads(2)
+x = torch.rand(1000, 1000)
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+before = tasks()
+(x @ x).sum()
+assert tasks() > before, "there is no pool"
+torch.set_num_threads(1)
+end_idle_threads()
+deadline = time.monotonic() + 60
+while tasks() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+assert tasks() == before
+torch.set_num_threads(2)
+(x @ x).sum()
+assert tasks() > before, "the pool does not come back"
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs a real torch")
+def test_a_pool_of_a_real_torch_ends_and_comes_back() -> None:
+    """Of whichever OpenMP this torch has."""
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(module.__file__)))
+    environ = {**os.environ, "OMP_WAIT_POLICY": "active", "PYTHONPATH": folder}
+    subprocess.run([sys.executable, "-c", POOL], env=environ, check=True, timeout=120)
