@@ -17,7 +17,7 @@ from torchpar.conf.values import GpuRequest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import Place, PlacementError
 from torchpar.contract.given import GivenRank
-from torchpar.facts.topology import HostFacts
+from torchpar.facts.topology import Held, HostFacts
 from torchpar.placement.place import place
 
 # Weights of placement are whole numbers: what services still need of a cell, in thousandths of a core.
@@ -39,7 +39,8 @@ class TenantRank:
 class Tenant:
     """A service that runs, or is about to. `keeps` says that it is enabled and has its CPUs for itself.
 
-    `fixed_threads`: the conf has a number of threads, which stays. `gpus` are the names of its accelerators.
+    `fixed_threads`: the conf has a number of threads, which stays. `gpus` are the names of its accelerators, and `held`
+    the CPUs that it has now: there its memory is, so it keeps as many of them as it can.
     """
 
     unit: str
@@ -48,6 +49,7 @@ class Tenant:
     keeps: bool = False
     fixed_threads: bool = False
     gpus: tuple[str, ...] = ()
+    held: CpuSet = CpuSet()
 
     @property
     def cpus(self) -> CpuSet:
@@ -137,12 +139,14 @@ def _divide_cell(
         return {guests[0].unit: whole}
     # What is not in the cell is nobody's here, and what was kept back has been so when the services were planned.
     facts = dataclasses.replace(facts, allowed_cpus=facts.online_cpus, isolated_cpus=CpuSet(), cpu_limit=None)
-    facts = dataclasses.replace(facts, in_force={})
     host = HostSettings(cpus=whole, reserve_cores=0)
     for with_ranks in (True, False):
         services = tuple(_as_service(guest, needs[guest.unit], with_ranks=with_ranks) for guest in guests)
+        # Whoever has all of the cell has nothing there that it could keep rather than the rest.
+        held = {guest.unit: guest.held & whole for guest in guests if guest.held & whole != whole}
+        in_force = {one.unit: Held(held[one.name]) for one in services if held.get(one.name)}
         try:
-            shares = place(Config(host, services), facts).shares
+            shares = place(Config(host, services), dataclasses.replace(facts, in_force=in_force)).shares
         except PlacementError:
             continue
         return {guest.unit: shares[one.unit].cpus for guest, one in zip(guests, services, strict=True)}

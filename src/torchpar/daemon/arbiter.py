@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torchpar.adhoc.plan import UNIT_PREFIX
@@ -108,7 +108,8 @@ class Arbiter:
         tenants = self._read_tenants()
         running = {state.unit: state for state in self._systemd.running_units()}
         tenants |= self._read_ad_hoc_jobs(running)
-        parts = divide((tenants[unit] for unit in running if unit in tenants), self._doors.read_facts())
+        runs = (replace(tenants[unit], held=self._held(state)) for unit, state in running.items() if unit in tenants)
+        parts = divide(runs, self._doors.read_facts())
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or tenants[unit].keeps:
                 os.unlink(os.path.join(self._folder, unit))
@@ -122,6 +123,11 @@ class Arbiter:
         for unit in set(tenants) - set(running):
             if not tenants[unit].keeps:
                 self._await(tenants[unit])
+
+    def _held(self, state: RunningState) -> CpuSet:
+        """Reads the CPUs that a service was given in this run; none for one that starts."""
+        given = read_given(state.unit, self._folder)
+        return given.cpus if given and given.invocation == state.invocation else CpuSet()
 
     def _read_tenants(self) -> dict[str, Tenant]:
         """Reads the services in force, whether they run or not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -62,6 +63,17 @@ def test_one_with_other_cores_leaves_those_that_the_other_has_alone() -> None:
     assert divided(FOUR, tenant("a", "0-2"), tenant("b", "1-3")) == {"a": "0-1:2", "b": "2-3:2"}
 
 
+def test_whoever_runs_stays_where_its_memory_is_when_another_comes() -> None:
+    """The one on node 1 stays there, though it would be on node 0 if both started now."""
+    two_nodes = make_host(nodes_per_package=2)
+    running = dataclasses.replace(tenant("b", "0-7"), held=CpuSet.parse("4-7"))
+    assert divided(two_nodes, running, tenant("c", "0-7")) == {"b": "4-7:4", "c": "0-3:4"}
+    other = dataclasses.replace(tenant("a", "0-7"), held=CpuSet.parse("0-3"))
+    parts = divided(two_nodes, running, other, tenant("c", "0-7"))
+    assert CpuSet.parse(parts["a"].partition(":")[0]) <= CpuSet.parse("0-3")
+    assert CpuSet.parse(parts["b"].partition(":")[0]) <= CpuSet.parse("4-7")
+
+
 def test_more_services_than_cores_share_them_one_by_one() -> None:
     two = make_host(cores_per_complex=2)
     parts = divided(two, tenant("a", "0-1"), tenant("b", "0-1"), tenant("c", "0-1", weight=200))
@@ -101,5 +113,7 @@ def test_whoever_runs_beside_whom_each_has_something_of_its_own_plan(lists: tupl
     given = {unit: CpuSet.union(rank.cpus for rank in part.ranks) for unit, part in parts.items()}
     for one in tenants:
         assert given[one.unit] and given[one.unit] <= one.cpus
+    again = divide([dataclasses.replace(one, held=given[one.unit]) for one in tenants], facts)
+    assert again == parts, "nobody is moved when nothing has changed"
     if lists.count("6") < 2:
         assert sum(map(len, given.values())) == len(CpuSet.union(given.values()))
