@@ -108,8 +108,9 @@ class Arbiter:
         tenants = self._read_tenants()
         running = {state.unit: state for state in self._systemd.running_units()}
         tenants |= self._read_ad_hoc_jobs(running)
-        runs = (replace(tenants[unit], held=self._held(state)) for unit, state in running.items() if unit in tenants)
-        parts = divide(runs, self._doors.read_facts())
+        for unit in tenants.keys() & running:
+            tenants[unit] = self._as_started(tenants[unit], running[unit])
+        parts = divide((tenants[unit] for unit in running if unit in tenants), self._doors.read_facts())
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or tenants[unit].keeps:
                 os.unlink(os.path.join(self._folder, unit))
@@ -124,10 +125,18 @@ class Arbiter:
             if not tenants[unit].keeps:
                 self._await(tenants[unit])
 
-    def _held(self, state: RunningState) -> CpuSet:
-        """Reads the CPUs that a service was given in this run; none for one that starts."""
+    def _as_started(self, tenant: Tenant, state: RunningState) -> Tenant:
+        """Returns a service that runs with the plan that it was started with, and what it was given in this run.
+
+        A newer plan holds from its next start on; whoever wants it now restarts the service.
+        """
         given = read_given(state.unit, self._folder)
-        return given.cpus if given and given.invocation == state.invocation else CpuSet()
+        if not given or given.invocation != state.invocation:
+            return tenant
+        ranks = tenant.ranks
+        if tuple(rank.cpus for rank in ranks) != tuple(rank.cpus for rank in given.planned):
+            ranks = tuple(TenantRank(rank.cpus, rank.threads) for rank in given.planned)
+        return replace(tenant, ranks=ranks, held=given.cpus)
 
     def _read_tenants(self) -> dict[str, Tenant]:
         """Reads the services in force, whether they run or not."""

@@ -135,6 +135,17 @@ def test_one_that_becomes_enabled_while_it_runs_has_its_cpus_back(host: Host) ->
     assert host.taken_moves()[0] == (A, "0-3")
 
 
+def test_a_newer_plan_moves_nobody_who_runs(host: Host) -> None:
+    """It holds from the next start on, as for all that a unit says."""
+    host.start(A)
+    host.made.text = TEXT.replace("/a.py\n", "/a.py\nCPUs=0-1\n")
+    host.made.apply()
+    host.look()
+    assert host.cpus(A) == "0-3" and not host.moves and not host.told
+    host.start(B)
+    assert (host.cpus(A), host.cpus(B)) == ("3", "0-2")
+
+
 def test_one_that_has_left_the_conf_has_its_cpus_back(host: Host) -> None:
     host.start(A, B)
     host.made.text = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\n"
