@@ -14,6 +14,9 @@ Enabled=yes
 MemoryMax=400M
 [Train b]
 Script=/srv/job.py
+Ranks=numa
+[Train c]
+Script=/srv/job.py
 CPUs=node:1
 """
 
@@ -27,54 +30,80 @@ time.sleep(3600)
 """
 
 
+# Starts the ranks as torchrun does: this machine has no torch. All else is torchpar's.
+LAUNCHER = """
+import os, subprocess, sys
+sys.path.append("/usr/lib/torchpar/python")
+from torchpar.contract.job import parse_job_environment
+ranks = [str(rank) for rank in range(len(parse_job_environment(os.environ).ranks))]
+argv = [sys.executable, "/usr/lib/torchpar/run.py", "--", "/srv/job.py"]
+for rank in [subprocess.Popen(argv, env={**os.environ, "LOCAL_RANK": rank}) for rank in ranks]:
+    rank.wait()
+"""
+DROP_IN = """
+[Service]
+ExecStart=
+ExecStart=/usr/bin/python3 /srv/launcher.py
+"""
+
+
 def run(*argv):
     """Exit status and all that a command printed."""
     done = subprocess.run(argv, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
-def unit(name):
+def unit(name, processes=1):
     """What the kernel and systemd have of a training service."""
     name = f"torchpar-train@{name}.service"
     pid = run("systemctl", "show", "--property=MainPID", "--value", name)[1].strip()
     if pid == "0":
         return {"pid": 0, "journal": run("journalctl", "--no-pager", "--output=cat", "--boot", "--unit", name)[1]}
-    while "touched" not in run("journalctl", "--no-pager", "--output=cat", "--boot", "--unit", name)[1]:
+    journal = ("journalctl", "--no-pager", "--output=cat", "--boot", "--unit", name)
+    while run(*journal)[1].count("touched") < processes:
         time.sleep(1)
-    proc = pathlib.Path("/proc", pid)
-    allowed = re.search(r"Cpus_allowed_list:\s*(\S+)", (proc / "status").read_text())[1]
+    group = pathlib.Path("/sys/fs/cgroup/torchpar.slice", name)
+    pids = (group / "cgroup.procs").read_text().split()
+    jobs = [pid for pid in pids if b"/srv/job.py" in pathlib.Path("/proc", pid, "cmdline").read_bytes()]
+    return {
+        "processes": [process(pathlib.Path("/proc", pid)) for pid in sorted(jobs, key=int)],
+        "cpuset": (group / "cpuset.cpus.effective").read_text().strip(),
+        "mems": (group / "cpuset.mems.effective").read_text().strip(),
+    }
+
+
+def process(proc):
+    """Where one process may compute, and where its memory is."""
     pages = {}
     for line in (proc / "numa_maps").read_text().splitlines():
         if "anon=" in line:
             for node, count in re.findall(r"\bN(\d+)=(\d+)", line):
                 pages[node] = pages.get(node, 0) + int(count)
-    group = pathlib.Path("/sys/fs/cgroup/torchpar.slice", name)
-    return {
-        "pid": int(pid),
-        "allowed": allowed,
-        "cpuset": (group / "cpuset.cpus.effective").read_text().strip(),
-        "mems": (group / "cpuset.mems.effective").read_text().strip(),
-        "anonymous_pages": pages,
-    }
+    allowed = re.search(r"Cpus_allowed_list:\s*(\S+)", (proc / "status").read_text())[1]
+    return {"allowed": allowed, "anonymous_pages": pages}
 
 
 def main():
     seen = {"kernel": run("uname", "-r")[1].strip()}
     if not pathlib.Path("/srv/second-boot").exists():
         pathlib.Path("/srv/job.py").write_text(JOB)
+        pathlib.Path("/srv/launcher.py").write_text(LAUNCHER)
+        drop_in = pathlib.Path("/etc/systemd/system/torchpar-train@b.service.d/launcher.conf")
+        drop_in.parent.mkdir()
+        drop_in.write_text(DROP_IN)
         pathlib.Path("/etc/torchpar.conf").write_text(CONF)
         seen["apply"] = run("torchpar", "apply")
         seen["start a"] = run("systemctl", "start", "torchpar-train@a")
         seen["a alone"] = unit("a")
         seen["start b"] = run("systemctl", "start", "torchpar-train@b")
-        seen["a"], seen["b"] = unit("a"), unit("b")
+        seen["a"], seen["b"] = unit("a"), unit("b", processes=3)
         status, printed = run("torchpar", "verify", "--json")
         seen["verify"] = {"status": status, "services": json.loads(printed)}
         pathlib.Path("/srv/second-boot").touch()
     else:
         seen["a"] = unit("a")
-        seen["start b"] = run("systemctl", "start", "torchpar-train@b")
-        seen["b"] = unit("b")
+        seen["start c"] = run("systemctl", "start", "torchpar-train@c")
+        seen["c"] = unit("c")
     print(json.dumps(seen), flush=True)
 
 
