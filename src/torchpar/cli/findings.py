@@ -32,11 +32,11 @@ def as_text(results: Sequence[Result]) -> str:
     found.sort(key=lambda pair: -pair[0].severity.rank)
     blocks = ["\n".join(_block(finding, result, width)) for finding, result in found]
     passed = [result.check.name for result in results if result.status is Severity.OK]
-    absent = [result.check.name for result in results if result.status is Severity.NOT_APPLICABLE]
+    absent = sum(result.status is Severity.NOT_APPLICABLE for result in results)
     if passed:
         blocks.append(_names(f"{count(len(passed), 'check')} passed", passed, width))
     if absent:
-        blocks.append(_names(f"{count(len(absent), 'check')} not for this host (--list says why)", absent, width))
+        blocks.append(f"{count(absent, 'check')} not for this host; see: torchpar doctor --list")
     counts = Counter(finding.severity for finding, _ in found)
     told = [f"{counts[each]} {word}" for each, word in _WORDS.items() if counts[each]]
     blocks.append(", ".join(told) if told else "nothing to mend")

@@ -23,7 +23,7 @@ from torchpar.host.openmp import read_openmp
 from torchpar.host.processes import read_running_unit
 from torchpar.host.sysfs import Tree
 from torchpar.host.systemd import is_running
-from torchpar.host.unit_state import read_kernel_log, read_units
+from torchpar.host.unit_state import read_kernel_log, read_loaded, read_units
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.observe import live_readers, observe_conf
 
@@ -35,6 +35,7 @@ _PROPERTIES = """
     LoadState ActiveState SubState Result MainPID ControlGroup NRestarts ExecMainStatus DropInPaths FragmentPath
     TimeoutStopUSec MemoryDenyWriteExecute LimitMEMLOCKSoft LimitNOFILESoft TasksMax TasksCurrent CPUQuotaPerSecUSec
 """.split()
+_PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 _OTHERS = """
     torchpard.service numad.service earlyoom.service nohang.service systemd-oomd.service systemd-timesyncd.service
     chrony.service ntpsec.service ntp.service openntpd.service
@@ -49,9 +50,13 @@ def read_host(root: Path = LIVE) -> Host:
     records, state, broken = _read_in_force() if live else ((), "unknown", None)
     declared = {each.unit: each for each in config.services} if config else {}
     planned = {each.unit: each for each in records}
-    units = sorted({*declared, *planned})
+    has_systemd = live and is_running()
+    loaded = read_loaded(_PATTERNS, _PROPERTIES) if has_systemd else {}
+    # What is neither declared nor in force may have failed, or still run.
+    left = {unit for unit, each in loaded.items() if each.get("ActiveState") not in ("inactive", None)}
+    units = sorted({*declared, *planned, *left})
     sockets = [f"{unit.removesuffix('.service')}.socket" for unit in units if unit.startswith("torchpar-infer@")]
-    shown = read_units([*units, *_OTHERS, *sockets], _PROPERTIES) if live and is_running() else {}
+    shown = read_units([*units, *_OTHERS, *sockets], _PROPERTIES) if has_systemd else {}
     until = time.monotonic() + _SECONDS
     known = (Service(unit, declared.get(unit), planned.get(unit), shown.get(unit, {})) for unit in units)
     services = tuple(_with_processes(service, until) for service in known if not _is_example(service, root))

@@ -18,7 +18,7 @@ from torchpar.plan.record import ServiceRecord
 _RUNNING = ("active", "reloading", "deactivating")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Service:
     """One service: as the conf declares it, as the generation in force has it, and as it runs; None where it is not.
 

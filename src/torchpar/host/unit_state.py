@@ -20,6 +20,14 @@ def read_units(units: Iterable[str], names: Iterable[str]) -> Mapping[str, Mappi
     return found
 
 
+def read_loaded(patterns: Iterable[str], names: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
+    """Reads properties of the units that systemd has loaded of those that match. Empty where it does not answer."""
+    done = run(["systemctl", "show", f"--property=Id,{','.join(names)}", "--", *patterns])
+    blocks = done.stdout.strip("\n").split("\n\n") if done.returncode == 0 else ()
+    found = (dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks)
+    return {properties["Id"]: properties for properties in found if properties.get("Id")}
+
+
 def read_kernel_log(word: str) -> tuple[str, ...] | None:
     """Reads the kernel's messages of the last hour that hold a word; None where the journal cannot be read."""
     argv = ["journalctl", "--dmesg", "--since=-1h", "--output=cat", "--lines=1000", "--quiet", "--no-pager"]

@@ -73,7 +73,7 @@ def test_no_line_but_a_command_is_longer_than_80_columns(name: str, tmp_path: Pa
 def test_what_is_not_for_this_host_says_why(tmp_path: Path) -> None:
     (result,) = results(tmp_path, "rdma.closed", made=Made())
     assert result.findings[0].found == "only where this host has an RDMA device and a job of several hosts"
-    assert "not for this host" in shown((result,))
+    assert shown((result,)) == "1 check not for this host; see: torchpar doctor --list\n\nnothing to mend"
 
 
 def test_json_has_evidence_source_and_cure(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ TORCH = {"usr/lib/python3/dist-packages/torch/version.py": ""}
 V2 = "sys/fs/cgroup/cgroup.controllers"
 RUNS = {TRAIN: ACTIVE}
 RUNNING = {TRAIN: running(TRAIN, process())}
+LOADING = {TRAIN: running(TRAIN, process(), process(200))}
 TWO_NODES = make_host(packages=2)
 SEVERAL = CONF + "Nodes=2\nEndpoint=gpu1\n"
 NAMED = SEVERAL + "Interface=eth0\n"
@@ -395,9 +396,23 @@ CASES = [
     Case(
         "lim.nofile",
         WARN,
-        Made(files=limits("Max open files", "1024"), show=RUNS),
-        Made(files=limits("Max open files", "1048576"), show=RUNS),
-        "1024 files",
+        Made(files=limits("Max open files", "1024"), show=shown(LimitNOFILESoft="1024"), running=LOADING),
+        Made(files=limits("Max open files", "1024"), show=RUNS, running=RUNNING),
+        "Service.LimitNOFILE=1048576",
+    ),
+    Case(
+        "lim.nofile",
+        WARN,
+        Made(files=limits("Max open files", "20000"), show=shown(LimitNOFILESoft="1048576"), running=LOADING),
+        Made(files=limits("Max open files", "1048576"), show=RUNS, running=LOADING),
+        "systemd itself may have no more",
+    ),
+    Case(
+        "lim.nofile",
+        WARN,
+        Made(conf=CONF + "LoaderWorkers=1\n", show={TRAIN: {"LimitNOFILESoft": "1024"}}),
+        Made(conf=CONF + "LoaderWorkers=1\n", show={TRAIN: {"LimitNOFILESoft": "65536"}}),
+        "LimitNOFILE= of its unit",
     ),
     Case(
         "lim.tasks",

@@ -39,6 +39,17 @@ def test_a_systemd_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyP
     assert unit_state.read_units([], ["Id"]) == {}
 
 
+def test_what_systemd_has_loaded_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = saying(monkeypatch, "Id=torchpar-train@a.service\nActiveState=failed\n\nId=torchpar-train@b.service\n")
+    assert unit_state.read_loaded(["torchpar-train@*.service"], ["ActiveState"]) == {
+        "torchpar-train@a.service": {"Id": "torchpar-train@a.service", "ActiveState": "failed"},
+        "torchpar-train@b.service": {"Id": "torchpar-train@b.service"},
+    }
+    assert asked[0][-1] == "torchpar-train@*.service"
+    saying(monkeypatch, "")
+    assert unit_state.read_loaded(["x@*.service"], ["ActiveState"]) == {}
+
+
 def test_the_kernels_log_is_unknown_to_who_may_not_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     saying(monkeypatch, "NVRM: Xid 1\nother\n")
     assert unit_state.read_kernel_log("NVRM: Xid") == ("NVRM: Xid 1",)

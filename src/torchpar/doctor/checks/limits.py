@@ -49,15 +49,35 @@ def memlock(host: Host) -> Iterator[Finding]:
     source='MIC-DKFZ/nnUNet#1343: "Too many open files" of loader workers, which pass a descriptor for each tensor',
 )
 def nofile(host: Host) -> Iterator[Finding]:
-    """Finds a low limit on open files."""
-    for service in host.services:
-        number = _soft(host, service, "Max open files", "LimitNOFILESoft") if service.trains else None
-        if number is not None and number < _LEAST_FILES:
-            yield warn(
-                f"{service.title} may open {number} files, too few for loader workers that hand over many tensors",
-                "Max open files of its process" if service.runs else "LimitNOFILE= of its unit",
-                f"write Service.LimitNOFILE=1048576 into {service.section}, then: torchpar apply",
-            )
+    """Finds a low limit on open files of a service with loader workers."""
+    few = {
+        service: number
+        for service in host.services
+        if _has_loader_workers(service)
+        and (number := _soft(host, service, "Max open files", "LimitNOFILESoft")) is not None
+        and number < _LEAST_FILES
+    }
+    if not few:
+        return
+    service, number = min(few.items(), key=lambda item: item[1])
+    of_unit = service.properties.get("LimitNOFILESoft", "")
+    if of_unit.isdigit() and int(of_unit) > number:
+        # What systemd itself may not have it cannot give.
+        cure = "systemd itself may have no more: raise the limit of the container, or see DefaultLimitNOFILE="
+    else:
+        cure = f"write Service.LimitNOFILE=1048576 into {service.section}, then: torchpar apply"
+    yield warn(
+        f"{', '.join(each.title for each in few)} may open {number} files, few for loader workers with many tensors",
+        "Max open files of its process" if service.runs else "LimitNOFILE= of its unit",
+        cure,
+    )
+
+
+def _has_loader_workers(service: Service) -> bool:
+    """Says whether a job has more processes with torch than ranks, or the conf asks for loader workers."""
+    ranks = service.record.ranks if service.record else ()
+    computing = [each for each in (service.running.processes if service.running else ()) if each.cpu_seconds]
+    return service.trains and (any(rank.loader_workers for rank in ranks) or len(computing) > max(1, len(ranks)))
 
 
 @check(

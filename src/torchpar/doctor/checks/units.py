@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torchpar.conf.passed import RENDERED
 from torchpar.conf.values import parse_seconds
 from torchpar.doctor.check import check
-from torchpar.doctor.conditions import LIVE, SYSTEMD
+from torchpar.doctor.conditions import IN_FORCE, SYSTEMD
 from torchpar.doctor.finding import Finding, fail, unknown, warn
 from torchpar.doctor.host import Host, Service
 
@@ -128,7 +128,7 @@ def failed(host: Host) -> Iterator[Finding]:
 @check(
     "unit.missing_files",
     passed="the files that services need are there",
-    where=LIVE,
+    where=IN_FORCE,
     source="systemd.exec(5): exit statuses 200, 203, 226",
 )
 def missing_files(host: Host) -> Iterator[Finding]:
