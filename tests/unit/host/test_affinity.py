@@ -78,6 +78,17 @@ def test_processes_of_a_rank_are_known_by_their_parents(job: int, monkeypatch: p
     assert masks(job).count(str(ONE)) == 2
 
 
+def test_who_is_not_in_the_control_group_is_never_moved(job: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a job says of itself: here that this process is one of its ranks, and its parent another."""
+    pids = (os.getpid(), os.getppid())
+    reports = [type("Report", (), {"pid": pid, "local_rank": rank}) for rank, pid in enumerate(pids)]
+    monkeypatch.setattr(affinity, "read_rank_reports", lambda unit: reports)
+    parent = os.sched_getaffinity(os.getppid())
+    move_unit(UnitMove("a.service", "/group", [Move({HERE}, ONE), Move({HERE}, ONE)], Move({HERE}, ONE)))
+    assert masks(job).count(str(ONE)) == 2
+    assert CpuSet(os.sched_getaffinity(0)) == HERE and os.sched_getaffinity(os.getppid()) == parent
+
+
 def test_what_has_ended_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cgroup.procs").write_text("4194303\n")
     monkeypatch.setattr(affinity, "find_group", lambda group: str(tmp_path))
