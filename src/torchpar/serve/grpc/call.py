@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.arriving import OK, PREFIX, Arriving, Source
-from torchpar.serve.http.local import is_local
+from torchpar.serve.grpc.fields import Asked
 
 _FIRST = b"\x88" + hpack.encode(
     ((b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity, deflate, gzip"))
 )
 _DONE = hpack.encode(((b"grpc-status", b"0"),))
-_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
 class Link(Source, Protocol):
     """The connection of a call, both ways.
 
     `window` is what the client allows to be sent on all of it, `first_window` what it allows each call at first;
-    `frame_size` is the largest frame. `peer` is the other end's address as accept(2) gave it.
+    `frame_size` is the largest frame.
     `working` counts the messages of streams that are being computed; `draining`: no further call is to be made.
     """
 
-    peer: Any
     window: int
     first_window: int
     frame_size: int
@@ -77,14 +75,13 @@ class Call(Arriving):
 
     connection: Link
 
-    def __init__(self, connection: Link, number: int, fields: dict[bytes, bytes]) -> None:
+    def __init__(self, connection: Link, number: int, asked: Asked) -> None:
         super().__init__(connection, number)
         self.begun = connection.loop.time()
-        self.path = fields.get(b":path", b"")
-        self.encoding = fields.get(b"grpc-encoding", b"identity")[:40].decode("ascii", "replace")
-        self.local = is_local(connection.peer, fields)
-        seconds = _timeout(fields[b"grpc-timeout"][:12]) if b"grpc-timeout" in fields else None
-        self.deadline = None if seconds is None else self.begun + seconds
+        self.path = asked.path
+        self.encoding = asked.encoding
+        self.local = asked.local
+        self.deadline = None if asked.timeout is None else self.begun + asked.timeout
         self.cost = 0
         self.window = connection.first_window
         self.last: bytes | None = None
@@ -229,11 +226,6 @@ class Call(Arriving):
         if handler is not None:
             handler.cancelled()
         return self._ended
-
-
-def _timeout(text: bytes) -> float | None:
-    unit = _UNITS.get(text[-1:])
-    return int(text[:-1]) * unit if unit and text[:-1].isdigit() else None
 
 
 def _escape(message: str) -> bytes:

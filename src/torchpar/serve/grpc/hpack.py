@@ -114,7 +114,10 @@ def decode_text(data: bytes) -> bytes:
 
 
 class Decoder:
-    """Of one connection, whose blocks must all be given to it, in their order."""
+    """Of one connection, whose blocks must all be given to it, in their order.
+
+    `changes` counts those of its table: until the next, blocks of the same bytes have the same fields.
+    """
 
     def __init__(self, most: int) -> None:
         """most: bytes of a block, and of its fields, each counted with `OVERHEAD`."""
@@ -122,6 +125,7 @@ class Decoder:
         self._entries: deque[tuple[bytes, bytes]] = deque()
         self._size = 0
         self._limit = TABLE
+        self.changes = 0
 
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]] | None:
         """Decodes the fields; None where they are more than may be. Raises HpackError."""
@@ -174,6 +178,7 @@ class Decoder:
         return self._entries[number - len(STATIC) - 1]
 
     def _add(self, field: tuple[bytes, bytes]) -> None:
+        self.changes += 1
         self._entries.appendleft(field)
         self._size += len(field[0]) + len(field[1]) + OVERHEAD
         self._shrink()
@@ -181,6 +186,7 @@ class Decoder:
     def _resize(self, size: int) -> None:
         if size > TABLE:
             raise HpackError(f"a table of {size} bytes")
+        self.changes += 1
         self._limit = size
         self._shrink()
 

@@ -7,7 +7,7 @@ from typing import Any, Callable
 from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.arriving import RESOURCE_EXHAUSTED
 from torchpar.serve.grpc.call import Call
-from torchpar.serve.grpc.fields import refusal, request_fields
+from torchpar.serve.grpc.fields import MALFORMED, TOO_LARGE, Headers
 from torchpar.serve.grpc.frames import ConnectionFailed
 from torchpar.serve.grpc.outgoing import FRAME, Outgoing
 from torchpar.serve.http.state import ServerState
@@ -36,7 +36,7 @@ class Taking(Outgoing):
     def __init__(self, state: ServerState, peer: Any, application: Callable[[Call], None]) -> None:
         super().__init__(state, peer)
         self._application = application
-        self._decoder = hpack.Decoder(self.limits.header)
+        self._headers = Headers(self.limits.header, peer)
         self._block: bytearray | None = None  # a header that goes on
         self._block_of = (0, 0)
         self._receive_window = self.limits.connection_window
@@ -132,7 +132,7 @@ class Taking(Outgoing):
 
     def _open(self, stream: int, flags: int, block: bytes) -> None:
         """Begins a call, or ends one by its trailers: a header is whole."""
-        found = self._decoder.decode(block)
+        asked = self._headers.read(block)
         self.turn -= len(block)
         cost = len(block) // HEADER_BYTES
         call = self.calls.get(stream)
@@ -148,18 +148,17 @@ class Taking(Outgoing):
             self.allowance -= REFUSED + cost
             self.write(frames.reset(stream, frames.REFUSED_STREAM))
             return
-        fields = None if found is None else request_fields(found)
-        if found is not None and fields is None:
+        if asked.refusal == MALFORMED:
             self.allowance -= RESET + cost
             self.write(frames.reset(stream, frames.PROTOCOL_ERROR))
             return
-        self.calls[stream] = call = Call(self, stream, fields or {b":path": b""})
+        self.calls[stream] = call = Call(self, stream, asked)
         call.cost = cost
-        if fields is None:
+        if asked.refusal == TOO_LARGE:
             self.allowance -= cost
             call.fail(RESOURCE_EXHAUSTED, f"the metadata are larger than {self.limits.header} bytes")
-        elif status := refusal(fields):
-            call.decline(status)
+        elif asked.refusal:
+            call.decline(asked.refusal)
         else:
             self._application(call)
         if flags & frames.END_STREAM:
