@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torchpar.serve.grpc import frames, hpack
@@ -121,13 +122,14 @@ class Call(Arriving):
         self._owed -= size
         self.connection.count_owed(-size)
 
-    def respond(self, data: bytes) -> None:
-        """Sends the only message, and the status OK. It counts as owed, see `owe`."""
-        connection, size = self.connection, PREFIX.size + len(data)
+    def respond(self, pieces: Sequence[bytes]) -> None:
+        """Sends the only message, whose pieces these are, and the status OK. It counts as owed, see `owe`."""
+        whole = sum(map(len, pieces))
+        connection, size = self.connection, PREFIX.size + whole
         if self.over:
             return
         if self._begun or size > connection.frame_size or not connection.may_send(self, size):
-            self.send(data)
+            self.send(b"".join(pieces))
             self.finish(OK)
             return
         connection.window -= size
@@ -136,7 +138,7 @@ class Call(Arriving):
             b"".join(
                 (
                     frames.head(frames.HEADERS, frames.END_HEADERS, number, len(first)), first,
-                    frames.head(frames.DATA, 0, number, size), PREFIX.pack(False, len(data)), data,
+                    frames.head(frames.DATA, 0, number, size), PREFIX.pack(False, whole), *pieces,
                     frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, len(_DONE)), _DONE,
                 )
             )

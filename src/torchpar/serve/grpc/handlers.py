@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Callable
 
+from torchpar.serve.engine.requests import Response, Ticket
 from torchpar.serve.errors import ServeError
 from torchpar.serve.grpc import arriving as status
 from torchpar.serve.grpc.arriving import MARGIN
 from torchpar.serve.grpc.call import Call
+from torchpar.serve.grpc.inference import Inference
 from torchpar.serve.http.coding import decompress
 from torchpar.serve.limits import NOT_TAKEN
 from torchpar.serve.protocol.service import Service
@@ -35,6 +38,18 @@ def fail(call: Call, error: ServeError) -> None:
     call.fail(CODES.get(error.status, status.INTERNAL), error.message, error.retry_after)
 
 
+@contextmanager
+def _told(call: Call) -> Iterator[None]:
+    """Ends the call with what goes wrong meanwhile."""
+    try:
+        yield
+    except ServeError as error:
+        fail(call, error)
+    except Exception as error:  # a bug of ours: the client is told, and the journal has the traceback
+        call.fail(status.INTERNAL, f"the server failed: {type(error).__name__}")
+        raise
+
+
 async def _plain(service: Service, call: Call, data: bytes | memoryview, compressed: bool) -> bytes | memoryview:
     if not compressed:
         return data
@@ -55,6 +70,7 @@ class Unary:
         self._service = service
         self._answer = answer
         self._asked: tuple[bytes | memoryview, bool] | None = None
+        self._busy = False
         self._task: asyncio.Task[None] | None = None
 
     def wants(self) -> bool:
@@ -71,24 +87,24 @@ class Unary:
         """Computes the answer: the request is whole."""
         if self._asked is None:
             self._call.fail(status.INVALID_ARGUMENT, "the call has no message")
-        elif self._task is None:
-            self._task = self._call.connection.loop.create_task(self._run(*self._asked))
-            self._asked = b"", False
+        elif not self._busy:
+            self._busy = True
+            asked, self._asked = self._asked, (b"", False)
+            self._begin(*asked)
+
+    def _begin(self, data: bytes | memoryview, compressed: bool) -> None:
+        self._task = self._call.connection.loop.create_task(self._run(data, compressed))
 
     async def _run(self, data: bytes | memoryview, compressed: bool) -> None:
+        with _told(self._call):
+            self._respond([await self._answer(await _plain(self._service, self._call, data, compressed), self._call)])
+
+    def _respond(self, pieces: Sequence[bytes]) -> None:
         call = self._call
-        try:
-            answer = await self._answer(await _plain(self._service, call, data, compressed), call)
-        except ServeError as error:
-            fail(call, error)
-        except Exception as error:  # a bug of ours: the client is told, and the journal has the traceback
-            call.fail(status.INTERNAL, f"the server failed: {type(error).__name__}")
-            raise
+        if call.owe(sum(map(len, pieces))):
+            call.respond(pieces)
         else:
-            if call.owe(len(answer)):
-                call.respond(answer)
-            else:
-                call.fail(status.UNAVAILABLE, NOT_TAKEN, 1.0)
+            call.fail(status.UNAVAILABLE, NOT_TAKEN, 1.0)
 
     def sent(self) -> None:
         """Does nothing: the end of the call follows."""
@@ -98,12 +114,53 @@ class Unary:
 
     def is_busy(self) -> bool:
         """Says whether the answer is being made."""
-        return self._task is not None
+        return self._busy
 
     def cancelled(self) -> None:
         """Computes no more."""
         if self._task is not None:
             self._task.cancel()
+
+
+class Infer(Unary):
+    """Answers ModelInfer. Most messages have a form that is known: of these, nothing is awaited but the engine."""
+
+    def __init__(self, call: Call, service: Service, inference: Inference) -> None:
+        super().__init__(call, service, self._read_and_compute)
+        self._inference = inference
+        self._classes: Mapping[str, int] = {}
+        self._ticket: Ticket | None = None
+
+    def _begin(self, data: bytes | memoryview, compressed: bool) -> None:
+        call = self._call
+        try:
+            known = None if compressed else self._inference.read_known(data, call.remaining())
+            if known is None:
+                super()._begin(data, compressed)
+            else:
+                request, self._classes = known
+                self._ticket = self._service.submit(request, self._done)
+        except ServeError as error:
+            fail(call, error)
+
+    def _done(self, outcome: Response | ServeError) -> None:
+        """Takes the engine's answer."""
+        self._ticket = None
+        if not self._call.over:
+            with _told(self._call):
+                if isinstance(outcome, ServeError):
+                    raise outcome
+                self._respond(self._inference.write(outcome, self._classes))
+
+    async def _read_and_compute(self, data: bytes | memoryview, call: Call) -> bytes:
+        request, classes = await self._inference.read(data, call.remaining())
+        return b"".join(self._inference.write(await self._inference.compute(request), classes))
+
+    def cancelled(self) -> None:
+        """Takes the request out of the queue."""
+        super().cancelled()
+        if self._ticket is not None:
+            self._ticket.cancel()
 
 
 class Stream:

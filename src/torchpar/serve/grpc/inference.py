@@ -9,11 +9,12 @@ from typing import Any
 
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ServeError
-from torchpar.serve.grpc.messages import INFER_REQUEST
+from torchpar.serve.grpc.layouts import Layouts, check_raw, read_layout
+from torchpar.serve.grpc.messages import INFER_NAMES, INFER_REQUEST, INFER_RESPONSE
 from torchpar.serve.grpc.wire import Message, WireError, structure_size
 from torchpar.serve.protocol.classes import largest
 from torchpar.serve.protocol.elements import data_from_values, pack_bytes
-from torchpar.serve.protocol.layout import Input, Wanted, check_number, describe_input, make_layout
+from torchpar.serve.protocol.layout import Input
 from torchpar.serve.protocol.service import INLINE, Service
 from torchpar.serve.tensors import Data
 
@@ -34,6 +35,9 @@ _CONTENTS = {
 }
 
 
+# A request, and the outputs of which the largest values are wanted, by name, and how many.
+Asked = tuple[Request, Mapping[str, int]]
+
 # A message's bytes are decoded one by one, some hundred nanoseconds each: those with more go to another thread.
 DECODED_INLINE = 16 * 1024
 
@@ -45,7 +49,7 @@ async def decode(service: Service, message: Message, data: bytes | memoryview, l
 
     Raw contents of tensors, which are taken as they are, do not count.
     """
-    raw = _RAW if message is INFER_REQUEST else 0
+    raw = _RAW if message in (INFER_REQUEST, INFER_NAMES) else 0
     try:
         few = structure_size(data, raw, DECODED_INLINE) <= DECODED_INLINE
         return message.decode(data) if few else await _offload(service, _decode_many, message, data, raw, limit)
@@ -63,36 +67,65 @@ async def _offload(service: Service, function: Any, *arguments: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(service.threads, partial(function, *arguments))
 
 
-async def infer(service: Service, fields: dict[str, Any], size: int, remaining: float | None) -> dict[str, Any]:
-    """Answers a ModelInferRequest of `size` bytes; remaining is in seconds. Raises ServeError.
+class Inference:
+    """Reads requests of ModelInfer and writes the answers, for all calls of one server."""
 
-    Cancelled, it takes the request out of the queue.
-    """
-    loop = asyncio.get_running_loop()
-    if size > INLINE and (names := _taken_apart(fields)):
-        service.check_bytes(
-            [name for name, datatype in names if datatype == "BYTES"],
-            fields.get("model_name", ""),
-            fields.get("model_version", ""),
-        )
-        request, classes = await _offload(service, read_request, fields, loop.time(), remaining)
-    else:
-        request, classes = read_request(fields, loop.time(), remaining)
-    future: asyncio.Future[Response | ServeError] = loop.create_future()
+    def __init__(self, service: Service, limit: int) -> None:
+        """limit: bytes of a message besides raw contents."""
+        self._service = service
+        self._limit = limit
+        self._layouts = Layouts()
 
-    def done(outcome: Response | ServeError) -> None:
-        if not future.done():
-            future.set_result(outcome)
+    def read_known(self, data: bytes | memoryview, remaining: float | None) -> Asked | None:
+        """Reads a message of a form that costs next to nothing; None for others. Raises ServeError 400.
 
-    ticket = service.submit(request, done)
-    try:
-        outcome = await future
-    except asyncio.CancelledError:
-        ticket.cancel()
-        raise
-    if isinstance(outcome, ServeError):
-        raise outcome
-    return response_fields(outcome, classes)
+        remaining: the seconds that the client waits.
+        """
+        return self._layouts.read(data, asyncio.get_running_loop().time(), remaining)
+
+    async def read(self, data: bytes | memoryview, remaining: float | None) -> Asked:
+        """Reads any message. Raises ServeError."""
+        fields = await decode(self._service, INFER_REQUEST, data, self._limit)
+        now = asyncio.get_running_loop().time()
+        if len(data) > INLINE and (names := _taken_apart(fields)):
+            self._service.check_bytes(
+                [name for name, datatype in names if datatype == "BYTES"],
+                fields.get("model_name", ""),
+                fields.get("model_version", ""),
+            )
+            read: Asked = await _offload(self._service, read_request, fields, now, remaining)
+            return read
+        return read_request(fields, now, remaining)
+
+    async def names(self, data: bytes | memoryview) -> dict[str, Any]:
+        """Returns the id and the model_name of a message; none where they cannot be read."""
+        try:
+            return await decode(self._service, INFER_NAMES, data, self._limit)
+        except ServeError:
+            return {}
+
+    async def compute(self, request: Request) -> Response:
+        """Computes a request. Raises ServeError; cancelled, it takes the request out of the queue."""
+        future: asyncio.Future[Response | ServeError] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Response | ServeError) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        ticket = self._service.submit(request, done)
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+        if isinstance(outcome, ServeError):
+            raise outcome
+        return outcome
+
+    def write(self, response: Response, classes: Mapping[str, int]) -> list[Any]:
+        """Makes the pieces of the answer. Raises ServeError."""
+        pieces = None if classes else self._layouts.write(response)
+        return [INFER_RESPONSE.encode(response_fields(response, classes))] if pieces is None else pieces
 
 
 def _taken_apart(fields: dict[str, Any]) -> list[tuple[str, str]]:
@@ -102,26 +135,15 @@ def _taken_apart(fields: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, datatype) for name, datatype in inputs if datatype == "BYTES" or not raw]
 
 
-def read_request(
-    fields: dict[str, Any], now: float, remaining: float | None
-) -> tuple[Request, Mapping[str, int]]:
-    """Makes the engine's request, and the outputs of which the largest values are wanted. Raises ServeError 400."""
-    items, outputs = fields.get("inputs", []), fields.get("outputs", [])
-    raw = fields.get("raw_input_contents", [])
-    if raw and len(raw) != len(items):
-        raise ServeError(400, f"there are {len(items)} inputs and {len(raw)} raw_input_contents")
-    for name, several in (("inputs", items), ("outputs", outputs)):
-        check_number(name, several)
-    parameters = _parameters(fields)
-    inputs = [
-        describe_input(item.get("name", ""), item.get("datatype", ""), item.get("shape", ()), _parameters(item))
-        for item in items
-    ]
-    asked = [(item.get("name", ""), _parameters(item)) for item in outputs]
-    layout = make_layout(inputs, asked, Wanted(binary=True), fields.get("id", ""), parameters)
+def read_request(fields: dict[str, Any], now: float, remaining: float | None) -> Asked:
+    """Makes the engine's request of a ModelInferRequest. Raises ServeError 400."""
+    items, raw = fields.get("inputs", []), fields.get("raw_input_contents", [])
+    if raw:
+        check_raw(items, raw)
+    layout = read_layout(fields)
     tensors = [
         each.tensor(_contents(each, item.get("contents", {})) if not raw else _only_raw(each, item, raw[i]))
-        for i, (each, item) in enumerate(zip(inputs, items))
+        for i, (each, item) in enumerate(zip(layout.inputs, items))
     ]
     model, version = fields.get("model_name", ""), fields.get("model_version", "")
     return layout.request_of(model, version, tensors, now, remaining), layout.wanted.classes
@@ -143,13 +165,6 @@ def _only_raw(described: Input, item: dict[str, Any], raw: memoryview) -> memory
     if "contents" in item:
         raise ServeError(400, f"input '{described.name}' has contents beside raw_input_contents")
     return raw
-
-
-def _parameters(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters of a request or a tensor by name, of whichever kind. Raises ServeError 400."""
-    given = fields.get("parameters", {})
-    check_number("parameters", given)
-    return {name: next(iter(value.values()), "") for name, value in given.items()}
 
 
 def response_fields(response: Response, classes: Mapping[str, int]) -> dict[str, Any]:

@@ -42,6 +42,9 @@ INFER_RESPONSE = Message(
     Parameters=_PARAMETERS,
     Output=_INPUT,
 )
+# Of a request, what its error has too; and an answer that is written already.
+INFER_NAMES = Message("1 model_name string, 3 id string")
+STREAM_ANSWER = Message("2 infer_response bytes")
 STREAM_RESPONSE = Message("1 error_message string, 2 infer_response Response", Response=INFER_RESPONSE)
 
 # BYTES is called TYPE_STRING in a model's configuration.

@@ -11,8 +11,8 @@ from torchpar.serve.grpc import messages as m
 from torchpar.serve.grpc.arriving import UNIMPLEMENTED
 from torchpar.serve.grpc.call import Call
 from torchpar.serve.grpc.connection import Connection
-from torchpar.serve.grpc.handlers import Stream, Unary
-from torchpar.serve.grpc.inference import decode, infer, parameter_field
+from torchpar.serve.grpc.handlers import Infer, Stream, Unary
+from torchpar.serve.grpc.inference import Inference, decode
 from torchpar.serve.grpc.wire import Message
 from torchpar.serve.http.server import Server
 from torchpar.serve.protocol.service import Service
@@ -35,11 +35,12 @@ class GrpcServer:
         self._server = server
         self._state = server.state
         self._limits = server.state.limits
+        self._inference = Inference(service, self._limits.json)
         self._listener: socket.socket | None = None
         calls: dict[str, Callable[[Call], Unary | Stream]] = {
             f"/{NAME}/{name}": self._unary(request, answer) for name, (request, answer) in self._calls().items()
         }
-        calls[f"/{NAME}/ModelInfer"] = lambda call: Unary(call, service, self._infer)
+        calls[f"/{NAME}/ModelInfer"] = lambda call: Infer(call, service, self._inference)
         calls[f"/{NAME}/ModelStreamInfer"] = lambda call: Stream(call, service, self._stream, _stream_error)
         calls[f"/{HEALTH}/Check"] = self._unary(m.HEALTH_REQUEST, self._health)
         self._handlers = {path.encode(): make for path, make in calls.items()}
@@ -134,20 +135,17 @@ class GrpcServer:
 
         return lambda call: Unary(call, self._service, respond)
 
-    async def _infer(self, data: bytes | memoryview, call: Call) -> bytes:
-        asked = await decode(self._service, m.INFER_REQUEST, data, self._limits.json)
-        return m.INFER_RESPONSE.encode(await infer(self._service, asked, len(data), call.remaining()))
-
     async def _stream(self, data: bytes | memoryview, call: Call) -> bytes:
-        head: dict[str, Any] = {}
+        inference = self._inference
         try:
-            head = await decode(self._service, m.INFER_REQUEST, data, self._limits.json)
-            fields = await infer(self._service, head, len(data), None)
+            request, classes = inference.read_known(data, None) or await inference.read(data, None)
+            response = await inference.compute(request)
+            if request.parameters.get(WANTS_FINAL) is True:
+                response.parameters[FINAL] = True
+            answer = b"".join(inference.write(response, classes))
         except ServeError as error:
-            return _stream_error(str(error), {k: head[k] for k in ("id", "model_name") if k in head})
-        if head.get("parameters", {}).get(WANTS_FINAL, {}).get("bool_param"):
-            fields.setdefault("parameters", {})[FINAL] = parameter_field(True)
-        return m.STREAM_RESPONSE.encode({"infer_response": fields})
+            return _stream_error(str(error), await inference.names(data))
+        return m.STREAM_ANSWER.encode({"infer_response": answer})
 
     def _is_ready(self) -> bool:
         return self._service.engine.ready() and not self._state.draining

@@ -66,13 +66,13 @@ class Message:
         values: dict[str, Any] = {}
         offset, end = 0, len(view)
         while offset < end:
-            key, offset = _varint(view, offset)
+            key, offset = varint(view, offset)
             kind = key & 7
             if kind == 0:
-                number, offset = _varint(view, offset)
+                number, offset = varint(view, offset)
                 found: Any = number
             elif kind == 2:
-                size, offset = _varint(view, offset)
+                size, offset = varint(view, offset)
                 found = view[offset : offset + size]
                 offset += size
             elif kind in (1, 5):
@@ -98,13 +98,13 @@ def structure_size(data: bytes | memoryview, number: int, most: int) -> int:
     size = offset = 0
     while offset < len(view) and size <= most:
         began = offset
-        key, offset = _varint(view, offset)
+        key, offset = varint(view, offset)
         kind = key & 7
         contents = 0
         if kind == 0:
-            _, offset = _varint(view, offset)
+            _, offset = varint(view, offset)
         elif kind == 2:
-            contents, offset = _varint(view, offset)
+            contents, offset = varint(view, offset)
         elif kind in (1, 5):
             contents = 8 if kind == 1 else 4
         else:
@@ -138,7 +138,7 @@ def _encode_one(out: list[bytes], field: Field, value: Any) -> None:
         out.append(_key(field.number, 2) + _sized(value.encode()))
     elif field.kind == "bytes":
         # Tensors: not copied here, only when all is joined.
-        out.append(_key(field.number, 2) + _number(len(value)))
+        out.append(_key(field.number, 2) + encode_number(len(value)))
         out.append(value)
     else:
         out.append(_key(field.number, {"double": 1, "float": 5}.get(field.kind, 0)) + _scalar(field, value))
@@ -151,18 +151,19 @@ def _scalar(field: Field, value: Any) -> bytes:
         return _FLOAT.pack(value)
     if field.kind == "enum" and isinstance(value, str):
         value = (field.names or {}).get(value, 0)
-    return _number(int(value) & _SIXTY_FOUR)
+    return encode_number(int(value) & _SIXTY_FOUR)
 
 
 def _key(number: int, kind: int) -> bytes:
-    return _number(number << 3 | kind)
+    return encode_number(number << 3 | kind)
 
 
 def _sized(data: bytes) -> bytes:
-    return _number(len(data)) + data
+    return encode_number(len(data)) + data
 
 
-def _number(value: int) -> bytes:
+def encode_number(value: int) -> bytes:
+    """Writes a varint: a field's key, or the size of what follows."""
     if value < 128:
         return value.to_bytes(1, "little")
     out = bytearray()
@@ -173,7 +174,8 @@ def _number(value: int) -> bytes:
     return bytes(out)
 
 
-def _varint(view: memoryview, offset: int) -> tuple[int, int]:
+def varint(view: memoryview, offset: int) -> tuple[int, int]:
+    """Reads a varint; returns it and the offset behind it. Raises WireError."""
     value = shift = 0
     while True:
         if offset >= len(view):
@@ -254,6 +256,6 @@ def _packed(field: Field, found: memoryview) -> Iterable[Any]:
     numbers = []
     offset = 0
     while offset < len(found):
-        number, offset = _varint(found, offset)
+        number, offset = varint(found, offset)
         numbers.append(_signed(field, number))
     return numbers
