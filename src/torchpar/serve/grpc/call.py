@@ -41,6 +41,9 @@ class Link(Source, Protocol):
     def block(self, block: bytes) -> bytes:
         """Returns a header block as it is to be sent next."""
 
+    def gather(self, size: int) -> None:
+        """Keeps what is written until the turn of the loop is over, where answers besides this one may come."""
+
     def sends(self, call: Call) -> None:
         """Gives a call its turn: it has something to send, or its end."""
 
@@ -132,6 +135,7 @@ class Call(Arriving):
             self.send(b"".join(pieces))
             self.finish(OK)
             return
+        connection.gather(size)
         connection.window -= size
         number, first = self.number, connection.block(_FIRST)
         connection.write(

@@ -47,6 +47,7 @@ class Outgoing(Peer):
         self._transport: Any = None
         self._ready: deque[Call] = deque()
         self._corked: list[bytes] | None = None
+        self._gathered = 0  # bytes of answers in it
         self._sent = 0  # bytes, to the transport
         self._taken_before = 0
         self._slow: float | None = None  # since when something waits, and how much was taken is looked at
@@ -71,14 +72,29 @@ class Outgoing(Peer):
 
     def cork(self) -> None:
         """Keeps what is written, until `uncork`."""
-        self._corked = []
+        if self._corked is None:
+            self._corked, self._gathered = [], 0
+
+    def gather(self, size: int) -> None:
+        """Keeps what is written until the turn of the loop is over, where more answers may be on their way.
+
+        A batch is answered in one turn: what there is of its answers leaves together, at the cost of one. No more is
+        kept than the transport would keep, for only that says when the client must be waited for.
+        """
+        if self._corked is not None and self._gathered + size > SMALL:
+            self.uncork()
+        if self._corked is None and len(self.calls) > 1:
+            self.cork()
+            self.loop.call_soon(self.uncork)
+        self._gathered += size
 
     def uncork(self) -> None:
         """Sends what was kept, and what is ready."""
         kept, self._corked = self._corked, None
         if kept and not self._transport.is_closing():
             self._write(b"".join(kept))
-        self.pump()
+        if self._ready:
+            self.pump()
 
     def give_up_table(self) -> None:
         """Says in the next header that our table is empty: the client has room for a smaller one only."""
