@@ -118,6 +118,25 @@ def test_datatypes_come_back_as_they_went(client: Any, datatype: str, value: np.
     assert got.shape == value.shape and (got.astype(value.dtype) == value).all()
 
 
+def test_tensors_of_16_mib_go_both_ways() -> None:
+    """More than all windows together, as many at the same time as a connection may have, in calls and in a stream."""
+    value = np.arange(1 << 22, dtype=np.int32).reshape(1, -1)
+    wanted = client_grpc.InferInput("x", list(value.shape), "INT32")
+    wanted.set_data_from_numpy(value)
+    answers: queue.Queue[Any] = queue.Queue()
+
+    def answered(result: Any, error: Any) -> None:
+        answers.put(str(error) if error else bool((result.as_numpy("x") == value).all()))
+
+    with running(grpc=True) as world, client_grpc.InferenceServerClient(f"127.0.0.1:{world.grpc_port}") as client:
+        client.start_stream(callback=answered)
+        for _ in range(2):
+            client.async_infer("identity_int32", [wanted], callback=answered)
+            client.async_stream_infer("identity_int32", [wanted])
+        assert [answers.get(timeout=60) for _ in range(4)] == [True] * 4
+        client.stop_stream()
+
+
 @pytest.mark.parametrize(
     ("datatype", "field", "values"),
     [
