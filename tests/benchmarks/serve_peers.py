@@ -96,9 +96,14 @@ def _script(text: str) -> Callable[[Path, str, Path, int, int], list[str]]:
     return start
 
 
-def _torchpar(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
-    listen = f"--listen=127.0.0.1:{port}"
-    return [python, "-m", "torchpar.serve", "--name=m", f"--model={model}", listen, f"--workers={workers}"]
+def _torchpar(processes: str) -> Callable[[Path, str, Path, int, int], list[str]]:
+    """As the unit runs it, with so many inference processes."""
+
+    def start(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+        script = Path(__file__).parent / "serve_unit.py"
+        return [python, str(script), str(port), str(model), str(workers), processes]
+
+    return start
 
 
 LITSERVE = """
@@ -318,7 +323,8 @@ PYTRITON_WHEEL = ("nvidia-pytriton==0.7.0", "numpy<2")
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("torchpar", (), _torchpar, "/v2/health/ready", ask_binary(INFER)),
+        Peer("torchpar", (), _torchpar("auto"), "/v2/health/ready", ask_binary(INFER)),
+        Peer("torchpar-1", (), _torchpar("1"), "/v2/health/ready", ask_binary(INFER)),
         Peer("mlserver", ("mlserver==1.7.1", "uvloop==0.21.0"), _mlserver, "/v2/models/m/ready", ask_json(INFER)),
         Peer("litserve", ("litserve==0.2.19",), _script(LITSERVE), "/health", ask_plain("/predict")),
         Peer("kserve", ("kserve==0.21.0",), _script(KSERVE), "/v2/models/m/ready", ask_binary(INFER)),

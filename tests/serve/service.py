@@ -40,18 +40,21 @@ class Service:
     """Started when entered, killed when left. `state` collects what it told systemd, the last value of each."""
 
     def __init__(
-        self, folder: Path, model: Path, *, processes: int = 1, watchdog: float = 0.0, path: Path | None = None,
-        **serve: Any,
+        self, folder: Path, model: Path, *, processes: int = 1, threads: int = 1, each: int | None = None,
+        watchdog: float = 0.0, path: Path | None = None, **serve: Any,
     ) -> None:  # fmt: skip
-        """path: where its interpreter looks for packages first."""
+        """processes: one for each rank, with so many threads, which as many as `each` says (Processes=) share.
+
+        path: where its interpreter looks for packages first.
+        """
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self.address = self.listener.getsockname()
         settings = ServeSettings(
             model=str(model), handler=None, listen=(), grpc=(), workers=None, backend="auto", max_batch=None,
-            max_queue=None, drain_timeout=10, own=True,
+            max_queue=None, drain_timeout=10, own=True, processes=each,
         )  # fmt: skip
         cpus = str(min(os.sched_getaffinity(0)))
-        ranks = tuple(RankSettings(i, cpus, "", 1, 0, ()) for i in range(processes))
+        ranks = tuple(RankSettings(i, cpus, "", threads, 0, ()) for i in range(processes))
         self.job = JobSettings("torchpar-infer@m.service", 1, None, ranks, serve=replace(settings, **serve))
         self.folder = folder
         self.script = install(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +12,10 @@ from torchpar.cli.names import ServiceName
 from torchpar.cli.options import input_options
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.reports import RankReport
 from torchpar.daemon.client import ask_daemon
 from torchpar.host.inputs import LIVE, load
+from torchpar.host.job_folder import read_rank_reports
 from torchpar.plan.plan import Plan, ServicePlan, make_plan, plan_json
 
 
@@ -31,9 +34,10 @@ def explain(name: str, root: Path, facts_file: Path | None, conf_file: Path | No
         echo_json(explained[0] if len(explained) == 1 else explained)
         return
     # What was measured is of this host.
-    measured = _measured() if facts_file is None and root == LIVE else {}
+    live = facts_file is None and root == LIVE
+    measured = _measured() if live else {}
     for unit in units:
-        _echo_service(plan, plan.find(unit), measured.get(unit))
+        _echo_service(plan, plan.find(unit), measured.get(unit), _running_processes(unit) if live else ())
     warn(warning for unit in units for warning in plan.find(unit).warnings)
 
 
@@ -43,13 +47,23 @@ def _measured() -> dict[str, str]:
     return {service["unit"]: service["loading"] for service in services if service.get("loading")}
 
 
-def _echo_service(plan: Plan, service: ServicePlan, measured: str | None) -> None:
+def _running_processes(unit: str) -> list[RankReport]:
+    """Reads how many processes an inference service has found best on each of its places, where it runs."""
+    return [report for report in read_rank_reports(unit) if report.why]
+
+
+def _echo_service(
+    plan: Plan, service: ServicePlan, measured: str | None, processes: Sequence[RankReport]
+) -> None:
     click.echo(click.style(service.unit, bold=True))
     click.echo(f"  declared at {service.service.origins['']}")
     click.echo()
     for reason in service.reasons:
         click.echo(brief(f"  {reason.key}={reason.value}"))
         click.echo(textwrap.fill(brief(reason.why), 100, initial_indent="      ", subsequent_indent="      "))
+    for report in processes:
+        click.echo(brief(f"  Processes={report.processes} on CPUs {report.cpus}, as it runs"))
+        click.echo(textwrap.fill(brief(report.why), 100, initial_indent="      ", subsequent_indent="      "))
     if measured:
         click.echo()
         click.echo("  Measured in the last half a minute of its last run")

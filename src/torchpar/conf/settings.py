@@ -407,12 +407,20 @@ class InferSettings(ServiceSettings):
         "the key of the certificate; only root need be able to read it, as systemd does that",
         own=True,
     )
+    processes: int | None = _setting(
+        "Processes",
+        v.auto_or(v.parse_positive),
+        "auto",
+        "auto, or a number",
+        "inference processes on each NUMA node or core complex of its share, which divide its CPUs; auto: as many as "
+        "keep up with the requests, by what the first one measures at each start",
+    )
     workers: int | None = _setting(
         "Workers",
         v.auto_or(v.parse_positive),
         "auto",
         "auto, or a number",
-        "batches that each process computes at the same time; auto: as many as it has threads",
+        "batches that are computed at the same time on each NUMA node or core complex; auto: as many as it has threads",
     )
     backend: v.Backend = _setting(
         "Backend",

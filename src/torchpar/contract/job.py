@@ -46,9 +46,11 @@ class ServeSettings:
     """The settings of an inference service: its model, its addresses and its limits.
 
     model and handler are paths; one of them is set. listen are the addresses that HTTP may be served on, grpc those of
-    gRPC ("127.0.0.1:8000", "[::]:8000"). workers counts batches at the same time in each process; None: as many as the
-    rank has threads. backend is "auto", "thread" or "process"; max_batch counts rows and max_queue requests, None: the
-    server finds out. drain_timeout is in seconds. own: nobody else is expected on the service's CPUs.
+    gRPC ("127.0.0.1:8000", "[::]:8000"). workers counts batches at the same time on the CPUs of each rank; None: as
+    many as the rank has threads. backend is "auto", "thread" or "process"; max_batch counts rows and max_queue
+    requests, None: the server finds out. drain_timeout is in seconds. own: nobody else is expected on the service's
+    CPUs. processes counts inference processes on the CPUs of each rank, which share its threads or workers; None: the
+    server measures.
     """
 
     model: str | None
@@ -61,6 +63,7 @@ class ServeSettings:
     max_queue: int | None
     drain_timeout: int
     own: bool
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
     data["ranks"] = list(_shorten(data["ranks"]))
     if settings.serve is None:
         del data["serve"]
+    elif settings.serve.processes is None:
+        del data["serve"]["processes"]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
 
 
@@ -198,6 +203,7 @@ def _parse_serve(data: Any, where: str) -> ServeSettings:
         max_queue=_field(fields, where, "max_queue", number),
         drain_timeout=_number(fields, where, "drain_timeout", least=0),
         own=_field(fields, where, "own", bool),
+        processes=_field(fields, where, "processes", number, None),
     )
 
 

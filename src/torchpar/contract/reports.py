@@ -30,7 +30,11 @@ MOST_RANK_BYTES = 4096
 
 @dataclass(frozen=True)
 class RankReport:
-    """The state of one rank's process; `cpus` is a list in the kernel's syntax."""
+    """The state of one rank's process; `cpus` is a list in the kernel's syntax.
+
+    processes are those of an inference service that share the rank's CPUs and threads, of which this is the first; why
+    there are so many is in words.
+    """
 
     pid: int
     local_rank: int
@@ -39,6 +43,8 @@ class RankReport:
     interop_threads: int
     cpus: str
     allocator: str
+    processes: int = 1
+    why: str = ""
 
 
 @dataclass(frozen=True)

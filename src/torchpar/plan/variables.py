@@ -126,6 +126,7 @@ def _serve(infer: InferSettings, share: Share) -> ServeSettings:
         max_queue=infer.max_queue,
         drain_timeout=infer.drain_timeout,
         own=share.own,
+        processes=infer.processes,
     )
 
 

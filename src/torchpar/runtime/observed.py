@@ -30,11 +30,21 @@ def observe(torch: Any, local_rank: int) -> RankReport:
 
 def tell(report: RankReport) -> None:
     """Writes one line to the journal, and rank-N.json to the service's RuntimeDirectory= if it has one."""
+    say_report(report)
+    write_report(report)
+
+
+def say_report(report: RankReport) -> None:
+    """Writes one line to the journal."""
     threads = report.threads
     say(
         f"torch {report.torch}, {threads} thread{'' if threads == 1 else 's'}, {report.interop_threads} interop,"
         f" CPUs {report.cpus}, allocator {report.allocator}"
     )
+
+
+def write_report(report: RankReport) -> None:
+    """Writes rank-N.json to the service's RuntimeDirectory= if it has one."""
     # systemd separates several directories by colons.
     directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if directory:

@@ -14,6 +14,7 @@ from torchpar.serve.engine.engine import Engine
 from torchpar.serve.errors import StartError
 from torchpar.serve.grpc.server import GrpcServer
 from torchpar.serve.http.application import Application
+from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
 from torchpar.serve.limits import Limits
@@ -24,23 +25,23 @@ from torchpar.serve.protocol.service import Service
 SLOW_SECONDS = 1.0
 
 
-class Front:
-    """Serves an engine: HTTP on sockets that are bound and listen already, gRPC on addresses.
+# The protocols by which connections are passed from the process that accepts them.
+HTTP, GRPC = "http", "grpc"
 
-    shared: other processes serve gRPC on the same addresses.
+
+class Front:
+    """Serves an engine: HTTP on sockets that are bound and listen already, gRPC on addresses; or, of either, the
+    connections that another process has accepted.
     """
 
-    def __init__(
-        self, engine: Engine, tls: SSLContext | None = None, grpc: Sequence[str] = (), *, shared: bool = False
-    ) -> None:
+    def __init__(self, engine: Engine, tls: SSLContext | None = None, grpc: Sequence[str] = ()) -> None:
         log = RequestLog(SLOW_SECONDS)
         self.service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
         application = Application(self.service)
         self._tls = tls
         self.server = Server(application, Limits(), log)
         self._addresses = grpc
-        self._shared = shared
-        self._grpc: list[GrpcServer] = []
+        self._grpc = [GrpcServer(self.service, self.server)]
         application.serve(self.server.state)
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
@@ -54,10 +55,17 @@ class Front:
         for address in self._addresses:
             grpc = GrpcServer(self.service, self.server)
             try:
-                grpc.start(address, shared=self._shared)
+                grpc.start(address)
             except OSError as error:
                 raise StartError(str(error)) from None
             self._grpc.append(grpc)
+
+    def take(self, sock: socket.socket, protocol: str, peer: Any) -> None:
+        """Serves a connection that another process has accepted; peer is its other end, as accept(2) said."""
+        if protocol == GRPC:
+            self.server.take(sock, self._grpc[0].connect(peer))
+        else:
+            self.server.take(sock, Connection(self.server.state, peer), self._tls)
 
     async def stop(self, grace: float) -> None:
         """Accepts no more; returns when every connection has the answers that are due, or after grace seconds."""

@@ -11,18 +11,20 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.runtime.binding import bind_cpus, bind_memory
-from torchpar.runtime.observed import observe, tell
+from torchpar.runtime.observed import observe, say_report, write_report
 from torchpar.serve.engine.metadata import READY
 from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
+from torchpar.serve.process_count import Count, choose_count
 from torchpar.serve.supervisor.channel import Channel
+from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender, from_json, merge, to_json
 from torchpar.serve.tls import make_tls
 
@@ -53,15 +55,17 @@ def visible_devices(settings: JobSettings, rank: RankSettings, environ: Mapping[
     return narrowed
 
 
-def engine_options(settings: JobSettings, rank: RankSettings, environ: Mapping[str, str]) -> EngineOptions:
-    """Makes the options of one process's engine."""
+def engine_options(
+    settings: JobSettings, rank: RankSettings, environ: Mapping[str, str], threads: int | None = None
+) -> EngineOptions:
+    """Makes the options of one process's engine. threads: those of it, where several processes share the rank's."""
     serve = settings.serve
     assert serve
     return EngineOptions(
         name=settings.service.partition("@")[2].rpartition(".")[0],
         model=serve.model,
         handler=serve.handler,
-        workers=serve.workers or rank.threads,
+        workers=threads or serve.workers or rank.threads,
         backend=serve.backend,
         max_batch=serve.max_batch,
         max_queue=serve.max_queue,
@@ -71,14 +75,14 @@ def engine_options(settings: JobSettings, rank: RankSettings, environ: Mapping[s
     )
 
 
-def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, sockets: Sequence[socket.socket]) -> int:
+def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, gauge: Gauge) -> int:
     """Serves until told to stop; returns the exit status."""
     # A SIGABRT of the first process, when this one hangs, leaves a traceback of every thread in the journal.
     faulthandler.enable()
     # So does a SIGTERM, which comes to it where the start is over before it is done.
     faulthandler.register(signal.SIGTERM, chain=True)
     try:
-        return asyncio.run(_Serving(settings, rank, Channel(channel), sockets).run())
+        return asyncio.run(_Serving(settings, rank, Channel(channel), gauge).run())
     except (ModelError, StartError) as error:
         say(str(error))
         return ExitStatus.CONFIG
@@ -87,20 +91,19 @@ def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, soc
 class _Serving:
     """The life of one process: load, serve, reload, drain."""
 
-    def __init__(
-        self, settings: JobSettings, rank: RankSettings, channel: Channel, sockets: Sequence[socket.socket]
-    ) -> None:
+    def __init__(self, settings: JobSettings, rank: RankSettings, channel: Channel, gauge: Gauge) -> None:
         self._settings = settings
         self._rank = rank
         self._channel = channel
-        self._sockets = sockets
+        self._gauge = gauge
         self._engine: Any
         self._front: Any
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[float]
         self._hurry: asyncio.Future[float]
-        self._go: asyncio.Future[bool]
-        self._several = len(settings.ranks) > 1
+        self._go: asyncio.Future[dict[str, Any]]
+        self._index = 0  # among the processes of its rank
+        self._request = 0.0  # seconds that one costs; 0: nobody wants to know
         self._count = Sender(lambda news, names: channel.send(counters=news, names=names))
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
@@ -111,29 +114,33 @@ class _Serving:
         # Not before bind(): this imports torch.
         from torchpar.serve.engine.shared import SharedEngine
         from torchpar.serve.front import Front
+        from torchpar.serve.request_cost import measure_request
 
         self._loop = asyncio.get_running_loop()
         self._stop, self._hurry = self._loop.create_future(), self._loop.create_future()
         self._go = self._loop.create_future()
-        # The first message is there before the process is.
-        told = self._channel.receive() or {}
+        # The first messages are there before the process is.
+        told = {**(self._channel.receive() or {}), **(self._channel.receive() or {})}
+        self._index = told["index"]
         self._loop.add_reader(self._channel, self._hear)
-        self._engine = SharedEngine(engine_options(self._settings, self._rank, os.environ), self._tell_others)
-        serve = self._settings.serve
-        grpc = serve.grpc if serve else ()
-        self._front = front = Front(self._engine, make_tls(os.environ), grpc, shared=self._several)
+        options = engine_options(self._settings, self._rank, os.environ, told["threads"])
+        self._engine = SharedEngine(options, self._tell_others)
+        self._front = front = Front(self._engine, make_tls(os.environ))
         front.service.tell = self._tell_setting
+        front.server.state.tell_load = self._gauge.set_load
         try:
-            await self._engine.start(told.get("like"), told.get("unloaded", ()), told.get("unbatched", ()))
+            await self._engine.prepare(told["like"], told["unloaded"], told["unbatched"])
         except OtherFilesError as error:
             self._channel.send(differs=str(error))
             return ExitStatus.DIFFERS
+        if told["count"]:
+            self._request = await measure_request()
         # Nobody is answered before it is certain that the others serve the same.
         self._send_serves(loaded=True)
-        await self._go
-        report = observe(sys.modules["torch"], self._rank.local_rank)
-        tell(dataclasses.replace(report, threads=self._engine.options.workers))
-        await front.start(self._sockets)
+        go = await self._go
+        self._engine.open(go.get("threads"))
+        self._report(go.get("processes", 1))
+        await front.start(())
         untried = sorted({entry.name for entry in self._engine.index() if entry.state == READY and entry.reason})
         self._channel.send(ready=True, untried=untried)
         self._beat()
@@ -144,8 +151,32 @@ class _Serving:
             drain.cancel()
         return ExitStatus.DONE
 
+    def _report(self, processes: int) -> None:
+        """Tells what holds in this process; the first of a rank tells it of those beside it too."""
+        report = observe(sys.modules["torch"], self._rank.local_rank)
+        report = dataclasses.replace(report, threads=self._engine.options.workers)
+        say_report(report)
+        if not self._index:
+            assert (serve := self._settings.serve)
+            why = f"Processes={serve.processes}" if serve.processes else self._find_count().why
+            threads = serve.workers or self._rank.threads
+            write_report(dataclasses.replace(report, threads=threads, processes=processes, why=why))
+
+    def _find_count(self) -> Count:
+        """Finds how many processes this one's rank should have."""
+        assert (serve := self._settings.serve)
+        threads = serve.workers or self._rank.threads
+        if writers := self._engine.writers():
+            return Count(1, f"{', '.join(writers)} must be in one process, for it writes to itself", alone=True)
+        row = self._engine.row_seconds()
+        if row is None:
+            return Count(1, "processes of their own compute its models")
+        return choose_count(threads, self._request, row)
+
     def _send_serves(self, **message: Any) -> None:
         message["unbatched"] = list(self._engine.unbatched())
+        count = self._find_count()
+        message.update(count=count.count, alone=count.alone)
         if not self._channel.send(serves=self._engine.serves(), **message):
             say(
                 "there are too many models to compare them with those of the service's other processes",
@@ -164,8 +195,7 @@ class _Serving:
             self._channel.send(alive=True)
         if unbatched := list(self._engine.unbatched()):
             self._channel.send(unbatched=unbatched)
-        if self._several:
-            self._channel.send(usage=self._front.server.state.usage())
+        self._channel.send(usage=self._front.server.state.usage())
         self._count(to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
@@ -177,8 +207,10 @@ class _Serving:
                 task.add_done_callback(self._tasks.discard)
             if "asked" in message and message["asked"] in self._asked:
                 self._asked.pop(message["asked"]).set_result(message["wrong"])
+            if "connection" in message:
+                self._take_connection(message)
             if "go" in message and not self._go.done():
-                self._go.set_result(True)
+                self._go.set_result(message)
             if "unbatched" in message and "like" not in message:
                 self._engine.end_batching(message["unbatched"])
             if "totals" in message:
@@ -189,12 +221,21 @@ class _Serving:
             if "usage" in message:
                 self._front.server.state.totals = message["usage"]
             if "stop" in message:
-                due = self._hurry if self._stop.done() else self._stop
-                if not due.done():
-                    due.set_result(message["stop"])
+                self._end_within(message["stop"])
         if message is None:
             # The first process is gone, and with it whoever could start this service in order: systemd does it anew.
             os._exit(ExitStatus.FAILED)
+
+    def _take_connection(self, message: dict[str, Any]) -> None:
+        self._gauge.take()
+        peer = message["peer"]
+        self._front.take(message["socket"], message["connection"], tuple(peer) if isinstance(peer, list) else peer)
+
+    def _end_within(self, grace: float) -> None:
+        """Stops within so many seconds, or sooner than it was about to."""
+        due = self._hurry if self._stop.done() else self._stop
+        if not due.done():
+            due.set_result(grace)
 
     async def _do(self, verb: str, model: str, number: int) -> None:
         wrong = ""
@@ -212,8 +253,6 @@ class _Serving:
             say("the log or trace settings are those of this process alone: the first process does not listen")
 
     async def _tell_others(self, verb: str, model: str) -> str:
-        if not self._several:
-            return ""
         number = next(self._numbers)
         self._asked[number] = self._loop.create_future()
         self._send_serves(ask=number, verb=verb, model=model)

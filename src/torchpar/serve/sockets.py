@@ -31,6 +31,22 @@ def adopt_sockets(environ: MutableMapping[str, str], service: str) -> list[socke
     return sockets
 
 
+def listen_on(address: str, protocol: str) -> socket.socket:
+    """Listens on "HOST:PORT", HOST being an address, for what is called `protocol`. Raises OSError when it cannot."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server(
+            (host, int(port)), family=family, backlog=socket.SOMAXCONN, dualstack_ipv6=host == "::"
+        )
+    except OSError as error:
+        raise OSError(f"cannot listen on {address} for {protocol}: {error.strerror or error}") from None
+    # The connections have it from here; asyncio does not see of a socket that Python made that it is TCP.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 def refuse_unnamed(sockets: Sequence[socket.socket], named: Sequence[str]) -> None:
     """Raises StartError for a socket that other hosts could reach and that Listen= does not name.
 

@@ -13,8 +13,9 @@ from torchpar.contract.job import JobSettings, parse_job_environment
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.errors import StartError
-from torchpar.serve.sockets import adopt_sockets, refuse_unnamed
+from torchpar.serve.sockets import adopt_sockets, listen_on, refuse_unnamed
 from torchpar.serve.supervisor.control import ask_to_reload
+from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.processes import Processes
 
 USAGE = "usage: serve.py [reload]"
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
             return _supervise(_settings())
         if list(arguments) == ["reload"]:
             return ask_to_reload(os.environ)
-        if arguments[0] == "process" and len(arguments) > 2:
+        if arguments[0] == "process" and len(arguments) == 4:
             return _serve(_settings(), *map(int, arguments[1:]))
     except (JobSettingsError, StartError) as error:
         say(str(error), Priority.ERROR)
@@ -47,10 +48,15 @@ def _supervise(settings: JobSettings) -> int:
     assert settings.serve
     sockets = adopt_sockets(os.environ, settings.service)
     refuse_unnamed(sockets, settings.serve.listen)
-    return asyncio.run(Processes(settings, sockets, Notifier()).run())
+    listeners = [("http", each) for each in sockets]
+    try:
+        listeners += [("grpc", listen_on(address, "gRPC")) for address in settings.serve.grpc]
+    except OSError as error:
+        raise StartError(str(error)) from None
+    return asyncio.run(Processes(settings, listeners, Notifier()).run())
 
 
-def _serve(settings: JobSettings, local_rank: int, channel: int, *files: int) -> int:
+def _serve(settings: JobSettings, local_rank: int, channel: int, gauge: int) -> int:
     # Not before its CPUs are set: threads that torch starts when it is imported inherit them.
     from torchpar.serve.process import bind, serve
 
@@ -58,5 +64,4 @@ def _serve(settings: JobSettings, local_rank: int, channel: int, *files: int) ->
     if rank is None:
         raise StartError(f"the plan of {settings.service} has no process {local_rank}")
     bind(settings, rank, os.environ)
-    sockets = [socket.socket(fileno=number) for number in files]
-    return serve(settings, rank, socket.socket(fileno=channel), sockets)
+    return serve(settings, rank, socket.socket(fileno=channel), Gauge(gauge))

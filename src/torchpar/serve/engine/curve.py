@@ -89,6 +89,10 @@ class Curve:
             parts += 1
         return parts
 
+    def row_seconds(self, cap: int) -> float:
+        """Returns the seconds that a row takes in the best batch of up to `cap` rows."""
+        return min(self.seconds(rows) / rows for rows in {1, cap, *self._rows} if rows <= cap)
+
     def points(self) -> dict[int, float]:
         """Returns the points, rows to seconds, as the constructor takes them."""
         return dict(zip(self._rows, self._seconds))

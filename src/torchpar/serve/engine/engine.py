@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torchpar.serve.engine.served import Batch, Served, expired
 from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
 from torchpar.serve.errors import ServeError
 from torchpar.serve.models.identity import Serves
+from torchpar.serve.runners.runner import ThreadRunner
 
 # A thread that waits for Python's lock gets it after this many seconds; Python's own 5 ms are a batch or more.
 SWITCH_INTERVAL = 0.0005
@@ -59,6 +61,11 @@ class Engine:
         the reason. Raises ModelError when there is none to serve, and OtherFilesError where it cannot serve what others
         do.
         """
+        await self.prepare(like, unloaded, unbatched)
+        self.open()
+
+    async def prepare(self, like: Serves | None, unloaded: Collection[str], unbatched: Collection[str]) -> None:
+        """Does what `start` does, but for the threads that compute: nothing is answered before `open`."""
         self._loop = asyncio.get_running_loop()
         sys.setswitchinterval(SWITCH_INTERVAL)
         # torch begins each process with the same seed, and all inference processes would draw the same numbers.
@@ -67,11 +74,30 @@ class Engine:
             torch.set_num_threads(1)
         await self._lifecycle.start(like, unloaded)
         self.end_batching(unbatched)
+
+    def open(self, workers: int | None = None) -> None:
+        """Answers from now on, with so many workers; None: as the options say."""
+        if workers is not None:
+            self.options = self._lifecycle.options = replace(self.options, workers=workers)
         self._pool = Pool(
             self.options.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
         )
         self._pool.start()
         self._accepting = True
+
+    def row_seconds(self) -> float | None:
+        """Returns what the cheapest model computes for a row in its best batch; None where threads do not compute all.
+
+        Other processes would have further processes of their own, which hold the models once more.
+        """
+        served = self._lifecycle.all()
+        if not served or not all(isinstance(each.runner, ThreadRunner) for each in served):
+            return None
+        return min(each.curve.row_seconds(each.cap()) for each in served)
+
+    def writers(self) -> list[str]:
+        """Names the models that write to themselves, and so must be in one process alone."""
+        return [served.name for served in self._lifecycle.all() if served.single]
 
     def serves(self) -> Serves:
         """Returns the served versions with the files that they were made of, for other processes to compare."""

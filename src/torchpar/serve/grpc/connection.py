@@ -142,6 +142,10 @@ class Connection(Taking):
 
     # ---- time ----
 
+    def calls_under_way(self) -> int:
+        """Counts the calls that are not finished."""
+        return len(self.calls)
+
     def expire(self, now: float) -> None:
         """Ends the connection if the client has been too slow; the server calls it now and then."""
         if self._since is not None and self.reading_paused:

@@ -16,6 +16,7 @@ from torchpar.serve.grpc.inference import Inference, decode
 from torchpar.serve.grpc.wire import Message
 from torchpar.serve.http.server import Server
 from torchpar.serve.protocol.service import Service
+from torchpar.serve.sockets import listen_on
 
 NAME = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -45,29 +46,10 @@ class GrpcServer:
         calls[f"/{HEALTH}/Check"] = self._unary(m.HEALTH_REQUEST, self._health)
         self._handlers = {path.encode(): make for path, make in calls.items()}
 
-    def start(self, address: str, *, shared: bool = False) -> int:
-        """Listens on "HOST:PORT", HOST being an address; returns the port. Raises OSError when it cannot.
-
-        shared: with other processes of this service, between which the kernel distributes the connections.
-        """
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.create_server(
-                (host, int(port)),
-                family=family,
-                backlog=socket.SOMAXCONN,
-                # Two services on one port would share its clients by chance.
-                reuse_port=shared,
-                dualstack_ipv6=host == "::",
-            )
-        except OSError as error:
-            raise OSError(f"cannot listen on {address} for gRPC: {error.strerror or error}") from None
-        # The connections have it from here; asyncio does not see of a socket that Python made that it is TCP.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._listener = listener
-        self._server.listen(listener, self._connect)
+    def start(self, address: str) -> int:
+        """Listens on "HOST:PORT", HOST being an address; returns the port. Raises OSError when it cannot."""
+        self._listener = listener = listen_on(address, "gRPC")
+        self._server.listen(listener, self.connect)
         return int(listener.getsockname()[1])
 
     def stop(self) -> None:
@@ -82,7 +64,8 @@ class GrpcServer:
             if isinstance(connection, Connection):
                 connection.start_drain()
 
-    def _connect(self, peer: Any) -> Connection:
+    def connect(self, peer: Any) -> Connection:
+        """Makes the protocol of a connection."""
         return Connection(self._state, peer, self._answer)
 
     def _answer(self, call: Call) -> None:

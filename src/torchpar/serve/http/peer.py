@@ -29,6 +29,10 @@ class Peer(asyncio.Protocol, ABC):
         """Returns the bytes of a large unfinished body so far, and lately in a second; None if there is none."""
         return None
 
+    def calls_under_way(self) -> int:
+        """Counts what the client waits for at the same time, where a connection carries several calls."""
+        return 1
+
     def give_up(self) -> None:
         """Refuses the body that is not whole, for its memory is wanted."""
 

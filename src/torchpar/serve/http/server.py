@@ -98,8 +98,12 @@ class Server:
             self.loop.remove_reader(listener)
             self.loop.call_later(1.0, self._accept_again, listener, make, tls)
             return
+        self.take(sock, make(peer), tls)
+
+    def take(self, sock: socket.socket, connection: Peer, tls: SSLContext | None = None) -> None:
+        """Serves a connection that was accepted."""
         sock.setblocking(False)
-        task = self.loop.create_task(self._handshake(sock, make(peer), tls))
+        task = self.loop.create_task(self._handshake(sock, connection, tls))
         self._handshakes[task] = None
         task.add_done_callback(self._handshakes.pop)
         if len(self._handshakes) > self.state.limits.connections:
@@ -137,6 +141,7 @@ class Server:
         now = self.loop.time()
         for connection in self.state.all_connections():
             connection.expire(now)
+        self.state.weigh()
         if now >= self._trim_at:
             self._trim_at = float("inf")
             self.loop.run_in_executor(None, self._trim).add_done_callback(self._trimmed)

@@ -23,7 +23,8 @@ class ServerState:
     `loop` is there from the server's start on. `held` counts the bytes of bodies that arrive and `owed` those of
     answers that clients have not taken; `answers` counts answers by status; `refused` counts requests that were not
     even read to their end; `calmed` counts connections that are not read for a moment, for they asked too much.
-    `totals` is the `usage()` of all processes of the service where it has several.
+    `totals` is the `usage()` of all processes of the service where it has several. `tell_load` is given the number of
+    connections when it changes; one that has several calls under way counts for as many.
     """
 
     def __init__(self, application: Callable[[Exchange], None], limits: Limits, log: RequestLog) -> None:
@@ -39,6 +40,8 @@ class ServerState:
         self.refused = 0
         self.answers: dict[int, int] = {}
         self.totals: dict[str, float] | None = None
+        self.tell_load: Callable[[int], object] = lambda load: None
+        self._further_calls = 0
         self._connections: set[Peer] = set()
         self._surplus: set[Peer] = set()
         self._eviction = Eviction()
@@ -54,7 +57,16 @@ class ServerState:
             self._surplus.add(connection)
         else:
             return False
+        self.tell_load(self._load())
         return True
+
+    def weigh(self) -> None:
+        """Sees what the connections have to do now."""
+        self._further_calls = sum(max(0, peer.calls_under_way() - 1) for peer in self._connections)
+        self.tell_load(self._load())
+
+    def _load(self) -> int:
+        return len(self._connections) + len(self._surplus) + self._further_calls
 
     def _make_room(self, connection: Peer) -> bool:
         gone = self._eviction.choose(self._connections, connection, self.loop.time())
@@ -98,6 +110,7 @@ class ServerState:
         """Forgets a connection that is gone."""
         self._connections.discard(connection)
         self._surplus.discard(connection)
+        self.tell_load(self._load())
 
     def connections(self) -> int:
         """Counts the connections."""

@@ -25,26 +25,48 @@ class Channel:
 
     def send(self, **message: Any) -> bool:
         """Sends a message; False when it is lost, as the other end is gone or reads nothing, or it is too large."""
+        return self._send([], message)
+
+    def send_socket(self, sock: socket.socket, **message: Any) -> bool:
+        """Sends a message with a socket, which stays open here; False when it is lost."""
+        return self._send([sock.fileno()], message)
+
+    def _send(self, files: list[int], message: dict[str, Any]) -> bool:
         cut = {name: value[:TEXT] if isinstance(value, str) else value for name, value in message.items()}
+        data = json.dumps(cut).encode()
         try:
-            self._door.send(json.dumps(cut).encode())
+            if files:
+                socket.send_fds(self._door, [data], files)
+            else:
+                self._door.send(data)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
         except OSError as error:
-            if error.errno != errno.EMSGSIZE:
+            # The latter: more sockets are on their way than the service may have open.
+            if error.errno not in (errno.EMSGSIZE, errno.ETOOMANYREFS):
                 raise
             return False
         return True
 
     def receive(self) -> dict[str, Any] | None:
-        """Returns the next message: empty when there is none now, None when the other end is gone."""
+        """Returns the next message: empty when there is none now, None when the other end is gone.
+
+        A socket that came with it is its "socket".
+        """
         try:
-            data = self._door.recv(LARGEST)
+            data, files, _, _ = socket.recv_fds(self._door, LARGEST, 1)
         except BlockingIOError:
             return {}
         except ConnectionResetError:
             return None
-        return json.loads(data) if data else None
+        message: dict[str, Any] | None = json.loads(data) if data else None
+        for file in files:
+            sock = socket.socket(fileno=file)
+            if message is None:
+                sock.close()
+            else:
+                message["socket"] = sock
+        return message
 
     def close(self) -> None:
         """Gives it up."""

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 from typing import Any
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.models.identity import Serves
 from torchpar.serve.supervisor.channel import Channel
+from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender
 
 
 class Member:
-    """One serving process, of which there is always one: when it ends, another is started in its place."""
+    """One serving process, of which there is always one: when it ends, another is started in its place.
 
-    def __init__(self, rank: int) -> None:
+    number is its own, in what is said of it. rank is its place's in the plan, of which it is the index-th process, and
+    threads is how many compute in it (None: as planned for the place).
+    """
+
+    def __init__(self, number: int, rank: int, index: int = 0, threads: int | None = None) -> None:
+        self.number = number
         self.rank = rank
+        self.index = index
+        self.threads = threads
+        self.retiring = False  # it answers what it has accepted, and nobody takes its place
+        self.gauge: Gauge | None = None
+        self.passed = 0  # connections
+        self.last_passed = 0  # the number of the latest, among those of all processes
         self.child: subprocess.Popen[bytes] | None = None
         self.channel: Channel | None = None
         self.ready = False
@@ -37,11 +50,31 @@ class Member:
         self.count = Sender(self._send_totals)
         self.usage: dict[str, float] = {}  # its last, see usage.py
 
+    def has_to_do(self) -> tuple[int, int]:
+        """Orders processes by what they have to do: connections, also those on their way; who waited longer first."""
+        waiting = self.passed - self.gauge.taken if self.gauge else 0
+        return (self.gauge.load if self.gauge else 0) + waiting, self.last_passed
+
+    def pass_connection(self, sock: socket.socket, protocol: str, peer: Any, number: int) -> bool:
+        """Has it serve a connection; False if it does not listen. number: of the connection."""
+        if self.channel is None or not self.channel.send_socket(sock, connection=protocol, peer=peer):
+            return False
+        self.passed += 1
+        self.last_passed = number
+        return True
+
+    def give_up(self) -> None:
+        """Closes what the process was talked to through."""
+        for each in (self.channel, self.gauge):
+            if each:
+                each.close()
+        self.channel = self.gauge = None
+
     def set(self, setting: dict[str, Any]) -> None:
         """Has it change a setting of its log or traces; one that is not ready is told when it is."""
         if self.ready and self.channel and not self.channel.send(setting=setting):
             say(
-                f"process {self.rank} does not listen, and has other log or trace settings than the others",
+                f"process {self.number} does not listen, and has other log or trace settings than the others",
                 Priority.WARNING,
             )
 

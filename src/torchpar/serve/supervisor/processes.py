@@ -26,9 +26,12 @@ from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.models.identity import Serves, same
 from torchpar.serve.supervisor import control
+from torchpar.serve.supervisor.accepting import Acceptor
 from torchpar.serve.supervisor.answers import PERIOD, Answers
 from torchpar.serve.supervisor.channel import make_pair
+from torchpar.serve.supervisor.gauge import make_gauge
 from torchpar.serve.supervisor.member import Member, describe
+from torchpar.serve.supervisor.places import Place
 from torchpar.serve.supervisor.totals import add_up, merge, to_json
 from torchpar.serve.usage import add_usage, past_usage
 
@@ -43,6 +46,8 @@ LAST_WORDS_SECONDS = 1.0
 RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
 # How often each process is told what all have counted.
 COUNT_SECONDS = 1.0
+# One that says for so much longer than another that it makes progress gets no connection.
+SILENT_SECONDS = 3.0
 # So many failures in a row, with no other process that serves, are left to systemd and its start limit.
 FAILURES = 6
 
@@ -50,12 +55,17 @@ FAILURES = 6
 class Processes:
     """Starts, watches and stops all processes. `run()` returns the service's exit status when they have ended."""
 
-    def __init__(self, settings: JobSettings, sockets: Sequence[socket.socket], notifier: Notifier) -> None:
+    def __init__(
+        self, settings: JobSettings, listeners: Sequence[tuple[str, socket.socket]], notifier: Notifier
+    ) -> None:
+        """listeners: sockets that listen, each with the name of its protocol, as Front.take has it."""
         assert settings.serve
         self._serve = settings.serve
-        self._sockets = sockets
         self._notifier = notifier
-        self._processes = [Member(rank.local_rank) for rank in settings.ranks]
+        self._places = {rank.local_rank: Place(rank, settings.serve) for rank in settings.ranks}
+        self._processes = [place.first() for place in self._places.values()]
+        self._acceptor = Acceptor(listeners, self._takers)
+        self._several = len(self._processes) > 1  # or were
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
         self._stopping = False
@@ -84,8 +94,7 @@ class Processes:
         for process in self._processes:
             self._start(process)
         self._tell()
-        if len(self._processes) > 1:
-            self._count()
+        self._count()
         self._tell_answers(Answers(os.environ))
         if self._notifier.watchdog_seconds:
             self._watch(self._notifier.watchdog_seconds)
@@ -100,7 +109,8 @@ class Processes:
         if self._stopping:
             return
         process.channel, theirs = make_pair()
-        files = [theirs.fileno(), *(each.fileno() for each in self._sockets)]
+        process.gauge, process.passed = make_gauge(), 0
+        files = [theirs.fileno(), process.gauge.fd]
         # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
         words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
@@ -108,13 +118,13 @@ class Processes:
         model = self._model(process)
         process.serves, process.like = None, model.serves if model else None
         process.channel.send(like=process.like, unloaded=sorted(self._unloaded), unbatched=sorted(self._unbatched))
+        process.channel.send(index=process.index, threads=process.threads, count=self._places[process.rank].asks())
         process.unbatched = set()
         try:
             process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
         except OSError as error:
-            process.channel.close()
-            process.channel = None
-            say(f"process {process.rank} cannot be started, which is tried again: {error.strerror}", Priority.WARNING)
+            process.give_up()
+            say(f"process {process.number} cannot be started, which is tried again: {error.strerror}", Priority.WARNING)
             self._loop.call_later(LONGEST_RESTART_SECONDS, self._start, process)
             return
         finally:
@@ -137,11 +147,40 @@ class Processes:
                 )
             self._served = process.serves
             process.going = True
+            self._divide(process)
             if process.channel:
-                process.channel.send(go=True)
+                process.channel.send(go=True, **self._places[process.rank].parts(process))
         elif process.child:
             self._refuse(process, "files of its models")
             process.child.kill()
+
+    def _divide(self, asking: Member) -> None:
+        """Starts the further processes of a place that its first one asks for, and lets those go that are too many."""
+        place = self._places[asking.rank]
+        for process in place.divide(asking, {each.number for each in self._processes}):
+            if process.retiring:
+                self._end(process)
+            else:
+                self._processes.append(process)
+                self._several = True
+                self._start(process)
+
+    def _end(self, process: Member) -> None:
+        """Has a process answer what it has accepted, and end."""
+        grace = float(self._serve.drain_timeout)
+        process.going = False
+        if process.channel:
+            process.channel.send(stop=grace)
+        if process.child:
+            self._loop.call_later(grace + STOP_SECONDS, process.child.kill)
+
+    def _takers(self) -> list[Member]:
+        """Returns the processes that may be passed connections: none before all are ready, or they had too many."""
+        if not self._started or self._stopping:
+            return []
+        ready = [process for process in self._processes if process.ready and process.going]
+        heard = max((process.heard for process in ready), default=0.0)
+        return [process for process in ready if heard - process.heard < SILENT_SECONDS]
 
     def _refuse(self, process: Member, what: str) -> None:
         """Marks a process that found other files as refused.
@@ -156,25 +195,23 @@ class Processes:
         """Starts those again that serve other files than this one: they answer what they have accepted, and return."""
         if self._calls:
             return  # some have loaded and others not yet; the last call aligns them
-        grace = float(self._serve.drain_timeout)
         for process in self._processes:
             if process is model or not (process.ready and process.going and process.channel):
                 continue
             if not _alike(model.serves, process.serves):
                 say(
-                    f"process {process.rank} serves other files than process {model.rank}, and is started again",
+                    f"process {process.number} serves other files than process {model.number}, and is started again",
                     Priority.WARNING,
                 )
-                process.going = False
-                process.channel.send(stop=grace)
-                if process.child:
-                    self._loop.call_later(grace + STOP_SECONDS, process.child.kill)
+                self._end(process)
 
     def _hear(self, process: Member) -> None:
         while process.channel and (message := process.channel.receive()):
             self._take(process, message)
 
     def _take(self, process: Member, message: dict[str, Any]) -> None:  # noqa: C901 - a branch for each message
+        if "count" in message:
+            self._places[process.rank].measured(process, message["count"], alone=message["alone"])
         if "alive" in message or "ready" in message:
             # Only these: the rest comes from its event loop, which goes on while its computing is stuck.
             process.heard = time.monotonic()
@@ -230,11 +267,12 @@ class Processes:
         if not self._started and all(each.ready or each.out for each in self._processes):
             self._started = True
             self._notifier.send(READY="1")
+        self._acceptor.resume()
 
     # ---- ends ----
 
     def _reap(self) -> None:
-        for process in self._processes:
+        for process in list(self._processes):
             if process.child and process.child.poll() is not None:
                 self._hear(process)
                 self._over(process, process.child.returncode)
@@ -246,10 +284,9 @@ class Processes:
         process.ready = process.going = False
         if process.channel:
             self._loop.remove_reader(process.channel)
-            process.channel.close()
-            process.channel = None
+            process.give_up()
         for call in process.calls.values():
-            call.set_result(f"process {process.rank} {describe(status)}")
+            call.set_result(f"process {process.number} {describe(status)}")
         process.calls.clear()
         # What it has counted stays counted.
         self._past = to_json(add_up([self._past, [[n, v, values, 0] for n, v, values, _ in process.counters]]))
@@ -261,9 +298,13 @@ class Processes:
                 wait = 0.0 if was_ready else LAST_WORDS_SECONDS
                 self._loop.call_later(wait, self._finish, ExitStatus.DONE)
             return
+        if process.retiring:
+            self._processes.remove(process)
+            self._tell()
+            return
         if process.out and self._model(process):
             say(
-                f"process {process.rank} stays out until the models are loaded again (systemctl reload):"
+                f"process {process.number} stays out until the models are loaded again (systemctl reload):"
                 f" the others were loaded before this changed: {process.out}",
                 Priority.WARNING,
             )
@@ -274,17 +315,23 @@ class Processes:
         if process.refused:
             self._start(process)
             return
+        if not self._started and process.index:
+            say(f"process {process.number} {describe(status)}, and is done without: the others serve", Priority.WARNING)
+            self._processes.remove(process)
+            self._see_started()
+            self._tell()
+            return
         if not self._started:
             # What keeps one of them from starting at all keeps systemctl start from succeeding.
             self._fail(ExitStatus.CONFIG if status == ExitStatus.CONFIG else ExitStatus.FAILED)
             return
         process.failures = 0 if was_ready else process.failures + 1
         if process.failures >= FAILURES and not any(each.ready for each in self._processes):
-            say(f"process {process.rank} {describe(status)}, {process.failures} times in a row", Priority.WARNING)
+            say(f"process {process.number} {describe(status)}, {process.failures} times in a row", Priority.WARNING)
             self._fail(ExitStatus.FAILED)
             return
         delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
-        say(f"process {process.rank} {describe(status)}; another takes its place in {delay:g} s", Priority.WARNING)
+        say(f"process {process.number} {describe(status)}; another takes its place in {delay:g} s", Priority.WARNING)
         self._loop.call_later(delay, self._start, process)
         if not self._model():
             self._start_those_out()
@@ -310,13 +357,14 @@ class Processes:
         """SIGTERM: those that serve answer what they have accepted; once more: at most a second longer."""
         grace = HURRIED_SECONDS if self._stopping else float(self._serve.drain_timeout)
         self._stopping = True
+        self._acceptor.stop()
         self._notifier.send(STOPPING="1", STATUS=f"answering what was accepted, for {grace:g} s at the most")
         for process in self._processes:
             if process.ready and process.channel:
                 process.channel.send(stop=grace)
             elif process.child:
                 say(
-                    f"process {process.rank} was still loading its models, and has accepted nothing; it was here:",
+                    f"process {process.number} was still loading its models, and has accepted nothing; it was here:",
                     Priority.WARNING,
                 )
                 process.child.terminate()
@@ -377,6 +425,9 @@ class Processes:
         like = like or (could[0] if could else self._model())
         if like and like.going:
             self._align(like)
+        if not self._calls:
+            for process in [process for process in self._processes if process.ready and process.going]:
+                self._divide(process)
         return "\n".join(dict.fromkeys(filter(None, wrong)))
 
     def _order(self, process: Member, verb: str, model: str) -> asyncio.Future[str]:
@@ -385,7 +436,7 @@ class Processes:
         assert process.channel
         process.calls[number] = call
         if not process.channel.send(do=verb, model=model, number=number):
-            process.calls.pop(number).set_result(f"process {process.rank} does not listen")
+            process.calls.pop(number).set_result(f"process {process.number} does not listen")
         return call
 
     async def _catch_up(self, process: Member) -> None:
@@ -395,7 +446,7 @@ class Processes:
             return
         wrong = await self._order(process, "reload", "")
         if wrong:
-            say(f"process {process.rank}, reload: {wrong}", Priority.WARNING)
+            say(f"process {process.number}, reload: {wrong}", Priority.WARNING)
         if process.going:
             self._align(process)
 
@@ -425,7 +476,7 @@ class Processes:
 
     def _tell_counts(self, process: Member) -> None:
         """Tells a process what all have counted, those that have ended too."""
-        if len(self._processes) > 1 and process.channel:
+        if self._several and process.channel:
             # First, for the models of a large repository can fill the channel.
             process.channel.send(usage=add_usage([self._past_usage, *(each.usage for each in self._processes)]))
             process.count(to_json(add_up([self._past, *(each.counters for each in self._processes)])))
@@ -436,7 +487,7 @@ class Processes:
         """Tells systemd the line of `systemctl status`."""
         ready, count = sum(process.ready for process in self._processes), len(self._processes)
         what = "serving" if self._started else "loading"
-        out = [str(process.rank) for process in self._processes if process.out]
+        out = [str(process.number) for process in self._processes if process.out]
         unbatched = sorted({key.rpartition("/")[0] for key in self._unbatched})
         untried = sorted({name for process in self._processes if process.ready for name in process.untried})
         self._notifier.send(
@@ -462,7 +513,7 @@ class Processes:
             if not process.told_to_end and process.child:
                 process.told_to_end = True
                 say(
-                    f"process {process.rank} makes no progress for {now - process.heard:.0f} s: SIGABRT",
+                    f"process {process.number} makes no progress for {now - process.heard:.0f} s: SIGABRT",
                     Priority.WARNING,
                 )
                 process.child.send_signal(signal.SIGABRT)

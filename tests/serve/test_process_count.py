@@ -1,0 +1,91 @@
+"""How many processes a place has, by what a request costs and what is computed for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from torchpar.contract.job import RankSettings, ServeSettings
+from torchpar.serve.process_count import Count, choose_count
+from torchpar.serve.request_cost import measure_request
+from torchpar.serve.supervisor.places import Place
+
+
+@pytest.mark.parametrize(
+    ("threads", "request_us", "row_us", "count"),
+    [
+        (2, 80, 50, 2), (2, 80, 4000, 1), (16, 80, 1, 16), (16, 80, 80, 12), (16, 80, 4000, 1), (64, 80, 4000, 2),
+        (1, 80, 1, 1),
+    ],
+    ids=["cheap", "heavy", "nothing to compute", "as much as the request", "heavy on 16", "heavy on 64", "one CPU"],
+)  # fmt: skip
+def test_cheap_models_have_a_process_for_each_cpu_and_heavy_ones_one(
+    threads: int, request_us: float, row_us: float, count: int
+) -> None:
+    assert choose_count(threads, request_us / 1e6, row_us / 1e6).count == count
+
+
+def test_the_reason_has_what_was_measured() -> None:
+    assert choose_count(2, 80e-6, 4e-3) == Count(
+        1, "a request costs 80 us beside the 4000 us in which a row is computed: one event loop is enough for 2 compute"
+        " threads"
+    )  # fmt: skip
+
+
+def test_a_request_costs_time_and_measuring_it_leaves_nothing_behind() -> None:
+    """Some ten microseconds to some milliseconds, wherever this runs."""
+
+    async def run() -> tuple[float, int]:
+        cost = await measure_request()
+        await asyncio.sleep(0.1)
+        return cost, len(asyncio.all_tasks())
+
+    cost, tasks = asyncio.run(run())
+    assert 5e-6 < cost < 0.1 and tasks == 1
+
+
+def place(threads: int, processes: int | None = None, workers: int | None = None) -> Place:
+    serve = ServeSettings(
+        model="/srv/m.pt", handler=None, listen=(), grpc=(), workers=workers, backend="auto", max_batch=None,
+        max_queue=None, drain_timeout=10, own=True, processes=processes,
+    )  # fmt: skip
+    return Place(RankSettings(1, "0-7", "", threads, 0, ()), serve)
+
+
+def test_a_place_is_divided_as_its_first_process_has_measured() -> None:
+    """Numbers are those that no other process has; threads differ by one at the most."""
+    divided = place(8)
+    first = divided.first()
+    assert (first.number, first.rank, first.index) == (1, 1, 0) and divided.asks()
+    divided.measured(first, 3, alone=False)
+    further = divided.divide(first, {0, 1, 2})
+    assert [(each.number, each.rank, each.index, each.threads) for each in further] == [(3, 1, 1, 3), (4, 1, 2, 2)]
+    assert divided.parts(first) == {"threads": 3, "processes": 3}
+    assert not divided.asks()
+    divided.measured(further[0], 8, alone=False)
+    divided.measured(first, 8, alone=False)
+    assert divided.divide(first, {0, 1, 2, 3, 4}) == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "measured", "count"),
+    [(4, None, 1, 4), (100, None, 1, 8), (1, None, 8, 1), (None, 2, 8, 2)],
+    ids=["asked for", "more than CPUs", "one", "no more than workers"],
+)
+def test_the_conf_has_the_last_word(processes: int | None, workers: int | None, measured: int, count: int) -> None:
+    divided = place(8, processes, workers)
+    divided.measured(divided.first(), measured, alone=False)
+    assert 1 + len(divided.divide(divided.first(), {1})) == count
+
+
+@pytest.mark.parametrize("processes", [None, 4])
+def test_a_model_that_writes_to_itself_is_in_one_process_whenever_it_comes(processes: int | None) -> None:
+    divided = place(8, processes)
+    first = divided.first()
+    divided.measured(first, 4, alone=False)
+    further = divided.divide(first, {1})
+    assert len(further) == 3
+    divided.measured(first, 1, alone=True)
+    assert divided.divide(further[0], set()) == []
+    assert divided.divide(first, set()) == further and all(each.retiring for each in further)

@@ -1,0 +1,158 @@
+"""Several processes of one place: what is divided among them, and what one that is killed costs."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.serve.models import mlp, save_script
+from tests.serve.service import Load, Service
+from tests.serve.test_processes import FACE, is_answer, reload
+
+pytestmark = pytest.mark.subprocess
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts a service of three processes on one place that serves model.pt of the test's folder."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: Any) -> Service:
+            if not (tmp_path / "model.pt").exists():
+                save_script(mlp(), tmp_path / "model.pt", FACE)
+            service = stack.enter_context(Service(tmp_path, tmp_path / "model.pt", **{"threads": 3, **settings}))
+            service.wait_ready()
+            return service
+
+        yield start
+
+
+def connections(service: Service) -> list[int]:
+    """How many connections each serving process has, by the kernel."""
+    port = f":{service.address[1]:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    open_ones = {row[9] for row in rows if row[1].endswith(port) and row[3] == "01"}
+
+    def count(pid: int) -> int:
+        links = (os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+        return sum(link[8:-1] in open_ones for link in links if link.startswith("socket:["))
+
+    return [count(pid) for pid in service.children()]
+
+
+def ask(service: Service, clients: list[http.client.HTTPConnection]) -> list[bool]:
+    """Whether each client was answered."""
+    answered = []
+    for client in clients:
+        try:
+            answered.append(is_answer(service.infer(client)))
+        except (OSError, http.client.HTTPException):
+            answered.append(False)
+    return answered
+
+
+@pytest.mark.parametrize("count", [8, 32, 128])
+def test_kept_connections_are_divided_evenly(start: Callable[..., Service], count: int) -> None:
+    service = start(each=3)
+    clients = [service.connect() for _ in range(count)]
+    assert all(ask(service, clients))
+    shares = connections(service)
+    assert sum(shares) == count and max(shares) - min(shares) <= 1
+
+
+def test_who_is_killed_takes_only_its_own_connections_along(start: Callable[..., Service]) -> None:
+    """The others go on, and its successor gets the new ones."""
+    service = start(each=3)
+    clients = [service.connect() for _ in range(12)]
+    assert all(ask(service, clients))
+    victim = service.children()[1]
+    os.kill(victim, signal.SIGKILL)
+    service.wait(lambda: victim not in service.children())
+    answered = ask(service, clients)
+    assert answered.count(False) == 4
+    service.wait(lambda: service.status() == "serving: 3 of 3 processes ready" and len(service.children()) == 3)
+    lost = [service.connect() for _ in range(4)]
+    assert all(ask(service, lost))
+    assert connections(service) == [4, 4, 4]
+
+
+def test_new_connections_go_to_who_has_fewest(start: Callable[..., Service]) -> None:
+    """Also when others have closed theirs."""
+    service = start(each=3)
+    clients = [service.connect() for _ in range(9)]
+    assert all(ask(service, clients))
+    for client in clients[0::3]:
+        client.close()
+    service.wait(lambda: sum(connections(service)) == 6)
+    clients += [service.connect() for _ in range(3)]
+    assert all(ask(service, clients[9:]))
+    assert connections(service) == [3, 3, 3]
+
+
+def test_restarts_and_reloads_under_load_lose_nothing(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start(each=3)
+    with Load(service, clients=6) as load:
+        load.wait(100)
+        service.process.terminate()
+        assert service.process.wait(150) == 0
+        service.start()
+        service.wait_ready(2)
+        load.wait(100)
+        save_script(mlp(seed=1), tmp_path / "model.new", FACE)
+        (tmp_path / "model.new").rename(tmp_path / "model.pt")
+        assert reload(service).returncode == 0
+        known = len(load.answers) + 6
+        load.wait(100)
+    assert not load.failures
+    assert all(is_answer(values, seed=1) for values in load.answers[known:])
+
+
+class Counts(torch.nn.Module):
+    """How many rows it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += x.shape[0]
+        return self.seen + 0 * x
+
+
+@pytest.mark.parametrize("each", [None, 3])
+def test_a_model_that_writes_to_itself_is_in_one_process(
+    start: Callable[..., Service], tmp_path: Path, each: int | None
+) -> None:
+    """From the start."""
+    save_script(Counts(), tmp_path / "model.pt", FACE)
+    service = start(each=each)
+    assert len(service.children()) == 1
+    assert [service.infer()[0] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_model_that_writes_to_itself_and_comes_later_ends_the_others(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start(each=3)
+    assert len(service.children()) == 3
+    save_script(Counts(), tmp_path / "model.pt", FACE)
+    assert reload(service).returncode == 0
+    service.wait(lambda: len(service.children()) == 1)
+    assert [service.infer()[0] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert service.status() == "serving: 1 of 1 process ready"
+
+
+def test_the_first_process_measures_and_tells_why(start: Callable[..., Service], tmp_path: Path) -> None:
+    """A model of three numbers computes next to nothing: a process for each of its threads."""
+    service = start()
+    assert len(service.children()) == 3
+    report = (tmp_path / "rank-0.json").read_text()
+    assert '"processes": 3' in report and '"threads": 3' in report and "3 event loops share 3 CPUs" in report
