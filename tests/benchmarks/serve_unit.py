@@ -38,6 +38,7 @@ def main(port: str, model: str, threads: str, processes: str, *grpc: str) -> Non
     job = JobSettings("torchpar-infer@m.service", 1, None, (rank,), serve=serve)
     listener = socket.create_server(("127.0.0.1", int(port)), backlog=4096)
     os.dup2(listener.fileno(), FIRST)
+    os.set_inheritable(FIRST, True)  # where it was that number already
     environment = {**os.environ, **job_environment(job), "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     os.execve(sys.executable, [sys.executable, str(SERVE)], environment)
 

@@ -130,9 +130,15 @@ class Service:
         assert self.count("READY") >= times, self.log()
 
     def children(self) -> list[int]:
-        """The serving processes."""
+        """The serving processes; what forks them where there are several serves nothing."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        pids = [int(pid) for pid in path.read_text().split()]
+        return [pid for pid in pids if _has_gauge(pid)]
+
+    def group(self) -> list[int]:
+        """All of its processes."""
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        return [pid for pid in pids if _group_of(pid) == self.process.pid]
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self.address, timeout=300)
@@ -146,6 +152,18 @@ class Service:
         data = json.loads(answer.read())
         assert answer.status == 200, data
         return list(data["outputs"][0]["data"])
+
+
+def _group_of(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getpgid(pid)
+    return None
+
+
+def _has_gauge(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return any("torchpar-load" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+    return False
 
 
 class Load:

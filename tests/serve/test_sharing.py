@@ -25,10 +25,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Starts a service of three processes on one place that serves model.pt of the test's folder."""
     with contextlib.ExitStack() as stack:
 
-        def start(**settings: Any) -> Service:
+        def start(folder: Path = tmp_path, **settings: Any) -> Service:
             if not (tmp_path / "model.pt").exists():
                 save_script(mlp(), tmp_path / "model.pt", FACE)
-            service = stack.enter_context(Service(tmp_path, tmp_path / "model.pt", **{"threads": 3, **settings}))
+            service = stack.enter_context(Service(folder, tmp_path / "model.pt", **{"threads": 3, **settings}))
             service.wait_ready()
             return service
 
@@ -156,3 +156,61 @@ def test_the_first_process_measures_and_tells_why(start: Callable[..., Service],
     assert len(service.children()) == 3
     report = (tmp_path / "rank-0.json").read_text()
     assert '"processes": 3' in report and '"threads": 3' in report and "3 event loops share 3 CPUs" in report
+
+
+class Table(torch.nn.Module):
+    """Many weights, of which a row needs few."""
+
+    def __init__(self, megabytes: int) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(megabytes * 1024, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x).sum(1)
+
+
+def test_weights_are_there_once(start: Callable[..., Service], tmp_path: Path) -> None:
+    """And what a process has imported: of each further one, the kernel counts 60 MiB and a twentieth of the weights."""
+    megabytes = 500
+    about = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1, 3]}]}
+    save_script(Table(megabytes), tmp_path / "model.pt", about)
+
+    def memory(each: int) -> float:
+        (tmp_path / str(each)).mkdir()
+        service = start(folder=tmp_path / str(each), each=each)
+        assert len(service.children()) == each
+        total = sum(proportional(pid) for pid in service.group())
+        service.__exit__()
+        return total
+
+    one, three = memory(1), memory(3)
+    assert megabytes < one < 2 * megabytes
+    assert (three - one) / 2 <= 60 + megabytes / 20
+
+
+def proportional(pid: int) -> float:
+    """The proportional set size of a process, in MiB."""
+    line = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+    return int(line.split()[1]) / 1024
+
+
+def test_weights_of_a_reload_are_there_once_too(start: Callable[..., Service], tmp_path: Path) -> None:
+    """Of those that no process uses any more, nothing is left."""
+
+    def shared(service: Service) -> list[set[str]]:
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in service.children()]
+        return [{line.split()[4] for line in text.splitlines() if "torchpar-weights" in line} for text in maps]
+
+    about = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1, 3]}]}
+    save_script(Table(8), tmp_path / "model.pt", about)
+    service = start(each=3)
+    before = shared(service)
+    assert len(before[0]) == 1 and before == [before[0]] * 3
+    save_script(Table(8), tmp_path / "model.new", about)
+    (tmp_path / "model.new").rename(tmp_path / "model.pt")
+    assert reload(service).returncode == 0
+    service.wait(lambda: all(len(each) == 1 for each in shared(service)))
+    after = shared(service)
+    assert after == [after[0]] * 3 and after[0] != before[0]
+    held = [os.readlink(f"/proc/{service.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{service.process.pid}/fd")]
+    assert sum("torchpar-weights" in link for link in held) == 1

@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, Callable
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings, RankSettings
@@ -30,6 +30,9 @@ from torchpar.serve.tls import make_tls
 
 # How often it says that it makes progress.
 HEARTBEAT_SECONDS = 1.0
+
+# How long the first process may take to find weights: without them each process has its own.
+SHELF_SECONDS = 30.0
 
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
@@ -105,9 +108,23 @@ class _Serving:
         self._index = 0  # among the processes of its rank
         self._request = 0.0  # seconds that one costs; 0: nobody wants to know
         self._count = Sender(lambda news, names: channel.send(counters=news, names=names))
+        self._weights: dict[str, asyncio.Future[int | None]] = {}
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
+        # By the name of what makes a message one of its kind.
+        self._takers: dict[str, Callable[[dict[str, Any]], object]] = {
+            "do": self._take_order,
+            "asked": self._take_answer,
+            "shelf": self._take_weights,
+            "connection": self._take_connection,
+            "go": self._take_go,
+            "unbatched": lambda message: self._engine.end_batching(message["unbatched"]),
+            "totals": self._take_totals,
+            "setting": lambda message: self._front.service.take(message["setting"]),
+            "usage": self._take_usage,
+            "stop": self._take_stop,
+        }
 
     async def run(self) -> int:
         """Returns the exit status."""
@@ -122,6 +139,7 @@ class _Serving:
         # The first messages are there before the process is.
         told = {**(self._channel.receive() or {}), **(self._channel.receive() or {})}
         self._index = told["index"]
+        self._channel.send(pid=os.getpid())
         self._loop.add_reader(self._channel, self._hear)
         options = engine_options(self._settings, self._rank, os.environ, told["threads"])
         self._engine = SharedEngine(options, self._tell_others)
@@ -138,6 +156,9 @@ class _Serving:
         # Nobody is answered before it is certain that the others serve the same.
         self._send_serves(loaded=True)
         go = await self._go
+        if go.get("processes", 1) > 1:
+            await self._engine.share_weights(self._exchange_weights)
+            self._send_serves()
         self._engine.open(go.get("threads"))
         self._report(go.get("processes", 1))
         await front.start(())
@@ -176,7 +197,7 @@ class _Serving:
     def _send_serves(self, **message: Any) -> None:
         message["unbatched"] = list(self._engine.unbatched())
         count = self._find_count()
-        message.update(count=count.count, alone=count.alone)
+        message.update(count=count.count, alone=count.alone, weights=self._engine.shared_weights())
         if not self._channel.send(serves=self._engine.serves(), **message):
             say(
                 "there are too many models to compare them with those of the service's other processes",
@@ -201,41 +222,66 @@ class _Serving:
 
     def _hear(self) -> None:
         while message := self._channel.receive():
-            if "do" in message:
-                task = self._loop.create_task(self._do(message["do"], message["model"], message["number"]))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            if "asked" in message and message["asked"] in self._asked:
-                self._asked.pop(message["asked"]).set_result(message["wrong"])
-            if "connection" in message:
-                self._take_connection(message)
-            if "go" in message and not self._go.done():
-                self._go.set_result(message)
-            if "unbatched" in message and "like" not in message:
-                self._engine.end_batching(message["unbatched"])
-            if "totals" in message:
-                news = from_json(message["totals"])
-                self._engine.totals = merge(self._engine.totals or (), news, message["names"])
-            if "setting" in message:
-                self._front.service.take(message["setting"])
-            if "usage" in message:
-                self._front.server.state.totals = message["usage"]
-            if "stop" in message:
-                self._end_within(message["stop"])
+            for name, take in self._takers.items():
+                if name in message:
+                    take(message)
         if message is None:
             # The first process is gone, and with it whoever could start this service in order: systemd does it anew.
             os._exit(ExitStatus.FAILED)
 
+    def _take_order(self, message: dict[str, Any]) -> None:
+        task = self._loop.create_task(self._do(message["do"], message["model"], message["number"]))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take_answer(self, message: dict[str, Any]) -> None:
+        if message["asked"] in self._asked:
+            self._asked.pop(message["asked"]).set_result(message["wrong"])
+
+    def _take_weights(self, message: dict[str, Any]) -> None:
+        waiting, fd = self._weights.get(message["shelf"]), message.get("file")
+        if waiting and not waiting.done():
+            waiting.set_result(fd)
+        elif fd is not None:
+            os.close(fd)
+
     def _take_connection(self, message: dict[str, Any]) -> None:
         self._gauge.take()
         peer = message["peer"]
-        self._front.take(message["socket"], message["connection"], tuple(peer) if isinstance(peer, list) else peer)
+        sock = socket.socket(fileno=message["file"])
+        self._front.take(sock, message["connection"], tuple(peer) if isinstance(peer, list) else peer)
 
-    def _end_within(self, grace: float) -> None:
+    def _take_go(self, message: dict[str, Any]) -> None:
+        if not self._go.done():
+            self._go.set_result(message)
+
+    def _take_totals(self, message: dict[str, Any]) -> None:
+        news = from_json(message["totals"])
+        self._engine.totals = merge(self._engine.totals or (), news, message["names"])
+
+    def _take_usage(self, message: dict[str, Any]) -> None:
+        self._front.server.state.totals = message["usage"]
+
+    def _take_stop(self, message: dict[str, Any]) -> None:
         """Stops within so many seconds, or sooner than it was about to."""
         due = self._hurry if self._stop.done() else self._stop
         if not due.done():
-            due.set_result(grace)
+            due.set_result(message["stop"])
+
+    async def _exchange_weights(self, name: str, fd: int | None) -> int | None:
+        """Asks the first process for weights in shared memory, or gives it some; see Exchange."""
+        self._weights[name] = self._loop.create_future()
+        if fd is None:
+            sent = self._channel.send(shelf=name)
+        else:
+            sent = self._channel.send_file(fd, shelf=name)
+            os.close(fd)
+        try:
+            return await asyncio.wait_for(self._weights[name], SHELF_SECONDS) if sent else None
+        except asyncio.TimeoutError:
+            return None
+        finally:
+            del self._weights[name]
 
     async def _do(self, verb: str, model: str, number: int) -> None:
         wrong = ""

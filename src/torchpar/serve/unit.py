@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from torchpar.contract.errors import ExitStatus, JobSettingsError
-from torchpar.contract.job import JobSettings, parse_job_environment
+from torchpar.contract.job import JobSettings, RankSettings, parse_job_environment
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.errors import StartError
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
             return _supervise(_settings())
         if list(arguments) == ["reload"]:
             return ask_to_reload(os.environ)
+        if arguments[0] == "place" and len(arguments) == 3:
+            return _fork(_settings(), *map(int, arguments[1:]))
         if arguments[0] == "process" and len(arguments) == 4:
             return _serve(_settings(), *map(int, arguments[1:]))
     except (JobSettingsError, StartError) as error:
@@ -57,11 +59,23 @@ def _supervise(settings: JobSettings) -> int:
 
 
 def _serve(settings: JobSettings, local_rank: int, channel: int, gauge: int) -> int:
-    # Not before its CPUs are set: threads that torch starts when it is imported inherit them.
-    from torchpar.serve.process import bind, serve
+    from torchpar.serve.process import serve
+
+    return serve(settings, _bind(settings, local_rank), socket.socket(fileno=channel), Gauge(gauge))
+
+
+def _fork(settings: JobSettings, local_rank: int, door: int) -> int:
+    from torchpar.serve.forking import fork_processes
+
+    return fork_processes(settings, _bind(settings, local_rank), socket.socket(fileno=door))
+
+
+def _bind(settings: JobSettings, local_rank: int) -> RankSettings:
+    # Before torch is imported: threads that it starts inherit the CPUs.
+    from torchpar.serve.process import bind
 
     rank = settings.rank(local_rank)
     if rank is None:
         raise StartError(f"the plan of {settings.service} has no process {local_rank}")
     bind(settings, rank, os.environ)
-    return serve(settings, rank, socket.socket(fileno=channel), Gauge(gauge))
+    return rank

@@ -13,7 +13,7 @@ import torch
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.failures import failure
-from torchpar.serve.engine.lifecycle import Lifecycle
+from torchpar.serve.engine.lifecycle import Exchange, Lifecycle
 from torchpar.serve.engine.metadata import ModelIndex, ModelMetadata
 from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.pool import Pool
@@ -84,6 +84,14 @@ class Engine:
         )
         self._pool.start()
         self._accepting = True
+
+    async def share_weights(self, exchange: Exchange) -> None:
+        """Shares the weights of all models with other processes: before `open`. See Lifecycle."""
+        await self._lifecycle.share_weights(exchange)
+
+    def shared_weights(self) -> list[str]:
+        """Returns the names of weights that are shared with other processes."""
+        return [served.weights for served in self._lifecycle.all() if served.weights]
 
     def row_seconds(self) -> float | None:
         """Returns what the cheapest model computes for a row in its best batch; None where threads do not compute all.

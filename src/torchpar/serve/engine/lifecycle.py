@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Callable, Optional
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.loading import load_served, save_curve
@@ -20,6 +21,12 @@ from torchpar.serve.engine.served import Served
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError
 from torchpar.serve.models.files import ModelFile
 from torchpar.serve.models.identity import Files, Serves, differs, own_files, own_key, shortened
+from torchpar.serve.models.weights import LEAST
+from torchpar.serve.trim import trim
+
+# Finds weights that another process has put into shared memory, given their name, or else puts those of a descriptor
+# there, which it closes; returns the descriptor of what is shared, for the caller to close.
+Exchange = Callable[[str, Optional[int]], Awaitable[Optional[int]]]
 
 # MaxQueue=auto: what one second can compute, within these bounds, in requests.
 QUEUE_SECONDS, LEAST_QUEUE, LARGEST_QUEUE = 1.0, 64, 8192
@@ -36,6 +43,7 @@ class Lifecycle:
         self._loading: asyncio.Lock | None = None
         self._closing: set[asyncio.Future[None]] = set()
         self._retiring: set[Served] = set()
+        self._exchange: Exchange | None = None
 
     async def start(self, like: Serves | None, unloaded: Collection[str]) -> None:
         """Loads and tries what is to be served: see Engine.start. Raises ModelError and OtherFilesError."""
@@ -176,11 +184,39 @@ class Lifecycle:
             self._repository.mark(file, UNAVAILABLE, str(error))
             return error
         served.limit = self._queue_limit(served)
+        await self._share(served)
         old = self._repository.put(served)
         await self._offload(save_curve, served, file, self.options)
         if old:
             self._retire(old)
         return None
+
+    async def share_weights(self, exchange: Exchange) -> None:
+        """Shares the weights of all models with other processes, from now on: nothing is computed meanwhile."""
+        self._exchange = exchange
+        for served in self._repository.all():
+            await self._share(served)
+
+    async def _share(self, served: Served) -> None:
+        weights = served.runner.weights() if self._exchange else None
+        if self._exchange is None or weights is None or weights.size < LEAST:
+            return
+        name = f"{served.name}/{served.version} {weights.size} {await self._offload(weights.checksum):x}"
+        try:
+            fd = await self._exchange(name, None)
+            if fd is None:
+                fd = await self._exchange(name, await self._offload(weights.copy))
+            if fd is None:
+                return
+            try:
+                await self._offload(served.runner.adopt, weights, fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            served.say(f"its weights are not shared with other processes: {error.strerror}")
+            return
+        served.weights = name
+        await self._offload(trim)
 
     def _queue_limit(self, served: Served) -> int:
         if self.options.max_queue:

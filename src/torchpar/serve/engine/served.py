@@ -85,6 +85,7 @@ class Served:
         self.path = path
         self.files = files
         self.untried = untried
+        self.weights = ""  # by what name it shares them with other processes
         self.queue = Queue()
         self.open = 0
         self.limit = 64  # requests that may wait

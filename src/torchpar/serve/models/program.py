@@ -36,6 +36,14 @@ class Program(ABC):
         """Names what the program keeps and writes to when it runs, as far as is known by now; "" if nothing."""
         return ""
 
+    def tensors(self) -> list[Any]:
+        """Returns the tensors that it consists of, whose memory may be exchanged for other with the same bytes."""
+        return []
+
+    def moved(self) -> None:
+        """Is told that the memory of its tensors was exchanged."""
+        return None
+
     @abstractmethod
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """Computes the outputs, by name.

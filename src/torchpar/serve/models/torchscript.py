@@ -82,6 +82,14 @@ class TorchScript(Program):
         """Names what the graph writes to, or, where it names nothing, what has changed since the file was loaded."""
         return self._writes or ", ".join(name for name, now in _sums(self._module).items() if now != self._sums[name])
 
+    def tensors(self) -> list[Any]:
+        """See Program."""
+        return [*self._module.parameters(), *self._module.buffers()]
+
+    def moved(self) -> None:
+        """See Program. torch counts the exchange as a write."""
+        self._sums = _sums(self._module)
+
     def compute(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """Runs forward once."""
         if self._keys:

@@ -16,7 +16,6 @@ import faulthandler
 import fcntl
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -33,6 +32,7 @@ from torchpar.serve.models.kinds import load_program
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of
 from torchpar.serve.runners.memory import Memory, Place, end_of
+from torchpar.serve.runners.seeds import draw_anew
 from torchpar.serve.runners.shared_tensors import value_at
 from torchpar.serve.runners.threads import left_behind, others
 from torchpar.serve.runners.worker import receive, send
@@ -142,7 +142,7 @@ def _work(
                 send(channel, memory, {"error": str(error)}, 0)
                 raise
             send(channel, memory, {}, 0)
-        _draw_anew()
+        draw_anew()
         if device:
             from torchpar.serve.runners.device import Accelerator, Cuda
 
@@ -155,17 +155,6 @@ def _work(
     finally:
         sys.stderr.flush()
         os._exit(status)
-
-
-def _draw_anew() -> None:
-    """Seeds what was copied with the process: every worker, and each one's successor, would draw the same numbers."""
-    import torch
-
-    torch.seed()
-    random.seed()
-    numpy = sys.modules.get("numpy")  # imported later, it seeds itself
-    if numpy and hasattr(numpy, "random"):
-        numpy.random.seed()
 
 
 def serve_batches(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:

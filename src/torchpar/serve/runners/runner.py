@@ -18,6 +18,7 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.models.identity import Files
 from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of, value_of
+from torchpar.serve.models.weights import Weights
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 
@@ -64,6 +65,14 @@ class Runner(ABC):
     def renew(self) -> None:
         """Puts a program that has not run yet in the place of what slot 0 has computed with."""
 
+    def weights(self) -> Weights | None:
+        """Returns the weights that other processes could share; None where processes of its own have them."""
+        return None
+
+    def adopt(self, weights: Weights, fd: int) -> None:
+        """Computes with what is in shared memory in place of its own weights, where it is the same. Raises OSError."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Closes it: it computes nothing any more."""
@@ -107,6 +116,15 @@ class ThreadRunner(Runner):
         finally:
             if team > 1:
                 torch.set_num_threads(1)
+
+    def weights(self) -> Weights | None:
+        """See Runner."""
+        return Weights(self._program.tensors())
+
+    def adopt(self, weights: Weights, fd: int) -> None:
+        """See Runner."""
+        if weights.adopt(fd):
+            self._program.moved()
 
     def mend(self, slot: int) -> None:
         """Nothing to do: a thread does not die."""

@@ -27,9 +27,9 @@ class Channel:
         """Sends a message; False when it is lost, as the other end is gone or reads nothing, or it is too large."""
         return self._send([], message)
 
-    def send_socket(self, sock: socket.socket, **message: Any) -> bool:
-        """Sends a message with a socket, which stays open here; False when it is lost."""
-        return self._send([sock.fileno()], message)
+    def send_file(self, fd: int, **message: Any) -> bool:
+        """Sends a message with a descriptor, which stays open here; False when it is lost."""
+        return self._send([fd], message)
 
     def _send(self, files: list[int], message: dict[str, Any]) -> bool:
         cut = {name: value[:TEXT] if isinstance(value, str) else value for name, value in message.items()}
@@ -51,7 +51,7 @@ class Channel:
     def receive(self) -> dict[str, Any] | None:
         """Returns the next message: empty when there is none now, None when the other end is gone.
 
-        A socket that came with it is its "socket".
+        A descriptor that came with it is its "file".
         """
         try:
             data, files, _, _ = socket.recv_fds(self._door, LARGEST, 1)
@@ -60,12 +60,8 @@ class Channel:
         except ConnectionResetError:
             return None
         message: dict[str, Any] | None = json.loads(data) if data else None
-        for file in files:
-            sock = socket.socket(fileno=file)
-            if message is None:
-                sock.close()
-            else:
-                message["socket"] = sock
+        if message is not None and files:
+            message["file"] = files[0]
         return message
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.models.identity import Serves
 from torchpar.serve.supervisor.channel import Channel
+from torchpar.serve.supervisor.fork_server import Forked
 from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender
 
@@ -31,7 +32,7 @@ class Member:
         self.gauge: Gauge | None = None
         self.passed = 0  # connections
         self.last_passed = 0  # the number of the latest, among those of all processes
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: subprocess.Popen[bytes] | Forked | None = None
         self.channel: Channel | None = None
         self.ready = False
         self.serves: Serves | None = None  # what it answers with, or is about to; None: nothing, or not known
@@ -48,6 +49,7 @@ class Member:
         self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet
         self.counters: list[list[Any]] = []  # its last, see totals.py
         self.count = Sender(self._send_totals)
+        self.weights: set[str] = set()  # that it shares with others of its place
         self.usage: dict[str, float] = {}  # its last, see usage.py
 
     def has_to_do(self) -> tuple[int, int]:
@@ -57,7 +59,7 @@ class Member:
 
     def pass_connection(self, sock: socket.socket, protocol: str, peer: Any, number: int) -> bool:
         """Has it serve a connection; False if it does not listen. number: of the connection."""
-        if self.channel is None or not self.channel.send_socket(sock, connection=protocol, peer=peer):
+        if self.channel is None or not self.channel.send_file(sock.fileno(), connection=protocol, peer=peer):
             return False
         self.passed += 1
         self.last_passed = number

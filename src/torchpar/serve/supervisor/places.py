@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from functools import partial
 from itertools import count
+from typing import Any
 
 from torchpar.contract.job import RankSettings, ServeSettings
+from torchpar.serve.supervisor.channel import make_pair
+from torchpar.serve.supervisor.fork_server import ForkServer
+from torchpar.serve.supervisor.gauge import make_gauge
 from torchpar.serve.supervisor.member import Member
 
 
@@ -23,12 +31,61 @@ class Place:
         self._threads = serve.workers or rank.threads
         self._fixed = serve.processes
         self._members = [Member(rank.local_rank, rank.local_rank)]
+        # One that is to be alone gains nothing; drivers of accelerators have their own mind about forks.
+        several = self._threads > 1 and serve.processes != 1 and not rank.gpus
+        self._fork_server = ForkServer(partial(self._popen, "place")) if several else None
         self._divided = False
+        self._weights: dict[str, int] = {}  # descriptors, by name
         self._wanted: int | None = None
 
     def first(self) -> Member:
         """Returns the first process."""
         return self._members[0]
+
+    def start(self, process: Member, *messages: Mapping[str, Any]) -> None:
+        """Starts one of the processes, which finds the messages in its channel. Raises OSError."""
+        process.channel, theirs = make_pair()
+        process.gauge, process.passed = make_gauge(), 0
+        for message in messages:
+            process.channel.send(**message)
+        process.channel.send(index=process.index, threads=process.threads, count=self.asks())
+        files = [theirs.fileno(), process.gauge.fd]
+        with theirs:
+            process.child = self._fork_server.fork(files) if self._fork_server else self._popen("process", *files)
+
+    def poll(self) -> None:
+        """Waits for what forks the processes, where it has ended."""
+        if self._fork_server:
+            self._fork_server.poll()
+
+    def _popen(self, *words: str | int) -> subprocess.Popen[bytes]:
+        verb, *files = words
+        # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
+        argv = [sys.executable, os.path.abspath(sys.argv[0]), str(verb), str(self._rank), *map(str, files)]
+        return subprocess.Popen(argv, pass_fds=[int(file) for file in files], stdin=subprocess.DEVNULL)
+
+    def exchange(self, process: Member, name: str, fd: int | None) -> None:
+        """Gives a process the weights of this name, where there are any; fd: those to be kept, if there are none."""
+        if fd is not None and self._weights.setdefault(name, fd) != fd:
+            os.close(fd)
+        known = self._weights.get(name)
+        if process.channel is None:
+            return
+        if known is None:
+            process.channel.send(shelf=name)
+        else:
+            process.channel.send_file(known, shelf=name)
+
+    def forget_weights(self) -> None:
+        """Gives up the weights that no process uses any more; call it when models were loaded."""
+        used = set[str]().union(*(member.weights for member in self._members))
+        for name in set(self._weights) - used:
+            os.close(self._weights.pop(name))
+
+    def settle(self) -> None:
+        """Ends what forks the processes, where there is one process that is to be alone."""
+        if self._fork_server and self._divided and len(self._members) == 1:
+            self._fork_server.close()
 
     def asks(self) -> bool:
         """Says whether the first process is to measure how many there should be."""
@@ -69,4 +126,5 @@ class Place:
         changed = ending + [member for member in kept if member not in self._members]
         self._members = kept
         self._divided = True
+        self.settle()
         return changed

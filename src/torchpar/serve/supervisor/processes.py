@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +27,7 @@ from torchpar.serve.models.identity import Serves, same
 from torchpar.serve.supervisor import control
 from torchpar.serve.supervisor.accepting import Acceptor
 from torchpar.serve.supervisor.answers import PERIOD, Answers
-from torchpar.serve.supervisor.channel import make_pair
-from torchpar.serve.supervisor.gauge import make_gauge
+from torchpar.serve.supervisor.fork_server import Forked, adopt_orphans, next_ended
 from torchpar.serve.supervisor.member import Member, describe
 from torchpar.serve.supervisor.places import Place
 from torchpar.serve.supervisor.totals import add_up, merge, to_json
@@ -85,6 +83,7 @@ class Processes:
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self._reloads = asyncio.Lock()
+        adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._loop.create_task(self.reload()))
@@ -108,27 +107,20 @@ class Processes:
     def _start(self, process: Member) -> None:
         if self._stopping:
             return
-        process.channel, theirs = make_pair()
-        process.gauge, process.passed = make_gauge(), 0
-        files = [theirs.fileno(), process.gauge.fd]
-        # The same serve.py as this process's: beside it is the package, which the interpreter need not have installed.
-        words = [sys.executable, os.path.abspath(sys.argv[0]), "process", str(process.rank), *map(str, files)]
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
         process.out = ""
         model = self._model(process)
         process.serves, process.like = None, model.serves if model else None
-        process.channel.send(like=process.like, unloaded=sorted(self._unloaded), unbatched=sorted(self._unbatched))
-        process.channel.send(index=process.index, threads=process.threads, count=self._places[process.rank].asks())
         process.unbatched = set()
+        known = {"like": process.like, "unloaded": sorted(self._unloaded), "unbatched": sorted(self._unbatched)}
         try:
-            process.child = subprocess.Popen(words, pass_fds=files, stdin=subprocess.DEVNULL)
+            self._places[process.rank].start(process, known)
         except OSError as error:
             process.give_up()
             say(f"process {process.number} cannot be started, which is tried again: {error.strerror}", Priority.WARNING)
             self._loop.call_later(LONGEST_RESTART_SECONDS, self._start, process)
             return
-        finally:
-            theirs.close()
+        assert process.channel
         self._loop.add_reader(process.channel, self._hear, process)
 
     def _model(self, process: Member | None = None) -> Member | None:
@@ -210,6 +202,9 @@ class Processes:
             self._take(process, message)
 
     def _take(self, process: Member, message: dict[str, Any]) -> None:  # noqa: C901 - a branch for each message
+        if "pid" in message and isinstance(process.child, Forked):
+            process.child.pid = message["pid"]
+            self._places[process.rank].settle()
         if "count" in message:
             self._places[process.rank].measured(process, message["count"], alone=message["alone"])
         if "alive" in message or "ready" in message:
@@ -219,6 +214,10 @@ class Processes:
             process.serves = message["serves"]
             if process.going:
                 self._served = process.serves
+        if "weights" in message:
+            process.weights = set(message["weights"])
+        if "shelf" in message:
+            self._places[process.rank].exchange(process, message["shelf"], message.get("file"))
         if "unbatched" in message:
             process.unbatched = set(message["unbatched"])
             self._tell_unbatched()
@@ -272,10 +271,23 @@ class Processes:
     # ---- ends ----
 
     def _reap(self) -> None:
+        for place in self._places.values():
+            place.poll()
         for process in list(self._processes):
             if process.child and process.child.poll() is not None:
-                self._hear(process)
-                self._over(process, process.child.returncode)
+                self._gone(process)
+        started = [process.child.pid for process in self._processes if isinstance(process.child, subprocess.Popen)]
+        while (pid := next_ended()) and pid not in started:
+            _, status = os.waitpid(pid, 0)
+            for process in list(self._processes):
+                if isinstance(process.child, Forked) and process.child.pid == pid:
+                    process.child.returncode = os.waitstatus_to_exitcode(status)
+                    self._gone(process)
+
+    def _gone(self, process: Member) -> None:
+        self._hear(process)
+        if process.child and process.child.returncode is not None:
+            self._over(process, process.child.returncode)
 
     def _over(self, process: Member, status: int) -> None:
         was_ready = process.ready
@@ -426,6 +438,8 @@ class Processes:
         if like and like.going:
             self._align(like)
         if not self._calls:
+            for place in self._places.values():
+                place.forget_weights()
             for process in [process for process in self._processes if process.ready and process.going]:
                 self._divide(process)
         return "\n".join(dict.fromkeys(filter(None, wrong)))
