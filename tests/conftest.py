@@ -53,6 +53,12 @@ def _no_process(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not _guard.seen, f"a process was started without @pytest.mark.subprocess: {_guard.seen[0]}"
 
 
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands print as into a pipe: pytest-xdist gives its workers the width of a terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Makes a short name for a long value, so that a log can be read; pytest numbers those that are alike."""
     text = val.decode(errors="replace") if isinstance(val, bytes) else val

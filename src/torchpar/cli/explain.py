@@ -10,7 +10,7 @@ import click
 
 from torchpar.cli.names import ServiceName
 from torchpar.cli.options import input_options
-from torchpar.cli.output import brief, echo_json, warn
+from torchpar.cli.output import brief, echo_json, terminal_width, warn
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.reports import RankReport
 from torchpar.daemon.client import ask_daemon
@@ -55,19 +55,20 @@ def _running_processes(unit: str) -> list[RankReport]:
 def _echo_service(
     plan: Plan, service: ServicePlan, measured: str | None, processes: Sequence[RankReport]
 ) -> None:
+    width = max(40, min(100, terminal_width() or 100))
     click.echo(click.style(service.unit, bold=True))
     click.echo(f"  declared at {service.service.origins['']}")
     click.echo()
     for reason in service.reasons:
         click.echo(brief(f"  {reason.key}={reason.value}"))
-        click.echo(textwrap.fill(brief(reason.why), 100, initial_indent="      ", subsequent_indent="      "))
+        click.echo(textwrap.fill(brief(reason.why), width, initial_indent="      ", subsequent_indent="      "))
     for report in processes:
         click.echo(brief(f"  Processes={report.processes} on CPUs {report.cpus}, as it runs"))
-        click.echo(textwrap.fill(brief(report.why), 100, initial_indent="      ", subsequent_indent="      "))
+        click.echo(textwrap.fill(brief(report.why), width, initial_indent="      ", subsequent_indent="      "))
     if measured:
         click.echo()
         click.echo("  Measured in the last half a minute of its last run")
-        click.echo(textwrap.fill(measured, 100, initial_indent="      ", subsequent_indent="      "))
+        click.echo(textwrap.fill(measured, width, initial_indent="      ", subsequent_indent="      "))
     click.echo()
     click.echo("  Environment")
     for name, value in service.environment.items():

@@ -39,9 +39,17 @@ def to_json(data: Any, *, ensure_ascii: bool) -> str:
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints rows in columns as wide as their longest cell; the header is bold on a terminal."""
+    """Prints rows in columns as wide as their longest cell; the header is bold on a terminal.
+
+    On a terminal that is narrower than the table, each row is lines of its own: the first cell, and what the others are.
+    """
     table = [[printable(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
+    if sum(widths) + 2 * len(widths) > (terminal_width() or sys.maxsize):
+        for row in table:
+            cells = [f"{name.lower()} {cell}" for name, cell in zip(header[1:], row[1:], strict=True) if cell != "-"]
+            echo_block(row[0], ["; ".join(cells)], column=widths[0])
+        return
     for number, row in enumerate([list(header), *table]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         click.echo(click.style(line, bold=True) if number == 0 else line)
