@@ -30,7 +30,8 @@ def host(machine: Machine) -> Iterator[Machine]:
     machine.write("/srv/fails.py", FAILS)
     apply(machine, CONF_OF_ALL)
     yield machine
-    machine.sh("systemctl stop 'torchpar-*@*.service'; systemctl reset-failed; systemctl unmask torchpar-train@b")
+    machine.sh("systemctl stop 'torchpar-*@*.service'; systemctl unmask --runtime torchpar-train@b")
+    machine.run("systemctl", "reset-failed")
     apply(machine, shipped)
 
 
@@ -52,8 +53,8 @@ def test_what_is_wrong_is_marked_with_its_reason(host: Machine, progress: Callab
     said = r"exit status 1: ValueError: bad \x1b[2J shapes; see: torchpar logs train@"
     status, shown, rows = look(host)
     progress(host.run("env", "COLUMNS=80", "torchpar", "status", check=False).stdout)
-    assert status == 1 and f"has failed: {said}once" in shown and f"fails again and again: {said}loop" in shown
-    assert "has failed: killed by SIGKILL; see: torchpar logs train@killed" in shown
+    assert status == 1 and f" ago {said}once" in shown and f"fails again and again: {said}loop" in shown
+    assert " ago killed by SIGKILL; see: torchpar logs train@killed" in shown
     assert re.search(r"! train@loop failed \d+ \w+ ago, \d+ restarts in 10 min", shown)
     assert rows["loop"]["restarts_in_10_minutes"] >= 9 and rows["once"]["restarts_in_10_minutes"] == 0
     assert look(host, "a")[0] == 0 and look(host, "torchpar-train@once.service")[0] == 1
@@ -72,6 +73,7 @@ def test_what_is_wrong_is_marked_with_its_reason(host: Machine, progress: Callab
     override = f"/etc/systemd/system/{TRAIN.format('killed')}.d/override.conf"
     host.write(override, "[Service]\nCPUAffinity=\nCPUAffinity=0\n")
     host.run("systemctl", "daemon-reload")
+    assert "train@b.service is masked" in host.run("torchpar", "apply", "--afresh").stderr
     host.write(CONF, f"{CONF_OF_ALL}Threads=1\n")
     status, shown, rows = look(host)
     progress(host.run("env", "COLUMNS=80", "torchpar", "status", check=False).stdout)

@@ -41,7 +41,7 @@ def to_json(data: Any, *, ensure_ascii: bool) -> str:
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints rows in columns as wide as their longest cell; the header is bold on a terminal.
 
-    On a terminal that is narrower than the table, each row is lines of its own: the first cell, and what the others are.
+    On a terminal that is narrower than the table, each row is lines of its own: the first cell, and the others by name.
     """
     table = [[printable(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
@@ -69,15 +69,18 @@ def echo_block(head: str, lines: Sequence[str], *, mark: bool = False, column: i
     if width is None:
         click.echo(f"{sign} {name}{'; '.join(lines)}")
         return
-    indent = 2 + (max(column, len(head)) + 2 if name else 0)
+    indent = max(column, len(head)) + 2 if name else 0
     if indent > width // 2:
         # A long name has a line for itself.
         click.echo(f"{sign} {click.style(head, bold=True)}")
-        sign, name, indent = " ", "  ", 4
+        sign, name, indent = " ", "", 2
     for line in lines:
-        for text in wrap(line, width - indent):
-            click.echo(f"{sign} {name}{text}")
-            sign, name = " ", " " * (indent - 2)
+        # What the column would break, such as a path, could not be copied: it begins further left.
+        fits = name or len(max(line.split(), key=len, default="")) <= width - 2 - indent
+        before = indent if fits else min(2, indent)
+        for text in wrap(line, width - 2 - before):
+            click.echo(f"{sign} {name or ' ' * before}{text}")
+            sign, name = " ", ""
 
 
 def wrap(line: str, width: int) -> list[str]:

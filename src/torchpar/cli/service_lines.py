@@ -32,7 +32,8 @@ def describe(service: ServiceState) -> list[str]:
         lines.append(f"{service.failure.why}{said}")
     if service.loading and service.throughput and service.throughput.loader_wait_share >= LOADER_BOUND:
         lines.append(service.loading)
-    lines += service.wrong
+    # The first line says that it has.
+    lines += [clause.removeprefix("has failed: ") for clause in service.wrong]
     if service.problem:
         lines.append(service.problem)
     return lines

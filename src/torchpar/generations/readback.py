@@ -47,6 +47,9 @@ def compare_socket(plan: ServiceRecord, properties: Mapping[str, Any]) -> ReadBa
 
 def _compare(unit: str, values: Sequence[tuple[str, str, str]], properties: Mapping[str, Any]) -> ReadBack:
     """Compares (key, loaded, planned) of a unit whose drop-in of ours must be loaded."""
+    if properties.get("LoadState") == "masked":
+        # systemd reads no drop-in of it.
+        return ReadBack((), (f"{unit}: is masked, so nothing starts it; to change that: systemctl unmask {unit}",))
     drop_ins = [str(path) for path in properties.get("DropInPaths", ())]
     ours = [path for path in drop_ins if path.endswith("/" + drop_in_path(unit))]
     if not ours:

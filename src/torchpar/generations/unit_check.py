@@ -43,6 +43,10 @@ def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
         if "is not executable" in line:
             # An interpreter that is not there is told by access, and the package's own programs are there.
             continue
+        if line.endswith(" is masked."):
+            # An administrator wants that it does not start; it is no reason to put nothing in force.
+            warnings.append(printable(line))
+            continue
         if problem := in_conf(line, plan, files) or of_whole_unit(line, plan):
             errors.append(problem)
         else:

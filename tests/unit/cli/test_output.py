@@ -29,6 +29,17 @@ def test_a_table_that_is_too_wide_becomes_lines(
     assert capsys.readouterr().out.startswith("SERVICE ")
 
 
+def test_a_path_stays_whole_where_a_line_has_room_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it can be copied; what no line has room for is broken."""
+    monkeypatch.setenv("COLUMNS", "40")
+    echo_block("train@a", ["stopped", f"has /{'p' * 30} in it", "x" * 60], mark=True, column=9)
+    assert capsys.readouterr().out.splitlines() == [
+        "! train@a    stopped", f"    has /{'p' * 30}", "    in it", f"    {'x' * 36}", f"    {'x' * 24}"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("columns", ["0", "x", "-5", "1" * 99, ""])
 def test_a_width_that_is_none_is_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str

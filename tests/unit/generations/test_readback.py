@@ -104,3 +104,9 @@ def test_a_socket_listens_where_planned() -> None:
         "torchpar-infer@a.socket: ListenStream is 127.0.0.1:8000, planned 127.0.0.1:8000 [::1]:8000",
     )
     assert "has not loaded its drop-in" in compare_socket(plan, {"Listen": listen}).wrong[0]
+
+
+def test_a_unit_that_is_masked_is_the_administrators() -> None:
+    """systemd reads nothing of it, and whatever else is applied is in force all the same."""
+    read = compare_unit(make_service(), held(LoadState="masked", DropInPaths=[]))
+    assert read.wrong == () and "systemctl unmask torchpar-train@a.service" in read.notes[0]

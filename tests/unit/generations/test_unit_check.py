@@ -107,6 +107,7 @@ def test_what_is_wrong_with_a_unit_as_a_whole_is_said_with_the_line_that_makes_i
         ("srv-data.mount: Unit is bound to a device.", False),
         ("/etc/systemd/system/torchpar-train@a.service.d/override.conf:3: Failed to parse it", False),
         ("Unknown key in a file of nobody", False),
+        ("Unit torchpar-train@a.service is masked.", False),
         ("torchpar-train@a.service: Failed to create it: Unit srv-data.mount has a bad unit file setting.", True),
         ("Unit torchpar-infer@b.socket has a bad unit file setting.", True),
     ],
