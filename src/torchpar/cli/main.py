@@ -35,6 +35,7 @@ COMMANDS = {
     "logs": "torchpar.cli.logs",
     "doctor": "torchpar.cli.doctor",
     "metrics": "torchpar.cli.metrics",
+    "report": "torchpar.cli.report",
     "run": "torchpar.cli.run",
     "nettest": "torchpar.cli.nettest",
 }

@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 
 
 def run(
-    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, apart: bool = False
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    apart: bool = False,
+    seconds: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program with its messages in English; its exit status, stdout and stderr are in what is returned.
 
-    `apart` keeps it from the terminal's signals. A program that is not installed gives status 127 and says so on
+    `apart` keeps it from the terminal's signals. One that has not ended after so many `seconds` is killed, with status
+    124 as by timeout(1). A program that is not installed gives status 127 and says so on
     stderr, as in a shell.
     """
     try:
@@ -25,7 +30,10 @@ def run(
             errors="replace",
             check=False,
             start_new_session=apart,
+            timeout=seconds,
         )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]}: has not ended within {seconds:g} s")
     except FileNotFoundError:
         return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: not found")
 

@@ -1,0 +1,84 @@
+"""`torchpar report`: what is in the archive, and what is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchpar.cli import report
+from torchpar.cli.main import run
+from torchpar.cli.redact import Redactor
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("alpha.example.org said alpha is up", "HOST-1 said HOST-2 is up"),
+        ("alphabet and my-alpha stay", "alphabet and my-alpha stay"),
+        ("User=ada in /home/ada/x, /home/eve/y", "User=USER-1 in /home/USER-1/x, /home/USER-2/y"),
+        ("Environment=WANDB_MODE=on OMP_NUM_THREADS=2", "Environment=WANDB_MODE=*** OMP_NUM_THREADS=2"),
+        ("Environment='A_B=c d' \"E_F=g ' h\" x", "Environment='A_B=***' \"E_F=***\" x"),
+        (r'"Environment=\"A_B=c d\"\nNice=5"', r'"Environment=\"A_B=***\"\nNice=5"'),
+        ('{"HF_HOME": "/x", "OMP_NUM_THREADS": "2"}', '{"HF_HOME": "***", "OMP_NUM_THREADS": "2"}'),
+        ("Environment=A_KEY=x\\nCPUAffinity=0-1", "Environment=A_KEY=***\\nCPUAffinity=0-1"),
+        ("--api-key s3cr3t --lr 0.1", "--api-key *** --lr 0.1"),
+        ("password: hunter2, next", "password: ***, next"),
+        ("https://me:pw@example.org/x", "https://***@example.org/x"),
+        ("Endpoint=10.1.2.3:29500 10.1.2.4 10.1.2.3", "Endpoint=ADDRESS-1:29500 ADDRESS-2 ADDRESS-1"),
+        ("Listen=127.0.0.1:8000 0.0.0.0:80", "Listen=127.0.0.1:8000 0.0.0.0:80"),
+        ("fe80::1:2:3 and 2001:db8:1:2:3:4:5:6", "fe80::1:2:3 and ADDRESS-1"),
+        ("at 00:1b:44:11:3a:b7", "at MAC-1"),
+        ("key AbCdEfGhIjKlMnOpQrStUvWxYz0123456789 ends", "key *** ends"),
+        ("0000:17:00.0 at 12:34:56, torch 2.1.0, CPUs 0-3", "0000:17:00.0 at 12:34:56, torch 2.1.0, CPUs 0-3"),
+        ("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4", "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
+    ],
+)
+def test_what_is_private_is_replaced_and_nothing_else(text: str, redacted: str) -> None:
+    """The same by the same, so that one sees that it is."""
+    assert Redactor(["alpha.example.org", "alpha", "localhost"], ["ada", "root"]).redact(text) == redacted
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to write in, on a host whose programs are made up."""
+
+    def answer(argv: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if argv[0] == "journalctl":
+            return subprocess.CompletedProcess(argv, 0, "ada@alpha: SECRET_KEY=x\n", "")
+        return subprocess.CompletedProcess(argv, int(argv[0] == "uname"), f"{argv[-1]} on alpha\n", "no uname\n")
+
+    monkeypatch.setattr(report, "run", answer)
+    monkeypatch.setattr(report, "_hosts", lambda: ["alpha"])
+    monkeypatch.setattr(report, "_users", lambda: ["ada"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_archive_has_what_each_command_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Redacted, and for its owner alone; its name is the answer."""
+    assert run(["report"]) == 0
+    said = capsys.readouterr()
+    (path,) = folder.iterdir()
+    assert said.out == f"{path.name}\n" and path.stat().st_mode & 0o777 == 0o600 and "tar -xzOf" in said.err
+    with tarfile.open(path) as archive:
+        texts = {os.path.basename(name): archive.extractfile(name).read().decode() for name in archive.getnames()}  # type: ignore[union-attr]
+    assert {"version", "facts.json", "units", "status.json", "doctor.json", "journal-services"} <= texts.keys()
+    assert texts["journal-services"] == "USER-1@HOST-1: SECRET_KEY=***\n"
+    assert "exit status 1" in texts["uname"] and "no uname" in texts["uname"]
+    assert not any("alpha" in text for text in texts.values())
+
+
+def test_the_journal_can_be_left_out_and_no_file_is_overwritten(folder: Path) -> None:
+    """Nor a link followed."""
+    assert run(["report", "--no-journal", "--output", "x.tar.gz"]) == 0
+    with tarfile.open("x.tar.gz") as archive:
+        assert not any("journal" in name for name in archive.getnames())
+    assert run(["report", "--output", "x.tar.gz"]) == 1
+    (folder / "link").symlink_to(folder / "aim")
+    assert run(["report", "--output", "link"]) == 1 and not (folder / "aim").exists()
