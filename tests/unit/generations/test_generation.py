@@ -22,7 +22,7 @@ def content(mark: str) -> Content:
     return Content(
         {"torchpar-train@a.service.d/20-torchpar.conf": f"[Service]\n# {mark}\n"},
         {"torchpar.target.wants/torchpar-train@a.service": "/usr/lib/systemd/system/torchpar-train@.service"},
-        '{"version": 1}\n',
+        '{"version": 1, "services": []}\n',
         (ConfFile("/etc/torchpar.conf", f"[Host]\n# {mark} \udcff\n"),),
         {"cpus_online": "0-1", "nodes_online": "-"},
     )
