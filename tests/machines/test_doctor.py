@@ -80,5 +80,4 @@ def test_node_exporter_finds_metrics_where_it_looks_for_them(host: Machine) -> N
         f'torchpar_unit_affinity_ok{{unit="{UNIT}"}} 1',
     ):
         assert f"\n{line}\n" in text
-    assert "torchpar_clock_synchronised" in text
     assert 'torchpar_doctor_check_status{check="unit.failed"} 0' in host.read(f"{TEXTFILES}/torchpar-doctor.prom")

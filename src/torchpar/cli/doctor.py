@@ -13,10 +13,10 @@ from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.cli.readings import read_host
 from torchpar.cli.root import require_root
-from torchpar.contract.errors import ExitStatus, TorchparError, printable
+from torchpar.cli.textfile import write_textfile
+from torchpar.contract.errors import ExitStatus, printable
 from torchpar.doctor.check import Check, Result, all_checks, examine
 from torchpar.doctor.finding import Finding, Severity
-from torchpar.host.files import replace_text
 from torchpar.host.inputs import LIVE
 from torchpar.host.program import run_shown
 
@@ -60,13 +60,15 @@ def doctor(  # noqa: PLR0913 - an option each
         click.echo(list_checks(chosen))
         return ExitStatus.DONE
     form = "json" if json_too else form
+    if textfile:
+        # What fails is told there, and no failure of this.
+        write_textfile(textfile / FILE, lambda: as_prom(examine(read_host(root), chosen)))
+        return ExitStatus.DONE
     if fix:
         _check_fix(form, yes, root)
     results = examine(read_host(root), chosen)
     if fix and _mend(results, yes=yes):
         results = examine(read_host(root), chosen)
-    if textfile:
-        return _write(textfile, as_prom(results))
     if form == "json":
         echo_json(as_json(results))
     elif form == "nagios":
@@ -75,15 +77,6 @@ def doctor(  # noqa: PLR0913 - an option each
     else:
         click.echo(as_prom(results) if form == "prom" else as_text(results), nl=form != "prom")
     return _exit_status(results, strict=strict)
-
-
-def _write(folder: Path, text: str) -> ExitStatus:
-    """Writes metrics, whole or not at all. A fault that is told is no failure. Raises TorchparError."""
-    try:
-        replace_text(folder / FILE, text)
-    except OSError as error:
-        raise TorchparError(f"{folder / FILE}: {error.strerror}") from None
-    return ExitStatus.DONE
 
 
 def _chosen(only: str | None, skip: str | None) -> tuple[Check, ...]:

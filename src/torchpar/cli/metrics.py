@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from torchpar.cli.paths import FilePath
+from torchpar.cli.textfile import configured_metrics, write_textfile
 from torchpar.contract.errors import ConfigError, ExitStatus, StoreError, TorchparError
 from torchpar.contract.version import version
 from torchpar.daemon.client import ask_daemon
@@ -19,8 +20,7 @@ from torchpar.daemon.metrics import Sample, render_metrics
 from torchpar.daemon.metrics_server import MetricsServer
 from torchpar.generations.store import Store
 from torchpar.host.clocks import clock_is_synchronised
-from torchpar.host.files import replace_text
-from torchpar.host.inputs import LIVE, load
+from torchpar.host.inputs import LIVE
 from torchpar.host.sysfs import Tree
 from torchpar.host.unit_counters import read_counters
 
@@ -41,32 +41,12 @@ def metrics(textfile: Path | None, listen: bool) -> int:
     if textfile and listen:
         raise click.UsageError("--textfile and --listen are two ways; take one")
     if listen:
-        _serve(_configured())
-    elif textfile is None:
-        click.echo(_text(), nl=False)
-    elif _configured() == "textfile":
-        _write(textfile)
+        _serve(configured_metrics())
+    elif textfile:
+        write_textfile(textfile / FILE, _text)
     else:
-        # What was written before would be shown for ever.
-        with contextlib.suppress(FileNotFoundError):
-            (textfile / FILE).unlink()
+        click.echo(_text(), nl=False)
     return ExitStatus.DONE
-
-
-def _configured() -> str:
-    """Reads Metrics= of the conf; what it is by default where the conf is broken, which is what metrics must tell."""
-    try:
-        return load().config.host.metrics
-    except TorchparError:
-        return "textfile"
-
-
-def _write(folder: Path) -> None:
-    """Writes the metrics, whole or not at all. Raises TorchparError where that fails."""
-    try:
-        replace_text(folder / FILE, _text())
-    except OSError as error:
-        raise TorchparError(f"{folder / FILE}: {error.strerror}") from None
 
 
 def _serve(metrics: str) -> None:

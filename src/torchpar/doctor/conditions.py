@@ -20,6 +20,14 @@ TRAINING_HERE = Condition(
     "a training service is declared on this host", lambda host: host.live and TRAINING.holds(host)
 )
 RUNNING = Condition("a service runs", lambda host: any(each.runs for each in host.services))
+# A job's libraries and memory, which only root and its own user may look into.
+VISIBLE = Condition(
+    "a service runs whose processes can be read",
+    lambda host: any(
+        each.running and all(process.allocator is not None for process in each.running.processes)
+        for each in host.services
+    ),
+)
 SEVERAL_HOSTS = Condition(
     "this host has a job of several hosts", lambda host: host.live and any(each.hosts > 1 for each in host.services)
 )

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.doctor.cases import CASES
 from tests.unit.doctor.made import CONF, Made
 from torchpar.cli import doctor as command
+from torchpar.cli import textfile
 from torchpar.cli.findings import as_json, as_nagios, as_prom, as_text, list_checks
 from torchpar.cli.main import run
 from torchpar.doctor.check import Result, all_checks, examine
@@ -173,5 +174,9 @@ def test_what_a_file_is_named_does_not_reach_the_terminal(tmp_path: Path) -> Non
 def test_a_textfile_of_checks_is_written_and_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is in the file; the service that writes it has not failed."""
     on(monkeypatch, tmp_path / "host", FAULTS["blas.alternative"])
+    monkeypatch.setattr(textfile, "configured_metrics", lambda: "textfile")
     assert run(["doctor", "--only", "blas.alternative", "--textfile", str(tmp_path)]) == 0
     assert 'check="blas.alternative"} 2' in (tmp_path / "torchpar-doctor.prom").read_text()
+    monkeypatch.setattr(textfile, "configured_metrics", lambda: "no")
+    assert run(["doctor", "--only", "blas.alternative", "--textfile", str(tmp_path)]) == 0
+    assert not (tmp_path / "torchpar-doctor.prom").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchpar.cli import metrics as command
+from torchpar.cli import textfile
 from torchpar.cli.main import run
 
 
@@ -17,7 +18,8 @@ def text(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def configured(monkeypatch: pytest.MonkeyPatch, metrics: str) -> None:
-    monkeypatch.setattr(command, "_configured", lambda: metrics)
+    monkeypatch.setattr(command, "configured_metrics", lambda: metrics)
+    monkeypatch.setattr(textfile, "configured_metrics", lambda: metrics)
 
 
 def test_they_are_printed(text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.doctor.check import check
-from torchpar.doctor.conditions import GPUS_IN_FORCE, IN_FORCE, RUNNING, TRAINING
+from torchpar.doctor.conditions import GPUS_IN_FORCE, RUNNING, TRAINING, VISIBLE
 from torchpar.doctor.finding import Finding, fail, warn
 from torchpar.doctor.host import Host, Service
 from torchpar.doctor.words import share
@@ -22,7 +22,7 @@ _BINDS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 @check(
     "aff.collapsed",
     passed="no process that computes sits on a single CPU of many",
-    where=RUNNING,
+    where=VISIBLE,
     source="pytorch/pytorch#91989, #101850, #8126: OpenMP binds the main thread at import, and workers inherit that",
 )
 def collapsed(host: Host) -> Iterator[Finding]:
@@ -141,7 +141,7 @@ def oversubscribed(host: Host) -> Iterator[Finding]:
 @check(
     "thr.openmp",
     passed="each process has one OpenMP runtime",
-    where=RUNNING,
+    where=VISIBLE,
     source="pytorch/pytorch#136307; two runtimes have two pools of threads, which compute against each other",
 )
 def openmp(host: Host) -> Iterator[Finding]:
@@ -186,7 +186,7 @@ def gpu_node(host: Host) -> Iterator[Finding]:
 @check(
     "mem.remote",
     passed="the memory of bound services is on their NUMA nodes",
-    where=IN_FORCE,
+    where=VISIBLE,
     source="numa(7): numa_maps; what was allocated elsewhere before stays there",
 )
 def remote(host: Host) -> Iterator[Finding]:
