@@ -114,7 +114,12 @@ class HostSettings:
         "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"
     )
     metrics: str = _setting(
-        "Metrics", v.parse_metrics, "textfile", "textfile, ADDRESS:PORT, no", "where Prometheus metrics go"
+        "Metrics",
+        v.parse_metrics,
+        "textfile",
+        "textfile, ADDRESS:PORT, no",
+        "where Prometheus metrics go: to node_exporter's textfile collector where it is installed, or over HTTP at an "
+        "address; see torchpar-metrics(7)",
     )
     auto_apply: bool = _setting(
         "AutoApply", v.parse_boolean, "no", "yes, no", "torchpard applies a valid edit of the conf by itself"

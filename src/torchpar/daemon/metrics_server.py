@@ -9,7 +9,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
 _SECONDS = 10.0
-_CONNECTIONS = 16
+# At a time; Prometheus needs one.
+CONNECTIONS = 16
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -22,7 +23,7 @@ class MetricsServer(socketserver.ThreadingTCPServer):
     def __init__(self, address: tuple[str, int], render: Callable[[], str]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.render = render
-        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__(address, _Handler)
 
     def process_request(self, request: object, client_address: object) -> None:

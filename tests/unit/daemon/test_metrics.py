@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import urllib.error
@@ -16,7 +17,7 @@ import pytest
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.daemon.metrics import FAMILIES, Sample, names, render_metrics
-from torchpar.daemon.metrics_server import MetricsServer
+from torchpar.daemon.metrics_server import CONNECTIONS, MetricsServer
 from torchpar.facts.counters import UnitCounters
 
 TREE = Path(__file__).resolve().parents[3]
@@ -222,6 +223,25 @@ def test_the_server_answers_one_page_and_has_nothing_else() -> None:
             assert refused.value.code == 404
             refused.value.close()
         finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_who_says_nothing_takes_a_place_and_no_more_than_there_are() -> None:
+    """Each connection is a thread; those of others who wait for nothing must not become thousands."""
+    with MetricsServer(("127.0.0.1", 0), lambda: "a 1\n") as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        held = []
+        try:
+            for _ in range(CONNECTIONS):
+                held.append(socket.create_connection(server.server_address[:2]))
+            with socket.create_connection(server.server_address[:2]) as one_more:
+                one_more.settimeout(60)
+                assert one_more.recv(1) == b""
+        finally:
+            for each in held:
+                each.close()
             server.shutdown()
             thread.join()
 
