@@ -120,8 +120,8 @@ def test_the_exit_status_says_how_bad_it_is(
 
 
 def test_a_mistyped_check_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--only", "kernal"]) == 64
-    assert "no check is called kernal" in capsys.readouterr().err
+    assert run(["doctor", "--only", "colour"]) == 64
+    assert "no check is called colour" in capsys.readouterr().err
 
 
 def test_a_group_of_checks_can_be_chosen_and_left_out(
