@@ -76,6 +76,11 @@ def why_failed(properties: Mapping[str, Any]) -> str:
     return EXIT_CODES.get(status, f"exit status {status}{by}")
 
 
+def says_all(why: str) -> bool:
+    """Says whether the reason came from outside the job, which knew nothing of it: its last line is no part of it."""
+    return why in _RESULTS.values() or why in ("killed by SIGKILL", "killed by SIGTERM")
+
+
 def signal_name(number: int) -> str:
     """Returns the name of a signal: "SIGKILL"; "signal 40" for one that has none."""
     try:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.unit_names import shorten
-from torchpar.verify.failure import find_last_words
+from torchpar.verify.failure import find_last_words, says_all
 
 LOOP_SECONDS = 600.0
 # From so many restarts in that time on it is a loop. One alone may be the cure, as of a malloc that did not fit.
@@ -59,8 +59,8 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal) -> None:
         if not row["failure"] and not loops and not restarts[unit]:
             continue
         run = row["invocation"] if row["failure"] else failed_runs.get(unit, "")
-        said = find_last_words(journal.read_last_lines(run))
         why = row["failure"]["why"] if row["failure"] else "its last run failed"
+        said = None if says_all(why) else find_last_words(journal.read_last_lines(run))
         row["failure"] = {"why": why, "said": said}
         reason = ": ".join(filter(None, (why, said)))
         if loops:

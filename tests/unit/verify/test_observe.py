@@ -134,6 +134,18 @@ def test_a_failure_is_wrong_and_says_why(host: FakeHost) -> None:
     assert seen["wrong"] == [] and host.journal.asked == [TRAIN]
 
 
+def test_a_run_that_was_killed_has_no_last_words(host: FakeHost) -> None:
+    """What it printed last says nothing of why."""
+    host.apply()
+    host.systemd.properties[TRAIN] = {**FAILED, "ExecMainCode": 2, "ExecMainStatus": 9, "Result": "signal"}
+    host.journal.lines["0a0b"] = ["epoch 3"]
+    row = look(host)["services"][1]
+    assert row["failure"] == {"why": "killed by SIGKILL", "said": None}
+    host.systemd.properties[TRAIN] |= {"ExecMainStatus": 6}
+    host.journal.lines["0a0b"] = ["free(): invalid pointer"]
+    assert look(host)["services"][1]["failure"] == {"why": "killed by SIGABRT", "said": "free(): invalid pointer"}
+
+
 def test_a_crash_loop_is_wrong_while_it_runs_too(host: FakeHost) -> None:
     """One restart may be the cure, as of a malloc that did not fit: it is shown, and is not wrong."""
     host.apply()
