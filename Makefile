@@ -246,6 +246,7 @@ install: man
 	ln -sfn ../torchpar-way-back.service '$(DESTDIR)$(UNITDIR)/multi-user.target.wants/'
 	$(call put,755,systemd/torchpar-generator,$(GENDIR))
 	install -D -m 644 systemd/torchpar.sysusers '$(DESTDIR)/usr/lib/sysusers.d/torchpar.conf'
+	$(call put,644,systemd/torchpar.catalog,/usr/lib/systemd/catalog)
 	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
 	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)

@@ -73,7 +73,7 @@ def test_what_is_wrong_is_marked_with_its_reason(host: Machine, progress: Callab
     override = f"/etc/systemd/system/{TRAIN.format('killed')}.d/override.conf"
     host.write(override, "[Service]\nCPUAffinity=\nCPUAffinity=0\n")
     host.run("systemctl", "daemon-reload")
-    assert "train@b.service is masked" in host.run("torchpar", "apply", "--afresh").stderr
+    assert "train@b.service: is masked" in host.run("torchpar", "apply", "--afresh").stderr
     host.write(CONF, f"{CONF_OF_ALL}Threads=1\n")
     status, shown, rows = look(host)
     progress(host.run("env", "COLUMNS=80", "torchpar", "status", check=False).stdout)
@@ -94,3 +94,15 @@ def test_who_may_not_ask_is_told_so(host: Machine) -> None:
     assert done.returncode == 3 and "members of the group torchpar only" in done.stdout and "!" not in done.stdout
     done = host.run("torchpar", "status", "train@kiled", check=False)
     assert (done.returncode, done.stderr.split("; ")[1]) == (64, "did you mean train@killed?\n")
+
+
+def test_what_torchpard_says_is_found_by_its_fields(host: Machine) -> None:
+    """In the journal of the service too, with what to do from the catalog."""
+    unit = TRAIN.format("once")
+    host.run("systemctl", "start", unit)
+    host.wait_until(lambda: host.show(unit, "ActiveState") == "failed", "its end")
+    look(host)
+    found = ("journalctl", "--boot", "--catalog", "TORCHPAR_CHECK=failure", f"TORCHPAR_UNIT={unit}")
+    host.wait_until(lambda: "has failed: exit status 1" in host.run(*found).stdout, "a line in the journal")
+    assert f"Subject: A run of {unit} has failed" in host.run(*found).stdout
+    assert f"{unit} has failed: exit status 1" in host.run("torchpar", "logs", "once").stdout

@@ -33,7 +33,7 @@ def describe(service: ServiceState) -> list[str]:
     if service.loading and service.throughput and service.throughput.loader_wait_share >= LOADER_BOUND:
         lines.append(service.loading)
     # The first line says that it has.
-    lines += [clause.removeprefix("has failed: ") for clause in service.wrong]
+    lines += [told.text.removeprefix("has failed: ") for told in service.wrong]
     if service.problem:
         lines.append(service.problem)
     return lines

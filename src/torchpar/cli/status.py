@@ -102,8 +102,8 @@ def _echo_host(state: State, note: str, waiting: str) -> None:
     echo_block("", [f"generation {state.generation or 'none'}, {conf}", *filter(None, (waiting, note))])
     for moved in state.moved:
         echo_block("", [say_moved(moved)])
-    for line in state.wrong:
-        echo_block("", [line], mark=True)
+    for told in state.wrong:
+        echo_block("", [told.text], mark=True)
 
 
 def say_moved(moved: Moved) -> str:

@@ -83,7 +83,8 @@ def make_screen(state: State, note: str, clock: str, width: int) -> list[str]:
     ]
     rows = [_row(service) for service in services]
     lines += _table(rows, [is_wrong(service) for service in services], width)
-    notes = [f"{service.title} {line}" for service in services for line in service.wrong] + list(state.wrong)
+    notes = [f"{service.title} {told.text}" for service in services for told in service.wrong]
+    notes += [told.text for told in state.wrong]
     if notes or note:
         lines.append("")
     for line in notes:

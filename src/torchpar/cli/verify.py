@@ -61,11 +61,12 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
             _echo_unit(service.unit, properties["MainPID"], verdicts[-1], items)
     in_force = {service.unit for service in services}
     around = Around(in_force_since=0.0, until=math.inf)
-    undeclared, notices = ([], []) if names else observe_undeclared(systemd, read_running_unit, in_force, around)
+    undeclared, wrong = ([], []) if names else observe_undeclared(systemd, read_running_unit, in_force, around)
+    notices = [told["text"] for told in wrong]
     for stray in (row for row in undeclared if not row["in_force"]):
         verdicts.append(Verdict.DRIFT)
         results.append({"unit": stray["unit"], "main_pid": stray["main_pid"], "verdict": "out of force", "items": []})
-        notices += (f"{stray['unit']} {clause}" for clause in stray["wrong"])
+        notices += (f"{stray['unit']} {told['text']}" for told in stray["wrong"])
     for notice in () if as_json else notices:
         click.echo(brief(notice))
     if as_json:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ class Arbiter:
         store: Store,
         systemd: Systemd,
         doors: Doors,
-        tell: Callable[[Priority, str], None],
+        tell: Callable[[Priority, str, Mapping[str, str]], None],
         *,
         folder: str = GIVEN,
     ) -> None:
@@ -225,10 +225,10 @@ class Arbiter:
         self.root = said["root"] or self.root
         self.moved = said["moved"]
         for line in said["told"]:
-            self._tell(Priority.INFO, line)
+            self._tell(Priority.INFO, line, {})
         for problem in said["problems"]:
             if problem not in self._problems:
-                self._tell(Priority.WARNING, problem)
+                self._tell(Priority.WARNING, problem, {})
         self._problems = said["problems"]
 
     def give_back(self) -> None:
@@ -242,7 +242,7 @@ class Arbiter:
         except (TorchparError, OSError) as error:
             found.problems.append(f"services may stay on fewer CPUs than planned: {error}")
         for problem in found.problems:
-            self._tell(Priority.WARNING, problem)
+            self._tell(Priority.WARNING, problem, {})
 
 
 def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from torchpar.contract.advice import say_loading
+from torchpar.contract.messages import trouble
 from torchpar.contract.serving import ServingReport, rates
 from torchpar.contract.span import span
 from torchpar.daemon.throughput import Ledger, Throughput
@@ -41,7 +42,7 @@ class Figures:
         """Makes the whole answer: what was observed, the figures at this time, and these notices besides."""
         services = [self._complete(service, now) for service in observation["services"]]
         hangs = [f"{row['unit']} {row['hang']}" for row in services if row["hang"]]
-        wrong = [*observation["wrong"], *notes]
+        wrong = [*observation["wrong"], *(trouble("host", note) for note in notes)]
         return {
             **observation,
             "services": services,
@@ -68,7 +69,7 @@ class Figures:
             "memory_bytes": self._usage.memory_bytes(unit) if runs else None,
             "serving": asdict(serving) if serving else None,
             "hang": hang,
-            "wrong": [*row["wrong"], hang] if hang else row["wrong"],
+            "wrong": [*row["wrong"], trouble("hang", hang)] if hang else row["wrong"],
         }
 
 

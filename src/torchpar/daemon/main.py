@@ -6,11 +6,11 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torchpar.contract.errors import printable
-from torchpar.contract.journal import Priority, write
+from torchpar.contract.journal import Priority, is_journal, write
 from torchpar.contract.notify import Notifier
 from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.arbiter import Arbiter, Doors
@@ -24,6 +24,7 @@ from torchpar.host import systemd
 from torchpar.host.affinity import move_unit
 from torchpar.host.conf import FOLDERS
 from torchpar.host.facts import read_facts, read_manifest
+from torchpar.host.journal import write_entry
 from torchpar.host.processes import find_group
 from torchpar.verify.observe import live_readers
 
@@ -216,9 +217,11 @@ def run(daemon: Daemon) -> None:
     daemon.give_back()
 
 
-def tell(priority: Priority, line: str) -> None:
-    """Writes a line for the journal."""
-    write([printable(line, 2000)], priority)
+def tell(priority: Priority, line: str, fields: Mapping[str, str]) -> None:
+    """Writes a line for the journal with these fields, which say what is wrong with which unit."""
+    line = printable(line, 2000)
+    if not is_journal(2) or not write_entry({"MESSAGE": line, "PRIORITY": str(int(priority)), **fields}):
+        write([line], priority)
 
 
 class _Signals:

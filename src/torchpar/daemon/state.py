@@ -48,8 +48,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Wrong:
+    """One thing that is wrong: its kind, of contract/messages.py, and what is said of it."""
+
+    what: str
+    text: Text
+
+
+@dataclass(frozen=True)
 class ServiceState:
-    """A service. `wrong` are clauses that follow its name; `cpus_used` counts CPUs, of `given_cpus`."""
+    """A service. The texts of `wrong` are clauses that follow its name; `cpus_used` counts CPUs, of `given_cpus`."""
 
     unit: str
     kind: str
@@ -76,7 +84,7 @@ class ServiceState:
     memory_limit_bytes: int | None
     serving: Serving | None
     hang: Text | None
-    wrong: tuple[Text, ...]
+    wrong: tuple[Wrong, ...]
     problem: Text | None
 
     @property
@@ -103,7 +111,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class State:
-    """The host. `wrong` are whole sentences that are of no service in the list; `well`: nothing is wrong at all.
+    """The host. `wrong` is of no service in the list, in whole sentences; `well`: nothing is wrong at all.
 
     `moved` is not there where torchpard does not answer.
     """
@@ -113,7 +121,7 @@ class State:
     conf: str
     services: tuple[ServiceState, ...]
     well: bool
-    wrong: tuple[Text, ...]
+    wrong: tuple[Wrong, ...]
     notices: tuple[Text, ...]
     moved: tuple[Moved, ...] = ()
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torchpar.contract.errors import TorchparError
 from torchpar.contract.journal import Priority
+from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.daemon.figures import Figures
 from torchpar.daemon.look import Write
 from torchpar.generations.store import Store
@@ -51,7 +52,7 @@ class Watch:
         systemd: Systemd,
         readers: Readers,
         figures: Figures,
-        tell: Callable[[Priority, str], None],
+        tell: Callable[[Priority, str, Mapping[str, str]], None],
     ) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
@@ -115,7 +116,7 @@ class Watch:
         said = json.loads(lines[0]) if lines else {"problem": "the conf and systemd have not answered in time"}
         problem = said.get("problem", "")
         if problem and problem != self._problem:
-            self._tell(Priority.WARNING, problem)
+            self._tell(Priority.WARNING, problem, {})
         self._problem = problem
         return None if problem else str(said["stamp"])
 
@@ -127,23 +128,23 @@ class Watch:
             self.next_look = now + SETTLING_SECONDS
             if stamp is not None:
                 late = "the services could not be looked at in time; what is shown of them is older"
-                self._tell(Priority.WARNING, late)
+                self._tell(Priority.WARNING, late, {})
             return False
         self.next_look = now + (SETTLING_SECONDS if stamp != self.stamp else VERIFY_SECONDS)
         self.stamp = stamp
-        before = set(self.observation.get("notices", ()))
+        before = _told(self.observation)
         self.observation = json.loads(lines[1])
         if len(lines) > 2:
             applied = json.loads(lines[2])
             self._applied_for = applied["applied_for"]
             if applied["problem"]:
-                self._tell(Priority.WARNING, applied["problem"])
-        notices = self.observation["notices"]
-        for notice in notices:
+                self._tell(Priority.WARNING, applied["problem"], {})
+        now_told = _told(self.observation)
+        for notice, fields in now_told.items():
             if notice not in before:
-                self._tell(Priority.WARNING, notice)
-        for notice in sorted(before - set(notices)):
-            self._tell(Priority.INFO, f"no longer: {notice}")
+                self._tell(Priority.WARNING, notice, fields)
+        for notice in sorted(before.keys() - now_told.keys()):
+            self._tell(Priority.INFO, f"no longer: {notice}", before[notice])
         return True
 
     def read_figures(self, now: float) -> None:
@@ -178,6 +179,22 @@ class Watch:
         """Makes the line that clients get: the observation and how far the jobs are, with these notices besides."""
         self.read_figures(now)
         return _line({**self._figures.complete(self.observation, now, *notes), "moved": self.moved})
+
+
+def _told(observation: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns what an observation finds wrong, as sentences, and the fields that each has in the journal."""
+    if not observation:
+        return {}
+    common = {"TORCHPAR_GENERATION": str(observation["generation"] or 0)}
+    told: dict[str, dict[str, str]] = dict.fromkeys(observation["notices"], common)
+    for wrong in observation["wrong"]:
+        told[wrong["text"]] = {**common, "MESSAGE_ID": MESSAGE_IDS[wrong["what"]], "TORCHPAR_CHECK": wrong["what"]}
+    for row in observation["services"]:
+        of_unit = {"TORCHPAR_UNIT": row["unit"], "OBJECT_SYSTEMD_UNIT": row["unit"]}
+        for wrong in row["wrong"]:
+            kind = {"MESSAGE_ID": MESSAGE_IDS[wrong["what"]], "TORCHPAR_CHECK": wrong["what"]}
+            told[f"{row['unit']} {wrong['text']}"] = {**common, **of_unit, **kind}
+    return told
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

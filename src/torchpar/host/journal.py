@@ -1,5 +1,7 @@
 """Asks the journal why units failed: how often systemd started them again, and what their processes said last.
 
+And writes entries there that say of which unit they are, and of which kind.
+
 What tells of a run comes from the journal's own fields, which no process can write (systemd.journal-fields(7)): a job
 decides about its own words alone.
 """
@@ -7,13 +9,17 @@ decides about its own words alone.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 # Of systemd's catalog (sd-messages.h): a restart is scheduled; a unit has failed.
 _RESTARTS = "5eb03494b6584870a536b337290809b3"
 _FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
+
+# Where sd_journal_send(3) writes, as by https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
+_SOCKET = "/run/systemd/journal/socket"
 
 # Seconds for an answer, of a journal of many files.
 _SECONDS = 5.0
@@ -52,6 +58,21 @@ class Journal:
             return ()
         found = _ask([f"--lines={_MOST_LINES}", "--output-fields=MESSAGE"], [f"_SYSTEMD_INVOCATION_ID={invocation}"])
         return tuple(line for one in found for line in _text(one.get("MESSAGE")).splitlines())
+
+
+def write_entry(fields: Mapping[str, str]) -> bool:
+    """Writes an entry with fields of its own (systemd.journal-fields(7)); false where there is no journal.
+
+    It is said in torchpar's name. No value is more than a line: a field's name could begin in the next one.
+    """
+    lines = {"SYSLOG_IDENTIFIER": "torchpar", **fields}
+    data = "".join(f"{name}={' '.join(value.splitlines())}\n" for name, value in lines.items())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as journal:
+            journal.sendto(data.encode(errors="backslashreplace"), _SOCKET)
+    except OSError:
+        return False
+    return True
 
 
 def has_entries(unit: str) -> bool:

@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import re
-import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from torchpar.contract.errors import SystemdAbsentError, SystemdError, TorchparError
 from torchpar.host.files import remove, write_new
+from torchpar.host.journal import write_entry
 from torchpar.host.program import run
 from torchpar.host.reading import NotReadableError, read_start
 
@@ -205,9 +205,7 @@ def is_active(unit: str) -> bool:
 def say_of(unit: str, text: str) -> None:
     """Writes a warning into the journal of another unit (OBJECT_SYSTEMD_UNIT= in systemd.journal-fields(7)), if there
     is a journal."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        message = f"MESSAGE={text}\nPRIORITY=4\nSYSLOG_IDENTIFIER=torchpar\nOBJECT_SYSTEMD_UNIT={unit}\n"
-        journal.sendto(message.encode(errors="backslashreplace"), "/run/systemd/journal/socket")
+    write_entry({"MESSAGE": text, "PRIORITY": "4", "OBJECT_SYSTEMD_UNIT": unit})
 
 
 def active_since(mount_point: str) -> int:

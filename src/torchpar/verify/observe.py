@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
+from torchpar.contract.messages import trouble
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.drift import find_drift
 from torchpar.generations.generation import Content, Generation
@@ -85,12 +86,13 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
     notices += (drift for drift in find_drift(store, readers.loaded()) if drift not in notices)
     manifest = readers.read_manifest()
     conf = observe_conf(active, content, readers)
-    notices += conf["notices"]
+    wrong = [*(trouble("store", line) for line in notices), *(trouble("conf", line) for line in conf["notices"])]
     if content and content.manifest != manifest:
-        notices.append(
+        other = (
             f"generation {active.number if active else '?'} was made for CPUs {content.manifest['cpus_online']}, this "
             f"host has {manifest['cpus_online']} now; make a new one: torchpar apply"
         )
+        wrong.append(trouble("host", other))
     services: list[dict[str, Any]] = []
     if planned is not None:
         around = Around(
@@ -102,7 +104,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
         services += _observe_all(systemd, readers, planned, around)
         strays, more = observe_undeclared(systemd, readers.read_running_unit, {s["unit"] for s in services}, around)
         services += strays
-        notices += more
+        wrong += more
         add_failures(services, readers.journal)
         add_overlaps(services)
     return {
@@ -113,8 +115,8 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
         "conf_problem": conf["problem"],
         "auto_apply": conf["auto_apply"],
         "services": services,
-        "wrong": notices,
-        "notices": [*notices, *(line for row in services for line in _notices(row))],
+        "wrong": wrong,
+        "notices": [*(told["text"] for told in wrong), *(line for row in services for line in _notices(row))],
     }
 
 
@@ -131,7 +133,7 @@ def _observe_all(
 def _notices(row: Mapping[str, Any]) -> list[str]:
     """Makes whole sentences of what is wrong with a service."""
     problem = [row["problem"]] if row["problem"] else []
-    return [*problem, *(f"{row['unit']} {clause}" for clause in row["wrong"])]
+    return [*problem, *(f"{row['unit']} {told['text']}" for told in row["wrong"])]
 
 
 def _in_force_since(store: Store) -> float:
@@ -191,10 +193,10 @@ def _broken(problem: str, others: int, number: str) -> dict[str, Any]:
 
 def observe_undeclared(
     systemd: Units, read_running_unit: ReadRunningUnit, in_force: Collection[str], around: Around
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Collects what runs and is in no generation in force: services that have left the conf, and ad-hoc jobs.
 
-    With notices about sockets that have left the conf and still listen.
+    And what is wrong beside them: sockets that have left the conf and still listen.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -204,5 +206,6 @@ def observe_undeclared(
         rows += (observe_ad_hoc(systemd, read_running_unit, unit, around) for unit in systemd.ad_hoc_jobs())
         sockets = [unit for unit in systemd.open_sockets() if f"{unit.removesuffix('.socket')}.service" not in in_force]
     except TorchparError as error:
-        return rows, [str(error)]
-    return rows, [f"{unit} is out of force and still listens; to end that: systemctl stop {unit}" for unit in sockets]
+        return rows, [trouble("host", str(error))]
+    left = (f"{unit} is out of force and still listens; to end that: systemctl stop {unit}" for unit in sockets)
+    return rows, [trouble("out-of-force", line) for line in left]

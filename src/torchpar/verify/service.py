@@ -1,6 +1,7 @@
 """Collects one service: its state, whether it runs as planned, and what is wrong with its unit, as JSON data.
 
-A row's `wrong` are clauses that follow the unit's name: "does not run as planned (CPUs): torchpar verify train@a".
+A row's `wrong` is of contract/messages.py, in clauses that follow the unit's name: "does not run as planned (CPUs):
+torchpar verify train@a".
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import JobSettingsError, TorchparError
 from torchpar.contract.given import Given, read_given
 from torchpar.contract.job import parse_job_environment
+from torchpar.contract.messages import trouble
 from torchpar.contract.unit_names import shorten
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
@@ -96,12 +98,13 @@ def observe_service(
     running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
     items = verify(plan, running)
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
-    row["wrong"] += [notice for notice in dict.fromkeys(item.notice for item in items) if notice]
+    row["wrong"] += [trouble("drift", notice) for notice in dict.fromkeys(item.notice for item in items) if notice]
     if what:
         if properties["ActiveEnterTimestamp"] / 1e6 < around.in_force_since:
-            row["wrong"].append(f"runs with what was in force when it started ({what}): systemctl restart {plan.unit}")
+            then = f"runs with what was in force when it started ({what}): systemctl restart {plan.unit}"
+            row["wrong"].append(trouble("outdated", then))
         else:
-            row["wrong"].append(f"does not run as planned ({what}): torchpar verify {plan.title}")
+            row["wrong"].append(trouble("drift", f"does not run as planned ({what}): torchpar verify {plan.title}"))
     row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus or plan.cpus)
     return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
 
@@ -122,10 +125,11 @@ def observe_out_of_force(
     row = _undeclared(unit, match["kind"], match["name"], properties, str(_cpus_of(running)))
     state, cpus, section = row["state"], row["cpus"], f"[{match['kind'].capitalize()} {match['name']}]"
     row["state"] = "out of force, still running" if state == "running" else f"out of force, {state}"
-    row["wrong"] = [
+    clause = (
         f"is out of force and still runs, on CPUs {cpus or 'unknown'}: to end it, systemctl stop {unit}; to keep it,"
         f" write {section} into the conf again and apply it"
-    ]
+    )
+    row["wrong"] = [trouble("out-of-force", clause)]
     return {**row, "in_force": False}
 
 
@@ -179,27 +183,29 @@ def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _set_otherwise(plan: ServiceRecord, properties: Mapping[str, Any], around: Around) -> list[str]:
+def _set_otherwise(plan: ServiceRecord, properties: Mapping[str, Any], around: Around) -> list[dict[str, str]]:
     """Finds what an administrator has set beside the conf: a mask, a start at boot, a drop-in that wins."""
     unit, found = plan.unit, []
     if properties.get("LoadState") == "masked":
-        found.append(f"is masked, so nothing starts it: systemctl unmask {unit}")
+        found.append(trouble("masked", f"is masked, so nothing starts it: systemctl unmask {unit}"))
     if properties.get("UnitFileState") == "enabled" and not plan.enabled:
         section = f"[{plan.kind.capitalize()} {plan.name}]"
-        found.append(
+        clause = (
             f"starts at boot by systemctl enable, and holds no CPUs: write Enabled=yes into {section} of the conf and"
             f" apply it, then: systemctl disable {unit}"
         )
+        found.append(trouble("enabled", clause))
     paths = [str(path) for path in properties.get("DropInPaths", ())]
     ours = next((path for path in around.rendered if path.startswith(f"{unit}.d/")), "")
     place = next((number for number, path in enumerate(paths) if ours and path.endswith(f"/{ours}")), None)
     if place is not None:
         later = {path: text for path in paths[place + 1 :] if (text := around.read_text(path)) is not None}
         for path, keys in find_overrides(around.rendered[ours], later).items():
-            found.append(
+            clause = (
                 f"has {', '.join(keys)} from {path}, which wins over the conf: write it into the conf and remove that"
                 " file, then: systemctl daemon-reload"
             )
+            found.append(trouble("override", clause))
     return found
 
 

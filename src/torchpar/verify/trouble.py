@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.messages import trouble
 from torchpar.contract.unit_names import shorten
 from torchpar.verify.failure import find_last_words, says_all
 
@@ -64,9 +65,10 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal) -> None:
         row["failure"] = {"why": why, "said": said}
         reason = ": ".join(filter(None, (why, said)))
         if loops:
-            row["wrong"].append(f"fails again and again: {reason}; see: torchpar logs {shorten(unit)}")
+            clause = f"fails again and again: {reason}; see: torchpar logs {shorten(unit)}"
+            row["wrong"].append(trouble("crash-loop", clause))
         elif row["state"] in ("failed", "restarting"):
-            row["wrong"].append(f"has failed: {reason}; see: torchpar logs {shorten(unit)}")
+            row["wrong"].append(trouble("failure", f"has failed: {reason}; see: torchpar logs {shorten(unit)}"))
 
 
 def add_overlaps(rows: Sequence[dict[str, Any]]) -> None:
@@ -78,7 +80,8 @@ def add_overlaps(rows: Sequence[dict[str, Any]]) -> None:
         if told > _MOST_TOLD:
             return
         for row, beside in ((one, other), (other, one)):
-            row["wrong"].append(f"shares CPUs {cpus} with {shorten(beside['unit'])}: {_cure(row, beside)}")
+            clause = f"shares CPUs {cpus} with {shorten(beside['unit'])}: {_cure(row, beside)}"
+            row["wrong"].append(trouble("overlap", clause))
 
 
 def _overlaps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Any, CpuSet]]:

@@ -24,7 +24,10 @@ FAILED = {
     **SERVICE, "unit": "torchpar-train@mlp.service", "name": "mlp", "state": "failed", "main_pid": 0, "placed": None,
     "cpus_used": None, "memory_bytes": None, "state_age_seconds": 250.0, "restarts_in_10_minutes": 5,
     "failure": {"why": "exit status 1", "said": "ValueError: bad"},
-    "wrong": ["fails again and again: exit status 1: ValueError: bad; see: torchpar logs train@mlp"],
+    "wrong": [{
+        "what": "crash-loop",
+        "text": "fails again and again: exit status 1: ValueError: bad; see: torchpar logs train@mlp",
+    }],
 }  # fmt: skip
 WEB = {
     **SERVICE, "unit": "torchpar-infer@web.service", "kind": "infer", "name": "web", "listen": ["127.0.0.1:8000"],
@@ -78,7 +81,8 @@ def test_in_a_pipe_a_service_is_one_line(
 ) -> None:
     """That grep finds as a whole."""
     monkeypatch.delenv("COLUMNS")
-    host.update(services=[BUSY, FAILED], wrong=["the conf is newer than generation 3"], conf="newer", well=False)
+    wrong = [{"what": "conf", "text": "the conf is newer than generation 3"}]
+    host.update(services=[BUSY, FAILED], wrong=wrong, conf="newer", well=False)
     status, shown = show(capsys)
     lines = shown.splitlines()
     assert (status, len(lines)) == (1, 5)
@@ -101,7 +105,7 @@ def test_all_ways_to_name_a_service_work(
     host: dict[str, Any], capsys: pytest.CaptureFixture[str], names: list[str], status: int, shown: list[str]
 ) -> None:
     """And the exit status is of those that are named; so is what --json has."""
-    host.update(services=[BUSY, FAILED, WEB, JOB], wrong=["something else"], well=False)
+    host.update(services=[BUSY, FAILED, WEB, JOB], wrong=[{"what": "host", "text": "something else"}], well=False)
     code, said = show(capsys, *names)
     heads = [line[2:].split()[0] for line in said.partition("\n\n")[0].splitlines() if line[2] != " "]
     assert (code, heads) == (status, shown)
@@ -120,8 +124,9 @@ def test_a_mistyped_name_has_the_nearest(host: dict[str, Any], capsys: pytest.Ca
 def test_nothing_of_a_job_reaches_the_terminal(host: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """What it says of itself is a line of letters."""
     said = "\x1b]0;x\x07\u202e\x9b2J" + "y" * 5000
-    row = {**FAILED, "wrong": [said], "loading": said, "failure": {"why": "x", "said": said}, "throughput": SPEED}
-    host.update(services=[row, {**row, "wrong": []}], wrong=[said])
+    wrong = [{"what": "drift", "text": said}]
+    row = {**FAILED, "wrong": wrong, "loading": said, "failure": {"why": "x", "said": said}, "throughput": SPEED}
+    host.update(services=[row, {**row, "wrong": []}], wrong=wrong)
     status, shown = show(capsys)
     assert status == 1 and all(line.isprintable() and len(line) <= 80 for line in shown.split("\n"))
     assert len(shown) < 6000
@@ -133,7 +138,7 @@ def test_nothing_of_a_job_reaches_the_terminal(host: dict[str, Any], capsys: pyt
         ({"throughput": {**SPEED, "samples_per_second": 0}}, "5.25 steps/s; waits 5 % for data; step 30"),
         ({"throughput": {**SPEED, "samples_per_second": 12345.678}}, "12346 samples/s; waits 5 % for data; step 30"),
         ({"throughput": {**SPEED, "loader_wait_share": 0.6}, "loading": "waited"}, "320 samples/s; step 30"),
-        ({"throughput": SPEED, "hang": "hangs", "wrong": ["hangs"]}, "step 30"),
+        ({"throughput": SPEED, "hang": "hangs", "wrong": [{"what": "hang", "text": "hangs"}]}, "step 30"),
         ({"restarts_in_10_minutes": 1, "failure": {"why": "killed by SIGKILL", "said": None}}, "killed by SIGKILL"),
     ],
 )

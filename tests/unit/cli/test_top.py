@@ -46,10 +46,10 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     """Long names lose their middle, as their ends tell them apart; what a job says is escaped."""
     names = [f"{'n' * 80}{end}" for end in ("1", "2")]
     rows = [{**BUSY, "unit": f"torchpar-train@{name}.service", "name": name} for name in names]
-    rows[0]["wrong"] = ["\x1b[2J" + "w" * 3000]
+    rows[0]["wrong"] = [{"what": "drift", "text": "\x1b[2J" + "w" * 3000}]
     rows[1] |= {"hang": "hangs", "throughput": {**SPEED, "silent_seconds": 600.0}, "cpus": "0,2,4,6,8,10,12,14,16,18"}
     for width in (40, 80, 200):
-        lines = screen(width, *rows, wrong=["x" * 500])
+        lines = screen(width, *rows, wrong=[{"what": "host", "text": "x" * 500}])
         assert all(len(line) <= width and line.isprintable() for line in lines), width
     assert "nnn1  running" in lines[3] and "nnn2  running" in lines[4] and "0,2,4,6,8,..." in lines[4]
     assert "none for 10 min" in lines[4]

@@ -35,9 +35,8 @@ class Host:
     def begin(self) -> Arbiter:
         """One that knows nothing yet."""
         doors = Doors(lambda: self.made.facts, self.move, lambda group: group)
-        self.arbiter = Arbiter(
-            self.made.store, self.made.systemd, doors, lambda _, line: self.told.append(line), folder=str(self.folder)
-        )
+        tell = lambda _, line, fields: self.told.append(line)  # noqa: E731
+        self.arbiter = Arbiter(self.made.store, self.made.systemd, doors, tell, folder=str(self.folder))
         return self.arbiter
 
     def move(self, move: UnitMove) -> int:

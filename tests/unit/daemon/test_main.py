@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.unit.contract.test_reports import FIRST
 from tests.unit.daemon.test_status_socket import turn
 from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
+from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.contract.notify import Notifier
 from torchpar.contract.reports import RankProgress
 from torchpar.daemon.arbiter import Arbiter, Doors
@@ -57,6 +58,7 @@ class Life:
     def __init__(self, folder: Path) -> None:
         self.host = make_fake_host(folder)
         self.told: list[str] = []
+        self.fields: dict[str, dict[str, str]] = {}
         self.now = 1000.0
         self.uid = 0
         self._lock = folder / "held"
@@ -97,8 +99,9 @@ class Life:
         self._holder.close()
         self.daemon.selector.close()
 
-    def tell(self, priority: int, line: str) -> None:
+    def tell(self, priority: int, line: str, fields: Mapping[str, str]) -> None:
         self.told.append(line)
+        self.fields[line] = dict(fields)
 
     def reload(self, unit: str) -> None:
         """It is asked for by a process that ends."""
@@ -318,7 +321,24 @@ def test_a_job_that_makes_no_steps_hangs(life: Life, steps_per_second: float, si
     assert answer["well"] is not hangs and bool(row["hang"]) is hangs
     if hangs:
         said = "hangs: no step and no batch for 61 s; a step took 500 ms before"
-        assert row["wrong"] == [said] and answer["notices"] == [f"{TRAIN} {said}"]
+        assert row["wrong"] == [{"what": "hang", "text": said}] and answer["notices"] == [f"{TRAIN} {said}"]
+
+
+def test_what_is_told_has_fields_that_find_it(life: Life) -> None:
+    """The unit, so that its own journal has it too, and the kind, in whichever words it is said."""
+    life.host.apply()
+    life.ask()
+    life.host.systemd.properties[TRAIN] = {"ActiveState": "failed", "Result": "timeout"}
+    life.host.systemd.runs["torchpar-train@x.service"] = "now"
+    life.ask()
+    (line,) = (line for line in life.told if line.startswith(f"{TRAIN} has failed"))
+    assert life.fields[line] == {
+        "MESSAGE_ID": MESSAGE_IDS["failure"], "TORCHPAR_CHECK": "failure", "TORCHPAR_GENERATION": "1",
+        "TORCHPAR_UNIT": TRAIN, "OBJECT_SYSTEMD_UNIT": TRAIN,
+    }  # fmt: skip
+    life.host.text = f"{TEXT}# newer\n"
+    life.ask()
+    assert life.fields[IN_FORCE_IS_OLDER]["MESSAGE_ID"] == MESSAGE_IDS["conf"]
 
 
 # ---- what holds it ----
@@ -386,11 +406,11 @@ class Process:
             host.apply()
             readers = dataclasses.replace(host.readers, read_manifest=signal.pause) if held else host.readers
             figures = Figures(Ledger(lambda unit, ranks: ()), Usage(lambda group: None), lambda unit: None)
-            watch = Watch(host.store, host.systemd, readers, figures, lambda priority, line: None)
+            watch = Watch(host.store, host.systemd, readers, figures, lambda priority, line, fields: None)
             users = Users(lambda client: 0, lambda uid: True)
             doors = Doors(lambda: host.facts, lambda move: 0, lambda group: None)
             given = str(folder / "given")
-            arbiter = Arbiter(host.store, host.systemd, doors, lambda priority, line: None, folder=given)
+            arbiter = Arbiter(host.store, host.systemd, doors, lambda priority, line, fields: None, folder=given)
             changes = Changes({}, lambda: "")
             daemon = Daemon(watch, arbiter, changes, Notifier(), self.sockets, users=users, clock=self._now)
             run(daemon)

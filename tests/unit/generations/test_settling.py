@@ -62,6 +62,7 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
     """Which would lose its own."""
     stopped: list[tuple[str, bool, int]] = []
     monkeypatch.setattr(systemd, "stop", lambda unit: stopped.append((unit, is_held(store), len(store.waiting()))))
+    monkeypatch.setattr(systemd, "running_services", tuple)
     if command == "confirm":
         assert confirm.confirm.callback
         confirm.confirm.callback()

@@ -36,6 +36,11 @@ def look(host: FakeHost) -> dict[str, Any]:
     return observe.observe(host.store, host.systemd, host.readers)
 
 
+def told(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a service, or with the host."""
+    return [wrong["text"] for wrong in row["wrong"]]
+
+
 def brief(seen: dict[str, Any]) -> list[tuple[str, str, str | None]]:
     """Of each service its unit, its state and whether it runs as planned."""
     return [(service["unit"], service["state"], service["placed"]) for service in seen["services"]]
@@ -130,7 +135,7 @@ def test_a_failure_is_wrong_and_says_why(host: FakeHost) -> None:
     row = seen["services"][1]
     assert row["failure"] == {"why": "exit status 1", "said": "ValueError: \\x1b[2Jshapes"}
     assert row["since_monotonic_seconds"] == 5
-    assert row["wrong"] == [f"has failed: {SAID}"] and seen["notices"] == [f"{TRAIN} has failed: {SAID}"]
+    assert told(row) == [f"has failed: {SAID}"] and seen["notices"] == [f"{TRAIN} has failed: {SAID}"]
     assert seen["wrong"] == [] and host.journal.asked == [TRAIN]
 
 
@@ -159,11 +164,11 @@ def test_a_crash_loop_is_wrong_while_it_runs_too(host: FakeHost) -> None:
     host.journal.restarts = {TRAIN: 4}
     row = look(host)["services"][1]
     assert row["restarts_in_10_minutes"] == 4
-    assert row["wrong"] == [f"fails again and again: {SAID.replace('exit status 1', 'its last run failed')}"]
+    assert told(row) == [f"fails again and again: {SAID.replace('exit status 1', 'its last run failed')}"]
     # As systemd has it, where the journal cannot be read: since it was started by hand.
     host.journal.restarts = None
     row = look(host)["services"][1]
-    assert row["restarts_in_10_minutes"] is None and row["wrong"][0].startswith("fails again and again: ")
+    assert row["restarts_in_10_minutes"] is None and told(row)[0].startswith("fails again and again: ")
     host.journal.restarts = {}
     host.journal.failed = {TRAIN: "0a0b"}
     assert look(host)["services"][1]["wrong"] == [], "it was long ago"
@@ -178,7 +183,7 @@ def test_what_is_set_beside_the_conf_is_wrong(host: FakeHost) -> None:
     properties = {"LoadState": "masked", "UnitFileState": "enabled", "DropInPaths": [ours, path]}
     host.systemd.properties[TRAIN] = properties
     host.unit_files[path] = "[Service]\nCPUAffinity=0\nNice=5\n"
-    assert look(host)["services"][1]["wrong"] == [
+    assert told(look(host)["services"][1]) == [
         f"is masked, so nothing starts it: systemctl unmask {TRAIN}",
         "starts at boot by systemctl enable, and holds no CPUs: write Enabled=yes into [Train a] of the conf and apply"
         f" it, then: systemctl disable {TRAIN}",
@@ -200,12 +205,12 @@ def test_services_on_the_same_cpus_are_wrong_both(host: FakeHost) -> None:
     host.start(TRAIN)
     assert look(host)["notices"] == []
     host.start(other)
-    told = [row["wrong"] for row in look(host)["services"]]
-    assert told[0] == [
+    first, second = look(host)["services"]
+    assert told(first) == [
         "shares CPUs 0-3 with train@b: both are slower; stop one of them, or write Enabled=yes or CPUs= of its own for"
         " each into the conf"
     ]
-    assert told[1][0].startswith("shares CPUs 0-3 with train@a")
+    assert told(second)[0].startswith("shares CPUs 0-3 with train@a")
     for unit, cpus in ((TRAIN, "0-1"), (other, "2-3")):
         (process,) = host.processes[unit]
         host.processes[unit] = (dataclasses.replace(process, threads={process.pid: CpuSet.parse(cpus)}),)
@@ -328,8 +333,8 @@ def test_a_service_may_be_called_like_a_socket(tmp_path: Path) -> None:
     host = make_fake_host(tmp_path)
     around = Around(in_force_since=0.0, until=math.inf)
     known = {"torchpar-infer@a.socket.service"}
-    _, notices = observe.observe_undeclared(systemd, host.read_running_unit, known, around)
-    assert [notice.partition(" ")[0] for notice in notices] == ["torchpar-infer@b.socket"]
+    _, wrong = observe.observe_undeclared(systemd, host.read_running_unit, known, around)
+    assert [one["text"].partition(" ")[0] for one in wrong] == ["torchpar-infer@b.socket"]
 
 
 @pytest.mark.parametrize("kind", ["train", "infer"])
