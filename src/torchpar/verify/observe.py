@@ -36,6 +36,8 @@ from torchpar.verify.trouble import Journal, add_failures, add_overlaps
 # In which the processes of all services are read where that is possible. A service that comes later has its time too.
 _SECONDS_OF_ALL = 20.0
 _AT_ONCE = 4
+# And then the last words of those that have failed.
+_SECONDS_OF_JOURNAL = 20.0
 
 
 class Conf(Protocol):
@@ -105,7 +107,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
         strays, more = observe_undeclared(systemd, readers.read_running_unit, {s["unit"] for s in services}, around)
         services += strays
         wrong += more
-        add_failures(services, readers.journal)
+        add_failures(services, readers.journal, around.until + _SECONDS_OF_JOURNAL)
         add_overlaps(services)
     return {
         "version": 1,

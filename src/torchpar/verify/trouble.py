@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -44,8 +46,11 @@ class Journal(Protocol):
         """Reads what the processes of one run wrote last, in its order."""
 
 
-def add_failures(rows: Iterable[dict[str, Any]], journal: Journal) -> None:
-    """Adds to the rows of units that have failed how often they did and what they said, and says what is wrong."""
+def add_failures(rows: Iterable[dict[str, Any]], journal: Journal, until: float = math.inf) -> None:
+    """Adds to the rows of units that have failed how often they did and what they said, and says what is wrong.
+
+    After `until`, of the monotonic clock, no more of the journal is read: the rest is told without last words.
+    """
     troubled = [row for row in rows if row["failure"] or row["restarts"]]
     if not troubled:
         return
@@ -61,7 +66,8 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal) -> None:
             continue
         run = row["invocation"] if row["failure"] else failed_runs.get(unit, "")
         why = row["failure"]["why"] if row["failure"] else "its last run failed"
-        said = None if says_all(why) else find_last_words(journal.read_last_lines(run))
+        silent = says_all(why) or time.monotonic() > until
+        said = None if silent else find_last_words(journal.read_last_lines(run))
         row["failure"] = {"why": why, "said": said}
         reason = ": ".join(filter(None, (why, said)))
         if loops:
