@@ -182,7 +182,8 @@ def _serve(machine: Machine) -> None:
 def _show(machine: Machine, *argv: str) -> str:
     """Run a command, show it with what it printed, and return that. Raises CommandError."""
     _say(shlex.join(argv))
-    result = machine.run(*argv, timeout=120)
+    # As on a terminal: what is shown stands four letters to the right.
+    result = machine.run("env", "COLUMNS=96", *argv, timeout=120)
     print(result.stderr, end="", file=sys.stderr)
     for line in result.stdout.splitlines():
         print(f"    {line}")
