@@ -26,7 +26,7 @@ def test_the_summary_of_each_command_fits(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("stauts", "No such command 'stauts'; did you mean status?"),
+        ("statux", "No such command 'statux'; did you mean status?"),
         ("x", "No such command 'x'."),
         ("\x1b[2J", "No such command '\\x1b[2J'."),
     ],
