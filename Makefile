@@ -174,7 +174,7 @@ bench-progress:
 # ARGUMENTS='--models mlp --peers torchpar litserve --seconds 4': only those; --soak 10: torchpar alone, for long.
 # See bench_serve.py.
 bench-serve: $(SERVE_VENV)/complete
-	$(call packages,wrk default-jre-headless)
+	$(call packages,wrk nghttp2-client default-jre-headless)
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE '$(SERVE_VENV)/bin/python' -B -m tests.benchmarks.bench_serve $(ARGUMENTS)
 .PHONY: bench-serve
 

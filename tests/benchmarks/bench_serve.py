@@ -7,6 +7,9 @@ In each round every server is started, asked and stopped before the next, so tha
 the medians. What counts are ratios within one run: a shared machine is faster or slower from day to day. `--soak` asks
 torchpar alone, at 80 % of what it can do, and prints errors and memory every minute.
 
+The rows whose names end with -grpc are asked over gRPC (serve_grpc.py). Triton is measured with one instance of the
+model and with one for each CPU, and the better of both, load by load, is what to compare with.
+
 Run it with the interpreter that has torch: `make bench-serve`.
 """
 
@@ -30,6 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import serve_grpc
 from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, resident_mib
 from tests.benchmarks.serve_peers import PEERS, Peer, Question
 
@@ -96,6 +100,9 @@ def measure(
 ) -> None:
     """One server: closed loops, then open ones at a part of what it could do."""
     about = json.loads(model.with_suffix(".json.row").read_text())
+    if peer.ask is None:
+        measure_grpc(peer, python, model, workers, arguments, found, memory)
+        return
     question = peer.ask(about)
     with running(peer, python, model, workers) as pid:
         check(question, about)
@@ -107,6 +114,30 @@ def measure(
         for share in SHARES:
             done = open_loop(PORT, question, share * capacity, arguments.seconds, pid)
             found.setdefault((peer.name, f"open {share:.0%}"), []).append(done)
+        memory[peer.name] = resident_mib(pid)
+
+
+def measure_grpc(
+    peer: Peer,
+    python: str,
+    model: Path,
+    workers: int,
+    arguments: argparse.Namespace,
+    found: dict[tuple[str, str], list[Measured]],
+    memory: dict[str, float],
+) -> None:
+    """One server over gRPC: closed loops, and one call at a time by tritonclient."""
+    about = json.loads(model.with_suffix(".json.row").read_text())
+    question = serve_grpc.ask(about)
+    port, seconds = PORT + 1, arguments.seconds
+    with running(peer, python, model, workers) as pid:
+        size = serve_grpc.check(port, question, about)
+        serve_grpc.closed_loop(port, question, 8, min(3.0, seconds), pid=pid, size=size)  # warm, and batches learned
+        for calls in arguments.connections:
+            done = serve_grpc.closed_loop(port, question, calls, seconds, pid=pid, size=size)
+            found.setdefault((peer.name, f"c={calls}"), []).append(done)
+        done = serve_grpc.client_loop(port, about, seconds, pid)
+        found.setdefault((peer.name, "c=1 tritonclient"), []).append(done)
         memory[peer.name] = resident_mib(pid)
 
 
@@ -195,6 +226,7 @@ def install(peer: Peer) -> str:
 def soak(model: Path, workers: int, minutes: float) -> None:
     """torchpar at 80 % of its capacity for long."""
     peer = PEERS["torchpar"]
+    assert peer.ask is not None
     question = peer.ask(json.loads(model.with_suffix(".json.row").read_text()))
     with running(peer, sys.executable, model, workers) as pid:
         client_capacity(PORT, question, OPEN_CONNECTIONS, 3.0)  # warm

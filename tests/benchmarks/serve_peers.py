@@ -27,13 +27,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Peer:
-    """One server. `start` writes what it needs into a folder and returns the command; `ready` is a path that is 200."""
+    """One server. `start` writes what it needs into a folder and returns the command; `ready` is a path that is 200.
+
+    `ask` makes the request over HTTP; where there is none, the server is asked over gRPC, on the port after HTTP's.
+    """
 
     name: str
     packages: Sequence[str]
     start: Callable[[Path, str, Path, int, int], list[str]]
     ready: str
-    ask: Callable[[dict[str, Any]], Question]
+    ask: Callable[[dict[str, Any]], Question] | None = None
 
 
 def ask_binary(path: str) -> Callable[[dict[str, Any]], Question]:
@@ -104,6 +107,10 @@ def _torchpar(processes: str) -> Callable[[Path, str, Path, int, int], list[str]
         return [python, str(script), str(port), str(model), str(workers), processes]
 
     return start
+
+
+def _torchpar_grpc(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
+    return [*_torchpar(folder, python, model, port, workers), f"--grpc=127.0.0.1:{port + 1}"]
 
 
 LITSERVE = """
@@ -338,5 +345,8 @@ PEERS = {
         Peer("pytriton", PYTRITON_WHEEL, _script(PYTRITON), "/v2/models/m/ready", ask_binary(INFER)),
         Peer("tritonserver", PYTRITON_WHEEL, _tritonserver(one=True), "/v2/models/m/ready", ask_binary(INFER)),
         Peer("tritonserver-cpus", PYTRITON_WHEEL, _tritonserver(one=False), "/v2/models/m/ready", ask_binary(INFER)),
+        Peer("torchpar-grpc", (), _torchpar_grpc, "/v2/health/ready"),
+        Peer("tritonserver-grpc", PYTRITON_WHEEL, _tritonserver(one=True), "/v2/models/m/ready"),
+        Peer("tritonserver-cpus-grpc", PYTRITON_WHEEL, _tritonserver(one=False), "/v2/models/m/ready"),
     )
 }
