@@ -2,6 +2,9 @@
 
 The event loop hands batches to idle threads once a turn, when all requests of that turn are in; a thread that has
 finished takes the next batch itself. Answers go back to the event loop with one call for all that are there.
+
+Where one thread computes, batches of cheap models do not go to it: to hand one over and back takes as long as to
+compute it, and the event loop has only the same CPU for itself. So they do not wait for other models' batches either.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from torchpar.serve.runners.runner import Runner
 # A batch that takes this many times as long as measured, and this long at least, does not make progress any more.
 STUCK_TIMES = 50.0
 STUCK_SECONDS = 60.0
+
+# CPU time of a batch after which its model is not cheap any more, for the event loop stands still meanwhile.
+DEAR_SECONDS = 0.005
 
 
 class _Worker:
@@ -64,6 +70,7 @@ class Pool:
         self._overdue: deque[tuple[Served, list[Waiting]]] = deque()
         self._workers = [_Worker(slot) for slot in range(workers)]
         self._idle = list(self._workers)
+        self._divides = workers == 1  # cheap models from the others
 
     def start(self) -> None:
         """Starts the threads."""
@@ -80,7 +87,7 @@ class Pool:
             if not served.waits:
                 served.waits = True
                 self._ring.append(served)
-        if self._idle and not self._turn:
+        if (self._idle or self._divides) and not self._turn:
             self._turn = True
             self._loop.call_soon(self._hand_out)
 
@@ -124,6 +131,8 @@ class Pool:
 
     def _hand_out(self) -> None:
         self._turn = False
+        if self._divides:
+            self._compute_here()
         woken = []
         with self._lock:
             while self._idle and not self._stopping:
@@ -142,12 +151,34 @@ class Pool:
         if self._overdue:
             self._deliver()
 
-    def _next(self, others: int, most: int | None = None) -> Batch | None:
+    def _compute_here(self) -> None:
+        """Computes a batch of a cheap model on the event loop's thread; what comes meanwhile is the next one."""
+        with self._lock:
+            batch = None if self._stopping else self._next(0, here=True)
+            if batch and batch.rows > 2 * batch.served.cap() and self._idle:
+                # One request of many rows.
+                worker = self._idle.pop()
+                worker.batch = batch
+                worker.wake.release()
+                return
+        if batch is None:
+            return
+        began = time.thread_time()
+        batch.served.compute(0, batch)
+        if time.thread_time() - began > DEAR_SECONDS:
+            batch.served.cheap = False
+        batch.served.computes = False
+        self._on_finished(batch)
+        if self._ring and not self._turn:
+            self._turn = True
+            self._loop.call_soon(self._hand_out)
+
+    def _next(self, others: int, most: int | None = None, *, here: bool = False) -> Batch | None:
         """Returns the next batch, of the model whose turn it is; None if none may be computed now. Needs the lock.
 
-        others counts the workers that are idle beside the one that asks.
+        others counts the workers that are idle beside the one that asks. here: of a cheap model, where those are apart.
         """
-        while served := self._whose_turn():
+        while served := self._whose_turn(here=here):
             self._ring.popleft()
             queue = served.queue
             cap = served.limit_rows()
@@ -168,14 +199,15 @@ class Pool:
                 return batch
         return None
 
-    def _whose_turn(self) -> Served | None:
+    def _whose_turn(self, *, here: bool = False) -> Served | None:
         """Returns the first model in the ring, once those are behind it that compute one batch at a time and do so now.
 
-        The worker that computes for one of those looks here again when it is done.
+        The worker that computes for one of those looks here again when it is done. here: see _next.
         """
         for _ in range(len(self._ring)):
-            if not self._ring[0].computes:
-                return self._ring[0]
+            first = self._ring[0]
+            if not first.computes and (not self._divides or first.cheap == here):
+                return first
             self._ring.rotate(-1)
         return None
 

@@ -22,6 +22,9 @@ from torchpar.serve.models.identity import Files
 from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
+# What a batch of a cheap model may take: the event loop may stand still for so long.
+CHEAP_SECONDS = 0.002
+
 
 class Batch:
     """Requests that are computed together, and what came of it: `outputs` or `error`."""
@@ -86,6 +89,8 @@ class Served:
         self.files = files
         self.untried = untried
         self.weights = ""  # by what name it shares them with other processes
+        # A batch of it is computed as soon as it is handed to another thread.
+        self.cheap = runner.is_steady() and curve.seconds(self.cap()) <= CHEAP_SECONDS
         self.queue = Queue()
         self.open = 0
         self.limit = 64  # requests that may wait

@@ -19,7 +19,7 @@ class Program(ABC):
     are declared, if any are. max_batch is what the description and the program say, guessed that nothing declares the
     inputs. example is one request that it answers, None where it names none. files are those that were read beside its
     own. seeds is what in it seeds the random numbers of its whole process, counts where it computes with the number of
-    rows, as far as its graph tells; "" if nothing.
+    rows, as far as its graph tells; "" if nothing. steady says that it does the same for all values.
     """
 
     platform: str
@@ -31,6 +31,7 @@ class Program(ABC):
     files: Files = {}
     seeds = ""
     counts = ""
+    steady = False
 
     def writes(self) -> str:
         """Names what the program keeps and writes to when it runs, as far as is known by now; "" if nothing."""

@@ -73,6 +73,7 @@ class TorchScript(Program):
         self._forward = module.forward
         self._module = module
         self._mode = torch.enable_grad if _asks_for_gradients(module) else torch.inference_mode
+        self.steady = "prim::Loop" not in {node.kind() for node in _nodes(module.forward.inlined_graph)}
         self._writes = find_write(module)
         self.seeds = find_seed(module)
         self.counts = find_count(module, always(module))

@@ -65,6 +65,10 @@ class Runner(ABC):
     def renew(self) -> None:
         """Puts a program that has not run yet in the place of what slot 0 has computed with."""
 
+    def is_steady(self) -> bool:
+        """Says whether any thread can compute, and every row takes as long, whatever is in it."""
+        return False
+
     def weights(self) -> Weights | None:
         """Returns the weights that other processes could share; None where processes of its own have them."""
         return None
@@ -116,6 +120,11 @@ class ThreadRunner(Runner):
         finally:
             if team > 1:
                 torch.set_num_threads(1)
+
+    def is_steady(self) -> bool:
+        """See Runner."""
+        sizes = [size for spec in self.inputs for size in spec.shape[1:]]
+        return self._program.steady and not self.guessed and -1 not in sizes
 
     def weights(self) -> Weights | None:
         """See Runner."""

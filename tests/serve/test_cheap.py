@@ -1,0 +1,131 @@
+"""Where one thread computes: cheap models on the event loop's own, and so not behind slow ones."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.serve.engines import Answer, request, serving
+from tests.serve.models import Slow, Total, described, mlp, save_script
+from torchpar.serve.engine import pool
+from torchpar.serve.engine.engine import Engine
+
+ROWS = described(-1, 3)
+
+
+def watch(engine: Engine, model: str = "m") -> tuple[Any, list[str]]:
+    """What serves a model, and the threads that compute it from now on."""
+    served = engine._repository.get(model)
+    names: list[str] = []
+    compute = served.runner.compute
+
+    def watched(*arguments: Any) -> Any:
+        names.append(threading.current_thread().name)
+        return compute(*arguments)
+
+    served.runner.compute = watched  # type: ignore[method-assign]
+    served.watch.choose = lambda *_: ()  # type: ignore[method-assign]
+    return served, names
+
+
+@pytest.mark.parametrize(("workers", "where"), [(1, {"MainThread"}), (2, {"compute-0", "compute-1"})])
+def test_a_cheap_model_is_computed_without_another_thread_where_there_is_one(
+    tmp_path: Path, workers: int, where: set[str]
+) -> None:
+    """Requests of one turn in one batch, as ever."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> list[str]:
+        async with serving(tmp_path / "m.pt", workers=workers) as engine:
+            served, names = watch(engine)
+            served.cheap = True
+            answers = [Answer(engine, request(torch.randn(1, 3))) for _ in range(4)]
+            for answer in answers:
+                await answer.values()
+            assert served.statistics.batches <= workers
+            return names
+
+    assert set(asyncio.run(run())) <= where
+
+
+def test_a_fast_model_does_not_wait_for_a_slow_one(tmp_path: Path) -> None:
+    """Here the slow one is not done before the fast one has answered a hundred times."""
+    for name in ("fast", "slow"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        save_script(mlp(), tmp_path / name / "1/model.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path) as engine:
+            fast, slow = (engine._repository.get(name) for name in ("fast", "slow"))
+            fast.cheap, slow.cheap = True, False
+            compute, done = slow.runner.compute, threading.Event()
+
+            def wait(*arguments: Any) -> Any:
+                assert done.wait(60)
+                return compute(*arguments)
+
+            slow.runner.compute = wait  # type: ignore[method-assign]
+            waiting = [Answer(engine, request(torch.randn(1, 3), model="slow")) for _ in range(3)]
+            for _ in range(100):
+                await Answer(engine, request(torch.randn(1, 3), model="fast")).values()
+            done.set()
+            for answer in waiting:
+                await answer.values()
+
+    asyncio.run(run())
+
+
+def test_a_model_that_takes_longer_than_it_was_measured_goes_to_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it meanwhile is answered there."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+    monkeypatch.setattr(pool, "DEAR_SECONDS", 0.0)
+
+    async def run() -> list[str]:
+        async with serving(tmp_path / "m.pt", max_batch=1) as engine:
+            served, names = watch(engine)
+            served.cheap = True
+            for answer in [Answer(engine, request(torch.randn(1, 3))) for _ in range(3)]:
+                await answer.values()
+            return names
+
+    assert asyncio.run(run()) == ["MainThread", "compute-0", "compute-0"]
+
+
+def test_one_request_of_many_rows_goes_to_the_thread(tmp_path: Path) -> None:
+    """It takes as long as many batches."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> list[str]:
+        async with serving(tmp_path / "m.pt") as engine:
+            served, names = watch(engine)
+            served.cheap, served.curve.cap = True, 4
+            for rows in (2, 100, 1):
+                await Answer(engine, request(torch.randn(rows, 3))).values()
+            return names
+
+    assert asyncio.run(run()) == ["MainThread", "compute-0", "MainThread"]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "steady"),
+    [(mlp(), (-1, 3), True), (Slow(), (-1, 1), False), (Total(), (-1, -1), False)],
+    ids=["rows of one size", "a loop", "rows of any size"],
+)
+def test_only_what_takes_as_long_for_every_row_is_cheap(
+    tmp_path: Path, module: torch.nn.Module, shape: tuple[int, ...], steady: bool
+) -> None:
+    """What it took at the start tells nothing of others."""
+    save_script(module, tmp_path / "m.pt", described(*shape))
+
+    async def run() -> bool:
+        async with serving(tmp_path / "m.pt") as engine:
+            return engine._repository.get("m").runner.is_steady()
+
+    assert asyncio.run(run()) is steady
