@@ -1,7 +1,7 @@
 """Inference servers side by side: requests per second, latency, and CPU time for each request.
 
     python3 -m tests.benchmarks.bench_serve [--models mlp encoder] [--peers torchpar mlserver ...] [--seconds N]
-        [--connections 1 8 32 128] [--rounds N] [--soak MINUTES]
+        [--connections 1 8 32 128] [--rows 1 8] [--rounds N] [--soak MINUTES]
 
 In each round every server is started, asked and stopped before the next, so that all meet the same host; the table has
 the medians. What counts are ratios within one run: a shared machine is faster or slower from day to day. `--soak` asks
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import serve_grpc
-from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, resident_mib
+from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, proportional_mib
 from tests.benchmarks.serve_peers import PEERS, Peer, Question
 
 TREE = Path(__file__).parents[2]
@@ -47,9 +47,10 @@ OPEN_CONNECTIONS = 32  # with so many, one request each at all times, the open l
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="bench_serve", description="inference servers side by side")
-    parser.add_argument("--models", nargs="+", default=["mlp", "encoder"])
+    parser.add_argument("--models", nargs="+", default=["mlp", "encoder", "cnn"])
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8], help="of a request; the open loop sends one")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
@@ -99,22 +100,30 @@ def measure(
     memory: dict[str, float],
 ) -> None:
     """One server: closed loops, then open ones at a part of what it could do."""
-    about = json.loads(model.with_suffix(".json.row").read_text())
     if peer.ask is None:
         measure_grpc(peer, python, model, workers, arguments, found, memory)
         return
-    question = peer.ask(about)
+    question = peer.ask(read_about(model, 1))
     with running(peer, python, model, workers) as pid:
-        check(question, about)
-        closed_loop(PORT, question, 8, min(3.0, arguments.seconds), pid)  # warm, and batches learned
-        for connections in arguments.connections:
-            done = closed_loop(PORT, question, connections, arguments.seconds, pid)
-            found.setdefault((peer.name, f"c={connections}"), []).append(done)
+        for rows in arguments.rows if peer.several_rows else [1]:
+            about = read_about(model, rows)
+            check(asked := peer.ask(about), about)
+            closed_loop(PORT, asked, 8, min(3.0, arguments.seconds), pid)  # warm, and batches learned
+            for connections in arguments.connections:
+                done = closed_loop(PORT, asked, connections, arguments.seconds, pid)
+                load = f"c={connections}" + (f", {rows} rows" if rows > 1 else "")
+                found.setdefault((peer.name, load), []).append(done)
         capacity = client_capacity(PORT, question, OPEN_CONNECTIONS, min(4.0, arguments.seconds))
         for share in SHARES:
             done = open_loop(PORT, question, share * capacity, arguments.seconds, pid)
             found.setdefault((peer.name, f"open {share:.0%}"), []).append(done)
-        memory[peer.name] = resident_mib(pid)
+        memory[peer.name] = proportional_mib(pid)
+
+
+def read_about(model: Path, rows: int) -> dict[str, Any]:
+    """What a request for so many rows has, and its answer."""
+    about: dict[str, Any] = json.loads(model.with_suffix(".json.row").read_text())
+    return {**about, "rows": rows, "row": about["row"] * rows, "answer": about["answer"] * rows}
 
 
 def measure_grpc(
@@ -138,7 +147,7 @@ def measure_grpc(
             found.setdefault((peer.name, f"c={calls}"), []).append(done)
         done = serve_grpc.client_loop(port, about, seconds, pid)
         found.setdefault((peer.name, "c=1 tritonclient"), []).append(done)
-        memory[peer.name] = resident_mib(pid)
+        memory[peer.name] = proportional_mib(pid)
 
 
 def in_process(model: Path, threads: int, seconds: float) -> dict[str, float]:
@@ -227,7 +236,7 @@ def soak(model: Path, workers: int, minutes: float) -> None:
     """torchpar at 80 % of its capacity for long."""
     peer = PEERS["torchpar"]
     assert peer.ask is not None
-    question = peer.ask(json.loads(model.with_suffix(".json.row").read_text()))
+    question = peer.ask(read_about(model, 1))
     with running(peer, sys.executable, model, workers) as pid:
         client_capacity(PORT, question, OPEN_CONNECTIONS, 3.0)  # warm
         capacity = client_capacity(PORT, question, OPEN_CONNECTIONS, 5.0)
@@ -237,7 +246,7 @@ def soak(model: Path, workers: int, minutes: float) -> None:
             done = open_loop(PORT, question, 0.8 * capacity, min(60.0, left), pid)
             print(
                 f"{done.per_second:8.0f}/s  p50 {done.p50:.2f} ms  p99 {done.p99:.2f} ms  {done.errors} errors"
-                f"  {done.cpu_us:.0f} us CPU  {resident_mib(pid):.1f} MiB",
+                f"  {done.cpu_us:.0f} us CPU  {proportional_mib(pid):.1f} MiB",
                 flush=True,
             )
 
@@ -248,19 +257,21 @@ def print_table(
     found: dict[tuple[str, str], list[Measured]],
     memory: dict[str, float],
 ) -> None:
-    """Medians; `of limit` is the share of what the model does in process, in batches of 32."""
+    """Medians of requests in a second, and how far they are apart; `of limit` is the share of rows in process."""
     limit = statistics.median(each["rows_per_second"] for each in limits)
     single = statistics.median(each["single_ms"] for each in limits)
     print(f"\n{name}: in process {limit:.0f} rows in a second in batches of 32; one row takes {single:.2f} ms\n")
-    print("| server | load | req/s | of limit | p50 ms | p99 ms | CPU us/req | errors | MiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| server | load | req/s | from … to | of limit | p50 ms | p99 ms | CPU us/req | errors | MiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for (peer, load), runs in found.items():
-        rate = statistics.median(run.per_second for run in runs)
+        rates = [run.per_second for run in runs]
+        rate = statistics.median(rates)
+        rows = int(load.split(", ")[1].split()[0]) if ", " in load else 1
         middle = [statistics.median(getattr(run, field) for run in runs) for field in ("p50", "p99", "cpu_us")]
         errors = sum(run.errors for run in runs)
         print(
-            f"| {peer} | {load} | {rate:.0f} | {rate / limit:.0%} | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.0f}"
-            f" | {errors} | {memory.get(peer, 0):.0f} |"
+            f"| {peer} | {load} | {rate:.0f} | {min(rates):.0f} … {max(rates):.0f} | {rate * rows / limit:.0%}"
+            f" | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.0f} | {errors} | {memory.get(peer, 0):.0f} |"
         )
     sys.stdout.flush()
 

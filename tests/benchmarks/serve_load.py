@@ -219,13 +219,13 @@ def cpu_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of the same, in MiB; shared pages count in each."""
-    pages = 0
+def proportional_mib(pid: int) -> float:
+    """Memory of the same, in MiB; of what several share, each has its part."""
+    kib = 0
     for each in tree(pid):
         try:
-            with open(f"/proc/{each}/statm", encoding="ascii") as file:
-                pages += int(file.read().split()[1])
+            with open(f"/proc/{each}/smaps_rollup", encoding="ascii") as file:
+                kib += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
         except OSError:
             continue
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return kib / 1024

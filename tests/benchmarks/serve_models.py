@@ -29,6 +29,36 @@ class Encoder(nn.Module):
         return self.layers(self.tokens(x)).mean(1)
 
 
+class Block(nn.Module):
+    """Two convolutions, and their input on top."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.one_norm = nn.BatchNorm2d(outputs)
+        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.two_norm = nn.BatchNorm2d(outputs)
+        self.across = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.one_norm(self.one(x)))
+        return torch.relu(self.two_norm(self.two(y)) + self.across(x))
+
+
+class Cnn(nn.Module):
+    """An image of 64 by 64 to ten classes: a ResNet of four blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, 1, 1)
+        widths = [32, 64, 128, 256]
+        self.blocks = nn.Sequential(*(Block(a, b, 2) for a, b in zip([32, *widths], widths, strict=False)))
+        self.last = nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.blocks(torch.relu(self.first(x))).mean((2, 3)))
+
+
 # Name: module, datatype and shape of a row, outputs.
 MODELS = {
     "mlp": (
@@ -38,6 +68,7 @@ MODELS = {
         ("FP32", [784], [10]),
     ),
     "encoder": (Encoder, ("INT64", [64], [256])),
+    "cnn": (Cnn, ("FP32", [3, 64, 64], [10])),
 }
 
 
@@ -55,7 +86,7 @@ def make(directory: Path) -> None:
             script = torch.jit.trace(module, row[None])
             answer = module(row[None])[0]
         torch.jit.save(script, str(directory / f"{name}.pt"), _extra_files={"torchpar.json": json.dumps(face)})
-        about = {"datatype": datatype, "shape": shape, "row": row.tolist(), "answer": answer.tolist()}
+        about = {"datatype": datatype, "shape": shape, "row": row.flatten().tolist(), "answer": answer.tolist()}
         (directory / f"{name}.json.row").write_text(json.dumps(about))
 
 
@@ -64,7 +95,7 @@ def limit(path: Path, threads: int, seconds: float) -> dict[str, float]:
     torch.set_num_threads(1)
     about = json.loads(path.with_suffix(".json.row").read_text())
     dtype = torch.float32 if about["datatype"] == "FP32" else torch.int64
-    row = torch.tensor(about["row"], dtype=dtype)[None]
+    row = torch.tensor(about["row"], dtype=dtype).reshape(1, *about["shape"])
     batch = row.expand(32, *about["shape"]).contiguous()
     model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(str(path)).eval()))
     counts = [0] * threads

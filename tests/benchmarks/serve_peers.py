@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """One HTTP request for one row, and where the answer has its numbers."""
+    """One HTTP request."""
 
     path: str
     headers: dict[str, str]
@@ -37,6 +37,7 @@ class Peer:
     start: Callable[[Path, str, Path, int, int], list[str]]
     ready: str
     ask: Callable[[dict[str, Any]], Question] | None = None
+    several_rows: bool = True  # in a request
 
 
 def ask_binary(path: str) -> Callable[[dict[str, Any]], Question]:
@@ -50,7 +51,7 @@ def ask_binary(path: str) -> Callable[[dict[str, Any]], Question]:
                 {
                     "name": "x",
                     "datatype": about["datatype"],
-                    "shape": [1, *about["shape"]],
+                    "shape": [about["rows"], *about["shape"]],
                     "parameters": {"binary_data_size": len(data)},
                 }
             ],
@@ -70,19 +71,29 @@ def ask_json(path: str) -> Callable[[dict[str, Any]], Question]:
     """Its JSON form, for servers that know no other."""
 
     def ask(about: dict[str, Any]) -> Question:
-        tensor = {"name": "x", "datatype": about["datatype"], "shape": [1, *about["shape"]], "data": about["row"]}
+        shape = [about["rows"], *about["shape"]]
+        tensor = {"name": "x", "datatype": about["datatype"], "shape": shape, "data": about["row"]}
         return Question(path, {"Content-Type": "application/json"}, json.dumps({"inputs": [tensor]}).encode())
 
     return ask
 
 
 def ask_plain(path: str) -> Callable[[dict[str, Any]], Question]:
-    """An object with the row."""
+    """An object with one row of the row's shape."""
 
     def ask(about: dict[str, Any]) -> Question:
-        return Question(path, {"Content-Type": "application/json"}, json.dumps({"x": about["row"]}).encode())
+        row = _nested(about["row"], about["shape"])
+        return Question(path, {"Content-Type": "application/json"}, json.dumps({"x": row}).encode())
 
     return ask
+
+
+def _nested(values: list[Any], shape: list[int]) -> list[Any]:
+    """Lists within lists, as the shape says."""
+    if len(shape) == 1:
+        return values
+    size = len(values) // shape[0]
+    return [_nested(values[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
 
 
 def _script(text: str) -> Callable[[Path, str, Path, int, int], list[str]]:
@@ -332,8 +343,16 @@ PEERS = {
     for peer in (
         Peer("torchpar", (), _torchpar("auto"), "/v2/health/ready", ask_binary(INFER)),
         Peer("torchpar-1", (), _torchpar("1"), "/v2/health/ready", ask_binary(INFER)),
+        Peer("torchpar-json", (), _torchpar("auto"), "/v2/health/ready", ask_json(INFER)),
         Peer("mlserver", ("mlserver==1.7.1", "uvloop==0.21.0"), _mlserver, "/v2/models/m/ready", ask_json(INFER)),
-        Peer("litserve", ("litserve==0.2.19",), _script(LITSERVE), "/health", ask_plain("/predict")),
+        Peer(
+            "litserve",
+            ("litserve==0.2.19",),
+            _script(LITSERVE),
+            "/health",
+            ask_plain("/predict"),
+            several_rows=False,
+        ),
         Peer("kserve", ("kserve==0.21.0",), _script(KSERVE), "/v2/models/m/ready", ask_binary(INFER)),
         Peer(
             "torchserve",
@@ -341,6 +360,7 @@ PEERS = {
             _torchserve,
             "/ping",
             ask_plain("/predictions/m"),
+            several_rows=False,
         ),
         Peer("pytriton", PYTRITON_WHEEL, _script(PYTRITON), "/v2/models/m/ready", ask_binary(INFER)),
         Peer("tritonserver", PYTRITON_WHEEL, _tritonserver(one=True), "/v2/models/m/ready", ask_binary(INFER)),
@@ -348,5 +368,6 @@ PEERS = {
         Peer("torchpar-grpc", (), _torchpar_grpc, "/v2/health/ready"),
         Peer("tritonserver-grpc", PYTRITON_WHEEL, _tritonserver(one=True), "/v2/models/m/ready"),
         Peer("tritonserver-cpus-grpc", PYTRITON_WHEEL, _tritonserver(one=False), "/v2/models/m/ready"),
+        Peer("tritonserver-json", PYTRITON_WHEEL, _tritonserver(one=False), "/v2/models/m/ready", ask_json(INFER)),
     )
 }
