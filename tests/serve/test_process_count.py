@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
 from torchpar.contract.job import RankSettings, ServeSettings
+from torchpar.serve.http.connection import Connection
+from torchpar.serve.http.log import RequestLog
+from torchpar.serve.http.state import ServerState
+from torchpar.serve.limits import Limits
 from torchpar.serve.process_count import Count, choose_count
 from torchpar.serve.request_cost import measure_request
+from torchpar.serve.supervisor.gauge import Gauge, make_gauge
+from torchpar.serve.supervisor.member import Member
 from torchpar.serve.supervisor.places import Place
 
 
@@ -89,3 +96,44 @@ def test_a_model_that_writes_to_itself_is_in_one_process_whenever_it_comes(proce
     divided.measured(first, 1, alone=True)
     assert divided.divide(further[0], set()) == []
     assert divided.divide(first, set()) == further and all(each.retiring for each in further)
+
+
+def test_a_connection_counts_for_as_many_as_it_has_calls() -> None:
+    """One of gRPC that is idle for one."""
+
+    class Carries(Connection):
+        __slots__ = ("calls",)
+
+        def calls_under_way(self) -> int:
+            """What a test says."""
+            return self.calls
+
+    async def run() -> list[int]:
+        told: list[int] = []
+        state = ServerState(lambda exchange: None, Limits(), RequestLog(1.0))
+        state.loop = asyncio.get_running_loop()
+        state.tell_load = told.append
+        connections = [Carries(state, "") for _ in range(3)]
+        for connection, calls in zip(connections, (0, 1, 12), strict=True):
+            connection.calls = calls
+            state.opened(connection)
+        state.weigh()
+        state.closed(connections[2])
+        state.weigh()
+        return told
+
+    assert asyncio.run(run()) == [1, 2, 3, 14, 13, 2]
+
+
+def test_the_gauge_is_read_while_it_is_written() -> None:
+    """Each side has its own mapping of one page."""
+    ours = make_gauge()
+    theirs = Gauge(os.dup(ours.fd))
+    theirs.set_load(7)
+    theirs.take()
+    member = Member(3, 0)
+    member.gauge, member.passed = ours, 3
+    assert member.has_to_do() == (7 + 2, 0)
+    theirs.close()
+    member.give_up()
+    assert member.has_to_do() == (0, 0)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         yield start
 
 
-def connections(service: Service) -> list[int]:
-    """How many connections each serving process has, by the kernel."""
-    port = f":{service.address[1]:04X}"
+def connections(service: Service, number: int | None = None) -> list[int]:
+    """How many connections each serving process has, by the kernel; number: of the port, if it is another."""
+    port = f":{number or service.address[1]:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     open_ones = {row[9] for row in rows if row[1].endswith(port) and row[3] == "01"}
 
@@ -214,3 +215,22 @@ def test_weights_of_a_reload_are_there_once_too(start: Callable[..., Service], t
     assert after == [after[0]] * 3 and after[0] != before[0]
     held = [os.readlink(f"/proc/{service.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{service.process.pid}/fd")]
     assert sum("torchpar-weights" in link for link in held) == 1
+
+
+def test_connections_of_grpc_are_divided_too(start: Callable[..., Service]) -> None:
+    """As those of HTTP, where none has several."""
+    numpy, client_module = pytest.importorskip("numpy"), pytest.importorskip("tritonclient.grpc")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    service = start(each=3, grpc=(address,))
+
+    def ask_grpc(client: Any) -> bool:
+        x = client_module.InferInput("x", [1, 3], "FP32")
+        x.set_data_from_numpy(numpy.array([[1.0, 2.0, 3.0]], dtype=numpy.float32))
+        return is_answer(client.infer("m", [x]).as_numpy("y")[0].tolist())
+
+    clients = [client_module.InferenceServerClient(address, channel_args=[("n", i)]) for i in range(6)]
+    assert all(map(ask_grpc, clients))
+    assert connections(service, int(address.rpartition(":")[2])) == [2, 2, 2]
+    service.process.terminate()
+    assert service.process.wait(100) == 0
