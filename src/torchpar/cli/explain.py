@@ -61,14 +61,14 @@ def _echo_service(
     click.echo()
     for reason in service.reasons:
         click.echo(brief(f"  {reason.key}={reason.value}"))
-        click.echo(textwrap.fill(brief(reason.why), width, initial_indent="      ", subsequent_indent="      "))
+        click.echo(_fill(reason.why, width))
     for report in processes:
         click.echo(brief(f"  Processes={report.processes} on CPUs {report.cpus}, as it runs"))
-        click.echo(textwrap.fill(brief(report.why), width, initial_indent="      ", subsequent_indent="      "))
+        click.echo(_fill(report.why, width))
     if measured:
         click.echo()
         click.echo("  Measured in the last half a minute of its last run")
-        click.echo(textwrap.fill(measured, width, initial_indent="      ", subsequent_indent="      "))
+        click.echo(_fill(measured, width))
     click.echo()
     click.echo("  Environment")
     for name, value in service.environment.items():
@@ -83,3 +83,9 @@ def _echo_service(
         for why, cpus in by_reason.items():
             click.echo(f"      {CpuSet(cpus)}: {why}")
     click.echo()
+
+
+def _fill(text: str, width: int) -> str:
+    return textwrap.fill(
+        brief(text), width, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+    )

@@ -39,7 +39,7 @@ def history(as_json: bool) -> None:
     if as_json:
         echo_json(rows)
         return
-    header = ("GENERATION", "WRITTEN", "IN FORCE", "CHANGED")
+    header = ("GENERATION", "WRITTEN", "IN FORCE", "CHANGES")
     echo_table(
         header,
         [

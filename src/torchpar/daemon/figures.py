@@ -69,7 +69,7 @@ class Figures:
             "memory_bytes": self._usage.memory_bytes(unit) if runs else None,
             "serving": asdict(serving) if serving else None,
             "hang": hang,
-            "wrong": [*row["wrong"], trouble("hang", hang)] if hang else row["wrong"],
+            "wrong": [trouble("hang", hang), *row["wrong"]] if hang else row["wrong"],
         }
 
 

@@ -15,6 +15,7 @@ from torchpar.units.changes import Change
 # Directives and fields of the job's variable that the conf calls otherwise.
 _KEYS = {
     "CPUAffinity": "CPUs",
+    "ExecStart": "command",
     "AllowedCPUs": "CPUs of all processes",
     "cpus": "CPUs",
     "loader_cpus": "CPUs of loader workers",
@@ -44,6 +45,7 @@ _KEYS = {
 _NEVER = ("budget",)
 _MOST = 8
 _MOST_LETTERS = 60
+_LEFT_OUT = "... "
 
 _WHOLE = {
     "added": "is new",
@@ -71,14 +73,21 @@ def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str
         again = (key == "AllowedCPUs" and pairs.get("CPUAffinity") == (before, after)) or (
             key.endswith("_THREADS") and pairs.get("threads") == (before, after)
         )
-        sentence = f"{_KEYS.get(key, key)} {_short(before)} → {_short(after)}"
+        was, is_now = _apart(before or "", after or "")
+        sentence = f"{_KEYS.get(key, key)} {was} → {is_now}"
         if before != after and not again and key not in _NEVER and sentence not in told:
             told.add(sentence)
             yield sentence
 
 
-def _short(value: str | None) -> str:
-    return "none" if value in (None, "") else printable(str(value), _MOST_LETTERS)
+def _apart(before: str, after: str) -> tuple[str, str]:
+    """Returns two values as words; of long ones without what both begin with, which would be all that is seen."""
+    if max(len(before), len(after)) > _MOST_LETTERS:
+        same = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+        same = max(before.rfind(" ", 0, same), before.rfind(",", 0, same)) + 1
+        if same > len(_LEFT_OUT):
+            before, after = f"{_LEFT_OUT}{before[same:]}", f"{_LEFT_OUT}{after[same:]}"
+    return printable(before, _MOST_LETTERS) or "none", printable(after, _MOST_LETTERS) or "none"
 
 
 def _settings(text: str) -> dict[str, str]:

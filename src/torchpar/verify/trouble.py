@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torchpar.contract.cpulist import CpuSet
@@ -17,7 +17,7 @@ from torchpar.verify.failure import find_last_words, says_all
 LOOP_SECONDS = 600.0
 # From so many restarts in that time on it is a loop. One alone may be the cure, as of a malloc that did not fit.
 LOOP = 2
-_MOST_TOLD = 20  # overlaps
+_MOST_TOLD = 4  # of those that run on the same CPUs
 
 
 class Event(Protocol):
@@ -79,26 +79,24 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal, until: float 
 
 def add_overlaps(rows: Sequence[dict[str, Any]]) -> None:
     """Says of services that run on the same CPUs that they do. Two that both ask for it by CPUs=shared are left out."""
-    told = 0
     running = [row for row in rows if row["main_pid"] and row["running_cpus"]]
-    for one, other, cpus in _overlaps(running):
-        told += 1
-        if told > _MOST_TOLD:
-            return
-        for row, beside in ((one, other), (other, one)):
-            clause = f"shares CPUs {cpus} with {shorten(beside['unit'])}: {_cure(row, beside)}"
+    sets = [CpuSet.parse(row["running_cpus"]) for row in running]
+    beside: dict[str, list[str]] = {}
+    common: dict[str, CpuSet] = {}
+    for (one, first), (other, second) in itertools.combinations(zip(running, sets, strict=True), 2):
+        both = first & second
+        if both and not (one["shared"] and other["shared"]):
+            for row, mate in ((one, other), (other, one)):
+                beside.setdefault(row["unit"], []).append(shorten(mate["unit"]))
+                common[row["unit"]] = common.get(row["unit"], CpuSet()) | both
+    for row in running:
+        if titles := beside.get(row["unit"]):
+            more = f" and {len(titles) - _MOST_TOLD} more" if len(titles) > _MOST_TOLD else ""
+            clause = f"shares CPUs {common[row['unit']]} with {', '.join(titles[:_MOST_TOLD])}{more}: {_cure(row)}"
             row["wrong"].append(trouble("overlap", clause))
 
 
-def _overlaps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Any, CpuSet]]:
-    sets = [CpuSet.parse(row["running_cpus"]) for row in rows]
-    for (one, first), (other, second) in itertools.combinations(zip(rows, sets, strict=True), 2):
-        both = first & second
-        if both and not (one["shared"] and other["shared"]):
-            yield one, other, both
-
-
-def _cure(row: Mapping[str, Any], beside: Mapping[str, Any]) -> str:
-    if row["shared"] or beside["shared"]:
-        return "CPUs=shared found none that nobody holds, and both are slower; give one of them CPUs of its own"
-    return "both are slower; stop one of them, or write Enabled=yes or CPUs= of its own for each into the conf"
+def _cure(row: Mapping[str, Any]) -> str:
+    if row["shared"]:
+        return "CPUs=shared found none that nobody else runs on; all are slower, and CPUs= of its own for it mends that"
+    return "all are slower; stop the others, or write Enabled=yes or CPUs= of its own for each into the conf"

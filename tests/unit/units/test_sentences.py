@@ -41,6 +41,12 @@ def test_an_edit_is_said_by_the_names_of_the_conf(more: str, sentence: str) -> N
     assert sentence in found, found
 
 
+def test_of_a_long_command_the_end_that_differs_is_said() -> None:
+    """Its beginning is the same for all."""
+    one, other = (f"{MLP}Arguments={'--data /srv/data ' * 9}--lr 0.{number} --x\n" for number in (1, 2))
+    assert said(one, other) == ["train@mlp: command ... 0.1 --x → ... 0.2 --x"]
+
+
 def test_cpus_are_said_once() -> None:
     """Though several settings and variables of a unit follow from them."""
     (found,) = said(MLP, MLP.replace("CPUs=2", "CPUs=1"))

@@ -207,7 +207,7 @@ def test_services_on_the_same_cpus_are_wrong_both(host: FakeHost) -> None:
     host.start(other)
     first, second = look(host)["services"]
     assert told(first) == [
-        "shares CPUs 0-3 with train@b: both are slower; stop one of them, or write Enabled=yes or CPUs= of its own for"
+        "shares CPUs 0-3 with train@b: all are slower; stop the others, or write Enabled=yes or CPUs= of its own for"
         " each into the conf"
     ]
     assert told(second)[0].startswith("shares CPUs 0-3 with train@a")
@@ -221,6 +221,21 @@ def test_services_on_the_same_cpus_are_wrong_both(host: FakeHost) -> None:
     host.start(TRAIN)
     host.start(other)
     assert look(host)["notices"] == []
+
+
+def test_many_that_share_cpus_are_one_line_each(host: FakeHost) -> None:
+    """Of the first few by name; a shared one among them has another cure."""
+    names = [f"j{number}" for number in range(7)]
+    sections = "".join(f"[Train {name}]\nScript=/x.py\n" for name in names)
+    host.text = f"[Host]\nReserveCores=0\n{sections}CPUs=shared\n"
+    host.apply()
+    for name in names:
+        host.start(TRAIN.replace("@a", f"@{name}"))
+    rows = look(host)["services"]
+    assert all(len(row["wrong"]) == 1 for row in rows)
+    beside = "train@j1, train@j2, train@j3, train@j4 and 2 more"
+    assert told(rows[0])[0].startswith(f"shares CPUs 0-3 with {beside}: all are slower")
+    assert "CPUs=shared found none" in told(rows[6])[0]
 
 
 def test_ad_hoc_jobs_are_listed(host: FakeHost) -> None:
