@@ -265,7 +265,9 @@ def test_apply_restarts_what_changed_when_asked(host: Machine) -> None:
     status, output, _ = torchpar(host, "apply", "--json", "--restart=if-changed")
     report = json.loads(output)
     assert status == 0 and report["changed"] is True
-    assert report["units"] == [{"name": TRAIN.format("a"), "change": "changed", "restart_required": False}]
+    (unit,) = report["units"]
+    assert unit.pop("meaning").startswith("train@a: ")
+    assert unit == {"name": TRAIN.format("a"), "change": "changed", "restart_required": False}
     assert host.show(TRAIN.format("a"), "MainPID") not in (before, "0")
     assert json.loads(torchpar(host, "apply", "--json")[1])["changed"] is False
 

@@ -165,11 +165,14 @@ def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
     state = state_of(properties) if properties else "unknown"
     since = "ActiveEnterTimestampMonotonic" if state == "running" else "StateChangeTimestampMonotonic"
     limit = properties.get("MemoryMax", _NO_NUMBER)
+    # That of the main process: a unit that waits to be started again has left its inactive state since.
+    began = properties.get("ExecMainStartTimestamp") or properties.get("InactiveExitTimestamp")
     return {
         "state": state,
         "main_pid": properties.get("MainPID", 0),
         "since_monotonic_seconds": properties[since] / 1e6 if properties.get(since) else None,
         "invocation": bytes(properties.get("InvocationID", ())).hex(),
+        "run_began_unix_seconds": began / 1e6 if began else None,
         "restarts": properties.get("NRestarts", 0),
         "restarts_in_10_minutes": None,
         "failure": {"why": why_failed(properties), "said": None} if state in ("failed", "restarting") else None,

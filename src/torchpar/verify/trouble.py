@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,30 +19,14 @@ LOOP = 2
 _MOST_TOLD = 4  # of those that run on the same CPUs
 
 
-class Event(Protocol):
-    """A failure of a unit, or a restart that follows one."""
-
-    @property
-    def unit(self) -> str:
-        """The unit."""
-
-    @property
-    def is_restart(self) -> bool:
-        """Says which of both it is."""
-
-    @property
-    def invocation(self) -> str:
-        """The run that failed, "" where that is not told."""
-
-
 class Journal(Protocol):
-    """The door to the journal. It answers with nothing where it cannot be read."""
+    """The door to the journal. It answers with nothing where it does not answer in time."""
 
-    def read_events(self, units: Collection[str], seconds: float) -> Sequence[Event]:
-        """Reads the failures and restarts of units in the last so many seconds, in their order."""
+    def count_restarts(self, units: Collection[str], seconds: float) -> Mapping[str, int] | None:
+        """Counts how often systemd has started units again in the last so many seconds; None where nobody knows."""
 
-    def read_last_lines(self, invocation: str) -> Sequence[str]:
-        """Reads what the processes of one run wrote last, in its order."""
+    def read_last_lines(self, unit: str, since: float | None, until: float | None) -> Sequence[str]:
+        """Reads what the processes of a unit wrote last between two times, in seconds since the epoch, in its order."""
 
 
 def add_failures(rows: Iterable[dict[str, Any]], journal: Journal, until: float = math.inf) -> None:
@@ -54,20 +37,21 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal, until: float 
     troubled = [row for row in rows if row["failure"] or row["restarts"]]
     if not troubled:
         return
-    events = journal.read_events([row["unit"] for row in troubled], LOOP_SECONDS)
-    restarts = Counter(event.unit for event in events if event.is_restart)
-    failed_runs = {event.unit: event.invocation for event in events if event.invocation}
+    counted = journal.count_restarts([row["unit"] for row in troubled], LOOP_SECONDS)
     for row in troubled:
         unit = row["unit"]
-        # The journal may not be there or not be readable: systemd alone knows of those since the last start by hand.
-        row["restarts_in_10_minutes"] = restarts[unit] if events else None
-        loops = restarts[unit] >= LOOP or (not events and row["restarts"] >= LOOP)
-        if not row["failure"] and not loops and not restarts[unit]:
+        # Without the journal systemd alone knows: of those since the last start by hand.
+        restarts = row["restarts"] if counted is None else counted.get(unit, 0)
+        row["restarts_in_10_minutes"] = None if counted is None else restarts
+        loops = restarts >= LOOP
+        if not row["failure"] and not restarts:
             continue
-        run = row["invocation"] if row["failure"] else failed_runs.get(unit, "")
         why = row["failure"]["why"] if row["failure"] else "its last run failed"
+        # Of the run that failed last: the latest, or one before that which runs now.
+        began = row["run_began_unix_seconds"]
+        span = (began, None) if row["failure"] else (None, began)
         silent = says_all(why) or time.monotonic() > until
-        said = None if silent else find_last_words(journal.read_last_lines(run))
+        said = None if silent else find_last_words(journal.read_last_lines(unit, *span))
         row["failure"] = {"why": why, "said": said}
         reason = ": ".join(filter(None, (why, said)))
         if loops:

@@ -17,7 +17,6 @@ from torchpar.generations.compile import compile_conf
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 from torchpar.host.inputs import Inputs
-from torchpar.host.journal import Event
 from torchpar.verify.observe import Readers
 
 TRAIN, INFER = "torchpar-train@a.service", "torchpar-infer@b.service"
@@ -26,22 +25,20 @@ TEXT = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\n[Infer b]\
 
 @dataclass
 class FakeJournal:
-    """Has `restarts` of each unit, the run that failed last, and the `lines` of each run; None: it cannot be read."""
+    """Has `restarts` of each unit, None where it cannot be read, and `lines` of units, each with its time."""
 
     restarts: dict[str, int] | None = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    lines: dict[str, list[str]] = field(default_factory=dict)
+    lines: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def read_events(self, units: Collection[str], seconds: float) -> tuple[Event, ...]:
+    def count_restarts(self, units: Collection[str], seconds: float) -> dict[str, int] | None:
         assert seconds == 600
         self.asked += units
-        failures = [Event(unit, False, run) for unit, run in self.failed.items() if unit in units]
-        restarts = [Event(unit, True, "") for unit in units for _ in range((self.restarts or {}).get(unit, 0))]
-        return () if self.restarts is None else (*failures, *restarts)
+        return self.restarts
 
-    def read_last_lines(self, invocation: str) -> tuple[str, ...]:
-        return tuple(self.lines.get(invocation, ()))
+    def read_last_lines(self, unit: str, since: float | None, until: float | None) -> tuple[str, ...]:
+        first, last = since or 0.0, until or float("inf")
+        return tuple(line for time, line in self.lines.get(unit, ()) if first <= time <= last)
 
 
 @dataclass

@@ -120,8 +120,10 @@ def test_the_state_of_a_service_is_told_in_a_word(host: FakeHost, properties: di
     assert brief(look(host))[1] == (TRAIN, state, None)
 
 
-FAILED = {"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 1, "InvocationID": [10, 11]}
-LINES = ["Traceback (most recent call last):", '  File "/a.py", line 1', "ValueError: \x1b[2Jshapes", "torchpar: 1 s"]
+FAILED = {"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 1, "ExecMainStartTimestamp": 50_000_000}
+TRACE = ["Traceback (most recent call last):", '  File "/a.py", line 1', "ValueError: \x1b[2Jshapes", "torchpar: 1 s"]
+# Of the run that began at the second 50, and of one before.
+LINES = [*((40.0, line) for line in [*TRACE[:2], "KeyError: 1"]), *((60.0, line) for line in TRACE)]
 SAID = "exit status 1: ValueError: \\x1b[2Jshapes; see: torchpar logs train@a"
 
 
@@ -130,7 +132,7 @@ def test_a_failure_is_wrong_and_says_why(host: FakeHost) -> None:
     host.apply()
     assert look(host)["notices"] == host.journal.asked == []
     host.systemd.properties[TRAIN] = {**FAILED, "StateChangeTimestampMonotonic": 5_000_000}
-    host.journal.lines["0a0b"] = LINES
+    host.journal.lines[TRAIN] = LINES
     seen = look(host)
     row = seen["services"][1]
     assert row["failure"] == {"why": "exit status 1", "said": "ValueError: \\x1b[2Jshapes"}
@@ -143,11 +145,11 @@ def test_a_run_that_was_killed_has_no_last_words(host: FakeHost) -> None:
     """What it printed last says nothing of why."""
     host.apply()
     host.systemd.properties[TRAIN] = {**FAILED, "ExecMainCode": 2, "ExecMainStatus": 9, "Result": "signal"}
-    host.journal.lines["0a0b"] = ["epoch 3"]
+    host.journal.lines[TRAIN] = [(60.0, "epoch 3")]
     row = look(host)["services"][1]
     assert row["failure"] == {"why": "killed by SIGKILL", "said": None}
     host.systemd.properties[TRAIN] |= {"ExecMainStatus": 6}
-    host.journal.lines["0a0b"] = ["free(): invalid pointer"]
+    host.journal.lines[TRAIN] = [(60.0, "free(): invalid pointer")]
     assert look(host)["services"][1]["failure"] == {"why": "killed by SIGABRT", "said": "free(): invalid pointer"}
 
 
@@ -156,7 +158,8 @@ def test_a_crash_loop_is_wrong_while_it_runs_too(host: FakeHost) -> None:
     host.apply()
     host.start(TRAIN)
     host.systemd.properties[TRAIN]["NRestarts"] = 9
-    host.journal.failed[TRAIN], host.journal.lines["0a0b"] = "0a0b", LINES
+    host.systemd.properties[TRAIN]["ExecMainStartTimestamp"] = 70_000_000
+    host.journal.lines[TRAIN] = [*LINES, (80.0, "begins again")]
     host.journal.restarts = {TRAIN: 1}
     row = look(host)["services"][1]
     assert (row["restarts"], row["restarts_in_10_minutes"], row["wrong"]) == (9, 1, [])
@@ -170,7 +173,6 @@ def test_a_crash_loop_is_wrong_while_it_runs_too(host: FakeHost) -> None:
     row = look(host)["services"][1]
     assert row["restarts_in_10_minutes"] is None and told(row)[0].startswith("fails again and again: ")
     host.journal.restarts = {}
-    host.journal.failed = {TRAIN: "0a0b"}
     assert look(host)["services"][1]["wrong"] == [], "it was long ago"
 
 
