@@ -625,7 +625,7 @@ CASES = [
         WARN,
         Made(files={"usr/sbin/needrestart": ""}),
         Made(files={"usr/sbin/needrestart": "", "etc/needrestart/conf.d/torchpar.conf": ""}),
-        "--force-confmiss",
+        "qr(^torchpar-(train|infer|tune)@)",
     ),
     Case(
         "pkg.reboot",

@@ -76,3 +76,10 @@ def test_no_check_fails_on_what_the_kernel_or_a_person_may_have_written(
     show = {unit: dict.fromkeys(shown, text) for unit, shown in case.fault.show.items()}
     made = dataclasses.replace(case.fault, files=files, show=show)
     assert findings(case.check, made, tmp_path_factory.mktemp("root"))
+
+
+def test_what_needrestart_is_told_is_what_the_package_tells_it(tmp_path: Path) -> None:
+    shipped = (Path(__file__).resolve().parents[3] / "debian/needrestart/torchpar.conf").read_text(encoding="utf-8")
+    case = next(case for case in CASES if case.check == "pkg.needrestart")
+    ((command,),) = (finding.commands for finding in findings(case.check, case.fault, tmp_path))
+    assert shlex.split(command)[1] in shipped.splitlines()

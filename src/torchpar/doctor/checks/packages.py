@@ -10,7 +10,8 @@ from torchpar.doctor.conditions import DEBIANS_TORCH, SERVICES, SYSTEMD
 from torchpar.doctor.finding import Finding, note, warn
 from torchpar.doctor.host import Host
 
-_REINSTALL = "apt-get install --yes --reinstall -o Dpkg::Options::=--force-confmiss torchpar"
+# The line of the package's own file, which dpkg does not bring back once it has been removed.
+_LEAVE_ALONE = "$nrconf{override_rc}{qr(^torchpar-(train|infer|tune)@)} = 0;"
 _NEEDRESTART = "etc/needrestart/conf.d/torchpar.conf"
 
 
@@ -27,7 +28,7 @@ def needrestart(host: Host) -> Iterator[Finding]:
             "needrestart restarts running jobs when a library is upgraded",
             f"/usr/sbin/needrestart is there, /{_NEEDRESTART} is not",
             "",
-            _REINSTALL,
+            f"echo '{_LEAVE_ALONE}' >/{_NEEDRESTART}",
         )
 
 
