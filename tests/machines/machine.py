@@ -252,6 +252,9 @@ class Machine:
         `journalctl --unit` takes UNIT= of PID 1 alone; of a process that ends at once (a program that
         cannot be executed says so itself from systemd 254 on) journald often no longer sees the unit it was of.
         """
+        # The fields have the whole name, which systemctl does not ask for.
+        if unit and not unit.endswith((".service", ".socket", ".target", ".timer", ".slice")):
+            unit = f"{unit}.service"
         of_unit = [f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}"] if unit else []
         return self.run("journalctl", "--boot", "--no-pager", *of_unit).stdout
 
