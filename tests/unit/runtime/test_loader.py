@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import replace
 
 import pytest
 
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import JOB, RANK, all_cpus, has_torch, printed, told, train
-from torchpar.runtime.patches.workers import worker_cpus
+from torchpar.runtime.patches import workers
+from torchpar.runtime.patches.workers import make_worker_cpus, worker_cpus
 
 pytestmark = pytest.mark.subprocess
 
@@ -174,6 +176,27 @@ def test_a_wrong_call_fails_as_it_does_without_us(place: Place) -> None:
 def test_workers_stay_within_what_the_process_was_narrowed_to(allowed: set[int], cpus: set[int]) -> None:
     """By `systemctl edit`, say; else they have all CPUs of the rank, and those that are theirs alone."""
     assert worker_cpus(replace(RANK, cpus="0-3", loader_cpus="8-9"), allowed) == cpus
+
+
+@pytest.mark.parametrize(
+    ("allowed", "first", "later"),
+    [
+        # It began with all of its CPUs, with those that it had been given, and with less: by somebody else.
+        ({0, 1, 2, 3}, {2, 3, 8}, {0, 1, 2, 3, 8}),
+        ({2, 3}, {2, 3, 8}, {0, 1, 2, 3, 8}),
+        ({2}, {2}, {2}),
+    ],
+)
+def test_workers_begin_on_the_cpus_that_torchpard_has_given_by_then(
+    allowed: set[int], first: set[int], later: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = replace(RANK, cpus="0-3", loader_cpus="8")
+    now = [replace(rank, cpus="2-3", threads=1)]
+    monkeypatch.setattr(workers.given, "now", lambda settings, rank, environ: now[0])
+    cpus = make_worker_cpus(replace(JOB, ranks=(rank,)), rank, allowed)
+    assert cpus.now() == first
+    now[0] = rank
+    assert pickle.loads(pickle.dumps(cpus)).now() == later
 
 
 @pytest.mark.parametrize("binds", [False, True])

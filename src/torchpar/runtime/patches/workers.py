@@ -12,16 +12,38 @@ import os
 import re
 import sys
 from collections.abc import Callable, Set
+from dataclasses import dataclass
 from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.job import RankSettings
+from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.journal import Priority, say
+from torchpar.runtime import given
 from torchpar.runtime.patches.stand_in import StandIn, replace_method
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # OpenBLAS as Debian, numpy's wheels (64_), and conda have it.
 _SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_")
+
+
+@dataclass(frozen=True)
+class WorkerCpus:
+    """The CPUs of a rank's loader workers (`planned`), and those of them that are theirs alone (`loaders`).
+
+    `settings` and `rank` are None where somebody else has narrowed the process: then they never change.
+    """
+
+    planned: frozenset[int]
+    loaders: frozenset[int]
+    settings: JobSettings | None
+    rank: RankSettings | None
+
+    def now(self) -> frozenset[int]:
+        """Returns the CPUs of a worker that begins now: torchpard may have given the service others meanwhile."""
+        if not self.settings or not self.rank:
+            return self.planned
+        rank = given.now(self.settings, self.rank, os.environ)
+        return self.planned if rank == self.rank else frozenset(CpuSet.parse(rank.cpus)) | self.loaders
 
 
 class WorkerLoop(StandIn):
@@ -30,14 +52,14 @@ class WorkerLoop(StandIn):
     Found again by its class when pickled: in a spawned process torch has its own function in that place.
     """
 
-    def __init__(self, cpus: frozenset[int]) -> None:
+    def __init__(self, cpus: WorkerCpus) -> None:
         from torch.utils.data._utils import worker
 
         super().__init__(worker._worker_loop, self._begin)
         self._cpus = cpus
         self._position = list(inspect.signature(worker._worker_loop).parameters).index("init_fn")
 
-    def __reduce__(self) -> tuple[type[WorkerLoop], tuple[frozenset[int]]]:
+    def __reduce__(self) -> tuple[type[WorkerLoop], tuple[WorkerCpus]]:
         return WorkerLoop, (self._cpus,)
 
     def _begin(self, *arguments: Any) -> None:
@@ -47,16 +69,16 @@ class WorkerLoop(StandIn):
         self._original(*changed)
 
 
-def install(torch: Any, rank: RankSettings, allowed: Set[int]) -> None:
+def install(torch: Any, settings: JobSettings, rank: RankSettings, allowed: Set[int]) -> None:
     """Lets all workers that this process starts begin so, and the thread that pins their batches be on these CPUs.
 
     `allowed` are the CPUs of the process before torch was imported.
     """
-    cpus, widen = worker_cpus(rank, allowed), set_cpus
+    cpus, widen = make_worker_cpus(settings, rank, allowed), set_cpus
 
     def make(pin: Any) -> Any:
         def _pin_memory_loop(*arguments: Any) -> None:
-            widen(cpus)
+            widen(cpus.now())
             pin(*arguments)
 
         return _pin_memory_loop
@@ -69,6 +91,16 @@ def install(torch: Any, rank: RankSettings, allowed: Set[int]) -> None:
         worker._worker_loop = loop
     except (AttributeError, ImportError, ValueError) as error:
         say(f"loader workers begin as torch has it: this torch has another inside ({error})", Priority.WARNING)
+
+
+def make_worker_cpus(settings: JobSettings, rank: RankSettings, allowed: Set[int]) -> WorkerCpus:
+    """Makes the CPUs of a rank's loader workers: what torchpard gives it, unless it has been narrowed to less."""
+    now = given.now(settings, rank, os.environ)
+    follows = set(CpuSet.parse(now.cpus)) <= allowed
+    loaders = frozenset(CpuSet.parse(rank.loader_cpus))
+    # Such as it is planned, also where it has begun with less.
+    cpus = worker_cpus(rank, allowed | set(CpuSet.parse(rank.cpus)) if follows else allowed)
+    return WorkerCpus(cpus, loaders, settings, rank) if follows else WorkerCpus(cpus, loaders, None, None)
 
 
 def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
@@ -115,10 +147,10 @@ def set_cpus(cpus: frozenset[int]) -> None:
         )
 
 
-def _then(cpus: frozenset[int], init: Callable[[int], object] | None) -> Callable[[int], None]:
+def _then(cpus: WorkerCpus, init: Callable[[int], object] | None) -> Callable[[int], None]:
     def begin_and_init(number: int) -> None:
         try:
-            begin(cpus)
+            begin(cpus.now())
         except Exception as error:  # whatever it is, it is not the job's failure and must not become it
             say(f"a loader worker is not set as planned: {error!r}", Priority.WARNING)
         if init is not None:

@@ -51,7 +51,7 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
         progress.install(torch, rank, given.Threads(torch, settings, rank).follow)
         loader.install(torch, settings, rank)
-        workers.install(torch, rank, cpus)
+        workers.install(torch, settings, rank, cpus)
         if len(settings.ranks) > 1 or settings.nodes != "1":
             atexit.register(time.sleep, LAST_MOMENT)
     tell(observe(torch, local_rank))
