@@ -111,7 +111,7 @@ def say_moved(moved: Moved) -> str:
     since, name = time.strftime("%H:%M:%S", time.localtime(moved.since_timestamp_seconds)), shorten_unit(moved.unit)
     if not moved.beside:
         return f"{name} has all of its CPUs again since {since}"
-    return f"{name} has CPUs {moved.cpus} of its {moved.planned_cpus} since {since}: {moved.beside} runs too"
+    return f"{name} has CPUs {moved.cpus} of its {moved.planned_cpus} since {since}: it shares them with {moved.beside}"
 
 
 def _unconfirmed(generation: int | None, back: int, seconds_left: int) -> str:

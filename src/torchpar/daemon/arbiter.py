@@ -60,6 +60,10 @@ class Doors:
 _MOST_SETS = 256
 
 
+# Of those that share its CPUs.
+_MOST_NAMES = 3
+
+
 @dataclass
 class _Found:
     """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures."""
@@ -186,16 +190,18 @@ class Arbiter:
             # Those that it was started with.
             planned = before.planned
         ranks = part.ranks if part and len(part.ranks) == len(planned) else planned
-        why = " and ".join(map(shorten, part.beside)) if part and ranks != planned else ""
+        why = _name(part.beside) if part and ranks != planned else ""
         if before and (before.ranks, before.why) == (ranks, why):
             return before
         had = before.had if before else ()
         if before and before.ranks != ranks:
             sets = (*had, before.cpus, *(rank.cpus for rank in before.ranks))
             had = tuple(dict.fromkeys(sets))[-_MOST_SETS:]
-        given = Given(state.unit, state.invocation, ranks, planned, time.time(), why, had)
+        stays = before is not None and before.ranks == ranks
+        since = before.since if before and stays else time.time()
+        given = Given(state.unit, state.invocation, ranks, planned, since, why, had)
         self._write(given)
-        if given.is_moved:
+        if given.is_moved and not stays:
             found.told.append(_say(given))
         return given
 
@@ -265,6 +271,15 @@ def _as_rank(rank: RankRecord | RankSettings) -> TenantRank:
     return TenantRank(cpus, rank.threads, loader_workers, rank.budget)
 
 
+def _name(units: Sequence[str]) -> str:
+    """Names the first of the services, and says how many others there are: "train@a, train@b and 3 others"."""
+    names = [shorten(unit) for unit in units[:_MOST_NAMES]]
+    others = len(units) - len(names)
+    if others:
+        names.append("another" if others == 1 else f"{others} others")
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def _make_move(given: Given, state: RunningState) -> UnitMove:
     known = {*given.had, given.planned_cpus, given.cpus, *(rank.cpus for rank in (*given.planned, *given.ranks))}
     ranks = tuple(Move(known, rank.cpus) for rank in given.ranks)
@@ -287,4 +302,4 @@ def _say(given: Given) -> str:
     name, cpus, planned = shorten(given.unit), given.cpus, given.planned_cpus
     if given.ranks == given.planned:
         return f"{name} has all of its CPUs {planned} again"
-    return f"{name} has CPUs {cpus} of its {planned} while {given.why} runs too"
+    return f"{name} has CPUs {cpus} of its {planned}, which it shares with {given.why}"

@@ -87,8 +87,8 @@ def test_one_that_starts_gets_its_part_and_the_other_makes_room(host: Host) -> N
     assert (host.cpus(A), host.cpus(B)) == ("3", "0-2")
     assert host.taken_moves() == [(A, "3"), (B, "0-2")]
     assert host.told == [
-        "train@a has CPUs 3 of its 0-3 while train@b runs too",
-        "train@b has CPUs 0-2 of its 0-3 while train@a runs too",
+        "train@a has CPUs 3 of its 0-3, which it shares with train@b",
+        "train@b has CPUs 0-2 of its 0-3, which it shares with train@a",
     ]
     rows = [(row["unit"], row["cpus"], row["threads"]) for row in host.arbiter.moved]
     assert rows == [(A, "3", [1]), (B, "0-2", [3])]
@@ -115,6 +115,22 @@ def test_nothing_is_told_twice(host: Host) -> None:
     host.look()
     assert not host.told
     assert len(host.moves) == 2
+
+
+def test_of_many_that_share_few_are_named(tmp_path: Path) -> None:
+    """And nothing is told of one that stays where it is while others come."""
+    names = [f"s{number:02}" for number in range(12)]
+    host = Host(tmp_path, "[Host]\nReserveCores=0\n" + "".join(f"[Train {name}]\nScript=/a.py\n" for name in names))
+    units = [f"torchpar-train@{name}.service" for name in names]
+    host.start(*units[:-1])
+    given = host.given(units[0])
+    assert given and given.why == "train@s01, train@s02, train@s03 and 7 others"
+    host.told.clear()
+    host.start(units[-1])
+    later = host.given(units[0])
+    assert later and (later.ranks, later.since) == (given.ranks, given.since)
+    assert later.why == "train@s01, train@s02, train@s03 and 8 others"
+    assert len(host.told) == 1 and host.told[0].startswith("train@s11 has CPUs ")
 
 
 def test_an_enabled_service_is_never_moved_and_never_waits(tmp_path: Path) -> None:
