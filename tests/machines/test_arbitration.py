@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,17 @@ def test_one_that_starts_has_its_part_before_its_first_line_and_the_other_makes_
     host.wait_until(lambda: masks(host, A) == {"0"} and masks(host, B) == {"1"}, "they share again")
     host.run("systemctl", "stop", DAEMON)
     assert masks(host, A) == masks(host, B) == {"0-1"}
+
+
+def test_one_that_is_started_anew_after_a_failure_waits_for_its_part_again(host: Machine) -> None:
+    """systemd may use its control group again."""
+    host.run("systemctl", "start", A, B)
+    host.wait_until(lambda: masks(host, A) | masks(host, B) == {"0", "1"}, "they share")
+    first_lines = host.journal(A).count("CPUs [")
+    host.sh("kill -KILL $1", host.show(A, "MainPID"))
+    host.wait_until(lambda: host.journal(A).count("CPUs [") > first_lines, "it is started again")
+    assert re.findall(r"CPUs \[.*\]", host.journal(A))[-1] in ("CPUs [0]", "CPUs [1]")
+    assert "torchpard has not said" not in host.journal(A)
 
 
 def test_a_job_that_is_not_declared_counts_too(host: Machine) -> None:

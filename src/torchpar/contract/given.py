@@ -32,7 +32,8 @@ class Given:
     """The CPUs of a unit in one run of it (`invocation`, systemd's INVOCATION_ID), by rank, beside those `planned`.
 
     `invocation` is "" where it does not run. `since` is the time when it got them, in seconds since the epoch; `why`
-    names the services that it shares the planned ones with. `had` are the sets that it was given before in this run.
+    names the services that it shares the planned ones with. `had` are the sets that it was given before in this run,
+    and `control_group` has its processes.
     """
 
     unit: str
@@ -42,6 +43,7 @@ class Given:
     since: float
     why: str = ""
     had: tuple[CpuSet, ...] = ()
+    control_group: str = ""
     version: int = VERSION
 
     @property

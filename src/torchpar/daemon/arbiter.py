@@ -199,7 +199,7 @@ class Arbiter:
             had = tuple(dict.fromkeys(sets))[-_MOST_SETS:]
         stays = before is not None and before.ranks == ranks
         since = before.since if before and stays else time.time()
-        given = Given(state.unit, state.invocation, ranks, planned, since, why, had)
+        given = Given(state.unit, state.invocation, ranks, planned, since, why, had, state.control_group)
         self._write(given)
         if given.is_moved and not stays:
             found.told.append(_say(given))
@@ -238,14 +238,20 @@ class Arbiter:
         self._problems = said["problems"]
 
     def give_back(self) -> None:
-        """Gives every service all of its planned CPUs: without torchpard nobody else would."""
+        """Gives every service all of its planned CPUs: without torchpard nobody else would.
+
+        It asks nobody: whatever this process would start, systemd ends, as it ends all processes of the service.
+        """
         found = _Found()
         try:
-            for state in self._systemd.running_units():
-                given = self._give(state, None, (), found)
-                if given:
-                    self._move(given, state, found)
-        except (TorchparError, OSError) as error:
+            for unit in os.listdir(self._folder):
+                before = read_given(unit, self._folder)
+                if before and before.invocation:
+                    state = RunningState(unit, before.invocation, 0, before.control_group)
+                    given = self._give(state, None, (), found)
+                    if given:
+                        self._move(given, state, found)
+        except OSError as error:
             found.problems.append(f"services may stay on fewer CPUs than planned: {error}")
         for problem in found.problems:
             self._tell(Priority.WARNING, problem, {})
