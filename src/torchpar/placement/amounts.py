@@ -52,6 +52,12 @@ def exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Cl
     return spare if alike and len(spare) == len(usable.spare) and set(spare).isdisjoint(free) else []
 
 
+def beyond_quota(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
+    """Returns the cores beyond the CPU quota that may be exchanged for others: none of them is given away."""
+    beyond = free_cores(usable.beyond, enabled)
+    return beyond if len(beyond) == len(usable.beyond) and set(beyond).isdisjoint(free) else []
+
+
 @dataclass(frozen=True)
 class Amount:
     """A count of cores for a claim, and the rule that gave it."""

@@ -9,7 +9,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.claims import Claim, Decision, Reason
 from torchpar.placement.cores import Core, Cores
 from torchpar.placement.layout import Need
-from torchpar.placement.split import split_alike, split_cores, split_nodes
+from torchpar.placement.split import by_node, speed_of, split_alike, split_cores, split_nodes
 from torchpar.placement.usable import UsableCores
 
 
@@ -33,22 +33,33 @@ def give(
     return Decision(cores, (reason, *more), tuple(warnings))
 
 
-def used(claim: Claim, cores: Sequence[Core], quota: int | None) -> tuple[Core, ...]:
+def used(claim: Claim, cores: Sequence[Core], usable: UsableCores) -> Cores:
     """Finds the cores among some that a claim has a use for; the others are for loader workers and other services.
 
-    That is none that its threads would only wait for, and of a share by weight none that equal ranks leave over.
+    That is none that its threads would only wait for, none of further NUMA nodes where the CPU quota lets no more
+    threads compute than those of fewer have cores, and of a share by weight none that equal ranks leave over.
     """
     if claim.gpus or len(claim.services) > 1 or not claim.services[0].train() or not cores:
         return tuple(cores)
-    ask = claim.ask()
-    most = len(cores)
-    parts = split_alike(
-        cores, lambda alike: split_nodes(alike, most) if ask.by_node else split_cores(alike, ask.ranks), quota
-    )
-    chosen = {core for part in parts for core in part} or set(cores)
+    ask, quota = claim.ask(), usable.quota
+
+    def split(alike: Sequence[Core]) -> list[list[Core]]:
+        return split_nodes(alike, len(alike)) if ask.by_node else split_cores(alike, ask.ranks)
+
+    offered = list(cores)
+    parts = split_alike(cores, split, quota)
+    if quota is not None and quota < len(cores):
+        kept = {*usable.beyond, *usable.spare}
+        nodes = sorted(by_node(cores), key=lambda node: (-len(node), sum(core in kept for core in node)))
+        for number in range(1, len(nodes)):
+            fewer = split_alike([core for node in nodes[:number] for core in node], split, quota)
+            if speed_of(fewer, quota) > speed_of(parts, quota) * (1 + 1e-9):
+                parts, on_nodes = fewer, {core.numa_node for part in fewer for core in part}
+                offered = [core for core in cores if core.numa_node in on_nodes]
+    chosen = {core for part in parts for core in part} or set(offered)
     if claim.request.kind is not CpuRequestKind.AUTO or not claim.enabled or not claim.bound():
         slowest = min((core.capacity for core in chosen), default=0.0)
-        chosen = {core for core in cores if core.capacity >= slowest}
+        chosen = {core for core in offered if core.capacity >= slowest}
     return tuple(core for core in cores if core in chosen)
 
 
@@ -56,7 +67,12 @@ def warn_of_slower(claim: Claim, cores: Sequence[Core], usable: UsableCores) -> 
     """Says that a claim had to take slower cores, which the faster ones it has wait for."""
     warnings = []
     left = claim.request.count - len(cores)
-    if left > 0:
+    if left > 0 and len({core.capacity for core in (*usable.pool, *usable.beyond, *usable.slow)}) == 1:
+        warnings.append(
+            f"{claim.who}: the CPU quota lets {usable.quota} of its {claim.request.count} cores compute at a time, so "
+            f"it has the {len(cores)} that lie together"
+        )
+    elif left > 0:
         warnings.append(
             f"{claim.who}: {left} of its {claim.request.count} cores {'is' if left == 1 else 'are'} so slow that it is "
             f"faster without; it computes on the {len(cores)} others, and loads data on slower ones"

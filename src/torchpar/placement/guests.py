@@ -115,7 +115,7 @@ def _give(
     wanted = need(claim, claim.request.count or len(offered))
     reasons: Sequence[Reason] = ()
     (cores,) = lay_out(offered, [wanted], usable.distance)
-    cores = used(claim, cores, usable.quota)
+    cores = used(claim, cores, usable)
     if claim.request.count:
         cores, reasons = _better(claim, cores, wanted, offered, usable)
     return give(claim, cores, why, reasons, warnings)
@@ -135,7 +135,7 @@ def _better(
     usable = dataclasses.replace(usable, spare=())
     (afresh,) = lay_out(offered, [dataclasses.replace(wanted, held=CpuSet())], usable.distance)
     improved = improve({claim.name: afresh}, [claim], offered, usable)
-    afresh = used(claim, improved.placed[claim.name], usable.quota)
+    afresh = used(claim, improved.placed[claim.name], usable)
     fair = fair_speeds([claim], usable)
     if not is_nearly_as_good({claim.name: cores}, {claim.name: afresh}, [claim], fair, usable.quota):
         cores = afresh

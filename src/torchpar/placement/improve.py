@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.amounts import exchangeable, free_cores, least
+from torchpar.placement.amounts import beyond_quota, exchangeable, free_cores, least
 from torchpar.placement.claims import Claim, Placed, Reason
 from torchpar.placement.cores import Core, choose_cores
 from torchpar.placement.quality import Quality, fair_shares, speed_on, total
@@ -48,8 +48,9 @@ def improve(
     slow = free_cores(usable.slow, enabled)
     # Slower cores load data; where the rules cannot do without them, it may be any of them.
     offered = list(dict.fromkeys([*free, *(slow if not set(slow).isdisjoint(free) else ())]))
-    spare = exchangeable(usable, free, enabled)
-    offered += spare
+    # Which ones are kept for the system, or are beyond a quota, is decided by what is best for the services.
+    spare, beyond = exchangeable(usable, free, enabled), beyond_quota(usable, free, enabled)
+    offered += [*spare, *beyond]
     taken = {core for claim in enabled if claim.gpus for core in placed.get(claim.name, ())}
     offered = [core for core in offered if core not in taken]
     cells: dict[Cell, list[Core]] = {}
@@ -64,8 +65,9 @@ def improve(
     # The hardest to place first, as by the rules.
     moving.sort(key=lambda c: (-c.request.count, not c.by_node() and c.ranks() == 1, -fair[c.name], c.name))
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
-    keep = 1 if shared and len(offered) - len(spare) > sum(least(claim) for claim in moving) else 0
-    keep += len(spare)
+    back = len(spare) + len(beyond)
+    keep = 1 if shared and len(offered) - back > sum(least(claim) for claim in moving) else 0
+    keep += back
     seekers = [Seeker(claim.ask(), fair[claim.name]) for claim in moving]
     found = search({cell: len(cores) for cell, cores in cells.items()}, seekers, keep=keep, quota=usable.quota)
     if not found:
@@ -90,7 +92,8 @@ def improve(
         for claim in moving
         if set(in_order[claim.name]) != set(placed[claim.name])
     }
-    return Improved(in_order, reasons, keep_others(usable, spare, left))
+    usable = keep_others(usable, "spare", spare, left)
+    return Improved(in_order, reasons, keep_others(usable, "beyond", beyond, left))
 
 
 def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, float]:

@@ -132,9 +132,9 @@ def _place_afresh(claims: Sequence[Claim], usable: UsableCores) -> tuple[Improve
     free = cores_for_all(enabled, usable)
     amounts = count_out(enabled, usable, free)
     laid_out = lay_out(free, [need(claim, amount.count) for claim, amount in amounts], usable.distance)
-    placed = {claim.name: used(claim, cores, usable.quota) for (claim, _), cores in zip(amounts, laid_out, strict=True)}
+    placed = {claim.name: used(claim, cores, usable) for (claim, _), cores in zip(amounts, laid_out, strict=True)}
     improved = improve(placed, enabled, free, usable)
-    placed = {claim.name: used(claim, improved.placed[claim.name], usable.quota) for claim, _ in amounts}
+    placed = {claim.name: used(claim, improved.placed[claim.name], usable) for claim, _ in amounts}
     decisions = {
         claim.name: give(claim, placed[claim.name], amount.why, improved.reasons.get(claim.name, ()))
         for claim, amount in amounts

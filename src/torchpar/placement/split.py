@@ -24,11 +24,16 @@ def split_alike(
     speed = 0.0
     for slowest in sorted({core.capacity for core in cores}):
         parts = split([core for core in cores if core.capacity >= slowest])
-        threads = None if quota is None or not parts else max(1, quota // len(parts))
-        found = training_speed(process_speed(part, threads) for part in parts)
+        found = speed_of(parts, quota)
         if found > speed * (1 + 1e-9):
             best, speed = parts, found
     return best
+
+
+def speed_of(parts: Sequence[Sequence[Core]], quota: int | None) -> float:
+    """Returns the speed of ranks with these cores, where `quota` of all cores compute at a time."""
+    threads = None if quota is None or not parts else max(1, quota // len(parts))
+    return training_speed(process_speed(part, threads) for part in parts)
 
 
 def split_cores(cores: Sequence[Core], count: int) -> list[list[Core]]:

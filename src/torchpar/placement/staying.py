@@ -96,7 +96,7 @@ class _Staying:
             for names in moving:
                 placed = _without(free, needs, self.wanted, names, usable.distance)
                 if placed is not None:
-                    mine = {claim.name: used(claim, placed[claim.name], usable.quota) for claim in self.movable}
+                    mine = {claim.name: used(claim, placed[claim.name], usable) for claim in self.movable}
                     yield _Choice(mine, usable)
 
     def _unheld(self, needs: Mapping[str, Need]) -> UsableCores:

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import PlacementError
@@ -207,18 +208,24 @@ def keep_unheld(usable: UsableCores, spare: Sequence[Core], free: Sequence[Core]
     unheld = [core for core in free if core.cpus.isdisjoint(held)]
     unheld.sort(key=lambda core: (core.numa_node not in nodes, core.cpus.first()))
     others = [core for core in spare if core not in taken]
-    return keep_others(usable, spare, [*others, *unheld[: len(taken)], *taken][: len(spare)])
+    return keep_others(usable, "spare", spare, [*others, *unheld[: len(taken)], *taken][: len(spare)])
 
 
-def keep_others(usable: UsableCores, spare: Sequence[Core], left: Sequence[Core]) -> UsableCores:
-    """Keeps cores that are left for the system, the same ones as before where these are."""
-    before = set(spare)
-    kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(spare)]
+def keep_others(
+    usable: UsableCores, part: Literal["spare", "beyond"], cores: Sequence[Core], left: Sequence[Core]
+) -> UsableCores:
+    """Keeps cores that are left back for the system (`spare`) or as `beyond` the CPU quota, in place of those `cores`;
+    the same ones as before where these are left."""
+    before = set(cores)
+    kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(cores)]
     if set(kept) == before:
         return usable
-    why = usable.left_out[spare[0].cpus.first()]
-    given = CpuSet.union(core.cpus for core in spare)
+    why = usable.left_out[cores[0].cpus.first()]
+    given = CpuSet.union(core.cpus for core in cores)
     left_out = {cpu: text for cpu, text in usable.left_out.items() if cpu not in given}
     left_out.update((cpu, why) for core in kept for cpu in core.cpus)
-    pool = sorted({*usable.pool, *spare}.difference(kept), key=lambda core: core.cpus.first())
-    return dataclasses.replace(usable, pool=tuple(pool), spare=tuple(kept), left_out=dict(sorted(left_out.items())))
+    pool = tuple(sorted({*usable.pool, *cores}.difference(kept), key=lambda core: core.cpus.first()))
+    left_out = dict(sorted(left_out.items()))
+    if part == "spare":
+        return dataclasses.replace(usable, pool=pool, spare=tuple(kept), left_out=left_out)
+    return dataclasses.replace(usable, pool=pool, beyond=tuple(kept), left_out=left_out)

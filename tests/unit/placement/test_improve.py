@@ -14,7 +14,7 @@ from tests.unit.placement.test_staying import apply
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
-from torchpar.facts.topology import Held, HostFacts
+from torchpar.facts.topology import CpuKind, Held, HostFacts
 from torchpar.placement import quality
 from torchpar.placement.quality import Ask
 from torchpar.placement.search import Seeker, search
@@ -90,6 +90,39 @@ def test_a_count_that_reaches_slower_cores_loads_data_on_them(
     (service,) = plan.services
     assert (str(service.cpus), str(service.loader_cpus), ranks(plan)) == ("0-7", loaders, {"a": [threads]})
     assert any("3 of its 7 cores are so slow that it is faster without" in warning for warning in service.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a CPUs=1", ["8"]), ("a CPUs=1\nb", ["8", "5-7"]), ("a CPUs=2\nb CPUs=2", ["8-9", "1-2"])],
+)
+def test_which_cores_are_beyond_a_quota_is_decided_by_what_services_need(text: str, expected: list[str]) -> None:
+    """A single job has four slower cores of one node; two faster ones of the other are no loss for it."""
+    slow, fast = CpuKind(CpuSet(range(8)), 0, 5 / 7), CpuKind(CpuSet([8, 9]), 1, 1.0)
+    host = dataclasses.replace(make_host(packages=2, cores_per_complex=5), cpu_kinds=(slow, fast), cpu_limit=4.0)
+    plan, measured = plan_of(text, host)
+    assert [str(service.cpus) for service in plan.services] == expected and measured == 1.0
+    beyond = {cpu for cpu, why in plan.left_out.items() if "beyond" in why}
+    assert len(beyond) == 5 and beyond.isdisjoint(cpu for service in plan.services for cpu in service.cpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a CPUs=8", ["4-7"]),
+        ("a CPUs=8 Ranks=2", ["4-5", "6-7"]),
+        ("a CPUs=8 Ranks=3", ["1-3", "4-5", "6-7"]),
+        ("a CPUs=4", ["4-7"]),
+    ],
+)
+def test_a_count_beyond_the_quota_has_the_cores_that_lie_together(text: str, expected: list[str]) -> None:
+    """Four threads on eight cores of two nodes would reach over to the other node for nothing."""
+    host = dataclasses.replace(make_host(packages=4, cores_per_complex=4), cpu_limit=4.0)
+    plan, measured = plan_of(text, host)
+    (service,) = plan.services
+    assert [str(rank.cpus) for rank in service.ranks] == expected and measured == 1.0
+    told = "lets 4 of its 8 cores compute at a time, so it has the 4 that lie together"
+    assert any(told in warning for warning in service.warnings) == (text != "a CPUs=4" and "3" not in text)
 
 
 def test_the_number_of_ranks_does_not_follow_who_came_first() -> None:
