@@ -159,7 +159,8 @@ def fair_shares(
     that are left, and no more of the quota than its threads use. The others share the rest by weight, but for a core
     that the services with CPUs=shared have together (`shared`). Their shares are whole cores, one for each rank at the
     least, and what is fair is the best speed that a service can have with so many cores of this host, were it alone
-    there. Where not all can have fast cores, nobody's share is more than the cores that are left for it.
+    there with those that have a count. Where not all can have fast cores, nobody's share is more than the cores that
+    are left for it.
     """
     rest = sorted(cores, key=lambda core: (-core.capacity, core.numa_node))[: max(1, len(cores) - kept)]
     # The cores to compute on; slower ones load data, and are for those who find no other.
@@ -193,9 +194,11 @@ def fair_shares(
             rest, number = rest[len(mine) :], max(0, number - len(mine))
         return fair
     each = speed / number if number else 0.0
+    # The fast cores that counts have are nobody else's; of cores that are alike any may be left.
+    alike = len({core.capacity for core in cores}) == 1
     for i, share in zip(autos, _by_weight(speed, [asks[i] for i in autos], each), strict=True):
         whole = max(asks[i].ranks, int(share / each + 1e-9))
-        fair[i] = min(share, best_speed(cores, asks[i], whole, quota))
+        fair[i] = min(share, best_speed(cores if alike else rest, asks[i], whole, quota))
     return fair
 
 

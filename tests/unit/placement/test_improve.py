@@ -45,6 +45,7 @@ def plan_of(text: str, host: HostFacts) -> tuple[Plan, float]:
         (make_host(packages=4, cores_per_complex=8), "a Ranks=numa\nb CPUs=2", {"a": [7] * 4, "b": [2]}),
         (make_host(packages=8, cores_per_complex=5), "a Ranks=numa\nb Ranks=numa", {"a": [3] * 6, "b": [2] * 8}),
         (kinds_of((280, 4), (820, 2), (1024, 2)), "a Ranks=2\nb Ranks=3", {"a": [2] * 2, "b": [1] * 3}),
+        (kinds_of((440, 4), (1000, 2)), "a CPUs=1\nb CPUs=shared\nc Ranks=2", {"a": [1], "b": [1], "c": [2, 1]}),
     ],
 )
 def test_equal_ranks_get_the_nodes_that_they_need(host: HostFacts, text: str, expected: dict[str, list[int]]) -> None:
