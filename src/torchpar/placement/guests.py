@@ -89,9 +89,8 @@ def _place_at_a_moment(
     claim: Claim, free: Sequence[Core], usable: UsableCores, others: Mapping[str, CpuSet]
 ) -> Decision[Cores]:
     """Places a claim where none of the `others` computes, or beside them; `free` are the cores that nobody holds."""
-    quiet = [
-        core for core in free if core in usable.pool and all(core.cpus.isdisjoint(cpus) for cpus in others.values())
-    ]
+    pool, busy = set(usable.pool), CpuSet.union(others.values())
+    quiet = [core for core in free if core in pool and core.cpus.isdisjoint(busy)]
     if len(quiet) >= _needed(claim):
         return _give(claim, quiet, "no enabled service holds them and no other job runs on them", usable)
     offered, warnings = list(free), list[str]()
