@@ -103,9 +103,9 @@ def plan_job(
     """Plans an ad-hoc job. Raises PlacementError when what it asks for is not there.
 
     `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs and `used_gpus` their accelerators,
-    by the names of the plan. It gets the CPUs that no enabled service holds and nobody else runs on. Where there are
-    none it shares those that no enabled service holds, or all, with a warning; so it is with accelerators that it asks
-    for, while with GPUs=auto it gets those that nobody uses, or none.
+    by the names of the plan. It gets the CPUs that no enabled service holds and nobody else runs on, slower ones where
+    no faster are left. Where there are none it shares those that no enabled service holds, or all, with a warning; so
+    it is with accelerators that it asks for, while with GPUs=auto it gets those that nobody uses, or none.
     """
     slots = {service.settings.slot for service in config.services if service.settings.enabled} - {None}
     holding = [s for s in config.services if s.settings.enabled or s.settings.slot in slots]

@@ -41,7 +41,7 @@ def place_guests(
             guests[claim.name] = _place_guest(claim, free, slow, usable)
         else:
             others = {**holders, **{who: each.cpus for who, each in taken.items()}}
-            guests[claim.name] = _place_at_a_moment(claim, [*free, *slow], usable, others)
+            guests[claim.name] = _place_at_a_moment(claim, free, slow, usable, others)
     cores = {core for claim in sharing for core in guests[claim.name].value}
     if len(sharing) > len(cores):
         warning = _take_turns(sharing, cores)
@@ -86,22 +86,34 @@ def _place_guest(
 
 
 def _place_at_a_moment(
-    claim: Claim, free: Sequence[Core], usable: UsableCores, others: Mapping[str, CpuSet]
+    claim: Claim, free: Sequence[Core], slow: Sequence[Core], usable: UsableCores, others: Mapping[str, CpuSet]
 ) -> Decision[Cores]:
-    """Places a claim where none of the `others` computes, or beside them; `free` are the cores that nobody holds."""
-    pool, busy = set(usable.pool), CpuSet.union(others.values())
-    quiet = [core for core in free if core in pool and core.cpus.isdisjoint(busy)]
+    """Places a claim where none of the `others` computes, or beside them; `free` and `slow` are the cores of the pool
+    and the slower ones that nobody holds."""
+    busy = CpuSet.union(others.values())
+    quiet, quiet_slow = ([core for core in part if core.cpus.isdisjoint(busy)] for part in (free, slow))
+    why = "no enabled service holds them and no other job runs on them"
     if len(quiet) >= _needed(claim):
-        return _give(claim, quiet, "no enabled service holds them and no other job runs on them", usable)
+        return _give(claim, quiet, why, usable)
+    # Beside a CPU quota that keeps back faster cores the slower ones win nothing.
+    if len(quiet_slow) >= _needed(claim) and not usable.beyond:
+        return _give(claim, quiet_slow, f"{why}, and too few faster ones are left", usable)
     offered, warnings = list(free), list[str]()
     if len(offered) < _needed(claim):
         offered, warnings = _all_for_guest(claim, usable)
-    found = _give(claim, offered, "no others are left", usable, warnings)
-    cpus = CpuSet.union(core.cpus for core in found.value)
-    left = f"{len(quiet)} of {len(usable.pool)} cores are left" if quiet else "no core is left"
-    who = " and ".join(name for name, theirs in others.items() if not theirs.isdisjoint(cpus))
-    warning = f"{left}, so {claim.name} shares CPUs with {who}; all of them will be slower"
-    return dataclasses.replace(found, warnings=(warning, *found.warnings))
+    cores, reasons = _choose(claim, offered, usable)
+    cpus = CpuSet.union(core.cpus for core in cores)
+    who = [name for name, theirs in others.items() if not theirs.isdisjoint(cpus)]
+    if who:
+        why = "others run on some of them, as too few are left"
+        left = _left(len(quiet), len(usable.pool), "faster core" if usable.slow else "core")
+        warning = f"{left}, so {claim.name} shares CPUs with {' and '.join(who)}; all of them will be slower"
+        warnings = [warning, *warnings]
+    return give(claim, cores, why, reasons, warnings)
+
+
+def _left(number: int, total: int, kind: str) -> str:
+    return f"{number} of {total} {kind}s {'is' if number == 1 else 'are'} left" if number else f"no {kind} is left"
 
 
 def _needed(claim: Claim) -> int:
@@ -111,22 +123,25 @@ def _needed(claim: Claim) -> int:
 def _give(
     claim: Claim, offered: Sequence[Core], why: str, usable: UsableCores, warnings: Sequence[str] = ()
 ) -> Decision[Cores]:
+    cores, reasons = _choose(claim, offered, usable)
+    return give(claim, cores, why, reasons, warnings)
+
+
+def _choose(claim: Claim, offered: Sequence[Core], usable: UsableCores) -> tuple[Cores, Sequence[Reason]]:
+    """Chooses the cores that a guest gets of those offered, and says why they are others than the rules give."""
     wanted = need(claim, claim.request.count or len(offered))
-    reasons: Sequence[Reason] = ()
     (cores,) = lay_out(offered, [wanted], usable.distance)
     cores = used(claim, cores, usable)
-    if claim.request.count:
-        cores, reasons = _better(claim, cores, wanted, offered, usable)
-    return give(claim, cores, why, reasons, warnings)
+    return _better(claim, cores, wanted, offered, usable) if claim.request.count else (cores, ())
 
 
 def _better(
     claim: Claim,
-    cores: tuple[Core, ...],
+    cores: Cores,
     wanted: Need,
     offered: Sequence[Core],
     usable: UsableCores,
-) -> tuple[tuple[Core, ...], Sequence[Reason]]:
+) -> tuple[Cores, Sequence[Reason]]:
     """Returns the cores of a guest that asks for a number: those where it stays, or of afresh where these are better.
 
     It holds nothing, so no core that is kept for the system is exchanged for it.

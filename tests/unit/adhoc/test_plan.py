@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.unit.hosts import make_host
+from tests.unit.hosts import make_host, make_hybrid_host
+from tests.unit.placement import test_properties as many
 from torchpar.adhoc.plan import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
 from torchpar.adhoc.systemd_run import environment_file, make_command
 from torchpar.conf.parse import parse_config
@@ -91,7 +94,7 @@ def test_a_job_shares_where_its_ranks_are_more_than_the_cores_that_nobody_uses()
     job = planned(ONE, ("Ranks", "2"), used="2-3")
     assert [str(rank.cpus) for rank in job.ranks] == ["1-2", "3"] and not job.own
     assert job.warnings[0] == (
-        "1 of 4 cores are left, so this job shares CPUs with other ad-hoc jobs; all of them will be slower"
+        "1 of 4 cores is left, so this job shares CPUs with other ad-hoc jobs; all of them will be slower"
     )
 
 
@@ -99,7 +102,7 @@ def test_a_job_shares_where_its_ranks_are_more_than_the_cores_that_nobody_uses()
     ("conf", "settings", "used", "cpus", "who"),
     [
         ("", (), "0-3", "0-3", "no core is left, so this job shares CPUs with other ad-hoc jobs"),
-        (ONE, (("CPUs", "2"),), "1-2", "1-2", "1 of 4 cores are left, so this job shares CPUs with other ad-hoc jobs"),
+        (ONE, (("CPUs", "2"),), "1-2", "1-2", "1 of 4 cores is left, so this job shares CPUs with other ad-hoc jobs"),
         ("[Train a]\nScript=/a.py\nEnabled=yes\n", (), "", "0-3", "shares CPUs with torchpar-train@a.service"),
     ],
 )
@@ -110,6 +113,8 @@ def test_where_nothing_is_left_a_job_shares_and_says_with_whom(
     job = planned(conf, *settings, used=used)
     assert str(job.cpus) == cpus and who in job.warnings[0]
     assert not job.own and job.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    number = f"{job.cores} cores of one L3 group on NUMA node 0"
+    assert job.reasons[0].why == f"others run on some of them, as too few are left: {number}"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,81 @@ def test_a_job_keeps_away_from_accelerators_that_others_compute_on(
     assert " ".join(str(int(gpu.pci[5:7]) - 10) for gpu in job.gpus) == expected
     told = [text for text in job.warnings if "accelerator" in text]
     assert (len(told) == 1 and warning in told[0]) if warning else told == []
+
+
+@pytest.mark.parametrize(
+    ("conf", "settings_", "facts", "cpus", "why", "warnings"),
+    [
+        (
+            "ReserveCores=auto\n",
+            (("CPUs", "4"),),
+            FOUR,
+            "0-3",
+            "no enabled service holds them and no other job runs on them: 4 cores",
+            ["run: this job CPUs=4: CPUs 0 are kept for the system, but it needs 4 cores"],
+        ),
+        (
+            "",
+            (("CPUs", "4"),),
+            make_host(cpu_limit=2.0),
+            "0-3",
+            "no enabled service holds them and no other job runs on them: 4 cores",
+            ["run: this job CPUs=4: CPUs 2-3 are beyond the CPU quota of 2 CPUs, but it needs 4 cores"],
+        ),
+        (
+            "[Train a]\nScript=/a.py\nEnabled=yes\n",
+            (),
+            make_hybrid_host(),
+            "8-11",
+            "no enabled service holds them and no other job runs on them, and too few faster ones are left: 4 cores",
+            [],
+        ),
+    ],
+    ids=["kept for the system", "beyond a quota", "slower ones"],
+)
+def test_a_job_that_gets_cores_which_were_kept_back_shares_them_with_nobody(  # noqa: PLR0913 - a column of the table each
+    conf: str, settings_: tuple[tuple[str, str], ...], facts: HostFacts, cpus: str, why: str, warnings: list[str]
+) -> None:
+    """It is not told of others that are not there, and spins as alone."""
+    job = planned(conf, *settings_, facts=facts)
+    assert (str(job.cpus), job.own, list(job.warnings)) == (cpus, True, warnings)
+    assert job.reasons[0].why.startswith(why)
+
+
+@given(
+    many.hosts(),
+    st.lists(st.sampled_from([{"Enabled": "yes", "CPUs": "1"}, {"Enabled": "yes"}, {}]), max_size=2) | many.SERVICES,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "CPUs": st.sampled_from(["auto", "1", "2", "3", "5", "shared", "0-1"]),
+            "Ranks": st.sampled_from(["2", "3", "numa"]),
+            "GPUs": st.sampled_from(["auto", "none", "1", "2"]),
+        },
+    ),
+    st.just(set()) | st.sets(st.integers(0, 12), max_size=8),
+    st.sets(st.integers(0, 5)),
+)
+def test_what_a_job_is_told_is_so(
+    host: HostFacts, services: list[dict[str, str]], asked: dict[str, str], used: set[int], running: set[int]
+) -> None:
+    """On any host beside any conf: who shares CPUs is told with whom, and who is told so does share them."""
+    units = [f"torchpar-{kind}@s{number}.service" for number in running for kind in ("train", "infer")]
+    try:
+        job = planned(
+            f"ReserveCores=auto\n{many.conf_of(services)}",
+            *asked.items(),
+            facts=host,
+            running=tuple(units),
+            used=str(CpuSet(used)),
+        )
+    except PlacementError:
+        return
+    told = [warning for warning in job.warnings if "shares CPUs" in warning]
+    assert not any(re.search(r"(with|and) ?;|with and", warning) for warning in told)
+    assert len(told) <= 1 and not (told and job.own)
+    if asked.get("CPUs") not in ("shared", "0-1") and not job.cpus.isdisjoint(CpuSet(used)):
+        assert "other ad-hoc jobs" in told[0] and not job.own
 
 
 def test_a_job_does_not_move_what_is_declared() -> None:
