@@ -13,7 +13,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import free_cores, least, too_much
 from torchpar.placement.claims import Claim, Decision, Placed, Reason, Taken
 from torchpar.placement.cores import Core, Cores
-from torchpar.placement.give import give, need, used
+from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.improve import fair_speeds, improve
 from torchpar.placement.layout import Need, lay_out
 from torchpar.placement.staying import is_nearly_as_good
@@ -37,11 +37,16 @@ def place_guests(
     for claim in claims:
         if claim.name in placed:
             continue
-        if taken is None or claim.request.kind is CpuRequestKind.SHARED:
+        if claim.request.kind is CpuRequestKind.SHARED:
             guests[claim.name] = _place_guest(claim, free, slow, usable)
+            continue
+        if taken is None:
+            found = _place_guest(claim, free, slow, usable)
         else:
             others = {**holders, **{who: each.cpus for who, each in taken.items()}}
-            guests[claim.name] = _place_at_a_moment(claim, free, slow, usable, others)
+            found = _place_at_a_moment(claim, free, slow, usable, others)
+        slower = warn_of_slower(claim, found.value, usable)
+        guests[claim.name] = dataclasses.replace(found, warnings=(*found.warnings, *slower))
     cores = {core for claim in sharing for core in guests[claim.name].value}
     if len(sharing) > len(cores):
         warning = _take_turns(sharing, cores)

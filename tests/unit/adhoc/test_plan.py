@@ -16,7 +16,7 @@ from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, PlacementError
-from torchpar.facts.topology import HostFacts
+from torchpar.facts.topology import CpuKind, HostFacts
 from torchpar.plan.plan import ServicePlan
 from torchpar.units.drop_ins import placement_settings
 
@@ -171,7 +171,7 @@ def test_a_job_keeps_away_from_accelerators_that_others_compute_on(
             make_hybrid_host(),
             "8-11",
             "no enabled service holds them and no other job runs on them, and too few faster ones are left: 4 cores",
-            [],
+            ["run: this job CPUs=auto: all of its cores are slower (0.50 of the fastest), as no others are left"],
         ),
     ],
     ids=["kept for the system", "beyond a quota", "slower ones"],
@@ -219,6 +219,39 @@ def test_what_a_job_is_told_is_so(
     assert len(told) <= 1 and not (told and job.own)
     if asked.get("CPUs") not in ("shared", "0-1") and not job.cpus.isdisjoint(CpuSet(used)):
         assert "other ad-hoc jobs" in told[0] and not job.own
+    if asked.get("CPUs", "auto").isdigit() and job.cores != int(asked["CPUs"]):
+        assert any(f"of its {asked['CPUs']} cores" in warning for warning in job.warnings)
+
+
+@pytest.mark.parametrize(
+    ("conf", "asked", "used", "cpus", "warnings"),
+    [
+        ("CPUs=3", "3", "", "0-3", ["1 of 4 faster cores is left, so this job shares CPUs with torchpar-train@a"]),
+        ("CPUs=4", "2", "", "4-5", ["all of its cores are slower (0.30 of the fastest), as no others are left"]),
+        ("CPUs=4", "2", "4", "0-3", ["no faster core is left, so this job shares CPUs with torchpar-train@a.service;"]),
+        (
+            "CPUs=4",
+            "5",
+            "",
+            "0-3",
+            [
+                "no faster core is left, so this job shares CPUs with torchpar-train@a.service",
+                "1 of its 5 cores is so slow that it is faster without; it computes on the 4 others",
+            ],
+        ),
+    ],
+)
+def test_a_job_gets_as_many_cores_as_it_asks_for_or_is_told(
+    conf: str, asked: str, used: str, cpus: str, warnings: list[str]
+) -> None:
+    """Slower ones are no part of its number where faster ones would wait for them."""
+    host = make_host(
+        cores_per_complex=6,
+        cpu_kinds=(CpuKind(CpuSet.parse("4-5"), 0, 0.3), CpuKind(CpuSet.parse("0-3"), 1, 1.0)),
+    )
+    job = planned(f"[Train a]\nScript=/a.py\nEnabled=yes\n{conf}\n", ("CPUs", asked), facts=host, used=used)
+    assert job.cpus <= CpuSet.parse(cpus) and job.cores in (int(asked), len(CpuSet.parse(cpus)))
+    assert all(told in warning for told, warning in zip(warnings, job.warnings, strict=True))
 
 
 def test_a_job_does_not_move_what_is_declared() -> None:
