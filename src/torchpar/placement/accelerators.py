@@ -32,10 +32,10 @@ def place_gpus(
     free = [gpu for gpu in devices if gpu not in held]
     amounts = _count_out(enabled, named, devices, len(free))
     laid_out = _lay_out(amounts, free)
-    held = {gpu for gpus in laid_out.values() for gpu in gpus}
-    free = [gpu for gpu in free if gpu not in held]
     given = {claim.name: _one_instance(claim, {**named, **laid_out}[claim.name]) for claim in enabled}
-    busy = {name for each in (taken or {}).values() for name in each.gpus}.intersection(gpu.name for gpu in free)
+    holders = {gpu: claim for claim in enabled for gpu in given[claim.name]}
+    free = [gpu for gpu in devices if gpu not in holders]
+    busy = {name for each in (taken or {}).values() for name in each.gpus}
     quiet = [gpu for gpu in free if gpu.name not in busy]
     for claim in guests:
         given[claim.name] = named[claim.name]
@@ -47,7 +47,6 @@ def place_gpus(
                 raise _too_many(claim, count, devices, len(free))
             offered = next((part for part in (quiet, free) if len(part) >= count), devices)
             given.update(_lay_out([(claim, count)], offered))
-    holders = {gpu: claim for claim in enabled for gpu in given[claim.name]}
     return {claim.name: _decide(claim, given[claim.name], holders, devices, busy) for claim in claims}
 
 
@@ -75,8 +74,9 @@ def _decide(
         warnings.append(f"{where} shares accelerators with other jobs: {shared}; all of them will be slower")
     if devices and not gpus and _wanted(claim) is None and _shares(claim):
         why, how = f"enabled services have all of the host's {len(devices)}", "GPUs=none says that this is meant"
-        if busy and not claim.enabled:
-            why, how = f"other jobs compute on {' '.join(sorted(busy))}", "GPUs=1 shares one"
+        others = " ".join(gpu.name for gpu in devices if gpu.name in busy and gpu not in holders)
+        if others and not claim.enabled:
+            why, how = f"other jobs compute on {others}", "GPUs=1 shares one"
         reasons.append(Reason("GPUs", "none", why))
         warnings.append(f"{where}: no accelerator is left for it, {why}; {how}")
     if len(gpus) > 1 and any(gpu.mig for gpu in gpus):

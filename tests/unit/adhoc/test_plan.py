@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.hosts import make_host, make_hybrid_host
+from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
 from tests.unit.placement import test_properties as many
 from torchpar.adhoc.plan import conf_of, inherited, job_name, own_problems, plan_job, replaced, take_job
 from torchpar.adhoc.systemd_run import environment_file, make_command
@@ -202,7 +203,8 @@ def test_a_job_that_gets_cores_which_were_kept_back_shares_them_with_nobody(  # 
 def test_what_a_job_is_told_is_so(
     host: HostFacts, services: list[dict[str, str]], asked: dict[str, str], used: set[int], running: set[int]
 ) -> None:
-    """On any host beside any conf: who shares CPUs is told with whom, and who is told so does share them."""
+    """On any host beside any conf: who shares CPUs or accelerators is told, and who is told so does share them."""
+    busy = tuple(gpu.name for number, gpu in enumerate(host.accelerators()) if number in running)
     units = [f"torchpar-{kind}@s{number}.service" for number in running for kind in ("train", "infer")]
     try:
         job = planned(
@@ -211,6 +213,7 @@ def test_what_a_job_is_told_is_so(
             facts=host,
             running=tuple(units),
             used=str(CpuSet(used)),
+            used_gpus=busy,
         )
     except PlacementError:
         return
@@ -219,6 +222,8 @@ def test_what_a_job_is_told_is_so(
     assert len(told) <= 1 and not (told and job.own)
     if asked.get("CPUs") not in ("shared", "0-1") and not job.cpus.isdisjoint(CpuSet(used)):
         assert "other ad-hoc jobs" in told[0] and not job.own
+    names = [warning for warning in job.warnings if "shares accelerators with" in warning]
+    assert all(any(gpu.name in text for text in names) == (gpu.name in busy) for gpu in job.gpus)
     if asked.get("CPUs", "auto").isdigit() and job.cores != int(asked["CPUs"]):
         assert any(f"of its {asked['CPUs']} cores" in warning for warning in job.warnings)
 
@@ -251,6 +256,37 @@ def test_a_job_gets_as_many_cores_as_it_asks_for_or_is_told(
     )
     job = planned(f"[Train a]\nScript=/a.py\nEnabled=yes\n{conf}\n", ("CPUs", asked), facts=host, used=used)
     assert job.cpus <= CpuSet.parse(cpus) and job.cores in (int(asked), len(CpuSet.parse(cpus)))
+    assert all(told in warning for told, warning in zip(warnings, job.warnings, strict=True))
+
+
+PARTS = dataclasses.replace(
+    make_host(),
+    gpus=tuple(
+        dataclasses.replace(make_gpu(number, 0), uuid=f"GPU-{number}", mig_instances=parts)
+        for number, parts in enumerate([(), ("1/0", "2/0")])
+    ),
+)
+WHOLE, FIRST, SECOND = "0000:10:00.0", "MIG-GPU-1/1/0", "MIG-GPU-1/2/0"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "used", "expected", "warnings"),
+    [
+        ("auto", "", [FIRST], []),
+        ("auto", FIRST, [SECOND], []),
+        ("1", FIRST, [SECOND], []),
+        ("2", FIRST, [FIRST, SECOND], ["shares accelerators with other jobs: MIG-GPU-1/1/0;", "MIG instances among"]),
+        ("3", FIRST, [WHOLE, FIRST, SECOND], [f"{WHOLE} is held by [Train a]", f"with other jobs: {FIRST};", "MIG"]),
+        (WHOLE, WHOLE, [WHOLE], [f"{WHOLE} is held by [Train a]", f"shares accelerators with other jobs: {WHOLE};"]),
+    ],
+)
+def test_an_instance_that_an_enabled_service_has_no_use_for_is_free(
+    gpus: str, used: str, expected: list[str], warnings: list[str]
+) -> None:
+    """The service with CPUs=1 has the whole GPU, and CUDA would show it no instance besides. Who computes on what a job
+    gets is told, whoever holds it."""
+    job = planned(ONE, ("CPUs", "1"), ("GPUs", gpus), facts=PARTS, used_gpus=tuple(used.split()))
+    assert [gpu.name for gpu in job.gpus] == expected
     assert all(told in warning for told, warning in zip(warnings, job.warnings, strict=True))
 
 

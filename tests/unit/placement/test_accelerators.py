@@ -169,6 +169,8 @@ def test_instances_are_shared_out_one_for_each_service() -> None:
     plan, _ = apply("a\nb", host)
     assert [visible(service) for service in plan.services] == [f"MIG-{UUID.format(1)}/2/0", INSTANCE]
     assert visible(apply("a", MIG)[0].services[0]) == UUID.format(0)
+    plan, _ = apply("a\nb Enabled=no", MIG)
+    assert [visible(service) for service in plan.services] == [UUID.format(0), INSTANCE]
 
 
 def test_whole_gpus_are_given_out_before_instances() -> None:
