@@ -45,8 +45,11 @@ def place_gpus(
         elif count and not named[claim.name]:
             if count > len(devices):
                 raise _too_many(claim, count, devices, len(free))
-            offered = next((part for part in (quiet, free) if len(part) >= count), devices)
-            given.update(_lay_out([(claim, count)], offered))
+            if len(quiet) >= count:
+                given.update(_lay_out([(claim, count)], quiet))
+            else:
+                offered = free if len(free) >= count else devices
+                given[claim.name] = _keep_away(claim, count, offered, (quiet, free))
     return {claim.name: _decide(claim, given[claim.name], holders, devices, busy) for claim in claims}
 
 
@@ -171,8 +174,28 @@ def _lay_out(amounts: Sequence[tuple[Claim, int]], free: Sequence[PciDevice]) ->
         kept = given[claim.name]
         chosen = _choose(left, count - len(kept), _near(claim, kept))
         left = [gpu for gpu in left if gpu not in chosen]
-        given[claim.name] = tuple(sorted((*kept, *chosen), key=lambda gpu: (gpu.pci, gpu.mig or "")))
+        given[claim.name] = tuple(sorted((*kept, *chosen), key=_bus))
     return given
+
+
+def _keep_away(
+    claim: Claim, count: int, offered: Sequence[PciDevice], parts: Sequence[Sequence[PciDevice]]
+) -> tuple[PciDevice, ...]:
+    """Gives devices to a claim that holds none where it has to share some: as many of the first part as can be, then of
+    the next.
+
+    MIG instances come last, as CUDA shows a process of several one.
+    """
+    chosen: list[PciDevice] = []
+    for kind in ([gpu for gpu in offered if gpu.mig is None], offered):
+        for part in (*parts, offered):
+            left = [gpu for gpu in kind if gpu in part and gpu not in chosen]
+            chosen += _choose(left, min(len(left), count - len(chosen)), _near(claim, chosen))
+    return tuple(sorted(chosen, key=_bus))
+
+
+def _bus(gpu: PciDevice) -> tuple[str, str]:
+    return gpu.pci, gpu.mig or ""
 
 
 def _one_instance(claim: Claim, gpus: tuple[PciDevice, ...]) -> tuple[PciDevice, ...]:

@@ -15,7 +15,8 @@ from torchpar.placement.claims import Claim, Decision, Placed, Reason, Taken
 from torchpar.placement.cores import Core, Cores
 from torchpar.placement.give import give, need, used, warn_of_slower
 from torchpar.placement.improve import fair_speeds, improve
-from torchpar.placement.layout import Need, lay_out
+from torchpar.placement.layout import Need, lay_out, spread
+from torchpar.placement.split import by_node
 from torchpar.placement.staying import is_nearly_as_good
 from torchpar.placement.usable import UsableCores
 
@@ -87,7 +88,8 @@ def _place_guest(
                 f"{claim.name}: enabled services leave too few cores, so it shares CPUs with them; "
                 "both will be slower"
             )
-    return _give(claim, offered, why, usable, warnings)
+    cores, reasons = _choose(claim, offered, usable, free)
+    return give(claim, cores, why, reasons, warnings)
 
 
 def _place_at_a_moment(
@@ -103,10 +105,10 @@ def _place_at_a_moment(
     # Beside a CPU quota that keeps back faster cores the slower ones win nothing.
     if len(quiet_slow) >= _needed(claim) and not usable.beyond:
         return _give(claim, quiet_slow, f"{why}, and too few faster ones are left", usable)
-    offered, warnings = list(free), list[str]()
+    offered, kept, warnings = list(free), quiet, list[str]()
     if len(offered) < _needed(claim):
-        offered, warnings = _all_for_guest(claim, usable)
-    cores, reasons = _choose(claim, offered, usable)
+        (offered, warnings), kept = _all_for_guest(claim, usable), list(free)
+    cores, reasons = _choose(claim, offered, usable, kept)
     cpus = CpuSet.union(core.cpus for core in cores)
     who = [name for name, theirs in others.items() if not theirs.isdisjoint(cpus)]
     if who:
@@ -125,19 +127,36 @@ def _needed(claim: Claim) -> int:
     return max(1, least(claim))
 
 
-def _give(
-    claim: Claim, offered: Sequence[Core], why: str, usable: UsableCores, warnings: Sequence[str] = ()
-) -> Decision[Cores]:
+def _give(claim: Claim, offered: Sequence[Core], why: str, usable: UsableCores) -> Decision[Cores]:
     cores, reasons = _choose(claim, offered, usable)
-    return give(claim, cores, why, reasons, warnings)
+    return give(claim, cores, why, reasons)
 
 
-def _choose(claim: Claim, offered: Sequence[Core], usable: UsableCores) -> tuple[Cores, Sequence[Reason]]:
-    """Chooses the cores that a guest gets of those offered, and says why they are others than the rules give."""
+def _choose(
+    claim: Claim, offered: Sequence[Core], usable: UsableCores, quiet: Sequence[Core] = ()
+) -> tuple[Cores, Sequence[Reason]]:
+    """Chooses the cores that a guest gets of those offered, and says why they are others than the rules give.
+
+    Those that are `quiet` are among them, as far as they then lie no worse together.
+    """
     wanted = need(claim, claim.request.count or len(offered))
+    if quiet:
+        wanted = _keep(wanted, quiet, offered, usable)
     (cores,) = lay_out(offered, [wanted], usable.distance)
     cores = used(claim, cores, usable)
     return _better(claim, cores, wanted, offered, usable) if claim.request.count else (cores, ())
+
+
+def _keep(wanted: Need, quiet: Sequence[Core], offered: Sequence[Core], usable: UsableCores) -> Need:
+    """Returns a need that keeps quiet cores as a service does those that it has: all of them, or those of one node."""
+    parts = [quiet, *by_node(quiet)]
+    needs = [dataclasses.replace(wanted, held=CpuSet.union(core.cpus for core in part)) for part in parts]
+
+    def cost(each: Need) -> tuple[tuple[int, int, int], int]:
+        (cores,) = lay_out(offered, [each], usable.distance)
+        return spread(cores, each.near), len(set(cores).difference(quiet))
+
+    return min(needs, key=cost)
 
 
 def _better(

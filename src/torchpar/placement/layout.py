@@ -74,7 +74,7 @@ def _grow(kept: tuple[Core, ...], free: Sequence[Core], need: Need, distance: Di
     if not kept:
         return anywhere
     beside = choose_cores(free, need.count, near=need.near, distance=distance, kept=kept)
-    return beside if _spread(beside, need.near) <= _spread(anywhere, need.near) else anywhere
+    return beside if spread(beside, need.near) <= spread(anywhere, need.near) else anywhere
 
 
 def _equal(
@@ -88,8 +88,8 @@ def _equal(
     return choose_for_ranks(free, need.count, need.ranks, distance, kept)
 
 
-def _spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:
-    """Measures how far cores lie from each other, and from the nodes they should be near."""
+def spread(cores: Sequence[Core], near: CpuSet) -> tuple[int, int, int]:
+    """Measures how far cores lie from each other, and from the nodes `near`: less is better."""
     far = sum(core.numa_node not in near for core in cores) if near else 0
     return far, len({core.numa_node for core in cores}), len({core.package for core in cores})
 

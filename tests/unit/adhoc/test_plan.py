@@ -103,7 +103,7 @@ def test_a_job_shares_where_its_ranks_are_more_than_the_cores_that_nobody_uses()
     ("conf", "settings", "used", "cpus", "who"),
     [
         ("", (), "0-3", "0-3", "no core is left, so this job shares CPUs with other ad-hoc jobs"),
-        (ONE, (("CPUs", "2"),), "1-2", "1-2", "1 of 4 cores is left, so this job shares CPUs with other ad-hoc jobs"),
+        (ONE, (("CPUs", "2"),), "1-2", "1,3", "1 of 4 cores is left, so this job shares CPUs with other ad-hoc jobs"),
         ("[Train a]\nScript=/a.py\nEnabled=yes\n", (), "", "0-3", "shares CPUs with torchpar-train@a.service"),
     ],
 )
@@ -257,6 +257,84 @@ def test_a_job_gets_as_many_cores_as_it_asks_for_or_is_told(
     job = planned(f"[Train a]\nScript=/a.py\nEnabled=yes\n{conf}\n", ("CPUs", asked), facts=host, used=used)
     assert job.cpus <= CpuSet.parse(cpus) and job.cores in (int(asked), len(CpuSet.parse(cpus)))
     assert all(told in warning for told, warning in zip(warnings, job.warnings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "used", "cpus"),
+    [
+        (make_host(complexes_per_node=2), "3", "0-3,6-7", "4-6"),
+        (make_host(complexes_per_node=2), "3", "0-5", "4,6-7"),
+        (make_host(packages=2), "4", "0-2,4-5", "4-7"),
+        (make_host(packages=2), "3", "0-2,4-6", "0-1,3"),
+        (make_host(packages=2), "5", "0-6", "0,4-7"),
+        (make_host(), "4", "0-3", "0-3"),
+    ],
+)
+def test_a_job_that_has_to_share_shares_no_more_than_it_must(
+    facts: HostFacts, asked: str, used: str, cpus: str
+) -> None:
+    """What is left is among its cores, as far as they then lie no worse together."""
+    job = planned("", ("CPUs", asked), facts=facts, used=used)
+    assert str(job.cpus) == cpus and "shares CPUs with other ad-hoc jobs" in job.warnings[0]
+
+
+def test_the_cores_of_enabled_services_are_shared_last() -> None:
+    """After those of other jobs; so it is for a service that is not enabled."""
+    job = planned(ONE, ("CPUs", "4"), facts=make_host(cores_per_complex=6), used="1-4")
+    assert job.cores == 4 and 5 in job.cpus and 0 not in job.cpus
+    two = "[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=0-1\n"
+    job = planned(two, ("CPUs", "3"), used="2")
+    assert CpuSet.parse("2-3") <= job.cpus
+
+
+@given(
+    st.builds(
+        make_host,
+        complexes_per_node=st.integers(1, 3),
+        cores_per_complex=st.integers(1, 5),
+        gpu_nodes=st.just((0, 0, None)),
+    ),
+    st.sampled_from(["", f"{ONE}GPUs=none\n", f"{ONE}GPUs=1\n"]),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.sets(st.integers(0, 14)),
+    st.sets(st.integers(0, 2)),
+)
+def test_on_one_node_nothing_is_shared_while_something_is_left(  # noqa: PLR0913 - a value of the host or job each
+    facts: HostFacts, conf: str, cores: int, gpus: int, used: set[int], used_gpus: set[int]
+) -> None:
+    """Neither cores nor accelerators."""
+    names = [gpu.name for gpu in facts.accelerators()]
+    busy = {names[number] for number in used_gpus}
+    try:
+        job = planned(
+            conf,
+            ("CPUs", str(cores)),
+            ("GPUs", str(gpus)),
+            facts=facts,
+            used=str(CpuSet(used)),
+            used_gpus=tuple(busy),
+        )
+    except PlacementError:
+        return
+    held = CpuSet([0] if conf else []) | CpuSet(used)
+    taken = busy | set(names[:1] if "GPUs=1" in conf else [])
+    assert len(job.cpus & held) == max(0, cores - len(facts.online_cpus - held))
+    assert sum(gpu.name in taken for gpu in job.gpus) == max(0, gpus - len(set(names) - taken))
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [((0, 1, 2), (2, 3)), ((0, 2, 3), (0, 1)), ((1, 2, 3), (0, 1)), ((0, 1, 3), (2, 3))],
+)
+def test_an_accelerator_that_has_to_be_shared_is_near_the_one_that_is_left(
+    used: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """One of two is left, and the other is of the same node."""
+    host = make_host(packages=2, gpu_nodes=(0, 0, 1, 1))
+    names = [gpu.name for gpu in host.accelerators()]
+    job = planned("", ("CPUs", "1"), ("GPUs", "2"), facts=host, used_gpus=tuple(names[number] for number in used))
+    assert [names.index(gpu.name) for gpu in job.gpus] == list(expected)
 
 
 PARTS = dataclasses.replace(

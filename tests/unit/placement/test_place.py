@@ -147,6 +147,13 @@ def test_services_that_are_more_than_the_cores_that_they_share_are_told(
     assert all(told in "".join(one.warnings) for one in plan.services if told and one.service.section in told)
 
 
+def test_a_service_that_is_not_enabled_shares_no_more_than_it_must() -> None:
+    """What the enabled ones leave is among its cores."""
+    assert cpus("a Enabled=yes CPUs=0-1\nb CPUs=3", make_host()) == {"a": "0-1", "b": "1-3"}
+    assert cpus("a Enabled=yes CPUs=0-3\nb CPUs=3", make_host(complexes_per_node=2, cores_per_complex=3))["b"] == "3-5"
+    assert cpus("a Enabled=yes CPUs=0-3\nb CPUs=4", make_host(packages=2, cores_per_complex=3))["b"] == "1,3-5"
+
+
 def test_a_service_that_is_not_enabled_gets_what_the_enabled_leave() -> None:
     """Ten jobs that are run one at a time do not shrink each other."""
     text = "Host ReserveCores=0\na CPUs=2 Enabled=yes\nb\nc"
