@@ -11,9 +11,12 @@ from torchpar.conf.values import CpuRequest, CpuRequestKind
 from torchpar.contract.errors import CoresError, PlacementError
 from torchpar.placement.claims import request_text
 
-# How many sections are changed at the most, and how many services are looked at for a change.
-_SECTIONS = 4
+# How many changes are made one after the other, and how many services are looked at for a change.
+_CHANGES = 4
 _SERVICES = 8
+
+# How many sections are named; those that are left out are the next ones of another try.
+_NAMED = 20
 
 _SHARED = CpuRequest(CpuRequestKind.SHARED)
 _Services = tuple[Service, ...]
@@ -25,34 +28,47 @@ def find_change(config: Config, error: CoresError, plan: Callable[[Config], obje
     Fewer cores or ranks of the service that was refused, then of another; then a service that is not enabled or
     shares; then several changes; then as many services that share as it takes.
     """
-    change = _one_change(config, error, plan)
-    if change:
-        return change
-    several, number = _some_changes(config, error, plan)
-    sharing, fewer = _let_share(config, error, plan)
-    return several if several and (not sharing or number <= fewer) else sharing
+    ways = _fewest(config, _one_change(config, error, plan), plan)
+    if not ways:
+        ways = _fewest(config, _some_changes(config, error, plan), plan)
+        sharing = _fewest(config, _let_share(config, error, plan), plan)
+        if sharing and (not ways or len(_changed(config, sharing[0])) < len(_changed(config, ways[0]))):
+            ways = sharing
+    return _say(config, ways)
 
 
-def _some_changes(config: Config, error: CoresError, plan: Callable[[Config], object]) -> tuple[str, int]:
-    """Returns several changes one after the other, and their number."""
-    done: list[str] = []
-    for _ in range(_SECTIONS):
-        change = _one_change(config, error, plan) if done else ""
-        if change:
-            return " and ".join([*done, change]), len(done) + 1
-        text, config = _take_out(config, error)
-        if not text:
+def _some_changes(config: Config, error: CoresError, plan: Callable[[Config], object]) -> list[Config]:
+    """Returns the conf with several changes, made one after the other; in several ways where the last one has some."""
+    changed = config
+    for _ in range(_CHANGES):
+        ways = _one_change(changed, error, plan) if changed is not config else []
+        if ways:
+            return ways
+        changed, before = _take_out(changed, error), changed
+        if changed is before:
             break
-        done.append(text)
         try:
-            plan(config)
+            plan(changed)
         except CoresError as next_error:
             error = next_error
         except PlacementError:
             break
         else:
-            return " and ".join(done), len(done)
-    return "", 0
+            return [changed]
+    return []
+
+
+def _fewest(config: Config, ways: list[Config], plan: Callable[[Config], object]) -> list[Config]:
+    """Takes back what others of the changes have made needless, key by key; very many are left as they are."""
+    changed = _changed(config, ways[0]) if ways else {}
+    for service in config.services if len(changed) <= _SERVICES else ():
+        for name in changed.get(service.unit, ()):
+            old = {name: getattr(service.settings, name)}
+            same = [[_set(one, **old) for one in way.services if one.unit == service.unit] for way in ways]
+            fewer = [_replace(way, back) for way, back in zip(ways, same, strict=True)]
+            if all(_fits(way, plan) for way in fewer):
+                return _fewest(config, fewer, plan)
+    return ways
 
 
 def _fits(config: Config, plan: Callable[[Config], object]) -> bool:
@@ -63,11 +79,12 @@ def _fits(config: Config, plan: Callable[[Config], object]) -> bool:
     return True
 
 
-def _let_share(config: Config, error: CoresError, plan: Callable[[Config], object]) -> tuple[str, int]:
-    """Returns which of the services, those that ask for most, are to share what the others leave, and their number."""
+def _let_share(config: Config, error: CoresError, plan: Callable[[Config], object]) -> list[Config]:
+    """Returns the conf where those services that ask for most share what the others leave; none where all of them are
+    not enough."""
     groups = [group for group in _groups(config, error) if any(_holds_cores(service) for service in group)]
     groups.sort(key=lambda group: -max(_cores(group), _ranks(group)))
-    for text, ranks in (("CPUs=shared", None), ("CPUs=shared Ranks=1", 1)):
+    for ranks in (None, 1):
 
         def changed(number: int, ranks: int | None = ranks) -> Config:
             sharing = tuple(service for group in groups[:number] for service in _with(group, cpus=_SHARED))
@@ -76,37 +93,74 @@ def _let_share(config: Config, error: CoresError, plan: Callable[[Config], objec
         numbers = range(1, len(groups) + 1)
         found = bisect.bisect_left(numbers, True, key=lambda number: _fits(changed(number), plan))
         if found < len(numbers):
-            return f"{text} for {_names(groups[: numbers[found]])}", numbers[found]
-    return "", 0
+            return [changed(numbers[found])]
+    return []
 
 
 def _holds_cores(service: Service) -> bool:
     return service.settings.enabled and service.settings.cpus != _SHARED
 
 
-def _names(groups: Sequence[_Services]) -> str:
-    """Returns the names of groups; of very many only what they ask for, where that is the same."""
-    asking = {service.settings.cpus for group in groups for service in group}
-    if len(groups) > _SERVICES and len(asking) == 1:
-        return f"{len(groups)} of the services with CPUs={request_text(asking.pop())}"
-    return " and ".join(_name(group) for group in groups)
+def _changed(before: Config, after: Config) -> dict[str, list[str]]:
+    """Returns the settings of each unit that are others in another conf."""
+    changed = {}
+    for old, new in zip(before.services, after.services, strict=True):
+        fields = [field.name for field in dataclasses.fields(old.settings)] if old is not new else []
+        names = [name for name in fields if getattr(old.settings, name) != getattr(new.settings, name)]
+        if names:
+            changed[old.unit] = names
+    return changed
 
 
-def _one_change(config: Config, error: CoresError, plan: Callable[[Config], object]) -> str:
+def _say(config: Config, ways: Sequence[Config]) -> str:
+    """Returns what to write in which sections: only what was tried, and only where that is another setting.
+
+    Of several ways that are not in the same sections it is the first.
+    """
+    ways = [way for way in ways if _changed(config, way).keys() == _changed(config, ways[0]).keys()]
+    sections: dict[str, list[Service]] = {}
+    for service, *others in zip(config.services, *(way.services for way in ways), strict=True):
+        texts = [_difference(service, other) for other in others]
+        if any(texts):
+            sections.setdefault(" or ".join(dict.fromkeys(texts)), []).append(service)
+    return " and ".join(f"{text} for {_names(config, services)}" for text, services in sections.items())
+
+
+def _difference(old: Service, new: Service) -> str:
+    """Returns the keys that are others in a changed service, with their new values."""
+    keys = [("Enabled", "no", old.settings.enabled != new.settings.enabled)]
+    keys.append(("CPUs", request_text(new.settings.cpus), old.settings.cpus != new.settings.cpus))
+    keys.append(("Ranks", str(_ranks([new])), _ranks([old]) != _ranks([new])))
+    return " ".join(f"{key}={value}" for key, value, is_other in keys if is_other)
+
+
+def _names(config: Config, changed: Sequence[Service]) -> str:
+    """Returns the names of sections; of very many only their number, where it may be any of those that hold cores."""
+    holding = [service for service in config.services if _holds_cores(service)]
+    kinds = {(one.kind, one.settings.cpus, _ranks([one]), one.settings.slot or "") for one in [*holding, *changed]}
+    if len(changed) > _SERVICES and len(kinds) == 1 and not changed[0].settings.slot:
+        return f"{len(changed)} of the enabled services with CPUs={request_text(changed[0].settings.cpus)}"
+    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    return " and ".join(service.section for service in changed[:_NAMED]) + more
+
+
+def _one_change(config: Config, error: CoresError, plan: Callable[[Config], object]) -> list[Config]:
+    """Returns the conf with one change that is enough, in all ways that are as small; none where none is enough."""
+
     def fits(changed: Config) -> bool:
         return _fits(changed, plan)
 
     groups = _groups(config, error)[:_SERVICES]
     for group in groups:
-        for key, most, fewer in (("CPUs", _cores, _with_cores), ("Ranks", _ranks, _with_ranks)):
+        for most, fewer in ((_cores, _with_cores), (_ranks, _with_ranks)):
             number = _largest(config, group, most(group) - 1, fewer, fits)
             if number:
-                return f"{key}={number} for {_name(group)}"
+                return [_replace(config, fewer(group, number))]
     for group in groups:
-        fitting = [text for text, changed in _without(group) if fits(_replace(config, changed))]
+        fitting = [changed for changed in (_replace(config, each) for each in _without(group)) if fits(changed)]
         if fitting:
-            return f"{' or '.join(fitting)} for {_name(group)}"
-    return ""
+            return fitting
+    return []
 
 
 def _groups(config: Config, error: CoresError) -> list[_Services]:
@@ -146,23 +200,22 @@ def _largest(
     return low
 
 
-def _without(group: _Services) -> Iterator[tuple[str, _Services]]:
-    """Yields what to write so that a group holds no cores of its own."""
+def _without(group: _Services) -> Iterator[_Services]:
+    """Yields the ways in which a group holds no cores of its own."""
     if any(service.settings.enabled for service in group):
-        yield "Enabled=no", _with(group, enabled=False)
+        yield _with(group, enabled=False)
     if any(service.settings.cpus != _SHARED for service in group):
-        yield "CPUs=shared", _with(group, cpus=_SHARED)
+        yield _with(group, cpus=_SHARED)
 
 
-def _take_out(config: Config, error: CoresError) -> tuple[str, Config]:
+def _take_out(config: Config, error: CoresError) -> Config:
     """Changes the refused service as far as can be: it has a single core and rank, or is not enabled."""
     group = _groups(config, error)[0]
-    fewer = [f"{key}=1" for key, number in (("CPUs", _cores(group)), ("Ranks", _ranks(group))) if number > 1]
-    if fewer:
-        return f"{' '.join(fewer)} for {_name(group)}", _replace(config, _with_ranks(_with_cores(group, 1), 1))
+    if _cores(group) > 1 or _ranks(group) > 1:
+        return _replace(config, _with_ranks(_with_cores(group, 1), 1))
     if any(service.settings.enabled for service in group):
-        return f"Enabled=no for {_name(group)}", _replace(config, _with(group, enabled=False))
-    return "", config
+        return _replace(config, _with(group, enabled=False))
+    return config
 
 
 def _cores(group: Sequence[Service]) -> int:
@@ -200,7 +253,3 @@ def _replace(config: Config, changed: Sequence[Service]) -> Config:
     return dataclasses.replace(
         config, services=tuple(by_unit.get(service.unit, service) for service in config.services)
     )
-
-
-def _name(group: Sequence[Service]) -> str:
-    return " and ".join(service.section for service in group)

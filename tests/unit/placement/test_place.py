@@ -113,10 +113,10 @@ def test_a_slot_has_room_for_the_ranks_of_each_of_its_services(ranks: str) -> No
         ("a\nb\nc\nd\ne\nf", "Enabled=no for [Train e] and Enabled=no or CPUs=shared for [Train f] would fit"),
         (
             "\n".join("abcdefghi"),
-            "CPUs=shared for [Train e] and [Train a] and [Train b] and [Train c] and [Train d] would fit",
+            "CPUs=shared for [Train a] and [Train b] and [Train c] and [Train d] and [Train e] would fit",
         ),
         ("a\nb\nc CPUs=9 Ranks=9\nd CPUs=9 Ranks=9\ne", "CPUs=shared Ranks=1 for [Train c] and [Train d] would fit"),
-        ("\n".join("abcdefghijklm"), "CPUs=shared for 9 of the services with CPUs=auto would fit"),
+        ("\n".join("abcdefghijklm"), "CPUs=shared for 9 of the enabled services with CPUs=auto would fit"),
     ],
 )
 def test_a_refusal_names_the_smallest_change_that_fits(text: str, change: str) -> None:
