@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
@@ -48,17 +49,21 @@ def place_guests(
             found = _place_at_a_moment(claim, free, slow, usable, others)
         slower = warn_of_slower(claim, found.value, usable)
         guests[claim.name] = dataclasses.replace(found, warnings=(*found.warnings, *slower))
-    cores = {core for claim in sharing for core in guests[claim.name].value}
-    if len(sharing) > len(cores):
-        warning = _take_turns(sharing, cores)
-        for claim in sharing:
-            found = guests[claim.name]
-            guests[claim.name] = dataclasses.replace(found, warnings=(*found.warnings, warning))
+    # The processes that are due on each core.
+    loads: dict[Core, Fraction] = {}
+    for claim in sharing:
+        cores = guests[claim.name].value
+        loads.update((core, loads.get(core, Fraction()) + Fraction(least(claim), len(cores))) for core in cores)
+    crowded = {core for core, load in loads.items() if load > 1}
+    crowd = [claim for claim in sharing if not crowded.isdisjoint(guests[claim.name].value)]
+    for claim in crowd:
+        found = guests[claim.name]
+        guests[claim.name] = dataclasses.replace(found, warnings=(*found.warnings, _take_turns(crowd, crowded)))
     return guests
 
 
 def _take_turns(sharing: Sequence[Claim], cores: Collection[Core]) -> str:
-    """Returns the warning of services that are more than the cores which they share."""
+    """Returns the warning of services that have more processes than the cores which they share."""
     names = [claim.name for claim in sharing]
     number = "1 core" if len(cores) == 1 else f"{len(cores)} cores"
     cpus = CpuSet.union(core.cpus for core in cores)

@@ -133,6 +133,8 @@ def test_a_refusal_names_the_smallest_change_that_fits(text: str, change: str) -
         ("a CPUs=1\nb CPUs=shared\nc CPUs=shared", "0 1 1", "[Train b] and [Train c] have CPUs=shared and 1 core"),
         ("a CPUs=shared\nb CPUs=shared\nc CPUs=shared", "0-1 0-1 0-1", "[Train a], [Train b] and [Train c] have CPUs="),
         ("a CPUs=shared\nb CPUs=shared Slot=s\nc CPUs=shared Slot=s", "0-1 0-1 0-1", None),
+        ("a CPUs=shared\nb CPUs=shared Ranks=2", "0-1 0-1", "[Train a] and [Train b] have CPUs=shared and 2 cores"),
+        ("b CPUs=shared Ranks=2", "0-1", None),
     ],
 )
 def test_services_that_are_more_than_the_cores_that_they_share_are_told(
