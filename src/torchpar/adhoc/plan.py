@@ -28,6 +28,9 @@ COMMAND = "torchpar run"
 # What an ad-hoc job has whatever [Train] says: it belongs to no boot, no slot, and no other host.
 _NEVER = ("Enabled=no", "Slot=", "Restart=no", "Nodes=", "Endpoint=", "Elastic=")
 
+# The keys that the command has an option for.
+_OPTIONS = ("CPUs", "GPUs", "Ranks", "Python", "User")
+
 
 @dataclass(frozen=True)
 class AdHocJob(Service):
@@ -51,6 +54,10 @@ class AdHocJob(Service):
     def origin(self, key: str) -> str:
         """Returns the place that messages name: the command itself."""
         return "run"
+
+    def ask(self, key: str, value: object) -> str:
+        """Returns the option of the command that asks for a value."""
+        return f"--{key.lower()} {value}" if key in _OPTIONS else f"--set {key}={value}"
 
 
 def job_name(what: str, number: int) -> str:

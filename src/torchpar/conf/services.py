@@ -78,6 +78,10 @@ class Service:
         """Returns the place where the key was set, or where the service is declared, as "file:line"."""
         return str(self.place(key))
 
+    def ask(self, key: str, value: object) -> str:
+        """Returns what to write to ask for a value, for messages."""
+        return f"{key}={value}"
+
     def place(self, key: str) -> Place:
         """Returns the place where the key was set, or where the service is declared."""
         return self.origins.get(key) or self.origins[""]

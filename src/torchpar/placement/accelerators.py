@@ -62,7 +62,7 @@ def _decide(
 ) -> Decision[tuple[PciDevice, ...]]:
     """Says why a claim has its accelerators, and where it has those of an enabled one, or none as enabled ones have
     all."""
-    where = f"{claim.services[0].origin('GPUs')}: {claim.name}"
+    where, ask = f"{claim.services[0].origin('GPUs')}: {claim.name}", claim.services[0].ask
     reasons = []
     warnings = [
         f"{where}: accelerator {gpu.name} is held by {holders[gpu].name}, which is enabled; both will be slower"
@@ -76,10 +76,11 @@ def _decide(
     if shared and not claim.enabled:
         warnings.append(f"{where} shares accelerators with other jobs: {shared}; all of them will be slower")
     if devices and not gpus and _wanted(claim) is None and _shares(claim):
-        why, how = f"enabled services have all of the host's {len(devices)}", "GPUs=none says that this is meant"
+        why = f"enabled services have all of the host's {len(devices)}"
+        how = f"{ask('GPUs', 'none')} says that this is meant"
         others = " ".join(gpu.name for gpu in devices if gpu.name in busy and gpu not in holders)
         if others and not claim.enabled:
-            why, how = f"other jobs compute on {others}", "GPUs=1 shares one"
+            why, how = f"other jobs compute on {others}", f"{ask('GPUs', 1)} shares one"
         reasons.append(Reason("GPUs", "none", why))
         warnings.append(f"{where}: no accelerator is left for it, {why}; {how}")
     if len(gpus) > 1 and any(gpu.mig for gpu in gpus):

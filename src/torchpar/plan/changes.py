@@ -131,7 +131,7 @@ def _difference(old: Service, new: Service) -> str:
     keys = [("Enabled", "no", old.settings.enabled != new.settings.enabled)]
     keys.append(("CPUs", request_text(new.settings.cpus), old.settings.cpus != new.settings.cpus))
     keys.append(("Ranks", str(_ranks([new])), _ranks([old]) != _ranks([new])))
-    return " ".join(f"{key}={value}" for key, value, is_other in keys if is_other)
+    return " ".join(new.ask(key, value) for key, value, is_other in keys if is_other)
 
 
 def _names(config: Config, changed: Sequence[Service]) -> str:

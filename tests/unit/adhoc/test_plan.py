@@ -124,7 +124,7 @@ def test_where_nothing_is_left_a_job_shares_and_says_with_whom(
         ("", "auto", (), "0 1", ""),
         ("", "auto", (0,), "1", ""),
         ("", "1", (0,), "1", ""),
-        ("", "auto", (0, 1), "", "other jobs compute on 0000:10:00.0 0000:11:00.0; GPUs=1 shares one"),
+        ("", "auto", (0, 1), "", "other jobs compute on 0000:10:00.0 0000:11:00.0; --gpus 1 shares one"),
         ("", "2", (1,), "0 1", "this job shares accelerators with other jobs: 0000:11:00.0; all of them"),
         ("", "0000:10:00.0", (0,), "0", "this job shares accelerators with other jobs: 0000:10:00.0"),
         ("", "none", (0, 1), "", ""),
@@ -378,8 +378,11 @@ def test_a_job_does_not_move_what_is_declared() -> None:
 
 def test_what_a_host_does_not_have_is_refused() -> None:
     """With the number that is there."""
-    with pytest.raises(PlacementError, match=r"^run: this job CPUs=9: it asks for 9 cores, but 4 of the 4 usable"):
+    why = r"^run: this job CPUs=9: it asks for 9 cores, but 4 of the 4 usable cores are left; --cpus 4 for this job"
+    with pytest.raises(PlacementError, match=why):
         planned("", ("CPUs", "9"))
+    with pytest.raises(PlacementError, match=r"; --ranks 4 for this job would fit$"):
+        planned("", ("Ranks", "9"))
 
 
 def test_defaults_come_from_train_and_the_command_line_wins() -> None:
