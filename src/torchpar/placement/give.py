@@ -1,4 +1,4 @@
-"""Gives a claim its cores, with the reason, and with a warning where they are slower ones."""
+"""Says what a claim needs, uses and is given of the cores, with the reason, and with a warning of slower ones."""
 
 from __future__ import annotations
 

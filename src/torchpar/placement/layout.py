@@ -1,7 +1,7 @@
 """Puts amounts of cores where services have them now, as far as that is possible.
 
-It knows neither services nor what is in force: only amounts, and cores that are better kept than left. Several ranks
-are put on NUMA nodes where equal ones have room, none across.
+It knows no services: only amounts, and for each the cores that it has and rather keeps than leaves. Several ranks are
+put on NUMA nodes where equal ones have room, none across.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NEARLY = 0.9
 
 @dataclass(frozen=True)
 class Need:
-    """`count` cores for one claim, near the NUMA nodes `near` (empty: anywhere); it has the CPUs `held` now.
+    """`count` cores for one claim, near the NUMA nodes `near` (empty: anywhere); it rather keeps the CPUs `held`.
 
     They are for so many `ranks`, or for one on each node (`by_node`).
     """

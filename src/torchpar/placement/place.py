@@ -2,6 +2,9 @@
 
 usable cores + claims → named and accelerators → amounts → layout → improve → staying → slower cores, guests → shares
 
+Beside that flow stand what it is made of: cores says which of them lie together, split which of them equal ranks use,
+give what a claim needs and gets; quality measures a placement, and search finds better ones for improve.
+
 Explicit lists come first, then counts, then the enabled auto claims share what is
 left by weight; claims that are not enabled hold nothing and get what the enabled ones leave. Each decision leaves a
 reason. How many cores a claim gets depends on the conf and the host alone; where they are, also on what is in force.
@@ -194,10 +197,10 @@ def _give_away(placed: _Decided) -> UsableCores:
         return usable
     why = " and ".join(sorted({kept[cpu] for cpu in given}))
     if len(counted) == 1:
-        need = f"{counted[0].name} asks for so many by CPUs= or Ranks=; it may be as fast with fewer"
+        what = f"{counted[0].name} asks for so many by CPUs= or Ranks=; it may be as fast with fewer"
     else:
-        need = "services need them to have what they ask for; ask for less, or set Enabled=no for one"
-    warning = f"CPUs {CpuSet(given)} are {why}, but {need}"
+        what = "services need them to have what they ask for; ask for less, or set Enabled=no for one"
+    warning = f"CPUs {CpuSet(given)} are {why}, but {what}"
     told = {cpu: f"{kept[cpu]} while every service has a core, and given to {name}" for cpu, name in given.items()}
     return dataclasses.replace(usable, left_out={**usable.left_out, **told}, warnings=(*usable.warnings, warning))
 
