@@ -69,10 +69,9 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
         )
     # Kernel's isolcpus=: nothing is balanced onto them, so only who names them gets them.
     isolated = facts.isolated_cpus - (host_cpus or CpuSet())
-    pool = _without(named, isolated, "isolated from the scheduler (isolcpus=); name it in CPUs= to use it", left_out)
-    if not pool:
-        pool = list(named)
-        left_out = {cpu: why for cpu, why in left_out.items() if cpu not in allowed}
+    pool = [core for core in named if core.cpus.isdisjoint(isolated)] or list(named)
+    why = "isolated from the scheduler (isolcpus=); name it in CPUs= to use it"
+    left_out.update((cpu, why) for core in set(named).difference(pool) for cpu in core.cpus)
     reserved = _reserved(pool, reserve)
     warnings = () if reserve is None or len(reserved) == reserve else (_reduced(reserve, reserved),)
     for core in reserved:
@@ -146,16 +145,6 @@ def _place(places: Iterable[tuple[int, CpuSet]], cpus: CpuSet) -> dict[int, int]
     for number, members in places:
         of_cpu.update(dict.fromkeys(members, number))
     return of_cpu
-
-
-def _without(cores: Iterable[Core], cpus: CpuSet, why: str, left_out: dict[int, str]) -> list[Core]:
-    kept = []
-    for core in cores:
-        if core.cpus.isdisjoint(cpus):
-            kept.append(core)
-        else:
-            left_out.update(dict.fromkeys(core.cpus, why))
-    return kept
 
 
 def _reserved(cores: Sequence[Core], reserve: int | None) -> list[Core]:
