@@ -194,11 +194,12 @@ def fair_shares(
             rest, number = rest[len(mine) :], max(0, number - len(mine))
         return fair
     each = speed / number if number else 0.0
-    # The fast cores that counts have are nobody else's; of cores that are alike any may be left.
+    # Fast cores that counts have are nobody else's: equal ranks cannot make up for them with the odd slower one.
     alike = len({core.capacity for core in cores}) == 1
     for i, share in zip(autos, _by_weight(speed, [asks[i] for i in autos], each), strict=True):
         whole = max(asks[i].ranks, int(share / each + 1e-9))
-        fair[i] = min(share, best_speed(cores if alike else rest, asks[i], whole, quota))
+        mine = cores if alike or asks[i].ranks == 1 else rest
+        fair[i] = min(share, best_speed(mine, asks[i], whole, quota))
     return fair
 
 
