@@ -52,10 +52,10 @@ def test_a_request_costs_time_and_measuring_it_leaves_nothing_behind() -> None:
     assert 5e-6 < cost < 0.1 and tasks == 1
 
 
-def place(threads: int, processes: int | None = None, workers: int | None = None) -> Place:
+def place(threads: int, processes: int | None = None, workers: int | None = None, *, own: bool = True) -> Place:
     serve = ServeSettings(
         model="/srv/m.pt", handler=None, listen=(), grpc=(), workers=workers, backend="auto", max_batch=None,
-        max_queue=None, drain_timeout=10, own=True, processes=processes,
+        max_queue=None, drain_timeout=10, own=own, processes=processes,
     )  # fmt: skip
     return Place(RankSettings(1, "0-7", "", threads, 0, ()), serve)
 
@@ -84,6 +84,15 @@ def test_the_conf_has_the_last_word(processes: int | None, workers: int | None, 
     divided = place(8, processes, workers)
     divided.measured(divided.first(), measured, alone=False)
     assert 1 + len(divided.divide(divided.first(), {1})) == count
+
+
+def test_where_others_use_the_cpus_there_is_one_unless_the_conf_says_more() -> None:
+    """What is seldom running finds one request when it does, and computes it alone."""
+    for processes, count in ((None, 1), (3, 3)):
+        shared = place(8, processes, own=False)
+        assert not shared.asks()
+        shared.measured(shared.first(), 8, alone=False)
+        assert 1 + len(shared.divide(shared.first(), {1})) == count
 
 
 @pytest.mark.parametrize("processes", [None, 4])

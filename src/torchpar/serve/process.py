@@ -189,6 +189,8 @@ class _Serving:
         threads = serve.workers or self._rank.threads
         if writers := self._engine.writers():
             return Count(1, f"{', '.join(writers)} must be in one process, for it writes to itself", alone=True)
+        if not serve.own:
+            return Count(1, "others use its CPUs too, and several processes would have smaller batches")
         row = self._engine.row_seconds()
         if row is None:
             return Count(1, "processes of their own compute its models")

@@ -31,8 +31,10 @@ class Place:
         self._threads = serve.workers or rank.threads
         self._fixed = serve.processes
         self._members = [Member(rank.local_rank, rank.local_rank)]
+        # On CPUs that others use too, a process whose turn comes seldom finds one request, which in a batch costs less.
+        self._own = serve.own
         # One that is to be alone gains nothing; drivers of accelerators have their own mind about forks.
-        several = self._threads > 1 and serve.processes != 1 and not rank.gpus
+        several = self._threads > 1 and not rank.gpus and (serve.own if self._fixed is None else self._fixed > 1)
         self._fork_server = ForkServer(partial(self._popen, "place")) if several else None
         self._divided = False
         self._weights: dict[str, int] = {}  # descriptors, by name
@@ -89,7 +91,7 @@ class Place:
 
     def asks(self) -> bool:
         """Says whether the first process is to measure how many there should be."""
-        return self._fixed is None and self._threads > 1 and not self._divided
+        return self._fixed is None and self._threads > 1 and self._own and not self._divided
 
     def parts(self, process: Member) -> dict[str, int]:
         """Returns what a process must know of its part of the place, where it is not the whole."""
@@ -104,7 +106,7 @@ class Place:
         if alone:
             self._wanted = 1
         elif not self._divided:
-            self._wanted = max(1, min(self._fixed or total, self._threads))
+            self._wanted = max(1, min(self._fixed or (total if self._own else 1), self._threads))
 
     def divide(self, asking: Member, taken: Collection[int]) -> list[Member]:
         """Returns the processes that are to be started, and those that are to end, which are marked as retiring.
