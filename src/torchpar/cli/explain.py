@@ -52,9 +52,13 @@ def _running_processes(unit: str) -> list[RankReport]:
     return [report for report in read_rank_reports(unit) if report.why]
 
 
-def _echo_service(
-    plan: Plan, service: ServicePlan, measured: str | None, processes: Sequence[RankReport]
-) -> None:
+def _echo_processes(reports: Sequence[RankReport], width: int) -> None:
+    for report in reports:
+        click.echo(brief(f"  Processes={report.processes} on CPUs {report.cpus}, as it runs"))
+        click.echo(_fill(report.why, width))
+
+
+def _echo_service(plan: Plan, service: ServicePlan, measured: str | None, processes: Sequence[RankReport]) -> None:
     width = max(40, min(100, terminal_width() or 100))
     click.echo(click.style(service.unit, bold=True))
     click.echo(f"  declared at {service.service.origins['']}")
@@ -62,9 +66,7 @@ def _echo_service(
     for reason in service.reasons:
         click.echo(brief(f"  {reason.key}={reason.value}"))
         click.echo(_fill(reason.why, width))
-    for report in processes:
-        click.echo(brief(f"  Processes={report.processes} on CPUs {report.cpus}, as it runs"))
-        click.echo(_fill(report.why, width))
+    _echo_processes(processes, width)
     if measured:
         click.echo()
         click.echo("  Measured in the last half a minute of its last run")
