@@ -49,9 +49,11 @@ class Acceptor:
             self._pass(*kept)
 
     def stop(self) -> None:
-        """Accepts no more."""
+        """Accepts no more: who connects is refused, but where systemd has the socket too, which keeps them waiting."""
         self._pause()
         self._stopped = True
+        for _, listener in self._listeners:
+            listener.close()
         if self._kept:
             # Of a service that stops while all of its processes are stuck.
             self._kept[0].close()

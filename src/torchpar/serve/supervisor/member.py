@@ -11,7 +11,7 @@ from typing import Any
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.models.identity import Serves
 from torchpar.serve.supervisor.channel import Channel
-from torchpar.serve.supervisor.fork_server import Forked
+from torchpar.serve.supervisor.forks import Forked
 from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchpar.contract.job import RankSettings, ServeSettings
 from torchpar.serve.supervisor.channel import make_pair
-from torchpar.serve.supervisor.fork_server import ForkServer
+from torchpar.serve.supervisor.forks import ForkServer
 from torchpar.serve.supervisor.gauge import make_gauge
 from torchpar.serve.supervisor.member import Member
 

@@ -27,7 +27,7 @@ from torchpar.serve.models.identity import Serves, same
 from torchpar.serve.supervisor import control
 from torchpar.serve.supervisor.accepting import Acceptor
 from torchpar.serve.supervisor.answers import PERIOD, Answers
-from torchpar.serve.supervisor.fork_server import Forked, adopt_orphans, next_ended
+from torchpar.serve.supervisor.forks import Forked, adopt_orphans, next_ended
 from torchpar.serve.supervisor.member import Member, describe
 from torchpar.serve.supervisor.places import Place
 from torchpar.serve.supervisor.totals import add_up, merge, to_json
