@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from torchpar.serve.errors import StartError
-from torchpar.serve.sockets import adopt_sockets, is_loopback, refuse_unnamed
+from torchpar.serve.sockets import adopt_sockets, is_loopback, refuse_unnamed, split_by_protocol
 from torchpar.serve.tls import make_tls
 
 
@@ -40,6 +40,22 @@ def test_other_hosts_reach_only_what_listen_names() -> None:
     finally:
         everybody.close()
         here.close()
+
+
+def test_sockets_are_told_apart_by_their_addresses(tmp_path: Path) -> None:
+    """Listen= names those of gRPC; a Unix socket, which a drop-in may add, is for HTTP."""
+    local = socket.socket(socket.AF_UNIX)
+    local.bind(str(tmp_path / "s"))
+    several = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    several += [local, socket.create_server(("::1", 0), family=socket.AF_INET6)]
+    try:
+        four = f"127.0.0.1:{several[1].getsockname()[1]}"
+        six = f"[::1]:{several[3].getsockname()[1]}"
+        found = split_by_protocol(several, [six, "0.0.0.0:1", four])
+        assert found == ([several[0], local], [several[3], several[1]], ["0.0.0.0:1"])
+    finally:
+        for each in several:
+            each.close()
 
 
 @pytest.mark.parametrize(

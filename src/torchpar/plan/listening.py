@@ -17,7 +17,7 @@ _ALL = ("0.0.0.0", "[::]")
 
 
 def addresses(settings: InferSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the addresses of a service's HTTP, which systemd's socket holds, and of its gRPC."""
+    """Returns the addresses of a service's HTTP and of its gRPC; systemd's socket holds them all."""
     http = tuple(address for address in settings.listen if not address.startswith("grpc:"))
     grpc = tuple(address.removeprefix("grpc:") for address in settings.listen if address.startswith("grpc:"))
     return http or DEFAULT, grpc

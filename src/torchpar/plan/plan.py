@@ -63,7 +63,7 @@ class ServicePlan:
     def listen(self) -> tuple[str, ...]:
         """The addresses that systemd's socket of an inference service listens on; empty for a training service."""
         infer = self.service.infer()
-        return addresses(infer)[0] if infer else ()
+        return tuple(itertools.chain(*addresses(infer))) if infer else ()
 
     @property
     def command(self) -> tuple[str, ...]:

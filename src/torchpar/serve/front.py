@@ -20,6 +20,7 @@ from torchpar.serve.http.server import Server
 from torchpar.serve.limits import Limits
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 from torchpar.serve.protocol.service import Service
+from torchpar.serve.sockets import listen_on, split_by_protocol
 
 # A request that takes longer is told in the journal.
 SLOW_SECONDS = 1.0
@@ -30,8 +31,10 @@ HTTP, GRPC = "http", "grpc"
 
 
 class Front:
-    """Serves an engine: HTTP on sockets that are bound and listen already, gRPC on addresses; or, of either, the
-    connections that another process has accepted.
+    """Serves an engine on sockets that are bound and listen already: gRPC on those with its addresses, HTTP on others.
+
+    An address of gRPC that no socket has is listened on here. Or serves, of either, the connections that another
+    process has accepted.
     """
 
     def __init__(self, engine: Engine, tls: SSLContext | None = None, grpc: Sequence[str] = ()) -> None:
@@ -51,14 +54,15 @@ class Front:
         gc.freeze()
         # asyncio's own handler tells it to a logger that nobody has set up.
         asyncio.get_running_loop().set_exception_handler(_say_failure)
-        await self.server.start(sockets, self._tls)
-        for address in self._addresses:
-            grpc = GrpcServer(self.service, self.server)
-            try:
-                grpc.start(address)
-            except OSError as error:
-                raise StartError(str(error)) from None
-            self._grpc.append(grpc)
+        http, grpc, missing = split_by_protocol(sockets, self._addresses)
+        await self.server.start(http, self._tls)
+        try:
+            grpc += [listen_on(address, "gRPC") for address in missing]
+        except OSError as error:
+            raise StartError(str(error)) from None
+        for listener in grpc:
+            self._grpc.append(GrpcServer(self.service, self.server))
+            self._grpc[-1].serve(listener)
 
     def take(self, sock: socket.socket, protocol: str, peer: Any) -> None:
         """Serves a connection that another process has accepted; peer is its other end, as accept(2) said."""

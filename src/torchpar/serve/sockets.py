@@ -31,6 +31,20 @@ def adopt_sockets(environ: MutableMapping[str, str], service: str) -> list[socke
     return sockets
 
 
+def split_by_protocol(
+    sockets: Sequence[socket.socket], grpc: Sequence[str]
+) -> tuple[list[socket.socket], list[socket.socket], list[str]]:
+    """Returns the sockets of HTTP and those of gRPC, and of gRPC's addresses those that none of them has.
+
+    grpc are addresses such as "0.0.0.0:8001" or "[::]:8001". One may be missing where the socket unit was started
+    before Listen= named it.
+    """
+    by_address = {_address(each): each for each in sockets if each.family != socket.AF_UNIX}
+    found = [by_address[address] for address in grpc if address in by_address]
+    http = [each for each in sockets if each not in found]
+    return http, found, [address for address in grpc if address not in by_address]
+
+
 def listen_on(address: str, protocol: str) -> socket.socket:
     """Listens on "HOST:PORT", HOST being an address, for what is called `protocol`. Raises OSError when it cannot."""
     host, _, port = address.rpartition(":")
@@ -56,13 +70,17 @@ def refuse_unnamed(sockets: Sequence[socket.socket], named: Sequence[str]) -> No
     for each in sockets:
         if each.family == socket.AF_UNIX:
             continue
-        host, port = each.getsockname()[:2]
-        address = f"[{host}]:{port}" if each.family == socket.AF_INET6 else f"{host}:{port}"
-        if not is_loopback(host) and address not in named:
+        address = _address(each)
+        if not is_loopback(each.getsockname()[0]) and address not in named:
             raise StartError(
                 f"{address} can be reached from other hosts, and Listen= in torchpar.conf does not name it; "
                 "add it there, then: torchpar apply"
             )
+
+
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if bound.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

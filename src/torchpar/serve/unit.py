@@ -13,7 +13,7 @@ from torchpar.contract.job import JobSettings, RankSettings, parse_job_environme
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.errors import StartError
-from torchpar.serve.sockets import adopt_sockets, listen_on, refuse_unnamed
+from torchpar.serve.sockets import adopt_sockets, listen_on, refuse_unnamed, split_by_protocol
 from torchpar.serve.supervisor.control import ask_to_reload
 from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.processes import Processes
@@ -49,12 +49,14 @@ def _settings() -> JobSettings:
 def _supervise(settings: JobSettings) -> int:
     assert settings.serve
     sockets = adopt_sockets(os.environ, settings.service)
-    refuse_unnamed(sockets, settings.serve.listen)
-    listeners = [("http", each) for each in sockets]
+    named = settings.serve
+    refuse_unnamed(sockets, (*named.listen, *named.grpc))
+    http, grpc, missing = split_by_protocol(sockets, named.grpc)
     try:
-        listeners += [("grpc", listen_on(address, "gRPC")) for address in settings.serve.grpc]
+        grpc += [listen_on(address, "gRPC") for address in missing]
     except OSError as error:
         raise StartError(str(error)) from None
+    listeners = [("http", each) for each in http] + [("grpc", each) for each in grpc]
     return asyncio.run(Processes(settings, listeners, Notifier()).run())
 
 

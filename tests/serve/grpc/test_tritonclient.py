@@ -20,7 +20,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.serve.blocking import Blocking
+from tests.serve.echo import EchoEngine
 from tests.serve.running import Running, running
+from torchpar.serve.front import Front
 from torchpar.serve.limits import Limits
 
 A = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -284,6 +286,44 @@ def test_an_idle_stream_does_not_hold_up_a_stop() -> None:
         began = time.monotonic()
     assert time.monotonic() - began < 300
     client.close()
+
+
+def test_a_restart_refuses_nobody() -> None:
+    """The socket is not the server's own: who is told to connect again waits there for the next one."""
+
+    async def go() -> None:
+        sockets = [socket.create_server(("127.0.0.1", 0), backlog=100) for _ in range(2)]
+        address = f"127.0.0.1:{sockets[1].getsockname()[1]}"
+        again, answers = True, 0
+
+        async def start() -> Front:
+            front = Front(EchoEngine(), grpc=[address])
+            await front.start([each.dup() for each in sockets])
+            return front
+
+        async def ask(client: client_aio.InferenceServerClient) -> None:
+            nonlocal answers
+            while again:
+                await client.infer("simple", simple_inputs())
+                answers += 1
+
+        front = await start()
+        async with client_aio.InferenceServerClient(address) as client:
+            asking = [asyncio.ensure_future(ask(client)) for _ in range(4)]
+            for _ in range(3):
+                so_far = answers
+                while answers < so_far + 20:
+                    await asyncio.sleep(0.01)
+                await front.stop(5)
+                await asyncio.sleep(0.1)
+                front = await start()
+            again = False
+            await asyncio.gather(*asking)
+        await front.stop(5)
+        for each in sockets:
+            each.close()
+
+    asyncio.run(go())
 
 
 def test_a_queue_that_is_full_says_when_to_come_back(world: Running) -> None:

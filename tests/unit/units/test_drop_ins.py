@@ -200,11 +200,12 @@ def test_an_inference_service_has_its_server_and_a_socket() -> None:
     assert len(units.files) == 2 and list(units.links) == ["torchpar.target.wants/torchpar-infer@a.service"]
 
 
-def test_the_socket_has_every_http_address_and_the_server_the_others() -> None:
-    """gRPC's library opens its own sockets."""
+def test_the_socket_has_every_address_and_the_server_knows_which_are_for_grpc() -> None:
+    """So a restart refuses no connection over either."""
     units = units_of(f"{INFER}Listen=*:80 localhost:81\nListen=grpc:0.0.0.0:90 [::1]:082\n", make_host())
     socket = units.files["torchpar-infer@a.socket.d/20-torchpar.conf"]
-    assert "ListenStream=\nListenStream=[::]:80\nListenStream=127.0.0.1:81\nListenStream=[::1]:82\n" in socket
+    listen = [line for line in socket.splitlines() if line.startswith("ListenStream=")]
+    assert [line.partition("=")[2] for line in listen] == ["", "[::]:80", "127.0.0.1:81", "[::1]:82", "0.0.0.0:90"]
     assert '"grpc":["0.0.0.0:90"]' in units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
 
 

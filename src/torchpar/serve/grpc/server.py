@@ -48,9 +48,14 @@ class GrpcServer:
 
     def start(self, address: str) -> int:
         """Listens on "HOST:PORT", HOST being an address; returns the port. Raises OSError when it cannot."""
-        self._listener = listener = listen_on(address, "gRPC")
-        self._server.listen(listener, self.connect)
+        listener = listen_on(address, "gRPC")
+        self.serve(listener)
         return int(listener.getsockname()[1])
+
+    def serve(self, listener: socket.socket) -> None:
+        """Serves on a socket that is bound and listens already."""
+        self._listener = listener
+        self._server.listen(listener, self.connect)
 
     def stop(self) -> None:
         """Tells all clients to make further calls elsewhere, and ends the streams in which nothing is due.
