@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from torchpar.conf.parse import parse_config
 from torchpar.conf.services import Config
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, StoreError, TorchparError
+from torchpar.contract.given import read_given
 from torchpar.doctor.host import Doors, Host, Service
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.store import Store
@@ -117,4 +120,7 @@ def _with_processes(service: Service, until: float) -> Service:
         return service
     pids = [process.pid for process in running.processes if process.cpu_seconds][:_MOST_PROCESSES]
     openmp: Mapping[int, tuple[str, ...]] = read_openmp(pids, max(_LEAST, until - time.monotonic()))
-    return Service(service.unit, service.declared, service.record, service.properties, running, openmp)
+    # That of an earlier run is no harm: nothing is missed but a thread that has kept to it.
+    given = read_given(service.unit)
+    cpus = CpuSet.union([given.cpus, *given.had]) if given else CpuSet()
+    return dataclasses.replace(service, running=running, openmp=openmp, given=cpus)

@@ -193,7 +193,9 @@ def _shared(sample: Sample, found: Mapping[str, Samples]) -> None:
     for service in sample.answer["services"] if sample.answer else ():
         counters = sample.counters.get(str(service["unit"]))
         if counters and counters.state in _RUNNING:
-            used[str(service["unit"])] = counters.cpus or _parse(str(service["cpus"]))
+            # Those of its threads: torchpard may have moved it, without a cpuset too.
+            seen = _parse(str(service.get("running_cpus") or ""))
+            used[str(service["unit"])] = seen or counters.cpus or _parse(str(service["cpus"]))
     for unit, cpus in used.items():
         others = CpuSet.union(other for name, other in used.items() if name != unit)
         found["unit_shared_cpus"].append(({"unit": unit}, len(cpus & others)))

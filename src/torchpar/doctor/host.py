@@ -23,7 +23,7 @@ class Service:
     """One service: as the conf declares it, as the generation in force has it, and as it runs; None where it is not.
 
     `properties` are those of its unit as `systemctl show` prints them; none where systemd was not asked. `openmp` are
-    the OpenMP libraries of each of its processes.
+    the OpenMP libraries of each of its processes, `given` the CPUs that torchpard has given it beside those in force.
     """
 
     unit: str
@@ -32,6 +32,7 @@ class Service:
     properties: Mapping[str, str] = field(default_factory=dict)
     running: RunningUnit | None = None
     openmp: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    given: CpuSet = CpuSet()
 
     @property
     def title(self) -> str:

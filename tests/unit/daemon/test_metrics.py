@@ -117,6 +117,15 @@ def test_services_that_do_not_run_share_no_cpus() -> None:
     assert 'torchpar_unit_shared_cpus{unit="b"}' not in found
 
 
+def test_services_that_torchpard_has_moved_apart_share_no_cpus() -> None:
+    """Both are planned for the same CPUs, and without a cpuset their threads alone say where they are."""
+    counters = {"a": UnitCounters("active", 0), "b": UnitCounters("active", 0)}
+    apart = answer(service("a", running_cpus="0-1"), service("b", running_cpus="2-3"))
+    assert values(render_metrics(Sample("0", 1.0, apart, counters)))['torchpar_unit_shared_cpus{unit="a"}'] == "0"
+    together = answer(service("a", running_cpus="0-1"), service("b", running_cpus="1-3"))
+    assert values(render_metrics(Sample("0", 1.0, together, counters)))['torchpar_unit_shared_cpus{unit="a"}'] == "1"
+
+
 def test_a_name_cannot_break_out_of_its_label() -> None:
     text = render_metrics(Sample("0", 1.0, answer(service('x"} 1\ny\\\x1b'))))
     assert 'torchpar_config_in_sync{unit="x\\"} 1?y\\\\?"} 1\n' in text

@@ -686,6 +686,13 @@ CASES = [
         "outside of its CPUs 0-1",
     ),
     Case(
+        "aff.outside",
+        WARN,
+        Made(conf=CONF + "CPUs=0-1\n", show=RUNS, running={TRAIN: running(TRAIN, process(cpus="2-3"))}, given="2-2"),
+        Made(conf=CONF + "CPUs=0-1\n", show=RUNS, running={TRAIN: running(TRAIN, process(cpus="2-3"))}, given="2-3"),
+        "outside of its CPUs 0-2",
+    ),
+    Case(
         "aff.overlap",
         WARN,
         Made(

@@ -39,6 +39,7 @@ class Made:
     show: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     running: Mapping[str, RunningUnit] = field(default_factory=dict)
     openmp: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    given: str = ""
     units: Mapping[str, str] = field(default_factory=dict)
     disks: Mapping[str, Disk] = field(default_factory=dict)
     missing: Sequence[str] = ()
@@ -75,6 +76,7 @@ class Made:
                 self.show.get(each.unit, {}),
                 self.running.get(each.unit),
                 self.openmp,
+                CpuSet.parse(self.given),
             )
             for each in config.services
         )

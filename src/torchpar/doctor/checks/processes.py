@@ -61,7 +61,7 @@ def outside(host: Host) -> Iterator[Finding]:
     for service in host.services:
         if not service.record or not service.running:
             continue
-        given = service.record.cpuset | (service.running.cpuset or CpuSet())
+        given = service.record.cpuset | service.given | (service.running.cpuset or CpuSet())
         sets = (cpus for process in service.running.processes for cpus in (process.threads or {}).values())
         strays = Counter(str(cpus) for cpus in sets if not cpus <= given)
         if strays:
