@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torchpar.contract import preload
@@ -34,6 +34,7 @@ _SERVICE = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
 _AD_HOC = "torchpar-run-"
 
 _LEAST_SECONDS = 0.5
+_STARTING_SECONDS = 5.0
 # systemd's word for no limit, and for what it does not know.
 _NO_NUMBER = 2**64 - 1
 
@@ -96,7 +97,7 @@ def observe_service(
     if not _runs(properties):
         return row
     running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
-    items = verify(plan, running)
+    items = _settled(verify(plan, running), row["since_monotonic_seconds"])
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
     row["wrong"] += [trouble("drift", notice) for notice in dict.fromkeys(item.notice for item in items) if notice]
     if what:
@@ -107,6 +108,18 @@ def observe_service(
             row["wrong"].append(trouble("drift", f"does not run as planned ({what}): torchpar verify {plan.title}"))
     row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus or plan.cpus)
     return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
+
+
+def _settled(items: tuple[Item, ...], since: float | None) -> tuple[Item, ...]:
+    """Returns the items without a drift that is none yet: a process is executed before it has loaded its libraries."""
+    if since is None or time.monotonic() - since > _STARTING_SECONDS:
+        return items
+    return tuple(
+        replace(item, verdict=Verdict.UNKNOWN)
+        if item.what == "allocator" and item.verdict is Verdict.DRIFT and not item.notice
+        else item
+        for item in items
+    )
 
 
 def observe_out_of_force(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def test_the_state_of_a_service_is_told_in_a_word(host: FakeHost, properties: di
     host.apply()
     host.systemd.properties[TRAIN] = properties
     assert brief(look(host))[1] == (TRAIN, state, None)
+
+
+def test_a_process_that_is_being_started_has_not_drifted(host: FakeHost) -> None:
+    """It is executed before its libraries are loaded; later it has."""
+    host.apply()
+    host.start(TRAIN)
+    (process,) = host.processes[TRAIN]
+    host.processes[TRAIN] = (dataclasses.replace(process, allocator="another"),)
+    properties = host.systemd.properties[TRAIN]
+    properties["ActiveEnterTimestampMonotonic"] = int(time.monotonic() * 1e6)
+    row = look(host)["services"][1]
+    assert (row["placed"], row["wrong"]) == ("unknown", [])
+    properties["ActiveEnterTimestampMonotonic"] -= 60_000_000
+    row = look(host)["services"][1]
+    assert row["placed"] == "drift" and told(row)[0].startswith("does not run as planned (allocator)")
 
 
 FAILED = {"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 1, "ExecMainStartTimestamp": 50_000_000}
