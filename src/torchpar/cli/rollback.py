@@ -22,7 +22,7 @@ from torchpar.generations.enforce import (
     refuse_other_host,
     running_among,
 )
-from torchpar.generations.generation import Generation
+from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
@@ -65,10 +65,7 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
             content = done.generation.read()
             changes = compare(before[1].files if before else {}, content.files)
             changed = {change.unit for change in changes if change.what == "changed"}
-            outdated = (
-                *find_outdated(systemd, read_running_unit, content.services(), left_since, anew=changed),
-                *running_among(systemd, (unit for unit in changed if unit.endswith(".socket"))),
-            )
+            outdated = _find_outdated(content, changed, left_since)
             gone = running_among(systemd, (change.unit for change in changes if change.what == "removed"))
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):
@@ -78,6 +75,16 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
         click.echo(f"{unit} is not in this generation; it runs until it is stopped: systemctl stop {unit}")
     for unit in outdated:
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
+
+
+def _find_outdated(content: Content, changed: set[str], left_since: float) -> tuple[str, ...]:
+    """Finds the units that run with what was rolled back; without a plan to compare with, all that were changed."""
+    try:
+        services = content.services()
+    except StoreError:
+        return running_among(systemd, changed)
+    sockets = running_among(systemd, (unit for unit in changed if unit.endswith(".socket")))
+    return (*find_outdated(systemd, read_running_unit, services, left_since, anew=changed), *sockets)
 
 
 def _put_in_force(store: Store, active: Generation | None, number: int | None) -> Outcome:
