@@ -97,7 +97,8 @@ def observe_service(
     if not _runs(properties):
         return row
     running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
-    items = _settled(verify(plan, running), row["since_monotonic_seconds"])
+    compared = verify(plan, running, _given(plan.unit, properties))
+    items = _settled(compared, row["since_monotonic_seconds"])
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
     row["wrong"] += [trouble("drift", notice) for notice in dict.fromkeys(item.notice for item in items) if notice]
     if what:

@@ -16,9 +16,10 @@ from tests.unit.hosts import make_host
 from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError
+from torchpar.contract.given import Given, GivenRank
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
-from torchpar.verify import observe
+from torchpar.verify import observe, service
 from torchpar.verify.failure import EXIT_CODES
 from torchpar.verify.service import Around
 
@@ -102,6 +103,22 @@ def test_what_runs_elsewhere_is_told_with_what_to_do(host: FakeHost, since: int,
     host.processes[TRAIN] = (dataclasses.replace(process, threads={process.pid: CpuSet([0])}),)
     seen = look(host)
     assert brief(seen)[1] == (TRAIN, "running", "drift") and seen["notices"] == [said]
+
+
+@pytest.mark.parametrize(("invocation", "placed"), [("0102", "ok"), ("0103", "drift")])
+def test_what_torchpard_has_moved_in_this_run_has_not_drifted(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, invocation: str, placed: str
+) -> None:
+    """What it gave an earlier run of the unit says nothing."""
+    host.apply()
+    host.start(TRAIN)
+    host.systemd.properties[TRAIN]["InvocationID"] = [1, 2]
+    (process,) = host.processes[TRAIN]
+    host.processes[TRAIN] = (dataclasses.replace(process, threads={process.pid: CpuSet([2])}),)
+    ranks = (GivenRank(CpuSet([2]), 1),), (GivenRank(CpuSet([2, 3]), 2),)
+    given = Given(TRAIN, invocation, *ranks, since=0.0, why="train@b")
+    monkeypatch.setattr(service, "read_given", lambda unit: given)
+    assert brief(look(host))[1] == (TRAIN, "running", placed)
 
 
 @pytest.mark.parametrize(
