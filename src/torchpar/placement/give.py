@@ -37,7 +37,8 @@ def used(claim: Claim, cores: Sequence[Core], usable: UsableCores) -> Cores:
     """Finds the cores among some that a claim has a use for; the others are for loader workers and other services.
 
     That is none that its threads would only wait for, none of further NUMA nodes where the CPU quota lets no more
-    threads compute than those of fewer have cores, and of a share by weight none that equal ranks leave over.
+    threads compute than those of fewer have cores, and of a share by weight none that equal ranks leave over, nor the
+    odd one of a further node that slows a process down more than it adds.
     """
     if claim.gpus or len(claim.services) > 1 or not claim.services[0].train() or not cores:
         return tuple(cores)
@@ -48,7 +49,7 @@ def used(claim: Claim, cores: Sequence[Core], usable: UsableCores) -> Cores:
 
     offered = list(cores)
     parts = split_alike(cores, split, quota)
-    if quota is not None and quota < len(cores):
+    if claim.request.kind is CpuRequestKind.AUTO or (quota is not None and quota < len(cores)):
         kept = {*usable.beyond, *usable.spare}
         nodes = sorted(by_node(cores), key=lambda node: (-len(node), sum(core in kept for core in node)))
         for number in range(1, len(nodes)):
