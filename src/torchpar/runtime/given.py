@@ -10,14 +10,17 @@ import ctypes
 import dataclasses
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.given import Given, GivenRank, read_given
 from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.paths import GIVEN
+from torchpar.runtime.patches.stand_in import StandIn, replace_method
 
 # Seconds that a start waits for torchpard, which may just be killed and come back.
 PATIENCE = 2.0
@@ -61,7 +64,8 @@ def now(
 
 
 def _of(given: Given, settings: JobSettings, rank: RankSettings) -> RankSettings:
-    if len(given.ranks) != len(settings.ranks):
+    # Those that it was started with; a torchpard that has come since may know a newer plan alone.
+    if given.planned != tuple(GivenRank(CpuSet.parse(one.cpus), one.threads) for one in settings.ranks):
         return rank
     mine: GivenRank = given.ranks[settings.ranks.index(rank)]
     return dataclasses.replace(rank, cpus=str(mine.cpus), threads=mine.threads)
@@ -82,11 +86,23 @@ def end_idle_threads() -> None:
             say(f"{path}: idle threads stay: {error}", Priority.WARNING)
 
 
-class Threads:
-    """The compute threads of this process, which follow its CPUs between two steps.
+def has_compiled() -> bool:
+    """Says whether torch.compile is in use: it compiles anew for each number of threads, or fails if it may not.
 
-    A number that the script has set since stays; so does any in a script that asks torch for deterministic algorithms,
-    as sums of other parts differ in their last digits.
+    Without importing any of it. Optimizers import it, too, and leave None among the backends (torch 2.13).
+    """
+    frames, utils = (sys.modules.get(f"torch._dynamo.{name}") for name in ("eval_frame", "utils"))
+    # The backends are there from the call of torch.compile on, from torch 2.1; what has been compiled is counted.
+    backends = getattr(frames, "cached_backends", {}).values()
+    return any(backend is not None for backend in list(backends)) or bool(getattr(utils, "counters", None))
+
+
+class Threads:
+    """The compute threads of this process, which follow its CPUs between two steps; when in doubt, they stay.
+
+    They stay for good once the script has set a number or asked torch for deterministic algorithms, as sums of other
+    parts differ in their last digits, or uses torch.compile. Deterministic ones have the planned number, whoever runs
+    beside them.
     """
 
     def __init__(
@@ -94,18 +110,40 @@ class Threads:
         torch: Any,
         settings: JobSettings,
         rank: RankSettings,
+        threads: int,
         *,
         folder: str = GIVEN,
         end_idle_threads: Callable[[], None] = end_idle_threads,
     ) -> None:
-        """`rank` is as planned. Nothing has been changed yet."""
-        self._end_idle_threads = end_idle_threads
-        self._torch, self._settings, self._rank = torch, settings, rank
-        self._path = os.path.join(folder, settings.service)
-        self._folder = folder
-        self._seen = self._look()
-        self._set = now(settings, rank, os.environ, read=self._read).threads
+        """`rank` is as planned, and `threads` what has been set in torch. Nothing is changed yet."""
+        self._torch, self._settings, self._rank, self._set = torch, settings, rank, threads
+        self._set_threads, self._end_idle_threads = torch.set_num_threads, end_idle_threads
+        self._folder, self._path = folder, os.path.join(folder, settings.service)
+        self._seen: tuple[int, int] | None = None
+        self._stay, self._said = "", False
         self._next = 0.0
+
+    def watch_script(self) -> None:
+        """Notes from now on when the script says by itself how torch computes."""
+        torch = self._torch
+
+        def set_num_threads(*arguments: Any, **named: Any) -> None:
+            self._set_threads(*arguments, **named)
+            self._stay = self._stay or "the script has set that number"
+
+        def make(original: Any) -> Any:
+            def asked(*arguments: Any, **named: Any) -> None:
+                original(*arguments, **named)
+                heard()
+
+            return asked
+
+        heard = self._heard_deterministic
+        # In both places, so that it is found again by its name.
+        torch.set_num_threads = torch._C.set_num_threads = StandIn(torch.set_num_threads, set_num_threads)
+        for name in ("use_deterministic_algorithms", "set_deterministic_debug_mode"):
+            if hasattr(torch, name):
+                replace_method(torch, name, make)
 
     def follow(self, time_now: float) -> None:
         """Sets the number of threads that torchpard has given since; at this time of the monotonic clock."""
@@ -115,18 +153,37 @@ class Threads:
         seen = self._look()
         if seen == self._seen:
             return
-        self._seen = seen
-        torch = self._torch
+        self._heard_deterministic()
         threads = now(self._settings, self._rank, os.environ, read=self._read).threads
-        if torch.get_num_threads() != self._set or threads == self._set:
+        if threads != self._set and has_compiled():
+            self._stay = self._stay or "torch.compile would compile anew for another"
+        if self._stay:
+            self._say_stays(threads)
+        elif threads != self._set:
+            if self._torch.get_num_threads() != self._set:
+                # Somebody else has set it, perhaps for a while: it is looked at again.
+                return
+            self._set_threads(threads)
+            if threads < self._set:
+                self._end_idle_threads()
+            self._set = threads
+        self._seen = seen
+
+    def _heard_deterministic(self) -> None:
+        deterministic = getattr(self._torch, "are_deterministic_algorithms_enabled", None)
+        if self._stay or deterministic is None or not deterministic():
             return
-        deterministic = getattr(torch, "are_deterministic_algorithms_enabled", None)
-        if deterministic is not None and deterministic():
-            return
-        torch.set_num_threads(threads)
-        if threads < self._set:
-            self._end_idle_threads()
-        self._set = threads
+        planned = self._rank.threads
+        if planned != self._set == self._torch.get_num_threads() and not has_compiled():
+            self._set_threads(planned)
+            self._set = planned
+        self._stay = "the script asks for deterministic algorithms"
+
+    def _say_stays(self, threads: int) -> None:
+        number = self._torch.get_num_threads()
+        if threads < number and not self._said:
+            self._said = True
+            say(f"its {number} threads stay on CPUs for {threads}, which torchpard has given it: {self._stay}")
 
     def _read(self, unit: str) -> Given | None:
         return read_given(unit, self._folder)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ ONE = JobSettings(UNIT, 1, None, RANKS[:1])
 TWO = JobSettings(UNIT, 1, None, RANKS)
 
 
-def given(*cpus: str, invocation: str = "this run") -> Given:
-    """Each rank on these CPUs, with a thread for each; planned are all eight."""
+def given(*cpus: str, invocation: str = "this run", threads: int = 8) -> Given:
+    """Each rank on these CPUs, with a thread for each; planned are all eight, with so many threads."""
     ranks = tuple(GivenRank(CpuSet.parse(one), len(CpuSet.parse(one))) for one in cpus)
-    planned = (GivenRank(CpuSet.parse("0-7"), 8),) * len(cpus)
+    planned = (GivenRank(CpuSet.parse("0-7"), threads),) * len(cpus)
     return Given(UNIT, invocation, ranks, planned, 0.0)
 
 
@@ -68,6 +69,7 @@ def test_what_was_given_to_another_run_or_plan_counts_for_nothing() -> None:
     assert now(ONE, RANKS[0], RUN, read=lambda unit: given("2", invocation="another")) == RANKS[0]
     assert now(ONE, RANKS[0], {}, read=lambda unit: given("2")) == RANKS[0]
     assert now(ONE, RANKS[0], RUN, read=lambda unit: given("2", "3")) == RANKS[0]
+    assert now(ONE, RANKS[0], RUN, read=lambda unit: given("2", threads=4)) == RANKS[0]
 
 
 class Job:
@@ -78,9 +80,11 @@ class Job:
         self.threads = 8
         self.deterministic = False
         self.torch = types.SimpleNamespace(
+            _C=types.SimpleNamespace(),
             get_num_threads=lambda: self.threads,
             set_num_threads=self.set_threads,
             are_deterministic_algorithms_enabled=lambda: self.deterministic,
+            use_deterministic_algorithms=self.make_deterministic(),
         )
         self.folder = folder
         self.time = 0.0
@@ -90,11 +94,17 @@ class Job:
         self.threads = threads
         self.calls += 1
 
+    def make_deterministic(self) -> Callable[[bool], None]:
+        def use_deterministic_algorithms(mode: bool) -> None:
+            self.deterministic = mode
+
+        return use_deterministic_algorithms
+
     def begin(self) -> None:
         self.ended = 0
-        self.follower = Threads(
-            self.torch, ONE, RANKS[0], folder=str(self.folder), end_idle_threads=self.end_idle_threads
-        )
+        folder, end = str(self.folder), self.end_idle_threads
+        self.follower = Threads(self.torch, ONE, RANKS[0], self.threads, folder=folder, end_idle_threads=end)
+        self.follower.watch_script()
 
     def end_idle_threads(self) -> None:
         assert self.calls, "first there are fewer"
@@ -144,11 +154,25 @@ def test_an_ad_hoc_job_has_its_file_later(tmp_path: Path, monkeypatch: pytest.Mo
     assert job.step() == 2
 
 
-def test_a_number_that_the_script_or_an_administrator_has_set_stays(job: Job) -> None:
-    job.threads = 3
+def test_a_number_that_the_script_sets_stays(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also the one that it has already."""
+    job.torch.set_num_threads(8)
     job.give("0-3")
-    assert job.step() == 3
-    assert not job.calls
+    assert job.step() == 8
+    assert job.calls == 1
+    said = "its 8 threads stay on CPUs for 4, which torchpard has given it: the script has set that number"
+    assert said in capfd.readouterr().err
+    job.give("0-2")
+    assert job.step() == 8 and not capfd.readouterr().err, "once"
+
+
+def test_a_number_that_something_else_has_set_stays_while_it_is_there(job: Job) -> None:
+    """As within threadpoolctl's limits."""
+    job.threads = 1
+    job.give("0-3")
+    assert job.step() == 1
+    job.threads = 8
+    assert job.step() == 4
 
 
 def test_deterministic_algorithms_keep_their_number(job: Job) -> None:
@@ -157,7 +181,51 @@ def test_deterministic_algorithms_keep_their_number(job: Job) -> None:
     assert job.step() == 8
     job.deterministic = False
     job.give("0-1")
-    assert job.step() == 2
+    assert job.step() == 8
+
+
+def test_deterministic_algorithms_have_the_planned_number_before_the_first_step(job: Job) -> None:
+    """Whoever ran beside the job when it started."""
+    job.give("0-3")
+    job.threads = 4
+    job.begin()
+    job.torch.use_deterministic_algorithms(True)
+    assert job.threads == 8
+    job.give("0-1")
+    assert job.step() == 8
+    assert job.torch.use_deterministic_algorithms.__name__ == "use_deterministic_algorithms"
+
+
+def test_deterministic_algorithms_do_not_override_the_script(job: Job) -> None:
+    job.torch.set_num_threads(3)
+    job.torch.use_deterministic_algorithms(True)
+    assert job.step() == 3
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        {"eval_frame": types.SimpleNamespace(cached_backends={1: None, 2: "inductor"})},
+        {"utils": types.SimpleNamespace(counters={"frames": {"ok": 1}})},
+    ],
+)
+def test_what_is_compiled_is_not_compiled_anew(
+    job: Job, monkeypatch: pytest.MonkeyPatch, modules: dict[str, types.ModuleType]
+) -> None:
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"torch._dynamo.{name}", content)
+    job.give("0-3")
+    assert job.step() == 8
+    assert not job.calls
+
+
+def test_an_optimizer_compiles_nothing_by_itself(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports torch.compile's modules."""
+    frames = types.SimpleNamespace(cached_backends={1: None})
+    monkeypatch.setitem(sys.modules, "torch._dynamo.eval_frame", frames)
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", types.SimpleNamespace(counters={}))
+    job.give("0-3")
+    assert job.step() == 4
 
 
 def test_a_file_that_is_gone_changes_nothing_but_gives_back(job: Job) -> None:

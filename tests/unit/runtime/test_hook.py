@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.unit.runtime.jobs import Place
 from tests.unit.runtime.training import FAKE_TORCH, JOB, RANK, has_torch, printed, told, train
 from torchpar.contract.job import job_environment
+from torchpar.runtime.start import hook
 
 pytestmark = pytest.mark.subprocess
 
@@ -28,6 +30,19 @@ def test_threads_that_the_environment_names_stay(place: Place, stated: str, stay
     assert [line for line in told(outcome) if "OMP_NUM_THREADS" in line] == (
         [f"{stays}, and the plan's is not set"] if stays else []
     )
+
+
+def test_a_number_of_the_administrators_never_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is the one that torchpard has given it just then."""
+    numbers = [8]
+    torch = types.SimpleNamespace(get_num_threads=lambda: numbers[-1], set_num_threads=numbers.append)
+    rank = replace(RANK, threads=8)
+    settings = replace(JOB, ranks=(rank,))
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert not hook._set_threads(torch, settings, rank, 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert hook._set_threads(torch, settings, rank, 4)
+    assert numbers == [8, 4]
 
 
 def test_a_scripts_own_interop_threads_are_a_line_and_no_error(place: Place) -> None:

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -278,3 +279,22 @@ def test_a_rank_beyond_all_places_tells_nothing(folder: Path) -> None:
     """And steps on."""
     step(meter_of(256))
     assert told(folder) == ()
+
+
+def test_only_the_thread_that_makes_steps_is_told_of_them() -> None:
+    """The number of threads that OpenMP has is one thread's, and a script may load its batches in another."""
+    heard: list[int] = []
+    meter = progress.Meter(torch=None, rank=RANK, between_steps=lambda now: heard.append(threading.get_ident()))
+
+    def load() -> None:
+        meter.batch(Iterator(), 0.0, 1.0, training=True)
+
+    load()
+    assert not heard, "nobody has made a step yet"
+    meter.step(meter)
+    load()
+    for other in (load, lambda: meter.step(meter)):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert heard == [threading.get_ident()] * 2

@@ -10,6 +10,7 @@ import atexit
 import functools
 import importlib
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -37,7 +38,8 @@ _MOST_LINES = 10
 def install(torch: Any, rank: RankSettings, between_steps: Callable[[float], None] = lambda now: None) -> None:
     """Counts what this process does from now on. A torch without the places to count at is left as it is.
 
-    `between_steps` is called after each step, and before each batch is used, with the time of the monotonic clock.
+    `between_steps` is called with the time of the monotonic clock in the thread that makes steps: after each, and before
+    each batch is used.
     """
     meter = Meter(torch, rank, between_steps)
     try:
@@ -73,7 +75,7 @@ class Meter:
         self, torch: Any, rank: RankSettings, between_steps: Callable[[float], None] = lambda now: None
     ) -> None:
         """Counts and tells nothing yet."""
-        self._between_steps = between_steps
+        self._between_steps, self._thread = between_steps, 0
         self.steps = self.samples = self.batches = 0
         self.waited = self.fetching = 0.0
         self.fetched = self.iterators = self.workers = 0
@@ -103,7 +105,9 @@ class Meter:
         else:
             self._round.add(name)
         now = time.monotonic()
-        self._between_steps(now)
+        # A number of threads is one thread's: neither a loading thread's, nor that of the next one that makes steps.
+        self._thread = self._thread or threading.get_ident()
+        self._go_between_steps(now)
         if now >= self._next:
             self._tell(now)
 
@@ -134,7 +138,7 @@ class Meter:
             self.samples += size
             self.batches += 1
             self.pinned = not passed or passed.pinned
-        self._between_steps(now)
+        self._go_between_steps(now)
         if now >= self._next:
             self._tell(now)
 
@@ -150,6 +154,10 @@ class Meter:
         if loading.seconds >= LONG_ENOUGH and (loading.share >= LOADER_BOUND or loading.pageable):
             rank = self._rank
             say(say_loading(loading, rank.threads, rank.budget, asked=rank.loader_workers > 0))
+
+    def _go_between_steps(self, now: float) -> None:
+        if self._thread == threading.get_ident():
+            self._between_steps(now)
 
     def _begin(self, iterator: Any) -> Passed:
         """Notes that a loader begins to load, by this process or with workers."""

@@ -45,13 +45,16 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
             Priority.ERROR,
         )
     if settings and rank:
-        _set_threads(torch, settings, rank, given.now(settings, rank, os.environ).threads)
+        threads = given.now(settings, rank, os.environ).threads
+        follower = given.Threads(torch, settings, rank, threads) if _set_threads(torch, settings, rank, threads) else None
         _set_interop_threads(torch, settings.interop_threads)
         if settings.cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
-        progress.install(torch, rank, given.Threads(torch, settings, rank).follow)
+        progress.install(torch, rank, follower.follow if follower else lambda now: None)
         loader.install(torch, settings, rank)
         workers.install(torch, settings, rank, cpus)
+        if follower:
+            follower.watch_script()
         if len(settings.ranks) > 1 or settings.nodes != "1":
             atexit.register(time.sleep, LAST_MOMENT)
     tell(observe(torch, local_rank))
@@ -66,19 +69,20 @@ def _local_rank() -> int:
     return int(text)
 
 
-def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings, threads: int) -> None:
-    """Sets the compute threads, unless an administrator says otherwise."""
+def _set_threads(torch: Any, settings: JobSettings, rank: RankSettings, threads: int) -> bool:
+    """Sets the compute threads, unless an administrator says otherwise; returns whether the number is torchpar's."""
     stated = os.environ.get("OMP_NUM_THREADS")
     if stated is not None and not settings.is_planned(rank, stated):
         say(
             f"OMP_NUM_THREADS={stated} is not the plan's ({rank.threads}): it stays, and the plan's is not set",
             Priority.WARNING,
         )
-        return
+        return False
     # Where the environment has done it already there is nothing to do, and that is better: in builds with XNNPACK the
     # call starts a thread pool, and torch then warns in every forked DataLoader worker that it leaks it.
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    return True
 
 
 def _set_interop_threads(torch: Any, threads: int) -> None:
