@@ -29,7 +29,7 @@ from torchpar.contract.unit_names import shorten
 from torchpar.daemon.look import Write
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.store import Store
-from torchpar.host.affinity import Move, UnitMove
+from torchpar.host.affinity import SECONDS, Move, UnitMove
 from torchpar.host.systemd import RunningState
 from torchpar.plan.record import RankRecord, ServiceRecord
 
@@ -49,10 +49,10 @@ class Systemd(Protocol):
 
 @dataclass(frozen=True)
 class Doors:
-    """The doors of an arbiter to the host: its facts, the threads of a unit, and where a control group is."""
+    """The doors of an arbiter to the host: its facts, the threads of a unit within seconds, and where a control group is."""
 
     read_facts: Callable[[], HostFacts]
-    move_unit: Callable[[UnitMove], int]
+    move_unit: Callable[[UnitMove, float], int]
     find_group: Callable[[str], str | None]
 
 
@@ -112,35 +112,31 @@ class Arbiter:
         tenants = self._read_tenants()
         running = {state.unit: state for state in self._systemd.running_units()}
         tenants |= self._read_ad_hoc_jobs(running)
-        for unit in tenants.keys() & running:
-            tenants[unit] = self._as_started(tenants[unit], running[unit])
+        known = {unit: given for unit, state in running.items() if (given := self._read_given(state))}
+        for unit in tenants.keys() & known:
+            tenants[unit] = _as_started(tenants[unit], known[unit])
         parts = divide((tenants[unit] for unit in running if unit in tenants), self._doors.read_facts())
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or tenants[unit].keeps:
                 os.unlink(os.path.join(self._folder, unit))
+        moves: list[tuple[Given, RunningState]] = []
+        # Nobody is moved before all have been told: one that starts waits for its word, and a job can make a move last.
         for unit, state in sorted(running.items()):
             part = parts.get(unit)
             planned = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenants[unit].ranks) if part else ()
             given = self._give(state, part, planned, found)
             if given and given.is_moved:
-                found.moved.append(_describe(given))
-                self._move(given, state, found)
+                moves.append((given, state))
         for unit in set(tenants) - set(running):
             if not tenants[unit].keeps:
                 self._await(tenants[unit])
+        found.moved += [_describe(given) for given, _ in moves]
+        self._move_all(moves, found)
 
-    def _as_started(self, tenant: Tenant, state: RunningState) -> Tenant:
-        """Returns a service that runs with the plan that it was started with, and what it was given in this run.
-
-        A newer plan holds from its next start on; whoever wants it now restarts the service.
-        """
+    def _read_given(self, state: RunningState) -> Given | None:
+        """Reads what a service was given in this run of it; None where it waits for that."""
         given = read_given(state.unit, self._folder)
-        if not given or given.invocation != state.invocation:
-            return tenant
-        ranks = tenant.ranks
-        if tuple(rank.cpus for rank in ranks) != tuple(rank.cpus for rank in given.planned):
-            ranks = tuple(TenantRank(rank.cpus, rank.threads) for rank in given.planned)
-        return replace(tenant, ranks=ranks, held=given.cpus)
+        return given if given and given.invocation == state.invocation else None
 
     def _read_tenants(self) -> dict[str, Tenant]:
         """Reads the services in force, whether they run or not."""
@@ -181,9 +177,7 @@ class Arbiter:
         One that has been moved and is to keep its CPUs from now on, or has left the conf, gets them back; of any other
         without a part there is nothing to write.
         """
-        before = read_given(state.unit, self._folder)
-        if before and before.invocation != state.invocation:
-            before = None
+        before = self._read_given(state)
         if not part and not (before and before.is_moved):
             return None
         if before:
@@ -212,14 +206,17 @@ class Arbiter:
             file.write(make_given_json(given))
         os.replace(temporary, os.path.join(self._folder, given.unit))
 
-    def _move(self, given: Given, state: RunningState, found: _Found) -> None:
-        """Moves the threads of a service, or says why that is not possible."""
-        if not state.control_group:
-            return
-        try:
-            self._doors.move_unit(_make_move(given, state))
-        except OSError as error:
-            found.problems.append(f"{shorten(given.unit)} cannot be moved to CPUs {given.cpus}: {error.strerror}")
+    def _move_all(self, moves: Sequence[tuple[Given, RunningState]], found: _Found) -> None:
+        """Moves the threads of services, or says why that is not possible; none has more than its part of the time."""
+        until = time.monotonic() + SECONDS
+        for number, (given, state) in enumerate(moves):
+            if not state.control_group:
+                continue
+            seconds = max(0.0, until - time.monotonic()) / (len(moves) - number)
+            try:
+                self._doors.move_unit(_make_move(given, state), seconds)
+            except OSError as error:
+                found.problems.append(f"{shorten(given.unit)} cannot be moved to CPUs {given.cpus}: {error.strerror}")
 
     # ---- in the daemon ----
 
@@ -244,17 +241,30 @@ class Arbiter:
         """
         found = _Found()
         try:
+            moves: list[tuple[Given, RunningState]] = []
             for unit in os.listdir(self._folder):
                 before = read_given(unit, self._folder)
                 if before and before.invocation:
                     state = RunningState(unit, before.invocation, 0, before.control_group)
                     given = self._give(state, None, (), found)
                     if given:
-                        self._move(given, state, found)
+                        moves.append((given, state))
+            self._move_all(moves, found)
         except OSError as error:
             found.problems.append(f"services may stay on fewer CPUs than planned: {error}")
         for problem in found.problems:
             self._tell(Priority.WARNING, problem, {})
+
+
+def _as_started(tenant: Tenant, given: Given) -> Tenant:
+    """Returns a service that runs with the plan that it was started with, and what it was given in this run.
+
+    A newer plan holds from its next start on; whoever wants it now restarts the service.
+    """
+    ranks = tenant.ranks
+    if tuple(rank.cpus for rank in ranks) != tuple(rank.cpus for rank in given.planned):
+        ranks = tuple(TenantRank(rank.cpus, rank.threads) for rank in given.planned)
+    return replace(tenant, ranks=ranks, held=given.cpus)
 
 
 def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:

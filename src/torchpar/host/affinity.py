@@ -18,7 +18,7 @@ from torchpar.host.proc import ProcReader, TooLateError, TooLongError
 from torchpar.host.processes import find_group, group_pids
 from torchpar.host.reading import NotReadableError, Reader
 
-# For all threads of a unit; some thousand take a tenth of it.
+# For all threads of those units that are moved together; some thousand take a tenth of it.
 SECONDS = 5.0
 _GRACE = 1.2
 # Threads that start threads while they are moved are met again.
@@ -44,7 +44,7 @@ class UnitMove:
     others: Move
 
 
-def move_unit(move: UnitMove, *, seconds: float = SECONDS, proc: str = "/proc") -> int:
+def move_unit(move: UnitMove, seconds: float = SECONDS, *, proc: str = "/proc") -> int:
     """Moves all threads of a unit; returns how many were elsewhere. Raises OSError where that is not permitted.
 
     What ends meanwhile is left out, and what cannot be done in time is for the next time.

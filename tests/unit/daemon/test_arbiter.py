@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.unit.verify.fake_host import FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.given import Given, read_given
+from torchpar.daemon import arbiter as module
 from torchpar.daemon.arbiter import Arbiter, Doors
 from torchpar.host.affinity import UnitMove
 
@@ -30,6 +32,8 @@ class Host:
         self.told: list[str] = []
         self.moves: list[UnitMove] = []
         self.refuses = False
+        self.seconds: list[float] = []
+        self.at_move: Callable[[], object] = lambda: None
         self.arbiter = self.begin()
 
     def begin(self) -> Arbiter:
@@ -39,7 +43,9 @@ class Host:
         self.arbiter = Arbiter(self.made.store, self.made.systemd, doors, tell, folder=str(self.folder))
         return self.arbiter
 
-    def move(self, move: UnitMove) -> int:
+    def move(self, move: UnitMove, seconds: float) -> int:
+        self.seconds.append(seconds)
+        self.at_move()
         if self.refuses:
             raise PermissionError(1, "Operation not permitted")
         self.moves.append(move)
@@ -115,6 +121,26 @@ def test_nothing_is_told_twice(host: Host) -> None:
     host.look()
     assert not host.told
     assert len(host.moves) == 2
+
+
+def test_nobody_waits_while_another_is_moved(host: Host) -> None:
+    """A job can make that last, as it has as many threads as it likes."""
+    words: list[object] = []
+    host.at_move = lambda: words.append((host.cpus(A), host.cpus(B)))
+    host.start(A)
+    host.start(B)
+    assert words == [("3", "0-2")] * 2
+
+
+def test_nobody_takes_the_time_in_which_others_are_moved(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    host.start(A, B)
+    assert host.seconds == [2.5, 5.0]
+    host.seconds.clear()
+    host.at_move = lambda: clock.append(clock.pop() + host.seconds[-1])
+    host.look()
+    assert host.seconds == [2.5, 2.5]
 
 
 def test_of_many_that_share_few_are_named(tmp_path: Path) -> None:
