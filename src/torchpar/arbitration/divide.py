@@ -1,6 +1,6 @@
 """Divides the CPUs of services that run and share some: by weight, along cores, by the rules of placement.
 
-An enabled service has its CPUs for itself, and is never moved. Each of the others stays within the CPUs that are
+An enabled service has its CPUs for itself, and is never moved, nor is an inference service. Each of the others stays within the CPUs that are
 planned for it: there its memory is, and its control group lets it run nowhere else. So those are divided that several
 are planned on, cell by cell: a cell is the cores on which the same services may run.
 """
@@ -37,7 +37,7 @@ class TenantRank:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A service that runs, or is about to. `keeps` says that it is enabled and has its CPUs for itself.
+    """A service that runs, or is about to. `keeps` says that it is never moved, and has its CPUs for itself.
 
     `fixed_threads`: the conf has a number of threads, which stays. `gpus` are the names of its accelerators, and `held`
     the CPUs that it has now: there its memory is, so it keeps as many of them as it can.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torchpar.adhoc.plan import UNIT_PREFIX
 from torchpar.arbitration.divide import Part, Tenant, TenantRank, divide
 from torchpar.conf.parse import parse_config
-from torchpar.conf.services import Service
+from torchpar.conf.services import Kind, Service
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import JobSettingsError, StoreError, SystemdError, TorchparError
@@ -104,18 +104,20 @@ class Arbiter:
         except (StoreError, SystemdError):
             # The watch says so, and nothing has changed.
             return
-        except (TorchparError, OSError) as error:
+        except (TorchparError, OSError, ValueError) as error:
+            # A ValueError: the plan in force has what no plan has.
             found.problems.append(f"the CPUs of what runs are not divided: {error}")
         write(json.dumps(vars(found)).encode() + b"\n")
 
     def _arbitrate(self, found: _Found) -> None:
-        tenants = self._read_tenants()
+        facts = self._doors.read_facts()
+        tenants = self._read_tenants(facts)
         running = {state.unit: state for state in self._systemd.running_units()}
         tenants |= self._read_ad_hoc_jobs(running)
         known = {unit: given for unit, state in running.items() if (given := self._read_given(state))}
         for unit in tenants.keys() & known:
             tenants[unit] = _as_started(tenants[unit], known[unit])
-        parts = divide((tenants[unit] for unit in running if unit in tenants), self._doors.read_facts())
+        parts = divide((tenants[unit] for unit in running if unit in tenants), facts)
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or tenants[unit].keeps:
                 os.unlink(os.path.join(self._folder, unit))
@@ -138,16 +140,21 @@ class Arbiter:
         given = read_given(state.unit, self._folder)
         return given if given and given.invocation == state.invocation else None
 
-    def _read_tenants(self) -> dict[str, Tenant]:
+    def _read_tenants(self, facts: HostFacts) -> dict[str, Tenant]:
         """Reads the services in force, whether they run or not."""
         active = self._store.active()
         if active is None:
             return {}
         content = active.read()
-        config = parse_config(content.conf, self._doors.read_facts())
+        config = parse_config(content.conf, facts)
         services = {service.unit: service for service in config.services}
-        records = (record for record in content.services() if record.unit in services)
-        return {record.unit: _as_tenant(record, services[record.unit]) for record in records}
+        pairs = [(record, services[record.unit]) for record in content.services() if record.unit in services]
+        # An inference service on CPUs that it shares (CPUs=shared) neither moves nor keeps others away.
+        return {
+            record.unit: _as_tenant(record, service)
+            for record, service in pairs
+            if service.kind is Kind.TRAIN or service.settings.cpus.kind is not CpuRequestKind.SHARED
+        }
 
     def _read_ad_hoc_jobs(self, running: Iterable[str]) -> dict[str, Tenant]:
         """Reads the jobs of `torchpar run` that have a unit, which root alone can make."""
@@ -273,7 +280,9 @@ def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:
         record.unit,
         tuple(map(_as_rank, record.ranks)),
         weight=settings.weight,
-        keeps=settings.enabled and settings.cpus.kind is not CpuRequestKind.SHARED,
+        # An inference server has measured at its start how many processes and workers its CPUs bear.
+        keeps=service.kind is Kind.INFER
+        or (settings.enabled and settings.cpus.kind is not CpuRequestKind.SHARED),
         fixed_threads=settings.threads is not None,
         gpus=record.gpus,
     )

@@ -167,6 +167,29 @@ def test_an_enabled_service_is_never_moved_and_never_waits(tmp_path: Path) -> No
     assert (host.cpus(A), host.cpus(B)) == ("2", "3")
 
 
+def test_an_inference_service_is_never_moved_and_never_waits(tmp_path: Path) -> None:
+    """Its server has measured on all of its CPUs. A job beside it has the others, if there are any."""
+    host = Host(tmp_path, TEXT + "[Infer d]\nModel=/d.pt\nCPUs=0-1\n[Infer e]\nModel=/e.pt\nCPUs=shared\n")
+    d, e = (f"torchpar-infer@{name}.service" for name in "de")
+    host.start(A, d, e)
+    assert host.given(d) is None and host.given(e) is None
+    assert host.cpus(A) == "2-3"
+    assert {unit for unit, _ in host.taken_moves()} == {A}
+
+
+def test_a_plan_that_makes_no_sense_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was given stays."""
+    host.start(A, B)
+    host.moves.clear()
+
+    def refuse(rank: object) -> object:
+        raise ValueError("a rank without CPUs")
+
+    monkeypatch.setattr(module, "_as_rank", refuse)
+    host.look()
+    assert host.told[-1] == "the CPUs of what runs are not divided: a rank without CPUs" and not host.moves
+
+
 def test_one_that_becomes_enabled_while_it_runs_has_its_cpus_back(host: Host) -> None:
     host.start(A, B)
     host.made.text = TEXT.replace("/a.py\n", "/a.py\nEnabled=yes\n")
