@@ -71,7 +71,9 @@ class _Mover:
             before = self.moved
             ranks = self._ranks()
             for pid in list(group_pids(self._group or "", self._proc)):
-                self._move_process(pid, self._of(pid, ranks))
+                # The number may be another process's by now: the list was made up to seconds ago.
+                if self._is_here(pid):
+                    self._move_process(pid, self._of(pid, ranks))
             if self.moved == before or self.refused:
                 return
 
@@ -98,6 +100,17 @@ class _Mover:
             if pid <= 1:
                 break
         return self._move.others
+
+    def _is_here(self, pid: int) -> bool:
+        """Says whether a process is in the control group, or below it; see cgroups(7) on /proc/PID/cgroup."""
+        group = self._move.control_group.encode()
+        try:
+            lines = self._proc.read(f"{pid}/cgroup").splitlines()
+        except OSError:
+            return False
+        # systemd's hierarchy is 0::PATH, or N:name=systemd:PATH with cgroup v1.
+        paths = (path for _, name, path in (line.split(b":", 2) for line in lines) if name in (b"", b"name=systemd"))
+        return any(path == group or path.startswith(group + b"/") for path in paths)
 
     def _move_process(self, pid: int, move: Move) -> None:
         try:

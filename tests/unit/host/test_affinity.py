@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.host import affinity
 from torchpar.host.affinity import Move, UnitMove, move_unit
+from torchpar.host.proc import ProcReader
 
 HERE = CpuSet(os.sched_getaffinity(0))
 ONE = CpuSet([HERE.first()])
@@ -34,6 +35,16 @@ sys.stdin.read()
 """
 
 
+def in_group(job: int) -> Callable[..., bytes]:
+    """What /proc says, but for the control group of this process."""
+    read = affinity.ProcReader.read
+
+    def read_with_group(reader: ProcReader, name: str, *arguments: int) -> bytes:
+        return b"0::/group/below\n" if name == f"{job}/cgroup" else read(reader, name, *arguments)
+
+    return read_with_group
+
+
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Its process, in what looks like the control group /group."""
@@ -41,6 +52,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         assert process.stdout and process.stdout.readline() == b"ready\n"
         (tmp_path / "cgroup.procs").write_text(f"{process.pid}\n")
         monkeypatch.setattr(affinity, "find_group", lambda group: str(tmp_path))
+        monkeypatch.setattr(affinity.ProcReader, "read", in_group(process.pid))
         yield process.pid
         process.kill()
 
@@ -87,6 +99,16 @@ def test_who_is_not_in_the_control_group_is_never_moved(job: int, monkeypatch: p
     move_unit(UnitMove("a.service", "/group", [Move({HERE}, ONE), Move({HERE}, ONE)], Move({HERE}, ONE)))
     assert masks(job).count(str(ONE)) == 2
     assert CpuSet(os.sched_getaffinity(0)) == HERE and os.sched_getaffinity(os.getppid()) == parent
+
+
+def test_a_process_that_has_the_number_of_one_that_has_ended_is_never_moved(
+    job: int, tmp_path: Path
+) -> None:
+    """As this one, which is in the list but no longer in the control group."""
+    (tmp_path / "cgroup.procs").write_text(f"{os.getpid()}\n{job}\n")
+    move = Move({HERE}, ONE)
+    assert move_unit(UnitMove("a.service", "/group", [move], move)) == 2
+    assert CpuSet(os.sched_getaffinity(0)) == HERE
 
 
 def test_what_has_ended_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
