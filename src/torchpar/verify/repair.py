@@ -14,10 +14,12 @@ def make_repair(
 ) -> UnitMove | None:
     """Makes the move of all threads that have other CPUs than they may; None where there are none.
 
-    It goes to what torchpard has given the service, or to what is planned; who set the others does not count.
+    It goes to what torchpard has given the service, or to what is planned. A thread on some of the CPUs that it may have
+    stays there: as far as anybody can see the job has bound it.
     """
     found = {cpus for process in running.processes for cpus in (process.threads or {}).values()}
-    wrong = found - planned_sets(plan, given)
+    planned = planned_sets(plan, given)
+    wrong = {cpus for cpus in found if not any(cpus <= may for may in planned)}
     if not wrong:
         return None
     ranks = [rank.cpus for rank in given.ranks] if given else [rank.cpus for rank in plan.ranks]

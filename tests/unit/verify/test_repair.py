@@ -28,9 +28,13 @@ def test_where_all_is_as_planned_there_is_nothing_to_do() -> None:
 
 
 def test_threads_that_are_elsewhere_go_back_and_no_others() -> None:
-    move = make_repair(ONE, running("0-3", "7", "0"), None, GROUP)
+    move = make_repair(ONE, running("0-3", "7", "0", "0-4"), None, GROUP)
     assert move and move.control_group == GROUP
-    assert [(rank.known, str(rank.to)) for rank in move.ranks] == [({CpuSet([7]), CpuSet([0])}, "0-3")]
+    assert [(rank.known, str(rank.to)) for rank in move.ranks] == [({CpuSet([7]), CpuSet.parse("0-4")}, "0-3")]
+
+
+def test_a_thread_that_the_job_has_bound_stays() -> None:
+    assert make_repair(ONE, running("0-3", "0", "1-2"), None, GROUP) is None
 
 
 def test_ranks_go_to_their_own() -> None:
