@@ -39,7 +39,7 @@ _DIVIDE_SECONDS = 20
 # How long what has changed may go on changing before it is looked at.
 _TOGETHER_SECONDS = 0.5
 # After a service has started or ended it is looked again: its processes are there only then, and have not all waited.
-_DIVIDE_AGAIN = (0.5, 2.0, 5.0)
+_DIVIDE_AGAIN = (0.5, 4.0)
 
 # Seconds after which a client has the last observation, where a newer one is not there yet; the first is waited for.
 _FRESH_SECONDS = 5.0
@@ -164,8 +164,8 @@ class Daemon:
         self._fresh_until = now + _SHARED_SECONDS if fresh else 0.0
         look = None
         if stamp is not None and not fresh:
-            # It has changed, and may be a start or an end that was not heard.
-            self._divide()
+            # It has changed, and may be a start or an end that was not heard; one that was is looked at already.
+            self._divisions.want()
         if stamp is not None and (not fresh or self._watch.is_due(now)):
             under_way = self._looks.lines()
             is_it = bool(under_way) and self._watch.read_stamp(under_way[:1]) == stamp

@@ -81,7 +81,7 @@ class Life:
         parts = self.watch, self.arbiter, self.changes
         self.daemon = Daemon(*parts, Notifier(), self._sockets, users=users, clock=lambda: self.now)
 
-    def move(self, move: UnitMove) -> int:
+    def move(self, move: UnitMove, seconds: float) -> int:
         """Each is made by a process that ends."""
         with self._moves.open("a") as file:
             file.write(f"{move.unit} {' '.join(str(rank.to) for rank in move.ranks)}\n")
@@ -181,6 +181,22 @@ def test_what_it_hears_of_is_looked_at_soon_and_nothing_else_for_long(life: Life
     life.now += SMALL_LOOK_SECONDS
     life.daemon.come_round()
     assert life.daemon._glances.number == before + (what != "nothing")
+
+
+def test_one_start_costs_few_divisions(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is heard, twice afterwards, and once more when a glance sees it too."""
+    divisions: list[float] = []
+    monkeypatch.setattr(life.daemon._divisions, "want", lambda: divisions.append(life.now))
+    monkeypatch.setattr(life.changes, "take", lambda: (True, False))
+    began = life.now
+    life.daemon._heard()
+    monkeypatch.setattr(life.watch, "read_stamp", lambda lines: "another")
+    for seconds in (0.4, 0.6, 0.7, 3.9, 4.1, 10):
+        life.now = began + seconds
+        life.daemon.come_round()
+        if seconds == 0.6:
+            life.daemon._glanced(1, [])
+    assert divisions == [began, began + 0.6, began + 0.6, began + 4.1]
 
 
 def test_it_starts_with_no_store_and_sees_the_first_generation(life: Life) -> None:
@@ -408,7 +424,7 @@ class Process:
             figures = Figures(Ledger(lambda unit, ranks: ()), Usage(lambda group: None), lambda unit: None)
             watch = Watch(host.store, host.systemd, readers, figures, lambda priority, line, fields: None)
             users = Users(lambda client: 0, lambda uid: True)
-            doors = Doors(lambda: host.facts, lambda move: 0, lambda group: None)
+            doors = Doors(lambda: host.facts, lambda move, seconds: 0, lambda group: None)
             given = str(folder / "given")
             arbiter = Arbiter(host.store, host.systemd, doors, lambda priority, line, fields: None, folder=given)
             changes = Changes({}, lambda: "")
