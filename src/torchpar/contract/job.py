@@ -74,7 +74,8 @@ class JobSettings:
     stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
     torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
     how many seconds a stop may take. prefetch_factor and pin_memory are what the conf has for DataLoader calls that
-    leave them out; None: torch's own. serve is that of an inference service.
+    leave them out; None: torch's own. serve is that of an inference service. own_threads says that the user has asked for
+the ranks' numbers of threads, so that they stay on fewer CPUs.
 
     What has a default here is what older units do not say.
     """
@@ -93,6 +94,7 @@ class JobSettings:
     prefetch_factor: int | None = None
     pin_memory: bool | None = None
     serve: ServeSettings | None = None
+    own_threads: bool = False
 
     def rank(self, local_rank: int) -> RankSettings | None:
         """Finds the settings of one process; None if the plan has no such rank."""
@@ -121,6 +123,8 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
     """Makes the variable that carries the settings; the same settings give the same ASCII text."""
     data = asdict(settings)
     data["ranks"] = list(_shorten(data["ranks"]))
+    if not settings.own_threads:
+        del data["own_threads"]
     if settings.serve is None:
         del data["serve"]
     elif settings.serve.processes is None:
@@ -186,6 +190,7 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         prefetch_factor=_prefetch_factor(fields),
         pin_memory=_field(fields, VARIABLE, "pin_memory", (bool, type(None)), JobSettings.pin_memory),
         serve=_parse_serve(fields["serve"], f"{VARIABLE}.serve") if "serve" in fields else None,
+        own_threads=_field(fields, VARIABLE, "own_threads", bool, JobSettings.own_threads),
     )
 
 

@@ -166,7 +166,8 @@ class Arbiter:
                 # What is no number, or names no CPU, is not what torchpar writes.
                 with contextlib.suppress(JobSettingsError, ValueError):
                     if told and (job := parse_job_environment({VARIABLE: told})):
-                        tenants[unit] = Tenant(unit, tuple(map(_as_rank, job.ranks)))
+                        ranks = tuple(map(_as_rank, job.ranks))
+                        tenants[unit] = Tenant(unit, ranks, fixed_threads=job.own_threads)
         return tenants
 
     def _await(self, tenant: Tenant) -> None:

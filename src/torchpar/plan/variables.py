@@ -98,6 +98,7 @@ def make_environment(
             interface=train.interface,
             elastic=train.elastic,
             checkpoint_grace=train.checkpoint_grace,
+            own_threads=train.threads is not None,
             prefetch_factor=None if train.loader_workers == "off" else train.prefetch_factor,
             pin_memory=None if train.loader_workers == "off" else train.pin_memory,
         )

@@ -43,6 +43,7 @@ SETTINGS = JobSettings(
     checkpoint_grace=600,
     prefetch_factor=4,
     pin_memory=True,
+    own_threads=True,
 )
 
 

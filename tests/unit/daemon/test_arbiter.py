@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.verify.fake_host import FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.given import Given, read_given
+from torchpar.contract.given import Given, GivenRank, read_given
 from torchpar.daemon import arbiter as module
 from torchpar.daemon.arbiter import Arbiter, Doors
 from torchpar.host.affinity import UnitMove
@@ -277,6 +277,25 @@ def test_ad_hoc_jobs_count(host: Host) -> None:
     host.made.systemd.properties[job]["Environment"] = [f"TORCHPAR_JOB={told}", "B=1"]
     host.look()
     assert (host.cpus(A), host.cpus(job)) == ("2-3", "0-1")
+    assert [rank.threads for rank in given_ranks(host, job)] == [2]
+
+
+def test_a_number_of_threads_that_an_ad_hoc_job_asks_for_stays(host: Host) -> None:
+    """As in `torchpar run --set Threads=3`."""
+    job = "torchpar-run-job-1.service"
+    rank = {"local_rank": 0, "cpus": "0-3", "numa_nodes": "0", "threads": 3, "loader_workers": 0, "gpus": []}
+    told = {"service": job, "interop_threads": 1, "cudnn_benchmark": None, "ranks": [rank], "own_threads": True}
+    host.made.systemd.runs[job] = "its run"
+    host.made.systemd.properties[job] = {"MainPID": 1, "Environment": [f"TORCHPAR_JOB={json.dumps(told)}"]}
+    host.start(A)
+    assert host.cpus(job) == "0-1"
+    assert [rank.threads for rank in given_ranks(host, job)] == [3]
+
+
+def given_ranks(host: Host, unit: str) -> tuple[GivenRank, ...]:
+    given = host.given(unit)
+    assert given
+    return given.ranks
 
 
 @pytest.mark.parametrize("told", ["", "{}", "[", '{"ranks": 1}', "CPUS"])

@@ -65,6 +65,12 @@ def test_what_is_reduced_is_said_with_its_place() -> None:
     assert plan_of("Threads=9").warnings[0] == "/c:6: [Train a] Threads=9: reduced to its 4 cores"
 
 
+def test_a_job_knows_whether_its_number_of_threads_was_asked_for() -> None:
+    """Then it stays, whichever CPUs it is given."""
+    jobs = [parse_job_environment(plan_of(settings).environment) for settings in ("", "Threads=2")]
+    assert [job and job.own_threads for job in jobs] == [False, True]
+
+
 def test_smt_gives_a_thread_to_each_cpu_only_when_asked() -> None:
     """Two threads of one core share its arithmetic units."""
     host = make_host(cores_per_complex=2, smt=2)
