@@ -89,6 +89,8 @@ class Arbiter:
         self.root: str | None = None
         self.moved: list[dict[str, Any]] = []
         self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
+        # Not in `folder`: who finds a file there at its start waits for torchpard.
+        self._kept = f"{folder}-kept"
         self._problems: list[str] = []
 
     # ---- in the child ----
@@ -114,9 +116,15 @@ class Arbiter:
         tenants = self._read_tenants(facts)
         running = {state.unit: state for state in self._systemd.running_units()}
         tenants |= self._read_ad_hoc_jobs(running)
-        known = {unit: given for unit, state in running.items() if (given := self._read_given(state))}
-        for unit in tenants.keys() & known:
-            tenants[unit] = _as_started(tenants[unit], known[unit])
+        self._note_kept(tenants, running)
+        for unit, state in running.items():
+            kept = self._read_given(state, self._kept)
+            started = self._read_given(state) or kept
+            if started and unit in tenants:
+                tenants[unit] = _as_started(tenants[unit], started)
+            elif kept:
+                # It has left the conf, and computes on.
+                tenants[unit] = Tenant(unit, _ranks_of(kept), keeps=True)
         parts = divide((tenants[unit] for unit in running if unit in tenants), facts)
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or tenants[unit].keeps:
@@ -135,9 +143,21 @@ class Arbiter:
         found.moved += [_describe(given) for given, _ in moves]
         self._move_all(moves, found)
 
-    def _read_given(self, state: RunningState) -> Given | None:
+    def _note_kept(self, tenants: Mapping[str, Tenant], running: Mapping[str, RunningState]) -> None:
+        """Notes with which CPUs each service runs that is never moved: a newer plan may say others before it ends."""
+        os.makedirs(self._kept, exist_ok=True)
+        for unit in set(os.listdir(self._kept)) - set(running):
+            os.unlink(os.path.join(self._kept, unit))
+        for unit, state in running.items():
+            tenant = tenants.get(unit)
+            if tenant and tenant.keeps and not self._read_given(state, self._kept) and not self._read_given(state):
+                ranks = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenant.ranks)
+                given = Given(unit, state.invocation, ranks, ranks, time.time(), control_group=state.control_group)
+                self._write(given, self._kept)
+
+    def _read_given(self, state: RunningState, folder: str | None = None) -> Given | None:
         """Reads what a service was given in this run of it; None where it waits for that."""
-        given = read_given(state.unit, self._folder)
+        given = read_given(state.unit, folder or self._folder)
         return given if given and given.invocation == state.invocation else None
 
     def _read_tenants(self, facts: HostFacts) -> dict[str, Tenant]:
@@ -207,12 +227,13 @@ class Arbiter:
             found.told.append(_say(given))
         return given
 
-    def _write(self, given: Given) -> None:
+    def _write(self, given: Given, folder: str | None = None) -> None:
+        folder = folder or self._folder
         # With a dot first it is no unit's.
-        temporary = os.path.join(self._folder, f".{os.getpid()}")
+        temporary = os.path.join(folder, f".{os.getpid()}")
         with open(temporary, "w", encoding="ascii") as file:
             file.write(make_given_json(given))
-        os.replace(temporary, os.path.join(self._folder, given.unit))
+        os.replace(temporary, os.path.join(folder, given.unit))
 
     def _move_all(self, moves: Sequence[tuple[Given, RunningState]], found: _Found) -> None:
         """Moves the threads of services, or says why that is not possible; none has more than its part of the time."""
@@ -271,8 +292,13 @@ def _as_started(tenant: Tenant, given: Given) -> Tenant:
     """
     ranks = tenant.ranks
     if tuple(rank.cpus for rank in ranks) != tuple(rank.cpus for rank in given.planned):
-        ranks = tuple(TenantRank(rank.cpus, rank.threads) for rank in given.planned)
+        ranks = _ranks_of(given)
     return replace(tenant, ranks=ranks, held=given.cpus)
+
+
+def _ranks_of(given: Given) -> tuple[TenantRank, ...]:
+    """Returns the ranks that a service was started with."""
+    return tuple(TenantRank(rank.cpus, rank.threads) for rank in given.planned)
 
 
 def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:

@@ -210,6 +210,23 @@ def test_a_newer_plan_moves_nobody_who_runs(host: Host) -> None:
     assert (host.cpus(A), host.cpus(B)) == ("3", "0-2")
 
 
+@pytest.mark.parametrize("later", [ENABLED.replace("2", "2-3"), ENABLED.replace("Enabled=yes\n", ""), ""])
+def test_an_enabled_service_that_runs_is_where_it_was_started(tmp_path: Path, later: str) -> None:
+    """Until it ends, whatever a newer conf says of it, also that it is no longer enabled, or nothing."""
+    text = TEXT.replace("[Train b]", "CPUs=0-3\n[Train b]")
+    host = Host(tmp_path, text + ENABLED)
+    host.start(C, A)
+    rest = CpuSet.parse("0-3") - host.made.compile().services()[-1].cpus
+    assert host.cpus(A) == str(rest)
+    host.made.text = text + later
+    host.made.apply()
+    host.begin()
+    host.look()
+    assert host.cpus(A) == str(rest)
+    host.end(C)
+    assert host.cpus(A) == "0-3"
+
+
 def test_one_that_has_left_the_conf_has_its_cpus_back(host: Host) -> None:
     host.start(A, B)
     host.made.text = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\n"
