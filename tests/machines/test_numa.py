@@ -23,16 +23,17 @@ def result(printed: str) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.numa
 def is_on(process: dict[str, Any], cpus: str, node: str) -> bool:
     """Whether a process may compute on these CPUs alone, and the memory of the job is there, 100 MiB.
 
-    A rank's interpreter is some 12 MiB when its script begins: those are where it has been started."""
+    A rank's interpreter is some 12 MiB when its script begins: those are where it has been started.
+    """
     pages = process["anonymous_pages"]
     here = pages.get(node, 0)
     return process["allowed"] == cpus and here * 4096 > 100 * 2**20 and (sum(pages.values()) - here) * 4096 < 16 * 2**20
 
 
+@pytest.mark.numa
 def test_ranks_and_a_fixed_job_keep_their_nodes_also_when_a_sibling_starts_and_nodes_go(
     suite: Suite, deb: Path, progress: Callable[[str], None]
 ) -> None:
