@@ -83,11 +83,45 @@ def test_more_services_than_cores_share_them_one_by_one() -> None:
 def test_ranks_have_equal_parts() -> None:
     eight = make_host(cores_per_complex=8)
     parts = divided(eight, tenant("a", "0-3", "4-7"), tenant("b", "0-7"))
-    assert parts == {"a": "0-1:2 2-3:2", "b": "4-7:4"}
+    assert parts == {"a": "0-1:2 4-5:2", "b": "2-3,6-7:4"}
     heavy = tenant("b", "0-3", weight=300)
-    assert divided(FOUR, tenant("a", "0-1", "2-3"), heavy) == {"a": "0:1 1:1", "b": "2-3:2"}
+    assert divided(FOUR, tenant("a", "0-1", "2-3"), heavy) == {"a": "0:1 2:1", "b": "1,3:2"}
     two = make_host(cores_per_complex=2)
     assert divided(two, tenant("a", "0", "1"), tenant("b", "0-1")) == {"a": "0:1 0:1", "b": "1:1"}
+
+
+def test_ranks_stay_on_the_node_where_their_memory_is() -> None:
+    two_nodes = make_host(nodes_per_package=2)
+    a, b, c = (tenant(unit, "0-3", "4-7") for unit in "abc")
+    assert divided(two_nodes, a, tenant("b", "0-7")) == {"a": "0-1:2 4-5:2", "b": "2-3,6-7:4"}
+    assert divided(two_nodes, a, b) == {"a": "0-1:2 4-5:2", "b": "2-3:2 6-7:2"}
+    assert divided(two_nodes, a, b, c) == {"a": "0-1:2 4-5:2", "b": "2:1 6:1", "c": "3:1 7:1"}
+
+
+def test_ranks_have_equal_parts_rather_than_those_on_their_node() -> None:
+    """They wait for each other."""
+    two_nodes = make_host(nodes_per_package=2)
+    a = tenant("a", "0-3", "4-7")
+    assert divided(two_nodes, a, tenant("b", "0-3")) == {"a": "4-5:2 6-7:2", "b": "0-3:4"}
+    assert divided(two_nodes, a, tenant("b", "0-1", keeps=True)) == {"a": "2-4:3 5-7:3"}
+    assert divided(two_nodes, a, tenant("b", "0-3", keeps=True)) == {"a": "4-5:2 6-7:2"}
+
+
+RANKS = (("0-7",), ("0-3", "4-7"), ("0-1", "2-3", "4-5", "6-7"), ("2-5",), ("0-3",), ("0-7", "0-7"), ("0", "7"))
+
+
+@pytest.mark.parametrize("lists", itertools.product(RANKS, repeat=3))
+def test_ranks_beside_ranks_have_equal_parts_and_stay(lists: tuple[tuple[str, ...], ...]) -> None:
+    facts = make_host(nodes_per_package=2)
+    tenants = [tenant(f"{number}", *ranks) for number, ranks in enumerate(lists)]
+    parts = divide(tenants, facts)
+    given = {unit: CpuSet.union(rank.cpus for rank in part.ranks) for unit, part in parts.items()}
+    for one in tenants:
+        sizes = [len(rank.cpus) for rank in parts[one.unit].ranks]
+        assert min(sizes) and max(sizes) - min(sizes) <= 1
+        assert given[one.unit] <= one.cpus
+    again = divide([dataclasses.replace(one, held=given[one.unit]) for one in tenants], facts)
+    assert again == parts, "nobody is moved when nothing has changed"
 
 
 def test_a_number_of_threads_in_the_conf_stays() -> None:
