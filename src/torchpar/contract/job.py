@@ -74,8 +74,8 @@ class JobSettings:
     stands; ranks are in the order of local_rank. memory_policy is a word of NUMAPolicy= in systemd.exec(5); nodes is
     torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
     how many seconds a stop may take. prefetch_factor and pin_memory are what the conf has for DataLoader calls that
-    leave them out; None: torch's own. serve is that of an inference service. own_threads says that the user has asked for
-the ranks' numbers of threads, so that they stay on fewer CPUs.
+    leave them out; None: torch's own. serve is that of an inference service. own_threads says that the user has asked
+for the ranks' numbers of threads, so that they stay on fewer CPUs.
 
     What has a default here is what older units do not say.
     """

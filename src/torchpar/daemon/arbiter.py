@@ -6,32 +6,25 @@ was given is in a file for each service, which whoever comes after a torchpard t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torchpar.adhoc.plan import UNIT_PREFIX
-from torchpar.arbitration.divide import Part, Tenant, TenantRank, divide
-from torchpar.conf.parse import parse_config
-from torchpar.conf.services import Kind, Service
-from torchpar.conf.values import CpuRequestKind
-from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.errors import JobSettingsError, StoreError, SystemdError, TorchparError
+from torchpar.arbitration.divide import Part, Tenant, divide
+from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.contract.given import Given, GivenRank, make_given_json, read_given
-from torchpar.contract.job import VARIABLE, RankSettings, parse_job_environment
 from torchpar.contract.journal import Priority
 from torchpar.contract.paths import GIVEN
 from torchpar.contract.unit_names import shorten
 from torchpar.daemon.look import Write
+from torchpar.daemon.tenants import as_started, ranks_of, read_ad_hoc_jobs, read_declared
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.store import Store
 from torchpar.host.affinity import SECONDS, Move, UnitMove
 from torchpar.host.systemd import RunningState
-from torchpar.plan.record import RankRecord, ServiceRecord
 
 
 class Systemd(Protocol):
@@ -49,7 +42,7 @@ class Systemd(Protocol):
 
 @dataclass(frozen=True)
 class Doors:
-    """The doors of an arbiter to the host: its facts, the threads of a unit within seconds, and where a control group is."""
+    """The doors of an arbiter to the host: its facts, the threads of a unit (within seconds), where a group is."""
 
     read_facts: Callable[[], HostFacts]
     move_unit: Callable[[UnitMove, float], int]
@@ -113,18 +106,18 @@ class Arbiter:
 
     def _arbitrate(self, found: _Found) -> None:
         facts = self._doors.read_facts()
-        tenants = self._read_tenants(facts)
+        tenants = read_declared(self._store, facts)
         running = {state.unit: state for state in self._systemd.running_units()}
-        tenants |= self._read_ad_hoc_jobs(running)
+        tenants |= read_ad_hoc_jobs(self._systemd.unit_properties, running)
         self._note_kept(tenants, running)
         for unit, state in running.items():
             kept = self._read_given(state, self._kept)
             started = self._read_given(state) or kept
             if started and unit in tenants:
-                tenants[unit] = _as_started(tenants[unit], started)
+                tenants[unit] = as_started(tenants[unit], started)
             elif kept:
                 # It has left the conf, and computes on.
-                tenants[unit] = Tenant(unit, _ranks_of(kept), keeps=True)
+                tenants[unit] = Tenant(unit, ranks_of(kept), keeps=True)
         parts = divide((tenants[unit] for unit in running if unit in tenants), facts)
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or tenants[unit].keeps:
@@ -159,36 +152,6 @@ class Arbiter:
         """Reads what a service was given in this run of it; None where it waits for that."""
         given = read_given(state.unit, folder or self._folder)
         return given if given and given.invocation == state.invocation else None
-
-    def _read_tenants(self, facts: HostFacts) -> dict[str, Tenant]:
-        """Reads the services in force, whether they run or not."""
-        active = self._store.active()
-        if active is None:
-            return {}
-        content = active.read()
-        config = parse_config(content.conf, facts)
-        services = {service.unit: service for service in config.services}
-        pairs = [(record, services[record.unit]) for record in content.services() if record.unit in services]
-        # An inference service on CPUs that it shares (CPUs=shared) neither moves nor keeps others away.
-        return {
-            record.unit: _as_tenant(record, service)
-            for record, service in pairs
-            if service.kind is Kind.TRAIN or service.settings.cpus.kind is not CpuRequestKind.SHARED
-        }
-
-    def _read_ad_hoc_jobs(self, running: Iterable[str]) -> dict[str, Tenant]:
-        """Reads the jobs of `torchpar run` that have a unit, which root alone can make."""
-        tenants = {}
-        for unit in running:
-            if unit.startswith(UNIT_PREFIX):
-                variables = self._systemd.unit_properties(unit).get("Environment", ())
-                told = dict(variable.partition("=")[::2] for variable in variables).get(VARIABLE)
-                # What is no number, or names no CPU, is not what torchpar writes.
-                with contextlib.suppress(JobSettingsError, ValueError):
-                    if told and (job := parse_job_environment({VARIABLE: told})):
-                        ranks = tuple(map(_as_rank, job.ranks))
-                        tenants[unit] = Tenant(unit, ranks, fixed_threads=job.own_threads)
-        return tenants
 
     def _await(self, tenant: Tenant) -> None:
         """Leaves a file for a service that does not run: when it starts, it waits for its part."""
@@ -283,44 +246,6 @@ class Arbiter:
             found.problems.append(f"services may stay on fewer CPUs than planned: {error}")
         for problem in found.problems:
             self._tell(Priority.WARNING, problem, {})
-
-
-def _as_started(tenant: Tenant, given: Given) -> Tenant:
-    """Returns a service that runs with the plan that it was started with, and what it was given in this run.
-
-    A newer plan holds from its next start on; whoever wants it now restarts the service.
-    """
-    ranks = tenant.ranks
-    if tuple(rank.cpus for rank in ranks) != tuple(rank.cpus for rank in given.planned):
-        ranks = _ranks_of(given)
-    return replace(tenant, ranks=ranks, held=given.cpus)
-
-
-def _ranks_of(given: Given) -> tuple[TenantRank, ...]:
-    """Returns the ranks that a service was started with."""
-    return tuple(TenantRank(rank.cpus, rank.threads) for rank in given.planned)
-
-
-def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:
-    settings = service.settings
-    return Tenant(
-        record.unit,
-        tuple(map(_as_rank, record.ranks)),
-        weight=settings.weight,
-        # An inference server has measured at its start how many processes and workers its CPUs bear.
-        keeps=service.kind is Kind.INFER
-        or (settings.enabled and settings.cpus.kind is not CpuRequestKind.SHARED),
-        fixed_threads=settings.threads is not None,
-        gpus=record.gpus,
-    )
-
-
-def _as_rank(rank: RankRecord | RankSettings) -> TenantRank:
-    cpus, loader_workers = rank.cpus, rank.loader_workers
-    cpus = CpuSet.parse(cpus) if isinstance(cpus, str) else cpus
-    if not cpus:
-        raise ValueError("a rank without CPUs")
-    return TenantRank(cpus, rank.threads, loader_workers, rank.budget)
 
 
 def _name(units: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ def make_repair(
 ) -> UnitMove | None:
     """Makes the move of all threads that have other CPUs than they may; None where there are none.
 
-    It goes to what torchpard has given the service, or to what is planned. A thread on some of the CPUs that it may have
-    stays there: as far as anybody can see the job has bound it.
+    It goes to what torchpard has given the service, or to what is planned. A thread on some of the CPUs that it may
+    have stays there: as far as anybody can see the job has bound it.
     """
     found = {cpus for process in running.processes for cpus in (process.threads or {}).values()}
     planned = planned_sets(plan, given)

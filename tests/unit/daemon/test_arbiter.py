@@ -12,6 +12,7 @@ from tests.unit.verify.fake_host import FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.given import Given, GivenRank, read_given
 from torchpar.daemon import arbiter as module
+from torchpar.daemon import tenants
 from torchpar.daemon.arbiter import Arbiter, Doors
 from torchpar.host.affinity import UnitMove
 
@@ -185,7 +186,7 @@ def test_a_plan_that_makes_no_sense_is_said(host: Host, monkeypatch: pytest.Monk
     def refuse(rank: object) -> object:
         raise ValueError("a rank without CPUs")
 
-    monkeypatch.setattr(module, "_as_rank", refuse)
+    monkeypatch.setattr(tenants, "_as_rank", refuse)
     host.look()
     assert host.told[-1] == "the CPUs of what runs are not divided: a rank without CPUs" and not host.moves
 
@@ -206,6 +207,10 @@ def test_a_newer_plan_moves_nobody_who_runs(host: Host) -> None:
     host.made.apply()
     host.look()
     assert host.cpus(A) == "0-3" and not host.moves and not host.told
+    host.made.text = TEXT.replace("/a.py\n", "/a.py\nThreads=2\n")
+    host.made.apply()
+    host.look()
+    assert [rank.threads for rank in given_ranks(host, A)] == [4] and not host.moves
     host.start(B)
     assert (host.cpus(A), host.cpus(B)) == ("3", "0-2")
 

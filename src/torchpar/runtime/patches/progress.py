@@ -38,8 +38,8 @@ _MOST_LINES = 10
 def install(torch: Any, rank: RankSettings, between_steps: Callable[[float], None] = lambda now: None) -> None:
     """Counts what this process does from now on. A torch without the places to count at is left as it is.
 
-    `between_steps` is called with the time of the monotonic clock in the thread that makes steps: after each, and before
-    each batch is used.
+    `between_steps` is called with the time of the monotonic clock in the thread that makes steps: after each, and
+    before each batch is used.
     """
     meter = Meter(torch, rank, between_steps)
     try:

@@ -46,7 +46,8 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
         )
     if settings and rank:
         threads = given.now(settings, rank, os.environ).threads
-        follower = given.Threads(torch, settings, rank, threads) if _set_threads(torch, settings, rank, threads) else None
+        ours = _set_threads(torch, settings, rank, threads)
+        follower = given.Threads(torch, settings, rank, threads) if ours else None
         _set_interop_threads(torch, settings.interop_threads)
         if settings.cudnn_benchmark is not None:
             torch.backends.cudnn.benchmark = settings.cudnn_benchmark
