@@ -279,3 +279,28 @@ def test_a_pool_of_a_real_torch_ends_and_comes_back() -> None:
     folder = os.path.dirname(os.path.dirname(os.path.dirname(module.__file__)))
     environ = {**os.environ, "OMP_WAIT_POLICY": "active", "PYTHONPATH": folder}
     subprocess.run([sys.executable, "-c", POOL], env=environ, check=True, timeout=120)
+
+
+# Whether the runtime sees that torch.compile is used, and takes nothing else for it.
+COMPILED = """
+import sys, torch
+from torchpar.runtime.given import has_compiled
+model = torch.nn.Linear(2, 2)
+for kind in (torch.optim.SGD, torch.optim.Adam):
+    optimizer = kind(model.parameters(), lr=0.1)
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+torch.jit.script(model)(torch.ones(2))
+assert not has_compiled()
+if hasattr(torch, "compile") and sys.version_info < (3, 14):
+    torch.compile(model, backend="eager")(torch.ones(2))
+    assert has_compiled()
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs a real torch")
+def test_a_real_torch_shows_that_it_compiles() -> None:
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(module.__file__)))
+    environ = {**os.environ, "PYTHONPATH": folder}
+    subprocess.run([sys.executable, "-c", COMPILED], env=environ, check=True, timeout=120)
