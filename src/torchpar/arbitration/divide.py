@@ -1,9 +1,10 @@
 """Divides the CPUs of services that run and share some: by weight, along cores, by the rules of placement.
 
-An enabled service has its CPUs for itself, and is never moved, nor is an inference service. Each of the others stays
-within the CPUs that are planned for it: there its memory is, and its control group lets it run nowhere else; and each
-of its ranks within its own, where all of them then have as much: they wait for each other. So those are divided that
-several are planned on, cell by cell: a cell is the cores on which the same may run.
+An enabled service has its CPUs for itself, and is never moved. An inference service is not moved either: the others
+leave it its part, and it may use theirs, too. Each of the others stays within the CPUs that are planned for it: there
+its memory is, and its control group lets it run nowhere else; and each of its ranks within its own, where all of them
+then have as much: they wait for each other. So those are divided that several are planned on, cell by cell: a cell is
+the cores on which the same may run.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class TenantRank:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A service that runs, or is about to. `keeps` says that it is never moved, and has its CPUs for itself.
+    """A service that runs, or is about to. `keeps`: it has its CPUs for itself; `stays`: it is never moved.
 
     `fixed_threads`: the conf has a number of threads, which stays. `gpus` are the names of its accelerators, and `held`
     the CPUs that it has now: there its memory is, so it keeps as many of them as it can.
@@ -49,6 +50,7 @@ class Tenant:
     ranks: tuple[TenantRank, ...]
     weight: int = 100
     keeps: bool = False
+    stays: bool = False
     fixed_threads: bool = False
     gpus: tuple[str, ...] = ()
     held: CpuSet = CpuSet()
@@ -80,13 +82,13 @@ class _Claim:
 
 
 def divide(tenants: Iterable[Tenant], facts: HostFacts) -> dict[str, Part]:
-    """Divides the CPUs among the services that run; those that keep theirs are left out. The order does not matter."""
+    """Divides the CPUs among the services that run; those that stay are left out. The order does not matter."""
     tenants = sorted(tenants, key=lambda tenant: tenant.unit)
     kept = CpuSet.union(tenant.cpus for tenant in tenants if tenant.keeps)
     guests = [tenant for tenant in tenants if not tenant.keeps]
     got = _divide_guests(guests, kept, facts)
     parts = {}
-    for guest in guests:
+    for guest in (guest for guest in guests if not guest.stays):
         beside = tuple(other.unit for other in tenants if other is not guest and not other.cpus.isdisjoint(guest.cpus))
         parts[guest.unit] = Part(_split(guest, got[guest.unit], facts), beside)
     return parts

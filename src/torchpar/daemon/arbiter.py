@@ -117,10 +117,10 @@ class Arbiter:
                 tenants[unit] = as_started(tenants[unit], started)
             elif kept:
                 # It has left the conf, and computes on.
-                tenants[unit] = Tenant(unit, ranks_of(kept), keeps=True)
+                tenants[unit] = Tenant(unit, ranks_of(kept), keeps=True, stays=True)
         parts = divide((tenants[unit] for unit in running if unit in tenants), facts)
         for unit in set(os.listdir(self._folder)) - set(running):
-            if unit not in tenants or tenants[unit].keeps:
+            if unit not in tenants or tenants[unit].stays:
                 os.unlink(os.path.join(self._folder, unit))
         moves: list[tuple[Given, RunningState]] = []
         # Nobody is moved before all have been told: one that starts waits for its word, and a job can make a move last.
@@ -131,7 +131,7 @@ class Arbiter:
             if given and given.is_moved:
                 moves.append((given, state))
         for unit in set(tenants) - set(running):
-            if not tenants[unit].keeps:
+            if not tenants[unit].stays:
                 self._await(tenants[unit])
         found.moved += [_describe(given) for given, _ in moves]
         self._move_all(moves, found)
@@ -143,7 +143,7 @@ class Arbiter:
             os.unlink(os.path.join(self._kept, unit))
         for unit, state in running.items():
             tenant = tenants.get(unit)
-            if tenant and tenant.keeps and not self._read_given(state, self._kept) and not self._read_given(state):
+            if tenant and tenant.stays and not self._read_given(state, self._kept) and not self._read_given(state):
                 ranks = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenant.ranks)
                 given = Given(unit, state.invocation, ranks, ranks, time.time(), control_group=state.control_group)
                 self._write(given, self._kept)

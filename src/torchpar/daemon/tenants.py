@@ -29,13 +29,8 @@ def read_declared(store: Store, facts: HostFacts) -> dict[str, Tenant]:
     content = active.read()
     config = parse_config(content.conf, facts)
     services = {service.unit: service for service in config.services}
-    pairs = [(record, services[record.unit]) for record in content.services() if record.unit in services]
-    # An inference service on CPUs that it shares (CPUs=shared) neither moves nor keeps others away.
-    return {
-        record.unit: _as_tenant(record, service)
-        for record, service in pairs
-        if service.kind is Kind.TRAIN or service.settings.cpus.kind is not CpuRequestKind.SHARED
-    }
+    records = (record for record in content.services() if record.unit in services)
+    return {record.unit: _as_tenant(record, services[record.unit]) for record in records}
 
 
 def read_ad_hoc_jobs(read_properties: Callable[[str], Mapping[str, Any]], running: Iterable[str]) -> dict[str, Tenant]:
@@ -71,12 +66,14 @@ def ranks_of(given: Given) -> tuple[TenantRank, ...]:
 
 def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:
     settings = service.settings
+    keeps = settings.enabled and settings.cpus.kind is not CpuRequestKind.SHARED
     return Tenant(
         record.unit,
         tuple(map(_as_rank, record.ranks)),
         weight=settings.weight,
+        keeps=keeps,
         # An inference server has measured at its start how many processes and workers its CPUs bear.
-        keeps=service.kind is Kind.INFER or (settings.enabled and settings.cpus.kind is not CpuRequestKind.SHARED),
+        stays=keeps or service.kind is Kind.INFER,
         fixed_threads=settings.threads is not None,
         gpus=record.gpus,
     )

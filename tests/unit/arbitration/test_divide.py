@@ -58,6 +58,13 @@ def test_an_enabled_service_is_never_moved() -> None:
     assert divided(FOUR, tenant("a", "0-3", keeps=True), tenant("b", "0-3")) == {"b": "0-3:4"}
 
 
+def test_one_that_is_never_moved_has_its_part_left() -> None:
+    stays = dataclasses.replace(tenant("b", "0-3"), stays=True)
+    assert divided(FOUR, tenant("a", "0-3"), stays) == {"a": "0-1:2"}
+    stays = dataclasses.replace(tenant("b", "0-1"), stays=True)
+    assert divided(FOUR, tenant("a", "0-3"), stays) == {"a": "2-3:2"}
+
+
 def test_one_with_other_cores_leaves_those_that_the_other_has_alone() -> None:
     assert divided(FOUR, tenant("a", "0-3"), tenant("b", "0")) == {"a": "1-3:3", "b": "0:1"}
     assert divided(FOUR, tenant("a", "0-2"), tenant("b", "1-3")) == {"a": "0-1:2", "b": "2-3:2"}

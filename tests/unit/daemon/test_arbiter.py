@@ -168,13 +168,14 @@ def test_an_enabled_service_is_never_moved_and_never_waits(tmp_path: Path) -> No
     assert (host.cpus(A), host.cpus(B)) == ("2", "3")
 
 
-def test_an_inference_service_is_never_moved_and_never_waits(tmp_path: Path) -> None:
-    """Its server has measured on all of its CPUs. A job beside it has the others, if there are any."""
-    host = Host(tmp_path, TEXT + "[Infer d]\nModel=/d.pt\nCPUs=0-1\n[Infer e]\nModel=/e.pt\nCPUs=shared\n")
-    d, e = (f"torchpar-infer@{name}.service" for name in "de")
-    host.start(A, d, e)
-    assert host.given(d) is None and host.given(e) is None
-    assert host.cpus(A) == "2-3"
+@pytest.mark.parametrize(("settings", "cpus"), [("", "2-3"), ("Weight=300\n", "3"), ("CPUs=shared\n", "2-3")])
+def test_an_inference_service_is_never_moved_and_never_waits(tmp_path: Path, settings: str, cpus: str) -> None:
+    """Its server has measured on all of its CPUs. A job beside it leaves it its part."""
+    host = Host(tmp_path, TEXT + f"[Infer d]\nModel=/d.pt\n{settings}")
+    d = "torchpar-infer@d.service"
+    host.start(A, d)
+    assert host.given(d) is None
+    assert host.cpus(A) == cpus
     assert {unit for unit, _ in host.taken_moves()} == {A}
 
 
