@@ -78,11 +78,12 @@ def test_what_is_not_for_this_host_says_why(tmp_path: Path) -> None:
 
 
 def test_json_has_evidence_source_and_cure(tmp_path: Path) -> None:
-    data = as_json(results(tmp_path, "shm.leftovers", "cfg.valid"))
+    data = as_json(results(tmp_path, "kern.overcommit", "cfg.valid"))
     assert data["status"] == "warn"
     assert [check["status"] for check in data["checks"]] == ["ok", "warn"]
     finding = data["checks"][1]["findings"][0]
-    assert finding["commands"] == ["rm /dev/shm/torch_77_123_0"] and finding["evidence"] and data["checks"][1]["source"]
+    (command,) = finding["commands"]
+    assert "vm.overcommit_memory = 0" in command and finding["evidence"] and data["checks"][1]["source"]
 
 
 def test_nagios_has_a_status_and_performance_data_on_its_first_line(tmp_path: Path) -> None:
@@ -137,22 +138,22 @@ def test_fix_runs_the_commands_of_faults_and_looks_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []
-    hosts = iter([FAULTS["shm.leftovers"].make(tmp_path / "a"), Made().make(tmp_path / "b")])
+    hosts = iter([FAULTS["kern.overcommit"].make(tmp_path / "a"), Made().make(tmp_path / "b")])
     monkeypatch.setattr(command, "read_host", lambda root: next(hosts))
     monkeypatch.setattr(command, "require_root", lambda what: None)
     monkeypatch.setattr(command, "run_shown", lambda line: ran.append(line) or 0)
-    assert run(["doctor", "--only", "shm.leftovers", "--fix", "--yes"]) == 0
-    assert ran == ["rm /dev/shm/torch_77_123_0"]
+    assert run(["doctor", "--only", "kern.overcommit", "--fix", "--yes"]) == 0
+    assert len(ran) == 1 and "vm.overcommit_memory = 0" in ran[0]
     assert "1 check passed" in capsys.readouterr().out
 
 
 def test_fix_does_nothing_that_was_not_answered_with_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    on(monkeypatch, tmp_path, FAULTS["shm.leftovers"])
+    on(monkeypatch, tmp_path, FAULTS["kern.overcommit"])
     monkeypatch.setattr(command, "_check_fix", lambda *arguments: None)
     monkeypatch.setattr(command.click, "confirm", lambda question: False)
     monkeypatch.setattr(command, "run_shown", lambda line: ran.append(line) or 0)
-    run(["doctor", "--only", "shm.leftovers", "--fix"])
+    run(["doctor", "--only", "kern.overcommit", "--fix"])
     assert not ran
 
 

@@ -149,25 +149,26 @@ def shm_size(host: Host) -> Iterator[Finding]:
 
 @check(
     "shm.leftovers",
-    passed="no killed job has left files in /dev/shm",
+    passed="no file of torch in /dev/shm is of a process that has ended",
     where=TRAINING_HERE,
     source="torch.multiprocessing: sharing strategy file_system leaks shared memory files when processes are killed",
 )
 def shm_leftovers(host: Host) -> Iterator[Finding]:
-    """Finds files of torch's whose process has ended."""
+    """Finds files of torch's whose process has ended, as far as this PID namespace tells.
+
+    A container that shares /dev/shm has PIDs of its own, and another process may still have the file mapped: only
+    fuser(1) knows.
+    """
     left = [
         name
         for name in host.tree.names("dev/shm")
         if (match := _OF_TORCH.fullmatch(name)) and not host.tree.exists(f"proc/{match[1]}")
     ]
     if left:
-        # A shell's argument list and a terminal have an end.
-        files = " ".join(shlex.quote(f"{_SHM}/{name}") for name in left[:50])
-        yield warn(
-            f"{len(left)} files in /dev/shm are of jobs that were killed, and take memory until they are removed",
-            f"{_SHM}/{left[0]}: there is no such process any more",
-            "",
-            f"rm {files}",
+        yield note(
+            f"{len(left)} files of torch in /dev/shm seem left by killed jobs, and take memory until they are removed",
+            f"{_SHM}/{left[0]}: there is no such process here; a container's may have another number here",
+            f"see who has them open, and remove those that nobody has: fuser -v {_SHM}/torch_*",
         )
 
 
