@@ -51,6 +51,7 @@ class Made:
     modes: Mapping[str, int] = field(default_factory=dict)
     cpus_now: str | None = None
     root: bool = True
+    broken: bool = False
 
     def make(self, folder: Path) -> Host:
         """Makes it below a folder."""
@@ -71,7 +72,7 @@ class Made:
         services = tuple(
             Service(
                 each.unit,
-                each,
+                None if self.broken else each,
                 records.get(each.unit),
                 self.show.get(each.unit, {}),
                 self.running.get(each.unit),
@@ -94,7 +95,7 @@ class Made:
         return Host(
             tree=Tree(folder),
             facts=facts,
-            config=config,
+            config=None if self.broken else config,
             conf_problems=self.problems,
             conf_state=self.state,
             services=services,

@@ -64,6 +64,13 @@ def test_a_host_without_services_has_no_fault(tmp_path: Path) -> None:
     assert not [finding for result in results for finding in result.findings if finding.severity in BAD[:2]]
 
 
+def test_a_broken_conf_tells_of_no_service_that_it_does_not_declare_it(tmp_path: Path) -> None:
+    """It starts as it is in force; `systemctl disable` would be a loss."""
+    case = next(case for case in CASES if case.check == "unit.enabled")
+    made = dataclasses.replace(case.fault, broken=True)
+    assert [each.severity for each in findings("unit.enabled", made, tmp_path)] == [Severity.NOT_APPLICABLE]
+
+
 TEXT = st.text(max_size=60)
 
 

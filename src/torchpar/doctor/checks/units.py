@@ -10,7 +10,7 @@ from torchpar.conf.passed import RENDERED
 from torchpar.conf.values import parse_seconds
 from torchpar.doctor.check import check
 from torchpar.doctor.conditions import IN_FORCE, SYSTEMD
-from torchpar.doctor.finding import Finding, fail, unknown, warn
+from torchpar.doctor.finding import Finding, fail, not_applicable, unknown, warn
 from torchpar.doctor.host import Host, Service
 
 # Where torchpar's own are, and what torchpard and `systemctl set-property --runtime` change of what runs.
@@ -70,7 +70,13 @@ def _decided(service: Service, text: str) -> list[str]:
     source="torchpar.conf(5): Enabled=yes starts a service at boot and keeps its CPUs",
 )
 def enabled(host: Host) -> Iterator[Finding]:
-    """Finds services enabled by `systemctl enable`, for which nothing is kept, or that no conf declares."""
+    """Finds services enabled by `systemctl enable`, for which nothing is kept, or that no conf declares.
+
+    A conf with a mistake says neither: what is in force then goes on, and starts at boot.
+    """
+    if host.config is None:
+        yield not_applicable("only where the conf has no mistake; see cfg.valid")
+        return
     declared = {each.unit: each for each in host.services if each.declared}
     for folder in host.tree.names(_ETC):
         for unit in host.tree.names(f"{_ETC}/{folder}") if folder.endswith((".wants", ".requires")) else ():
