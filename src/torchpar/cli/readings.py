@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torchpar.conf.parse import parse_config
 from torchpar.conf.services import Config
-from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, StoreError, TorchparError
 from torchpar.contract.given import read_given
 from torchpar.doctor.host import Doors, Host, Service
@@ -35,7 +34,8 @@ _SECONDS, _LEAST = 0.8, 0.05
 _MOST_PROCESSES = 64
 
 _PROPERTIES = """
-    LoadState ActiveState SubState Result MainPID ControlGroup NRestarts ExecMainStatus DropInPaths FragmentPath
+    LoadState ActiveState SubState Result InvocationID MainPID ControlGroup NRestarts ExecMainStatus DropInPaths
+    FragmentPath
     TimeoutStopUSec MemoryDenyWriteExecute LimitMEMLOCKSoft LimitNOFILESoft TasksMax TasksCurrent CPUQuotaPerSecUSec
 """.split()
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
@@ -120,7 +120,7 @@ def _with_processes(service: Service, until: float) -> Service:
         return service
     pids = [process.pid for process in running.processes if process.cpu_seconds][:_MOST_PROCESSES]
     openmp: Mapping[int, tuple[str, ...]] = read_openmp(pids, max(_LEAST, until - time.monotonic()))
-    # That of an earlier run is no harm: nothing is missed but a thread that has kept to it.
     given = read_given(service.unit)
-    cpus = CpuSet.union([given.cpus, *given.had]) if given else CpuSet()
-    return dataclasses.replace(service, running=running, openmp=openmp, given=cpus)
+    if given and given.invocation != service.properties.get("InvocationID"):
+        given = None
+    return dataclasses.replace(service, running=running, openmp=openmp, given=given)

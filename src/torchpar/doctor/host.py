@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torchpar.conf.services import Config
 from torchpar.conf.services import Service as Declared
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.given import Given
 from torchpar.contract.unit_names import shorten
 from torchpar.facts.disk import Disk
 from torchpar.facts.running import RunningUnit
@@ -23,7 +24,7 @@ class Service:
     """One service: as the conf declares it, as the generation in force has it, and as it runs; None where it is not.
 
     `properties` are those of its unit as `systemctl show` prints them; none where systemd was not asked. `openmp` are
-    the OpenMP libraries of each of its processes, `given` the CPUs that torchpard has given it beside those in force.
+    the OpenMP libraries of each of its processes, `given` what torchpard has given it in this run.
     """
 
     unit: str
@@ -32,7 +33,7 @@ class Service:
     properties: Mapping[str, str] = field(default_factory=dict)
     running: RunningUnit | None = None
     openmp: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    given: CpuSet = CpuSet()
+    given: Given | None = None
 
     @property
     def title(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tests.unit.doctor.made import ACTIVE, CONF, INFER, OTHER, ROOMY, TRAIN, Made, process, running
-from tests.unit.hosts import make_gpu, make_host
+from tests.unit.hosts import make_gpu, make_host, make_hybrid_host
 from torchpar.doctor.finding import Severity
 from torchpar.facts.disk import Disk
 
@@ -19,6 +19,8 @@ V2 = "sys/fs/cgroup/cgroup.controllers"
 RUNS = {TRAIN: ACTIVE}
 RUNNING = {TRAIN: running(TRAIN, process())}
 LOADING = {TRAIN: running(TRAIN, process(), process(200))}
+# A loader worker has CPU 8 alone.
+HYBRID, LOADS = make_hybrid_host(), CONF + "LoaderWorkers=1\n"
 TWO_NODES = make_host(packages=2)
 SEVERAL = CONF + "Nodes=2\nEndpoint=gpu1\n"
 NAMED = SEVERAL + "Interface=eth0\n"
@@ -677,6 +679,20 @@ CASES = [
         Made(show=RUNS, running={TRAIN: running(TRAIN, process(cpus="2"))}),
         Made(show=RUNS, running=RUNNING),
         "Cpus_allowed_list 2",
+    ),
+    Case(
+        "aff.collapsed",
+        FAIL,
+        Made(show=RUNS, running={TRAIN: running(TRAIN, process(cpus="1"))}, given="2"),
+        Made(show=RUNS, running={TRAIN: running(TRAIN, process(cpus="2"))}, given="2"),
+        "Cpus_allowed_list 1",
+    ),
+    Case(
+        "aff.collapsed",
+        FAIL,
+        Made(facts=HYBRID, conf=LOADS, show=RUNS, running={TRAIN: running(TRAIN, process(cpus="1"))}),
+        Made(facts=HYBRID, conf=LOADS, show=RUNS, running={TRAIN: running(TRAIN, process(cpus="8"))}),
+        "Cpus_allowed_list 1",
     ),
     Case(
         "aff.outside",

@@ -11,6 +11,7 @@ from tests.unit.hosts import make_host
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.given import Given, GivenRank
 from torchpar.doctor.host import Doors, Host, Service
 from torchpar.facts.disk import Disk
 from torchpar.facts.running import Process, RunningUnit
@@ -77,7 +78,7 @@ class Made:
                 self.show.get(each.unit, {}),
                 self.running.get(each.unit),
                 self.openmp,
-                CpuSet.parse(self.given),
+                given(each.unit, self.given) if self.given else None,
             )
             for each in config.services
         )
@@ -103,6 +104,11 @@ class Made:
             doors=doors,
             is_root=self.root,
         )
+
+
+def given(unit: str, cpus: str) -> Given:
+    """What torchpard has given a unit of one rank."""
+    return Given(unit, "1", (GivenRank(CpuSet.parse(cpus), 1),), (GivenRank(CpuSet.parse("0-3"), 4),), 0.0)
 
 
 def process(

@@ -14,6 +14,7 @@ from torchpar.doctor.host import Host, Service
 from torchpar.doctor.words import share
 from torchpar.facts.running import Process
 from torchpar.facts.topology import HostFacts
+from torchpar.verify.compare import planned_sets
 
 # Variables by which an OpenMP runtime binds its threads one by one.
 _BINDS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -26,11 +27,16 @@ _BINDS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
     source="pytorch/pytorch#91989, #101850, #8126: OpenMP binds the main thread at import, and workers inherit that",
 )
 def collapsed(host: Host) -> Iterator[Finding]:
-    """Finds a process with torch whose main thread has one CPU, where the plan has several threads for each rank."""
+    """Finds a process with torch whose main thread has one CPU, where the plan has several threads for each rank.
+
+    One CPU may be its part for now, where torchpard divides them, or all that is kept for loader workers.
+    """
     for service in host.services:
         if not service.record or not service.running or min(rank.threads for rank in service.record.ranks) < 2:
             continue
-        single = [each for each in service.running.processes if each.cpu_seconds and _main_cpus(each) == 1]
+        wanted = planned_sets(service.record, service.given)
+        masks = ((each, _main_cpus(each)) for each in service.running.processes if each.cpu_seconds)
+        single = [each for each, cpus in masks if len(cpus) == 1 and cpus not in wanted]
         if single:
             named = [name for name in _BINDS if name in service.environment]
             cure = (
@@ -40,14 +46,14 @@ def collapsed(host: Host) -> Iterator[Finding]:
             )
             yield fail(
                 f"{len(single)} processes of {service.title} run on one CPU each, and their threads take turns there",
-                f"process {single[0].pid}: Cpus_allowed_list {(single[0].threads or {}).get(single[0].pid)}; planned:"
+                f"process {single[0].pid}: Cpus_allowed_list {_main_cpus(single[0])}; planned:"
                 f" {service.record.ranks[0].threads} threads on CPUs {service.record.ranks[0].cpus}",
                 f"{cure}, then: torchpar apply; systemctl restart {service.unit}",
             )
 
 
-def _main_cpus(process: Process) -> int:
-    return len((process.threads or {}).get(process.pid, CpuSet()))
+def _main_cpus(process: Process) -> CpuSet:
+    return (process.threads or {}).get(process.pid, CpuSet())
 
 
 @check(
@@ -61,7 +67,9 @@ def outside(host: Host) -> Iterator[Finding]:
     for service in host.services:
         if not service.record or not service.running:
             continue
-        given = service.record.cpuset | service.given | (service.running.cpuset or CpuSet())
+        given = service.record.cpuset | (service.running.cpuset or CpuSet())
+        if service.given:
+            given = CpuSet.union([given, service.given.cpus, *service.given.had])
         sets = (cpus for process in service.running.processes for cpus in (process.threads or {}).values())
         strays = Counter(str(cpus) for cpus in sets if not cpus <= given)
         if strays:
