@@ -50,7 +50,10 @@ def test_a_host_as_apt_leaves_it_has_no_failure(host: Machine) -> None:
 
 
 def test_what_others_have_done_to_a_unit_is_found_and_mended(host: Machine) -> None:
-    """A drop-in as systemctl edit writes it, a mask, and an enablement that the conf does not know."""
+    """A drop-in as systemctl edit writes it, a mask, and an enablement that the conf does not know.
+
+    A mask may be meant: --fix leaves it.
+    """
     assert not bad(doctor(host, "--only", "unit,sec.mdwe"))
     host.sh(f"mkdir -p /etc/systemd/system/{UNIT}.d; systemctl enable {UNIT}")
     override = "[Service]\nCPUAffinity=0\nMemoryDenyWriteExecute=yes\n"
@@ -61,7 +64,11 @@ def test_what_others_have_done_to_a_unit_is_found_and_mended(host: Machine) -> N
     host.run("systemctl", "daemon-reload")
     assert bad(doctor(host, "--only", "unit,sec.mdwe")) == {"unit.masked"}
     host.run("torchpar", "doctor", "--only", "unit.masked", "--fix", "--yes")
-    assert host.show(UNIT, "LoadState") == "loaded"
+    assert host.show(UNIT, "LoadState") == "masked"
+    host.sh(f"systemctl unmask {UNIT}; systemctl enable torchpar-train@gone")
+    assert bad(doctor(host, "--only", "unit")) == {"unit.enabled"}
+    host.run("torchpar", "doctor", "--only", "unit.enabled", "--fix", "--yes")
+    assert not bad(doctor(host, "--only", "unit"))
 
 
 def test_node_exporter_finds_metrics_where_it_looks_for_them(host: Machine) -> None:

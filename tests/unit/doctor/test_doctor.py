@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_the_commands_are_whole_lines_of_a_shell(case: Case, tmp_path: Path) -> 
     for finding in findings(case.check, case.fault, tmp_path):
         for command in finding.commands:
             assert shlex.split(command) and command.isprintable()
+
+
+@pytest.mark.parametrize("case", CASES, ids=names())
+def test_no_command_adds_to_a_file_or_decides_for_an_administrator(case: Case, tmp_path: Path) -> None:
+    """Run twice it leaves what it left at once; what somebody may have meant so is told in words."""
+    for finding in findings(case.check, case.fault, tmp_path):
+        for command in finding.commands:
+            assert ">>" not in command
+            assert not re.search(r"\brm\b|\bunmask\b|--now\b|torchpar apply|timedatectl", command)
 
 
 def test_a_host_without_services_has_no_fault(tmp_path: Path) -> None:

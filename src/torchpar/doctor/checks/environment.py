@@ -154,6 +154,5 @@ def allocator(host: Host) -> Iterator[Finding]:
         yield warn(
             "services run with glibc's malloc, which gives memory back and takes it anew in each step",
             "neither libtcmalloc_minimal.so.4 nor libjemalloc.so.2 is in /usr/lib",
-            "",
-            "apt-get install --yes libjemalloc2 && torchpar apply",
+            "apt-get install libjemalloc2, then: torchpar apply, and restart them",
         )

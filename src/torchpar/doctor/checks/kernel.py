@@ -12,15 +12,14 @@ from torchpar.doctor.host import Host
 from torchpar.host.sysfs import Tree
 
 _CPUS = "sys/devices/system/cpu"
-_SYSCTL = "/etc/sysctl.d/60-torchpar.conf"
-_TMPFILES = "/etc/tmpfiles.d/torchpar-cpufreq.conf"
 # Of the time since the start, that a processor was held back by its heat.
 _HOT = 0.001
 
 
 def _sysctl(name: str, value: int) -> str:
     """Makes the line that sets a variable of sysctl(8), for now and for each boot."""
-    return f"echo '{name} = {value}' >>{_SYSCTL} && sysctl --load={_SYSCTL}"
+    path = f"/etc/sysctl.d/60-torchpar-{name}.conf"
+    return f"echo '{name} = {value}' >{path} && /usr/lib/systemd/systemd-sysctl {path}"
 
 
 @check(
@@ -137,7 +136,8 @@ _FOLLOWING = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
 def _write_all(name: str, value: str) -> tuple[str, ...]:
     """Makes the lines that give all CPUs a value, now and at each boot; see tmpfiles.d(5)."""
     line = f"w /{_CPUS}/cpu*/cpufreq/{name} - - - - {value}"
-    return (f"echo '{line}' >>{_TMPFILES} && systemd-tmpfiles --create {_TMPFILES}",)
+    path = f"/etc/tmpfiles.d/torchpar-{name}.conf"
+    return (f"echo '{line}' >{path} && systemd-tmpfiles --create {path}",)
 
 
 @check(

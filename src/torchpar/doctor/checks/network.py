@@ -57,8 +57,8 @@ def clock(host: Host) -> Iterator[Finding]:
             yield warn(
                 "nothing synchronises the clock; hosts whose clocks differ lose each other",
                 "adjtimex(2): STA_UNSYNC",
-                "",
-                "apt-get install --yes systemd-timesyncd && timedatectl set-ntp true",
+                "set up the one that your hosts use, such as chrony; or apt-get install systemd-timesyncd, then:"
+                " timedatectl set-ntp true",
             )
 
 

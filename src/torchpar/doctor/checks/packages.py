@@ -68,8 +68,7 @@ def numad(host: Host) -> Iterator[Finding]:
         yield warn(
             "numad moves processes and their memory away from where they were placed",
             "numad.service is active",
-            "",
-            "systemctl disable --now numad.service",
+            "if nothing else on this host needs it: systemctl disable --now numad.service",
         )
 
 

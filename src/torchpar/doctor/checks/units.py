@@ -108,8 +108,7 @@ def masked(host: Host) -> Iterator[Finding]:
             yield warn(
                 f"{service.title} is masked: it cannot be started",
                 f"systemctl show -P LoadState {service.unit}: masked",
-                "",
-                f"systemctl unmask {shlex.quote(service.unit)}",
+                f"if it is to start again: systemctl unmask {shlex.quote(service.unit)}",
             )
 
 
