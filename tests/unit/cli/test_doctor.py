@@ -48,7 +48,9 @@ def test_what_fails_comes_first_and_what_passed_is_named(tmp_path: Path) -> None
         "                 /usr/lib/x86_64-linux-gnu/blas/libblas.so.3",
         "         source: measured on two cores, 1024² float32: libblas3 4.5 GFLOP/s,",
         "                 libopenblas0-openmp 65 (Debian 12), 243 (13)",
-        "         run:    apt-get install --yes libopenblas0-openmp",
+        "         run:    apt-get install --yes libopenblas0-openmp && for name in"
+        " libblas.so.3 liblapack.so.3 libopenblas.so.0; do update-alternatives --set"
+        " $name-x86_64-linux-gnu /usr/lib/x86_64-linux-gnu/openblas-openmp/$name; done",
         "",
         "note     obs.journal: the journal is gone after a restart of the host, and with",
         "         it why a job has failed",

@@ -14,6 +14,7 @@ WARN, FAIL, NOTE, UNKNOWN = Severity.WARN, Severity.FAIL, Severity.NOTE, Severit
 
 LIB = "usr/lib/x86_64-linux-gnu"
 ALTERNATIVES = "etc/alternatives"
+LIBRARIES = "libblas.so.3 liblapack.so.3 libopenblas.so.0"
 TORCH = {"usr/lib/python3/dist-packages/torch/version.py": ""}
 V2 = "sys/fs/cgroup/cgroup.controllers"
 RUNS = {TRAIN: ACTIVE}
@@ -90,9 +91,26 @@ CASES = [
         FAIL,
         blas("blas", "lapack", OPENMP, installed=(OPENMP,)),
         FAST,
-        f"update-alternatives --set libblas.so.3-x86_64-linux-gnu /{LIB}/{OPENMP}/libblas.so.3",
+        f"for name in {LIBRARIES}; do update-alternatives --set"
+        f" $name-x86_64-linux-gnu /{LIB}/{OPENMP}/$name; done",
     ),
-    Case("blas.alternative", WARN, blas("openblas-pthread", OPENMP, OPENMP), FAST, "not those that torch counts"),
+    Case("blas.alternative", WARN, blas(OPENMP, OPENMP, "openblas-pthread"), FAST, "not those that torch counts"),
+    Case(
+        "blas.alternative",
+        WARN,
+        blas("openblas-pthread", "openblas-pthread", "openblas-pthread"),
+        FAST,
+        f"apt-get install --yes libopenblas0-openmp && for name in {LIBRARIES}; do update-alternatives --set"
+        f" $name-x86_64-linux-gnu /{LIB}/{OPENMP}/$name; done",
+    ),
+    Case(
+        "blas.alternative",
+        FAIL,
+        blas("blas", "lapack", OPENMP, installed=("blis-openmp",)),
+        FAST,
+        f"for name in libblas.so.3; do update-alternatives --set $name-x86_64-linux-gnu /{LIB}/blis-openmp/$name; done",
+    ),
+    Case("blas.alternative", WARN, blas(OPENMP, OPENMP, "openblas-serial"), FAST, "openblas-serial"),
     Case(
         "blas.flavours",
         FAIL,

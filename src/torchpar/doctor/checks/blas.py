@@ -16,6 +16,7 @@ from torchpar.doctor.host import Host
 from torchpar.host.sysfs import Tree
 
 _INSTALL = "apt-get install --yes libopenblas0-openmp"
+_LIBRARIES = ("libblas.so.3", "liblapack.so.3", "libopenblas.so.0")
 # The best first: torch's own threads are OpenMP's.
 _FAST = ("openblas-openmp", "blis-openmp", "openblas-pthread", "blis-pthread")
 _ALTERNATIVES = "etc/alternatives"
@@ -34,8 +35,12 @@ def blas_alternative(host: Host) -> Iterator[Finding]:
     if target is None:
         yield unknown("no BLAS is registered in /etc/alternatives", _INSTALL)
         return
-    flavour = _flavour(target)
+    # OpenBLAS's libblas computes with the libopenblas that is in force, whatever its own folder is.
+    core = _target(tree, "libopenblas.so.0")
+    flavour = _flavour(core if core and _flavour(target).startswith("openblas-") else target)
     evidence = f"/etc/alternatives/{_link(tree, 'libblas.so.3')} -> {target}"
+    if core and flavour != _flavour(target):
+        evidence += f", {_link(tree, 'libopenblas.so.0')} -> {core}"
     cure = _better(tree, flavour)
     if not tree.exists(target.lstrip("/")):
         yield fail("the BLAS in force is not there, so that torch cannot be imported", evidence, "", cure)
@@ -100,11 +105,20 @@ def _flavour(target: str) -> str:
 
 
 def _better(tree: Tree, flavour: str) -> str:
-    """Returns the command that puts a better BLAS in force: one that is there need not be installed."""
-    link = _link(tree, "libblas.so.3")
-    folder = f"usr/lib/{link.removeprefix('libblas.so.3-')}"
+    """Returns the command that puts a better BLAS in force: one that is there need not be installed.
+
+    What was chosen by hand stays chosen when another is installed, so that is set, too.
+    """
+    architecture = _link(tree, "libblas.so.3").removeprefix("libblas.so.3-")
     for better in _FAST[: _FAST.index(flavour) if flavour in _FAST else None]:
-        path = f"{folder}/{better}/libblas.so.3"
-        if tree.exists(path) and ("openmp" in better or flavour not in _FAST):
-            return f"update-alternatives --set {shlex.quote(link)} {shlex.quote(f'/{path}')}"
-    return _INSTALL
+        there = tree.exists(f"usr/lib/{architecture}/{better}/libblas.so.3")
+        if there and ("openmp" in better or flavour not in _FAST):
+            return _set_all(architecture, better)
+    return f"{_INSTALL} && {_set_all(architecture, _FAST[0])}"
+
+
+def _set_all(architecture: str, flavour: str) -> str:
+    """Makes the command that puts a flavour in force: of OpenBLAS all of its libraries, which fit only each other."""
+    libraries = " ".join(_LIBRARIES if flavour.startswith("openblas-") else _LIBRARIES[:1])
+    link, path = (shlex.quote(text) for text in (f"-{architecture}", f"/usr/lib/{architecture}/{flavour}/"))
+    return f"for name in {libraries}; do update-alternatives --set $name{link} {path}$name; done"
