@@ -34,6 +34,8 @@ FREQUENCY = {"sys/devices/system/cpu/cpu0/cpufreq/scaling_driver": "acpi-cpufreq
 SOCKET = "torchpar-infer@i.socket"
 HERE = CONF + "Nodes=2\nEndpoint=host\n"
 INSTALLER = {"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host\n"}
+WHOLE_NAME, WHOLE_NAME_HERE = CONF + "Nodes=2\nEndpoint=host.example.org\n", {"host.example.org": ("127.0.1.1",)}
+WITH_DOMAIN = {"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host.example.org host\n"}
 PORT_8000 = "  sl  local_address rem_address   st\n   0: 0100007F:1F40 00000000:0000 0A 0:0 0:0 0 0 0 1\n"
 
 
@@ -534,6 +536,20 @@ CASES = [
         Made(conf=SEVERAL, names={"gpu1": ("127.0.0.1",)}),
         Made(conf=SEVERAL, names={"gpu1": ("192.0.2.1",)}),
         "loopback",
+    ),
+    Case(
+        "net.endpoint",
+        FAIL,
+        Made(conf=WHOLE_NAME, names=WHOLE_NAME_HERE, files={"etc/hosts": "127.0.1.1 other.example.org other\n"}),
+        Made(conf=WHOLE_NAME, names=WHOLE_NAME_HERE, files=WITH_DOMAIN),
+        "loopback",
+    ),
+    Case(
+        "net.hosts",
+        FAIL,
+        Made(conf=WHOLE_NAME, files={**WITH_DOMAIN, **interfaces("eth0", "eth1")}),
+        Made(conf=WHOLE_NAME, files={**WITH_DOMAIN, **interfaces("eth0")}),
+        "replace 127.0.1.1",
     ),
     Case(
         "net.endpoint",

@@ -71,7 +71,7 @@ def clock(host: Host) -> Iterator[Finding]:
 def endpoint(host: Host) -> Iterator[Finding]:
     """Finds an endpoint that does not resolve, or only to this host's loopback interface."""
     for service, train in _several(host):
-        name = (train.endpoint or "").rpartition("]")[0].strip("[") or (train.endpoint or "").partition(":")[0]
+        name = _meeting_host(train)
         addresses = host.doors.resolve(name) if name else ()
         if addresses is None:
             yield unknown(f"the resolver does not say in time where {name} is", f"see: getent hosts {name}")
@@ -81,7 +81,7 @@ def endpoint(host: Host) -> Iterator[Finding]:
                 f"getent hosts {name}: nothing",
                 f"write its address into /etc/hosts of all hosts, or as Endpoint= into {service.section}",
             )
-        elif all(_is_loopback(address) for address in addresses) and name != host.facts.hostname.partition(".")[0]:
+        elif all(_is_loopback(address) for address in addresses) and not _is_here(host, train):
             yield fail(
                 f"the endpoint of {service.title} is this host's loopback address, where no other host can be",
                 f"getent hosts {name}: {' '.join(addresses)}",
@@ -101,8 +101,7 @@ def own_name(host: Host) -> Iterator[Finding]:
     torchpar tells the other hosts the address of an interface; it cannot know which of several they reach.
     """
     name = host.facts.hostname.partition(".")[0]
-    lines = [line.partition("#")[0].split() for line in (host.tree.text("etc/hosts") or "").splitlines()]
-    addresses = [words[0] for words in lines if len(words) > 1 and {name, host.facts.hostname} & set(words[1:])]
+    addresses = [words[0] for words in _own_lines(host)]
     up = [each for each in host.tree.names(_NET) if each != "lo" and _is_up(host, each)]
     if len(up) < 2 or not addresses or not all(_is_loopback(address) for address in addresses):
         return
@@ -245,10 +244,30 @@ def nccl_ib(host: Host) -> Iterator[Finding]:
             )
 
 
+def _meeting_host(train: TrainSettings) -> str:
+    endpoint = train.endpoint or ""
+    return endpoint.rpartition("]")[0].strip("[") or endpoint.partition(":")[0]
+
+
 def _is_here(host: Host, train: TrainSettings) -> bool:
-    """Says whether the endpoint of a job is this host by its name."""
-    name = (train.endpoint or "").partition(":")[0]
-    return name in (host.facts.hostname, host.facts.hostname.partition(".")[0])
+    """Says whether the endpoint of a job is this host by a name that the job takes for its own when it starts.
+
+    That is, beside the host's own, the first on its line of /etc/hosts: with the domain, as Debian's installer does it.
+    """
+    names = {*_short_and_whole(host), *(words[1] for words in _own_lines(host))}
+    return _meeting_host(train) in {name for name in names if not name.startswith("localhost")}
+
+
+def _short_and_whole(host: Host) -> set[str]:
+    return {host.facts.hostname, host.facts.hostname.partition(".")[0]}
+
+
+def _own_lines(host: Host) -> Iterator[list[str]]:
+    """Yields the lines of /etc/hosts with this host's name, each as its address and its names."""
+    for line in (host.tree.text("etc/hosts") or "").splitlines():
+        words = line.partition("#")[0].split()
+        if not _short_and_whole(host).isdisjoint(words[1:]):
+            yield words
 
 
 def _is_up(host: Host, interface: str) -> bool:
