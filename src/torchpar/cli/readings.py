@@ -35,7 +35,6 @@ _MOST_PROCESSES = 64
 
 _PROPERTIES = """
     LoadState ActiveState SubState Result InvocationID MainPID ControlGroup NRestarts ExecMainStatus DropInPaths
-    FragmentPath
     TimeoutStopUSec MemoryDenyWriteExecute LimitMEMLOCKSoft LimitNOFILESoft TasksMax TasksCurrent CPUQuotaPerSecUSec
 """.split()
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")

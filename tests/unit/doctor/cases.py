@@ -79,10 +79,13 @@ def interfaces(*names: str) -> dict[str, str]:
     return {f"sys/class/net/{name}/flags": "0x1003" for name in ("lo", *names)}
 
 
-def drop_in(text: str) -> Made:
-    """A service with what `systemctl edit` writes."""
-    path = "/etc/systemd/system/torchpar-train@a.service.d/override.conf"
-    return Made(files={path[1:]: text}, show=shown(DropInPaths=f"/run/systemd/generator/x.d/20-torchpar.conf {path}"))
+def drop_in(text: str, name: str = "override.conf") -> Made:
+    """A service with what torchpar renders, and a drop-in of another name."""
+    ours = "/run/systemd/generator/torchpar-train@a.service.d/20-torchpar.conf"
+    path = f"/etc/systemd/system/torchpar-train@a.service.d/{name}"
+    rendered = "[Service]\nCPUAffinity=\nCPUAffinity=0-3\nBindPaths=/x\nEnvironment=OMP_NUM_THREADS=4\n"
+    paths = " ".join(sorted((ours, path), key=lambda each: each.rpartition("/")[2]))
+    return Made(files={ours[1:]: rendered, path[1:]: text}, show=shown(DropInPaths=paths))
 
 
 CASES = [
@@ -815,6 +818,21 @@ CASES = [
         drop_in("[Service]\nEnvironment=OMP_NUM_THREADS=1\n"),
         drop_in("[Service]\nEnvironment=MY_OWN=1\n"),
         "systemctl daemon-reload",
+    ),
+    # A drop-in that sorts before ours, and one that adds to a list.
+    Case(
+        "unit.override",
+        WARN,
+        drop_in("[Service]\nCPUAffinity=0\n"),
+        drop_in("[Service]\nCPUAffinity=0\n", "10-own.conf"),
+        "of train@a",
+    ),
+    Case(
+        "unit.override",
+        WARN,
+        drop_in("[Service]\nBindPaths=\n"),
+        drop_in("[Service]\nBindPaths=/data\nCPUAffinity=0-3\n"),
+        "BindPaths=",
     ),
     Case(
         "unit.enabled",

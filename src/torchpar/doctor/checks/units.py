@@ -6,16 +6,15 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from torchpar.conf.passed import RENDERED
 from torchpar.conf.values import parse_seconds
 from torchpar.doctor.check import check
 from torchpar.doctor.conditions import IN_FORCE, SYSTEMD
 from torchpar.doctor.finding import Finding, fail, not_applicable, unknown, warn
-from torchpar.doctor.host import Host, Service
+from torchpar.doctor.host import Host
+from torchpar.verify.overrides import find_overrides
 
-# Where torchpar's own are, and what torchpard and `systemctl set-property --runtime` change of what runs.
-_OURS = ("/run/systemd/generator/", "/usr/lib/systemd/", "/lib/systemd/", "/run/systemd/system.control/")
-_MANAGED = {*RENDERED, "Type", "KillMode", "ExecStop", "ExecStopPost", "Slice", "BindPaths", "PartOf", "Conflicts"}
+# Where the rendered drop-ins are.
+_GENERATED = "/run/systemd/generator/"
 _ETC = "etc/systemd/system"
 _OWN_UNIT = re.compile(r"torchpar-(train|infer)@.+\.service")
 _MANY = 3
@@ -30,37 +29,19 @@ _MANY = 3
 def override(host: Host) -> Iterator[Finding]:
     """Finds drop-ins, such as those of `systemctl edit`, with keys that torchpar decides."""
     for service in host.services:
-        for path in _foreign(service):
-            text = host.tree.text(path.lstrip("/"))
-            keys = _decided(service, text or "")
-            if keys:
-                yield warn(
-                    f"{', '.join(keys)} of {service.title} is not what torchpar has planned: a drop-in wins over it",
-                    path,
-                    f"write it into {service.section} in its own words, see torchpar.conf(5); then:"
-                    f" rm {shlex.quote(path)} && systemctl daemon-reload && torchpar apply",
-                )
-
-
-def _foreign(service: Service) -> tuple[str, ...]:
-    paths = service.properties.get("DropInPaths", "").split()
-    fragment = service.properties.get("FragmentPath", "")
-    return tuple(path for path in (fragment, *paths) if path and not path.startswith(_OURS))
-
-
-def _decided(service: Service, text: str) -> list[str]:
-    """Returns the keys in a unit file that torchpar decides; of variables only those that it sets."""
-    keys = []
-    planned = service.record.environment if service.record else {}
-    for line in text.splitlines():
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or key.startswith(("#", ";", "[")):
+        paths = service.properties.get("DropInPaths", "").split()
+        place = next((place for place, path in enumerate(paths) if path.startswith(_GENERATED)), None)
+        if place is None:
             continue
-        if key == "Environment" and value and not any(f"{name}=" in value for name in planned):
-            continue
-        if key in _MANAGED:
-            keys.append(f"{key}=")
-    return list(dict.fromkeys(keys))
+        later = {path: host.tree.text(path.lstrip("/")) or "" for path in paths[place + 1 :]}
+        for path, keys in find_overrides(host.tree.text(paths[place].lstrip("/")) or "", later).items():
+            yield warn(
+                f"{', '.join(f'{key}=' for key in keys)} of {service.title} is not what torchpar has planned: a drop-in"
+                " wins over it",
+                path,
+                f"write it into {service.section} in its own words, see torchpar.conf(5); then:"
+                f" rm {shlex.quote(path)} && systemctl daemon-reload && torchpar apply",
+            )
 
 
 @check(
