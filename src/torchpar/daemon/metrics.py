@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,12 @@ FAMILIES = (
         "Time in which some process of the service has waited for a resource.",
         ("unit", "resource"),
     ),
-    Family("unit_shared_cpus", "gauge", "CPUs of a running service that another running one uses, too.", _UNIT),
+    Family(
+        "unit_shared_cpus",
+        "gauge",
+        "CPUs of a running service that another running one uses, too, unless both have CPUs=shared.",
+        _UNIT,
+    ),
     Family("job_steps_total", "counter", "Optimizer steps of the job's present run.", _UNIT),
     Family("job_steps_per_second", "gauge", "Speed of the job.", _UNIT),
     Family(
@@ -87,9 +92,6 @@ FAMILIES = (
     Family("job_loader_wait_ratio", "gauge", "Share of its time that the job waits for data, from 0 to 1.", _UNIT),
     Family("job_silent_seconds", "gauge", "Time since the job last said how far it is.", _UNIT),
 )
-
-# What `torchpar doctor --format prom` writes besides.
-OF_DOCTOR = ("torchpar_doctor_check_status", "torchpar_doctor_last_run_timestamp_seconds")
 
 _RUNNING = ("active", "reloading", "deactivating")
 
@@ -188,26 +190,12 @@ def _of_counters(unit: Mapping[str, str], counters: UnitCounters, found: Mapping
 
 
 def _shared(sample: Sample, found: Mapping[str, Samples]) -> None:
-    """Counts the CPUs that running services have in common."""
-    used: dict[str, CpuSet] = {}
-    for service in sample.answer["services"] if sample.answer else ():
-        counters = sample.counters.get(str(service["unit"]))
-        if counters and counters.state in _RUNNING:
-            # Those of its threads: torchpard may have moved it, without a cpuset too.
-            seen = _parse(str(service.get("running_cpus") or ""))
-            used[str(service["unit"])] = seen or counters.cpus or _parse(str(service["cpus"]))
-    for unit, cpus in used.items():
-        others = CpuSet.union(other for name, other in used.items() if name != unit)
+    """Counts the CPUs that running services have in common: where status tells of an overlap, and nowhere else.
+
+    Where both ask for it by CPUs=shared, it is none.
+    """
+    rows = [each for each in (sample.answer["services"] if sample.answer else ()) if each["running_cpus"]]
+    running = [(str(row["unit"]), bool(row["shared"]), CpuSet.parse(row["running_cpus"])) for row in rows]
+    for unit, shared, cpus in running:
+        others = CpuSet.union(used for name, also, used in running if name != unit and not (shared and also))
         found["unit_shared_cpus"].append(({"unit": unit}, len(cpus & others)))
-
-
-def _parse(cpus: str) -> CpuSet:
-    try:
-        return CpuSet.parse(cpus)
-    except ValueError:
-        return CpuSet()
-
-
-def names(families: Iterable[Family] = FAMILIES) -> Sequence[str]:
-    """Returns the whole names of all metrics."""
-    return [*(f"torchpar_{family.name}" for family in families), *OF_DOCTOR]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torchpar.contract.cpulist import CpuSet
-
 
 @dataclass(frozen=True)
 class UnitCounters:
     """The counters of one unit; None where there is no such controller, or the unit does not run.
 
-    `waited_seconds` are how long some of its processes have waited, by resource ("cpu", "memory", "io"). `cpus` are the
-    CPUs that its processes may use now.
+    `waited_seconds` are how long some of its processes have waited, by resource ("cpu", "memory", "io").
     """
 
     state: str
@@ -22,4 +19,3 @@ class UnitCounters:
     throttled_periods: int | None = None
     memory_bytes: int | None = None
     waited_seconds: Mapping[str, float] = field(default_factory=dict)
-    cpus: CpuSet | None = None

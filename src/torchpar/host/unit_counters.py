@@ -33,7 +33,6 @@ def _read_one(properties: Mapping[str, str], tree: Tree) -> UnitCounters:
         throttled_periods=int(number) if (number := counters.get("nr_throttled", "")).isdigit() else None,
         memory_bytes=tree.number(f"{folder}/memory.current"),
         waited_seconds=dict(_waited(tree, folder)),
-        cpus=tree.cpulist(f"{folder}/cpuset.cpus.effective"),
     )
 
 

@@ -15,19 +15,23 @@ from typing import Any
 
 import pytest
 
-from torchpar.contract.cpulist import CpuSet
-from torchpar.daemon.metrics import FAMILIES, Sample, names, render_metrics
+from torchpar.daemon.metrics import FAMILIES, Sample, render_metrics
 from torchpar.daemon.metrics_server import CONNECTIONS, MetricsServer
 from torchpar.facts.counters import UnitCounters
+from torchpar.verify.trouble import add_overlaps
 
 TREE = Path(__file__).resolve().parents[3]
 UNIT, OTHER = "torchpar-train@a.service", "torchpar-infer@b.service"
+# Those of `torchpar doctor --format prom` are written by it.
+OF_DOCTOR = {"torchpar_doctor_check_status", "torchpar_doctor_last_run_timestamp_seconds"}
+NAMES = {f"torchpar_{family.name}" for family in FAMILIES} | OF_DOCTOR
 NAME = re.compile(r"\btorchpar_[a-z_]+\b")
 
 
 def service(unit: str, **changes: Any) -> dict[str, Any]:
     row = {
-        "unit": unit, "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [2, 2],
+        "unit": unit, "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [2, 2], "running_cpus": "0-3",
+        "shared": False,
         "items": [{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "unknown"}],
         "throughput": None,
     }  # fmt: skip
@@ -41,7 +45,7 @@ def answer(*services: dict[str, Any], **changes: Any) -> dict[str, Any]:
 JOB = {
     "steps": 120, "steps_per_second": 2.5, "samples_per_second": 80.0, "loader_wait_share": 0.25, "silent_seconds": 1.5,
 }  # fmt: skip
-COUNTERS = UnitCounters("active", 3, 12.5, 40, 2**20, {"memory": 1.5}, CpuSet.parse("0-3"))
+COUNTERS = UnitCounters("active", 3, 12.5, 40, 2**20, {"memory": 1.5})
 WHOLE = Sample(
     "0.1.0",
     1700000000.5,
@@ -51,9 +55,9 @@ WHOLE = Sample(
             throughput=JOB,
             items=[{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "drift"}],
         ),
-        service(OTHER),
+        service(OTHER, running_cpus="3-5"),
     ),
-    {UNIT: COUNTERS, OTHER: UnitCounters("active", 0, cpus=CpuSet.parse("3-5"))},
+    {UNIT: COUNTERS, OTHER: UnitCounters("active", 0)},
     1690000000.0,
     "0123456789ab",
     True,
@@ -110,20 +114,29 @@ def test_a_service_that_drifts_or_is_out_of_force_is_not_in_sync() -> None:
     assert [values(text)[f'torchpar_config_in_sync{{unit="{unit}"}}'] for unit in "abc"] == ["0", "0", "1"]
 
 
-def test_services_that_do_not_run_share_no_cpus() -> None:
-    counters = {"a": UnitCounters("active", 0), "b": UnitCounters("inactive", 0)}
-    found = values(render_metrics(Sample("0", 1.0, answer(service("a"), service("b")), counters)))
-    assert found['torchpar_unit_shared_cpus{unit="a"}'] == "0"
-    assert 'torchpar_unit_shared_cpus{unit="b"}' not in found
-
-
-def test_services_that_torchpard_has_moved_apart_share_no_cpus() -> None:
-    """Both are planned for the same CPUs, and without a cpuset their threads alone say where they are."""
-    counters = {"a": UnitCounters("active", 0), "b": UnitCounters("active", 0)}
-    apart = answer(service("a", running_cpus="0-1"), service("b", running_cpus="2-3"))
-    assert values(render_metrics(Sample("0", 1.0, apart, counters)))['torchpar_unit_shared_cpus{unit="a"}'] == "0"
-    together = answer(service("a", running_cpus="0-1"), service("b", running_cpus="1-3"))
-    assert values(render_metrics(Sample("0", 1.0, together, counters)))['torchpar_unit_shared_cpus{unit="a"}'] == "1"
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ({}, {}, 4),
+        ({}, {"running_cpus": "2-5"}, 2),
+        ({"running_cpus": "0-1"}, {"running_cpus": "2-3"}, 0),
+        ({}, {"running_cpus": ""}, 0),
+        ({"shared": True}, {}, 4),
+        ({"shared": True}, {"shared": True}, 0),
+    ],
+)
+def test_cpus_are_shared_where_status_tells_of_an_overlap(
+    one: dict[str, Any], other: dict[str, Any], common: int
+) -> None:
+    """Both are planned for the same CPUs; torchpard may have moved them apart, or one does not run."""
+    rows = [service("a", **one), service("b", **other)]
+    told = values(render_metrics(Sample("0", 1.0, answer(*rows))))
+    assert told['torchpar_unit_shared_cpus{unit="a"}'] == str(common)
+    assert ('torchpar_unit_shared_cpus{unit="b"}' in told) == bool(rows[1]["running_cpus"])
+    for row in rows:
+        row |= {"main_pid": 1, "wrong": []}
+    add_overlaps(rows)
+    assert bool(rows[0]["wrong"]) == bool(common)
 
 
 def test_a_name_cannot_break_out_of_its_label() -> None:
@@ -151,7 +164,7 @@ def expressions() -> list[str]:
 
 def test_every_metric_of_the_dashboard_exists() -> None:
     used = {name for expression in expressions() for name in NAME.findall(expression)}
-    assert used and used <= set(names())
+    assert used and used <= NAMES
 
 
 def test_every_panel_has_its_place_and_its_own_number() -> None:
@@ -171,7 +184,7 @@ def rules() -> str:
 
 def test_every_metric_of_the_alerts_exists() -> None:
     used = {name for line in rules().splitlines() if not line.lstrip().startswith("#") for name in NAME.findall(line)}
-    assert used and used <= set(names())
+    assert used and used <= NAMES
 
 
 def test_every_alert_is_tested_with_and_without_its_fault() -> None:
@@ -184,7 +197,7 @@ def test_every_alert_is_tested_with_and_without_its_fault() -> None:
 def test_the_manual_page_has_every_metric_and_every_alert() -> None:
     page = (TREE / "debian/man/torchpar-metrics.7").read_text(encoding="utf-8").replace("\\-", "-")
     told = set(NAME.findall(page))
-    assert set(names()) <= told
+    assert NAMES <= told
     assert set(re.findall(r"alert: (\w+)", rules())) <= set(re.findall(r"Torchpar\w+", page))
 
 

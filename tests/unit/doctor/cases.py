@@ -27,6 +27,7 @@ SEVERAL = CONF + "Nodes=2\nEndpoint=gpu1\n"
 NAMED = SEVERAL + "Interface=eth0\n"
 USER = CONF + "User=anna\n"
 TWO = CONF + "CPUs=0-3\n[Train b]\nScript=/b.py\nCPUs=shared\n"
+BOTH_SHARED = CONF + "CPUs=shared\n[Train b]\nScript=/b.py\nCPUs=shared\n"
 INFERENCE = "[Infer i]\nModel=/m.pt\n"
 GPU = make_host(packages=2, gpu_nodes=(0,))
 IB = {"sys/class/infiniband/mlx5_0/node_type": "1: CA"}
@@ -771,6 +772,25 @@ CASES = [
         ),
         Made(conf=TWO, show={TRAIN: ACTIVE}, running={TRAIN: running(TRAIN, process())}),
         "both may run on CPUs 0,2",
+    ),
+    Case(
+        "aff.overlap",
+        WARN,
+        Made(conf=TWO, show={TRAIN: ACTIVE, OTHER: ACTIVE}),
+        Made(conf=BOTH_SHARED, show={TRAIN: ACTIVE, OTHER: ACTIVE}),
+        "both may run on CPUs 0-3",
+    ),
+    Case(
+        "aff.overlap",
+        WARN,
+        Made(conf=TWO, show={TRAIN: ACTIVE, OTHER: ACTIVE}),
+        Made(
+            conf=TWO,
+            show={TRAIN: ACTIVE, OTHER: ACTIVE},
+            running={TRAIN: running(TRAIN, process(cpus="0-1"))},
+            given="2-3",
+        ),
+        "both may run on CPUs 0-3",
     ),
     Case(
         "thr.oversubscribed",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.counters import UnitCounters
 from torchpar.host import unit_counters
 from torchpar.host.sysfs import Tree
@@ -23,12 +22,11 @@ def test_what_systemd_and_the_kernel_count_is_read(tmp_path: Path, monkeypatch: 
         ("cpu.stat", "usage_usec 1500000\nnr_periods 9\nnr_throttled 4\n"),
         ("memory.current", "4096\n"),
         ("memory.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 total=7\n"),
-        ("cpuset.cpus.effective", "0-1\n"),
     ):
         (tmp_path / "sys/fs/cgroup/t").mkdir(parents=True, exist_ok=True)
         (tmp_path / "sys/fs/cgroup/t" / name).write_text(text)
     assert unit_counters.read_counters(["a", "b", "c"], Tree(tmp_path)) == {
-        "a": UnitCounters("active", 2, 1.5, 4, 4096, {"memory": 2.5}, CpuSet.parse("0-1")),
+        "a": UnitCounters("active", 2, 1.5, 4, 4096, {"memory": 2.5}),
         "b": UnitCounters("failed", 9),
         "c": UnitCounters("active", 0),
     }

@@ -88,11 +88,11 @@ def outside(host: Host) -> Iterator[Finding]:
     source="measured: two jobs on the same two cores run at a third of their speed, and more so where threads spin",
 )
 def overlap(host: Host) -> Iterator[Finding]:
-    """Finds two services whose processes may run on the same cores."""
+    """Finds two services whose processes may run on the same cores, unless both ask for that by CPUs=shared."""
     used = {each.title: (each, _cores(host.facts, _used(each))) for each in host.services if each.runs}
     for (one, (first, cores)), (other, (second, others)) in itertools.combinations(used.items(), 2):
         both = cores & others
-        if both:
+        if both and not all(each.record and each.record.shared for each in (first, second)):
             enable = next((each for each in (first, second) if not (each.record and each.record.enabled)), first)
             yield warn(
                 f"{one} and {other} run on the same cores, of which each gets less than half",
@@ -103,14 +103,14 @@ def overlap(host: Host) -> Iterator[Finding]:
 
 
 def _used(service: Service) -> CpuSet:
-    """Returns the CPUs of the processes with torch, or those in force where they cannot be read."""
+    """Returns the CPUs of the processes with torch, or where they cannot be read those given, or else in force."""
     seen = CpuSet.union(
         cpus
         for process in (service.running.processes if service.running else ())
         if process.cpu_seconds
         for cpus in (process.threads or {}).values()
     )
-    return seen or service.cpus
+    return seen or (service.given.cpus if service.given else service.cpus)
 
 
 def _cores(facts: HostFacts, cpus: CpuSet) -> CpuSet:
