@@ -14,6 +14,7 @@ from torchpar.cli.paths import FilePath
 from torchpar.cli.readings import read_host
 from torchpar.cli.root import require_root
 from torchpar.cli.textfile import write_textfile
+from torchpar.conf.syntax import hint
 from torchpar.contract.errors import ExitStatus, printable
 from torchpar.doctor.check import Check, Result, all_checks, examine
 from torchpar.doctor.finding import Finding, Severity
@@ -82,9 +83,11 @@ def doctor(  # noqa: PLR0913 - an option each
 def _chosen(only: str | None, skip: str | None) -> tuple[Check, ...]:
     """Chooses checks by their names, or by what stands before the dot. Raises UsageError for a name of none."""
     checks = all_checks()
+    known = {name for check in checks for name in (check.name, check.name.partition(".")[0])}
     for word in (*_words(only), *_words(skip)):
-        if not any(_is_meant(check, word) for check in checks):
-            raise click.UsageError(f"no check is called {printable(word, 60)}; see: torchpar doctor --list")
+        if word not in known:
+            nearest = hint(word, sorted(known)) or "; see: torchpar doctor --list"
+            raise click.UsageError(f"no check is called {printable(word, 60)}{nearest}")
     wanted, unwanted = tuple(_words(only)), tuple(_words(skip))
     return tuple(
         check

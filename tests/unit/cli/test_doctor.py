@@ -122,9 +122,17 @@ def test_the_exit_status_says_how_bad_it_is(
     assert run(["doctor", "--only", name, *arguments]) == status
 
 
-def test_a_mistyped_check_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--only", "colour"]) == 64
-    assert "no check is called colour" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("colour", "colour; see: torchpar doctor --list"),
+        ("blas.alternativ", "blas.alternativ; did you mean blas.alternative?"),
+        ("netw", "netw; did you mean net?"),
+    ],
+)
+def test_a_mistyped_check_is_a_usage_error(typed: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--only", typed]) == 64
+    assert f"no check is called {said}" in capsys.readouterr().err
 
 
 def test_a_group_of_checks_can_be_chosen_and_left_out(
