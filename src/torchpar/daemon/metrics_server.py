@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
+# A limit for each read alone would let a client that says a letter now and then stay for ever.
 _SECONDS = 10.0
 # At a time; Prometheus needs one.
 CONNECTIONS = 16
@@ -15,14 +17,18 @@ _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsServer(socketserver.ThreadingTCPServer):
-    """Answers GET /metrics with what `render` returns. Raises OSError where the address cannot be had."""
+    """Answers GET /metrics with what `render` returns. Raises OSError where the address cannot be had.
+
+    A connection is cut after so many `seconds`, whatever it still says.
+    """
 
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], render: Callable[[], str]) -> None:
+    def __init__(self, address: tuple[str, int], render: Callable[[], str], seconds: float = _SECONDS) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.render = render
+        self._seconds = seconds
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__(address, _Handler)
 
@@ -35,20 +41,27 @@ class MetricsServer(socketserver.ThreadingTCPServer):
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """Serves a connection, and makes room for the next."""
+        end = threading.Timer(self._seconds, _cut, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]
         finally:
+            end.cancel()
             self._free.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Says nothing of a client that has gone or been too slow."""
 
 
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: MetricsServer
     server_version, sys_version = "torchpar", ""
-    # Of a client that says nothing.
-    timeout = _SECONDS
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]

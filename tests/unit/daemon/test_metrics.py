@@ -268,6 +268,30 @@ def test_who_says_nothing_takes_a_place_and_no_more_than_there_are() -> None:
             thread.join()
 
 
+def test_who_goes_on_saying_a_letter_is_cut_off() -> None:
+    """Each read succeeds, and the request never ends."""
+    with MetricsServer(("127.0.0.1", 0), lambda: "a 1\n", seconds=0.2) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with socket.create_connection(server.server_address[:2]) as client:
+                client.settimeout(0.02)
+                assert any(_is_cut_after_a_letter(client) for _ in range(1000))
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _is_cut_after_a_letter(client: socket.socket) -> bool:
+    try:
+        client.send(b"G")
+        return client.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
 def test_who_serves_them_is_a_member_of_the_group_that_torchpard_answers() -> None:
     """By the user database, as torchpard asks it: not a user that systemd makes up, and not that of jobs."""
     unit = (TREE / "systemd/torchpar-metrics-http.service").read_text(encoding="utf-8")
