@@ -19,7 +19,7 @@ from torchpar.host.processes import read_running_unit
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
 from torchpar.verify.observe import observe_undeclared
-from torchpar.verify.service import Around, find_repair, item_json, verify_unit
+from torchpar.verify.service import RUNNING, Around, find_repair, item_json, verify_unit
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
 
@@ -41,7 +41,7 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
     services = _chosen(names)
     for service in services:
         properties = systemd.unit_properties(service.unit)
-        if not properties["MainPID"] or properties["ActiveState"] not in ("active", "reloading", "deactivating"):
+        if not properties["MainPID"] or properties["ActiveState"] not in RUNNING:
             if names and not as_json:
                 click.echo(f"{service.unit} is not running")
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.counters import UnitCounters
+from torchpar.verify.service import RUNNING
 
 Samples = list[tuple[Mapping[str, str], float]]
 
@@ -93,8 +94,6 @@ FAMILIES = (
     Family("job_silent_seconds", "gauge", "Time since the job last said how far it is.", _UNIT),
 )
 
-_RUNNING = ("active", "reloading", "deactivating")
-
 
 def render_metrics(sample: Sample) -> str:
     """Renders the text format of Prometheus, version 0.0.4. A metric of which nothing is known is left out."""
@@ -175,7 +174,7 @@ _OF_JOB = (
 
 
 def _of_counters(unit: Mapping[str, str], counters: UnitCounters, found: Mapping[str, Samples]) -> None:
-    found["unit_active"].append((unit, counters.state in _RUNNING))
+    found["unit_active"].append((unit, counters.state in RUNNING))
     found["unit_failed"].append((unit, counters.state == "failed"))
     found["unit_restarts_total"].append((unit, counters.restarts))
     for name, value in (

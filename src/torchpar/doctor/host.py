@@ -15,8 +15,7 @@ from torchpar.facts.running import RunningUnit
 from torchpar.facts.topology import HostFacts
 from torchpar.host.sysfs import Tree
 from torchpar.plan.record import ServiceRecord
-
-_RUNNING = ("active", "reloading", "deactivating")
+from torchpar.verify.service import RUNNING
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class Service:
     @property
     def runs(self) -> bool:
         """Says whether its main process runs."""
-        return self.properties.get("ActiveState") in _RUNNING and self.properties.get("MainPID", "0") != "0"
+        return self.properties.get("ActiveState") in RUNNING and self.properties.get("MainPID", "0") != "0"
 
     @property
     def hosts(self) -> int:
