@@ -96,19 +96,6 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def size(number: int) -> str:
-    """Words bytes in the unit that fits: "512 MiB", "1.5 GiB"."""
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
-        if number >= 1 << power:
-            return f"{rate(number / (1 << power))} {unit}"
-    return f"{number / 1024:.0f} KiB"
-
-
-def rate(value: float) -> str:
-    """Words a number with three digits, or all that it has before the point: "0.125", "43.2", "18250"."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def count(number: int, what: str) -> str:
     """Words a number of things: "1 core", "2 cores"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

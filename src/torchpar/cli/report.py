@@ -13,11 +13,12 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.output import brief, size
+from torchpar.cli.output import brief
 from torchpar.cli.paths import FilePath
 from torchpar.cli.redact import Redactor
 from torchpar.contract.errors import TorchparError
 from torchpar.contract.version import version
+from torchpar.doctor.words import size
 from torchpar.host.program import run
 
 # Each is run, and what it prints is a file of this name.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torchpar.cli.output import rate, shorten, size
+from torchpar.cli.output import shorten
 from torchpar.contract.advice import LOADER_BOUND
 from torchpar.contract.span import span
 from torchpar.daemon.state import ServiceState
+from torchpar.doctor.words import rate, size
 
 _MOST_ADDRESSES = 4
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from torchpar.cli.output import brief, echo_json, rate, shorten, size, terminal_width, wrap
+from torchpar.cli.output import brief, echo_json, shorten, terminal_width, wrap
 from torchpar.cli.service_lines import is_wrong, state_text
 from torchpar.cli.status import read_answer
 from torchpar.contract.errors import printable
 from torchpar.contract.span import span
 from torchpar.daemon.state import ServiceState, State, parse_state
+from torchpar.doctor.words import rate, size
 from torchpar.host import systemd
 
 # The alternate screen, without a cursor, and back (xterm's control sequences, which tmux has too); the beginning of the

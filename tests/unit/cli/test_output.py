@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from torchpar.cli.output import echo_block, echo_table, rate, shorten, size
+from torchpar.cli.output import echo_block, echo_table, shorten
+from torchpar.doctor.words import rate, size
 
 
 def test_a_table_that_is_too_wide_becomes_lines(
