@@ -26,10 +26,10 @@ _COMMANDS = {
     "uname": ["uname", "-srm"],
     "os-release": ["cat", "/etc/os-release"],
     "packages": ["dpkg-query", "--show", "torchpar", "systemd", "python3", "python3-torch", "libblas3"],
-    "blas": ["update-alternatives", "--query", "libblas.so.3-x86_64-linux-gnu"],
+    # The conf before what follows from it: where it says that hosts meet is a name of a host from there on.
+    "conf": ["systemd-analyze", "cat-config", "torchpar.conf"],
     "topology.json": ["torchpar", "topology", "--json"],
     "facts.json": ["torchpar", "facts", "--json"],
-    "conf": ["systemd-analyze", "cat-config", "torchpar.conf"],
     "validate.json": ["torchpar", "validate", "--json"],
     "check.json": ["torchpar", "check", "--json"],
     "diff": ["torchpar", "diff"],
@@ -39,7 +39,8 @@ _COMMANDS = {
     "status.json": ["torchpar", "status", "--json"],
     "verify.json": ["torchpar", "verify", "--json"],
     "doctor.json": ["torchpar", "doctor", "--json"],
-    "systemctl": ["systemctl", "--no-pager", "--full", "status", "torchpar-*", "torchpard.service"],
+    # It would print the end of the journal, too.
+    "systemctl": ["systemctl", "--no-pager", "--full", "--lines=0", "status", "torchpar-*", "torchpard.service"],
     "drop-ins": ["systemd-delta", "--no-pager", "--type=extended"],
 }
 _JOURNAL = {
@@ -47,6 +48,9 @@ _JOURNAL = {
     + [f"--lines={lines}"]
     for name, unit, lines in (("torchpard", "torchpard.service", 500), ("services", "torchpar-*", 1000))
 }
+# One for each architecture that has it, by the name of its folder of libraries.
+_BLAS = "libblas.so.3-*"
+_ALTERNATIVES = Path("/etc/alternatives")
 _SECONDS = 60.0
 _MOST = 2**22  # of one file, in letters
 
@@ -83,7 +87,11 @@ def report(output: Path | None, no_journal: bool) -> None:
 def _collect(*, journal: bool) -> Iterator[tuple[str, str]]:
     """Yields the name and the text of each file; what cannot be found out is a text that says so."""
     yield "version", f"torchpar {version()}\n"
-    for name, argv in {**_COMMANDS, **(_JOURNAL if journal else {})}.items():
+    blas = {
+        link.name.replace(".so.3", ""): ["update-alternatives", "--query", link.name]
+        for link in sorted(_ALTERNATIVES.glob(_BLAS))
+    }
+    for name, argv in {**blas, **_COMMANDS, **(_JOURNAL if journal else {})}.items():
         done = run(argv, seconds=_SECONDS)
         text = done.stdout[:_MOST]
         if done.stderr.strip() or done.returncode:

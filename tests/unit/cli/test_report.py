@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from torchpar.cli import report
+from torchpar.cli import redact, report
 from torchpar.cli.main import run
 from torchpar.cli.redact import Redactor
+
+HEX = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,23 @@ from torchpar.cli.redact import Redactor
         ("https://me:pw@example.org/x", "https://***@example.org/x"),
         ("Endpoint=10.1.2.3:29500 10.1.2.4 10.1.2.3", "Endpoint=ADDRESS-1:29500 ADDRESS-2 ADDRESS-1"),
         ("Listen=127.0.0.1:8000 0.0.0.0:80", "Listen=127.0.0.1:8000 0.0.0.0:80"),
-        ("fe80::1:2:3 and 2001:db8:1:2:3:4:5:6", "fe80::1:2:3 and ADDRESS-1"),
+        ("fe80::1:2:3 and 2001:db8:1:2:3:4:5:6", "ADDRESS-1 and ADDRESS-2"),
+        ("2001:db8::1: refused, [2001:db8::1]:29500", "ADDRESS-1: refused, [ADDRESS-1]:29500"),
+        ("fe80::1%eth0, ::ffff:10.0.0.5 and ::1, ::", "ADDRESS-1%eth0, ADDRESS-2 and ::1, ::"),
+        ("std::abs c10::Error 12:34:56 dead:beef", "std::abs c10::Error 12:34:56 dead:beef"),
+        ("Authorization: Bearer a.b-c ==", "Authorization: ***"),
+        ("-H 'Authorization: Basic YTpi' -v", "-H 'Authorization: ***' -v"),
+        ("sent Bearer abc.def to it", "sent Bearer *** to it"),
+        (f"train.py --wandb-key={HEX} --lr 0.1", "train.py --wandb-key=*** --lr 0.1"),
+        (f"wandb: {HEX}\nid {HEX[:32]}", "wandb: ***\nid ***"),
+        ('Environment=DB_URL="x y z" A=1', 'Environment=DB_URL="***" A=1'),
+        ('Environment=db_pass=hunter2 "db_pass=two words"', 'Environment=db_pass=*** "db_pass=***"'),
+        ("password = \"two words\" and 'pwd=a b'", "password = \"***\" and 'pwd=***'"),
+        (r'"x \"secret\": \"two words\" y"', r'"x \"secret\": \"***\" y"'),
+        ('"key": "Threads", "value": "8"; first pass is over', '"key": "Threads", "value": "8"; first pass is over'),
+        ("Endpoint=node17.corp:29500\nsaid node17.corp", "Endpoint=HOST-3:29500\nsaid HOST-3"),
+        ("Endpoint=trainer\ntrainer --rdzv-endpoint=b2:1", "Endpoint=HOST-3\nHOST-3 --rdzv-endpoint=HOST-4:1"),
+        ("has no Endpoint=; set Endpoint=HOST and", "has no Endpoint=; set Endpoint=HOST and"),
         ("at 00:1b:44:11:3a:b7", "at MAC-1"),
         ("key AbCdEfGhIjKlMnOpQrStUvWxYz0123456789 ends", "key *** ends"),
         ("0000:17:00.0 at 12:34:56, torch 2.1.0, CPUs 0-3", "0000:17:00.0 at 12:34:56, torch 2.1.0, CPUs 0-3"),
@@ -44,20 +63,36 @@ def test_what_is_private_is_replaced_and_nothing_else(text: str, redacted: str) 
     assert Redactor(["alpha.example.org", "alpha", "localhost"], ["ada", "root"]).redact(text) == redacted
 
 
+def test_no_line_costs_more_than_its_length() -> None:
+    """No repetition is without an end, but where a run can begin at one place alone or the name is a bounded one."""
+    patterns = {name: value for name, value in vars(redact).items() if isinstance(value, re.Pattern)}
+    endless = {
+        name
+        for name, value in patterns.items()
+        if re.search(r"(?<!\\)[*+]|\{\d+,\}", re.sub(r"\[(?:\\.|[^]\\])+\]", "C", value.pattern))
+    }
+    assert len(patterns) > 10 and endless <= {"_KEY", "_OURS"}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to write in, on a host whose programs are made up."""
 
+    (tmp_path / "alternatives").mkdir()
+    (tmp_path / "alternatives/libblas.so.3-riscv64-linux-gnu").touch()
+    (tmp_path / "here").mkdir()
+
     def answer(argv: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        if argv[0] == "journalctl":
+        if argv[0] == "journalctl" or (argv[0] == "systemctl" and "--lines=0" not in argv):
             return subprocess.CompletedProcess(argv, 0, "ada@alpha: SECRET_KEY=x\n", "")
         return subprocess.CompletedProcess(argv, int(argv[0] == "uname"), f"{argv[-1]} on alpha\n", "no uname\n")
 
     monkeypatch.setattr(report, "run", answer)
     monkeypatch.setattr(report, "_hosts", lambda: ["alpha"])
     monkeypatch.setattr(report, "_users", lambda: ["ada"])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setattr(report, "_ALTERNATIVES", tmp_path / "alternatives")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
 
 
 def test_the_archive_has_what_each_command_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +104,7 @@ def test_the_archive_has_what_each_command_says(folder: Path, capsys: pytest.Cap
     with tarfile.open(path) as archive:
         texts = {os.path.basename(name): archive.extractfile(name).read().decode() for name in archive.getnames()}  # type: ignore[union-attr]
     assert {"version", "facts.json", "units", "status.json", "doctor.json", "journal-services"} <= texts.keys()
+    assert texts["libblas-riscv64-linux-gnu"].startswith("libblas.so.3-riscv64-linux-gnu on")
     assert texts["journal-services"] == "USER-1@HOST-1: SECRET_KEY=***\n"
     assert "exit status 1" in texts["uname"] and "no uname" in texts["uname"]
     assert not any("alpha" in text for text in texts.values())
@@ -78,7 +114,9 @@ def test_the_journal_can_be_left_out_and_no_file_is_overwritten(folder: Path) ->
     """Nor a link followed."""
     assert run(["report", "--no-journal", "--output", "x.tar.gz"]) == 0
     with tarfile.open("x.tar.gz") as archive:
-        assert not any("journal" in name for name in archive.getnames())
+        texts = {os.path.basename(name): archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
+    assert "systemctl" in texts and not any("journal" in name for name in texts)
+    assert not any(b"SECRET_KEY" in text for text in texts.values())
     assert run(["report", "--output", "x.tar.gz"]) == 1
     (folder / "link").symlink_to(folder / "aim")
     assert run(["report", "--output", "link"]) == 1 and not (folder / "aim").exists()
