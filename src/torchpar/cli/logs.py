@@ -40,7 +40,7 @@ def logs(name: str, follow: bool, lines: int | None, rank: int | None, since: st
     if rank is None:
         argv += [f"--unit={unit}" for unit in units]
     else:
-        argv += [f"_PID={_pid_of(units, rank)}"]
+        argv += _matches(units, rank)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
@@ -87,11 +87,12 @@ def _is_called(unit: str, name: str) -> bool:
     return is_called(kind, rest, name) if rest else shorten(name) in (kind, kind.removeprefix("run-"))
 
 
-def _pid_of(units: list[str], rank: int) -> int:
-    reports = [report for unit in units if unit.endswith(".service") for report in read_rank_reports(unit)]
-    for report in reports:
+def _matches(units: list[str], rank: int) -> list[str]:
+    """Makes what asks for one process of a unit: others have had its number, in other boots and in this one."""
+    reports = [(unit, report) for unit in units if unit.endswith(".service") for report in read_rank_reports(unit)]
+    for unit, report in reports:
         if report.local_rank == rank:
-            return report.pid
-    ranks = ", ".join(str(report.local_rank) for report in reports)
+            return ["--boot", f"_SYSTEMD_UNIT={unit}", f"_PID={report.pid}"]
+    ranks = ", ".join(str(report.local_rank) for _, report in reports)
     there = f"it has {ranks}" if ranks else "none has told of itself: it has not imported torch, or does not run"
     raise TorchparError(f"{shorten(units[0])}: there is no rank {rank} that runs; {there}")

@@ -65,12 +65,13 @@ def test_each_name_of_a_service_leads_to_its_journal(argv: list[str], name: str,
 
 
 def test_one_rank_alone_is_that_of_its_process(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what the rank has told; one that is not there is named."""
+    """By what the rank has told; one that is not there is named. The number alone would be that of others, too."""
     report = RankReport(pid=77, local_rank=1, torch="2", threads=1, interop_threads=1, cpus="0", allocator="glibc")
     monkeypatch.setattr(logs, "read_rank_reports", lambda unit: [report])
     with pytest.raises(DoneError):
         run(["logs", "a", "--rank", "1", "-f", "-n", "5"])
-    assert argv == ["journalctl", "--quiet", "--output=short", "--follow", "--lines=5", "_PID=77"]
+    process = ["--boot", f"_SYSTEMD_UNIT={TRAIN}", "_PID=77"]
+    assert argv == ["journalctl", "--quiet", "--output=short", "--follow", "--lines=5", *process]
     assert run(["logs", "a", "--rank", "2"]) == 1
 
 
