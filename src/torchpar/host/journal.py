@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 # Of systemd's catalog (sd-messages.h): a restart is scheduled.
 _RESTARTS = "5eb03494b6584870a536b337290809b3"
@@ -33,17 +33,20 @@ _MOST_LINES = 400
 
 
 class Journal:
-    """The journal of this host. It answers with nothing where it does not answer in time."""
+    """The journal of this host."""
 
     def count_restarts(self, units: Collection[str], seconds: float) -> dict[str, int] | None:
-        """Counts how often systemd has started units again in the last so many seconds; None where nobody knows."""
+        """Counts how often systemd has started units again in the last so many seconds; None where nobody knows.
+
+        As where the journal may not be read, fails, or does not answer in time.
+        """
         if not any(os.access(path, os.R_OK) for pattern in _FILES for path in glob.iglob(pattern)):
             return None
         found = _ask(
             [f"--since=-{seconds:.0f}s", f"--lines={_MOST_RESTARTS}", "--output-fields=UNIT"],
             ["_PID=1", f"MESSAGE_ID={_RESTARTS}", *(f"UNIT={unit}" for unit in units)],
         )
-        return dict(Counter(str(one.get("UNIT")) for one in found))
+        return None if found is None else dict(Counter(str(one.get("UNIT")) for one in found))
 
     def read_last_lines(self, unit: str, since: float | None, until: float | None) -> tuple[str, ...]:
         """Reads what the processes of a unit wrote last between two times, in seconds since the epoch, in its order.
@@ -54,7 +57,7 @@ class Journal:
         options += [] if since is None else [f"--since=@{since:.6f}"]
         options += [] if until is None else [f"--until=@{until:.6f}"]
         found = _ask(options, [f"_SYSTEMD_UNIT={unit}"])
-        return tuple(line for one in found for line in _text(one.get("MESSAGE")).splitlines())
+        return tuple(line for one in found or () for line in _text(one.get("MESSAGE")).splitlines())
 
 
 def write_entry(fields: Mapping[str, str]) -> bool:
@@ -74,10 +77,11 @@ def write_entry(fields: Mapping[str, str]) -> bool:
 
 def has_entries(unit: str) -> bool:
     """Says whether the journal has anything of a unit."""
-    return any(True for _ in _ask(["--lines=1", "--output-fields=MESSAGE"], [f"_SYSTEMD_UNIT={unit}"]))
+    return bool(_ask(["--lines=1", "--output-fields=MESSAGE"], [f"_SYSTEMD_UNIT={unit}"]))
 
 
-def _ask(options: list[str], matches: list[str]) -> Iterator[dict[str, object]]:
+def _ask(options: list[str], matches: list[str]) -> list[dict[str, object]] | None:
+    """Asks for entries; None where there is no answer, which is not the same as no entry."""
     # JSON leaves out values of more than 4096 bytes, so the answer is bounded.
     # Not --boot: in the sandbox of torchpard, on Debian 12 in a container, it finds nothing.
     options = ["--quiet", "--no-pager", "--output=json", *options]
@@ -90,14 +94,18 @@ def _ask(options: list[str], matches: list[str]) -> Iterator[dict[str, object]]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return
+        return None
+    if done.returncode:
+        return None
+    entries = []
     for line in done.stdout.splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict):
-            yield entry
+            entries.append(entry)
+    return entries
 
 
 def _text(message: object) -> str:

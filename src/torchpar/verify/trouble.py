@@ -20,7 +20,7 @@ _MOST_TOLD = 4  # of those that run on the same CPUs
 
 
 class Journal(Protocol):
-    """The door to the journal. It answers with nothing where it does not answer in time."""
+    """The door to the journal."""
 
     def count_restarts(self, units: Collection[str], seconds: float) -> Mapping[str, int] | None:
         """Counts how often systemd has started units again in the last so many seconds; None where nobody knows."""
@@ -40,9 +40,8 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal, until: float 
     counted = journal.count_restarts([row["unit"] for row in troubled], LOOP_SECONDS)
     for row in troubled:
         unit = row["unit"]
-        # Without the journal systemd alone knows: of those since the last start by hand.
-        restarts = row["restarts"] if counted is None else counted.get(unit, 0)
-        row["restarts_in_10_minutes"] = None if counted is None else restarts
+        row["restarts_in_10_minutes"] = None if counted is None else counted.get(unit, 0)
+        restarts = _recent_restarts(row)
         loops = restarts >= LOOP
         if not row["failure"] and not restarts:
             continue
@@ -59,6 +58,17 @@ def add_failures(rows: Iterable[dict[str, Any]], journal: Journal, until: float 
             row["wrong"].append(trouble("crash-loop", clause))
         elif row["state"] in ("failed", "restarting"):
             row["wrong"].append(trouble("failure", f"has failed: {reason}; see: torchpar logs {shorten(unit)}"))
+
+
+def _recent_restarts(row: Mapping[str, Any]) -> int:
+    """Returns the restarts that tell of now.
+
+    Without the journal systemd alone knows, of those since the last start by hand, which may be long ago: they count
+    while the unit waits to be started once more.
+    """
+    if row["restarts_in_10_minutes"] is not None:
+        return int(row["restarts_in_10_minutes"])
+    return int(row["restarts"]) if row["state"] == "restarting" else 0
 
 
 def add_overlaps(rows: Sequence[dict[str, Any]]) -> None:

@@ -201,12 +201,22 @@ def test_a_crash_loop_is_wrong_while_it_runs_too(host: FakeHost) -> None:
     row = look(host)["services"][1]
     assert row["restarts_in_10_minutes"] == 4
     assert told(row) == [f"fails again and again: {SAID.replace('exit status 1', 'its last run failed')}"]
-    # As systemd has it, where the journal cannot be read: since it was started by hand.
-    host.journal.restarts = None
-    row = look(host)["services"][1]
-    assert row["restarts_in_10_minutes"] is None and told(row)[0].startswith("fails again and again: ")
     host.journal.restarts = {}
     assert look(host)["services"][1]["wrong"] == [], "it was long ago"
+
+
+def test_without_the_journal_a_loop_is_one_while_the_unit_is_restarted(host: FakeHost) -> None:
+    """The number that systemd has is of all time since it was started by hand."""
+    host.apply()
+    host.start(TRAIN)
+    host.systemd.properties[TRAIN]["NRestarts"] = 50
+    host.journal.restarts = None
+    row = look(host)["services"][1]
+    assert (row["state"], row["restarts_in_10_minutes"], row["failure"], row["wrong"]) == ("running", None, None, [])
+    host.systemd.properties[TRAIN] |= {"ActiveState": "activating", "SubState": "auto-restart", "MainPID": 0}
+    row = look(host)["services"][1]
+    assert (row["state"], row["restarts_in_10_minutes"]) == ("restarting", None)
+    assert told(row)[0].startswith("fails again and again: ")
 
 
 def test_what_is_set_beside_the_conf_is_wrong(host: FakeHost) -> None:
@@ -285,7 +295,8 @@ def test_ad_hoc_jobs_are_listed(host: FakeHost) -> None:
     row = seen["services"][-1]
     assert [row[key] for key in ("unit", "kind", "name", "cpus", "in_force")] == [job, "run", "x-7", "3", True]
     assert [line.partition(":")[0] for line in seen["notices"]] == [
-        f"{TRAIN} shares CPUs 3 with run-x-7", f"{job} shares CPUs 3 with train@a"
+        f"{TRAIN} shares CPUs 3 with run-x-7",
+        f"{job} shares CPUs 3 with train@a",
     ]
 
 
