@@ -74,7 +74,10 @@ def read_answer() -> tuple[dict[str, Any], str]:
         time.sleep(_LOOK_SECONDS)
         figures.look(observation["services"], time.monotonic())
     whole = figures.complete(observation, time.monotonic(), *([] if stranger else [_NO_DAEMON]))
-    return whole, _STRANGER if stranger else ""
+    if not stranger:
+        return whole, ""
+    # What is wrong may be among what this user does not see.
+    return {**whole, "well": None if whole["well"] else False}, _STRANGER
 
 
 def choose(state: State, names: Iterable[str]) -> list[ServiceState]:

@@ -76,7 +76,7 @@ def make_screen(state: State, note: str, clock: str, width: int) -> list[str]:
     services = sorted(state.services, key=lambda service: (not is_wrong(service), not service.main_pid, service.title))
     running = sum(service.state == "running" for service in services)
     wrong = sum(map(is_wrong, services)) + len(state.wrong)
-    told = f"{wrong} wrong" if wrong else "all is well"
+    told = f"{wrong} wrong" if wrong else "not all can be seen" if note else "all is well"
     lines = [
         f"{clock}  generation {state.generation or 'none'}, conf {state.conf}; {running} of {len(services)} running;"
         f" {told}"[:width],

@@ -113,7 +113,8 @@ class Moved:
 
 @dataclass(frozen=True)
 class State:
-    """The host. `wrong` is of no service in the list, in whole sentences; `well`: nothing is wrong at all.
+    """The host. `wrong` is of no service in the list, in whole sentences; `well`: nothing is wrong at all; None where
+    this user may not see enough to tell.
 
     `moved` is not there where torchpard does not answer.
     """
@@ -122,7 +123,7 @@ class State:
     generation: int | None
     conf: str
     services: tuple[ServiceState, ...]
-    well: bool
+    well: bool | None
     wrong: tuple[Wrong, ...]
     notices: tuple[Text, ...]
     moved: tuple[Moved, ...] = ()

@@ -162,12 +162,16 @@ def test_who_may_not_ask_is_told_that_and_not_that_the_daemon_is_dead(
     host: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It cannot tell whether all is well: 3. Where nobody answers something is wrong: 1."""
-    seen = {**ANSWER, "services": [], "notices": [], "wrong": []}
+    seen: dict[str, Any] = {**ANSWER, "services": [], "notices": [], "wrong": []}
     monkeypatch.setattr("torchpar.cli.status.ask_daemon", lambda: None)
     monkeypatch.setattr("torchpar.cli.status.observe", lambda *_: seen)
     monkeypatch.setattr("torchpar.cli.status.may_not_ask", lambda: True)
     status, shown = show(capsys)
     assert status == 3 and "members of the group torchpar only" in " ".join(shown.split()) and "!" not in shown
+    assert json.loads(show(capsys, "--json")[1])["well"] is None, "what is wrong may be among what is not seen"
+    seen["wrong"] = [{"what": "host", "text": "bad"}]
+    assert json.loads(show(capsys, "--json")[1])["well"] is False
+    seen["wrong"] = []
     monkeypatch.setattr("torchpar.cli.status.may_not_ask", lambda: False)
     status, shown = show(capsys)
     assert status == 1 and "! torchpard does not answer" in shown

@@ -16,11 +16,11 @@ from torchpar.daemon.state import parse_state
 from torchpar.host import systemd
 
 
-def screen(width: int, *services: dict[str, Any], **answer: Any) -> list[str]:
+def screen(width: int, *services: dict[str, Any], note: str = "", **answer: Any) -> list[str]:
     """The lines for these services."""
     answer = {**ANSWER, "services": list(services), **answer}
     assert parse_answer(json.dumps(answer).encode())
-    return make_screen(parse_state(json.loads(json.dumps(answer))), "", "12:34:56", width)
+    return make_screen(parse_state(json.loads(json.dumps(answer))), note, "12:34:56", width)
 
 
 def test_the_screen_at_80_columns() -> None:
@@ -55,6 +55,12 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     assert "none for 10 min" in lines[4]
 
 
+def test_all_is_well_where_nothing_is_wrong_and_all_is_seen() -> None:
+    """What is wrong counts, whether all is seen or not."""
+    assert screen(80, BUSY)[0].endswith("; all is well") and screen(80, BUSY, note="a note")[0].endswith("can be seen")
+    assert screen(80, FAILED, note="a note")[0].endswith("; 1 wrong")
+
+
 def test_once_is_for_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """And so is whatever is no terminal, which is left as it is; --json has all."""
     monkeypatch.setattr(systemd, "is_running", lambda: True)
@@ -63,6 +69,7 @@ def test_once_is_for_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     for words in (["--once"], []):
         assert run(["top", *words]) == 0
         said = capsys.readouterr().out
-        assert "\x1b" not in said and said.splitlines()[0].endswith("all is well") and said.endswith("a note\n")
+        assert "\x1b" not in said and said.endswith("a note\n")
+        assert said.splitlines()[0].endswith("; not all can be seen"), "the note says why"
     assert run(["top", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
