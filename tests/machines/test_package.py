@@ -169,9 +169,11 @@ def test_remove_stops_the_jobs_and_keeps_what_they_made(installed: Machine) -> N
     pid = start_jobs(installed)
     installed.sh("echo model >/var/lib/torchpar/train/waiting/model.pt")
     installed.run("systemctl", "kill", "--signal=SIGCONT", "torchpar-train@waiting")
+    metrics = "/var/lib/prometheus/node-exporter/torchpar.prom"
+    installed.sh(f"mkdir -p $(dirname {metrics}); touch {metrics}")
     installed.run("apt-get", "remove", "--yes", "torchpar")
-    assert not installed.exists(f"/proc/{pid}")
-    assert installed.run("systemctl", "list-units", "--state=active", "--no-legend", "torchpar*").stdout == ""
+    assert not installed.exists(f"/proc/{pid}") and not installed.exists(metrics)
+    assert installed.run("systemctl", "list-units", "--state=active,failed", "--no-legend", "torchpar*").stdout == ""
     assert installed.read("/var/lib/torchpar/train/waiting/model.pt") == "model\n"
     assert "torchpar" not in installed.run("ls", "/run/systemd/generator").stdout
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -88,6 +89,55 @@ def test_torchpar_conf_5_has_every_key_of_the_section_once(section: str) -> None
 
 def _index(page: str, chapter: str) -> int:
     return [part.partition("\n")[0] for part in re.split(r"^\.SH ", page, flags=re.M)].index(chapter)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str, str], list[str]]:
+    """Runs a maintainer script with a verb, on a host below `tmp_path`, and returns what it ran and printed."""
+    bin_, called = tmp_path / "bin", tmp_path / "called"
+    bin_.mkdir()
+    for name in ("systemctl", "deb-systemd-invoke", "debhelper"):
+        listing = "case $* in list-units*run-*) echo torchpar-run-x-7.service loaded;; esac"
+        (bin_ / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{called}\n{listing}\n')
+        (bin_ / name).chmod(0o755)
+    for folder in ("run/systemd/system", "var/lib/prometheus/node-exporter", "etc"):
+        (tmp_path / folder).mkdir(parents=True)
+
+    def run_script(name: str, verb: str) -> list[str]:
+        text = re.sub(r"(?<![\w.*])/(run|var|etc)/", rf"{tmp_path}/\1/", read(f"debian/torchpar.{name}"))
+        called.write_text("")
+        path = f"{bin_}:{os.environ['PATH']}"
+        text = text.replace("#DEBHELPER#", "debhelper")
+        done = subprocess.run(["sh", "-c", text, name, verb], env={"PATH": path}, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return [*done.stdout.splitlines(), *called.read_text().splitlines()]
+
+    return run_script
+
+
+@pytest.mark.subprocess
+def test_remove_forgets_failed_units_once_torchpard_has_been_stopped_too(
+    script: Callable[[str, str], list[str]],
+) -> None:
+    """What debhelper adds stops it. Ad-hoc jobs are named like the services, as all end. An upgrade does neither."""
+    said, *called = script("prerm", "remove")
+    assert said == "torchpar: stopping torchpar-run-x-7.service"
+    assert called[-2:] == ["debhelper ", "systemctl reset-failed torchpar*"]
+    assert any(line.startswith("deb-systemd-invoke stop") and "torchpar-run-*.service" in line for line in called)
+    assert script("prerm", "upgrade") == ["debhelper "]
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(("verb", "left"), [("remove", False), ("purge", False), ("upgrade", True)])
+def test_metrics_do_not_outlive_the_package(
+    script: Callable[[str, str], list[str]], tmp_path: Path, verb: str, left: bool
+) -> None:
+    """node_exporter would tell for ever what was last true."""
+    paths = [tmp_path / "var/lib/prometheus/node-exporter" / name for name in ("torchpar.prom", "torchpar-doctor.prom")]
+    for path in paths:
+        path.touch()
+    script("postrm", verb)
+    assert [path.exists() for path in paths] == [left, left]
 
 
 def test_the_shipped_conf_declares_nothing() -> None:
