@@ -33,8 +33,6 @@ def describe(service: ServiceState) -> list[str]:
         lines.append(f"{service.failure.why}{said}")
     if service.loading and service.throughput and service.throughput.loader_wait_share >= LOADER_BOUND:
         lines.append(service.loading)
-    if service.moved:
-        lines.append(service.moved)
     # The first line says that it has.
     lines += [told.text.removeprefix("has failed: ") for told in service.wrong]
     if service.problem:

@@ -86,8 +86,6 @@ class ServiceState:
     hang: Text | None
     wrong: tuple[Wrong, ...]
     problem: Text | None
-    # Who moved it when and why, of whoever moves services that run.
-    moved: Text | None = None
 
     @property
     def title(self) -> str:

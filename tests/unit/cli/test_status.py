@@ -138,7 +138,6 @@ def test_nothing_of_a_job_reaches_the_terminal(host: dict[str, Any], capsys: pyt
         ({"throughput": {**SPEED, "samples_per_second": 0}}, "5.25 steps/s; waits 5 % for data; step 30"),
         ({"throughput": {**SPEED, "samples_per_second": 12345.678}}, "12346 samples/s; waits 5 % for data; step 30"),
         ({"throughput": {**SPEED, "loader_wait_share": 0.6}, "loading": "waited"}, "320 samples/s; step 30"),
-        ({"moved": "on CPUs 0-1 since 2 min: train@b started"}, "on CPUs 0-1 since 2 min: train@b started"),
         ({"throughput": SPEED, "hang": "hangs", "wrong": [{"what": "hang", "text": "hangs"}]}, "step 30"),
         ({"restarts_in_10_minutes": 1, "failure": {"why": "killed by SIGKILL", "said": None}}, "killed by SIGKILL"),
     ],
