@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from torchpar.facts.counters import UnitCounters
 from torchpar.host.sysfs import Tree
 from torchpar.host.unit_state import read_units
+from torchpar.host.usage import parse_cpu_stat
 
 _RESOURCES = ("cpu", "memory", "io")
 
@@ -25,12 +26,12 @@ def _read_one(properties: Mapping[str, str], tree: Tree) -> UnitCounters:
     if not group:
         return UnitCounters(state, int(restarts) if restarts.isdigit() else 0)
     folder = f"sys/fs/cgroup{group}"
-    counters = dict(line.split(" ", 1) for line in (tree.text(f"{folder}/cpu.stat") or "").splitlines() if " " in line)
+    stat = parse_cpu_stat(tree.text(f"{folder}/cpu.stat") or "")
     return UnitCounters(
         state,
         int(restarts) if restarts.isdigit() else 0,
-        cpu_seconds=_number(counters.get("usage_usec"), 1e6),
-        throttled_periods=int(number) if (number := counters.get("nr_throttled", "")).isdigit() else None,
+        cpu_seconds=stat.cpu_seconds,
+        throttled_periods=stat.throttled_periods,
         memory_bytes=tree.number(f"{folder}/memory.current"),
         waited_seconds=dict(_waited(tree, folder)),
     )
@@ -43,7 +44,3 @@ def _waited(tree: Tree, folder: str) -> Iterable[tuple[str, float]]:
         )
         if match:
             yield resource, int(match[1]) / 1e6
-
-
-def _number(text: str | None, unit: float) -> float | None:
-    return int(text) / unit if text and text.isdigit() and len(text) < 19 else None
