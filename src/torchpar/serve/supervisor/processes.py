@@ -198,8 +198,15 @@ class Processes:
                 self._end(process)
 
     def _hear(self, process: Member) -> None:
+        message: dict[str, Any] | None = {}
         while process.channel and (message := process.channel.receive()):
             self._take(process, message)
+        if message is None and process.channel:
+            self._loop.remove_reader(process.channel)  # it would be readable for ever
+            if isinstance(process.child, Forked) and not process.child.pid:
+                # Nobody can wait for one whose number is not known: this is all that will be heard of its end.
+                process.child.returncode = ExitStatus.FAILED
+                self._over(process, ExitStatus.FAILED)
 
     def _take(self, process: Member, message: dict[str, Any]) -> None:  # noqa: C901 - a branch for each message
         if "pid" in message and isinstance(process.child, Forked):
@@ -274,6 +281,8 @@ class Processes:
         for place in self._places.values():
             place.poll()
         for process in list(self._processes):
+            if isinstance(process.child, Forked) and not process.child.pid:
+                self._hear(process)  # its number, before what has ended is looked for by it
             if process.child and process.child.poll() is not None:
                 self._gone(process)
         started = [process.child.pid for process in self._processes if isinstance(process.child, subprocess.Popen)]
