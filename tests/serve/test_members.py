@@ -89,3 +89,97 @@ def test_a_fork_that_ends_right_after_it_said_its_number_is_missed(server: subpr
             os.waitpid(pid, os.WNOHANG)
 
     asyncio.run(run())
+
+
+class Told(Notifier):
+    """Keeps each STATUS=."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status: list[str] = []
+
+    def send(self, **values: str) -> None:
+        """Keeps it."""
+        self.status.append(values.get("STATUS", ""))
+
+
+def received(end: Channel, what: str) -> list[object]:
+    """What a process is told of this kind, until now."""
+    found = []
+    while message := end.receive():
+        found += [message[what]] if what in message else []
+    return found
+
+
+def divided(notifier: Notifier, begun: list[Member]) -> tuple[Processes, dict[Member, Channel]]:
+    """Makes a place of two processes, of which the first answers, and the second is just started."""
+    processes = Processes(JOB, [], notifier)
+    processes._loop = asyncio.get_running_loop()
+    (place,) = processes._places.values()
+    ends = {}
+
+    def start(process: Member, *_: object) -> None:
+        begun.append(process)
+        ends[process] = connect(process)
+        process.child = subprocess.Popen(["sleep", "100"])
+
+    place.start = start  # type: ignore[method-assign]
+    first = processes._processes[0]
+    processes._start(first)
+    processes._take(first, {"loaded": True, "serves": None, "count": 2, "alone": False})
+    processes._take(first, {"ready": True})
+    assert [process.index for process in begun] == [0, 1]
+    return processes, ends
+
+
+def kill(member: Member) -> None:
+    """Kills what stands for the process."""
+    assert isinstance(member.child, subprocess.Popen)
+    member.child.kill()
+    member.child.wait()
+
+
+WRITER = {"did": 0, "wrong": "", "serves": None, "count": 1, "alone": True}
+
+
+@pytest.mark.parametrize("state", ["ready", "loading", "between two starts", "out"])
+def test_a_process_that_is_too_many_is_gone_whatever_it_does(state: str) -> None:
+    """A model that writes to itself came by a reload. It is not started again, and answers nobody with that model."""
+
+    async def run() -> None:
+        begun: list[Member] = []
+        told = Told()
+        processes, ends = divided(told, begun)
+        first, second = processes._processes
+        child = second.child
+        assert isinstance(child, subprocess.Popen)
+        if state == "ready":
+            processes._take(second, {"loaded": True, "serves": None})
+            processes._take(second, {"ready": True})
+        elif state != "loading":
+            kill(second)
+            second.out = "a file" if state == "out" else ""
+            processes._started = True
+            processes._gone(second)
+        processes._take(first, WRITER)
+        processes._divide(first)
+        processes._take(second, {"loaded": True, "serves": None})
+        if state == "ready":
+            assert received(ends[second], "stop") == [10.0]
+        elif state == "loading":
+            assert child.wait(10) != 0 and received(ends[second], "go") == []
+        if second.child:
+            kill(second)
+            processes._gone(second)
+        processes._start(second)  # as the timer does of one that had ended before
+        assert processes._processes == [first] and len(begun) == 2
+        assert told.status[-1] == "serving: 1 of 1 process ready; process 0 alone with few compute threads: restart"
+        assert received(ends[first], "alone") == [True]
+        # Once it is started again, it has its whole place.
+        kill(first)
+        assert first.threads is None
+        processes._start(first)
+        assert not first.narrow
+        kill(first)
+
+    asyncio.run(run())

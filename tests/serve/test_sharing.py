@@ -142,13 +142,20 @@ def test_a_model_that_writes_to_itself_is_in_one_process(
 def test_a_model_that_writes_to_itself_and_comes_later_ends_the_others(
     start: Callable[..., Service], tmp_path: Path
 ) -> None:
+    """The one that is left has the few threads that it had, which is told, until it is started again."""
     service = start(each=3)
     assert len(service.children()) == 3
     save_script(Counts(), tmp_path / "model.pt", FACE)
     assert reload(service).returncode == 0
     service.wait(lambda: len(service.children()) == 1)
     assert [service.infer()[0] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
-    assert service.status() == "serving: 1 of 1 process ready"
+    told = "serving: 1 of 1 process ready; process 0 alone with few compute threads: restart"
+    service.wait(lambda: service.status() == told)
+    report = (tmp_path / "rank-0.json").read_text()
+    assert '"processes": 1' in report and '"threads": 1' in report and "must be in one process" in report
+    os.kill(service.children()[0], signal.SIGKILL)
+    service.wait(lambda: service.status() == "serving: 1 of 1 process ready")
+    service.wait(lambda: '"threads": 3' in (tmp_path / "rank-0.json").read_text())
 
 
 def test_the_first_process_measures_and_tells_why(start: Callable[..., Service], tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class _Serving:
             "shelf": self._take_weights,
             "connection": self._take_connection,
             "go": self._take_go,
+            "alone": lambda message: self._report(1),
             "unbatched": lambda message: self._engine.end_batching(message["unbatched"]),
             "totals": self._take_totals,
             "setting": lambda message: self._front.service.take(message["setting"]),
@@ -173,15 +174,17 @@ class _Serving:
         return ExitStatus.DONE
 
     def _report(self, processes: int) -> None:
-        """Tells what holds in this process; the first of a rank tells it of those beside it too."""
+        """Tells what holds in this process; the first of a rank tells it of those beside it too: for all at once."""
         report = observe(sys.modules["torch"], self._rank.local_rank)
         report = dataclasses.replace(report, threads=self._engine.options.workers)
         say_report(report)
         if not self._index:
             assert (serve := self._settings.serve)
-            why = f"Processes={serve.processes}" if serve.processes else self._find_count().why
-            threads = serve.workers or self._rank.threads
-            write_report(dataclasses.replace(report, threads=threads, processes=processes, why=why))
+            count = self._find_count()
+            why = f"Processes={serve.processes}" if serve.processes and not count.alone else count.why
+            if processes > 1:
+                report = dataclasses.replace(report, threads=serve.workers or self._rank.threads)
+            write_report(dataclasses.replace(report, processes=processes, why=why))
 
     def _find_count(self) -> Count:
         """Finds how many processes this one's rank should have."""

@@ -29,6 +29,7 @@ class Member:
         self.index = index
         self.threads = threads
         self.retiring = False  # it answers what it has accepted, and nobody takes its place
+        self.narrow = False  # it computes in a part of its place, and no other in the rest
         self.gauge: Gauge | None = None
         self.passed = 0  # connections
         self.last_passed = 0  # the number of the latest, among those of all processes

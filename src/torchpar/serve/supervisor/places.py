@@ -119,6 +119,9 @@ class Place:
         kept, ending = self._members[:total], self._members[total:]
         for member in ending:
             member.retiring = True
+        if ending:
+            asking.narrow = True
+            asking.threads = None  # when it is started again, it has all
         if not self._divided and total > 1:
             numbers = (number for number in count() if number not in taken)
             kept += [Member(next(numbers), self._rank, index) for index in range(1, total)]

@@ -105,8 +105,9 @@ class Processes:
     # ---- starting ----
 
     def _start(self, process: Member) -> None:
-        if self._stopping:
+        if self._stopping or process not in self._processes:
             return
+        process.narrow = False
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
         process.out = ""
         model = self._model(process)
@@ -130,6 +131,8 @@ class Processes:
 
     def _loaded(self, process: Member) -> None:
         """Lets a process answer that has loaded the same as the others serve."""
+        if process.retiring:
+            return
         model = self._model(process)
         if model is None or _alike(model.serves, process.serves):
             if not _alike(self._served, process.serves):
@@ -156,14 +159,27 @@ class Processes:
                 self._processes.append(process)
                 self._several = True
                 self._start(process)
+        if asking.narrow and asking.channel:
+            asking.channel.send(alone=True)
+            say(
+                f"process {asking.number} is alone on its CPUs from now on, for it has a model that writes to itself,"
+                " and keeps the few compute threads that it had: restart the service to give it all",
+                Priority.WARNING,
+            )
+            self._tell()
 
     def _end(self, process: Member) -> None:
         """Has a process answer what it has accepted, and end."""
         grace = float(self._serve.drain_timeout)
         process.going = False
-        if process.channel:
-            process.channel.send(stop=grace)
-        if process.child:
+        if not process.child:
+            if process.retiring:
+                self._remove(process)
+        elif not process.ready:
+            process.child.kill()  # it has accepted nothing
+        else:
+            if process.channel:
+                process.channel.send(stop=grace)
             self._loop.call_later(grace + STOP_SECONDS, process.child.kill)
 
     def _takers(self) -> list[Member]:
@@ -320,8 +336,7 @@ class Processes:
                 self._loop.call_later(wait, self._finish, ExitStatus.DONE)
             return
         if process.retiring:
-            self._processes.remove(process)
-            self._tell()
+            self._remove(process)
             return
         if process.out and self._model(process):
             say(
@@ -338,9 +353,7 @@ class Processes:
             return
         if not self._started and process.index:
             say(f"process {process.number} {describe(status)}, and is done without: the others serve", Priority.WARNING)
-            self._processes.remove(process)
-            self._see_started()
-            self._tell()
+            self._remove(process)
             return
         if not self._started:
             # What keeps one of them from starting at all keeps systemctl start from succeeding.
@@ -356,6 +369,12 @@ class Processes:
         self._loop.call_later(delay, self._start, process)
         if not self._model():
             self._start_those_out()
+        self._tell()
+
+    def _remove(self, process: Member) -> None:
+        """Goes on without a process, for good."""
+        self._processes.remove(process)
+        self._see_started()
         self._tell()
 
     def _fail(self, status: int) -> None:
@@ -512,10 +531,12 @@ class Processes:
         what = "serving" if self._started else "loading"
         out = [str(process.number) for process in self._processes if process.out]
         unbatched = sorted({key.rpartition("/")[0] for key in self._unbatched})
+        narrow = [str(process.number) for process in self._processes if process.narrow]
         untried = sorted({name for process in self._processes if process.ready for name in process.untried})
         self._notifier.send(
             STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready"
             + (f"; process {', '.join(out)} out, as model files have changed: reload" if out else "")
+            + (f"; process {', '.join(narrow)} alone with few compute threads: restart" if narrow else "")
             + (f"; unbatched after a difference: {', '.join(unbatched)}" if unbatched else "")
             + (f"; not tried: {', '.join(untried)}" if untried else "")
         )
