@@ -80,6 +80,9 @@ def engine_options(
 
 def serve(settings: JobSettings, rank: RankSettings, channel: socket.socket, gauge: Gauge) -> int:
     """Serves until told to stop; returns the exit status."""
+    # What a model starts has none of them: the end of this process would not be seen.
+    channel.set_inheritable(False)
+    os.set_inheritable(gauge.fd, False)
     # A SIGABRT of the first process, when this one hangs, leaves a traceback of every thread in the journal.
     faulthandler.enable()
     # So does a SIGTERM, which comes to it where the start is over before it is done.
@@ -252,6 +255,9 @@ class _Serving:
 
     def _take_connection(self, message: dict[str, Any]) -> None:
         self._gauge.take()
+        if "file" not in message:
+            say("a connection is lost, for this process may open no more files: see LimitNOFILE=", Priority.WARNING)
+            return
         peer = message["peer"]
         sock = socket.socket(fileno=message["file"])
         self._front.take(sock, message["connection"], tuple(peer) if isinstance(peer, list) else peer)

@@ -81,7 +81,8 @@ class Acceptor:
                 say(f"cannot accept connections for a second: {error.strerror}", Priority.WARNING)
                 self._pause(_REFUSED_SECONDS)
                 return
-            self._pass(sock, protocol, peer)
+            # Bytes are an abstract address, which JSON has not, and the log has no use for.
+            self._pass(sock, protocol, "" if isinstance(peer, bytes) else peer)
 
     def _pass(self, sock: socket.socket, protocol: str, peer: Any) -> None:
         for process in sorted(self._choose(), key=Member.has_to_do):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 from typing import Any
 
@@ -51,7 +52,7 @@ class Channel:
     def receive(self) -> dict[str, Any] | None:
         """Returns the next message: empty when there is none now, None when the other end is gone.
 
-        A descriptor that came with it is its "file".
+        A descriptor that came with it is its "file", which is not there where this process may have no further one.
         """
         try:
             data, files, _, _ = socket.recv_fds(self._door, LARGEST, 1)
@@ -61,6 +62,7 @@ class Channel:
             return None
         message: dict[str, Any] | None = json.loads(data) if data else None
         if message is not None and files:
+            os.set_inheritable(files[0], False)  # what a model starts would keep a client's connection open
             message["file"] = files[0]
         return message
 

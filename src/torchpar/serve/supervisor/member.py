@@ -15,6 +15,9 @@ from torchpar.serve.supervisor.forks import Forked
 from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender
 
+# Until it is tried again to stop a process whose channel is full.
+_FULL_SECONDS = 0.05
+
 
 class Member:
     """One serving process, of which there is always one: when it ends, another is started in its place.
@@ -65,6 +68,15 @@ class Member:
         self.passed += 1
         self.last_passed = number
         return True
+
+    def stop(self, seconds: float) -> None:
+        """Has it end within so many seconds. Where its channel is full, it is told when it has read of it."""
+        self._stop_by(self.channel, asyncio.get_running_loop().time() + seconds)
+
+    def _stop_by(self, channel: Channel | None, end: float) -> None:
+        loop = asyncio.get_running_loop()
+        if channel and channel is self.channel and not channel.send(stop=max(0.0, end - loop.time())):
+            loop.call_later(_FULL_SECONDS, self._stop_by, channel, end)
 
     def give_up(self) -> None:
         """Closes what the process was talked to through."""

@@ -178,8 +178,7 @@ class Processes:
         elif not process.ready:
             process.child.kill()  # it has accepted nothing
         else:
-            if process.channel:
-                process.channel.send(stop=grace)
+            process.stop(grace)
             self._loop.call_later(grace + STOP_SECONDS, process.child.kill)
 
     def _takers(self) -> list[Member]:
@@ -401,7 +400,7 @@ class Processes:
         self._notifier.send(STOPPING="1", STATUS=f"answering what was accepted, for {grace:g} s at the most")
         for process in self._processes:
             if process.ready and process.channel:
-                process.channel.send(stop=grace)
+                process.stop(grace)
             elif process.child:
                 say(
                     f"process {process.number} was still loading its models, and has accepted nothing; it was here:",
