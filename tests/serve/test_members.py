@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -184,3 +184,29 @@ def test_a_process_that_is_too_many_is_gone_whatever_it_does(state: str) -> None
         kill(first)
 
     asyncio.run(run())
+
+
+def test_what_all_have_counted_is_added_up_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each: with many processes and models, this took the first process's whole time."""
+    sums: list[int] = []
+
+    def count(counters: Iterable[Any]) -> list[Any]:
+        sums.append(len(list(counters)))
+        return []
+
+    monkeypatch.setattr("torchpar.serve.supervisor.processes.add_up", count)
+
+    async def run() -> None:
+        processes = Processes(JOB, [], Notifier())
+        processes._loop = asyncio.get_running_loop()
+        processes._processes += [Member(number, 0, number) for number in range(1, 8)]
+        processes._several = True
+        ends = [connect(process) for process in processes._processes]
+        for process in processes._processes:
+            process.ready = True
+            process.usage = {"answers": 1.0}
+        processes._count()
+        assert [received(end, "usage") for end in ends] == [[{"answers": 8.0}]] * 8
+
+    asyncio.run(run())
+    assert sums == [9]

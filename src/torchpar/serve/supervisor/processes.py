@@ -254,7 +254,7 @@ class Processes:
             self._tell()
             for setting in self._settings.values():
                 process.set(setting)
-            self._tell_counts(process)
+            self._tell_counts([process])
             if process.reload_due and not any(each.ready for each in self._processes if each is not process):
                 self._loop.create_task(self._catch_up(process))
             elif model := self._model(process):
@@ -510,17 +510,20 @@ class Processes:
             process.set(setting)
 
     def _count(self) -> None:
-        for process in self._processes:
-            if process.ready:
-                self._tell_counts(process)
+        self._tell_counts([process for process in self._processes if process.ready])
         self._loop.call_later(COUNT_SECONDS, self._count)
 
-    def _tell_counts(self, process: Member) -> None:
-        """Tells a process what all have counted, those that have ended too."""
-        if self._several and process.channel:
-            # First, for the models of a large repository can fill the channel.
-            process.channel.send(usage=add_usage([self._past_usage, *(each.usage for each in self._processes)]))
-            process.count(to_json(add_up([self._past, *(each.counters for each in self._processes)])))
+    def _tell_counts(self, processes: Sequence[Member]) -> None:
+        """Tells processes what all have counted, those that have ended too."""
+        if not self._several:
+            return
+        usage = add_usage([self._past_usage, *(each.usage for each in self._processes)])
+        counters = to_json(add_up([self._past, *(each.counters for each in self._processes)]))
+        for process in processes:
+            if process.channel:
+                # First, for the models of a large repository can fill the channel.
+                process.channel.send(usage=usage)
+                process.count(counters)
 
     # ---- telling ----
 
