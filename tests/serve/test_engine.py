@@ -27,6 +27,9 @@ from tests.serve.models import (
     mlp,
     save_script,
 )
+from torchpar.serve.engine.curve import Curve
+from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.protocol.triton import model_config, model_statistics, rows_of_a_request
@@ -497,21 +500,37 @@ def test_so_many_rows_fit_the_body_of_a_request(specs: list[Any], rows: int) -> 
 
 
 def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path, journal: Callable[[], str]) -> None:
-    """The next start does not measure again, unless the file is another."""
+    """The next start does not measure again, unless the file is another; nor do processes with fewer threads."""
     save_script(mlp(), tmp_path / "m.pt", ROWS)
     (tmp_path / "state").mkdir()
 
-    async def run() -> int:
+    async def run(workers: int = 1) -> int:
         journal()
-        async with serving(tmp_path / "m.pt", state=str(tmp_path / "state")):
+        async with serving(tmp_path / "m.pt", state=str(tmp_path / "state"), workers=workers):
             return int(re.findall(r"batches of up to (\d+) rows", journal())[0])
 
     asyncio.run(run())
     (kept,) = (tmp_path / "state").iterdir()
     kept.write_text(kept.read_text().split('"points"')[0] + '"points": [[1, 0.1], [2, 0.1], [4, 0.4]]}')
-    assert asyncio.run(run()) == 2
+    assert asyncio.run(run(2)) == asyncio.run(run()) == 2
     save_script(mlp(width=20), tmp_path / "m.pt", ROWS)
     assert asyncio.run(run()) > 2
+
+
+def test_the_queue_holds_what_the_workers_compute_that_there_are(tmp_path: Path) -> None:
+    """Not what the whole place would, of which the process has a part: its model is loaded before that is known."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> int:
+        engine = Engine(EngineOptions("m", model=str(tmp_path / "m.pt"), workers=4))
+        await engine.prepare(None, (), ())
+        served = engine._repository.get("m")
+        served.curve = Curve({1: 0.001}, 1)
+        engine.open(1)
+        await engine.stop(1)
+        return served.limit
+
+    assert asyncio.run(run()) == 1000
 
 
 def test_a_big_request_alone_gets_all_threads_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,3 +210,24 @@ def test_what_all_have_counted_is_added_up_once_for_all(monkeypatch: pytest.Monk
 
     asyncio.run(run())
     assert sums == [9]
+
+
+def test_a_further_process_that_cannot_start_is_done_without() -> None:
+    """By its place too, which tells the others how many there are, and keeps weights for who uses them."""
+
+    async def run() -> None:
+        begun: list[Member] = []
+        processes, _ = divided(Notifier(), begun)
+        first, second = processes._processes
+        (place,) = processes._places.values()
+        assert place.parts(first) == {"threads": 2, "processes": 2}
+        second.weights = {"m/1"}
+        place._weights["m/1"] = os.dup(0)
+        kill(second)
+        processes._gone(second)
+        assert processes._processes == [first] and place.parts(first) == {"threads": 2, "processes": 1}
+        place.forget_weights()
+        assert not place._weights
+        kill(first)
+
+    asyncio.run(run())

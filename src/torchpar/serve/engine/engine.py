@@ -79,6 +79,7 @@ class Engine:
         """Answers from now on, with so many workers; None: as the options say."""
         if workers is not None:
             self.options = self._lifecycle.options = replace(self.options, workers=workers)
+            self._lifecycle.limit_queues()
         self._pool = Pool(
             self.options.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
         )

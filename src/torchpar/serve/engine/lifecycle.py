@@ -218,6 +218,11 @@ class Lifecycle:
         served.weights = name
         await self._offload(trim)
 
+    def limit_queues(self) -> None:
+        """Limits the queues anew: the options have another number of workers."""
+        for served in self._repository.all():
+            served.limit = self._queue_limit(served)
+
     def _queue_limit(self, served: Served) -> int:
         if self.options.max_queue:
             return self.options.max_queue

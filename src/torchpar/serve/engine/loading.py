@@ -199,4 +199,4 @@ def _fingerprint(file: ModelFile, options: EngineOptions) -> Sequence[object]:
         about = os.stat(file.path)
     except OSError as error:
         raise ModelError(f"{file.path}: {error.strerror}") from None
-    return [about.st_size, int(about.st_mtime), torch.__version__, options.backend, options.slots()]
+    return [about.st_size, int(about.st_mtime), torch.__version__, options.backend, bool(options.gpus)]

@@ -84,6 +84,12 @@ class Place:
         for name in set(self._weights) - used:
             os.close(self._weights.pop(name))
 
+    def leave_out(self, process: Member) -> None:
+        """Goes on without a process, which has not come to answer."""
+        if process in self._members:
+            self._members.remove(process)
+            self.settle()
+
     def settle(self) -> None:
         """Ends what forks the processes, where there is one process that is to be alone."""
         if self._fork_server and self._divided and len(self._members) == 1:

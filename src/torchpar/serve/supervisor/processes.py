@@ -373,6 +373,7 @@ class Processes:
     def _remove(self, process: Member) -> None:
         """Goes on without a process, for good."""
         self._processes.remove(process)
+        self._places[process.rank].leave_out(process)
         self._see_started()
         self._tell()
 
