@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,81 @@ def test_one_request_of_many_rows_goes_to_the_thread(tmp_path: Path) -> None:
             return names
 
     assert asyncio.run(run()) == ["MainThread", "compute-0", "MainThread"]
+
+
+class Centred(torch.nn.Module):
+    """Each row without the mean of all rows, so that none may share a batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+class Counter(torch.nn.Module):
+    """Its input, and a count of its runs in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.count: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.add_(1)
+        return x + 0.0 * self.count
+
+
+@pytest.mark.parametrize(
+    ("module", "rows"),
+    [(mlp(), [20000, 1, 1, 1]), (Centred(), [8, 8, 8, 8]), (Counter(), [3, 3, 3, 3]), (mlp(), [1, 20000, 1, 20000, 1])],
+    ids=["batched", "unbatched", "one at a time", "between others"],
+)
+def test_what_waits_behind_a_request_of_many_rows_is_answered(
+    tmp_path: Path, module: torch.nn.Module, rows: list[int]
+) -> None:
+    """No further request comes, with which the server would look at its queues again."""
+    save_script(module, tmp_path / "m.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path / "m.pt") as engine:
+            engine._repository.get("m").cheap = True
+            for answer in [Answer(engine, request(torch.randn(count, 3))) for count in rows]:
+                await answer.values()
+
+    asyncio.run(run())
+
+
+def test_a_request_of_many_rows_waits_for_the_thread(tmp_path: Path) -> None:
+    """Here it is busy with another one until the event loop has had a hundred turns, in which it answers others."""
+    for name in ("m", "other"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        save_script(mlp(), tmp_path / name / "1/model.pt", ROWS)
+
+    async def run() -> list[str]:
+        async with serving(tmp_path) as engine:
+            served, names = watch(engine)
+            engine._repository.get("other").cheap = served.cheap = True
+            served.curve.cap = 4
+            compute, done = served.runner.compute, threading.Event()
+
+            def wait(*arguments: Any) -> Any:
+                assert threading.current_thread() is threading.main_thread() or done.wait(60)
+                return compute(*arguments)
+
+            served.runner.compute = wait  # type: ignore[method-assign]
+            first = Answer(engine, request(torch.randn(100, 3)))
+            cancelled = Answer(engine, request(torch.randn(1, 3)))
+            overdue = Answer(engine, request(torch.randn(1, 3), deadline=time.monotonic() + 0.01))
+            answers = [first, *(Answer(engine, request(torch.randn(100, 3))) for _ in range(2))]
+            cancelled.ticket.cancel()
+            time.sleep(0.02)
+            for _ in range(100):
+                await Answer(engine, request(torch.randn(1, 3), model="other")).values()
+            done.set()
+            for answer in answers:
+                await answer.values()
+            assert await overdue.status() == 504
+            return names
+
+    assert asyncio.run(run()) == ["compute-0"] * 3
 
 
 @pytest.mark.parametrize(

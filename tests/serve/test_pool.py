@@ -16,14 +16,16 @@ def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:
             nonlocal count
             count += 1
             if count < 1000:
-                pool._post(batch)
+                pool._done.append(batch)
+                pool._post()
 
         count = 0
         pool = Pool(
             1, asyncio.get_running_loop(), prepare=lambda slot: None, finished=finished, expired=lambda *_: None
         )
         batch: Any = object()
-        pool._post(batch)
+        pool._done.append(batch)
+        pool._post()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert 1 <= count < 1000

@@ -5,11 +5,13 @@ finished takes the next batch itself. Answers go back to the event loop with one
 
 Where one thread computes, batches of cheap models do not go to it: to hand one over and back takes as long as to
 compute it, and the event loop has only the same CPU for itself. So they do not wait for other models' batches either.
+A request of many rows waits for the thread all the same, at the head of its model's queue, and no other one passes it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -97,12 +99,15 @@ class Pool:
             if waiting.state:
                 return False
             served.queue.drop(waiting)
-            return True
+        self._look_again()
+        return True
 
     def expire(self, served: Served, now: float) -> list[Waiting]:
         """Takes out the requests whose deadline has passed."""
         with self._lock:
-            return served.queue.expire(now)
+            overdue = served.queue.expire(now)
+        self._look_again()
+        return overdue
 
     def empty(self, served: Served) -> list[Waiting]:
         """Takes out everything."""
@@ -155,12 +160,6 @@ class Pool:
         """Computes a batch of a cheap model on the event loop's thread; what comes meanwhile is the next one."""
         with self._lock:
             batch = None if self._stopping else self._next(0, here=True)
-            if batch and batch.rows > 2 * batch.served.cap() and self._idle:
-                # One request of many rows.
-                worker = self._idle.pop()
-                worker.batch = batch
-                worker.wake.release()
-                return
         if batch is None:
             return
         began = time.thread_time()
@@ -169,14 +168,19 @@ class Pool:
             batch.served.cheap = False
         batch.served.computes = False
         self._on_finished(batch)
-        if self._ring and not self._turn:
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Calls `_hand_out` once more where batches of cheap models may wait, for no thread takes those."""
+        if self._divides and self._ring and not self._turn:
             self._turn = True
             self._loop.call_soon(self._hand_out)
 
     def _next(self, others: int, most: int | None = None, *, here: bool = False) -> Batch | None:
         """Returns the next batch, of the model whose turn it is; None if none may be computed now. Needs the lock.
 
-        others counts the workers that are idle beside the one that asks. here: of a cheap model, where those are apart.
+        others counts the workers that are idle beside the one that asks. here: of a cheap model, where those are apart,
+        and not of many rows.
         """
         while served := self._whose_turn(here=here):
             self._ring.popleft()
@@ -184,7 +188,8 @@ class Pool:
             cap = served.limit_rows()
             overdue: list[Waiting] = []
             now = time.monotonic()
-            items = queue.take(cap if most is None else min(cap, most), now, overdue)
+            largest = _most_here(served) if here else math.inf
+            items = queue.take(cap if most is None else min(cap, most), now, overdue, largest)
             if overdue:
                 self._overdue.append((served, overdue))
             if queue:
@@ -206,7 +211,7 @@ class Pool:
         """
         for _ in range(len(self._ring)):
             first = self._ring[0]
-            if not first.computes and (not self._divides or first.cheap == here):
+            if not first.computes and (not self._divides or _is_cheap(first) == here):
                 return first
             self._ring.rotate(-1)
         return None
@@ -230,8 +235,9 @@ class Pool:
                 batch.served.compute(worker.slot, batch)
                 broken = batch.error is not None and batch.error.status == 503
                 runner = batch.served.runner
-                self._post(batch)
+                self._done.append(batch)
                 if broken:
+                    self._post()
                     worker.since = None  # a model may take long to be loaded again
                     _mend(runner, worker.slot)
                 del runner  # an idle thread would keep a model that was unloaded
@@ -241,14 +247,12 @@ class Pool:
                     if batch is None:
                         worker.since = None
                         self._idle.append(worker)
-                if self._overdue:
-                    self._post(None)
+                # Not sooner: `_deliver` looks for what this thread has left to the event loop.
+                self._post()
             if self._stopping:
                 return
 
-    def _post(self, batch: Batch | None) -> None:
-        if batch:
-            self._done.append(batch)
+    def _post(self) -> None:
         if not self._posted:
             self._posted = True
             try:
@@ -266,6 +270,17 @@ class Pool:
             self._on_finished(self._done.popleft())
         for _ in range(len(self._overdue)):
             self._on_expired(*self._overdue.popleft())
+        self._look_again()
+
+
+def _is_cheap(served: Served) -> bool:
+    """Says whether the next batch is one of a cheap model, and no request of many rows."""
+    return served.cheap and served.queue.first_rows() <= _most_here(served)
+
+
+def _most_here(served: Served) -> int:
+    """Returns the rows of the largest request that the event loop may compute."""
+    return 2 * served.cap()
 
 
 def _mend(runner: Runner, slot: int) -> None:

@@ -7,6 +7,7 @@ between buckets the more urgent priority goes first, then the older request. Not
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -93,9 +94,18 @@ class Queue:
         if self._ended > 64 and self._ended > self._count:
             self._sweep()
 
-    def take(self, most: int, now: float, expired: list[Waiting]) -> list[Waiting]:
+    def first_rows(self) -> int:
+        """Returns the rows of the request that is next, be it too late or not; 0 where that is not known."""
+        line = self._lines[self._heads[0][1]] if self._heads else None
+        while line and line[0].state != QUEUED:
+            line.popleft()
+            self._ended -= 1
+        return line[0].rows if line else 0
+
+    def take(self, most: int, now: float, expired: list[Waiting], largest: float = math.inf) -> list[Waiting]:
         """Takes the next requests to compute together: at most `most` rows, but one request at least.
 
+        largest: nothing where the first has more rows.
         Requests whose deadline has passed come back in `expired` and are out of the queue.
         """
         taken: list[Waiting] = []
@@ -119,7 +129,7 @@ class Queue:
                     self._leave(waiting, ENDED)
                     expired.append(waiting)
                     continue
-                if taken and rows + waiting.rows > most:
+                if rows + waiting.rows > (most if taken else largest):
                     full = True
                     break
                 line.popleft()
