@@ -99,6 +99,26 @@ def test_a_model_that_takes_longer_than_it_was_measured_goes_to_the_thread(
     assert asyncio.run(run()) == ["MainThread", "compute-0", "compute-0"]
 
 
+def test_the_answers_that_are_computed_alone_too_make_no_model_dear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first all are, which takes as long as many batches; here the clock goes on with each computation."""
+    save_script(mlp(), tmp_path / "m.pt", ROWS)
+
+    async def run() -> bool:
+        async with serving(tmp_path / "m.pt") as engine:
+            served, names = watch(engine)
+            served.cheap = True
+            served.watch.choose = lambda requests, *_: range(requests)  # type: ignore[method-assign]
+            monkeypatch.setattr(time, "thread_time", lambda: 0.7 * pool.DEAR_SECONDS * len(names))
+            for answer in [Answer(engine, request(torch.randn(1, 3))) for _ in range(4)]:
+                await answer.values()
+            assert len(names) > 4
+            return bool(served.cheap)
+
+    assert asyncio.run(run())
+
+
 def test_one_request_of_many_rows_goes_to_the_thread(tmp_path: Path) -> None:
     """It takes as long as many batches."""
     save_script(mlp(), tmp_path / "m.pt", ROWS)

@@ -162,9 +162,8 @@ class Pool:
             batch = None if self._stopping else self._next(0, here=True)
         if batch is None:
             return
-        began = time.thread_time()
         batch.served.compute(0, batch)
-        if time.thread_time() - began > DEAR_SECONDS:
+        if batch.cpu_seconds > DEAR_SECONDS:
             batch.served.cheap = False
         batch.served.computes = False
         self._on_finished(batch)

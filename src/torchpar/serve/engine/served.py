@@ -29,7 +29,7 @@ CHEAP_SECONDS = 0.002
 class Batch:
     """Requests that are computed together, and what came of it: `outputs` or `error`."""
 
-    __slots__ = ("served", "items", "rows", "taken", "team", "computed", "error", "each")
+    __slots__ = ("served", "items", "rows", "taken", "team", "cpu_seconds", "computed", "error", "each")
 
     def __init__(self, served: Served, items: list[Waiting], taken: float) -> None:
         self.served = served
@@ -37,6 +37,8 @@ class Batch:
         self.rows = sum(waiting.rows for waiting in items)
         self.taken = taken
         self.team = 1  # threads
+        # Of the whole batch on its thread, without what is computed once more of it: that gets rare.
+        self.cpu_seconds = 0.0
         self.computed: Computed | None = None
         self.error: ServeError | None = None
         # Where the batch had to be computed one by one after all: an answer for each.
@@ -119,8 +121,12 @@ class Served:
     def compute(self, slot: int, batch: Batch) -> None:
         """Runs a batch in one of the pool's threads; the outcome is in the batch."""
         items = batch.items
+        began = time.thread_time()
         try:
-            batch.computed = self._run(slot, items, batch.rows, batch.team)
+            try:
+                batch.computed = self._run(slot, items, batch.rows, batch.team)
+            finally:
+                batch.cpu_seconds = time.thread_time() - began
         except ServeError as error:
             if error.status == 503 or len(items) == 1:
                 batch.error = error
