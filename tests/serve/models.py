@@ -55,6 +55,19 @@ class Total(torch.nn.Module):
         return x.sum()
 
 
+class Counter(torch.nn.Module):
+    """Its input, and a count of its runs in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.count: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.add_(1)
+        return x + 0.0 * self.count
+
+
 class Neighbours(torch.nn.Module):
     """Each row is divided by the sum over rows, as a softmax along the wrong dimension does."""
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.serve.engines import Answer, request, serving
-from tests.serve.models import Slow, Total, described, mlp, save_script
+from tests.serve.models import Counter, Slow, Total, described, mlp, save_script
 from torchpar.serve.engine import pool
 from torchpar.serve.engine.engine import Engine
 
@@ -139,19 +139,6 @@ class Centred(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0)
-
-
-class Counter(torch.nn.Module):
-    """Its input, and a count of its runs in a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-        self.count: torch.Tensor
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count.add_(1)
-        return x + 0.0 * self.count
 
 
 @pytest.mark.parametrize(

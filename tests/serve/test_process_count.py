@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
+from tests.serve.engines import serving
+from tests.serve.models import Counter, described, save_script
 from torchpar.contract.job import RankSettings, ServeSettings
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.log import RequestLog
@@ -105,6 +108,41 @@ def test_a_model_that_writes_to_itself_is_in_one_process_whenever_it_comes(proce
     divided.measured(first, 1, alone=True)
     assert divided.divide(further[0], set()) == []
     assert divided.divide(first, set()) == further and all(each.retiring for each in further)
+
+
+@pytest.mark.parametrize("backend", ["auto", "thread"])
+def test_a_program_that_writes_to_itself_is_one_whatever_computes_it(tmp_path: Path, backend: str) -> None:
+    """Backend= overrules that one worker does, and not that all requests meet the same program."""
+    save_script(Counter(), tmp_path / "m.pt", described(-1, 3))
+
+    async def run() -> list[str]:
+        async with serving(tmp_path / "m.pt", backend=backend) as engine:
+            return engine.writers()
+
+    assert asyncio.run(run()) == ["m"]
+
+
+HANDLER = """
+INPUTS = [("x", "FP32", (-1, 3))]
+OUTPUTS = [("y", "FP32", (-1, 3))]
+
+def load():
+    pass
+
+def predict(batch):
+    return {"y": batch["x"]}
+"""
+
+
+def test_a_handler_is_in_one_process_too_where_threads_compute_it(tmp_path: Path) -> None:
+    """Nobody knows what it keeps from one request to the next."""
+    (tmp_path / "m.py").write_text(HANDLER)
+
+    async def run() -> float | None:
+        async with serving(tmp_path / "m.py", backend="thread") as engine:
+            return engine.row_seconds()
+
+    assert asyncio.run(run()) is None
 
 
 def test_a_connection_counts_for_as_many_as_it_has_calls() -> None:

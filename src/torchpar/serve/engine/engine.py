@@ -24,7 +24,7 @@ from torchpar.serve.engine.served import Batch, Served, expired
 from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
 from torchpar.serve.errors import ServeError
 from torchpar.serve.models.identity import Serves
-from torchpar.serve.runners.runner import ThreadRunner
+from torchpar.serve.runners.runner import Runner, ThreadRunner
 
 # A thread that waits for Python's lock gets it after this many seconds; Python's own 5 ms are a batch or more.
 SWITCH_INTERVAL = 0.0005
@@ -97,16 +97,17 @@ class Engine:
     def row_seconds(self) -> float | None:
         """Returns what the cheapest model computes for a row in its best batch; None where threads do not compute all.
 
-        Other processes would have further processes of their own, which hold the models once more.
+        Other processes would have further processes of their own, which hold the models once more. Nor is one known
+        for a handler: what it keeps for itself would be there several times.
         """
         served = self._lifecycle.all()
-        if not served or not all(isinstance(each.runner, ThreadRunner) for each in served):
+        if not served or not all(_is_program(each.runner) for each in served):
             return None
         return min(each.curve.row_seconds(each.cap()) for each in served)
 
     def writers(self) -> list[str]:
         """Names the models that write to themselves, and so must be in one process alone."""
-        return [served.name for served in self._lifecycle.all() if served.single]
+        return [served.name for served in self._lifecycle.all() if served.writes]
 
     def serves(self) -> Serves:
         """Returns the served versions with the files that they were made of, for other processes to compare."""
@@ -335,6 +336,12 @@ class Engine:
                 earliest.append(served.queue.earliest)
         if earliest:
             self._sweep_in(min(earliest))
+
+
+def _is_program(runner: Runner) -> bool:
+    """Says whether threads compute it and it is no handler, of which nobody knows what it keeps."""
+    return isinstance(runner, ThreadRunner) and runner.platform != "python"
+
 
 def _prepare(slot: int) -> None:
     """Gives a compute thread one thread of its own, and no team. Called in each of them."""

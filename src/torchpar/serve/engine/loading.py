@@ -79,6 +79,7 @@ def load_served(file: ModelFile, options: EngineOptions, statistics: Statistics)
         runner,
         outputs=probe.outputs,
         batched=batched,
+        writes=bool(writes),
         single=single,
         loose=runner.guessed,
         curve=curve,

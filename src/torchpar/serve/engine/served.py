@@ -56,6 +56,7 @@ class Served:
         *,
         outputs: tuple[TensorSpec, ...],
         batched: bool,
+        writes: bool = False,
         single: bool = False,
         loose: bool,
         curve: Curve,
@@ -68,7 +69,7 @@ class Served:
     ) -> None:
         """most: MaxBatch, in rows. loose: the inputs' shapes are guesses, and requests may have others.
 
-        single: never two batches at the same time.
+        writes: it writes to itself when it runs. single: never two batches at the same time.
 
         team_from: a request of so many rows that is alone is sooner done by all threads; None: none is.
         files: what it was made of. untried: why it was not tried before it serves.
@@ -81,6 +82,7 @@ class Served:
         self.rowwise = batched  # as it was found at load; batching may end later, and the configuration stays
         self.batched = batched
         self.ended = False  # batching, at a difference
+        self.writes = writes
         self.single = single
         self.computes = False  # of a single one: a batch is on its way; the pool's
         self.curve = curve
