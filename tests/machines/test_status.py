@@ -15,7 +15,7 @@ from tests.machines.test_apply import CONF, SCRIPT, TRAIN, apply
 DAEMON = "torchpard.service"
 FAILS = "print('begins')\ndef f():\n    raise ValueError('bad \\x1b[2J shapes')\nf()\n"
 CONF_OF_ALL = (
-    "[Train a]\nScript=/srv/job.py\n[Train b]\nScript=/srv/job.py\n"
+    "[Train a]\nScript=/srv/job.py\nCPUs=0-0\n[Train b]\nScript=/srv/job.py\nCPUs=0-0\n"
     "[Train loop]\nScript=/srv/fails.py\nService.RestartSec=100ms\n"
     "[Train once]\nScript=/srv/fails.py\nRestart=no\n"
     "[Train killed]\nScript=/srv/job.py\nRestart=no\n"
