@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.serve.engines import serving
+from tests.serve.models import described, mlp
 from torchpar.serve.models.weights import Weights
 
 
@@ -79,3 +84,28 @@ def test_who_writes_to_them_writes_for_itself(shared: int) -> None:
 def test_a_checksum_finds_the_same_weights() -> None:
     assert Weights(Tied().all()).checksum() == Weights(Tied().all()).checksum()
     assert Weights(Tied().all()).checksum() != Weights(Tied(seed=1).all()).checksum()
+
+
+EXTRA = {"torchpar.json": json.dumps(described(-1, 3))}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_journal_says_of_what_each_process_has_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], frozen: bool
+) -> None:
+    """What freezing makes of weights are constants of the code, which nobody can exchange."""
+    script = torch.jit.script(mlp(width=1 << 17))
+    (torch.jit.freeze(script) if frozen else script).save(tmp_path / "m.pt", _extra_files=EXTRA)
+
+    async def run() -> None:
+        async def exchange(name: str, fd: int | None) -> int | None:
+            if fd is not None:
+                os.close(fd)
+            return None
+
+        async with serving(tmp_path / "m.pt") as engine:
+            await engine.share_weights(exchange)
+
+    asyncio.run(run())
+    said = "version 1: each process has its own weights (3 MiB): only those of TorchScript that is not frozen"
+    assert (said in capfd.readouterr().err) is frozen

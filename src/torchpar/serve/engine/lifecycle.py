@@ -198,8 +198,11 @@ class Lifecycle:
             await self._share(served)
 
     async def _share(self, served: Served) -> None:
-        weights = served.runner.weights() if self._exchange else None
-        if self._exchange is None or weights is None or weights.size < LEAST:
+        if self._exchange is None:
+            return
+        weights = served.runner.weights()
+        if weights is None or weights.size < LEAST:
+            _say_unshared(served)
             return
         name = f"{served.name}/{served.version} {weights.size} {await self._offload(weights.checksum):x}"
         try:
@@ -278,3 +281,16 @@ def _other(own: Files, theirs: Mapping[str, str]) -> str:
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise ServeError(400, "; ".join(problems))
+
+
+def _say_unshared(served: Served) -> None:
+    """Tells the journal that each process has the weights for itself, where its file is large enough to have some."""
+    try:
+        size = os.path.getsize(served.path)
+    except OSError:  # it is loaded all the same
+        return
+    if size >= LEAST:
+        say(
+            f"model {served.name} version {served.version}: each process has its own weights ({size >> 20} MiB):"
+            " only those of TorchScript that is not frozen are shared; Processes=1 keeps them once"
+        )
