@@ -186,13 +186,13 @@ def _find(identity: Identity) -> tuple[_Ids | None, bool, tuple[str, ...]]:
     if identity.user is None:
         return None, False, ()
     try:
-        user = pwd.getpwuid(int(identity.user)) if identity.user.isdigit() else pwd.getpwnam(identity.user)
+        user = pwd.getpwuid(int(identity.user)) if identity.user.isdecimal() else pwd.getpwnam(identity.user)
     except (KeyError, OverflowError):
         user = None
     found, unknown = {}, []
     for name in (*([identity.group] if identity.group else []), *identity.groups):
         try:
-            found[name] = (grp.getgrgid(int(name)) if name.isdigit() else grp.getgrnam(name)).gr_gid
+            found[name] = (grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)).gr_gid
         except (KeyError, OverflowError):
             unknown.append(name)
     if user is None or unknown:

@@ -24,12 +24,12 @@ def _read_one(properties: Mapping[str, str], tree: Tree) -> UnitCounters:
     state = properties.get("ActiveState", "unknown")
     group = properties.get("ControlGroup", "")
     if not group:
-        return UnitCounters(state, int(restarts) if restarts.isdigit() else 0)
+        return UnitCounters(state, int(restarts) if restarts.isdecimal() else 0)
     folder = f"sys/fs/cgroup{group}"
     stat = parse_cpu_stat(tree.text(f"{folder}/cpu.stat") or "")
     return UnitCounters(
         state,
-        int(restarts) if restarts.isdigit() else 0,
+        int(restarts) if restarts.isdecimal() else 0,
         cpu_seconds=stat.cpu_seconds,
         throttled_periods=stat.throttled_periods,
         memory_bytes=tree.number(f"{folder}/memory.current"),

@@ -49,7 +49,7 @@ def threads(host: Host) -> Iterator[Finding]:
     """Finds thread counts of other libraries above the CPUs of the service."""
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS"):
         for service, value in _having(host, name):
-            if value.isdigit() and len(value) < 6 and service.cpus and int(value) > len(service.cpus):
+            if value.isdecimal() and len(value) < 6 and service.cpus and int(value) > len(service.cpus):
                 yield warn(
                     f"{name} gives {service.title} {value} threads on {len(service.cpus)} CPUs",
                     f"{name}={value}, CPUs {service.cpus}",

@@ -186,7 +186,7 @@ def thermal(host: Host) -> Iterator[Finding]:
 
 def _uptime(tree: Tree) -> float | None:
     first = (tree.text("proc/uptime") or "").partition(" ")[0]
-    return float(first) if fnmatch.fnmatch(first, "[0-9]*.[0-9]*") and first.replace(".", "", 1).isdigit() else None
+    return float(first) if fnmatch.fnmatch(first, "[0-9]*.[0-9]*") and first.replace(".", "", 1).isdecimal() else None
 
 
 @check(

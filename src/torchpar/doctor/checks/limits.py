@@ -21,7 +21,7 @@ def _soft(host: Host, service: Service, name: str, directive: str) -> int | None
     text = host.tree.text(f"proc/{service.properties['MainPID']}/limits") if service.runs else None
     match = re.search(rf"^{name}\s+(\d+|unlimited)", text or "", re.MULTILINE)
     value = match[1] if match else service.properties.get(directive, "")
-    return int(value) if value.isdigit() and value not in _NO_LIMIT else None
+    return int(value) if value.isdecimal() and value not in _NO_LIMIT else None
 
 
 @check(
@@ -61,7 +61,7 @@ def nofile(host: Host) -> Iterator[Finding]:
         return
     service, number = min(few.items(), key=lambda item: item[1])
     of_unit = service.properties.get("LimitNOFILESoft", "")
-    if of_unit.isdigit() and int(of_unit) > number:
+    if of_unit.isdecimal() and int(of_unit) > number:
         # What systemd itself may not have it cannot give.
         cure = "systemd itself may have no more: raise the limit of the container, or see DefaultLimitNOFILE="
     else:
@@ -90,7 +90,7 @@ def tasks(host: Host) -> Iterator[Finding]:
     """Finds services that have nearly as many threads as they may."""
     for service in host.services:
         now, most = service.properties.get("TasksCurrent", ""), service.properties.get("TasksMax", "")
-        if service.runs and now.isdigit() and most.isdigit() and most not in _NO_LIMIT and int(now) > _FULL * int(most):
+        if service.runs and now.isdecimal() and most.isdecimal() and most not in _NO_LIMIT and int(now) > _FULL * int(most):
             yield warn(
                 f"{service.title} has {now} of at most {most} threads; the next may fail (EAGAIN)",
                 f"TasksCurrent={now}, TasksMax={most}",

@@ -101,7 +101,7 @@ def oom(host: Host) -> Iterator[Finding]:
     for service, text in told:
         counters = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
         killed = counters.get("oom_kill", "0")
-        if killed.isdigit() and int(killed):
+        if killed.isdecimal() and int(killed):
             yield fail(
                 f"{service.title} has lost {killed} processes to the OOM killer since it started",
                 f"memory.events of its control group: oom_kill {killed}",
@@ -191,7 +191,7 @@ def ipc_remove(host: Host) -> Iterator[Finding]:
     for user in dict.fromkeys(_user(each) for each in host.services):
         number = numbers.get(user, "")
         lingers = tree.exists(f"var/lib/systemd/linger/{user}")
-        if number.isdigit() and _FIRST_LOGIN <= int(number) < _NOBODY and not lingers:
+        if number.isdecimal() and _FIRST_LOGIN <= int(number) < _NOBODY and not lingers:
             titles = ", ".join(each.title for each in host.services if _user(each) == user)
             yield warn(
                 f"when {user} logs out, logind removes the shared memory of {titles}, which then fail",

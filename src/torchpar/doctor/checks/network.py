@@ -157,7 +157,7 @@ def speed(host: Host) -> Iterator[Finding]:
         for name in host.tree.names(_NET)
         if host.tree.exists(f"{_NET}/{name}/device")
         and host.tree.text(f"{_NET}/{name}/operstate") == "up"
-        and (text := host.tree.text(f"{_NET}/{name}/speed") or "").isdigit()
+        and (text := host.tree.text(f"{_NET}/{name}/speed") or "").isdecimal()
     }
     for service, train in _several(host):
         mine = speeds.get(train.interface or "")
@@ -181,7 +181,7 @@ def port(host: Host) -> Iterator[Finding]:
     taken = _listening(host)
     for service, train in _several(host):
         number = whole_endpoint(train.endpoint or "", service.title.partition("@")[2]).rpartition(":")[2]
-        if _is_here(host, train) and number.isdigit() and int(number) in taken and not service.runs:
+        if _is_here(host, train) and number.isdecimal() and int(number) in taken and not service.runs:
             yield fail(
                 f"port {number}, where {service.title} meets, is taken on this host",
                 f"/proc/net/tcp: something listens on port {number}",
@@ -212,7 +212,7 @@ def infer_port(host: Host) -> Iterator[Finding]:
             continue
         for address in service.record.listen:
             number = address.rpartition(":")[2]
-            if number.isdigit() and int(number) in taken and number not in ours:
+            if number.isdecimal() and int(number) in taken and number not in ours:
                 yield warn(
                     f"{service.title} cannot start: port {number} is taken",
                     f"/proc/net/tcp: something listens on port {number}",

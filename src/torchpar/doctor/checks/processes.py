@@ -131,7 +131,7 @@ def oversubscribed(host: Host) -> Iterator[Finding]:
             continue
         stated = service.environment.get("OMP_NUM_THREADS", "").partition(",")[0]
         for rank in service.record.ranks:
-            threads = int(stated) if stated.isdigit() and 0 < len(stated) < 6 else rank.threads
+            threads = int(stated) if stated.isdecimal() and 0 < len(stated) < 6 else rank.threads
             # The unit names the most that any of its ranks has, and each takes its own.
             if threads == max(each.threads for each in service.record.ranks):
                 threads = rank.threads

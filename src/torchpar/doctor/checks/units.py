@@ -107,7 +107,7 @@ def failed(host: Host) -> Iterator[Finding]:
         what = f"Result={service.properties.get('Result')}, ExecMainStatus={service.properties.get('ExecMainStatus')}"
         if state == "failed":
             yield fail(f"{service.title} has failed", what, log)
-        elif state == "activating" and again.isdigit() and int(again) >= _MANY:
+        elif state == "activating" and again.isdecimal() and int(again) >= _MANY:
             yield fail(f"{service.title} fails again and again: {again} restarts", f"NRestarts={again}, {what}", log)
 
 

@@ -130,6 +130,6 @@ def _trace_value(name: str, value: Any) -> Any:
             raise ServeError(400, f"trace setting '{name}' cannot be changed: lines go to the journal")
         return text
     least = {"trace_rate": 1, "trace_count": -1, "log_frequency": 0}[name]
-    if not text.lstrip("-").isdigit() or not least <= int(text) < 1 << 31:
+    if not text.lstrip("-").isdecimal() or not least <= int(text) < 1 << 31:
         raise ServeError(400, f"trace setting '{name}' cannot be {text[:40]!r}")
     return text
