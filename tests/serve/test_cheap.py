@@ -180,6 +180,7 @@ def test_a_request_of_many_rows_waits_for_the_thread(tmp_path: Path) -> None:
 
             served.runner.compute = wait  # type: ignore[method-assign]
             first = Answer(engine, request(torch.randn(100, 3)))
+            await Answer(engine, request(torch.randn(1, 3), model="other")).values()
             cancelled = Answer(engine, request(torch.randn(1, 3)))
             overdue = Answer(engine, request(torch.randn(1, 3), deadline=time.monotonic() + 0.01))
             answers = [first, *(Answer(engine, request(torch.randn(100, 3))) for _ in range(2))]
