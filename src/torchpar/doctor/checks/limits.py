@@ -90,7 +90,8 @@ def tasks(host: Host) -> Iterator[Finding]:
     """Finds services that have nearly as many threads as they may."""
     for service in host.services:
         now, most = service.properties.get("TasksCurrent", ""), service.properties.get("TasksMax", "")
-        if service.runs and now.isdecimal() and most.isdecimal() and most not in _NO_LIMIT and int(now) > _FULL * int(most):
+        limited = now.isdecimal() and most.isdecimal() and most not in _NO_LIMIT
+        if service.runs and limited and int(now) > _FULL * int(most):
             yield warn(
                 f"{service.title} has {now} of at most {most} threads; the next may fail (EAGAIN)",
                 f"TasksCurrent={now}, TasksMax={most}",
