@@ -126,7 +126,7 @@ def test_the_exit_status_says_how_bad_it_is(
     ("typed", "said"),
     [
         ("colour", "colour; see: torchpar doctor --list"),
-        ("blas.alternativ", "blas.alternativ; did you mean blas.alternative?"),
+        ("blas.alternatives", "blas.alternatives; did you mean blas.alternative?"),
         ("netw", "netw; did you mean net?"),
     ],
 )
