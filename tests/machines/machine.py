@@ -255,7 +255,8 @@ class Machine:
         # The fields have the whole name, which systemctl does not ask for.
         if unit and not unit.endswith((".service", ".socket", ".target", ".timer", ".slice")):
             unit = f"{unit}.service"
-        of_unit = [f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}"] if unit else []
+        fields = ("_SYSTEMD_UNIT", "UNIT", "OBJECT_SYSTEMD_UNIT", "COREDUMP_UNIT")
+        of_unit = " + ".join(f"{field}={unit}" for field in fields).split() if unit else []
         return self.run("journalctl", "--boot", "--no-pager", *of_unit).stdout
 
     def wait_until(self, condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:

@@ -186,7 +186,7 @@ def test_a_job_starts_once_a_late_mount_is_there_and_a_missing_file_is_told_once
             "failed",
         ]
         assert host.show("torchpar-train@gone", "NRestarts") == "0"
-        assert host.journal("torchpar-train@gone").count("/srv/real/gone.py: no such file") == 1
+        assert host.journal("torchpar-train@gone").count("]: torchpar: /srv/real/gone.py: no such file") == 1
         # What may still come is waited for, until somebody means that it should not be.
         retry = "torchpar-retry@torchpar-train@gone"
         assert host.show(retry, "ActiveState") == "active"
