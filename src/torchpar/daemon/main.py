@@ -84,6 +84,7 @@ class Daemon:
         self._changes = changes
         self.selector.register(changes, selectors.EVENT_READ, self._heard)
         self._divide_at: list[float] = []
+        self._groups = ""
         self._servers = (
             Server(sockets.root, 0o600, self.selector, self._asked, users=users, clock=clock),
             Server(sockets.members, 0o660, self.selector, self._asked, users=users, clock=clock),
@@ -130,8 +131,12 @@ class Daemon:
     def _divided(self, number: int, lines: list[bytes]) -> None:
         self._arbiter.take(lines)
         self._watch.moved = self._arbiter.moved
-        if self._arbiter.root:
-            self._changes.watch_groups(self._arbiter.root)
+        root = self._arbiter.root
+        if root and root != self._groups:
+            self._groups = root
+            self._changes.watch_groups(root)
+            # What has started while nobody heard of it may not have been there for this division.
+            self._divide()
 
     def _end_what_is_late(self) -> None:
         self._glances.end_if_late()

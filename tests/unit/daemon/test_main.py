@@ -199,6 +199,19 @@ def test_one_start_costs_few_divisions(life: Life, monkeypatch: pytest.MonkeyPat
     assert divisions == [began, began + 0.6, began + 0.6, began + 4.1]
 
 
+def test_a_start_that_nobody_could_hear_yet_is_divided_for(
+    life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where control groups are is known after the first division only, in which such a service may not be yet."""
+    divisions: list[float] = []
+    monkeypatch.setattr(life.daemon._divisions, "want", lambda: divisions.append(life.now))
+    monkeypatch.setattr(life.arbiter, "take", lambda lines: None)
+    life.arbiter.root = str(tmp_path)
+    for _ in range(2):
+        life.daemon._divided(1, [])
+    assert divisions == [life.now]
+
+
 def test_it_starts_with_no_store_and_sees_the_first_generation(life: Life) -> None:
     """Of each notice there is a line when it comes and one when it goes."""
     assert life.ask()["generation"] is None
