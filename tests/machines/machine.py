@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shlex
 import shutil
@@ -247,7 +248,7 @@ class Machine:
         return self.run("systemctl", "show", "--property", name, "--value", unit).stdout.strip()
 
     def journal(self, unit: str | None = None) -> str:
-        """The journal of this boot, of a unit or of all.
+        """The journal of this boot, of all or of a unit without what torchpard repeats about that.
 
         `journalctl --unit` takes UNIT= of PID 1 alone; of a process that ends at once (a program that
         cannot be executed says so itself from systemd 254 on) journald often no longer sees the unit it was of.
@@ -257,7 +258,9 @@ class Machine:
             unit = f"{unit}.service"
         fields = ("_SYSTEMD_UNIT", "UNIT", "OBJECT_SYSTEMD_UNIT", "COREDUMP_UNIT")
         of_unit = " + ".join(f"{field}={unit}" for field in fields).split() if unit else []
-        return self.run("journalctl", "--boot", "--no-pager", *of_unit).stdout
+        lines = self.run("journalctl", "--boot", "--no-pager", *of_unit).stdout.splitlines(keepends=True)
+        repeated = re.compile(rf"\]: (no longer: )?{re.escape(unit)} ") if unit else None
+        return "".join(line for line in lines if not (repeated and repeated.search(line)))
 
     def wait_until(self, condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
         """Ask until the answer is true, and return it. Raises MachineError with the end of the journal."""
