@@ -1,21 +1,20 @@
-"""The `torchpar` command: finds the command's module, and turns a typed error into its lines and exit status."""
+"""The `torchpar` command: names the commands' modules, and turns a typed error into its lines and exit status."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Sequence
 
 import click
 
+from torchpar.cli.group import Commands
 from torchpar.cli.output import warn_of
 from torchpar.cli.streams import OutputError, close_streams, open_streams
-from torchpar.conf.syntax import hint
 from torchpar.contract.errors import ExitStatus, TorchparError, printable
 from torchpar.contract.version import version
 
-# Command → the module that holds it, so that `torchpar status` does not import what only `torchpar plan` needs.
+# Command → the module that holds it.
 COMMANDS = {
     "validate": "torchpar.cli.validate",
     "topology": "torchpar.cli.topology",
@@ -38,29 +37,11 @@ COMMANDS = {
     "report": "torchpar.cli.report",
     "run": "torchpar.cli.run",
     "nettest": "torchpar.cli.nettest",
+    "fleet": "torchpar.cli.fleet",
 }
 
 
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command, or fails with the nearest one."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"No such command '{printable(args[0], 60)}'{hint(args[0], COMMANDS) or '.'}")
-        return super().resolve_command(ctx, args)
-
-
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Commands, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version(), prog_name="torchpar")
 def torchpar() -> None:
     """PyTorch jobs placed right on this host.
