@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from torchpar.contract.addresses import addresses
 from torchpar.runtime import accelerator
-from torchpar.runtime.ranks import network
 
 SMALL, LARGE = 2, 4 * 2**20  # numbers of 4 bytes
 REPEATS = {SMALL: 100, LARGE: 10}
@@ -74,7 +74,7 @@ def report(backend: str, world: int, small: float, large: float) -> str:
 
 def ways(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yields a line for each own address that is connected to other hosts, with its interface and theirs."""
-    own = {address.text: address.interface for address in network.addresses()}
+    own = {address.text: address.interface for address in addresses()}
     peers: dict[str, set[str]] = {}
     for here, there in pairs:
         if there not in own:

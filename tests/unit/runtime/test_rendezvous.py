@@ -12,10 +12,10 @@ import pytest
 
 from tests.unit.runtime.jobs import PYTHON, Place
 from tests.unit.runtime.test_launch import environment
+from torchpar.contract.addresses import Address, addresses
 from torchpar.contract.errors import ExitStatus, RendezvousError
 from torchpar.contract.job import JobSettings
 from torchpar.runtime.ranks import network, rendezvous
-from torchpar.runtime.ranks.network import Address
 from torchpar.runtime.ranks.rendezvous import (
     Endpoint,
     NotYet,
@@ -176,7 +176,7 @@ def test_each_reason_to_wait_is_said_once(monkeypatch: pytest.MonkeyPatch, capfd
 
 def test_this_hosts_own_network_is_read() -> None:
     """Loopback is there on every host, and a port that somebody listens on is not free."""
-    assert LO in network.addresses() and "lo" in network.interfaces()
+    assert LO in addresses() and "lo" in network.interfaces()
     assert network.resolve("127.0.0.1") == ("127.0.0.1",) and network.source("127.0.0.1") == "127.0.0.1"
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torchpar.contract.addresses import Address, addresses, family
 from torchpar.contract.errors import ExitStatus, RendezvousError
 from torchpar.contract.job import JobSettings
 from torchpar.contract.journal import say
 from torchpar.runtime.ranks import network
-from torchpar.runtime.ranks.network import Address
 from torchpar.runtime.start.refusal import refusal
 
 # How long interfaces, names and a port that is taken may need. network-online.target may be reached long before a
@@ -151,7 +151,7 @@ def find_place(settings: JobSettings, asked: Endpoint) -> Place:
     return choose_place(
         asked,
         resolved,
-        network.addresses(),
+        addresses(),
         interface=settings.interface,
         own_names=network.own_names,
         source=network.source,
@@ -188,7 +188,7 @@ def choose_place(
         return Place(Endpoint(local[0] if local else chosen.text, asked.port), True, chosen.interface, chosen.text)
     for endpoint in abroad:
         reached_by = source(endpoint)
-        candidates = [address for address in own if address.family == network.family(endpoint)]
+        candidates = [address for address in own if address.family == family(endpoint)]
         if not interface:
             candidates = [address for address in candidates if address.text == reached_by]
         if candidates:
