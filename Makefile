@@ -79,7 +79,7 @@ $(VENV)/complete $(SERVE_VENV)/complete:
 # ---- checks and tests ----
 
 UNITS  := $(foreach type,service socket slice target timer path,$(wildcard systemd/*.$(type)))
-SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian systemd tests --exclude='*.py' 2>/dev/null | sort)
+SHELL_FILES := $(shell grep -rlIE '^\#!/bin/(ba)?sh' .ci debian src systemd tests --exclude='*.py' 2>/dev/null | sort)
 # Two at a time wherever there are two CPUs: machine tests wait most of their time.
 PYTEST := '$(VENV)/bin/python' -B -m pytest -p no:cacheprovider --numprocesses=auto
 MAN_PAGES = $(addprefix build/man/,$(notdir $(wildcard debian/man/*.[1-8])) torchpar.conf.5)
@@ -250,6 +250,7 @@ install: man
 	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
 	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
+	$(call put,755,src/facts/torchpar.fact src/facts/torchpar-facter,/usr/share/torchpar/facts)
 	$(call put,644,src/monitoring/torchpar.rules.yml,/usr/share/torchpar/prometheus)
 	$(call put,644,src/monitoring/torchpar-dashboard.json,/usr/share/torchpar/grafana)
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)

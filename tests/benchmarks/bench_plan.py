@@ -9,7 +9,6 @@ medians is printed, as the machine is rarely quiet.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import statistics
@@ -20,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.unit.hosts import make_host
+from tests.unit.hosts import exported, make_host
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
-from torchpar.facts.topology import Held, facts_json
+from torchpar.facts.topology import Held
 from torchpar.plan.plan import make_plan
 from torchpar.units.drop_ins import make_units
 
@@ -71,7 +70,7 @@ def bench_scale() -> None:
             f"{statistics.median(rendering) * 1e3:9.1f}  {taken * 1e6 / cpus / services:12.2f}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "facts").write_text(json.dumps(facts_json(used)), encoding="utf-8")
+        Path(folder, "facts").write_text(exported(used), encoding="utf-8")
         Path(folder, "conf").write_text(text, encoding="utf-8")
         argv = ["plan", "--json", "--facts", f"{folder}/facts", "--config", f"{folder}/conf"]
         whole = [

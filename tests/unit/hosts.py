@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import CpuKind, HostFacts, Library, NumaNode, Package, PciDevice
+from torchpar.plan.export import Export, export_json
 
 JEMALLOC = Library("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", 62)
 TCMALLOC = Library("tcmalloc", "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4", 62)
@@ -85,3 +87,8 @@ def make_hybrid_host() -> HostFacts:
         l3_groups=(online,),
         cpu_kinds=(CpuKind(CpuSet(range(8, 12)), 0, 0.5), CpuKind(CpuSet(range(8)), 1, 1.0)),
     )
+
+
+def exported(facts: HostFacts, **rest: object) -> str:
+    """The text of `torchpar facts` on a host, on which nothing is in force unless `rest` says so."""
+    return json.dumps(export_json(dataclasses.replace(Export(facts, 1_700_000_000), **rest)))  # type: ignore[arg-type]

@@ -24,15 +24,16 @@ ROOMS = {
     "host": "contract facts conf placement plan",
     "generations": "contract facts conf placement plan units host",
     "adhoc": "contract facts conf placement plan units host",
+    "fleet": "contract facts conf placement plan units",
     "verify": "contract facts conf placement plan units host generations",
     "doctor": "contract facts conf placement plan units host generations verify",
     "daemon": "contract facts conf placement plan units arbitration host generations adhoc doctor verify",
-    "cli": "contract facts conf placement plan units host generations adhoc doctor verify daemon",
+    "cli": "contract facts conf placement plan units host generations adhoc doctor verify daemon fleet",
     "runtime": "contract",
     "serve": "contract runtime",
 }
 INSIDE_A_JOB = ("runtime", "serve")
-PURE = ("facts", "conf", "placement", "plan", "units", "arbitration")
+PURE = ("facts", "conf", "placement", "plan", "units", "arbitration", "fleet")
 # In rooms that are not, these are.
 ALSO_PURE = """
     contract.advice contract.cpulist contract.errors contract.paths contract.preload contract.reports

@@ -18,7 +18,7 @@ from torchpar.units.sentences import say_change
 
 
 @click.command(short_help="Say by the exit status whether the conf is in force.")
-@click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf.")
+@click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf, or DIR as /etc.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(conf_file: Path | None, as_json: bool) -> int:
     """Exit 0 if the conf is in force, 2 if it differs, 78 if it is invalid; a line for each unit that differs.

@@ -11,18 +11,25 @@ from torchpar.cli.output import brief, echo_block, warn
 from torchpar.generations import apply
 from torchpar.generations.compile import compile_conf
 from torchpar.generations.store import Store
-from torchpar.host.inputs import load
-from torchpar.units.changes import Change, unified
+from torchpar.host.inputs import inputs_of, load, read_conf
+from torchpar.plan.export import Export
+from torchpar.units.changes import Change, compare, compare_links, unified
 from torchpar.units.sentences import say_change
 
 
-def find_changes(conf_file: Path | None) -> tuple[Change, ...]:
-    """Finds the changes that `torchpar apply` would make; `conf_file` replaces the conf.
+def find_changes(conf_file: Path | None, export: Export | None = None) -> tuple[Change, ...]:
+    """Finds the changes that `torchpar apply` would make here, or on the host that has exported its facts; `conf_file`
+    replaces the conf.
 
     Raises ConfigError, PlacementError and StoreError.
     """
-    compiled = compile_conf(load(conf_file=conf_file))
+    inputs = inputs_of(export, read_conf(conf_file)) if export else load(conf_file=conf_file)
+    compiled = compile_conf(inputs)
     warn(compiled.warnings)
+    if export:
+        before = export.in_force
+        files, links = (before.files, before.links) if before else ({}, {})
+        return compare(files, compiled.content.files) + compare_links(links, compiled.content.links)
     active = Store().active()
     return apply.find_changes((active, active.read()) if active else None, compiled)
 

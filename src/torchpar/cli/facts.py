@@ -8,23 +8,21 @@ import click
 
 from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
-from torchpar.contract.errors import ConfigError
-from torchpar.facts.topology import facts_json
-from torchpar.host.inputs import LIVE, load, load_facts
+from torchpar.generations.export import read_export
+from torchpar.host.inputs import LIVE
+from torchpar.plan.export import export_json
 
 
 @click.command()
 @click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
+@click.option("--config", "conf", type=FilePath(), help="Ask about the files that this conf names.")
+@click.option("--as", "name", metavar="NAME", help="Put all of it below NAME, as Facter wants it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, which it does anyway.")
-def facts(root: Path, as_json: bool) -> None:
+def facts(root: Path, conf: Path | None, name: str | None, as_json: bool) -> None:
     """Print this host's facts as JSON.
 
-    `torchpar plan --facts FILE` plans for the host elsewhere. As a fact of Ansible: link it as
-    /etc/ansible/facts.d/torchpar.fact.
+    `torchpar plan --facts FILE` plans for the host elsewhere, and `torchpar fleet` for many. They are a fact of
+    Ansible's and of Facter's with a link to /usr/share/torchpar/facts/torchpar.fact or torchpar-facter.
     """
-    try:
-        # The interpreters that the conf names are facts too, as long as the conf can be read.
-        found = load(root).facts
-    except ConfigError:
-        found = load_facts(root)
-    echo_json(facts_json(found))
+    found = export_json(read_export(root, conf))
+    echo_json({name: found} if name else found)

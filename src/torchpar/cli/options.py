@@ -18,7 +18,7 @@ def input_options(command: F) -> F:
     for option in (
         click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR."),
         click.option("--facts", "facts_file", type=FilePath(), help="Plan for the host of FILE."),
-        click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf."),
+        click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf, or DIR as /etc."),
     ):
         command = option(command)
     return command

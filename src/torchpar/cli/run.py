@@ -31,8 +31,9 @@ from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import direct, systemd
 from torchpar.host.conf import ConfReader
-from torchpar.host.inputs import Inputs, load
+from torchpar.host.inputs import load
 from torchpar.host.turns import in_turn
+from torchpar.plan.inputs import Inputs
 from torchpar.plan.opened import find_refused
 from torchpar.plan.plan import ServicePlan
 

@@ -19,14 +19,17 @@ from torchpar.host.inputs import LIVE, load
 @click.argument("files", nargs=-1, type=FilePath())
 @click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
 @click.option("--facts", "facts_file", type=FilePath(), help="Check for the host of FILE.")
+@click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf, or DIR as /etc.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None, as_json: bool) -> int:
+def validate(
+    files: tuple[Path, ...], root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool
+) -> int:
     """Say everything that is wrong with the conf, or with FILES in its place.
 
     All errors of all files, each with file and line. Exits 78 if there are any. Changes nothing.
     """
     try:
-        files_read, services, warnings = _check(files, root, facts_file)
+        files_read, services, warnings = _check(files, root, facts_file, conf_file)
     except (ConfigError, PlacementError) as error:
         if not as_json:
             raise
@@ -42,14 +45,14 @@ def validate(files: tuple[Path, ...], root: Path, facts_file: Path | None, as_js
 
 
 def _check(
-    files: tuple[Path, ...], root: Path, facts_file: Path | None
+    files: tuple[Path, ...], root: Path, facts_file: Path | None, conf_file: Path | None
 ) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
     """Returns the files of the conf, the number of its services, and the warnings.
 
     Raises ConfigError and PlacementError.
     """
     given = ConfReader().read_files(files, trusted=False) if files else None
-    inputs = load(root, facts_file, files=given)
+    inputs = load(root, facts_file, conf_file, files=given)
     inputs.refuse_foreign()
     compiled = compile_conf(inputs)
     more: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from collections.abc import Container
 
 from torchpar.contract.errors import PlacementError
 from torchpar.generations.generation import Content
-from torchpar.host.inputs import Inputs
+from torchpar.plan.inputs import Inputs
 from torchpar.plan.plan import Plan, make_plan, plan_json
 from torchpar.units.drop_ins import make_refusal, make_units
 

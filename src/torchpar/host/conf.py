@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +52,26 @@ class ConfReader:
         """
         return self._do(lambda: self._read(paths, trusted=trusted))
 
+    def read_given(self, path: Path) -> tuple[ConfFile, ...]:
+        """Reads a file as the only one, or a folder in the place of /etc: the files in it are named as they are there,
+        and the only others are what packages ship on this machine. Raises ConfigError."""
+        return self._do(lambda: self._read_given(path))
+
+    def _read_given(self, path: Path) -> tuple[ConfFile, ...]:
+        folder = Path(os.path.abspath(path))
+        if not os.path.isdir(self._reader.at(folder)):
+            return self._read([path], trusted=False)
+        main, drop_ins = (str(folder / name.removeprefix("etc/")) for name in (_MAIN[0], _DROP_INS[-1]))
+        if not os.path.lexists(main) and not os.path.lexists(drop_ins):
+            what = "has neither torchpar.conf nor torchpar.conf.d in it, as /etc has"
+            raise ConfigError([Problem(Place(str(folder)), what)])
+        read = self._read(self._find(Path("/"), (main, _MAIN[-1]), (_VENDOR, drop_ins)), trusted=False)
+        own = f"{folder}/"
+        return tuple(
+            replace(file, path=f"/etc/{file.path.removeprefix(own)}") if file.path.startswith(own) else file
+            for file in read
+        )
+
     def find(self, root: Path = Path("/")) -> tuple[Path, ...]:
         """Finds the files in force below `root`, in the order in which later ones win.
 
@@ -72,10 +93,12 @@ class ConfReader:
         except NotReadableError as error:
             raise ConfigError([Problem(Place(error.path), error.why)]) from None
 
-    def _find(self, root: Path) -> tuple[Path, ...]:
-        main = next((root / path for path in _MAIN if os.path.lexists(self._reader.at(root / path))), None)
+    def _find(
+        self, root: Path, main_files: Iterable[str] = _MAIN, folders: Iterable[str] = _DROP_INS
+    ) -> tuple[Path, ...]:
+        main = next((root / path for path in main_files if os.path.lexists(self._reader.at(root / path))), None)
         drop_ins: dict[str, Path] = {}
-        for directory in _DROP_INS:
+        for directory in folders:
             folder = self._reader.at(root / directory)
             try:
                 names = os.listdir(folder)

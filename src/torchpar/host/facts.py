@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from torchpar.conf.services import Config
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.host.cgroup import read_limits
@@ -48,14 +48,14 @@ def read_manifest() -> dict[str, str]:
 
 
 def add_interpreters(
-    facts: HostFacts, config: Config, root: Path = Path("/"), silent: frozenset[str] = frozenset()
+    facts: HostFacts, paths: Collection[str], root: Path = Path("/"), silent: frozenset[str] = frozenset()
 ) -> HostFacts:
-    """Adds the facts of the interpreters that the conf names, but for those that do not answer."""
-    programs = [path for path in config.interpreters() if path not in silent]
+    """Adds the facts of interpreters, of those that do not answer only that."""
+    programs = [path for path in paths if path not in silent]
     return dataclasses.replace(
         facts,
-        interpreters={**dict.fromkeys(config.interpreters()), **read_interpreters(root, programs)},
-        interpreter_libraries=read_interpreter_libraries(root, programs),
+        interpreters={**facts.interpreters, **dict.fromkeys(paths), **read_interpreters(root, programs)},
+        interpreter_libraries={**facts.interpreter_libraries, **read_interpreter_libraries(root, programs)},
     )
 
 

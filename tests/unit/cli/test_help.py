@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.hosts import make_host
+from tests.unit.hosts import exported, make_host
 from tests.unit.verify.fake_host import TEXT
 from torchpar.cli.main import COMMANDS, run
-from torchpar.facts.topology import facts_json
 
 
 def test_the_summary_of_each_command_fits(
@@ -75,5 +74,5 @@ def test_render_gives_programs_paths_and_texts(
 def facts_file(tmp_path: Path) -> Path:
     """The facts of a host of four cores."""
     file = tmp_path / "facts.json"
-    file.write_text(json.dumps(facts_json(make_host())))
+    file.write_text(exported(make_host()))
     return file

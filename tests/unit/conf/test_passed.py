@@ -22,8 +22,8 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
 from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.generation import Content
-from torchpar.host.inputs import Inputs
 from torchpar.plan.access import make_questions
+from torchpar.plan.inputs import Inputs
 from torchpar.plan.opened import opened_paths
 from torchpar.plan.ownership import add_questions
 from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict

@@ -27,7 +27,7 @@ from torchpar.generations.enforce import (
 )
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
-from torchpar.host.inputs import Inputs
+from torchpar.plan.inputs import Inputs
 
 MANIFEST = {"cpus_online": "0-3", "nodes_online": "0"}
 TEXT = """\

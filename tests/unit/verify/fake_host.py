@@ -16,7 +16,7 @@ from torchpar.facts.topology import HostFacts
 from torchpar.generations.compile import compile_conf
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
-from torchpar.host.inputs import Inputs
+from torchpar.plan.inputs import Inputs
 from torchpar.verify.observe import Readers
 
 TRAIN, INFER = "torchpar-train@a.service", "torchpar-infer@b.service"
