@@ -59,7 +59,7 @@ def test_a_host_is_planned_for_elsewhere_as_by_itself(host: Machine) -> None:
                 check=False,
             )
             assert (there.returncode, there.stdout, there.stderr) == (here.returncode, here.stdout, here.stderr)
-            assert here.returncode in statuses and len(here.stdout) > 40
+            assert here.returncode in statuses and here.stdout
     assert "InteropThreads" in here.stdout and '"restart_required": true' in here.stdout
 
 
