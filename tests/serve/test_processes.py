@@ -387,6 +387,33 @@ def test_a_second_sigterm_hurries(start: Callable[..., Service]) -> None:
     assert service.process.wait(300) == 0
 
 
+def test_with_a_drain_delay_load_balancers_see_the_stop_before_it_begins(start: Callable[..., Service]) -> None:
+    """Meanwhile who asks is answered, on new connections too, and told to connect anew; SIGTERM again ends the wait."""
+
+    def is_ready() -> bool:
+        connection = service.connect()
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+
+    service = start(drain_delay=6000, processes=2)
+    service.wait_ready()
+    assert is_ready()
+    kept = service.connect()
+    service.infer(kept)
+    service.process.terminate()
+    # Each of both processes is to hear of it.
+    service.wait(lambda: not any(is_ready() for _ in range(6)))
+    os.kill(service.children()[0], signal.SIGKILL)
+    service.wait(lambda: len(service.children()) == 2 and "another takes its place" in service.log())
+    service.wait(lambda: not any(is_ready() for _ in range(6)))
+    assert is_answer(service.infer(service.connect()))
+    assert service.status() == "not ready, and taking requests for another 6000 s"
+    assert reload(service).returncode == 1
+    service.process.terminate()
+    assert service.process.wait(300) == 0
+    assert service.status().startswith("answering what was accepted")
+
+
 def test_a_process_that_is_stopped_gets_no_more_watchdog(start: Callable[..., Service]) -> None:
     """Then systemd ends the service and starts it anew."""
     service = start(watchdog=2.0)

@@ -455,6 +455,14 @@ class InferSettings(ServiceSettings):
         "a time span such as 30s",
         "the time that a stop may take to answer the requests that were accepted",
     )
+    drain_delay: int = _setting(
+        "DrainDelay",
+        v.parse_seconds,
+        "0s",
+        "a time span such as 5s",
+        "before that, the time in which a service that is to stop says 503 to /v2/health/ready and still takes "
+        "requests, so that load balancers send no more of them",
+    )
 
 
 def _set(values: Mapping[str, str | None]) -> dict[str, str]:

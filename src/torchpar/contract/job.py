@@ -48,9 +48,9 @@ class ServeSettings:
     model and handler are paths; one of them is set. listen are the addresses that HTTP may be served on, grpc those of
     gRPC ("127.0.0.1:8000", "[::]:8000"). workers counts batches at the same time on the CPUs of each rank; None: as
     many as the rank has threads. backend is "auto", "thread" or "process"; max_batch counts rows and max_queue
-    requests, None: the server finds out. drain_timeout is in seconds. own: nobody else is expected on the service's
-    CPUs. processes counts inference processes on the CPUs of each rank, which share its threads or workers; None: the
-    server measures.
+    requests, None: the server finds out. drain_timeout and drain_delay are in seconds. own: nobody else is expected on
+    the service's CPUs. processes counts inference processes on the CPUs of each rank, which share its threads or
+    workers; None: the server measures.
     """
 
     model: str | None
@@ -64,6 +64,7 @@ class ServeSettings:
     drain_timeout: int
     own: bool
     processes: int | None = None
+    drain_delay: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,10 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
         del data["own_threads"]
     if settings.serve is None:
         del data["serve"]
-    elif settings.serve.processes is None:
-        del data["serve"]["processes"]
+    else:
+        for name in ("processes", "drain_delay"):
+            if not data["serve"][name]:
+                del data["serve"][name]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
 
 
@@ -209,6 +212,7 @@ def _parse_serve(data: Any, where: str) -> ServeSettings:
         drain_timeout=_number(fields, where, "drain_timeout", least=0),
         own=_field(fields, where, "own", bool),
         processes=_field(fields, where, "processes", number, None),
+        drain_delay=_number(fields, where, "drain_delay", least=0, absent=ServeSettings.drain_delay),
     )
 
 

@@ -126,6 +126,7 @@ def _serve(infer: InferSettings, share: Share) -> ServeSettings:
         max_batch=infer.max_batch,
         max_queue=infer.max_queue,
         drain_timeout=infer.drain_timeout,
+        drain_delay=infer.drain_delay,
         own=share.own,
         processes=infer.processes,
     )

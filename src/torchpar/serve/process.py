@@ -127,6 +127,7 @@ class _Serving:
             "totals": self._take_totals,
             "setting": lambda message: self._front.service.take(message["setting"]),
             "usage": self._take_usage,
+            "leave": self._take_leave,
             "stop": self._take_stop,
         }
 
@@ -272,6 +273,10 @@ class _Serving:
 
     def _take_usage(self, message: dict[str, Any]) -> None:
         self._front.server.state.totals = message["usage"]
+
+    def _take_leave(self, message: dict[str, Any]) -> None:
+        """Is not ready any more, and answers on: each answer over HTTP is its connection's last."""
+        self._front.server.state.draining = True
 
     def _take_stop(self, message: dict[str, Any]) -> None:
         """Stops within so many seconds, or sooner than it was about to."""

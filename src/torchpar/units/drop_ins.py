@@ -37,7 +37,7 @@ AFTER_GRACE = 15
 # NVIDIA, AMD and Intel; of others what is of class 0x12, processing accelerators, computes.
 _GPU_VENDORS = ("0x10de", "0x1002", "0x8086")
 
-# What a stop may take beyond DrainTimeout=, which the server keeps by itself.
+# What a stop may take beyond DrainDelay= and DrainTimeout=, which the server keeps by itself.
 STOP_SECONDS = 10
 
 _SAY = "'echo \"$1\" >&2; exit 78'"
@@ -170,7 +170,9 @@ def _may_use_devices(service: Service, facts: HostFacts) -> bool:
 
 
 def _stop_seconds(train: TrainSettings | None, infer: InferSettings | None) -> int:
-    return train.checkpoint_grace + AFTER_GRACE if train else infer.drain_timeout + STOP_SECONDS if infer else 0
+    if train:
+        return train.checkpoint_grace + AFTER_GRACE
+    return infer.drain_delay + infer.drain_timeout + STOP_SECONDS if infer else 0
 
 
 def _source(plan: ServicePlan) -> str:

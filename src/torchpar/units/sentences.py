@@ -40,6 +40,7 @@ _KEYS = {
     "serve.max_batch": "MaxBatch",
     "serve.max_queue": "MaxQueue",
     "serve.drain_timeout": "DrainTimeout",
+    "serve.drain_delay": "DrainDelay",
 }
 # Follows from others.
 _NEVER = ("budget",)

@@ -63,6 +63,7 @@ SERVING = JobSettings(
         max_queue=None,
         drain_timeout=30,
         own=True,
+        drain_delay=5,
     ),
 )
 

@@ -186,11 +186,11 @@ INFER = "[Infer a]\nModel=/m.pt\n"
 def test_an_inference_service_has_its_server_and_a_socket() -> None:
     """Started and reloaded by the service's interpreter; systemd holds the addresses, by default where only this host
     reaches them."""
-    units = units_of(f"{INFER}Python=/v/bin/python\nDrainTimeout=1min\nEnabled=yes\n", make_host())
+    units = units_of(f"{INFER}Python=/v/bin/python\nDrainTimeout=1min\nDrainDelay=5s\nEnabled=yes\n", make_host())
     text = units.files["torchpar-infer@a.service.d/20-torchpar.conf"]
     assert "ExecStartPre=\nExecStart=\nExecStart=:/v/bin/python /usr/lib/torchpar/serve.py\n" in text
     assert "ExecReload=\nExecReload=:/v/bin/python /usr/lib/torchpar/serve.py reload\n" in text
-    assert "CPUAffinity=1-3" in text and "TimeoutStopSec=70s" in text and "LoadCredential" not in text
+    assert "CPUAffinity=1-3" in text and "TimeoutStopSec=75s" in text and "LoadCredential" not in text
     assert units.files["torchpar-infer@a.socket.d/20-torchpar.conf"] == (
         "# Made by torchpar from /etc/torchpar.conf. Do not edit; see: torchpar explain a\n"
         "[Socket]\nExecStartPre=\n"

@@ -66,6 +66,7 @@ class Processes:
         self._several = len(self._processes) > 1  # or were
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
+        self._leaving = False  # not ready any more, and answering on, for load balancers to see it
         self._stopping = False
         self._ended: asyncio.Future[int]
         self._reloads: asyncio.Lock
@@ -250,6 +251,8 @@ class Processes:
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])
+            if self._leaving and process.channel:
+                process.channel.send(leave=True)
             self._see_started()
             self._tell()
             for setting in self._settings.values():
@@ -394,7 +397,14 @@ class Processes:
     # ---- stopping ----
 
     def _stop(self) -> None:
-        """SIGTERM: those that serve answer what they have accepted; once more: at most a second longer."""
+        """SIGTERM: those that serve answer what they have accepted; once more: at most a second longer.
+
+        With DrainDelay= the first is for them to say that they are not ready; the next, or the end of that time, is
+        then as the first without.
+        """
+        if self._serve.drain_delay and self._started and not self._leaving and not self._stopping:
+            self._leave(self._serve.drain_delay)
+            return
         grace = HURRIED_SECONDS if self._stopping else float(self._serve.drain_timeout)
         self._stopping = True
         self._acceptor.stop()
@@ -413,12 +423,24 @@ class Processes:
         if not any(process.child for process in self._processes):
             self._finish(ExitStatus.DONE)
 
+    def _leave(self, seconds: int) -> None:
+        self._leaving = True
+        self._notifier.send(STOPPING="1", STATUS=f"not ready, and taking requests for another {seconds} s")
+        for process in self._processes:
+            if process.ready and process.channel:
+                process.channel.send(leave=True)
+        self._loop.call_later(seconds, self._end_delay)
+
+    def _end_delay(self) -> None:
+        if not self._stopping:
+            self._stop()
+
     # ---- reloading ----
 
     async def reload(self) -> str:
         """Has every process load its models again; returns "" or what went wrong, in which case the old ones stay."""
         async with self._reloads:
-            if self._stopping:
+            if self._leaving or self._stopping:
                 return "the service is stopping"
             # systemd 253 and later want to know when this was said.
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -529,7 +551,9 @@ class Processes:
     # ---- telling ----
 
     def _tell(self) -> None:
-        """Tells systemd the line of `systemctl status`."""
+        """Tells systemd the line of `systemctl status`, which stays what it is during a stop."""
+        if self._leaving:
+            return
         ready, count = sum(process.ready for process in self._processes), len(self._processes)
         what = "serving" if self._started else "loading"
         out = [str(process.number) for process in self._processes if process.out]
