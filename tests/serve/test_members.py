@@ -207,9 +207,12 @@ def test_what_all_have_counted_is_added_up_once_for_all(monkeypatch: pytest.Monk
             process.usage = {"answers": 1.0}
         processes._count()
         assert [received(end, "usage") for end in ends] == [[{"answers": 8.0}]] * 8
+        processes._remove(processes._processes[-1])
+        processes._count()
+        assert [received(end, "processes") for end in ends] == [[7]] * 7 + [[]]
 
     asyncio.run(run())
-    assert sums == [9]
+    assert sums == [9, 8]
 
 
 def test_a_further_process_that_cannot_start_is_done_without() -> None:

@@ -17,7 +17,7 @@ from torchpar.serve.http.application import Application
 from torchpar.serve.http.connection import Connection
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
-from torchpar.serve.limits import Limits
+from torchpar.serve.limits import own_limits
 from torchpar.serve.protocol.log_settings import LogSettings, TraceSettings
 from torchpar.serve.protocol.service import Service
 from torchpar.serve.sockets import listen_on, split_by_protocol
@@ -42,7 +42,7 @@ class Front:
         self.service = Service(engine, LogSettings(log.set_every), TraceSettings(say))
         application = Application(self.service)
         self._tls = tls
-        self.server = Server(application, Limits(), log)
+        self.server = Server(application, own_limits(), log)
         self._addresses = grpc
         self._grpc = [GrpcServer(self.service, self.server)]
         application.serve(self.server.state)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import resource
+from dataclasses import dataclass, replace
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -10,8 +11,9 @@ MIB = 1024 * KIB
 # Requests and answers up to this size are always taken and given: a connection's socket holds as much.
 SMALL = 64 * KIB
 
-# Messages of a connection of gRPC, however small each is, that are held without a look at what all hold.
-MANY_SMALL = 4 * SMALL
+# Messages of a connection of gRPC, however small each is, that are held without a look at what all hold; and of all
+# connections of a process together.
+MANY_SMALL, ALL_SMALL = 4 * SMALL, 256 * MIB
 
 # JSON that loads a model or sets something.
 ORDER = 128 * KIB
@@ -32,6 +34,9 @@ FRAMING_SHARE = 4
 # What a connection of gRPC may ask for that is no call: it begins with so much and never has more.
 ALLOWANCE = 500
 
+# Of one of very many processes.
+LEAST_CONNECTIONS = 256
+
 NOT_HELD = "the server holds as many requests as it may; try again"
 NOT_TAKEN = "clients have not taken as many bytes of their answers as may wait; try again"
 
@@ -41,9 +46,12 @@ class Limits:
     """Sizes in bytes, times in seconds.
 
     A request that is over one of them is answered (408, 413, 431, 503) and costs its connection, not the service.
+    The first, `held` and `owed` are of all processes of the service together, see `part`.
     """
 
-    connections: int = 1024  # open at the same time; one more gets 503
+    # Open at the same time; one more gets 503. As many as requests may wait for a model: most clients have a connection
+    # for each that waits, and a burst of them is no fault.
+    connections: int = 8192
     header: int = 32 * KIB  # request line and all header fields of one request
     body: int = 64 * MIB  # one request's body, as sent and after decompression
     json: int = 16 * MIB  # JSON in a body: parsed, it takes up to 24 times its size
@@ -61,3 +69,22 @@ class Limits:
     idle_seconds: float = 75.0  # between two requests of a connection
     write_seconds: float = 30.0  # a client that takes nothing of its answer for so long is gone
     linger_seconds: float = 2.0  # to read what a refused client still sends, so that it can read why
+
+    def part(self, processes: int) -> Limits:
+        """Returns what one of so many processes may take: its part, but of bytes at least a single body or answer."""
+        return replace(
+            self,
+            connections=max(self.connections // processes, LEAST_CONNECTIONS),
+            held=max(self.held // processes, min(self.held, self.body)),
+            owed=max(self.owed // processes, min(self.owed, self.owed_each)),
+        )
+
+    def within(self, files: int) -> Limits:
+        """Returns limits that keep to so many open files, of which those who are told to go have as many again."""
+        return replace(self, connections=max(1, min(self.connections, files // 2)))
+
+
+def own_limits() -> Limits:
+    """Returns the limits that hold where a process may open as many files as this one."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Limits() if files == resource.RLIM_INFINITY else Limits().within(files)

@@ -273,6 +273,8 @@ class _Serving:
 
     def _take_usage(self, message: dict[str, Any]) -> None:
         self._front.server.state.totals = message["usage"]
+        self._front.server.state.divide_limits(message["processes"])
+        self._engine.divide_limits(message["processes"])
 
     def _take_leave(self, message: dict[str, Any]) -> None:
         """Is not ready any more, and answers on: each answer over HTTP is its connection's last."""

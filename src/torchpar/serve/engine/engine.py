@@ -29,7 +29,8 @@ from torchpar.serve.runners.runner import Runner, ThreadRunner
 # A thread that waits for Python's lock gets it after this many seconds; Python's own 5 ms are a batch or more.
 SWITCH_INTERVAL = 0.0005
 
-# All that waits, in bytes: bodies are bounded one by one, their number is, and this bounds the product.
+# All that waits for a model in all processes, in bytes: bodies are bounded one by one, their number is, and this bounds
+# the product.
 QUEUE_BYTES = 1 << 29
 
 # From one look through all that waits to the next, at the least: where thousands wait it takes a millisecond, and each
@@ -50,6 +51,7 @@ class Engine:
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = 0.0
         self._lifecycle = Lifecycle(options, self._repository)
+        self._queue_bytes = QUEUE_BYTES
 
     async def start(
         self, like: Serves | None = None, unloaded: Collection[str] = (), unbatched: Collection[str] = ()
@@ -162,7 +164,8 @@ class Engine:
             served.statistics.failure(OTHER)
             raise
         queue = served.queue
-        if len(queue) >= served.limit or queue.size + fit.size > QUEUE_BYTES:
+        # One of any size may wait alone.
+        if len(queue) >= served.limit or (queue and queue.size + fit.size > self._queue_bytes):
             served.statistics.failure(REJECTED)
             raise ServeError(503, f"the queue of model '{served.name}' is full", self.retry_after())
         waiting = Waiting(request, done, served, fit, self._cancel)
@@ -178,6 +181,10 @@ class Engine:
         assert pool
         pool.put(served, waiting)
         return waiting
+
+    def divide_limits(self, processes: int) -> None:
+        """Keeps no more waiting than its part of what the service may, which has so many processes."""
+        self._queue_bytes = QUEUE_BYTES // processes
 
     def live(self) -> bool:
         """Says whether computing makes progress."""

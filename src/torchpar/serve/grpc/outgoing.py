@@ -9,7 +9,7 @@ from torchpar.serve.grpc import frames, hpack
 from torchpar.serve.grpc.call import Call
 from torchpar.serve.http.peer import Peer
 from torchpar.serve.http.state import ServerState
-from torchpar.serve.limits import ALLOWANCE, MANY_SMALL, SMALL
+from torchpar.serve.limits import ALLOWANCE, SMALL
 
 # Bytes of one frame at the most.
 FRAME = 128 * 1024
@@ -115,7 +115,7 @@ class Outgoing(Peer):
 
     def may_owe(self, size: int) -> bool:
         """Says whether an answer of `size` bytes may wait to be taken: a small one, unless there are very many."""
-        if size <= SMALL and self.owed <= MANY_SMALL:
+        if size <= SMALL and self.owed <= self.state.small_each():
             return True
         return self.state.may_owe(max(size, SMALL + 1), self.owed)
 
@@ -126,7 +126,7 @@ class Outgoing(Peer):
 
     def may_hold(self, missing: int, whole: int) -> bool:
         """Says whether the other `missing` bytes of a message of `whole` bytes may come."""
-        if whole <= SMALL and self.held <= MANY_SMALL:
+        if whole <= SMALL and self.held <= self.state.small_each():
             return True
         return self.state.may_hold(missing)
 

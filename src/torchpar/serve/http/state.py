@@ -13,23 +13,24 @@ from torchpar.serve.http.holding import choose_slow
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.parser import Head
 from torchpar.serve.http.peer import Peer
-from torchpar.serve.limits import SMALL, Limits
+from torchpar.serve.limits import ALL_SMALL, MANY_SMALL, SMALL, Limits
 from torchpar.serve.usage import read_usage
 
 
 class ServerState:
     """Counts of one server, and the connections that it has; it accepts none and times none, which `Server` does.
 
-    `loop` is there from the server's start on. `held` counts the bytes of bodies that arrive and `owed` those of
-    answers that clients have not taken; `answers` counts answers by status; `refused` counts requests that were not
-    even read to their end; `calmed` counts connections that are not read for a moment, for they asked too much.
-    `totals` is the `usage()` of all processes of the service where it has several. `tell_load` is given the number of
-    connections when it changes; one that has several calls under way counts for as many.
+    `limits` are what this process may take. `loop` is there from the server's start on. `held` counts the bytes of
+    bodies that arrive and `owed` those of answers that clients have not taken; `answers` counts answers by status;
+    `refused` counts requests that were not even read to their end; `calmed` counts connections that are not read for a
+    moment, for they asked too much. `totals` is the `usage()` of all processes of the service where it has several.
+    `tell_load` is given the number of connections when it changes; one that has several calls under way counts for as
+    many.
     """
 
     def __init__(self, application: Callable[[Exchange], None], limits: Limits, log: RequestLog) -> None:
         self.application = application
-        self.limits = limits
+        self.limits = self._limits = limits
         self.log = log
         self.loop: asyncio.AbstractEventLoop
         self.heads: dict[bytes, Head] = {}
@@ -47,6 +48,10 @@ class ServerState:
         self._eviction = Eviction()
         self._lines: dict[int, bytes] = {}
         self._lines_second = 0
+
+    def divide_limits(self, processes: int) -> None:
+        """Takes no more from now on than its part of what the service may, which has so many processes."""
+        self.limits = self._limits.part(processes)
 
     def opened(self, connection: Peer) -> bool:
         """Takes a connection; False if it must go without a word."""
@@ -85,6 +90,10 @@ class ServerState:
         if owed and owed + size > self.limits.owed_each:
             return False
         return not self.owed or self.owed + size <= self.limits.owed
+
+    def small_each(self) -> int:
+        """Returns the bytes of small messages that a connection may have beside what all may."""
+        return min(MANY_SMALL, ALL_SMALL // max(1, len(self._connections)))
 
     def may_hold(self, size: int, newcomer: Peer | None = None) -> bool:
         """Says whether `size` more bytes of requests may come; gives up slow clients' bodies where that makes room."""

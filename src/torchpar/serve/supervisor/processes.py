@@ -537,7 +537,7 @@ class Processes:
         self._loop.call_later(COUNT_SECONDS, self._count)
 
     def _tell_counts(self, processes: Sequence[Member]) -> None:
-        """Tells processes what all have counted, those that have ended too."""
+        """Tells processes what all have counted, those that have ended too, and how many share the limits."""
         if not self._several:
             return
         usage = add_usage([self._past_usage, *(each.usage for each in self._processes)])
@@ -545,7 +545,7 @@ class Processes:
         for process in processes:
             if process.channel:
                 # First, for the models of a large repository can fill the channel.
-                process.channel.send(usage=usage)
+                process.channel.send(usage=usage, processes=len(self._processes))
                 process.count(counters)
 
     # ---- telling ----
