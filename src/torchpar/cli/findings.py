@@ -32,11 +32,16 @@ def as_text(results: Sequence[Result]) -> str:
     found.sort(key=lambda pair: -pair[0].severity.rank)
     blocks = ["\n".join(_block(finding, result, width)) for finding, result in found]
     passed = [result.check.name for result in results if result.status is Severity.OK]
-    absent = sum(result.status is Severity.NOT_APPLICABLE for result in results)
+    absent = [result.check for result in results if result.status is Severity.NOT_APPLICABLE]
+    waiting = [check.name for check in absent if check.condition.of_services]
+    lacking = [check.name for check in absent if not check.condition.of_services]
     if passed:
         blocks.append(_names(f"{count(len(passed), 'check')} passed", passed, width))
-    if absent:
-        blocks.append(f"{count(absent, 'check')} not for this host; see: torchpar doctor --list")
+    if waiting:
+        title = f"{count(len(waiting), 'check')} for services that are not declared here, or do not run"
+        blocks.append(_names(title, _groups(waiting), width))
+    if lacking:
+        blocks.append(_names(f"{count(len(lacking), 'check')} for what this host does not have", lacking, width))
     counts = Counter(finding.severity for finding, _ in found)
     told = [f"{counts[each]} {word}" for each, word in _WORDS.items() if counts[each]]
     blocks.append(", ".join(told) if told else "nothing to mend")
@@ -71,6 +76,13 @@ def _block(finding: Finding, result: Result, width: int) -> Iterator[str]:
 def _names(title: str, names: Sequence[str], width: int) -> str:
     lines = textwrap.wrap(" ".join(names), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([f"{title}:", *lines])
+
+
+def _groups(names: Sequence[str]) -> list[str]:
+    """Counts names by what stands before the dot: "aff(6)"; a name that is alone stays as it is."""
+    groups = Counter(name.partition(".")[0] for name in names)
+    alone = {name.partition(".")[0]: name for name in names}
+    return [alone[group] if many == 1 else f"{group}({many})" for group, many in groups.items()]
 
 
 def list_checks(checks: Sequence[Check]) -> str:

@@ -16,10 +16,14 @@ Run = Callable[[Host], Iterator[Finding]]
 
 @dataclass(frozen=True)
 class Condition:
-    """The condition under which a check means anything: in words that follow "where", and as a question."""
+    """The condition under which a check means anything: in words that follow "where", and as a question.
+
+    `of_services`: it waits for services, such as one that runs, and holds on any host that has them.
+    """
 
     words: str
     holds: Callable[[Host], bool]
+    of_services: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ def _with_infiniband(host: Host) -> bool:
 
 
 ALWAYS = Condition("there is a host", lambda host: True)
-SERVICES = Condition("a service is declared or in force", lambda host: bool(host.services))
+SERVICES = Condition("a service is declared or in force", lambda host: bool(host.services), of_services=True)
 LIVE = Condition("it is this host that is looked at", lambda host: host.live)
-TRAINING = Condition("a training service is declared", lambda host: any(each.trains for each in host.services))
-TRAINING_HERE = Condition(
-    "a training service is declared on this host", lambda host: host.live and TRAINING.holds(host)
+TRAINING = Condition(
+    "a training service is declared", lambda host: any(each.trains for each in host.services), of_services=True
 )
-RUNNING = Condition("a service runs", lambda host: any(each.runs for each in host.services))
+TRAINING_HERE = Condition(
+    "a training service is declared on this host", lambda host: host.live and TRAINING.holds(host), of_services=True
+)
+RUNNING = Condition("a service runs", lambda host: any(each.runs for each in host.services), of_services=True)
 # A job's libraries and memory, which only root and its own user may look into.
 VISIBLE = Condition(
     "a service runs whose processes can be read",
@@ -27,15 +29,22 @@ VISIBLE = Condition(
         each.running and all(process.allocator is not None for process in each.running.processes)
         for each in host.services
     ),
+    of_services=True,
 )
 SEVERAL_HOSTS = Condition(
-    "this host has a job of several hosts", lambda host: host.live and any(each.hosts > 1 for each in host.services)
+    "this host has a job of several hosts",
+    lambda host: host.live and any(each.hosts > 1 for each in host.services),
+    of_services=True,
 )
 SEVERAL_NODES = Condition(
     "there are several NUMA nodes with CPUs", lambda host: sum(bool(node.cpus) for node in host.facts.numa_nodes) > 1
 )
-IN_FORCE = Condition("a generation is in force", lambda host: any(each.record for each in host.services))
-SYSTEMD = Condition("systemd answers and a service is declared", lambda host: host.has_systemd and bool(host.services))
+IN_FORCE = Condition(
+    "a generation is in force", lambda host: any(each.record for each in host.services), of_services=True
+)
+SYSTEMD = Condition(
+    "systemd answers and a service is declared", lambda host: host.has_systemd and bool(host.services), of_services=True
+)
 BOUND = Condition(
     "a service is bound to the memory of some of several NUMA nodes",
     lambda host: SEVERAL_NODES.holds(host) and any(each.memory_policy == "bind" for each in host.services),
@@ -57,11 +66,14 @@ NVIDIA = Condition(
     ),
 )
 LOGIN_USERS = Condition(
-    "a service has User=", lambda host: any(each.declared and not each.declared.own_user for each in host.services)
+    "a service has User=",
+    lambda host: any(each.declared and not each.declared.own_user for each in host.services),
+    of_services=True,
 )
 INFERENCE = Condition(
     "systemd answers and there is an inference service",
     lambda host: host.has_systemd and any(not each.trains for each in host.services),
+    of_services=True,
 )
 CPU_FREQUENCY = Condition(
     "the kernel sets the frequency of CPUs", lambda host: host.tree.exists("sys/devices/system/cpu/cpu0/cpufreq")

@@ -76,7 +76,18 @@ def test_no_line_but_a_command_is_longer_than_80_columns(name: str, tmp_path: Pa
 def test_what_is_not_for_this_host_says_why(tmp_path: Path) -> None:
     (result,) = results(tmp_path, "rdma.closed", made=Made())
     assert result.findings[0].found == "only where this host has an RDMA device and a job of several hosts"
-    assert shown((result,)) == "1 check not for this host; see: torchpar doctor --list\n\nnothing to mend"
+    assert shown((result,)) == "1 check for what this host does not have:\n  rdma.closed\n\nnothing to mend"
+
+
+def test_a_host_without_a_service_has_a_summary_that_says_what_was_looked_at(tmp_path: Path) -> None:
+    """What waits for a service is not called unfit for the host."""
+    text = shown(results(tmp_path, made=Made(conf="")))
+    assert re.search(r"\d checks passed:\n  cfg.doubts cfg.sync cfg.valid ", text), text
+    waiting = re.search(r"(\d+) checks for services that are not declared here, or do not run:\n((?:  .*\n)+)", text)
+    assert waiting and int(waiting[1]) > 40, text
+    assert {"aff(3)", "cg(5)", "unit(5)", "time.sync"} <= set(waiting[2].split())
+    lacking = re.search(r"\d checks for what this host does not have:\n((?:  .*\n)+)", text)
+    assert lacking and "kern.thermal" in lacking[1] and "mem." not in lacking[1], text
 
 
 def test_json_has_evidence_source_and_cure(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def _names_interface(host: Host) -> bool:
     return any(train.interface for _, train in _several(host))
 
 
-_NAMED = Condition("a job of several hosts has Interface=", _names_interface)
+_NAMED = Condition("a job of several hosts has Interface=", _names_interface, of_services=True)
 
 
 @check(
