@@ -1,13 +1,20 @@
 """Moves the threads of a unit that runs to other CPUs: sched_setaffinity(2) of each thread of each of its processes.
 
-Not AllowedCPUs= of the unit, which systemd keeps as a drop-in that outlives the run and wins over the next plan; and
-where the cpuset controller is missing, as in many containers, it does nothing. A thread that is started meanwhile has
-the CPUs of the one that starts it, so this goes round until all are where they belong. A thread for which the job
-itself has chosen CPUs keeps them.
+Where there is a cpuset controller the unit's control group gets them first: no thread can have a CPU that the group has
+not, and none comes to those that it has no more. That is written to the group and not set as AllowedCPUs=: systemd
+keeps what `systemctl set-property` sets as a drop-in that outlives the run, wins over the next plan, and has no way
+back (257 leaves the live group as it is when the drop-in has gone). What is written goes with the group. systemd writes
+its own AllowedCPUs= there again when it reads its units anew (252) or another service of the slice starts (both), so
+whoever moves a unit comes again then.
+
+A thread that is started meanwhile has the CPUs of the one that starts it, so this goes round until all are where they
+belong. A thread for which the job itself has chosen CPUs keeps them: kernel 6.1 forgets them when the group changes, so
+they are noted before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +31,8 @@ _GRACE = 1.2
 # Threads that start threads while they are moved are met again.
 _ROUNDS = 5
 _MOST_PARENTS = 64
+# Of a list of CPUs; that of a host with 8,192 of them has less.
+_MOST_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,17 @@ class Move:
 
 @dataclass(frozen=True)
 class UnitMove:
-    """The move of a unit: of the processes of each rank, by local_rank, and of those that belong to none."""
+    """The move of a unit: of the processes of each rank, by local_rank, and of those that belong to none.
+
+    `allowed` are the CPUs of its control group; None: those that it has now, without what is known, and where its
+    threads are to be.
+    """
 
     unit: str
     control_group: str
     ranks: Sequence[Move]
     others: Move
+    allowed: CpuSet | None = None
 
 
 def move_unit(move: UnitMove, seconds: float = SECONDS, *, proc: str = "/proc") -> int:
@@ -65,8 +79,12 @@ class _Mover:
         self.refused: OSError | None = None
         self._move, self._proc = move, proc
         self._group = find_group(move.control_group)
+        # What threads had before their control group changed, and what a thread has then by that alone.
+        self._before: dict[int, CpuSet] = {}
+        self._inherited: CpuSet | None = None
 
     def go_round(self) -> None:
+        self._change_group()
         for _ in range(_ROUNDS if self._group else 0):
             before = self.moved
             ranks = self._ranks()
@@ -76,6 +94,31 @@ class _Mover:
                     self._move_process(pid, self._of(pid, ranks))
             if self.moved == before or self.refused:
                 return
+
+    def _change_group(self) -> None:
+        """Writes the CPUs of the control group, where these are others; it is left alone where that is not possible."""
+        path = f"{self._group}/cpuset.cpus"
+        try:
+            with open(path, encoding="ascii") as file:
+                now = CpuSet.parse(file.read(_MOST_BYTES).strip())
+        except (OSError, ValueError):
+            return
+        moves = (*self._move.ranks, self._move.others)
+        known = CpuSet.union(cpus for move in moves for cpus in move.known)
+        wanted = self._move.allowed or (now - known) | CpuSet.union(move.to for move in moves)
+        # An empty one has what the slice has.
+        if not now or wanted == now:
+            return
+        for pid in list(group_pids(self._group or "", self._proc)):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for tid in self._proc.numbers(f"{pid}/task"):
+                    with contextlib.suppress(OSError):
+                        self._before[tid] = CpuSet(os.sched_getaffinity(tid))
+        with contextlib.suppress(OSError):
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(wanted))
+            with open(f"{path}.effective", encoding="ascii") as file:
+                self._inherited = CpuSet.parse(file.read(_MOST_BYTES).strip())
 
     def _ranks(self) -> Mapping[int, int]:
         """Returns the rank of each process that says of itself which one it is; the others are found by their parents.
@@ -122,9 +165,13 @@ class _Mover:
     def _move_thread(self, tid: int, move: Move) -> None:
         try:
             now = CpuSet(os.sched_getaffinity(tid))
-            if now in move.known and now != move.to:
-                os.sched_setaffinity(tid, move.to)
-                self.moved += 1
+            before = self._before.pop(tid, None)
+            if (before or now) in move.known or (before is None and now == self._inherited):
+                if now != move.to:
+                    os.sched_setaffinity(tid, move.to)
+                    self.moved += 1
+            elif before and now != before and self._inherited and not before.isdisjoint(self._inherited):
+                os.sched_setaffinity(tid, before)
         except ProcessLookupError:
             return
         except OSError as error:

@@ -116,3 +116,46 @@ def test_what_has_ended_is_passed_over(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(affinity, "find_group", lambda group: str(tmp_path))
     move = Move({HERE}, ONE)
     assert move_unit(UnitMove("a.service", "/group", [move], move)) == 0
+
+
+def test_the_control_group_gets_the_cpus_first_and_keeps_those_of_loader_workers(job: int, tmp_path: Path) -> None:
+    """These are CPU 900 here, which nobody was given."""
+    group = tmp_path / "cpuset.cpus"
+    group.write_text(f"{HERE},900\n")
+    (tmp_path / "cpuset.cpus.effective").write_text(f"{HERE}\n")
+    move = Move({HERE, ONE}, ONE)
+    assert move_unit(UnitMove("a.service", "/group", [move], move)) == 2
+    assert group.read_text() == f"{ONE},900"
+    back = Move({HERE, ONE}, HERE)
+    assert move_unit(UnitMove("a.service", "/group", [back], back)) == 2
+    assert group.read_text() == f"{HERE},900"
+    assert masks(job).count(str(HERE)) == 2
+
+
+def test_what_the_control_group_may_have_is_written_alone_where_it_is_said(job: int, tmp_path: Path) -> None:
+    group = tmp_path / "cpuset.cpus"
+    group.write_text("900\n")
+    nothing = Move((), HERE)
+    assert move_unit(UnitMove("a.service", "/group", [nothing], nothing, HERE)) == 0
+    assert group.read_text() == str(HERE)
+
+
+def test_a_thread_that_lost_its_cpus_with_the_control_group_has_them_again(
+    job: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernel 6.1 gives all threads those of the group; here when its file is written."""
+    (tmp_path / "cpuset.cpus").write_text("900\n")
+    (tmp_path / "cpuset.cpus.effective").write_text(f"{HERE}\n")
+    before = masks(job)
+    write = CpuSet.__str__
+
+    def forget(cpus: CpuSet) -> str:
+        for tid in map(int, os.listdir(f"/proc/{job}/task")):
+            os.sched_setaffinity(tid, HERE)
+        return write(cpus)
+
+    monkeypatch.setattr(CpuSet, "__str__", forget)
+    nothing = Move((), HERE)
+    move_unit(UnitMove("a.service", "/group", [nothing], nothing, HERE))
+    monkeypatch.undo()
+    assert masks(job) == before
