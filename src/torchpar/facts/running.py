@@ -34,7 +34,7 @@ class RunningUnit:
 
     `has_numa` is false where the kernel shows no memory policies at all; `throttled` counts the quota's periods in
     which it was stopped, of `periods`; None where there is no such controller. `unread` is why not all of its processes
-    could be looked at, "" where all were.
+    could be looked at, "" where all were. `online_cpus` are those of the host, None where nobody knows.
     """
 
     unit: str
@@ -46,3 +46,8 @@ class RunningUnit:
     periods: int = 0
     ranks: tuple[RankReport, ...] = ()
     unread: str = ""
+    online_cpus: CpuSet | None = None
+
+    def online(self, cpus: CpuSet) -> CpuSet:
+        """Returns those of the CPUs that are online."""
+        return cpus if self.online_cpus is None else cpus & self.online_cpus

@@ -31,6 +31,7 @@ _GRACE = 1.2
 
 # Where systemd's own hierarchy can be: unified, hybrid, and cgroup v1.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
+_ONLINE = "/sys/devices/system/cpu/online"
 # Below its own, where Delegate= lets it make some; and the entries of one.
 _MOST_GROUPS = 1024
 _MOST_ENTRIES = 2**14
@@ -72,6 +73,7 @@ def read_running_unit(
         periods=int(counters.get("nr_periods", "0")),
         ranks=tuple(look.ranks),
         unread=look.unread,
+        online_cpus=_cpuset(_ONLINE),
     )
 
 

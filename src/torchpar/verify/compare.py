@@ -54,7 +54,7 @@ def verify(plan: ServiceRecord, running: RunningUnit, given: Given | None = None
     """Compares a running unit with its plan; `given` is what torchpard has given it in this run, if anything."""
     return (
         _cpus(plan, running, given),
-        _cpuset(plan, running),
+        _cpuset(plan, running, given),
         _memory_policy(plan, running),
         _allocator(plan, running),
         _environment(plan, running),
@@ -72,47 +72,64 @@ def summary(items: Sequence[Item]) -> Verdict:
     return Verdict.OK
 
 
-def planned_sets(plan: ServiceRecord, given: Given | None) -> set[CpuSet]:
+def planned_sets(plan: ServiceRecord, given: Given | None, local_rank: int | None = None) -> set[CpuSet]:
     """Returns the sets of CPUs that a thread of the service may have: the service's, a rank's, or what was given.
 
-    What it had before that is as good: it may just be moved.
+    With `local_rank` those of that rank alone: the process that says that it is one has bound itself before. What it
+    had before that is as good: it may just be moved.
     """
-    planned = {plan.cpus}
+    planned = {plan.cpus} if local_rank is None else set()
     if given:
-        planned |= {given.cpus, *given.had[-1 - len(given.ranks) :], *(rank.cpus for rank in given.ranks)}
-    for rank in plan.ranks:
+        parts = given.ranks if local_rank is None else given.ranks[local_rank : local_rank + 1]
+        planned |= {*given.had[-1 - len(given.ranks) :], *(part.cpus for part in parts)}
+        planned |= {given.cpus} if local_rank is None else set()
+    for rank in plan.ranks if local_rank is None else plan.ranks[local_rank : local_rank + 1]:
         own, loaders = rank.cpus, rank.loader_cpus
         # Its loader workers are on their own CPUs or on all that are allowed.
         planned |= {own, loaders or own, own | loaders}
     return planned
 
 
+def ranks_of(plan: ServiceRecord, running: RunningUnit) -> dict[int, int]:
+    """Returns the local rank of each process that says that it is one of several; what a job says may be wrong."""
+    if len(plan.ranks) < 2:
+        return {}
+    return {report.pid: report.local_rank for report in running.ranks if 0 <= report.local_rank < len(plan.ranks)}
+
+
 def _cpus(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
-    """Compares the CPUs of every thread with those of the service, or of one of its ranks: no more, no less."""
-    planned = planned_sets(plan, given)
+    """Compares the CPUs of every thread with those of the service, or of its rank: no more, no less."""
+    ranks, lost = ranks_of(plan, running), plan.cpuset - running.online(plan.cpuset)
     wrong: list[str] = []
     unread = False
     for process in running.processes:
         if process.threads is None:
             unread = True
             continue
-        strays = Counter(str(cpus) for cpus in process.threads.values() if cpus not in planned)
+        planned = {running.online(cpus) for cpus in planned_sets(plan, given, ranks.get(process.pid))}
+        strays = Counter(str(cpus) for cpus in map(running.online, process.threads.values()) if cpus not in planned)
         wrong += [
             f"{count} of {len(process.threads)} threads of process {process.pid} on {cpus}"
             for cpus, count in strays.items()
         ]
     count = sum(len(process.threads or ()) for process in running.processes)
-    if wrong:
-        return Item("CPUs", Verdict.DRIFT, str(plan.cpus), _first("; ", wrong))
+    if wrong or lost:
+        # Nothing but the CPUs themselves mends that.
+        notice = f"has CPUs {plan.cpuset} planned, of which {lost} are offline" if lost else ""
+        offline = [f"CPUs {lost} are offline"] if lost else []
+        return Item("CPUs", Verdict.DRIFT, str(plan.cpus), _first("; ", [*offline, *wrong]), notice)
     if unread or running.unread:
         return _unread("CPUs", str(plan.cpus), running)
     return Item("CPUs", Verdict.OK, str(plan.cpus), f"threads: {count}, processes: {len(running.processes)}")
 
 
-def _cpuset(plan: ServiceRecord, running: RunningUnit) -> Item:
+def _cpuset(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
     if running.cpuset is None:
         return Item("cpuset", Verdict.NOT_APPLICABLE, str(plan.cpus), "this host has no cpuset controller for systemd")
-    same = running.cpuset == plan.cpuset
+    # Beside what it computes on it has the CPUs of its loader workers; and it may just be moved.
+    moved = (given.cpus, *given.had) if given and given.is_moved else ()
+    planned = {plan.cpuset, *((plan.cpuset - plan.cpus) | cpus for cpus in moved)}
+    same = running.cpuset in {running.online(cpus) for cpus in planned}
     return Item("cpuset", Verdict.OK if same else Verdict.DRIFT, str(plan.cpuset), str(running.cpuset))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torchpar.contract.given import Given
+from collections.abc import Collection, Iterable, Sequence
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.given import Given, GivenRank
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import Move, UnitMove
-from torchpar.plan.record import ServiceRecord
-from torchpar.verify.compare import planned_sets
+from torchpar.plan.record import RankRecord, ServiceRecord
+from torchpar.verify.compare import planned_sets, ranks_of
 
 
 def make_repair(
@@ -14,14 +17,27 @@ def make_repair(
 ) -> UnitMove | None:
     """Makes the move of all threads that have other CPUs than they may; None where there are none.
 
-    It goes to what torchpard has given the service, or to what is planned. A thread on some of the CPUs that it may
-    have stays there: as far as anybody can see the job has bound it.
+    It goes to what torchpard has given the service, or to what is planned, as far as that is online. A thread on some
+    of the CPUs that it may have stays there: as far as anybody can see the job has bound it.
     """
+    ranks = ranks_of(plan, running)
     found = {cpus for process in running.processes for cpus in (process.threads or {}).values()}
-    planned = planned_sets(plan, given)
-    wrong = {cpus for cpus in found if not any(cpus <= may for may in planned)}
-    if not wrong:
-        return None
-    ranks = [rank.cpus for rank in given.ranks] if given else [rank.cpus for rank in plan.ranks]
+    parts: Sequence[GivenRank | RankRecord] = given.ranks if given else plan.ranks
     whole = given.cpus if given else plan.cpus
-    return UnitMove(plan.unit, control_group, tuple(Move(wrong, cpus) for cpus in ranks), Move(wrong, whole))
+
+    def wrong(local_rank: int | None) -> set[CpuSet]:
+        to = whole if local_rank is None else parts[local_rank].cpus
+        return _outside(found, planned_sets(plan, given, local_rank)) if running.online(to) else set()
+
+    if not any(
+        wrong(ranks.get(process.pid)) & {*(process.threads or {}).values()} for process in running.processes
+    ):
+        return None
+    known = set(ranks.values())
+    moves = tuple(Move(wrong(number if number in known else None), part.cpus) for number, part in enumerate(parts))
+    allowed = None if given and given.is_moved else plan.cpuset
+    return UnitMove(plan.unit, control_group, moves, Move(wrong(None), whole), allowed)
+
+
+def _outside(found: Iterable[CpuSet], planned: Collection[CpuSet]) -> set[CpuSet]:
+    return {cpus for cpus in found if not any(cpus <= may for may in planned)}

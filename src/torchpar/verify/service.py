@@ -97,8 +97,7 @@ def observe_service(
     if not _runs(properties):
         return row
     running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
-    compared = verify(plan, running, _given(plan.unit, properties))
-    items = _settled(compared, row["since_monotonic_seconds"])
+    items = _settled(verify(plan, running, _given(plan.unit, properties)), properties)
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
     row["wrong"] += [trouble("drift", notice) for notice in dict.fromkeys(item.notice for item in items) if notice]
     if what:
@@ -111,9 +110,10 @@ def observe_service(
     return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
 
 
-def _settled(items: tuple[Item, ...], since: float | None) -> tuple[Item, ...]:
+def _settled(items: tuple[Item, ...], properties: Mapping[str, Any]) -> tuple[Item, ...]:
     """Returns the items without a drift that is none yet: a process is executed before it has loaded its libraries."""
-    if since is None or time.monotonic() - since > _STARTING_SECONDS:
+    since = properties.get("ActiveEnterTimestampMonotonic")
+    if not since or time.monotonic() - since / 1e6 > _STARTING_SECONDS:
         return items
     return tuple(
         replace(item, verdict=Verdict.UNKNOWN)
@@ -243,7 +243,7 @@ def verify_unit(
     """Compares a running unit with its plan; its processes are read for so many seconds at the most."""
     variables = {*plan.environment, preload.WITHOUT}
     running = read_unit(read_running_unit, plan.unit, properties, variables, seconds)
-    return verify(plan, running, _given(plan.unit, properties))
+    return _settled(verify(plan, running, _given(plan.unit, properties)), properties)
 
 
 def _given(unit: str, properties: Mapping[str, Any]) -> Given | None:

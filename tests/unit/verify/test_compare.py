@@ -72,11 +72,33 @@ def test_one_thread_elsewhere_is_drift(cpus: CpuSet) -> None:
     assert found[0].verdict is Verdict.DRIFT and f"1 of 1 threads of process 10 on {cpus}" in found[0].actual
 
 
-def test_a_rank_may_have_its_own_part_of_the_services_cpus() -> None:
-    """Each rank is bound to its share."""
+@pytest.mark.parametrize(
+    ("pid", "cpus", "verdict"),
+    [
+        (10, "0", Verdict.OK),
+        (10, "1", Verdict.DRIFT),
+        # Kernel 6.1 gives all processes what their control group has, when a CPU goes or comes.
+        (10, "0-1", Verdict.DRIFT),
+        (11, "0-1", Verdict.OK),
+        (11, "1", Verdict.OK),
+    ],
+)
+def test_a_rank_has_its_own_part_of_the_services_cpus(pid: int, cpus: str, verdict: Verdict) -> None:
+    """The first rank says that it is process 10; of another process of the service nobody knows which one it is."""
     plan = {**PLAN, "ranks": [{**PLAN["ranks"][0], "cpus": "0"}, {**PLAN["ranks"][0], "local_rank": 1, "cpus": "1"}]}
-    process = dataclasses.replace(PROCESS, threads={10: CpuSet([1])})
-    assert verify(make_record(plan), dataclasses.replace(RUNNING, processes=(process,)))[0].verdict is Verdict.OK
+    process = dataclasses.replace(PROCESS, pid=pid, threads={pid: CpuSet.parse(cpus)})
+    assert verify(make_record(plan), dataclasses.replace(RUNNING, processes=(process,)))[0].verdict is verdict
+
+
+@pytest.mark.parametrize("cpus", ["0", "0-1"])
+def test_cpus_that_are_offline_are_drift_that_no_restart_mends(cpus: str) -> None:
+    """Whatever a kernel shows of a thread then: what it may use, or what it had been given."""
+    process = dataclasses.replace(PROCESS, threads={10: CpuSet.parse(cpus)})
+    gone = {"online_cpus": CpuSet([0, 2]), "cpuset": CpuSet([0])}
+    items = verify(make_record(PLAN), dataclasses.replace(RUNNING, processes=(process,), **gone))
+    assert (items[0].verdict, items[0].actual) == (Verdict.DRIFT, "CPUs 1 are offline")
+    assert items[0].notice == "has CPUs 0-1 planned, of which 1 are offline"
+    assert (items[1].what, items[1].verdict) == ("cpuset", Verdict.OK)
 
 
 def test_a_rank_without_the_allocator_is_drift() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tests.unit.records import make_record
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.given import Given, GivenRank
+from torchpar.contract.reports import RankReport
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.verify.repair import make_repair
 
@@ -48,3 +51,20 @@ def test_one_that_was_moved_goes_to_what_it_was_given() -> None:
     assert make_repair(ONE, running("2-3"), given, GROUP) is None
     move = make_repair(ONE, running("2-3", "5"), given, GROUP)
     assert move and str(move.ranks[0].to) == "2-3"
+
+
+def test_a_rank_that_has_the_cpus_of_all_goes_back_to_its_own() -> None:
+    """As kernel 6.1 leaves it when a CPU comes back; their launcher has the CPUs of all."""
+    processes = tuple(Process(pid, {pid: CpuSet.parse("0-3")}, None, None, None, None) for pid in (1, 10, 11))
+    ranks = (RankReport(10, 0, "2.13.0", 1, 1, "0-3", "glibc"), RankReport(11, 1, "2.13.0", 1, 1, "0-3", "glibc"))
+    seen = RunningUnit(UNIT, 1, processes, has_numa=True, ranks=ranks)
+    move = make_repair(TWO, seen, None, GROUP)
+    assert move and [(rank.known, str(rank.to)) for rank in move.ranks] == [
+        ({CpuSet.parse("0-3")}, "0-1"),
+        ({CpuSet.parse("0-3")}, "2-3"),
+    ]
+    assert move.others.known == set() and str(move.allowed) == "0-3"
+    # Nobody can be moved to CPUs that are gone.
+    gone = dataclasses.replace(seen, online_cpus=CpuSet.parse("0-1"))
+    move = make_repair(TWO, gone, None, GROUP)
+    assert move and [len(rank.known) for rank in move.ranks] == [1, 0]
