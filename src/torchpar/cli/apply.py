@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 
 import click
 
-from torchpar.cli.difference import echo_changes
+from torchpar.cli.difference import echo_changes, find_running_outdated
+from torchpar.cli.options import wait_option
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
-from torchpar.contract.errors import ExitStatus, StoreError, TorchparError
+from torchpar.contract.errors import ExitStatus, StoreError
 from torchpar.generations.apply import Applied, Request, Restart, find_changes
 from torchpar.generations.apply import apply as put_in_force
 from torchpar.generations.compile import Compiled, compile_as_applied, compile_conf
@@ -23,10 +23,8 @@ from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.inputs import load
-from torchpar.host.processes import read_running_unit
 from torchpar.units.changes import Change
 from torchpar.units.sentences import say_change
-from torchpar.verify.outdated import find_outdated
 
 
 @click.command()
@@ -40,10 +38,13 @@ from torchpar.verify.outdated import find_outdated
 @click.option(
     "--confirm-within", type=click.IntRange(1, 10**8), metavar="SECONDS", help="Go back unless confirmed in time."
 )
+@wait_option
 @click.option("--afresh", is_flag=True, help="Place all services anew, wherever they are now.")
 @click.option("--boot", is_flag=True, help="Compile the conf as last applied for this host as it is now.")
 @click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
-def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool, boot: bool, as_json: bool) -> int:
+def apply(
+    dry_run: bool, restart: str, confirm_within: int | None, wait: bool, afresh: bool, boot: bool, as_json: bool
+) -> int:
     """Put the conf in force on this host.
 
     Writes a new generation, lets systemd load it, and reads back that systemd has what was meant. An invalid conf
@@ -53,12 +54,12 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
     require_root("torchpar apply")
     systemd.require_systemd()
     store = Store()
-    with contextlib.nullcontext() if dry_run else changing(store, systemd.remove_leftovers):
+    with contextlib.nullcontext() if dry_run else changing(store, systemd.remove_leftovers, wait=wait):
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
         if dry_run:
             return _show(compiled, find_changes(active, compiled), as_json=as_json)
-        outdated = () if boot else _find_outdated(store, compiled)
+        outdated = () if boot else find_running_outdated(store, compiled)
         request = Request(Restart(restart), confirm_within, at_boot=boot, outdated=outdated)
         applied = put_in_force(store, LiveSystemd(at_boot=boot), compiled, request, warn)
         waits = _what_waits(store, applied.generation)
@@ -68,16 +69,6 @@ def apply(dry_run: bool, restart: str, confirm_within: int | None, afresh: bool,
         _echo(applied)
         _echo_what_waits(waits, asked=confirm_within is not None)
     return ExitStatus.DONE
-
-
-def _find_outdated(store: Store, compiled: Compiled) -> tuple[str, ...]:
-    """Finds what runs with older settings, as nobody has restarted it since an earlier apply."""
-    try:
-        since = os.lstat(store.link).st_mtime
-        return find_outdated(systemd, read_running_unit, compiled.content.services(), since)
-    except (OSError, TorchparError):
-        # Nothing is in force yet; or systemd does not answer, which is said where it matters.
-        return ()
 
 
 def _compile(active: tuple[Generation, Content] | None, *, boot: bool, afresh: bool) -> Compiled:
@@ -99,6 +90,7 @@ def _show(compiled: Compiled, changes: tuple[Change, ...], *, as_json: bool) -> 
                 "generation": None,
                 "unconfirmed": None,
                 "units": [_unit(change, outdated) for change in changes],
+                "restarted": [],
                 "warnings": list(compiled.warnings),
             }
         )
@@ -122,6 +114,7 @@ def _report(applied: Applied, waits: dict[str, int] | None) -> dict[str, object]
         "generation": applied.generation.number,
         "unconfirmed": waits,
         "units": [_unit(change, applied.outdated) for change in applied.changes],
+        "restarted": list(applied.restarted),
         "warnings": list(applied.warnings),
     }
 

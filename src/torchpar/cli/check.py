@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.difference import find_changes
+from torchpar.cli.difference import compile_given, find_changes
 from torchpar.cli.output import brief, echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, StoreError
@@ -28,7 +28,7 @@ def check(conf_file: Path | None, as_json: bool) -> int:
     drift = find_drift(Store(), loaded_units())
     changes: tuple[Change, ...] = ()
     try:
-        changes = find_changes(conf_file)
+        changes = find_changes(compile_given(conf_file))
     except StoreError:
         if not drift:
             raise

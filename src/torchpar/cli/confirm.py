@@ -6,6 +6,7 @@ import contextlib
 
 import click
 
+from torchpar.cli.options import wait_option
 from torchpar.cli.root import require_root
 from torchpar.contract.errors import SystemdError
 from torchpar.generations.enforce import WAY_BACK, changing
@@ -15,12 +16,13 @@ from torchpar.host import systemd
 
 
 @click.command()
-def confirm() -> None:
+@wait_option
+def confirm(wait: bool) -> None:
     """Keep what `torchpar apply --confirm-within` put in force."""
     require_root("torchpar confirm")
     systemd.require_systemd()
     store = Store()
-    with changing(store, systemd.remove_leftovers):
+    with changing(store, systemd.remove_leftovers, wait=wait):
         generation = confirm_active(store)
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):

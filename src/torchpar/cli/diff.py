@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from torchpar.cli.difference import echo_changes, find_changes
+from torchpar.cli.difference import compile_given, echo_changes, find_changes, find_running_outdated
+from torchpar.cli.options import read_replaced, replacing_option
 from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
 from torchpar.contract.errors import ExitStatus, TorchparError
+from torchpar.generations.compile import Compiled
 from torchpar.generations.enforce import running_among
+from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.inputs import load_export
 from torchpar.plan.export import Export
@@ -20,17 +22,26 @@ from torchpar.units.sentences import say_change
 
 
 @click.command(short_help="Show what differs between the conf and what is in force.")
+@click.argument("files", nargs=-1, type=FilePath(), metavar="[FILE]...")
 @click.option("--facts", "facts_file", type=FilePath(), help="Compare with what is in force on the host of FILE.")
 @click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf, or DIR as /etc.")
+@replacing_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diff(facts_file: Path | None, conf_file: Path | None, as_json: bool) -> int:
+def diff(
+    files: tuple[Path, ...], facts_file: Path | None, conf_file: Path | None, places: tuple[Path, ...], as_json: bool
+) -> int:
     """Show what differs between the conf and what is in force; exit 2 if anything does.
 
-    In a sentence for each unit first, then as a unified diff of the units.
+    In a sentence for each unit first, then as a unified diff of the units. With --replacing PATH, for the conf as it
+    would be with FILE installed as PATH.
     """
+    replaced = bool(files or places)
+    if replaced and conf_file:
+        raise click.UsageError("--config names the only conf: nothing of it can be replaced")
     export = load_export(facts_file) if facts_file else None
-    changes = find_changes(conf_file, export)
-    outdated = _outdated([change.unit for change in changes if change.what in ("changed", "removed")], export)
+    compiled = compile_given(conf_file, read_replaced(places, files) if replaced else None, export)
+    changes = find_changes(compiled, export)
+    outdated = _outdated({change.unit for change in changes if change.what in ("changed", "removed")}, compiled, export)
     if as_json:
         rows = [
             {
@@ -42,7 +53,7 @@ def diff(facts_file: Path | None, conf_file: Path | None, as_json: bool) -> int:
             }
             for change in changes
         ]
-        echo_json({"changed": bool(changes), "units": rows})
+        echo_json({"changed": bool(changes), "units": rows, "outdated": list(outdated)})
     else:
         echo_changes(changes)
         for unit in outdated:
@@ -50,11 +61,11 @@ def diff(facts_file: Path | None, conf_file: Path | None, as_json: bool) -> int:
     return ExitStatus.DIFFERS if changes else ExitStatus.DONE
 
 
-def _outdated(changed: Sequence[str], export: Export | None) -> tuple[str, ...]:
-    """Finds those of the units that run; none where systemd does not say so."""
+def _outdated(changed: set[str], compiled: Compiled, export: Export | None) -> tuple[str, ...]:
+    """Finds what runs with other settings than the conf means; none where systemd does not say so."""
     if export:
-        return tuple(sorted(set(changed) & set((export.in_force and export.in_force.running) or ())))
+        return tuple(sorted(changed & set((export.in_force and export.in_force.running) or ())))
     try:
-        return running_among(systemd, changed)
+        return running_among(systemd, (*changed, *find_running_outdated(Store(), compiled)))
     except TorchparError:
         return ()

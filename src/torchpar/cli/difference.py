@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from torchpar.cli.output import brief, echo_block, warn
+from torchpar.conf.syntax import ConfFile
+from torchpar.contract.errors import TorchparError
 from torchpar.generations import apply
-from torchpar.generations.compile import compile_conf
+from torchpar.generations.compile import Compiled, compile_conf
 from torchpar.generations.store import Store
+from torchpar.host import systemd
 from torchpar.host.inputs import inputs_of, load, read_conf
+from torchpar.host.processes import read_running_unit
 from torchpar.plan.export import Export
 from torchpar.units.changes import Change, compare, compare_links, unified
 from torchpar.units.sentences import say_change
+from torchpar.verify.outdated import find_outdated
 
 
-def find_changes(conf_file: Path | None, export: Export | None = None) -> tuple[Change, ...]:
-    """Finds the changes that `torchpar apply` would make here, or on the host that has exported its facts; `conf_file`
-    replaces the conf.
+def compile_given(
+    conf_file: Path | None, files: tuple[ConfFile, ...] | None = None, export: Export | None = None
+) -> Compiled:
+    """Compiles the conf, or `conf_file` or `files` instead of it, for this host or the one that has exported its facts,
+    and warns.
 
-    Raises ConfigError, PlacementError and StoreError.
+    Raises ConfigError and PlacementError.
     """
-    inputs = inputs_of(export, read_conf(conf_file)) if export else load(conf_file=conf_file)
+    if export:
+        inputs = inputs_of(export, read_conf(conf_file) if files is None else files)
+    else:
+        inputs = load(conf_file=conf_file, files=files)
     compiled = compile_conf(inputs)
     warn(compiled.warnings)
+    return compiled
+
+
+def find_changes(compiled: Compiled, export: Export | None = None) -> tuple[Change, ...]:
+    """Finds the changes that `torchpar apply` would make here, or on the host that has exported its facts.
+
+    Raises StoreError.
+    """
     if export:
         before = export.in_force
         files, links = (before.files, before.links) if before else ({}, {})
         return compare(files, compiled.content.files) + compare_links(links, compiled.content.links)
     active = Store().active()
     return apply.find_changes((active, active.read()) if active else None, compiled)
+
+
+def find_running_outdated(store: Store, compiled: Compiled) -> tuple[str, ...]:
+    """Finds what runs with older settings, as nobody has restarted it since an earlier apply."""
+    try:
+        since = os.lstat(store.link).st_mtime
+        return find_outdated(systemd, read_running_unit, compiled.content.services(), since)
+    except (OSError, TorchparError):
+        # Nothing is in force yet; or systemd does not answer, which is said where it matters.
+        return ()
 
 
 def echo_changes(changes: Sequence[Change]) -> None:

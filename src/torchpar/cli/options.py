@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from torchpar.cli.paths import FilePath
+from torchpar.conf.syntax import ConfFile
+from torchpar.contract.errors import printable
+from torchpar.host.conf import ConfReader, is_place
 from torchpar.host.inputs import LIVE
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,3 +26,23 @@ def input_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+replacing_option = click.option(
+    "--replacing", "places", type=FilePath(), metavar="PATH", multiple=True, help="Read FILE as if it were PATH."
+)
+
+wait_option = click.option("--wait", is_flag=True, help="Wait while another torchpar is at work on this host.")
+
+
+def read_replaced(places: tuple[Path, ...], files: tuple[Path, ...], root: Path = LIVE) -> tuple[ConfFile, ...]:
+    """Reads the conf below `root` as it would be with each of `files` installed at its place of `places`.
+
+    Raises ConfigError, and click.UsageError where these are not as many or where a place is none of the conf.
+    """
+    if len(places) != len(files):
+        raise click.UsageError(f"--replacing takes a FILE for each PATH: {len(places)} and {len(files)} are given")
+    for place in places:
+        if not is_place(place, root):
+            raise click.UsageError(f"--replacing {printable(str(place))}: a file there is not read as one of the conf")
+    return ConfReader().read(root, trusted=root == LIVE, replacing=dict(zip(places, files, strict=True)))

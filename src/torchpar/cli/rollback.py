@@ -8,6 +8,7 @@ import os
 import click
 
 from torchpar.cli.names import GenerationNumber
+from torchpar.cli.options import wait_option
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.cli.way_back import go_back_in_time, restore
@@ -35,8 +36,9 @@ from torchpar.verify.outdated import find_outdated
 @click.command(short_help="Put an earlier generation in force again.")
 @click.argument("number", type=GenerationNumber(min=1), required=False)
 @click.option("--if-active", type=int, metavar="NUMBER", help="Do nothing unless this generation is active.")
+@wait_option
 @click.option("--in-time", is_flag=True, help="Wait, and go back from what is not confirmed in time.")
-def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
+def rollback(number: int | None, if_active: int | None, wait: bool, in_time: bool) -> None:
     """Put generation NUMBER in force again; without it, the one before the active one.
 
     After `torchpar apply --confirm-within` that is the one that would come back by itself, which it then need not. The
@@ -48,7 +50,7 @@ def rollback(number: int | None, if_active: int | None, in_time: bool) -> None:
     if in_time:
         go_back_in_time(store)
         return
-    with changing(store, systemd.remove_leftovers):
+    with changing(store, systemd.remove_leftovers, wait=wait):
         active = store.active()
         if if_active is not None and (active is None or active.number != if_active):
             click.echo(f"generation {if_active} is not active; nothing to do")

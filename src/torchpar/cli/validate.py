@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from torchpar.cli.options import read_replaced, replacing_option
 from torchpar.cli.output import count, echo_json, warn
 from torchpar.cli.paths import FilePath
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, ExitStatus, PlacementError, Problem
 from torchpar.generations.compile import compile_conf
 from torchpar.generations.unit_check import can_check, check_units
@@ -20,16 +22,23 @@ from torchpar.host.inputs import LIVE, load
 @click.option("--root", type=FilePath(), default=LIVE, help="Read the host below DIR.")
 @click.option("--facts", "facts_file", type=FilePath(), help="Check for the host of FILE.")
 @click.option("--config", "conf_file", type=FilePath(), help="Read FILE as the only conf, or DIR as /etc.")
+@replacing_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def validate(
-    files: tuple[Path, ...], root: Path, facts_file: Path | None, conf_file: Path | None, as_json: bool
+    files: tuple[Path, ...],
+    root: Path,
+    facts_file: Path | None,
+    conf_file: Path | None,
+    places: tuple[Path, ...],
+    as_json: bool,
 ) -> int:
     """Say everything that is wrong with the conf, or with FILES in its place.
 
-    All errors of all files, each with file and line. Exits 78 if there are any. Changes nothing.
+    With --replacing PATH, the conf as it would be with FILE installed as PATH. All errors of all files, each with file
+    and line. Exits 78 if there are any. Changes nothing.
     """
     try:
-        files_read, services, warnings = _check(files, root, facts_file, conf_file)
+        files_read, services, warnings = _check(files, root, facts_file, conf_file, places)
     except (ConfigError, PlacementError) as error:
         if not as_json:
             raise
@@ -45,13 +54,18 @@ def validate(
 
 
 def _check(
-    files: tuple[Path, ...], root: Path, facts_file: Path | None, conf_file: Path | None
+    files: tuple[Path, ...], root: Path, facts_file: Path | None, conf_file: Path | None, places: tuple[Path, ...]
 ) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
     """Returns the files of the conf, the number of its services, and the warnings.
 
     Raises ConfigError and PlacementError.
     """
-    given = ConfReader().read_files(files, trusted=False) if files else None
+    if places and conf_file:
+        raise click.UsageError("--config names the only conf: nothing of it can be replaced")
+    if places:
+        given: tuple[ConfFile, ...] | None = read_replaced(places, files, root)
+    else:
+        given = ConfReader().read_files(files, trusted=False) if files else None
     inputs = load(root, facts_file, conf_file, files=given)
     inputs.refuse_foreign()
     compiled = compile_conf(inputs)

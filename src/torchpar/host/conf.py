@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from torchpar.conf.syntax import ConfFile
@@ -34,6 +35,8 @@ _LIMIT_OF_ALL = 2**21
 
 _NULL = os.makedev(1, 3)  # /dev/null, null(4)
 
+_NOTHING: Mapping[Path, Path] = MappingProxyType({})
+
 
 class ConfReader:
     """Reads the conf, and answers within seconds whatever lies in its place."""
@@ -41,9 +44,15 @@ class ConfReader:
     def __init__(self, seconds: float = 10.0) -> None:
         self._reader = Reader(seconds)
 
-    def read(self, root: Path = Path("/"), *, trusted: bool) -> tuple[ConfFile, ...]:
-        """Reads the files in force below `root`, as read_files() does."""
-        return self._do(lambda: self._read(self._find(root), trusted=trusted))
+    def read(
+        self, root: Path = Path("/"), *, trusted: bool, replacing: Mapping[Path, Path] = _NOTHING
+    ) -> tuple[ConfFile, ...]:
+        """Reads the files in force below `root`, as read_files() does.
+
+        `replacing` has other files for places of the conf (see is_place), which are read as if they were installed
+        there. Whoever may write them is not looked at.
+        """
+        return self._do(lambda: self._read(self._find(root, replacing=replacing), trusted=trusted, replacing=replacing))
 
     def read_files(self, paths: Iterable[Path], *, trusted: bool) -> tuple[ConfFile, ...]:
         """Reads these files. With `trusted` each, and the folders above it, must be root's and writable by root alone.
@@ -94,26 +103,31 @@ class ConfReader:
             raise ConfigError([Problem(Place(error.path), error.why)]) from None
 
     def _find(
-        self, root: Path, main_files: Iterable[str] = _MAIN, folders: Iterable[str] = _DROP_INS
+        self,
+        root: Path,
+        main_files: Iterable[str] = _MAIN,
+        folders: Iterable[str] = _DROP_INS,
+        replacing: Mapping[Path, Path] = _NOTHING,
     ) -> tuple[Path, ...]:
-        main = next((root / path for path in main_files if os.path.lexists(self._reader.at(root / path))), None)
+        mains = (root / path for path in main_files)
+        main = next((path for path in mains if path in replacing or os.path.lexists(self._reader.at(path))), None)
         drop_ins: dict[str, Path] = {}
         for directory in folders:
             folder = self._reader.at(root / directory)
+            names = [path.name for path in replacing if path.parent == folder]
             try:
-                names = os.listdir(folder)
+                names += os.listdir(folder)
             except FileNotFoundError:
-                continue
+                pass
             except OSError as error:
                 raise ConfigError([Problem(Place(str(folder)), str(error.strerror))]) from None
-            # Hidden ones are no drop-ins of systemd's either, such as the link that Emacs makes beside a file.
-            chosen = (name for name in names if name.endswith(".conf") and not name.startswith("."))
-            drop_ins.update({name: folder / name for name in chosen})
-        in_order = [path for _, path in sorted(drop_ins.items()) if not self._adds_nothing(path, stat.S_ISDIR)]
+            drop_ins.update({name: folder / name for name in names if _is_drop_in(name)})
+        sources = [(path, replacing.get(path, path)) for _, path in sorted(drop_ins.items())]
+        in_order = [path for path, source in sources if not self._adds_nothing(source, stat.S_ISDIR)]
         vendor = [path for path in in_order if path.parent == root / _VENDOR]
         own = [path for path in in_order if path.parent != root / _VENDOR]
-        mains = [main] if main and not self._adds_nothing(main) else []
-        return (*vendor, *mains, *own)
+        of_main = [main] if main and not self._adds_nothing(replacing.get(main, main)) else []
+        return (*vendor, *of_main, *own)
 
     def _adds_nothing(self, path: Path, also: Callable[[int], bool] = lambda mode: False) -> bool:
         try:
@@ -122,23 +136,26 @@ class ConfReader:
             return False
         return _is_null(status) or (stat.S_ISREG(status.st_mode) and status.st_size == 0) or also(status.st_mode)
 
-    def _read(self, paths: Iterable[Path], *, trusted: bool) -> tuple[ConfFile, ...]:
+    def _read(
+        self, paths: Iterable[Path], *, trusted: bool, replacing: Mapping[Path, Path] = _NOTHING
+    ) -> tuple[ConfFile, ...]:
         files: list[ConfFile] = []
         problems: list[Problem] = []
         left = _LIMIT_OF_ALL
         # As they are in the first line of a unit, from wherever they were named.
         for path in map(Path, map(os.path.abspath, paths)):
+            source = replacing.get(path, path)
             try:
-                data = self._data(path)
-                if trusted:
+                data = self._data(source)
+                if trusted and source == path:
                     problems += self._distrust(path)
             except NotReadableError as error:
                 problems.append(Problem(Place(error.path), error.why))
                 continue
             except OSError as error:
                 if isinstance(error, PermissionError) and os.geteuid() != 0:
-                    raise NotPermittedError(f"{printable(str(path))}: only root may read it: sudo torchpar") from None
-                problems.append(Problem(Place(str(path)), f"cannot be read: {error.strerror}{_hint(path)}"))
+                    raise NotPermittedError(f"{printable(str(source))}: only root may read it: sudo torchpar") from None
+                problems.append(Problem(Place(str(source)), f"cannot be read: {error.strerror}{_hint(source)}"))
                 continue
             left -= len(data)
             if left < 0:
@@ -183,6 +200,17 @@ class ConfReader:
                     f"chown{link} root {printable(stranger.place)}"
                 )
             yield Problem(Place(stranger.place), what)
+
+
+def is_place(path: Path, root: Path = Path("/")) -> bool:
+    """Says whether a file of this path would be read as a file of the conf below `root`."""
+    drop_in = path.parent in (root / folder for folder in _DROP_INS) and _is_drop_in(path.name)
+    return drop_in or path in (root / main for main in _MAIN)
+
+
+def _is_drop_in(name: str) -> bool:
+    # Hidden ones are no drop-ins of systemd's either, such as the link that Emacs makes beside a file.
+    return name.endswith(".conf") and not name.startswith(".")
 
 
 def _is_null(status: os.stat_result) -> bool:

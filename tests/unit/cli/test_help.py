@@ -57,6 +57,28 @@ def test_validate_tells_programs_the_place_of_each_problem(
     assert not json.loads(capsys.readouterr().out)["valid"]
 
 
+def test_two_files_that_name_one_cpu_are_told_before_the_second_is_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], facts_file: Path
+) -> None:
+    """Each is valid alone. Several that change together are looked at together, as they will be."""
+    folder, (one, two) = tmp_path / "etc/torchpar.conf.d", ("[Train a]\nCPUs=0-1\n", "[Train b]\nCPUs=0-1\n")
+    folder.mkdir(parents=True)
+    places, files = (folder / "a.conf", folder / "b.conf"), (tmp_path / "new-a", tmp_path / "new-b")
+    for path, text in ((places[0], one), (files[0], one.replace("0-1", "2-3")), (files[1], two)):
+        path.write_text(f"{text}Script=/srv/job.py\nEnabled=yes\n")
+    validate = ["validate", "--facts", str(facts_file)]
+    assert run([*validate, str(files[1])]) == 0
+    with_b = [*validate, "--root", str(tmp_path), "--replacing", str(places[1])]
+    capsys.readouterr()
+    assert run([*with_b, str(files[1])]) == 78
+    assert f"{places[1]}:2: " in capsys.readouterr().err
+    assert run([*with_b, "--replacing", str(places[0]), str(files[1]), str(files[0])]) == 0
+    for usage in ([*with_b], [*with_b[:-1], str(tmp_path / "b.conf"), str(files[1])]):
+        assert run(usage) == 64
+    for usage in ([str(files[1])], ["--config", str(one), "--replacing", "/etc/torchpar.conf", str(files[1])]):
+        assert run(["diff", *usage]) == 64
+
+
 def test_render_gives_programs_paths_and_texts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], facts_file: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,40 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
     monkeypatch.setattr(systemd, "running_services", tuple)
     if command == "confirm":
         assert confirm.confirm.callback
-        confirm.confirm.callback()
+        confirm.confirm.callback(wait=False)
     else:
         assert rollback.rollback.callback
-        rollback.rollback.callback(1 if command.endswith("1") else None, None, False)
+        number = 1 if command.endswith("1") else None
+        rollback.rollback.callback(number=number, if_active=None, wait=False, in_time=False)
     assert stopped == [("torchpar-way-back.service", True, 0)] and removed == [True]
+
+
+def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(
+    store: Store, removed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And fails at once otherwise, having done nothing."""
+    monkeypatch.setattr(systemd, "stop", lambda unit: None)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store.locked():
+            held.set()
+            done.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    assert confirm.confirm.callback
+    with pytest.raises(BusyError):
+        confirm.confirm.callback(wait=False)
+    assert store.waiting()
+    waiting = threading.Thread(target=confirm.confirm.callback, kwargs={"wait": True})
+    waiting.start()
+    assert store.waiting()
+    done.set()
+    other.join()
+    waiting.join()
+    assert not store.waiting() and removed == [True]
 
 
 def test_apply_says_what_waits_whether_or_not_a_unit_differs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from torchpar.contract.errors import ConfigError
-from torchpar.host.conf import ConfReader
+from torchpar.host.conf import ConfReader, is_place
 
 
 def write(root: Path, *paths: str) -> None:
@@ -260,3 +260,38 @@ def test_a_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (file,) = ConfReader().read_files((Path("my.conf"),), trusted=False)
     assert file.path == f"{tmp_path}/my.conf"
+
+
+def test_a_file_is_read_as_if_it_were_installed(tmp_path: Path) -> None:
+    """In the place of the one that is there, or of none; as a mask, too. It is named by that place."""
+    root, new = tmp_path / "root", tmp_path / "new"
+    write(root, "etc/torchpar.conf", "usr/lib/torchpar.conf.d/50-a.conf", "etc/torchpar.conf.d/60-b.conf")
+    new.write_text("[Train new]\n")
+    for path in ("etc/torchpar.conf", "etc/torchpar.conf.d/50-a.conf", "run/torchpar.conf.d/70-c.conf"):
+        place = root / path
+        files = ConfReader().read(root, trusted=False, replacing={place: new})
+        assert [file.text for file in files if file.path == str(place)] == ["[Train new]\n"]
+        names = {file.path.rpartition("/")[2] for file in files}
+        assert names == {"torchpar.conf", "50-a.conf", "60-b.conf", place.name}
+    of_50 = root / "etc/torchpar.conf.d/50-a.conf"
+    masked = ConfReader().read(root, trusted=False, replacing={of_50: Path("/dev/null")})
+    assert [file.path.rpartition("/")[2] for file in masked] == ["torchpar.conf", "60-b.conf"]
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/none: "):
+        ConfReader().read(root, trusted=False, replacing={root / "etc/torchpar.conf": tmp_path / "none"})
+
+
+@pytest.mark.parametrize(
+    ("path", "is_one"),
+    [
+        ("/etc/torchpar.conf", True),
+        ("/usr/lib/torchpar.conf.d/50-a.conf", True),
+        ("/etc/torchpar.conf.d/a.conf.new", False),
+        ("/etc/torchpar.conf.d/.a.conf", False),
+        ("/etc/torchpar.conf.d/b/a.conf", False),
+        ("/srv/torchpar.conf", False),
+        ("torchpar.conf", False),
+    ],
+)
+def test_the_places_of_the_conf_are_known(path: str, is_one: bool) -> None:
+    """A file elsewhere would never be read."""
+    assert is_place(Path(path)) is is_one
