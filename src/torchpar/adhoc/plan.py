@@ -106,9 +106,12 @@ def plan_job(
     running: Collection[str],
     used: CpuSet,
     used_gpus: Collection[str] = (),
+    own: HostFacts | None = None,
 ) -> ServicePlan:
     """Plans an ad-hoc job. Raises PlacementError when what it asks for is not there.
 
+    `own` is the part of the host that it may use at all, where it has no unit and stays where the command runs; then
+    the declared services have their CPUs of the whole host, and it keeps away from them within its own part.
     `running` are the declared units that run, `used` the CPUs of other ad-hoc jobs and `used_gpus` their accelerators,
     by the names of the plan. It gets the CPUs that no enabled service holds and nobody else runs on, slower ones where
     no faster are left. Where there are none it shares those that no enabled service holds, or all, with a warning; so
@@ -118,9 +121,12 @@ def plan_job(
     holding = [s for s in config.services if s.settings.enabled or s.settings.slot in slots]
     passing = [s for s in config.services if s not in holding and s.unit in running]
     shares = place(dataclasses.replace(config, services=(*holding, *passing)), facts).shares
+    if own is not None:
+        holding, passing = [], [*holding, *passing]
     taken = {s.unit: Held(shares[s.unit].cpus, tuple(gpu.name for gpu in shares[s.unit].gpus)) for s in passing}
     taken["other ad-hoc jobs"] = Held(used, tuple(used_gpus))
-    return make_plan(dataclasses.replace(config, services=(*holding, job)), facts, taken=taken).find(job.unit)
+    config = dataclasses.replace(config, services=(*holding, job))
+    return make_plan(config, own or facts, taken=taken).find(job.unit)
 
 
 def used_by(properties: Mapping[str, Any]) -> tuple[CpuSet, frozenset[str]]:

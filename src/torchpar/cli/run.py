@@ -27,11 +27,13 @@ from torchpar.conf.services import AD_HOC
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError
 from torchpar.contract.paths import RUN
+from torchpar.facts.topology import HostFacts
 from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
-from torchpar.host import direct, systemd
+from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
 from torchpar.host.inputs import load
+from torchpar.host.own_limits import narrow, read_own
 from torchpar.host.turns import in_turn
 from torchpar.plan.inputs import Inputs
 from torchpar.plan.opened import find_refused
@@ -93,7 +95,8 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
         user = _user(user, job)
         running = systemd.running_services() if systemd.is_running() else ()
         used, used_gpus = read_ad_hoc_jobs()
-        plan = plan_job(config, job, inputs.facts, running=running, used=used, used_gpus=used_gpus)
+        own = _own_part(inputs.facts)
+        plan = plan_job(config, job, inputs.facts, running=running, used=used, used_gpus=used_gpus, own=own)
         name = pwd.getpwuid(os.geteuid()).pw_name
         environment = inherited(os.environ, plan.environment, same_user=user == name)
         warn((*plan.warnings, *replaced(os.environ, plan.environment)))
@@ -129,13 +132,17 @@ def _read(own: ConfFile) -> Inputs:
         if service.unit in refused:
             raise ConfigError(refused[service.unit])
     warn(own_problems(inputs.config.notes))
-    facts = inputs.facts
-    if not as_unit():
-        # Whoever runs this by taskset, or in a container with a set of CPUs, means the job.
-        allowed = facts.allowed_cpus & direct.allowed_cpus()
-        facts = dataclasses.replace(facts, allowed_cpus=allowed or facts.allowed_cpus)
     # What is odd in the conf concerns its services, and `torchpar plan` says it.
-    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, notes=()), facts=facts)
+    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, notes=()))
+
+
+def _own_part(facts: HostFacts) -> HostFacts | None:
+    """Returns the part of the host that the job is kept to with this process; None where it is all, or has a unit.
+
+    Whoever runs this by taskset, or in a container with a set of CPUs, means the job.
+    """
+    own = None if as_unit() else narrow(facts, read_own(), slice_counts=True)
+    return None if own == facts else own
 
 
 def _make_startable(job: AdHocJob, systemd_version: int | None) -> AdHocJob:

@@ -1,8 +1,9 @@
-"""Reads what the control groups leave to torchpar.slice: CPUs, memory nodes, and the CPU quota.
+"""Reads what the control groups leave to torchpar.slice, or to this process: CPUs, memory nodes, CPU quota and memory.
 
 Asked is the place where systemd puts torchpar.slice, not the login session of whoever asks: the group of PID 1, without
-the init.scope that it sits in. A capture has no PID 1; then it is the group of the process that captured. All ancestors
-count. Sources: cgroup-v2.rst, cgroup-v1/cpusets.rst and scheduler/sched-bwc.rst in the kernel's documentation.
+the init.scope that it sits in. A capture has no PID 1; then it is the group of the process that captured. A job that
+has no unit stays in the group of the process that starts it. All ancestors count. Sources: cgroup-v2.rst,
+cgroup-v1/cpusets.rst and scheduler/sched-bwc.rst in the kernel's documentation.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Limits:
     cpus: CpuSet | None
     mems: CpuSet | None
     cpu_limit: float | None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,29 @@ class _Mount:
 
 def read_limits(tree: Tree) -> Limits:
     """Reads the limits of the control groups that torchpar.slice is in."""
-    mounts = tuple(_mounts(tree))
-    return Limits(*_read_cpuset(tree, mounts), _read_quota(tree, mounts))
+    return _read_limits(tree, tuple(_mounts(tree)), ("1", "self"))
 
 
-def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...]) -> tuple[CpuSet | None, CpuSet | None]:
+def read_own_limits(tree: Tree) -> Limits:
+    """Reads the limits of the control groups that this process is in."""
+    return _read_limits(tree, tuple(_mounts(tree)), ("self",))
+
+
+# The processes of whose groups the first that can be read is asked.
+_Asked = tuple[str, ...]
+
+
+def _read_limits(tree: Tree, mounts: tuple[_Mount, ...], asked: _Asked) -> Limits:
+    cpus, mems = _read_cpuset(tree, mounts, asked)
+    return Limits(cpus, mems, _read_quota(tree, mounts, asked), _read_memory(tree, mounts, asked))
+
+
+def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...], asked: _Asked) -> tuple[CpuSet | None, CpuSet | None]:
     for mount in mounts:
         if not mount.is_v2 and "cpuset" not in mount.options:
             continue
         cpus = mems = None
-        for group in _groups(tree, mount, "cpuset"):
+        for group in _groups(tree, mount, "cpuset", asked):
             # v2, v1, and the legacy cpuset file system (v1 with "noprefix"), whose files have no prefix.
             cpus = cpus or _not_empty(
                 tree.cpulist(
@@ -69,11 +84,11 @@ def _read_cpuset(tree: Tree, mounts: tuple[_Mount, ...]) -> tuple[CpuSet | None,
     return None, None
 
 
-def _read_quota(tree: Tree, mounts: tuple[_Mount, ...]) -> float | None:
+def _read_quota(tree: Tree, mounts: tuple[_Mount, ...], asked: _Asked) -> float | None:
     """Reads the least quota / period of the group and its ancestors, in CPUs."""
     limits = []
     for mount in mounts:
-        for group in _groups(tree, mount, "cpu"):
+        for group in _groups(tree, mount, "cpu", asked):
             if mount.is_v2:
                 quota, _, period = (tree.text(f"{group}/cpu.max") or "max").partition(" ")
             elif "cpu" in mount.options:
@@ -87,14 +102,33 @@ def _read_quota(tree: Tree, mounts: tuple[_Mount, ...]) -> float | None:
     return min(limits, default=None)
 
 
-def _groups(tree: Tree, mount: _Mount, controller: str) -> Iterator[str]:
-    """Yields the directories of torchpar.slice if it is there, of its group and of all ancestors up to the mount."""
-    group = _own_group(tree, mount, controller)
+def _read_memory(tree: Tree, mounts: tuple[_Mount, ...], asked: _Asked) -> int | None:
+    """Reads the least memory limit of the group and its ancestors, in bytes.
+
+    That of torchpar.slice is no part of it: what MemoryMax=50% of a service is half of, systemd takes from the root.
+    """
+    limits = []
+    for mount in mounts:
+        if not mount.is_v2 and "memory" not in mount.options:
+            continue
+        for group in _groups(tree, mount, "memory", asked):
+            limit = tree.text(f"{group}/{'memory.max' if mount.is_v2 else 'memory.limit_in_bytes'}") or ""
+            if limit.isdecimal() and len(limit) < 19 and not group.endswith(SLICE):
+                limits.append(int(limit))
+    return min(limits, default=None)
+
+
+def _groups(tree: Tree, mount: _Mount, controller: str, asked: _Asked) -> Iterator[str]:
+    """Yields the directories of torchpar.slice if it is there, of its group and of all ancestors up to the mount.
+
+    Without torchpar.slice where only this process is asked for.
+    """
+    group = _group_of(tree, mount, controller, asked)
     # "/../x" is a group outside of the cgroup namespace; else the path may be that of another namespace, and the mount
     # shows only what is below it.
     if ".." in group.split("/") or not tree.exists(f"{mount.path}{group}"):
         group = ""
-    if tree.exists(f"{mount.path}{group}/{SLICE}"):
+    if "1" in asked and tree.exists(f"{mount.path}{group}/{SLICE}"):
         yield f"{mount.path}{group}/{SLICE}"
     while group:
         yield f"{mount.path}{group}"
@@ -102,8 +136,8 @@ def _groups(tree: Tree, mount: _Mount, controller: str) -> Iterator[str]:
     yield mount.path
 
 
-def _own_group(tree: Tree, mount: _Mount, controller: str) -> str:
-    for process in ("1", "self"):
+def _group_of(tree: Tree, mount: _Mount, controller: str, asked: _Asked) -> str:
+    for process in asked:
         text = tree.text(f"proc/{process}/cgroup")
         if text is None:
             continue

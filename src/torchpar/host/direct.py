@@ -15,11 +15,6 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import NotPermittedError, TorchparError
 
 
-def allowed_cpus() -> CpuSet:
-    """Reads the CPUs that this process may run on, as taskset or a container's runtime have left it."""
-    return CpuSet(os.sched_getaffinity(0))
-
-
 def set_cpus(cpus: CpuSet) -> str:
     """Keeps this process, and what it becomes, on these CPUs; returns "" or why that cannot be."""
     try:

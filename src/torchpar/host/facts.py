@@ -67,6 +67,8 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
     memory_bytes = read_memory(tree)
     nodes = read_numa_nodes(tree, online, memory_bytes)
     limits = read_limits(tree)
+    # A container has no more than its limit of the host's memory.
+    memory_bytes = min(filter(None, (memory_bytes, limits.memory_bytes)), default=memory_bytes)
     allowed = (limits.cpus or online) & online
     node_ids = CpuSet(node.id for node in nodes)
     gpus, nics = read_pci_devices(tree)

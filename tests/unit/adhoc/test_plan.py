@@ -32,13 +32,14 @@ def planned(
     used: str = "",
     used_gpus: tuple[str, ...] = (),
     arguments: tuple[str, ...] = (),
+    own: HostFacts | None = None,
 ) -> ServicePlan:
     """The plan of an ad-hoc job beside a conf."""
     files = [ConfFile("/c", f"[Host]\nReserveCores=0\n{conf}"), conf_of(settings)]
     config, job = take_job(
         parse_config(files, facts), "x-1", script="x.py", module=None, arguments=arguments
     )
-    return plan_job(config, job, facts, running=running, used=CpuSet.parse(used), used_gpus=used_gpus)
+    return plan_job(config, job, facts, running=running, used=CpuSet.parse(used), used_gpus=used_gpus, own=own)
 
 
 ONE = "[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=1\n"
@@ -54,6 +55,15 @@ def test_a_job_gets_what_nobody_uses() -> None:
     assert (str(job.cpus), job.ranks[0].threads, job.own, job.warnings) == ("3", 1, True, ())
     why = "no enabled service holds them and no other job runs on them: 1 core of one L3 group on NUMA node 0"
     assert job.reasons[0].why == why
+
+
+def test_a_job_that_is_kept_to_a_part_of_the_host_leaves_the_services_where_they_are() -> None:
+    """By taskset or in a container: they are not squeezed into the part, which they may not fit."""
+    two = "[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=2\n"
+    job = planned(two, own=dataclasses.replace(FOUR, allowed_cpus=CpuSet.parse("1-2")))
+    assert (str(job.cpus), job.own) == ("2", True)
+    job = planned(two, own=dataclasses.replace(FOUR, allowed_cpus=CpuSet.parse("1")))
+    assert str(job.cpus) == "1" and "shares CPUs with torchpar-train@a.service" in job.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError, PlacementError
 from torchpar.facts.topology import HostFacts, Library, facts_json, parse_facts, topology_json
-from torchpar.host.cgroup import read_limits
+from torchpar.host.cgroup import read_limits, read_own_limits
 from torchpar.host.facts import read_facts
 from torchpar.host.libraries import read_interpreter_libraries
 from torchpar.host.sysfs import Tree
@@ -235,6 +235,61 @@ def test_control_groups_limit_what_the_slice_can_have(
     """Both versions, any mount point, all ancestors; the slice's own limit where it has one."""
     facts, _ = doubts(tmp_path, files)
     assert (str(facts.allowed_cpus), facts.cpu_limit) == (allowed, limit)
+
+
+@pytest.mark.parametrize(
+    ("files", "memory", "own"),
+    [
+        ({}, 1000, 0),
+        ({"sys/fs/cgroup/memory.max": "512000"}, 500, 500),
+        ({"sys/fs/cgroup/memory.max": "2048000"}, 1000, 2000),
+        ({"sys/fs/cgroup/torchpar.slice/memory.max": "512000"}, 1000, 0),
+        (
+            {
+                "proc/1/cgroup": "0::/init.scope",
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/b/memory.max": "max",
+                "sys/fs/cgroup/a/memory.max": "409600",
+            },
+            1000,
+            400,
+        ),
+        (
+            {
+                "proc/self/mounts": "x /cg/memory cgroup rw,memory 0 0",
+                "proc/self/cgroup": "4:memory:/job",
+                "cg/memory/job/memory.limit_in_bytes": "204800",
+                "cg/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            200,
+            200,
+        ),
+        ({"sys/fs/cgroup/memory.max": "9" * 5000}, 1000, 0),
+        ({"sys/fs/cgroup/memory.max": "-1"}, 1000, 0),
+    ],
+    ids=["none", "container", "more than there is", "the slice's", "of a process", "v1", "endless", "nonsense"],
+)
+def test_control_groups_limit_the_memory(
+    tmp_path: Path, files: dict[str, str | None], memory: int, own: int
+) -> None:
+    """A container has no more than its limit; the slice's is no part of the host. In KiB."""
+    facts, _ = doubts(tmp_path, files)
+    assert facts.memory_bytes == memory * 1024
+    assert (read_own_limits(Tree(tmp_path)).memory_bytes or 0) == own * 1024
+
+
+def test_a_job_without_a_unit_is_limited_by_the_groups_of_its_own_process(tmp_path: Path) -> None:
+    """A login session, a scheduler's step; torchpar.slice is another group."""
+    files: dict[str, str | None] = {
+        "proc/1/cgroup": "0::/init.scope",
+        "proc/self/cgroup": "0::/step",
+        "sys/fs/cgroup/torchpar.slice/cpu.max": "100000 100000",
+        "sys/fs/cgroup/step/cpu.max": "250000 100000",
+        "sys/fs/cgroup/step/cpuset.cpus.effective": "2-3",
+    }
+    facts, _ = doubts(tmp_path, files)
+    own = read_own_limits(Tree(tmp_path))
+    assert (facts.cpu_limit, own.cpu_limit, str(own.cpus)) == (1.0, 2.5, "2-3")
 
 
 def doubts(root: Path, files: dict[str, str | None]) -> tuple[HostFacts, tuple[str, ...]]:
