@@ -11,7 +11,7 @@ from torchpar.cli.names import GenerationNumber
 from torchpar.cli.options import wait_option
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
-from torchpar.cli.way_back import go_back_in_time, restore
+from torchpar.cli.way_back import go_back_in_time, restart_again, restore
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.generations.enforce import (
     WAY_BACK,
@@ -63,6 +63,8 @@ def rollback(number: int | None, if_active: int | None, wait: bool, in_time: boo
         else:
             done = _put_in_force(store, active, number)
         warn(done.notes)
+        click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
+        restarted = restart_again(done.generation, waits) if waits else ()
         with is_in_force(done.generation):
             content = done.generation.read()
             changes = compare(before[1].files if before else {}, content.files)
@@ -72,10 +74,9 @@ def rollback(number: int | None, if_active: int | None, wait: bool, in_time: boo
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):
             systemd.stop(WAY_BACK)
-    click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
     for unit in gone:
         click.echo(f"{unit} is not in this generation; it runs until it is stopped: systemctl stop {unit}")
-    for unit in outdated:
+    for unit in (unit for unit in outdated if unit not in restarted):
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
 
 

@@ -12,9 +12,11 @@ import click
 
 from torchpar.cli.output import warn
 from torchpar.generations.compile import compile_as_applied
-from torchpar.generations.enforce import LiveSystemd, changing, refuse_foreign
+from torchpar.generations.enforce import LiveSystemd, changing, is_in_force, refuse_foreign
+from torchpar.generations.generation import Generation
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_new_in_force, put_old_in_force
+from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
 from torchpar.host.facts import read_manifest
@@ -43,6 +45,19 @@ def go_back_in_time(store: Store) -> None:
                 warn(done.notes)
                 number = done.generation.number
                 click.echo(f"generation {number} is in force: what came after was not confirmed in time")
+                restart_again(done.generation, unconfirmed)
+
+
+def restart_again(generation: Generation, unconfirmed: Unconfirmed) -> tuple[str, ...]:
+    """Restarts the services that were restarted for what is gone now, but for those that somebody has stopped or that
+    have come to their end, and says which. Raises SystemdError."""
+    if not unconfirmed.restarted:
+        return ()
+    with is_in_force(generation):
+        restarted = systemd.restart_unless_stopped(unconfirmed.restarted)
+    for unit in restarted:
+        click.echo(f"{unit}: restarted")
+    return restarted
 
 
 def restore(store: Store, number: int) -> Outcome:

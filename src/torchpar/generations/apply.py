@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def apply(
         changed = {change.unit for change in changes if change.what in ("changed", "removed")}
         running = systemd.running_among(sorted({*changed, *request.outdated}))
         restarted = tuple(unit for unit in running if _is_chosen(unit, request.restart, systemd))
+        _remember(store, done.generation, restarted)
     with is_in_force(done.generation):
         restart_services(systemd, restarted)
     outdated = tuple(unit for unit in running if unit not in restarted)
@@ -130,6 +132,19 @@ def _put_in_force(
     carry = request.at_boot or same
     unconfirmed = _way_back(store, active[0] if active else None, request.confirm_within, warn, carry=carry)
     return put_new_in_force(store, systemd, compiled.content, unconfirmed)
+
+
+def _remember(store: Store, generation: Generation, restarted: tuple[str, ...]) -> None:
+    """Keeps with a generation that waits for its confirmation which services are restarted for it."""
+    if not restarted:
+        return
+    try:
+        if waits := store.unconfirmed(generation):
+            units = tuple(sorted({*waits.restarted, *restarted}))
+            store.amend(generation, dataclasses.replace(waits, restarted=units))
+    except StoreError as error:
+        told = f"generation {generation.number} is in force, but no service was restarted"
+        raise StoreError(f"{error}\n{told}") from None
 
 
 def _is_chosen(unit: str, restart: Restart, systemd: Systemd) -> bool:

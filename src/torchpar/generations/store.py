@@ -291,6 +291,17 @@ class Store:
         except OSError as error:
             raise self._cannot_write(error) from None
 
+    def amend(self, generation: Generation, unconfirmed: Unconfirmed) -> None:
+        """Replaces what comes back for a generation. Raises StoreError."""
+        new = self._new(generation.number)
+        try:
+            remove(new)
+            write_new(new, unconfirmed.json())
+            os.rename(new, self._unconfirmed(generation.number))
+            sync_directory(self.generations)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
     def discard(self, generation: Generation) -> None:
         """Removes a generation that is not in force. Raises StoreError."""
         try:

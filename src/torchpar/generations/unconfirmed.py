@@ -16,13 +16,17 @@ from torchpar.host.clocks import Clocks
 
 @dataclass(frozen=True)
 class Unconfirmed:
-    """Generation `back` comes back `seconds` after the boot `boot_id` had `monotonic`, at `time_of_day`."""
+    """Generation `back` comes back `seconds` after the boot `boot_id` had `monotonic`, at `time_of_day`.
+
+    The services `restarted` were restarted to have the new settings, and are again to have the old ones.
+    """
 
     back: int
     seconds: int
     boot_id: str
     monotonic: float
     time_of_day: float
+    restarted: tuple[str, ...] = ()
 
     def seconds_left(self, now: Clocks) -> float:
         """Returns the seconds in which it can still be confirmed; 0 when they are over."""

@@ -187,6 +187,19 @@ def restart(units: Iterable[str], *, wait: bool = True) -> None:
     _systemctl("restart", *([] if wait else ["--no-block"]), *units)
 
 
+def restart_unless_stopped(units: Iterable[str]) -> tuple[str, ...]:
+    """Restarts those of the units that run or have failed, waits for it, and returns them. Raises SystemdError."""
+    shown = _systemctl("show", "--property=Id,ActiveState", "--", *units)
+    told = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
+    chosen = tuple(one["Id"] for one in told if one["ActiveState"] != "inactive")
+    if failed := [one["Id"] for one in told if one["ActiveState"] == "failed"]:
+        # One that has failed too often is not started before that.
+        _systemctl("reset-failed", "--", *failed)
+    if chosen:
+        restart(chosen)
+    return chosen
+
+
 def start(unit: str) -> None:
     """Starts a unit and waits for it. Raises SystemdError."""
     _systemctl("start", unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -102,6 +103,19 @@ def test_what_fails_after_the_generation_is_in_force_says_that_it_is(store: Stor
     with pytest.raises(SystemdError, match="generation 2 is in force") as raised:
         put(store, make_door(store, refuses=refuses), "two", restart=Restart.IF_CHANGED)
     assert said in str(raised.value) and mark_of(store.active()) == "two"
+
+
+def test_what_is_restarted_is_kept_with_the_generation_that_may_go(store: Store) -> None:
+    """Of all applies while it waits; the time that is left stays."""
+    other = "torchpar-train@other.service"
+    put(store, make_door(store), "one")
+    door = make_door(store)
+    door.runs[other] = "one"
+    second, _ = put(store, door, "two", confirm_within=60, restart=Restart.IF_CHANGED)
+    waits = store.unconfirmed(second.generation)
+    assert waits and (waits.back, waits.seconds, waits.restarted) == (1, 60, (UNIT,))
+    put(store, door, "two", outdated=(other,), restart=Restart.IF_CHANGED)
+    assert store.unconfirmed(second.generation) == dataclasses.replace(waits, restarted=tuple(sorted((UNIT, other))))
 
 
 def test_a_generation_that_waits_is_confirmed_before_another_one(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -72,6 +73,34 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
         number = 1 if command.endswith("1") else None
         rollback.rollback.callback(number=number, if_active=None, wait=False, in_time=False)
     assert stopped == [("torchpar-way-back.service", True, 0)] and removed == [True]
+
+
+def test_what_was_restarted_for_what_is_gone_is_restarted_again(
+    store: Store, removed: list[bool], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But what has ended by itself or by somebody, and what has failed too often can start again."""
+    states = {"a": "active", "b": "failed", "c": "inactive", "d": "activating"}
+    active = store.active()
+    assert active
+    with store.locked():
+        store.amend(active, dataclasses.replace(WAITS, back=1, restarted=tuple(states)))
+    asked: list[tuple[str, ...]] = []
+
+    def systemctl(*arguments: str) -> str:
+        asked.append(arguments)
+        shown = (f"Id={unit}\nActiveState={state}" for unit, state in states.items())
+        return "\n\n".join(shown) if arguments[0] == "show" else ""
+
+    monkeypatch.setattr(systemd, "_systemctl", systemctl)
+    monkeypatch.setattr(rollback, "find_outdated", lambda *_, **__: ("a",))
+    assert rollback.rollback.callback
+    rollback.rollback.callback(number=None, if_active=None, wait=False, in_time=False)
+    assert [words for words in asked if words[0] in ("reset-failed", "restart")] == [
+        ("reset-failed", "--", "b"),
+        ("restart", "a", "b", "d"),
+    ]
+    said = capsys.readouterr().out
+    assert "generation 1 is in force" in said and "a: restarted" in said and "old values" not in said
 
 
 def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,11 @@ def later(seconds: float, **changes: object) -> Clocks:
 
 def test_it_is_written_and_read_the_same() -> None:
     """Both ways in one place."""
-    assert parse_unconfirmed(WAITS.json()) == WAITS
+    for waits in (WAITS, dataclasses.replace(WAITS, restarted=("torchpar-train@a.service",))):
+        assert parse_unconfirmed(waits.json()) == waits
+    older = json.loads(WAITS.json())
+    del older["restarted"]
+    assert parse_unconfirmed(json.dumps(older)) == WAITS
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "x", '{"back": 4, "seconds": "x"}', WAITS.json()[:-9]])

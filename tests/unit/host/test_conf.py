@@ -273,8 +273,8 @@ def test_a_file_is_read_as_if_it_were_installed(tmp_path: Path) -> None:
         assert [file.text for file in files if file.path == str(place)] == ["[Train new]\n"]
         names = {file.path.rpartition("/")[2] for file in files}
         assert names == {"torchpar.conf", "50-a.conf", "60-b.conf", place.name}
-    of_50 = root / "etc/torchpar.conf.d/50-a.conf"
-    masked = ConfReader().read(root, trusted=False, replacing={of_50: Path("/dev/null")})
+    gone = {root / "etc/torchpar.conf.d/50-a.conf": Path("/dev/null")}
+    masked = ConfReader().read(root, trusted=False, replacing=gone)
     assert [file.path.rpartition("/")[2] for file in masked] == ["torchpar.conf", "60-b.conf"]
     with pytest.raises(ConfigError, match=f"^{tmp_path}/none: "):
         ConfReader().read(root, trusted=False, replacing={root / "etc/torchpar.conf": tmp_path / "none"})
