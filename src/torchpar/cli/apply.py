@@ -9,7 +9,7 @@ import math
 import click
 
 from torchpar.cli.difference import echo_changes, find_running_outdated
-from torchpar.cli.options import wait_option
+from torchpar.cli.options import restart_option, wait_option
 from torchpar.cli.output import brief, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.contract.errors import ExitStatus, StoreError
@@ -29,12 +29,7 @@ from torchpar.units.sentences import say_change
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would change; exit 2 if anything would.")
-@click.option(
-    "--restart",
-    type=click.Choice([each.value for each in Restart]),
-    default="never",
-    help="Restart what runs with older settings; when-idle: only if it uses no CPU now. Default: never.",
-)
+@restart_option
 @click.option(
     "--confirm-within", type=click.IntRange(1, 10**8), metavar="SECONDS", help="Go back unless confirmed in time."
 )

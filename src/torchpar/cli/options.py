@@ -11,6 +11,7 @@ import click
 from torchpar.cli.paths import FilePath
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import printable
+from torchpar.generations.apply import Restart
 from torchpar.host.conf import ConfReader, is_place
 from torchpar.host.inputs import LIVE
 
@@ -30,6 +31,13 @@ def input_options(command: F) -> F:
 
 replacing_option = click.option(
     "--replacing", "places", type=FilePath(), metavar="PATH", multiple=True, help="Read FILE as if it were PATH."
+)
+
+restart_option = click.option(
+    "--restart",
+    type=click.Choice([each.value for each in Restart]),
+    default="never",
+    help="Restart what runs with older settings; when-idle: only if it uses no CPU now. Default: never.",
 )
 
 wait_option = click.option("--wait", is_flag=True, help="Wait while another torchpar is at work on this host.")

@@ -8,11 +8,12 @@ import os
 import click
 
 from torchpar.cli.names import GenerationNumber
-from torchpar.cli.options import wait_option
+from torchpar.cli.options import restart_option, wait_option
 from torchpar.cli.output import warn
 from torchpar.cli.root import require_root
 from torchpar.cli.way_back import go_back_in_time, restart_again, restore
 from torchpar.contract.errors import StoreError, SystemdError
+from torchpar.generations.apply import Restart, is_chosen
 from torchpar.generations.enforce import (
     WAY_BACK,
     LiveSystemd,
@@ -24,6 +25,7 @@ from torchpar.generations.enforce import (
     running_among,
 )
 from torchpar.generations.generation import Content, Generation
+from torchpar.generations.restart import restart as restart_services
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
@@ -36,9 +38,10 @@ from torchpar.verify.outdated import find_outdated
 @click.command(short_help="Put an earlier generation in force again.")
 @click.argument("number", type=GenerationNumber(min=1), required=False)
 @click.option("--if-active", type=int, metavar="NUMBER", help="Do nothing unless this generation is active.")
+@restart_option
 @wait_option
 @click.option("--in-time", is_flag=True, help="Wait, and go back from what is not confirmed in time.")
-def rollback(number: int | None, if_active: int | None, wait: bool, in_time: bool) -> None:
+def rollback(number: int | None, if_active: int | None, restart: str, wait: bool, in_time: bool) -> None:
     """Put generation NUMBER in force again; without it, the one before the active one.
 
     After `torchpar apply --confirm-within` that is the one that would come back by itself, which it then need not. The
@@ -69,14 +72,20 @@ def rollback(number: int | None, if_active: int | None, wait: bool, in_time: boo
             content = done.generation.read()
             changes = compare(before[1].files if before else {}, content.files)
             changed = {change.unit for change in changes if change.what == "changed"}
-            outdated = _find_outdated(content, changed, left_since)
+            found = _find_outdated(content, changed, left_since)
+            outdated = tuple(unit for unit in found if unit not in restarted)
+            chosen = tuple(unit for unit in outdated if is_chosen(unit, Restart(restart), LiveSystemd()))
             gone = running_among(systemd, (change.unit for change in changes if change.what == "removed"))
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):
             systemd.stop(WAY_BACK)
+        with is_in_force(done.generation):
+            restart_services(LiveSystemd(), chosen)
+    for unit in chosen:
+        click.echo(f"{unit}: restarted")
     for unit in gone:
         click.echo(f"{unit} is not in this generation; it runs until it is stopped: systemctl stop {unit}")
-    for unit in (unit for unit in outdated if unit not in restarted):
+    for unit in (unit for unit in outdated if unit not in chosen):
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
 
 

@@ -34,7 +34,14 @@ class Restart(enum.Enum):
     WHEN_IDLE = "when-idle"  # only those that use no CPU now
 
 
-class Systemd(transition.Systemd, Services, Protocol):
+class Idleness(Protocol):
+    """The door to what running services do."""
+
+    def is_idle(self, unit: str) -> bool:
+        """Says whether a running unit uses no CPU now. Raises SystemdError."""
+
+
+class Systemd(transition.Systemd, Services, Idleness, Protocol):
     """The door to systemd, as much of it as an apply needs. Everything raises SystemdError."""
 
     def find_passed_over(self, compiled: Compiled) -> tuple[str, ...]:
@@ -45,9 +52,6 @@ class Systemd(transition.Systemd, Services, Protocol):
 
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
         """Returns those of the units that run now: they have the values that were in force when they started."""
-
-    def is_idle(self, unit: str) -> bool:
-        """Says whether a running unit uses no CPU now."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def apply(
     with is_in_force(done.generation, but="" if request.restart is Restart.NEVER else "no service was restarted"):
         changed = {change.unit for change in changes if change.what in ("changed", "removed")}
         running = systemd.running_among(sorted({*changed, *request.outdated}))
-        restarted = tuple(unit for unit in running if _is_chosen(unit, request.restart, systemd))
+        restarted = tuple(unit for unit in running if is_chosen(unit, request.restart, systemd))
         _remember(store, done.generation, restarted)
     with is_in_force(done.generation):
         restart_services(systemd, restarted)
@@ -147,7 +151,8 @@ def _remember(store: Store, generation: Generation, restarted: tuple[str, ...]) 
         raise StoreError(f"{error}\n{told}") from None
 
 
-def _is_chosen(unit: str, restart: Restart, systemd: Systemd) -> bool:
+def is_chosen(unit: str, restart: Restart, systemd: Idleness) -> bool:
+    """Says whether a unit that runs with older settings is restarted. Raises SystemdError."""
     return restart is Restart.IF_CHANGED or (restart is Restart.WHEN_IDLE and systemd.is_idle(unit))
 
 

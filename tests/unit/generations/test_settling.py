@@ -71,7 +71,7 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
     else:
         assert rollback.rollback.callback
         number = 1 if command.endswith("1") else None
-        rollback.rollback.callback(number=number, if_active=None, wait=False, in_time=False)
+        rollback.rollback.callback(number=number, if_active=None, restart="never", wait=False, in_time=False)
     assert stopped == [("torchpar-way-back.service", True, 0)] and removed == [True]
 
 
@@ -92,15 +92,15 @@ def test_what_was_restarted_for_what_is_gone_is_restarted_again(
         return "\n\n".join(shown) if arguments[0] == "show" else ""
 
     monkeypatch.setattr(systemd, "_systemctl", systemctl)
-    monkeypatch.setattr(rollback, "find_outdated", lambda *_, **__: ("a",))
+    monkeypatch.setattr(rollback, "find_outdated", lambda *_, **__: ("a", "e"))
     assert rollback.rollback.callback
-    rollback.rollback.callback(number=None, if_active=None, wait=False, in_time=False)
+    rollback.rollback.callback(number=None, if_active=None, restart="if-changed", wait=False, in_time=False)
     assert [words for words in asked if words[0] in ("reset-failed", "restart")] == [
         ("reset-failed", "--", "b"),
         ("restart", "a", "b", "d"),
     ]
     said = capsys.readouterr().out
-    assert "generation 1 is in force" in said and "a: restarted" in said and "old values" not in said
+    assert "generation 1 is in force" in said and "a: restarted" in said and "e: restarted" in said and "old values" not in said
 
 
 def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(
