@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.given import Given, GivenRank, make_given_json
+from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
+from torchpar.runtime import given
 from torchpar.serve.engine.pool import Pool
+from torchpar.serve.following import ComputeThreads
 
 
 def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:
@@ -33,3 +43,131 @@ def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:
             await asyncio.sleep(0)
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+class Queue:
+    """Requests of one row each, taken one by one."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __bool__(self) -> bool:
+        return self.rows > 0
+
+    def put(self, waiting: Any) -> None:
+        self.rows += 1
+
+    def take(self, *arguments: Any) -> list[Any]:
+        self.rows -= 1
+        return [SimpleNamespace(rows=1)]
+
+
+class Held:
+    """A model whose batches are computed until they are let go, one by one."""
+
+    def __init__(self) -> None:
+        self.queue = Queue()
+        self.curve = SimpleNamespace(parts=lambda rows, most: most)
+        self.waits = self.batched = self.single = self.computes = self.cheap = False
+        self.team_from = self.runner = None
+        self.go = threading.Semaphore(0)
+        self.computing = self.most = 0
+        self._lock = threading.Lock()
+
+    def limit_rows(self) -> int:
+        return 1
+
+    def compute(self, slot: int, batch: Any) -> None:
+        with self._lock:
+            self.computing += 1
+            self.most = max(self.most, self.computing)
+        self.go.acquire()
+        with self._lock:
+            self.computing -= 1
+        batch.error = None
+
+
+def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on() -> None:
+    async def run() -> None:
+        async def wait(computing: int) -> None:
+            while held.computing != computing:
+                await asyncio.sleep(0.001)
+
+        allowed, held, done = 2, Held(), 0
+        served: Any = held
+
+        def finished(batch: Any) -> None:
+            nonlocal done
+            done += 1
+
+        pool = Pool(
+            4,
+            asyncio.get_running_loop(),
+            prepare=lambda slot: None,
+            finished=finished,
+            expired=lambda *_: None,
+            allowed=lambda: allowed,
+        )
+        pool.start()
+        for _ in range(16):
+            waiting: Any = None
+            pool.put(served, waiting)
+        await wait(2)
+        held.go.release()
+        while done < 1:
+            await asyncio.sleep(0.001)
+        await wait(2)
+        assert held.most == 2
+        allowed = 4
+        held.go.release()
+        await wait(4)
+        allowed = 1
+        held.go.release()
+        while pool.most != 1:
+            await asyncio.sleep(0.001)
+        held.most = 0
+        held.go.release(3)
+        await wait(1)
+        for _ in range(held.queue.rows):
+            held.go.release()
+            await wait(1)
+        held.go.release(16)
+        while done < 16:
+            await asyncio.sleep(0.001)
+        assert held.most == 1
+        pool.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+UNIT = "torchpar-infer@m.service"
+SERVE = ServeSettings("/m.pt", None, (), (), None, "auto", None, None, 30, own=False)
+RUN = {"INVOCATION_ID": "this run"}
+
+
+@pytest.mark.parametrize(("processes", "numbers"), [(1, [3]), (2, [2, 1]), (4, [1, 1, 1, 1])])
+def test_the_processes_of_a_place_divide_the_threads_that_it_has_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, numbers: list[int]
+) -> None:
+    monkeypatch.setattr(given, "PERIOD", 0.0)
+    rank = RankSettings(0, "0-7", "0", 8, 0, ())
+    job = JobSettings(UNIT, 1, None, (rank,), serve=SERVE)
+    made = [
+        ComputeThreads(job, rank, index=index, processes=processes, environ=RUN, folder=str(tmp_path))
+        for index in range(processes)
+    ]
+    assert [each() for each in made] == [8 // processes] * processes
+    now = (GivenRank(CpuSet.parse("0-2"), 3),)
+    file = Given(UNIT, "this run", now, (GivenRank(CpuSet.parse("0-7"), 8),), 0.0)
+    (tmp_path / UNIT).write_text(make_given_json(file))
+    assert [each() for each in made] == numbers
+
+
+def test_own_numbers_and_accelerators_stay() -> None:
+    rank, gpu = RankSettings(0, "0-7", "0", 8, 0, ()), RankSettings(0, "0-7", "0", 8, 0, ("0000:17:00.0",))
+    own = ServeSettings("/m.pt", None, (), (), 2, "auto", None, None, 30, own=False)
+    follows = [
+        ComputeThreads.may_follow(JobSettings(UNIT, 1, None, (place,), serve=serve), place)
+        for place, serve in ((rank, SERVE), (rank, own), (gpu, SERVE))
+    ]
+    assert follows == [True, False, False]

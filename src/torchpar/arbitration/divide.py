@@ -1,10 +1,9 @@
 """Divides the CPUs of services that run and share some: by weight, along cores, by the rules of placement.
 
-An enabled service has its CPUs for itself, and is never moved. An inference service is not moved either: the others
-leave it its part, and it may use theirs, too. Each of the others stays within the CPUs that are planned for it: there
-its memory is, and its control group lets it run nowhere else; and each of its ranks within its own, where all of them
-then have as much: they wait for each other. So those are divided that several are planned on, cell by cell: a cell is
-the cores on which the same may run.
+An enabled service has its CPUs for itself, and is never moved. Each of the others stays within the CPUs that are
+planned for it: there its memory is, and its control group lets it run nowhere else; and each of its ranks within its
+own, where all of them then have as much: the ranks of a job wait for each other, which inference processes do not. So
+those are divided that several are planned on, cell by cell: a cell is the cores on which the same may run.
 """
 
 from __future__ import annotations
@@ -42,8 +41,9 @@ class TenantRank:
 class Tenant:
     """A service that runs, or is about to. `keeps`: it has its CPUs for itself; `stays`: it is never moved.
 
-    `fixed_threads`: the conf has a number of threads, which stays. `gpus` are the names of its accelerators, and `held`
-    the CPUs that it has now: there its memory is, so it keeps as many of them as it can.
+    `fixed_threads`: the conf has a number of threads, which stays. `equal_ranks`: they wait for each other, so each
+    needs as much as the others. `gpus` are the names of its accelerators, and `held` the CPUs that it has now: there
+    its memory is, so it keeps as many of them as it can.
     """
 
     unit: str
@@ -52,6 +52,7 @@ class Tenant:
     keeps: bool = False
     stays: bool = False
     fixed_threads: bool = False
+    equal_ranks: bool = True
     gpus: tuple[str, ...] = ()
     held: CpuSet = CpuSet()
 
@@ -100,7 +101,12 @@ def _divide_guests(guests: Sequence[Tenant], kept: CpuSet, facts: HostFacts) -> 
     while True:
         claims = {guest.unit: _make_claims(guest, kept, facts, apart=guest.unit not in together) for guest in guests}
         got = _divide_pools([claim for some in claims.values() for claim in some if claim.pool], facts)
-        unfit = {unit for unit, some in claims.items() if len(some) > 1 and not _fits(some, got, facts)}
+        equal = {guest.unit for guest in guests if guest.equal_ranks}
+        unfit = {
+            unit
+            for unit, some in claims.items()
+            if len(some) > 1 and not _fits(some, got, facts, equal=unit in equal)
+        }
         if not unfit:
             # Whoever is planned on nothing but CPUs of enabled services shares them, as planned and warned of.
             return {
@@ -127,12 +133,13 @@ def _make_claims(guest: Tenant, kept: CpuSet, facts: HostFacts, *, apart: bool) 
     ]
 
 
-def _fits(claims: Sequence[_Claim], got: Mapping[str, CpuSet], facts: HostFacts) -> bool:
-    """Says whether claims of one guest have equal parts, but for a core, and no core that another has, too."""
+def _fits(claims: Sequence[_Claim], got: Mapping[str, CpuSet], facts: HostFacts, *, equal: bool) -> bool:
+    """Says whether claims of one guest have parts, equal ones but for a core, and no core that another has, too."""
     sizes = [sum(not core.isdisjoint(got.get(claim.name, CpuSet())) for core in facts.cores) for claim in claims]
     own = {claim.name for claim in claims}
     others = CpuSet.union(cpus for name, cpus in got.items() if name not in own)
-    return min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and all(others.isdisjoint(got[name]) for name in own)
+    are_fair = min(sizes) > 0 and (not equal or max(sizes) - min(sizes) <= 1)
+    return are_fair and all(others.isdisjoint(got[name]) for name in own)
 
 
 def _whole_cores(cpus: CpuSet, kept: CpuSet, facts: HostFacts) -> CpuSet:

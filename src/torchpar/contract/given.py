@@ -1,7 +1,7 @@
 """Writes and reads the CPUs that torchpard gives a running service for now: a file for each in /run/torchpar/given.
 
-torchpard alone writes there. A training job that starts waits until its file has its own invocation, and its processes
-look into it again between two steps; an inference service has none. Runs under any Python from 3.9 on.
+torchpard alone writes there. A service that starts waits until its file has its own invocation, and its processes look
+into it again between two steps or batches. Runs under any Python from 3.9 on.
 """
 
 from __future__ import annotations

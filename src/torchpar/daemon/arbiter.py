@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torchpar.arbitration.divide import Part, Tenant, divide
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.contract.given import Given, GivenRank, make_given_json, read_given
 from torchpar.contract.journal import Priority
@@ -259,7 +261,11 @@ def _name(units: Sequence[str]) -> str:
 
 def _make_move(given: Given, state: RunningState) -> UnitMove:
     known = {*given.had, given.planned_cpus, given.cpus, *(rank.cpus for rank in (*given.planned, *given.ranks))}
-    ranks = tuple(Move(known, rank.cpus) for rank in given.ranks)
+    counts = Counter(cpu for rank in given.planned for cpu in rank.cpus)
+    ranks = tuple(
+        Move(known, rank.cpus, CpuSet(cpu for cpu in planned.cpus if counts[cpu] == 1))
+        for rank, planned in zip(given.ranks, given.planned, strict=True)
+    )
     return UnitMove(given.unit, state.control_group, ranks, Move(known, given.cpus))
 
 

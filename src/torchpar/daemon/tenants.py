@@ -72,8 +72,9 @@ def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:
         tuple(map(_as_rank, record.ranks)),
         weight=settings.weight,
         keeps=keeps,
-        # An inference server has measured at its start how many processes and workers its CPUs bear.
-        stays=keeps or service.kind is Kind.INFER,
+        stays=keeps,
+        # Requests wait for no other process, and the weights stay where they are.
+        equal_ranks=service.kind is Kind.TRAIN,
         fixed_threads=settings.threads is not None,
         gpus=record.gpus,
     )

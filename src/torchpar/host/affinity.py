@@ -37,10 +37,14 @@ _MOST_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Move:
-    """The CPUs that threads are to have (`to`), and the sets of those that are moved, which torchpar gave (`known`)."""
+    """The CPUs that threads are to have (`to`), and the sets of those that are moved, which torchpar gave (`known`).
+
+    `planned` are those of a rank that no other rank has: whoever is bound to some of them belongs to it.
+    """
 
     known: Collection[CpuSet]
     to: CpuSet
+    planned: CpuSet = CpuSet()
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ class _Mover:
         try:
             now = CpuSet(os.sched_getaffinity(tid))
             before = self._before.pop(tid, None)
+            if move is self._move.others:
+                # A second process on the CPUs of a rank, which is no child of the first.
+                move = next((rank for rank in self._move.ranks if (before or now) <= rank.planned), move)
             if (before or now) in move.known or (before is None and now == self._inherited):
                 if now != move.to:
                     os.sched_setaffinity(tid, move.to)

@@ -22,6 +22,7 @@ from torchpar.runtime.observed import observe, say_report, write_report
 from torchpar.serve.engine.metadata import READY
 from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
+from torchpar.serve.following import ComputeThreads
 from torchpar.serve.process_count import Count, choose_count
 from torchpar.serve.supervisor.channel import Channel
 from torchpar.serve.supervisor.gauge import Gauge
@@ -37,9 +38,12 @@ SHELF_SECONDS = 30.0
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
-def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str, str]) -> None:
-    """Sets this process's CPUs, memory nodes, threads and accelerators. Call it before torch is imported."""
-    bind_cpus(rank.cpus)
+def bind(settings: JobSettings, rank: RankSettings, environ: MutableMapping[str, str], cpus: str | None = None) -> None:
+    """Sets this process's CPUs, memory nodes, threads and accelerators. Call it before torch is imported.
+
+    cpus: those that it has for now, in place of the rank's.
+    """
+    bind_cpus(cpus or rank.cpus)
     bind_memory(rank.numa_nodes, {other.numa_nodes for other in settings.ranks})
     settings.narrow_threads(rank, environ)
     environ.update(visible_devices(settings, rank, environ))
@@ -161,11 +165,16 @@ class _Serving:
         # Nobody is answered before it is certain that the others serve the same.
         self._send_serves(loaded=True)
         go = await self._go
-        if go.get("processes", 1) > 1:
+        processes = go.get("processes", 1)
+        if processes > 1:
             await self._engine.share_weights(self._exchange_weights)
             self._send_serves()
-        self._engine.open(go.get("threads"))
-        self._report(go.get("processes", 1))
+        follows = ComputeThreads.may_follow(self._settings, self._rank)
+        self._engine.open(
+            go.get("threads"),
+            ComputeThreads(self._settings, self._rank, index=self._index, processes=processes) if follows else None,
+        )
+        self._report(processes)
         await front.start(())
         untried = sorted({entry.name for entry in self._engine.index() if entry.state == READY and entry.reason})
         self._channel.send(ready=True, untried=untried)

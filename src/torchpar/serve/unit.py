@@ -13,6 +13,7 @@ from torchpar.contract.job import JobSettings, RankSettings, parse_job_environme
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.errors import StartError
+from torchpar.serve.following import rank_now, wait_for_part
 from torchpar.serve.sockets import adopt_sockets, listen_on, refuse_unnamed, split_by_protocol
 from torchpar.serve.supervisor.control import ask_to_reload
 from torchpar.serve.supervisor.gauge import Gauge
@@ -48,6 +49,7 @@ def _settings() -> JobSettings:
 
 def _supervise(settings: JobSettings) -> int:
     assert settings.serve
+    wait_for_part(settings, os.environ)
     sockets = adopt_sockets(os.environ, settings.service)
     named = settings.serve
     refuse_unnamed(sockets, (*named.listen, *named.grpc))
@@ -79,5 +81,5 @@ def _bind(settings: JobSettings, local_rank: int) -> RankSettings:
     rank = settings.rank(local_rank)
     if rank is None:
         raise StartError(f"the plan of {settings.service} has no process {local_rank}")
-    bind(settings, rank, os.environ)
+    bind(settings, rank, os.environ, rank_now(settings, rank, os.environ).cpus)
     return rank

@@ -114,6 +114,12 @@ def test_ranks_have_equal_parts_rather_than_those_on_their_node() -> None:
     assert divided(two_nodes, a, tenant("b", "0-3", keeps=True)) == {"a": "4-5:2 6-7:2"}
 
 
+def test_inference_processes_stay_with_their_weights_as_they_wait_for_nobody() -> None:
+    two_nodes = make_host(nodes_per_package=2)
+    a = dataclasses.replace(tenant("a", "0-3", "4-7"), equal_ranks=False)
+    assert divided(two_nodes, a, tenant("b", "0-3")) == {"a": "3:1 4-7:4", "b": "0-2:3"}
+
+
 RANKS = (("0-7",), ("0-3", "4-7"), ("0-1", "2-3", "4-5", "6-7"), ("2-5",), ("0-3",), ("0-7", "0-7"), ("0", "7"))
 
 

@@ -168,15 +168,16 @@ def test_an_enabled_service_is_never_moved_and_never_waits(tmp_path: Path) -> No
     assert (host.cpus(A), host.cpus(B)) == ("2", "3")
 
 
-@pytest.mark.parametrize(("settings", "cpus"), [("", "2-3"), ("Weight=300\n", "3"), ("CPUs=shared\n", "2-3")])
-def test_an_inference_service_is_never_moved_and_never_waits(tmp_path: Path, settings: str, cpus: str) -> None:
-    """Its server has measured on all of its CPUs. A job beside it leaves it its part."""
+@pytest.mark.parametrize(
+    ("settings", "cpus"), [("", "2-3 0-1"), ("Weight=300\n", "3 0-2"), ("CPUs=shared\n", "2-3 0-1")]
+)
+def test_an_inference_service_makes_room_as_a_job_does(tmp_path: Path, settings: str, cpus: str) -> None:
     host = Host(tmp_path, TEXT + f"[Infer d]\nModel=/d.pt\n{settings}")
     d = "torchpar-infer@d.service"
     host.start(A, d)
-    assert host.given(d) is None
-    assert host.cpus(A) == cpus
-    assert {unit for unit, _ in host.taken_moves()} == {A}
+    assert f"{host.cpus(A)} {host.cpus(d)}" == cpus
+    host.end(A)
+    assert host.cpus(d) == "0-3"
 
 
 def test_a_plan_that_makes_no_sense_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,13 +77,18 @@ class Engine:
         await self._lifecycle.start(like, unloaded)
         self.end_batching(unbatched)
 
-    def open(self, workers: int | None = None) -> None:
-        """Answers from now on, with so many workers; None: as the options say."""
+    def open(self, workers: int | None = None, allowed: Callable[[], int] | None = None) -> None:
+        """Answers from now on, with so many workers; None: as the options say. allowed: see Pool."""
         if workers is not None:
             self.options = self._lifecycle.options = replace(self.options, workers=workers)
             self._lifecycle.limit_queues()
         self._pool = Pool(
-            self.options.slots(), self._loop, prepare=_prepare, finished=self._finished, expired=self._expired
+            self.options.slots(),
+            self._loop,
+            prepare=_prepare,
+            finished=self._finished,
+            expired=self._expired,
+            allowed=allowed,
         )
         self._pool.start()
         self._accepting = True
@@ -257,7 +262,7 @@ class Engine:
         for served in self._repository.all():
             cap = served.cap()
             seconds += served.queue.rows / cap * served.curve.seconds(cap)
-        return max(seconds / self.options.slots(), 0.01)
+        return max(seconds / (self._pool.most if self._pool else self.options.slots()), 0.01)
 
     def _finished(self, batch: Batch) -> None:
         """Tells the clients of a batch that it is computed. Called on the event loop."""

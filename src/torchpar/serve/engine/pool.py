@@ -56,8 +56,12 @@ class Pool:
         prepare: Callable[[int], None],
         finished: Callable[[Batch], None],
         expired: Callable[[Served, Sequence[Waiting]], None],
+        allowed: Callable[[], int] | None = None,
     ) -> None:
-        """prepare is called in each thread before its first batch, with its slot."""
+        """prepare is called in each thread before its first batch, with its slot.
+
+        allowed says how many may compute at the moment, of all threads; None: all of them.
+        """
         self._loop = loop
         self._prepare = prepare
         self._on_finished = finished
@@ -72,6 +76,9 @@ class Pool:
         self._overdue: deque[tuple[Served, list[Waiting]]] = deque()
         self._workers = [_Worker(slot) for slot in range(workers)]
         self._idle = list(self._workers)
+        self._allowed = allowed or (lambda: workers)
+        # Those beyond compute no batch when they have finished theirs.
+        self.most = workers
         self._divides = workers == 1  # cheap models from the others
 
     def start(self) -> None:
@@ -134,19 +141,31 @@ class Pool:
             if worker.wake.locked():
                 worker.wake.release()
 
+    def _free(self) -> int:
+        """Returns how many of the idle workers may compute; fewer than none where too many do. Needs the lock."""
+        return len(self._idle) - len(self._workers) + self.most
+
+    def _follow(self) -> bool:
+        """Takes the number of workers that may compute now; says whether there are more than before."""
+        before, most = self.most, max(1, min(self._allowed(), len(self._workers)))
+        with self._lock:
+            self.most = most
+        return most > before
+
     def _hand_out(self) -> None:
         self._turn = False
+        self._follow()
         if self._divides:
             self._compute_here()
         woken = []
         with self._lock:
-            while self._idle and not self._stopping:
+            while (free := self._free()) > 0 and not self._stopping:
                 served = self._whose_turn()
                 if served is None:
                     break
                 rows = served.queue.rows
-                parts = served.curve.parts(rows, len(self._idle)) if served.batched else 1
-                batch = self._next(len(self._idle) - 1, -(-rows // parts))
+                parts = served.curve.parts(rows, free) if served.batched else 1
+                batch = self._next(free - 1, -(-rows // parts))
                 if batch:
                     worker = self._idle.pop()
                     worker.batch = batch
@@ -242,7 +261,8 @@ class Pool:
                 del runner  # an idle thread would keep a model that was unloaded
                 with self._lock:
                     batch.served.computes = False
-                    worker.batch = batch = self._next(len(self._idle))
+                    # This one is not among the idle ones.
+                    worker.batch = batch = self._next(self._free()) if self._free() >= 0 else None
                     if batch is None:
                         worker.since = None
                         self._idle.append(worker)
@@ -269,6 +289,9 @@ class Pool:
             self._on_finished(self._done.popleft())
         for _ in range(len(self._overdue)):
             self._on_expired(*self._overdue.popleft())
+        if self._follow() and self._ring and not self._turn:
+            self._turn = True
+            self._loop.call_soon(self._hand_out)
         self._look_again()
 
 
