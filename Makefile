@@ -30,6 +30,7 @@ help:
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
 	@echo 'make bench-plan-quality  how good the plans of many machines and confs are'
+	@echo 'make bench-fleet    planning 10 to 10,000 hosts from their facts (ARGUMENTS=... for its arguments)'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
 	@echo 'make bench-progress what the runtime costs a training step (TORCH_PYTHON=: an interpreter with torch)'
 	@echo 'make bench-serve    inference servers side by side (ARGUMENTS=... for its arguments)'
@@ -156,6 +157,11 @@ bench: $(VENV)/complete machine-packages
 bench-plan-quality: $(VENV)/complete
 	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_plan_quality $(ARGUMENTS)
 .PHONY: bench-plan-quality
+
+# ARGUMENTS='--most 1000': no larger fleet.
+bench-fleet: $(VENV)/complete
+	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_fleet $(ARGUMENTS)
+.PHONY: bench-fleet
 
 # BENCH='--stacks wheel --jobs mlp conv': only those; see bench_train.py.
 bench-train: $(VENV)/complete machine-packages

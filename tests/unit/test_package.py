@@ -16,6 +16,7 @@ import click
 import pytest
 from debian.changelog import Changelog
 
+from torchpar.cli import fleet
 from torchpar.cli.main import COMMANDS, torchpar
 from torchpar.conf.parse import parse_config
 from torchpar.conf.services import Config
@@ -210,8 +211,27 @@ def test_torchpar_8_has_every_command_and_option(command: str) -> None:
     assert set(re.findall(r"--[a-z-]+", text)) == options - {"--help"}
 
 
+@pytest.mark.parametrize("command", fleet.COMMANDS)
+def test_torchpar_fleet_7_has_every_command_and_option(command: str) -> None:
+    """As torchpar(8) has the others."""
+    page = read("debian/man/torchpar-fleet.7").replace("\\-", "-").replace("\\fB", "").replace("\\fR", "")
+    entry = re.search(rf"^\.TP\ntorchpar fleet ({command}\b.*)", page, flags=re.M)
+    assert entry, f"no entry for {command}"
+    found = fleet.fleet.get_command(click.Context(fleet.fleet), command)  # type: ignore[attr-defined]
+    options = {name for parameter in found.params for name in parameter.opts if name.startswith("--")}
+    assert set(re.findall(r"--[a-z-]+", entry[1])) == options - {"--help"}
+
+
 @pytest.mark.subprocess
-@pytest.mark.parametrize("typed, expected", [("torchpar vali", "validate"), ("torchpar apply --dry", "--dry-run")])
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        ("torchpar vali", "validate"),
+        ("torchpar apply --dry", "--dry-run"),
+        ("torchpar fleet pl", "plan"),
+        ("torchpar fleet check --fa", "--facts"),
+    ],
+)
 def test_completion_offers_what_the_command_has(typed: str, expected: str, tmp_path: Path) -> None:
     """Bash asks the program itself; a new verb or option needs no second list."""
     program = tmp_path / "torchpar"

@@ -7,7 +7,11 @@ import click
 from torchpar.cli.group import Commands
 
 # A command is a line here: its name, and the module with the function of that name.
-COMMANDS: dict[str, str] = {}
+COMMANDS = {
+    "plan": "torchpar.cli.fleet_plan",
+    "diff": "torchpar.cli.fleet_diff",
+    "check": "torchpar.cli.fleet_check",
+}
 
 
 @click.command(cls=Commands, modules=COMMANDS, short_help="Look at many hosts, from their facts.")

@@ -32,9 +32,9 @@ def echo_json(data: Any) -> None:
     click.echo(to_json(data, ensure_ascii=not readable))
 
 
-def to_json(data: Any, *, ensure_ascii: bool) -> str:
+def to_json(data: Any, *, ensure_ascii: bool, indent: int | None = 2) -> str:
     """JSON that a terminal can show too: what is no letter is escaped, of which JSON itself asks that below U+0020."""
-    text = json.dumps(data, indent=2, ensure_ascii=ensure_ascii)
+    text = json.dumps(data, indent=indent, ensure_ascii=ensure_ascii)
     return _NOT_SHOWN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torchpar.conf import values as v
 from torchpar.conf.characters import INVISIBLE, name_of
 from torchpar.conf.contradictions import find_contradictions, find_shared_endpoints
 from torchpar.conf.directives import SINCE
+from torchpar.conf.match import matches
 from torchpar.conf.passed import PASSED, RENDERED, judge_directive
 from torchpar.conf.services import AD_HOC, LONGEST_NAME, Config, Kind, Service
 from torchpar.conf.settings import (
@@ -83,9 +83,9 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
         problems.applied = file.applied
         for section in split_sections(file, problems):
             word, _, name = section.header.partition(" ")
-            read = list(_read_values(section, facts, problems))
+            read = list(_read_values(section, facts.page_size, problems))
             if section.header == "Match":
-                applies = _matches(_merge(MatchSettings, read), facts)
+                applies = matches(_merge(MatchSettings, read), facts)
             elif section.header == "Host":
                 host += read if applies else []
             elif not name:
@@ -114,6 +114,17 @@ def parse_config(files: Sequence[ConfFile], facts: HostFacts) -> Config:
     return config
 
 
+def read_matches(files: Sequence[ConfFile]) -> tuple[MatchSettings | None, ...]:
+    """Reads the [Match] of each file, None where it has none; errors in them are parse_config()'s to name."""
+    found: list[MatchSettings | None] = []
+    for file in files:
+        problems = Problems()
+        first = next(iter(split_sections(file, problems)), None)
+        is_match = first is not None and first.header == "Match"
+        found.append(_merge(MatchSettings, list(_read_values(first, None, problems))) if first and is_match else None)
+    return tuple(found)
+
+
 def _error(problems: Problems, files: Sequence[ConfFile]) -> ConfigError:
     """Makes an error of all problems in the order of the files, as far as anybody mends so many at once."""
     order = {file.path: index for index, file in enumerate(files)}
@@ -124,7 +135,7 @@ def _error(problems: Problems, files: Sequence[ConfFile]) -> ConfigError:
     return ConfigError(errors)
 
 
-def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iterator[_Value]:  # noqa: C901 - a branch for each thing that a line can be
+def _read_values(section: Section, page_size: int | None, problems: Problems) -> Iterator[_Value]:  # noqa: C901 - a branch for each thing that a line can be
     word = section.header.split()[0]
     rows = _SETTINGS[word]
     for assignment in section.assignments:
@@ -161,7 +172,7 @@ def _read_values(section: Section, facts: HostFacts, problems: Problems) -> Iter
             what = str(error) if str(error).startswith("'") else f"'{printable(text, 40)}' {error}"
             problems.add(origin, f"[{section.header}] {key}={printable(text, 80)}: {what}; allowed: {row.allowed}")
         else:
-            for what in check_strings(_strings(value), facts.page_size):
+            for what in check_strings(_strings(value), page_size):
                 problems.add(origin, f"[{section.header}] {key}=: {what}")
             if text and len(problems.notes) <= MOST_PROBLEMS:
                 _note(section, assignment, row, value, problems)
@@ -305,19 +316,3 @@ def _is_name(name: str, section: Section, problems: Problems) -> bool:
     if what:
         problems.errors.append(Problem(section.origin, f"[{section.header:.60}]: {what}"))
     return not what
-
-
-def _matches(match: MatchSettings, facts: HostFacts) -> bool:
-    names = {facts.arch} | v.ARCHITECTURES.get(facts.arch or "", set())
-    short = facts.hostname.partition(".")[0]
-    return (
-        (not match.host or any(_is_called(glob, (facts.hostname, short)) for glob in match.host))
-        and (not match.architecture or bool(names & set(match.architecture)))
-        and all(comparison.holds(len(facts.discrete_accelerators())) for comparison in match.gpus)
-        and all(comparison.holds(len(facts.online_cpus)) for comparison in match.cpus)
-        and all(comparison.holds(sum(1 for n in facts.numa_nodes if n.cpus)) for comparison in match.memory_nodes)
-    )
-
-
-def _is_called(glob: str, names: Sequence[str]) -> bool:
-    return glob in names or (v.is_glob(glob) and any(fnmatch.fnmatchcase(name, glob) for name in names))
