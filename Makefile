@@ -34,6 +34,8 @@ help:
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
 	@echo 'make bench-progress what the runtime costs a training step (TORCH_PYTHON=: an interpreter with torch)'
 	@echo 'make bench-serve    inference servers side by side (ARGUMENTS=... for its arguments)'
+	@echo 'make repo           a signed apt repository with it, for KEY=...: the suite canary'
+	@echo 'make promote        what is in canary is in stable, too'
 	@echo 'make install        put the files below DESTDIR'
 	@echo 'make clean          remove what was built'
 .PHONY: help
@@ -137,7 +139,7 @@ test: check test-runtime test-serve test-machines
 .PHONY: test
 
 # Three at a time: two releases, and the tests with machines of their own. See tests/machines/conftest.py for their order.
-test-machines: $(VENV)/complete machine-packages
+test-machines: $(VENV)/complete machine-packages repository-packages
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' SUITE='$(SUITE)' \
 		'$(VENV)/bin/python' -B -m pytest -p no:cacheprovider -v -m machine --numprocesses=3 --dist=loadgroup \
 		--no-loadscope-reorder tests/machines
@@ -212,6 +214,28 @@ deb:
 	@echo; echo 'dist/torchpar.deb is torchpar $(VERSION). Next: apt install ./dist/torchpar.deb'
 .PHONY: deb
 
+dist/torchpar_$(VERSION)_all.deb:
+	$(MAKE) deb
+
+# KEY=FINGERPRINT: who signs. URL=: where hosts find it. DEBS=FILE...: these packages instead; none: it is only signed
+# anew. See torchpar-repository(7).
+REPOSITORY ?= dist/repository
+DEBS ?= dist/torchpar_$(VERSION)_all.deb
+export KEY URL VALID_DAYS ARCHITECTURES
+
+repo: $(DEBS) repository-packages
+	src/repository/publish '$(REPOSITORY)' canary $(DEBS)
+	[ ! -d '$(REPOSITORY)/pool/stable' ] || src/repository/publish '$(REPOSITORY)' stable
+.PHONY: repo
+
+promote: repository-packages
+	src/repository/publish --promote '$(REPOSITORY)' canary stable
+.PHONY: promote
+
+repository-packages:
+	$(call packages,apt-utils dpkg-dev gnupg xz-utils)
+.PHONY: repository-packages
+
 build: man
 .PHONY: build
 
@@ -257,6 +281,7 @@ install: man
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
 	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
 	$(call put,755,src/facts/torchpar.fact src/facts/torchpar-facter,/usr/share/torchpar/facts)
+	cd src/examples && find site-torchpar-conf -type f -exec install -D -m 644 '{}' '$(DESTDIR)/usr/share/torchpar/examples/{}' ';'
 	$(call put,644,src/monitoring/torchpar.rules.yml,/usr/share/torchpar/prometheus)
 	$(call put,644,src/monitoring/torchpar-dashboard.json,/usr/share/torchpar/grafana)
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
