@@ -81,6 +81,7 @@ def make(directory: Path) -> None:
         face = {
             "inputs": [{"name": "x", "datatype": datatype, "shape": [-1, *shape]}],
             "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, *outputs]}],
+            "optimize": True,  # as the other servers' scripts do by themselves, and the limit
         }
         with torch.inference_mode():
             script = torch.jit.trace(module, row[None])

@@ -1,7 +1,7 @@
 """The servers that the serving benchmark compares, each as its documentation says: what to install, start and ask.
 
 Every one computes with the same TorchScript file and torch, in as many threads or processes as there are CPUs, one
-compute thread each, batches of 32 at the most.
+compute thread each, batches of 32 at the most; all have it optimized for inference, torchpar by the file's description.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.serve.engines import serving
 from tests.serve.models import Counter, described, save_script
@@ -41,6 +43,29 @@ def test_the_reason_has_what_was_measured() -> None:
         1, "a request costs 80 us beside the 4000 us in which a row is computed: one event loop is enough for 2 compute"
         " threads"
     )  # fmt: skip
+
+
+def test_large_models_that_processes_cannot_share_are_there_once() -> None:
+    assert choose_count(4, 80e-6, 1e-6, unshared=500 << 20) == Count(
+        1, "each of 4 processes would have its own 500 MiB of models, which they cannot share"
+    )
+    assert choose_count(4, 80e-6, 1e-6, unshared=8 << 20).count == 4
+
+
+@pytest.mark.parametrize("kind", ["plain", "frozen", "optimized"])
+def test_what_processes_cannot_share_is_known(tmp_path: Path, kind: str) -> None:
+    """The weights of what was frozen, here or before it was saved, are constants of the code."""
+    path = tmp_path / "m.pt"
+    script = torch.jit.trace(torch.nn.Linear(3, 1 << 18).eval(), torch.zeros(1, 3))  # 4 MiB
+    torch.jit.save(torch.jit.freeze(script) if kind == "frozen" else script, str(path))
+    path.with_suffix(".json").write_text(json.dumps(described(-1, 3, optimize=kind == "optimized")))
+
+    async def run() -> int:
+        async with serving(path) as engine:
+            return engine.unshared_bytes()
+
+    unshared = asyncio.run(run())
+    assert unshared == (0 if kind == "plain" else path.stat().st_size)
 
 
 def test_a_request_costs_time_and_measuring_it_leaves_nothing_behind() -> None:

@@ -230,11 +230,12 @@ def test_a_handler_beside_which_everybody_may_write_is_no_model(tmp_path: Path) 
     [
         ("{", "m.json: not JSON"),
         ("[]", "m.json: an object is expected"),
-        ('{"input": []}', "unknown key 'input'; known: inputs, outputs, max_batch, example"),
+        ('{"input": []}', "unknown key 'input'; known: inputs, outputs, max_batch, example, optimize"),
         ('{"inputs": [{"name": "x", "datatype": "FLOAT", "shape": [-1]}]}', r"inputs\[0\]: datatype 'FLOAT'"),
         ('{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}', r"inputs\[0\]: shape: a list of sizes"),
         ('{"inputs": {}}', "inputs: a list is expected"),
         ('{"max_batch": true}', "max_batch: a number of rows"),
+        ('{"optimize": 1}', "optimize: true or false is expected"),
         ('{"inputs": [' + ", ".join(['{"name": "x", "datatype": "FP32", "shape": [-1]}'] * 2) + "]}", "stands there"),
     ],
 )

@@ -210,7 +210,7 @@ class _Serving:
         row = self._engine.row_seconds()
         if row is None:
             return Count(1, "processes of their own compute its models")
-        return choose_count(threads, self._request, row)
+        return choose_count(threads, self._request, row, self._engine.unshared_bytes())
 
     def _send_serves(self, **message: Any) -> None:
         message["unbatched"] = list(self._engine.unbatched())

@@ -13,7 +13,7 @@ import torch
 
 from torchpar.contract.journal import Priority, say
 from torchpar.serve.engine.failures import failure
-from torchpar.serve.engine.lifecycle import Exchange, Lifecycle
+from torchpar.serve.engine.lifecycle import Exchange, Lifecycle, unshared_bytes
 from torchpar.serve.engine.metadata import ModelIndex, ModelMetadata
 from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.pool import Pool
@@ -115,6 +115,10 @@ class Engine:
     def writers(self) -> list[str]:
         """Names the models that write to themselves, and so must be in one process alone."""
         return [served.name for served in self._lifecycle.all() if served.writes]
+
+    def unshared_bytes(self) -> int:
+        """Returns the size of the models that each process would have for itself: frozen or compiled programs."""
+        return sum(unshared_bytes(served) for served in self._lifecycle.all())
 
     def serves(self) -> Serves:
         """Returns the served versions with the files that they were made of, for other processes to compare."""

@@ -283,13 +283,21 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ServeError(400, "; ".join(problems))
 
 
-def _say_unshared(served: Served) -> None:
-    """Tells the journal that each process has the weights for itself, where its file is large enough to have some."""
+def unshared_bytes(served: Served) -> int:
+    """Returns the size of a model of which each process has its own copy; 0 where they share it, or it is small."""
+    weights = served.runner.weights()
+    if weights is not None and weights.size >= LEAST:
+        return 0
     try:
         size = os.path.getsize(served.path)
     except OSError:  # it is loaded all the same
-        return
-    if size >= LEAST:
+        return 0
+    return size if size >= LEAST else 0
+
+
+def _say_unshared(served: Served) -> None:
+    """Tells the journal that each process has the weights for itself, where its file is large enough to have some."""
+    if size := unshared_bytes(served):
         say(
             f"model {served.name} version {served.version}: each process has its own weights ({size >> 20} MiB):"
             " only those of TorchScript that is not frozen are shared; Processes=1 keeps them once"

@@ -3,6 +3,7 @@
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 784]}],
      "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}],
      "max_batch": 64,
+     "optimize": true,
      "example": {"x": [[0.5, ...]]}}
 
 For a file `model.pt` it is `model.json` beside it, or an extra file "torchpar.json" within
@@ -21,18 +22,22 @@ from torchpar.serve.tensors import SIZES, TensorSpec
 
 INSIDE = "torchpar.json"
 
+_KEYS = ("inputs", "outputs", "max_batch", "example", "optimize")
+
 
 @dataclass(frozen=True)
 class Description:
     """The contents of a description; empty or None where it says nothing. max_batch 0 or 1: never batched.
 
-    example holds the inputs' values as nested lists, by name, as they are in the JSON.
+    example holds the inputs' values as nested lists, by name, as they are in the JSON. optimize: TorchScript is frozen
+    and prepared for this machine when it is loaded, which changes its numbers by rounding.
     """
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     max_batch: int | None = None
     example: Any = None
+    optimize: bool | None = None
 
     def over(self, other: Description) -> Description:
         """Completes this description with the other's values where it leaves them open."""
@@ -41,7 +46,13 @@ class Description:
             outputs=self.outputs or other.outputs,
             max_batch=other.max_batch if self.max_batch is None else self.max_batch,
             example=other.example if self.example is None else self.example,
+            optimize=other.optimize if self.optimize is None else self.optimize,
         )
+
+    def refuse_optimize(self, path: str) -> None:
+        """Raises ModelError where it asks for what is done with TorchScript alone."""
+        if self.optimize:
+            raise ModelError(f'{path}: its description has "optimize", which is for TorchScript (.pt): leave it out')
 
 
 def parse_description(text: str, where: str) -> Description:
@@ -54,14 +65,17 @@ def parse_description(text: str, where: str) -> Description:
         raise ModelError(f"{where}: not JSON: {error}") from None
     if not isinstance(data, dict):
         raise ModelError(f'{where}: an object is expected, such as {{"inputs": [...], "outputs": [...]}}')
-    unknown = sorted(set(data) - {"inputs", "outputs", "max_batch", "example"})
+    unknown = sorted(set(data) - set(_KEYS))
     if unknown:
-        raise ModelError(f"{where}: unknown key '{unknown[0]}'; known: inputs, outputs, max_batch, example")
+        raise ModelError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(_KEYS)}")
+    if type(data.get("optimize", False)) is not bool:
+        raise ModelError(f"{where}: optimize: true or false is expected")
     return Description(
         inputs=_parse_specs(data, "inputs", where),
         outputs=_parse_specs(data, "outputs", where),
         max_batch=limit_of(data.get("max_batch"), f"{where}: max_batch"),
         example=data.get("example"),
+        optimize=data.get("optimize"),
     )
 
 

@@ -32,6 +32,7 @@ class Exported(Program):
         program, text = _load(path)
         if text:
             description = description.over(parse_description(text, f"{path}: {INSIDE}"))
+            description.refuse_optimize(path)
         nodes = {node.name: node.meta.get("val") for node in program.graph.nodes}
         ranges = program.range_constraints
         self._in_spec = program.call_spec.in_spec

@@ -40,6 +40,7 @@ def _load(file: ModelFile, device: str | None) -> Program:
         from torchpar.serve.models.torchscript import TorchScript
 
         return TorchScript(file.path, description, device or "cpu")
+    description.refuse_optimize(file.path)
     if file.path.endswith(".py"):
         from torchpar.serve.models.handler import Handler
 

@@ -69,14 +69,18 @@ class TorchScript(Program):
             for i, argument in enumerate(arguments[: max(bound.places, default=-1) + 1])
             if i not in bound.places and not self._keys
         }
-        # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
-        self._forward = module.forward
-        self._module = module
         self._mode = torch.enable_grad if _asks_for_gradients(module) else torch.inference_mode
         self.steady = "prim::Loop" not in {node.kind() for node in _nodes(module.forward.inlined_graph)}
         self._writes = find_write(module)
         self.seeds = find_seed(module)
         self.counts = find_count(module, always(module))
+        if description.optimize:
+            if self._writes:
+                raise ModelError(f'{path}: it writes to itself ({self._writes}), which "optimize" might make constant')
+            module = _optimized(module, path)
+        # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
+        self._forward = module.forward
+        self._module = module
         self._sums = _sums(module)
 
     def writes(self) -> str:
@@ -101,6 +105,18 @@ class TorchScript(Program):
                 inputs.insert(place, value)
         with self._mode():
             return self._results(self._forward(*inputs))
+
+
+def _optimized(module: Any, path: str) -> Any:
+    """Makes constants of the weights, folds layers together and lays them out for this CPU. Raises ModelError."""
+    if _asks_for_gradients(module):
+        raise ModelError(f'{path}: it computes derivatives, for which "optimize" leaves nothing')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.optimize_for_inference(torch.jit.freeze(module))
+    except RuntimeError as error:
+        raise ModelError(f"{path}: it cannot be optimized: {str(error).strip().splitlines()[-1]:.300}") from None
 
 
 # What computes derivatives, or goes another way where torch does not record for them.
