@@ -54,7 +54,7 @@ def _running_processes(unit: str) -> list[RankReport]:
 
 def _echo_processes(reports: Sequence[RankReport], width: int) -> None:
     for report in reports:
-        click.echo(brief(f"  Processes={report.processes} on CPUs {report.cpus}, as it runs"))
+        click.echo(brief(f"  Processes={report.processes} on the place with CPUs {report.cpus}, as it runs"))
         click.echo(_fill(report.why, width))
 
 

@@ -1,4 +1,4 @@
-"""Divides a share's cores among an inference service's processes: one for each place with its own memory or cache."""
+"""Divides a share's cores among the places of an inference service, each with its own memory or cache."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def split_places(cores: Sequence[Core], quota: int | None, *, shared: bool = Fal
     if what:
         sizes = CpuSet(len(part) for part in parts_of_way)
         why = f"one for each {what} of its share, with {sizes} cores each"
-        return parts_of_way, Reason("Processes", str(len(parts_of_way)), why)
+        return parts_of_way, Reason("Places", str(len(parts_of_way)), why)
     why = f"its {len(cores)} cores are not in several places of {LEAST_CORES} or more with their own cache or memory"
     if several and shared:
         why = "CPUs=shared, and more copies of its models would not be much faster"
-    return parts_of_way, Reason("Processes", "1", why)
+    return parts_of_way, Reason("Places", "1", why)
 
 
 def _kinds(cores: Sequence[Core]) -> dict[tuple[int, float], tuple[int, float]]:

@@ -68,9 +68,9 @@ def make_ranks(
         parts, reason = split_places(share.cores, quota, shared=shared)
         if count:
             parts = _split_by_gpus(share, count, 1) or split_cores(share.cores, count)
-            reason = Reason("Processes", str(count), "one for each accelerator")
+            reason = Reason("Places", str(count), "one for each accelerator")
         count, per_rank, binding = len(parts), -(-len(share.gpus) // len(parts)), Binding.AUTO
-        reasons.append(reason)
+        reasons += [reason, _processes_reason(service, share)]
     loader_parts = chunks(share.loader_cores, len(parts))
     for local_rank, (cores, loader_cores) in enumerate(zip(parts, loader_parts, strict=True)):
         cpus = _bind(cores, share, facts, binding)
@@ -95,6 +95,17 @@ def make_ranks(
     if train and (count > 1 or binding is not Binding.AUTO):
         reasons.append(_binding_reason(binding, ranks))
     return tuple(ranks), tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(warnings))
+
+
+def _processes_reason(service: Service, share: Share) -> Reason:
+    """Says how many processes each place has, as far as that is known before they run."""
+    infer = service.infer()
+    if infer and infer.processes:
+        return Reason("Processes", str(infer.processes), "on each place")
+    if share.gpus or not share.own:
+        why = "has an accelerator" if share.gpus else "others use too"
+        return Reason("Processes", "1", f"on each place, which {why}")
+    return Reason("Processes", "auto", "on each place its first process measures at each start how many are best there")
 
 
 def _split(service: Service, train: TrainSettings, share: Share) -> list[list[Core]]:

@@ -17,7 +17,7 @@ def test_an_inference_service_tells_how_many_processes_it_has_and_why(capsys: py
     """By what it measured itself; what a process writes of itself may hold anything."""
     _echo_processes([REPORT], 100)
     assert capsys.readouterr().out == (
-        "  Processes=2 on CPUs 0-1, as it runs\n"
+        "  Processes=2 on the place with CPUs 0-1, as it runs\n"
         "      a request costs 80 us beside the 50 us in which a row is computed: 2 event loops share 2 CPUs\n"
     )
 

@@ -36,8 +36,20 @@ def test_there_is_a_process_for_each_place_that_is_worth_it(host: HostFacts, cpu
     plan = plan_of(host)
     assert [str(rank.cpus) for rank in plan.ranks] == cpus
     assert sum(rank.threads for rank in plan.ranks) == plan.cores
-    reason = next(reason for reason in plan.reasons if reason.key == "Processes")
+    reason = next(reason for reason in plan.reasons if reason.key == "Places")
     assert reason.value == str(len(cpus)) and reason.why.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("lines", "value", "why"),
+    [("", "auto", "on each place its first process measures"), ("Processes=3", "3", "on each place"),
+     ("CPUs=shared", "1", "on each place, which others use too")],
+)  # fmt: skip
+def test_the_number_of_places_is_not_called_that_of_processes(lines: str, value: str, why: str) -> None:
+    """One place may have several, which is measured at each start."""
+    plan = plan_of(make_host(packages=2, smt=2), lines)
+    reason = next(reason for reason in plan.reasons if reason.key == "Processes")
+    assert reason.value == value and reason.why.startswith(why)
 
 
 def test_a_share_of_one_place_has_one_process() -> None:
@@ -49,7 +61,7 @@ def test_slower_cores_have_processes_of_their_own_that_nobody_waits_for() -> Non
     """Few of them are left out; and places that are too small for a process, where one on all cores is slower."""
     plan = plan_of(make_hybrid_host(), "CPUs=8")
     assert [(str(rank.cpus), rank.threads) for rank in plan.ranks] == [("8-11", 4), ("0-7", 4)]
-    assert "one for each kind of cores" in next(reason.why for reason in plan.reasons if reason.key == "Processes")
+    assert "one for each kind of cores" in next(reason.why for reason in plan.reasons if reason.key == "Places")
     assert [str(rank.cpus) for rank in plan_of(make_hybrid_host(), "CPUs=6").ranks] == ["0-7"]
     three = dataclasses.replace(make_host(packages=3, cores_per_complex=8), allowed_cpus=CpuSet(range(17)))
     assert [str(rank.cpus) for rank in plan_of(three).ranks] == ["0-7", "8-15"]
@@ -76,7 +88,7 @@ def test_a_shared_service_has_one_process_unless_several_are_much_faster() -> No
     """Others run beside its copies of the model."""
     plan = plan_of(make_host(packages=2, complexes_per_node=2), "CPUs=shared")
     assert [str(rank.cpus) for rank in plan.ranks] == ["0-15"]
-    assert "not be much faster" in next(reason.why for reason in plan.reasons if reason.key == "Processes")
+    assert "not be much faster" in next(reason.why for reason in plan.reasons if reason.key == "Places")
     assert len(plan_of(kinds_of((600, 8), (1024, 8)), "CPUs=shared").ranks) == 2
 
 
