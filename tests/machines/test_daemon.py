@@ -26,6 +26,21 @@ while chunk := door.recv(65536):
 print(data.decode(), end="")
 """
 
+# Says what differs between the answer for all units at once and that for each, of a service that runs and one that does
+# not.
+COMPARE = """
+import sys
+from torchpar.host import systemd
+from torchpar.host.known_units import PROPERTIES, KnownUnits
+known = KnownUnits(systemd.show_units(sys.argv[1:], PROPERTIES))
+assert known.running_services() == systemd.running_services(), known.running_services()
+for unit in sys.argv[1:]:
+    quick, whole = known.unit_properties(unit), systemd.unit_properties(unit)
+    assert list(quick) == list(PROPERTIES), f"{unit} was asked for by itself"
+    for name, value in quick.items():
+        assert value == whole[name], f"{unit} {name}: {value!r} instead of {whole[name]!r}"
+"""
+
 JOB = "[Train a]\nScript=/srv/job.py\nCPUs=1\n"
 
 
@@ -89,6 +104,15 @@ def test_it_notices_a_job_that_is_not_where_it_should_be(host: Machine) -> None:
     assert said.returncode == 1 and said.stdout.endswith("to place it as planned: torchpar verify --repair train@a\n")
     said = host.run("torchpar", "verify", "--repair", "train@a")
     assert "thread moved to CPUs" in said.stderr or "threads moved to CPUs" in said.stderr
+
+
+def test_all_units_are_asked_for_at_once(host: Machine) -> None:
+    """And have the values that each has by itself, also with a limit and another drop-in."""
+    host.run("systemctl", "start", TRAIN.format("a"))
+    host.run("systemctl", "set-property", "--runtime", TRAIN.format("a"), "MemoryMax=1G")
+    units = TRAIN.format("a"), "torchpar-train@demo.service"
+    host.run("python3", "-B", "-c", COMPARE, *units)
+    host.run("systemctl", "revert", TRAIN.format("a"))
 
 
 def test_it_applies_an_edit_by_itself_only_where_the_conf_says_so(host: Machine) -> None:

@@ -18,7 +18,7 @@ from torchpar.daemon.changes import Changes
 from torchpar.daemon.figures import live_figures
 from torchpar.daemon.look import Looks
 from torchpar.daemon.status_socket import Client, Server, Users
-from torchpar.daemon.watch import POLL_SECONDS, SMALL_LOOK_SECONDS, Watch
+from torchpar.daemon.watch import FIGURES_POLL_SECONDS, POLL_SECONDS, SMALL_LOOK_SECONDS, Watch
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.affinity import move_unit
@@ -92,6 +92,7 @@ class Daemon:
         self._fresh_until = 0.0
         self._next_poll = clock() + POLL_SECONDS
         self._next_small_look = clock() + SMALL_LOOK_SECONDS
+        self._next_figures = clock() + FIGURES_POLL_SECONDS
         self._looks.want()
         self._divisions.want()
 
@@ -102,6 +103,8 @@ class Daemon:
         if now >= self._next_small_look:
             self._next_small_look = now + SMALL_LOOK_SECONDS
             at_once = self._changes.has_host_changed() or at_once
+        if now >= self._next_figures:
+            self._next_figures = now + FIGURES_POLL_SECONDS
             self._watch.read_figures(now)
         if at_once or now >= self._next_poll:
             self._next_poll = now + POLL_SECONDS
@@ -123,6 +126,7 @@ class Daemon:
     def _heard(self) -> None:
         services, others = self._changes.take()
         if services:
+            self._watch.hear()
             self._divide()
         if services or others:
             # Not at once: whoever writes one file of the conf may write more.
@@ -199,7 +203,9 @@ def main() -> None:
     watch = Watch(Store(), systemd, live_readers(), live_figures(), tell)
     arbiter = Arbiter(Store(), systemd, Doors(read_facts, move_unit, find_group), tell)
     store = Store()
-    folders = {**FOLDERS, str(store.directory): "", str(store.generations): ""}
+    # systemd makes the folder "generator" anew whenever it reads its units again.
+    units = {**dict.fromkeys(systemd.EDITED, "torchpar"), os.path.dirname(systemd.GENERATED): "generator"}
+    folders = {**units, **FOLDERS, str(store.directory): "", str(store.generations): ""}
     changes = Changes(folders, lambda: repr(read_manifest()))
     run(Daemon(watch, arbiter, changes, Notifier(), Sockets(), users=Users()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.daemon.figures import Figures
 from torchpar.daemon.look import Write
 from torchpar.generations.store import Store
+from torchpar.host.known_units import PROPERTIES, KnownUnits
 from torchpar.host.systemd import Units
 from torchpar.verify.observe import Readers, observe
 
@@ -22,6 +23,7 @@ DAEMON = "torchpard.service"
 POLL_SECONDS = 60.0
 # At the host's CPUs, and at how far jobs are, which asks no other process.
 SMALL_LOOK_SECONDS = 5.0
+FIGURES_POLL_SECONDS = 10.0
 VERIFY_SECONDS = 60.0
 # After something has changed: a job that has just started has by then imported torch and begun to compute.
 SETTLING_SECONDS = 20.0
@@ -34,6 +36,9 @@ class Systemd(Units, Protocol):
 
     def service_states(self) -> str:
         """Reads a text that changes whenever a service or a socket starts, is ready, ends or fails."""
+
+    def show_units(self, units: Collection[str], properties: Collection[str]) -> str:
+        """Reads properties of all of torchpar's units, and of these, as text for KnownUnits."""
 
     def reload_without_waiting(self, unit: str) -> None:
         """Asks for the reload of a unit, and does not wait for it."""
@@ -66,6 +71,11 @@ class Watch:
         self._tell = tell
         self._applied_for: str | None = None
         self._problem = ""
+        # Starts and ends that were heard of, of which the states need not tell.
+        self._heard = 0
+        # What systemd said of all units when it was asked last, with the stamp of then.
+        self._shown = ""
+        self._shown_at: str | None = None
 
     # ---- in the child ----
 
@@ -74,13 +84,23 @@ class Watch:
         write(_line(self._take_stamp()))
 
     def look(self, write: Write) -> None:
-        """Writes the stamp, then the observation, then which edit is applied by itself."""
+        """Writes the stamp, then the observation, then what systemd said, then which edit is applied by itself."""
         stamp = self._take_stamp()
         write(_line(stamp))
         if "problem" in stamp:
             return
-        observation = observe(self._store, self._systemd, self._readers)
+        shown = self._shown
+        if stamp["stamp"] != self._shown_at:
+            try:
+                units = [row["unit"] for row in self.observation.get("services", ())]
+                shown = self._systemd.show_units(units, PROPERTIES)
+            except TorchparError:
+                # Each is asked for by itself, and says why it cannot be.
+                shown = ""
+        systemd = KnownUnits(shown, self._systemd) if shown else self._systemd
+        observation = observe(self._store, systemd, self._readers)
         write(_line(observation))
+        write(_line({"shown": shown}))
         if observation["conf"] == "newer" and observation["auto_apply"] and stamp["conf"] != self._applied_for:
             # Once for each edit; systemd runs `torchpar apply` outside of this sandbox.
             write(_line({"applied_for": stamp["conf"], "problem": self._reload()}))
@@ -92,7 +112,8 @@ class Watch:
             # A generation that is made or confirmed changes the directory that it is in.
             active = _stat(self._store.link), _stat(self._store.generations)
             host = tuple(self._readers.read_manifest().values())
-            return {"stamp": repr((conf, active, host, self._systemd.service_states())), "conf": conf}
+            states = self._systemd.service_states()
+            return {"stamp": repr((conf, active, host, self._heard, states)), "conf": conf}
         except TorchparError as error:
             # systemd does not answer, or executes itself anew: look again in time.
             return {"problem": str(error)}
@@ -106,6 +127,10 @@ class Watch:
         return ""
 
     # ---- in the daemon, at a time of the monotonic clock ----
+
+    def hear(self) -> None:
+        """Takes note that a service has started or ended: what was seen before is not true any more."""
+        self._heard += 1
 
     def is_due(self, now: float) -> bool:
         """Says whether the last look is old."""
@@ -123,7 +148,7 @@ class Watch:
     def take(self, lines: Sequence[bytes], now: float) -> bool:
         """Keeps what a look has found; says whether it has come to its end."""
         stamp = self.read_stamp(lines)
-        if len(lines) < 2:
+        if len(lines) < 3:
             # Not again at once, whatever held it.
             self.next_look = now + SETTLING_SECONDS
             if stamp is not None:
@@ -134,8 +159,12 @@ class Watch:
         self.stamp = stamp
         before = _told(self.observation)
         self.observation = json.loads(lines[1])
-        if len(lines) > 2:
-            applied = json.loads(lines[2])
+        self._shown = json.loads(lines[2])["shown"]
+        # Of a service that has just been put in force systemd has not been asked yet.
+        all_shown = all(f"Id={row['unit']}\n" in self._shown for row in self.observation["services"])
+        self._shown_at = stamp if all_shown else None
+        if len(lines) > 3:
+            applied = json.loads(lines[3])
             self._applied_for = applied["applied_for"]
             if applied["problem"]:
                 self._tell(Priority.WARNING, applied["problem"], {})

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,16 +29,20 @@ GENERATED = Path("/run/systemd/generator")
 # And the number of the process that it belongs to.
 _PRIVATE = "/run/torchpar-verify-"
 
-_PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
-_SOCKETS = "torchpar-infer@*.socket"
-_AD_HOC = "torchpar-run-*.service"
+# Patterns of the names of torchpar's units.
+SERVICES = ("torchpar-train@*.service", "torchpar-infer@*.service")
+SOCKETS = "torchpar-infer@*.socket"
+AD_HOC = "torchpar-run-*.service"
 
 # Links and folders come there by `systemctl mask`, `enable`, `edit` and `set-property`.
-_EDITED = tuple(
-    f"{folder}/{wants}"
-    for folder in ("/etc/systemd/system", "/run/systemd/system")
-    for wants in ("", "multi-user.target.wants")
-) + ("/run/systemd/system.control",)
+EDITED = (
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+)
+# Where systemd has the InvocationID of each unit that runs, as a link.
+_INVOCATIONS = "/run/systemd/units/invocation:"
 _MOST_OF_A_UNIT = 2**16
 _STATE = ("Id", "ActiveState", "SubState", "InvocationID", "MainPID", "ControlGroup")
 
@@ -112,31 +116,58 @@ def parse_properties(text: str) -> dict[str, Any]:
 
 def running_services() -> tuple[str, ...]:
     """Lists the units of training and inference services that run or are about to. Raises SystemdError."""
-    done = _systemctl("list-units", "--output=json", "--state=active,activating,reloading,deactivating", *_PATTERNS)
+    done = _systemctl("list-units", "--output=json", "--state=active,activating,reloading,deactivating", *SERVICES)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
 def ad_hoc_jobs() -> tuple[str, ...]:
     """Lists the units of ad-hoc jobs that run or are about to. Raises SystemdError."""
-    done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", _AD_HOC)
+    done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", AD_HOC)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
 def service_states() -> str:
     """Returns a text that changes whenever a training or inference service or socket, or an ad-hoc job, starts, is
-    ready, ends or fails, and whenever an administrator masks, enables or edits units.
+    ready, ends or fails, and whenever an administrator masks, enables or edits units, or has systemd read them again.
 
-    Raises SystemdError.
+    A run that fails as the one before is not in it, where nobody has seen it run; changes.py hears of it. Raises
+    SystemdError.
     """
-    shown = _systemctl("show", "--property=Id,ActiveState,SubState,InvocationID", *_PATTERNS, _SOCKETS, _AD_HOC)
-    return f"{shown}{[_changed_at(folder) for folder in _EDITED]}"
+    states = _list_units()
+    runs = [_link(f"{_INVOCATIONS}{unit}") for unit, *_ in states]
+    troubled = [unit for unit, _, active, _ in states if active != "active"]
+    more = "Id,Result,InvocationID,StateChangeTimestampMonotonic"
+    shown = _systemctl("show", f"--property={more}", "--", *troubled) if troubled else ""
+    return repr((states, runs, shown, [_changed_at(path) for path in (str(GENERATED), *_edited())]))
 
 
-def _changed_at(folder: str) -> int | None:
+def _list_units() -> list[tuple[str, str, str, str]]:
+    """Lists torchpar's units with their states, but those that are stopped: systemd forgets and loads them again as it
+    likes. Raises SystemdError."""
+    listed = json.loads(_systemctl("list-units", "--output=json", *SERVICES, SOCKETS, AD_HOC) or "[]")
+    return sorted((unit["unit"], unit["load"], unit["active"], unit["sub"]) for unit in listed)
+
+
+def _edited() -> Iterator[str]:
+    """Finds where what an administrator has set for units shows: folders, and files in those of torchpar's units."""
+    for folder in EDITED:
+        yield from (folder, f"{folder}/multi-user.target.wants")
+        yield from sorted(glob.iglob(f"{folder}/torchpar[-.]*.d/*.conf"))
+
+
+def _link(path: str) -> str:
     try:
-        return os.stat(folder).st_mtime_ns
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _changed_at(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
     except OSError:
         return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def read_unit_file(path: str) -> str | None:
@@ -149,7 +180,7 @@ def read_unit_file(path: str) -> str | None:
 
 def running_units() -> tuple[RunningState, ...]:
     """Reads the services and ad-hoc jobs that run, or whose start or end is under way. Raises SystemdError."""
-    shown = _systemctl("show", f"--property={','.join(_STATE)}", *_PATTERNS, _AD_HOC)
+    shown = _systemctl("show", f"--property={','.join(_STATE)}", *SERVICES, AD_HOC)
     states = []
     for block in filter(None, shown.split("\n\n")):
         told = dict(line.partition("=")[::2] for line in block.splitlines())
@@ -164,6 +195,17 @@ def running_units() -> tuple[RunningState, ...]:
     return tuple(sorted(states, key=lambda state: state.unit))
 
 
+def show_units(units: Collection[str], properties: Collection[str]) -> str:
+    """Reads properties of these units, and of all of torchpar's that run or have failed: as `systemctl show` prints
+    them.
+
+    Times have microseconds, and are UTC. Raises SystemdError.
+    """
+    names = sorted({*units, *(unit for unit, *_ in _list_units())})
+    argv = ["show", "--timestamp=us+utc", f"--property={','.join(('Id', *properties))}", "--", *names]
+    return _systemctl(*argv) if names else ""
+
+
 def root_group() -> str:
     """Reads the path of the control group that all units are in, "" for that of the host. Raises SystemdError."""
     return _systemctl("show", "--property=ControlGroup", "--value").strip()
@@ -171,7 +213,7 @@ def root_group() -> str:
 
 def open_sockets() -> tuple[str, ...]:
     """Lists the sockets of inference services that listen. Raises SystemdError."""
-    done = _systemctl("list-units", "--output=json", "--state=active", _SOCKETS)
+    done = _systemctl("list-units", "--output=json", "--state=active", SOCKETS)
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,16 @@ class FakeSystemd:
 
     def service_states(self) -> str:
         return repr([(unit, self.runs[unit]) for unit in (*self.running_services(), *self.open_sockets())])
+
+    def show_units(self, units: Collection[str], properties: Collection[str]) -> str:
+        """Those that run. One that is told of by its own properties is asked for by itself, as it is not plain."""
+        blocks = []
+        for unit in self._running(""):
+            told = dict.fromkeys(properties, "") | {"Id": unit, "SubState": "running"}
+            told |= {"ActiveState": self.unit_properties(unit)["ActiveState"]}
+            told |= {} if unit in self.properties else {"Result": "success"}
+            blocks.append("".join(f"{name}={value}\n" for name, value in told.items()))
+        return "\n".join(blocks)
 
     def reload_without_waiting(self, unit: str) -> None:
         self.asked.append(f"reload {unit}")
