@@ -3,8 +3,8 @@
     make bench-daemon    or    python3 -m tests.benchmarks.bench_daemon [--services 50 200] [--flood 600]
 
 The services run and tell how far they are every two seconds, as training jobs do. The CPU time is that of torchpard's
-control group, with all the processes that it starts; that of systemd, which answers it, is printed beside it. The memory
-is that of its processes (PSS), and the peak of the first one.
+control group, with all the processes that it starts; that of systemd, which answers it, is printed beside it. The
+memory is that of its processes (PSS), and the peak of the first one.
 
 A flood: a member of the group torchpar asks as often as it can, over more connections than it may have, and each
 service writes into its own folder without a pause.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -57,7 +58,12 @@ def test_an_unconfirmed_apply_is_taken_back_by_itself(host: Machine) -> None:
     host.run("torchpar", "apply", "--confirm-within", "1")
     host.wait_until(lambda: "was not confirmed in time" in host.journal(UNIT), "the apply is taken back")
     assert generation(host) == before
-    assert json.loads(torchpar(host, "history", "--json")[1])[0]["generation"] > int(before.rpartition("/")[2])
+    last = json.loads(torchpar(host, "history", "--json")[1])[0]
+    assert last["generation"] > int(before.rpartition("/")[2])
+    assert last["taken_back"]["why"] == "it was not confirmed in time"
+    why = rf"generation {last['generation']} was taken back at [-0-9]+ [0-9:]+: it was not confirmed in time"
+    assert re.search(rf"the conf is newer than .*; {why}", torchpar(host, "status")[1])
+    assert re.search(r"taken back at .*: it was not confirmed in time", torchpar(host, "history")[1])
     assert TRAIN.format("b") in host.show("torchpar.target", "Wants")
     host.wait_until(lambda: host.show(UNIT, "ActiveState") == "inactive", "the unit ends")
     assert host.sh("ls /var/lib/torchpar/generations/*.unconfirmed", check=False).returncode != 0
@@ -72,7 +78,7 @@ def test_it_is_shown_settled_by_confirm_or_rollback_and_no_other_is_applied_befo
         answer = json.loads(torchpar(host, *words)[1])
         waits = answer["unconfirmed"] if words[0] == "status" else answer[0]["unconfirmed"]
         assert waits["back"] == back and 0 < waits["seconds_left"] <= 600
-    assert " s unless confirmed" in torchpar(host, "history")[1]
+    assert f" s unless confirmed, then {back}" in torchpar(host, "history")[1]
     assert torchpar(host, "apply")[0] == 0
     host.write(CONF, TWO + "[Train b]\nEnabled=no\n")
     for options in ((), ("--confirm-within", "9")):
@@ -83,7 +89,8 @@ def test_it_is_shown_settled_by_confirm_or_rollback_and_no_other_is_applied_befo
     assert generation(host) == kept and torchpar(host, "confirm")[0] == 1
     assert host.show(UNIT, "ActiveState") == "inactive"
     host.run("torchpar", "apply", "--confirm-within", "600")
-    host.run("torchpar", "rollback")
+    host.run("env", "SUDO_UID=5", "torchpar", "rollback")
+    assert re.search(r"taken back at .*: games ran torchpar rollback", torchpar(host, "history")[1])
     assert generation(host) == kept and host.show(UNIT, "ActiveState") == "inactive"
     assert torchpar(host, "confirm")[0] == 1 and torchpar(host, "apply")[0] == 0
 

@@ -140,6 +140,7 @@ def _echo(applied: Applied) -> None:
 
 def _echo_what_waits(waits: dict[str, int] | None, *, asked: bool) -> None:
     if waits:
-        click.echo(f"it is taken back in {waits['seconds_left']} s unless you run: torchpar confirm")
+        back, left = waits["back"], waits["seconds_left"]
+        click.echo(f"generation {back} comes back in {left} s unless you run: torchpar confirm")
     elif asked:
         click.echo("it was so before and is not taken back: there is nothing to confirm")

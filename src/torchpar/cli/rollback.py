@@ -26,10 +26,12 @@ from torchpar.generations.enforce import (
 )
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.restart import restart as restart_services
+from torchpar.generations.rollbacks import note_rollback
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
+from torchpar.host.person import read_person
 from torchpar.host.processes import read_running_unit
 from torchpar.units.changes import compare
 from torchpar.verify.outdated import find_outdated
@@ -66,6 +68,8 @@ def rollback(number: int | None, if_active: int | None, restart: str, wait: bool
         else:
             done = _put_in_force(store, active, number)
         warn(done.notes)
+        if active and active != done.generation:
+            note_rollback(store, active.number, done.generation.number, f"{read_person()} ran torchpar rollback")
         click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
         restarted = restart_again(done.generation, waits) if waits else ()
         with is_in_force(done.generation):

@@ -14,6 +14,7 @@ from torchpar.cli.output import warn
 from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.enforce import LiveSystemd, changing, is_in_force, refuse_foreign
 from torchpar.generations.generation import Generation
+from torchpar.generations.rollbacks import NOT_CONFIRMED, note_rollback
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_new_in_force, put_old_in_force
 from torchpar.generations.unconfirmed import Unconfirmed
@@ -43,8 +44,9 @@ def go_back_in_time(store: Store) -> None:
             if unconfirmed and unconfirmed.seconds_left(read_clocks()) <= 0:
                 done = restore(store, unconfirmed.back)
                 warn(done.notes)
-                number = done.generation.number
-                click.echo(f"generation {number} is in force: what came after was not confirmed in time")
+                number, left = done.generation.number, active.number if active else 0
+                note_rollback(store, left, number, NOT_CONFIRMED)
+                click.echo(f"generation {number} is in force: generation {left} was not confirmed in time")
                 restart_again(done.generation, unconfirmed)
 
 

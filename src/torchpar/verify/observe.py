@@ -21,6 +21,7 @@ from torchpar.contract.messages import trouble
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.drift import find_drift
 from torchpar.generations.generation import Content, Generation
+from torchpar.generations.rollbacks import read_rollbacks
 from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host.conf import ConfReader
@@ -88,7 +89,8 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
     notices += (drift for drift in find_drift(store, readers.loaded()) if drift not in notices)
     manifest = readers.read_manifest()
     conf = observe_conf(active, content, readers)
-    wrong = [*(trouble("store", line) for line in notices), *(trouble("conf", line) for line in conf["notices"])]
+    conf_notices = [f"{line}{_taken_back(store, active)}" for line in conf["notices"]]
+    wrong = [*(trouble("store", line) for line in notices), *(trouble("conf", line) for line in conf_notices)]
     if content and content.manifest != manifest:
         other = (
             f"generation {active.number if active else '?'} was made for CPUs {content.manifest['cpus_online']}, this "
@@ -152,6 +154,12 @@ def _unconfirmed(store: Store, active: Generation, notices: list[str]) -> Unconf
     except StoreError as error:
         notices.append(str(error))
         return None
+
+
+def _taken_back(store: Store, active: Generation | None) -> str:
+    """Says why what is in force is older than the conf: the last change was that another one was taken back."""
+    last = next(iter(read_rollbacks(store)), None)
+    return f"; generation {last.number} {last.say()}" if last and active and last.back == active.number else ""
 
 
 def _planned(content: Content, notices: list[str]) -> tuple[ServiceRecord, ...] | None:

@@ -139,7 +139,7 @@ def test_apply_says_what_waits_whether_or_not_a_unit_differs(store: Store, capsy
     waits = apply._what_waits(store, generation)
     assert waits and waits["back"] == 3 and 0 < waits["seconds_left"] <= 600
     apply._echo_what_waits(waits, asked=False)
-    line = f"it is taken back in {waits['seconds_left']} s unless you run: torchpar confirm\n"
+    line = f"generation {waits['back']} comes back in {waits['seconds_left']} s unless you run: torchpar confirm\n"
     assert capsys.readouterr().out == line
     assert apply._report(Applied(generation, (), (), (), ()), waits)["unconfirmed"] == waits
     store.settle(generation)
