@@ -135,6 +135,16 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
         while done < 16:
             await asyncio.sleep(0.001)
         assert held.most == 1
+        # More than there are: some are lent.
+        allowed, held.go = 6, threading.Semaphore(0)
+        for _ in range(12):
+            waiting = None
+            pool.put(served, waiting)
+        await wait(6)
+        assert held.most == 6
+        held.go.release(12)
+        while done < 28:
+            await asyncio.sleep(0.001)
         pool.stop()
 
     asyncio.run(asyncio.wait_for(run(), 60))

@@ -18,7 +18,7 @@ from torchpar.conf.settings import HostSettings, TrainSettings
 from torchpar.conf.values import GpuRequest
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import Place, PlacementError
-from torchpar.contract.given import GivenRank
+from torchpar.contract.given import GivenRank, Loan
 from torchpar.facts.topology import Held, HostFacts
 from torchpar.placement.place import place
 
@@ -42,8 +42,9 @@ class Tenant:
     """A service that runs, or is about to. `keeps`: it has its CPUs for itself; `stays`: it is never moved.
 
     `fixed_threads`: the conf has a number of threads, which stays. `equal_ranks`: they wait for each other, so each
-    needs as much as the others. `gpus` are the names of its accelerators, and `held` the CPUs that it has now: there
-    its memory is, so it keeps as many of them as it can.
+    needs as much as the others. `lends`: others may have its CPUs while it does not run or is `idle`;
+    `borrows`: it may have those of others that its control group allows (`allowed`). `gpus` are the names of its
+    accelerators, and `held` the CPUs that it has now: there its memory is, so it keeps as many of them as it can.
     """
 
     unit: str
@@ -53,6 +54,10 @@ class Tenant:
     stays: bool = False
     fixed_threads: bool = False
     equal_ranks: bool = True
+    lends: bool = False
+    borrows: bool = False
+    idle: bool = False
+    allowed: CpuSet = CpuSet()
     gpus: tuple[str, ...] = ()
     held: CpuSet = CpuSet()
 
@@ -61,18 +66,29 @@ class Tenant:
         """All CPUs that are planned for it."""
         return CpuSet.union(rank.cpus for rank in self.ranks)
 
+    @property
+    def waits(self) -> bool:
+        """Says whether it waits at its start: it, or others with its CPUs, may have others than planned."""
+        return not self.stays or self.lends or self.borrows
+
 
 @dataclass(frozen=True)
 class Part:
-    """The CPUs that a service gets for now, by rank, and the units that it shares the planned ones with."""
+    """The CPUs that a service gets for now, by rank, and the units that it shares the planned ones with.
+
+    `own`, `loans` and `lent_to`, of units, are as in Given.
+    """
 
     ranks: tuple[GivenRank, ...]
-    beside: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    own: tuple[GivenRank, ...] = ()
+    loans: tuple[Loan, ...] = ()
+    lent_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """Ranks of a guest that are given CPUs together: the `planned` ones, and of these what is nobody's own (`pool`)."""
+class Claim:
+    """Ranks that are given CPUs together: the `planned` ones, and of these what is nobody's own (`pool`)."""
 
     name: str
     planned: CpuSet
@@ -100,7 +116,7 @@ def _divide_guests(guests: Sequence[Tenant], kept: CpuSet, facts: HostFacts) -> 
     together: set[str] = set()
     while True:
         claims = {guest.unit: _make_claims(guest, kept, facts, apart=guest.unit not in together) for guest in guests}
-        got = _divide_pools([claim for some in claims.values() for claim in some if claim.pool], facts)
+        got = divide_pools([claim for some in claims.values() for claim in some if claim.pool], facts)
         equal = {guest.unit for guest in guests if guest.equal_ranks}
         unfit = {
             unit
@@ -116,11 +132,11 @@ def _divide_guests(guests: Sequence[Tenant], kept: CpuSet, facts: HostFacts) -> 
         together |= unfit
 
 
-def _make_claims(guest: Tenant, kept: CpuSet, facts: HostFacts, *, apart: bool) -> list[_Claim]:
+def _make_claims(guest: Tenant, kept: CpuSet, facts: HostFacts, *, apart: bool) -> list[Claim]:
     """Makes a claim of the ranks that are planned on the same CPUs, or one of all."""
     counts = Counter(rank.cpus for rank in guest.ranks) if apart else {guest.cpus: len(guest.ranks)}
     return [
-        _Claim(
+        Claim(
             name=f"{guest.unit}/{number}",
             planned=cpus,
             pool=_whole_cores(cpus, kept, facts),
@@ -133,7 +149,7 @@ def _make_claims(guest: Tenant, kept: CpuSet, facts: HostFacts, *, apart: bool) 
     ]
 
 
-def _fits(claims: Sequence[_Claim], got: Mapping[str, CpuSet], facts: HostFacts, *, equal: bool) -> bool:
+def _fits(claims: Sequence[Claim], got: Mapping[str, CpuSet], facts: HostFacts, *, equal: bool) -> bool:
     """Says whether claims of one guest have parts, equal ones but for a core, and no core that another has, too."""
     sizes = [sum(not core.isdisjoint(got.get(claim.name, CpuSet())) for core in facts.cores) for claim in claims]
     own = {claim.name for claim in claims}
@@ -148,7 +164,7 @@ def _whole_cores(cpus: CpuSet, kept: CpuSet, facts: HostFacts) -> CpuSet:
     return cpus - taken - kept
 
 
-def _divide_pools(claims: Sequence[_Claim], facts: HostFacts) -> dict[str, CpuSet]:
+def divide_pools(claims: Sequence[Claim], facts: HostFacts) -> dict[str, CpuSet]:
     """Gives each claim CPUs of its pool: first the cells that fewest may use, then by what each still needs."""
     by_name = {claim.name: claim for claim in claims}
     cores = [cpus for core in facts.cores if (cpus := core & CpuSet.union(claim.pool for claim in claims))]
@@ -180,7 +196,7 @@ def _divide_pools(claims: Sequence[_Claim], facts: HostFacts) -> dict[str, CpuSe
     return got
 
 
-def _fair(claims: Sequence[_Claim], sizes: Mapping[str, int], cores: int) -> dict[str, float]:
+def _fair(claims: Sequence[Claim], sizes: Mapping[str, int], cores: int) -> dict[str, float]:
     """Returns how many cores are fair for each, by weight: nobody needs more than there are in its pool."""
     fair: dict[str, float] = {}
     left, open_to = float(cores), list(claims)
@@ -195,7 +211,7 @@ def _fair(claims: Sequence[_Claim], sizes: Mapping[str, int], cores: int) -> dic
 
 
 def _divide_cell(
-    claims: Sequence[_Claim], needs: Mapping[str, float], cell: Sequence[CpuSet], facts: HostFacts
+    claims: Sequence[Claim], needs: Mapping[str, float], cell: Sequence[CpuSet], facts: HostFacts
 ) -> dict[str, CpuSet]:
     """Divides some cores as placement divides a host; where each cannot have one, they share them one by one."""
     whole = CpuSet.union(cell)
@@ -218,7 +234,7 @@ def _divide_cell(
     return _share_cores(claims, cell)
 
 
-def _as_service(claim: _Claim, need: float, *, with_gpus: bool) -> Service:
+def _as_service(claim: Claim, need: float, *, with_gpus: bool) -> Service:
     """Makes the service that asks placement for a share of a cell, near its accelerators."""
     gpus = claim.gpus if with_gpus else ()
     settings = TrainSettings(
@@ -227,7 +243,7 @@ def _as_service(claim: _Claim, need: float, *, with_gpus: bool) -> Service:
     return Service(Kind.TRAIN, claim.name, settings, (), {"": Place("a service that runs")})
 
 
-def _share_cores(claims: Sequence[_Claim], cell: Sequence[CpuSet]) -> dict[str, CpuSet]:
+def _share_cores(claims: Sequence[Claim], cell: Sequence[CpuSet]) -> dict[str, CpuSet]:
     """Gives each one core, the heaviest first, which is that with the least weight on it."""
     loads = [0.0] * len(cell)
     shared = {}

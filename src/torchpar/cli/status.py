@@ -112,6 +112,11 @@ def _echo_host(state: State, note: str, waiting: str) -> None:
 def say_moved(moved: Moved) -> str:
     """Says which CPUs a service has for now, since when, and why."""
     since, name = time.strftime("%H:%M:%S", time.localtime(moved.since_timestamp_seconds)), shorten_unit(moved.unit)
+    if moved.lent_to:
+        return f"{name} is idle, and lends CPUs {moved.cpus} to {moved.lent_to}"
+    if moved.borrowed_cpus:
+        what = f"{name} has CPUs {moved.cpus} since {since}: it borrows {moved.borrowed_cpus} of {moved.lenders}"
+        return f"{what}, and shares its own with {moved.beside}" if moved.beside else what
     if not moved.beside:
         return f"{name} has all of its CPUs again since {since}"
     return f"{name} has CPUs {moved.cpus} of its {moved.planned_cpus} since {since}: it shares them with {moved.beside}"

@@ -10,6 +10,7 @@ from torchpar.conf.settings import (
     InferSettings,
     TrainSettings,
 )
+from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.errors import Problem
 
 
@@ -37,6 +38,7 @@ def find_contradictions(service: Service) -> Iterator[Problem]:
         if bool(settings.tls_certificate) != bool(settings.tls_key):
             have, lack = ("TLSCertificate", "TLSKey") if settings.tls_certificate else ("TLSKey", "TLSCertificate")
             yield service.problem(have, f"{have}= needs {lack}= beside it")
+    yield from _lending(service)
     explicit = ("preferred", "bind", "interleave")
     if settings.numa_mask and settings.numa_policy.value not in (*explicit, "auto"):
         yield service.problem(
@@ -44,6 +46,18 @@ def find_contradictions(service: Service) -> Iterator[Problem]:
             f"NUMAMask= has no meaning with "
             f"NUMAPolicy={settings.numa_policy.value}; it goes with {', '.join(explicit)}",
         )
+
+
+def _lending(service: Service) -> Iterator[Problem]:
+    settings, infer = service.settings, service.infer()
+    if settings.lend and settings.cpus.kind is CpuRequestKind.SHARED:
+        yield service.problem("Lend", "Lend=yes has no meaning with CPUs=shared, which are not its own; set Lend=no")
+    if settings.borrow:
+        for key, number in (("Threads", settings.threads), ("Workers", infer and infer.workers)):
+            if number:
+                yield service.problem(
+                    "Borrow", f"Borrow=yes has no use with {key}={number}, which stays; set {key}=auto or Borrow=no"
+                )
 
 
 def find_shared_endpoints(services: Sequence[Service]) -> Iterator[Problem]:

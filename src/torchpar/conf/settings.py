@@ -186,6 +186,21 @@ class ServiceSettings:
     slot: str | None = _setting(
         "Slot", v.parse_identifier, "", "a name", "services of one slot take turns on the same CPUs"
     )
+    lend: bool = _setting(
+        "Lend",
+        v.parse_boolean,
+        "no",
+        "yes, no",
+        "while it does not run, or serves no request, its CPUs are lent to running services with Borrow=yes; see "
+        "LENDING in torchpard(8)",
+    )
+    borrow: bool = _setting(
+        "Borrow",
+        v.parse_boolean,
+        "no",
+        "yes, no",
+        "it computes on CPUs that services with Lend=yes do not need, with as many threads more",
+    )
     smt: bool | None = _setting(
         "SMT",
         v.parse_auto_boolean,

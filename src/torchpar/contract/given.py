@@ -28,12 +28,23 @@ class GivenRank:
 
 
 @dataclass(frozen=True)
+class Loan:
+    """The CPUs that a service has of another one (`unit`), which does not need them now."""
+
+    unit: str
+    cpus: CpuSet
+
+
+@dataclass(frozen=True)
 class Given:
     """The CPUs of a unit in one run of it (`invocation`, systemd's INVOCATION_ID), by rank, beside those `planned`.
 
     `invocation` is "" where it does not run. `since` is the time when it got them, in seconds since the epoch; `why`
     names the services that it shares the planned ones with. `had` are the sets that it was given before in this run,
     and `control_group` has its processes.
+
+    With `loans`, `ranks` have CPUs of other services beside what they have without (`own`). `lent_to` names the
+    services that have its own CPUs, as it has no use for them.
     """
 
     unit: str
@@ -44,6 +55,9 @@ class Given:
     why: str = ""
     had: tuple[CpuSet, ...] = ()
     control_group: str = ""
+    own: tuple[GivenRank, ...] = ()
+    loans: tuple[Loan, ...] = ()
+    lent_to: str = ""
     version: int = VERSION
 
     @property
@@ -69,6 +83,8 @@ def make_given_json(given: Given) -> str:
         "ranks": [_rank_json(rank) for rank in given.ranks],
         "planned": [_rank_json(rank) for rank in given.planned],
         "had": [str(cpus) for cpus in given.had],
+        "own": [_rank_json(rank) for rank in given.own],
+        "loans": [{"unit": loan.unit, "cpus": str(loan.cpus)} for loan in given.loans],
     }
     return json.dumps(data, sort_keys=True) + "\n"
 
@@ -83,8 +99,9 @@ def parse_given(text: bytes) -> Given | None:
         given = shape(parse_json(text), Given)
     except ShapeError:
         return None
-    ranks = given.ranks + given.planned
-    sound = len(given.ranks) == len(given.planned) and all(rank.cpus and rank.threads > 0 for rank in ranks)
+    ranks = given.ranks + given.planned + given.own
+    same = len(given.ranks) == len(given.planned) and len(given.own) in (0, len(given.ranks))
+    sound = same and all(rank.cpus and rank.threads > 0 for rank in ranks)
     return given if sound and given.version == VERSION else None
 
 

@@ -50,7 +50,7 @@ class ServeSettings:
     many as the rank has threads. backend is "auto", "thread" or "process"; max_batch counts rows and max_queue
     requests, None: the server finds out. drain_timeout and drain_delay are in seconds. own: nobody else is expected on
     the service's CPUs. processes counts inference processes on the CPUs of each rank, which share its threads or
-    workers; None: the server measures.
+    workers; None: the server measures. lend: its CPUs may be lent while no request comes.
     """
 
     model: str | None
@@ -65,6 +65,7 @@ class ServeSettings:
     own: bool
     processes: int | None = None
     drain_delay: int = 0
+    lend: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
     if settings.serve is None:
         del data["serve"]
     else:
-        for name in ("processes", "drain_delay"):
+        for name in ("processes", "drain_delay", "lend"):
             if not data["serve"][name]:
                 del data["serve"][name]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
@@ -213,6 +214,7 @@ def _parse_serve(data: Any, where: str) -> ServeSettings:
         own=_field(fields, where, "own", bool),
         processes=_field(fields, where, "processes", number, None),
         drain_delay=_number(fields, where, "drain_delay", least=0, absent=ServeSettings.drain_delay),
+        lend=_field(fields, where, "lend", bool, ServeSettings.lend),
     )
 
 

@@ -16,6 +16,8 @@ from torchpar.contract.typed_json import ShapeError, parse_json, shape
 VERSION = 1
 
 SERVING_FILE = "serving.json"
+# Is there while the service has had no request for a while, if it lends its CPUs.
+IDLE_FILE = "idle"
 MOST_SERVING_BYTES = 8192
 
 _MOST_BOUNDS = 64

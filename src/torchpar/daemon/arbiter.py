@@ -1,7 +1,8 @@
 """Divides the CPUs of the services that run, moves them, and tells the one that starts its part before it begins.
 
 A look at what runs, what is planned and what was given is taken in a child process, as all looks are; see look.py. What
-was given is in a file for each service, which whoever comes after a torchpard that was killed finds there.
+was given is in a file for each service, which whoever comes after a torchpard that was killed finds there. What an
+owner needs again is taken back from others by those files alone, before all else.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torchpar.arbitration.divide import Part, Tenant, divide
+from torchpar.arbitration.lending import lend, take_back
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.contract.given import Given, GivenRank, make_given_json, read_given
@@ -22,10 +23,11 @@ from torchpar.contract.journal import Priority
 from torchpar.contract.paths import GIVEN
 from torchpar.contract.unit_names import shorten
 from torchpar.daemon.look import Write
+from torchpar.daemon.moves import describe, make_move, name_units, say
 from torchpar.daemon.tenants import as_started, ranks_of, read_ad_hoc_jobs, read_declared
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.store import Store
-from torchpar.host.affinity import SECONDS, Move, UnitMove
+from torchpar.host.affinity import SECONDS, UnitMove
 from torchpar.host.systemd import RunningState
 
 
@@ -44,26 +46,37 @@ class Systemd(Protocol):
 
 @dataclass(frozen=True)
 class Doors:
-    """The doors of an arbiter to the host: its facts, the threads of a unit (within seconds), where a group is."""
+    """The doors of an arbiter to the host: its facts, the threads of a unit (within seconds), where a group is.
+
+    A service that lends may say that it is idle (by its unit); `read_cpuset` gives what a control group allows, if it
+    limits anything.
+    """
 
     read_facts: Callable[[], HostFacts]
     move_unit: Callable[[UnitMove, float], int]
     find_group: Callable[[str], str | None]
+    is_idle: Callable[[str], bool] = lambda unit: False
+    read_cpuset: Callable[[str], CpuSet | None] = lambda control_group: None
 
 
 # Of those that a service was given one after the other; a thread that had an older one keeps it.
 _MOST_SETS = 256
 
-
-# Of those that share its CPUs.
-_MOST_NAMES = 3
+# For the threads of those that give back what an owner needs, which waits for two seconds.
+_BACK_SECONDS = 1.0
 
 
 @dataclass
 class _Found:
-    """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures."""
+    """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures.
+
+    `owners` are the units whose CPUs are lent; `idle` those of the running `lenders` that say that they are idle.
+    """
 
     root: str | None = None
+    owners: list[str] = field(default_factory=list)
+    lenders: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     moved: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -83,6 +96,11 @@ class Arbiter:
     ) -> None:
         self.root: str | None = None
         self.moved: list[dict[str, Any]] = []
+        self.owners: frozenset[str] = frozenset()
+        # Owners that need their CPUs again, for the child that takes them back.
+        self.awake: frozenset[str] = frozenset()
+        self._lenders: list[str] = []
+        self._idle: list[str] = []
         self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
         # Not in `folder`: who finds a file there at its start waits for torchpard.
         self._kept = f"{folder}-kept"
@@ -120,23 +138,73 @@ class Arbiter:
             elif kept:
                 # It has left the conf, and computes on.
                 tenants[unit] = Tenant(unit, ranks_of(kept), keeps=True, stays=True)
-        parts = divide((tenants[unit] for unit in running if unit in tenants), facts)
+            if unit in tenants:
+                tenants[unit] = self._see_lending(tenants[unit], state)
+        here = [tenants[unit] for unit in running if unit in tenants]
+        stopped = [tenants[unit] for unit in set(tenants) - set(running)]
+        parts = lend(here, stopped, divide(here, facts), facts)
         for unit in set(os.listdir(self._folder)) - set(running):
-            if unit not in tenants or tenants[unit].stays:
+            if unit not in tenants or not tenants[unit].waits:
                 os.unlink(os.path.join(self._folder, unit))
-        moves: list[tuple[Given, RunningState]] = []
+        self._hand_back(parts, running, found)
+        moves: list[Given] = []
         # Nobody is moved before all have been told: one that starts waits for its word, and a job can make a move last.
         for unit, state in sorted(running.items()):
             part = parts.get(unit)
             planned = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenants[unit].ranks) if part else ()
             given = self._give(state, part, planned, found)
             if given and given.is_moved:
-                moves.append((given, state))
-        for unit in set(tenants) - set(running):
-            if not tenants[unit].stays:
-                self._await(tenants[unit])
-        found.moved += [_describe(given) for given, _ in moves]
+                moves.append(given)
+            if given and (given.is_moved or given.lent_to):
+                found.moved.append(describe(given))
+        for tenant in stopped:
+            if tenant.waits:
+                self._await(tenant)
         self._move_all(moves, found)
+        found.owners += sorted({loan.unit for part in parts.values() for loan in part.loans})
+        found.lenders += [tenant.unit for tenant in here if tenant.lends]
+        found.idle += [tenant.unit for tenant in here if tenant.idle]
+        # Who has had a request meanwhile has not been heard: nobody listened before.
+        self._take_back(frozenset(unit for unit in found.idle if not self._doors.is_idle(unit)), found)
+
+    def _see_lending(self, tenant: Tenant, state: RunningState) -> Tenant:
+        """Returns a service that runs with what it says of itself, and what its control group allows."""
+        cpuset = self._doors.read_cpuset(state.control_group) if tenant.borrows else None
+        allowed = tenant.allowed if cpuset is None else tenant.allowed & cpuset
+        return replace(tenant, idle=tenant.lends and self._doors.is_idle(tenant.unit), allowed=allowed)
+
+    def _hand_back(self, parts: Mapping[str, Part], running: Mapping[str, RunningState], found: _Found) -> None:
+        """Takes the CPUs away that services are no longer lent, before anybody is told that it has them."""
+        moves = []
+        for unit, part in parts.items():
+            before = self._read_given(running[unit])
+            kept = CpuSet.union(rank.cpus for rank in part.ranks)
+            gone = frozenset(loan.unit for loan in before.loans if not loan.cpus <= kept) if before else ()
+            if before and gone:
+                moves.append(self._write_change(take_back(before, gone), before, found))
+        self._move_all(moves, found, _BACK_SECONDS)
+
+    def take_back(self, write: Write) -> None:
+        """Takes the CPUs of owners that are `awake` back from others, in the child, which asks nobody for anything."""
+        found = _Found()
+        try:
+            self._take_back(self.awake, found)
+        except (OSError, ValueError) as error:
+            found.problems.append(f"what {name_units(sorted(self.awake))} has lent is not back: {error}")
+        write(json.dumps(vars(found)).encode() + b"\n")
+
+    def _take_back(self, owners: Collection[str], found: _Found) -> None:
+        moves = []
+        for unit in sorted(os.listdir(self._folder)) if owners else ():
+            before = read_given(unit, self._folder)
+            if before is None or not before.invocation:
+                continue
+            given = take_back(before, owners)
+            if given.loans != before.loans:
+                moves.append(self._write_change(given, before, found))
+            elif unit in owners and before.lent_to:
+                self._write(replace(before, lent_to=""))
+        self._move_all(moves, found, _BACK_SECONDS)
 
     def _note_kept(self, tenants: Mapping[str, Tenant], running: Mapping[str, RunningState]) -> None:
         """Notes with which CPUs each service runs that is never moved: a newer plan may say others before it ends."""
@@ -145,7 +213,7 @@ class Arbiter:
             os.unlink(os.path.join(self._kept, unit))
         for unit, state in running.items():
             tenant = tenants.get(unit)
-            if tenant and tenant.stays and not self._read_given(state, self._kept) and not self._read_given(state):
+            if tenant and not tenant.waits and not self._read_given(state, self._kept) and not self._read_given(state):
                 ranks = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenant.ranks)
                 given = Given(unit, state.invocation, ranks, ranks, time.time(), control_group=state.control_group)
                 self._write(given, self._kept)
@@ -171,25 +239,35 @@ class Arbiter:
         without a part there is nothing to write.
         """
         before = self._read_given(state)
-        if not part and not (before and before.is_moved):
+        if not part and not (before and (before.is_moved or before.lent_to)):
             return None
         if before:
             # Those that it was started with.
             planned = before.planned
         ranks = part.ranks if part and len(part.ranks) == len(planned) else planned
-        why = _name(part.beside) if part and ranks != planned else ""
-        if before and (before.ranks, before.why) == (ranks, why):
+        fits = part is not None and ranks == part.ranks
+        own, loans = (part.own, part.loans) if part and fits else ((), ())
+        why = name_units(part.beside) if part and (own or ranks) != planned else ""
+        lent_to = name_units(part.lent_to) if part else ""
+        if before and (before.ranks, before.why, before.own, before.loans, before.lent_to) == (
+            ranks, why, own, loans, lent_to
+        ):  # fmt: skip
             return before
-        had = before.had if before else ()
-        if before and before.ranks != ranks:
+        given = Given(state.unit, state.invocation, ranks, planned, time.time(), why, (), state.control_group)
+        return self._write_change(replace(given, own=own, loans=loans, lent_to=lent_to), before, found)
+
+    def _write_change(self, given: Given, before: Given | None, found: _Found) -> Given:
+        """Writes what a service has from now on, with what it had `before`, and a line for the journal; returns it."""
+        had, since = before.had if before else (), time.time()
+        if before and before.ranks != given.ranks:
             sets = (*had, before.cpus, *(rank.cpus for rank in before.ranks))
             had = tuple(dict.fromkeys(sets))[-_MOST_SETS:]
-        stays = before is not None and before.ranks == ranks
-        since = before.since if before and stays else time.time()
-        given = Given(state.unit, state.invocation, ranks, planned, since, why, had, state.control_group)
+        elif before:
+            since = before.since
+        given = replace(given, had=had, since=since)
         self._write(given)
-        if given.is_moved and not stays:
-            found.told.append(_say(given))
+        if given.is_moved:
+            found.told += say(given, before)
         return given
 
     def _write(self, given: Given, folder: str | None = None) -> None:
@@ -200,15 +278,15 @@ class Arbiter:
             file.write(make_given_json(given))
         os.replace(temporary, os.path.join(folder, given.unit))
 
-    def _move_all(self, moves: Sequence[tuple[Given, RunningState]], found: _Found) -> None:
+    def _move_all(self, moves: Sequence[Given], found: _Found, most: float = SECONDS) -> None:
         """Moves the threads of services, or says why that is not possible; none has more than its part of the time."""
-        until = time.monotonic() + SECONDS
-        for number, (given, state) in enumerate(moves):
-            if not state.control_group:
+        until = time.monotonic() + most
+        for number, given in enumerate(moves):
+            if not given.control_group:
                 continue
             seconds = max(0.0, until - time.monotonic()) / (len(moves) - number)
             try:
-                self._doors.move_unit(_make_move(given, state), seconds)
+                self._doors.move_unit(make_move(given), seconds)
             except OSError as error:
                 found.problems.append(f"{shorten(given.unit)} cannot be moved to CPUs {given.cpus}: {error.strerror}")
 
@@ -221,6 +299,28 @@ class Arbiter:
         said = json.loads(lines[0])
         self.root = said["root"] or self.root
         self.moved = said["moved"]
+        self.owners, self._lenders, self._idle = frozenset(said["owners"]), said["lenders"], said["idle"]
+        self.awake &= self.owners
+        self._say(said)
+
+    def took_back(self, lines: Sequence[bytes]) -> None:
+        """Tells what a child has taken back; a look that comes after it sees the rest."""
+        if lines:
+            self._say(json.loads(lines[0]))
+
+    def has_idle_changed(self) -> bool:
+        """Says whether a service that lends has become idle since the last look, or is no longer."""
+        return [unit for unit in self._lenders if self._doors.is_idle(unit)] != self._idle
+
+    def idle_owners(self) -> frozenset[str]:
+        """Returns the services that run and whose CPUs are lent as they are idle."""
+        return self.owners & frozenset(self._lenders)
+
+    def awake_owners(self) -> frozenset[str]:
+        """Returns those of them that are idle no longer."""
+        return frozenset(unit for unit in self.idle_owners() if not self._doors.is_idle(unit))
+
+    def _say(self, said: Mapping[str, Any]) -> None:
         for line in said["told"]:
             self._tell(Priority.INFO, line, {})
         for problem in said["problems"]:
@@ -235,54 +335,16 @@ class Arbiter:
         """
         found = _Found()
         try:
-            moves: list[tuple[Given, RunningState]] = []
+            moves: list[Given] = []
             for unit in os.listdir(self._folder):
                 before = read_given(unit, self._folder)
                 if before and before.invocation:
                     state = RunningState(unit, before.invocation, 0, before.control_group)
                     given = self._give(state, None, (), found)
                     if given:
-                        moves.append((given, state))
+                        moves.append(given)
             self._move_all(moves, found)
         except OSError as error:
             found.problems.append(f"services may stay on fewer CPUs than planned: {error}")
         for problem in found.problems:
             self._tell(Priority.WARNING, problem, {})
-
-
-def _name(units: Sequence[str]) -> str:
-    """Names the first of the services, and says how many others there are: "train@a, train@b and 3 others"."""
-    names = [shorten(unit) for unit in units[:_MOST_NAMES]]
-    others = len(units) - len(names)
-    if others:
-        names.append("another" if others == 1 else f"{others} others")
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _make_move(given: Given, state: RunningState) -> UnitMove:
-    known = {*given.had, given.planned_cpus, given.cpus, *(rank.cpus for rank in (*given.planned, *given.ranks))}
-    counts = Counter(cpu for rank in given.planned for cpu in rank.cpus)
-    ranks = tuple(
-        Move(known, rank.cpus, CpuSet(cpu for cpu in planned.cpus if counts[cpu] == 1))
-        for rank, planned in zip(given.ranks, given.planned, strict=True)
-    )
-    return UnitMove(given.unit, state.control_group, ranks, Move(known, given.cpus))
-
-
-def _describe(given: Given) -> dict[str, Any]:
-    """Says where a service is that has been moved in this run, since when and why."""
-    return {
-        "unit": given.unit,
-        "cpus": str(given.cpus),
-        "planned_cpus": str(given.planned_cpus),
-        "threads": [rank.threads for rank in given.ranks],
-        "beside": given.why,
-        "since_timestamp_seconds": given.since,
-    }
-
-
-def _say(given: Given) -> str:
-    name, cpus, planned = shorten(given.unit), given.cpus, given.planned_cpus
-    if given.ranks == given.planned:
-        return f"{name} has all of its CPUs {planned} again"
-    return f"{name} has CPUs {cpus} of its {planned}, which it shares with {given.why}"

@@ -10,13 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
+from torchpar.contract.paths import JOBS
+from torchpar.contract.serving import IDLE_FILE
 from torchpar.host.cgroup import SLICE
 
 # <sys/inotify.h>, which Python has not.
 _ATTRIBUTES, _CLOSED, _MOVED, _CREATED, _DELETED, _OVERFLOW = 0x4, 0x8, 0xC0, 0x100, 0x200, 0x4000
-_ONLY_FOLDERS = 0x01000000
+_ONLY_FOLDERS, _NO_LINKS = 0x01000000, 0x02000000
 _EVENT = struct.Struct("iIII")
 _ROOM = 2**16
 
@@ -36,6 +38,9 @@ class Changes:
             raise OSError(error, os.strerror(error))
         self._folders, self._read_host = folders, read_host
         self._groups: str | None = None
+        # The folders of idle services, with their units, and the kernel's numbers of the watches.
+        self._idle: dict[str, str] = {}
+        self._idle_numbers: dict[str, int] = {}
         self._watched: dict[int, str] = {}
         self._host = read_host()
         self.watch()
@@ -49,6 +54,17 @@ class Changes:
         self._groups = root
         self.watch()
 
+    def watch_idle(self, units: Collection[str], jobs: str = JOBS) -> None:
+        """Watches for the end of idleness of these services alone, whose CPUs are lent: the mark that they remove."""
+        folders = {os.path.join(jobs, unit.removesuffix(".service")): unit for unit in units}
+        for folder in set(self._idle_numbers) - set(folders):
+            self._library.inotify_rm_watch(self._descriptor, self._idle_numbers.pop(folder))
+        self._idle = folders
+        for folder in set(folders) - set(self._idle_numbers):
+            number = self._add(folder, _DELETED | _NO_LINKS)
+            if number >= 0:
+                self._idle_numbers[folder] = number
+
     def watch(self) -> None:
         """Watches again what may have gone and come since; what is watched stays so."""
         for folder in self._folders:
@@ -57,19 +73,30 @@ class Changes:
             self._add(self._groups, _CREATED)
             self._add(os.path.join(self._groups, SLICE), _CREATED | _DELETED)
 
-    def take(self) -> tuple[bool, bool]:
-        """Takes what was heard: whether services started or ended, and whether anything else has changed."""
+    def take(self) -> tuple[bool, bool, frozenset[str]]:
+        """Takes what was heard: whether services started or ended, and whether anything else has changed.
+
+        Also the units that have started, and the idle ones that are so no longer.
+        """
         services = others = False
+        awake = set()
         for folder, name, events in self._events():
             if events & _OVERFLOW:
                 services = others = True
+                awake |= set(self._idle.values())
+            elif folder in self._idle:
+                if name == IDLE_FILE:
+                    awake.add(self._idle[folder])
             elif folder not in self._folders:
-                services = services or name == SLICE or os.path.basename(folder) == SLICE
+                is_unit = os.path.basename(folder) == SLICE
+                services = services or name == SLICE or is_unit
+                if is_unit and events & _CREATED:
+                    awake.add(name)
             else:
                 others = others or name.startswith(self._folders.get(folder, ""))
         if services or others:
             self.watch()
-        return services, others
+        return services, others, frozenset(awake)
 
     def has_host_changed(self) -> bool:
         """Says whether the host has other CPUs or nodes than when this was asked last."""
@@ -91,8 +118,9 @@ class Changes:
                 place += length
                 yield self._watched.get(watch, ""), name, events
 
-    def _add(self, folder: str, events: int) -> None:
+    def _add(self, folder: str, events: int) -> int:
         number = self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), events | _ONLY_FOLDERS)
         # One that is not there comes later, and no number comes again.
         if number >= 0:
             self._watched[number] = folder
+        return int(number)

@@ -24,8 +24,9 @@ from torchpar.host import systemd
 from torchpar.host.affinity import move_unit
 from torchpar.host.conf import FOLDERS
 from torchpar.host.facts import read_facts, read_manifest
+from torchpar.host.job_folder import is_idle
 from torchpar.host.journal import write_entry
-from torchpar.host.processes import find_group
+from torchpar.host.processes import find_group, read_cpuset
 from torchpar.verify.observe import live_readers
 
 # Seconds until the loop comes round by itself.
@@ -36,6 +37,7 @@ _PAUSE = 1.0
 _GLANCE_SECONDS = 20
 _LOOK_SECONDS = 120
 _DIVIDE_SECONDS = 20
+_BACK_SECONDS = 5
 # How long what has changed may go on changing before it is looked at.
 _TOGETHER_SECONDS = 0.5
 # After a service has started or ended it is looked again: its processes are there only then, and have not all waited.
@@ -81,6 +83,7 @@ class Daemon:
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced, clock=clock)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked, clock=clock)
         self._divisions = Looks(self.selector, arbiter.look, _DIVIDE_SECONDS, self._divided, clock=clock)
+        self._backs = Looks(self.selector, arbiter.take_back, _BACK_SECONDS, self._took_back, clock=clock)
         self._changes = changes
         self.selector.register(changes, selectors.EVENT_READ, self._heard)
         self._divide_at: list[float] = []
@@ -103,6 +106,8 @@ class Daemon:
         if now >= self._next_small_look:
             self._next_small_look = now + SMALL_LOOK_SECONDS
             at_once = self._changes.has_host_changed() or at_once
+            if self._arbiter.has_idle_changed():
+                self._divisions.want()
         if now >= self._next_figures:
             self._next_figures = now + FIGURES_POLL_SECONDS
             self._watch.read_figures(now)
@@ -124,7 +129,8 @@ class Daemon:
         self._divide_at = [self._clock() + seconds for seconds in _DIVIDE_AGAIN]
 
     def _heard(self) -> None:
-        services, others = self._changes.take()
+        services, others, awake = self._changes.take()
+        self._take_back(awake & self._arbiter.owners)
         if services:
             self._watch.hear()
             self._divide()
@@ -132,8 +138,21 @@ class Daemon:
             # Not at once: whoever writes one file of the conf may write more.
             self._next_poll = min(self._next_poll, self._clock() + _TOGETHER_SECONDS)
 
+    def _take_back(self, owners: frozenset[str]) -> None:
+        """Has what these owners need taken back at once, and all divided anew then."""
+        if owners:
+            self._arbiter.awake |= owners
+            self._backs.want()
+
+    def _took_back(self, number: int, lines: list[bytes]) -> None:
+        self._arbiter.took_back(lines)
+        self._divisions.want()
+
     def _divided(self, number: int, lines: list[bytes]) -> None:
         self._arbiter.take(lines)
+        self._changes.watch_idle(self._arbiter.idle_owners())
+        # Who has had a request before it was listened to.
+        self._take_back(self._arbiter.awake_owners())
         self._watch.moved = self._arbiter.moved
         root = self._arbiter.root
         if root and root != self._groups:
@@ -146,6 +165,7 @@ class Daemon:
         self._glances.end_if_late()
         self._looks.end_if_late()
         self._divisions.end_if_late()
+        self._backs.end_if_late()
         now = self._clock()
         for server, client in self._waiting():
             seconds = now - client.since
@@ -201,7 +221,7 @@ class Daemon:
 def main() -> None:
     """Runs torchpard on this host until SIGTERM or SIGINT."""
     watch = Watch(Store(), systemd, live_readers(), live_figures(), tell)
-    arbiter = Arbiter(Store(), systemd, Doors(read_facts, move_unit, find_group), tell)
+    arbiter = Arbiter(Store(), systemd, Doors(read_facts, move_unit, find_group, is_idle, read_cpuset), tell)
     store = Store()
     # systemd makes the folder "generator" anew whenever it reads its units again.
     units = {**dict.fromkeys(systemd.EDITED, "torchpar"), os.path.dirname(systemd.GENERATED): "generator"}

@@ -100,13 +100,19 @@ class ServiceState:
 
 @dataclass(frozen=True)
 class Moved:
-    """A service that has, or had in this run, other CPUs than planned. `beside`: what runs too; "" if nothing does."""
+    """A service that has, or had in this run, other CPUs than planned. `beside`: what runs too; "" if nothing does.
+
+    `borrowed_cpus` are those of its `lenders`; its own are `lent_to` others. All are lists, as texts.
+    """
 
     unit: str
     cpus: str
     planned_cpus: str
     beside: Text
     since_timestamp_seconds: float
+    borrowed_cpus: str = ""
+    lenders: Text = Text("")
+    lent_to: Text = Text("")
 
 
 @dataclass(frozen=True)

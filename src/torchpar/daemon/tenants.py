@@ -75,6 +75,9 @@ def _as_tenant(record: ServiceRecord, service: Service) -> Tenant:
         stays=keeps,
         # Requests wait for no other process, and the weights stay where they are.
         equal_ranks=service.kind is Kind.TRAIN,
+        lends=settings.lend,
+        borrows=settings.borrow,
+        allowed=record.cpuset,
         fixed_threads=settings.threads is not None,
         gpus=record.gpus,
     )

@@ -26,7 +26,7 @@ from torchpar.contract.reports import (
     parse_rank_json,
     progress_bytes,
 )
-from torchpar.contract.serving import MOST_SERVING_BYTES, SERVING_FILE, ServingReport, parse_serving_json
+from torchpar.contract.serving import IDLE_FILE, MOST_SERVING_BYTES, SERVING_FILE, ServingReport, parse_serving_json
 
 _MOST_FILES = 2**14  # of a folder that are looked at
 _MOST_RANKS = 1024
@@ -50,6 +50,15 @@ def read_serving(unit: str, jobs: str = JOBS) -> ServingReport | None:
             return parse_serving_json(_read(folder, SERVING_FILE, MOST_SERVING_BYTES))
     except OSError:
         return None
+
+
+def is_idle(unit: str, jobs: str = JOBS) -> bool:
+    """Says whether an inference service says that it has had no request for a while."""
+    try:
+        with _folder(unit, jobs) as folder, _held(folder, IDLE_FILE):
+            return True
+    except OSError:
+        return False
 
 
 def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:

@@ -143,6 +143,12 @@ class _Look:
         return None
 
 
+def read_cpuset(control_group: str) -> CpuSet | None:
+    """Reads the CPUs that a control group allows its processes; None where no controller limits them."""
+    group = find_group(control_group)
+    return _cpuset(f"{group}/cpuset.cpus.effective") if group else None
+
+
 def find_group(control_group: str) -> str | None:
     """Finds the folder of a control group by its path in systemd's hierarchy; None where there is none."""
     if not control_group:

@@ -24,6 +24,7 @@ from torchpar.placement.claims import Reason, Taken
 from torchpar.placement.place import Placement, Share, place
 from torchpar.plan.allocator import choose_allocator
 from torchpar.plan.changes import find_change
+from torchpar.plan.lending import explain_lending
 from torchpar.plan.listening import addresses, find_collisions
 from torchpar.plan.memory import PlannedMemory, choose_memory_policy, doubt_limits
 from torchpar.plan.ranks import Rank, make_ranks
@@ -33,7 +34,10 @@ from torchpar.plan.variables import make_environment
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """The plan of one service. It computes on `cpus`; its loader workers may also use `loader_cpus`."""
+    """The plan of one service. It computes on `cpus`; its loader workers may also use `loader_cpus`.
+
+    Of `others_cpus` it may be lent some while it runs.
+    """
 
     service: Service
     cpus: CpuSet
@@ -48,6 +52,7 @@ class ServicePlan:
     slot_mates: tuple[str, ...]
     reasons: tuple[Reason, ...]
     warnings: tuple[str, ...]
+    others_cpus: CpuSet = CpuSet()
 
     @property
     def unit(self) -> str:
@@ -57,7 +62,7 @@ class ServicePlan:
     @property
     def allowed_cpus(self) -> CpuSet:
         """All CPUs that any of its processes may use."""
-        return self.cpus | self.loader_cpus
+        return self.cpus | self.loader_cpus | self.others_cpus
 
     @property
     def listen(self) -> tuple[str, ...]:
@@ -134,6 +139,7 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
     share = placement.shares[service.unit]
     smt = config.host.smt if service.settings.smt is None else service.settings.smt
     quota = placement.usable.quota
+    others_cpus, lending_reasons = explain_lending(service, config, placement, facts)
     ranks, rank_reasons, rank_warnings = make_ranks(service, share, facts, smt=smt, quota=quota)
     memory, memory_reason = choose_memory_policy(service, share, facts)
     allocator, allocator_environment, allocator_reason, allocator_warnings = choose_allocator(service, facts)
@@ -163,9 +169,11 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
             memory_reason,
             allocator_reason,
             *variable_reasons,
+            *lending_reasons,
             explain_writing(service),
         ),
         warnings=(*share.warnings, *rank_warnings, *allocator_warnings, *_warn(service, share, ranks, facts)),
+        others_cpus=others_cpus,
     )
     _refuse_what_no_kernel_starts(plan, facts)
     return plan

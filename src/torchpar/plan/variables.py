@@ -129,6 +129,7 @@ def _serve(infer: InferSettings, share: Share) -> ServeSettings:
         drain_delay=infer.drain_delay,
         own=share.own,
         processes=infer.processes,
+        lend=infer.lend,
     )
 
 

@@ -24,6 +24,7 @@ from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.errors import ModelError, OtherFilesError, ServeError, StartError
 from torchpar.serve.following import ComputeThreads
 from torchpar.serve.process_count import Count, choose_count
+from torchpar.serve.quiet import Requests
 from torchpar.serve.supervisor.channel import Channel
 from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender, from_json, merge, to_json
@@ -112,6 +113,7 @@ class _Serving:
         self._stop: asyncio.Future[float]
         self._hurry: asyncio.Future[float]
         self._go: asyncio.Future[dict[str, Any]]
+        self._requests = Requests(os.environ)
         self._index = 0  # among the processes of its rank
         self._request = 0.0  # seconds that one costs; 0: nobody wants to know
         self._count = Sender(lambda news, names: channel.send(counters=news, names=names))
@@ -152,6 +154,9 @@ class _Serving:
         self._loop.add_reader(self._channel, self._hear)
         options = engine_options(self._settings, self._rank, os.environ, told["threads"])
         self._engine = SharedEngine(options, self._tell_others)
+        assert self._settings.serve
+        if self._settings.serve.lend:
+            self._engine.came = self._requests.came
         self._front = front = Front(self._engine, make_tls(os.environ))
         front.service.tell = self._tell_setting
         front.server.state.tell_load = self._gauge.set_load
@@ -234,7 +239,8 @@ class _Serving:
             self._channel.send(alive=True)
         if unbatched := list(self._engine.unbatched()):
             self._channel.send(unbatched=unbatched)
-        self._channel.send(usage=self._front.server.state.usage())
+        quiet = self._requests.quiet_seconds(self._loop.time(), open_requests=self._engine.has_open_requests())
+        self._channel.send(usage=self._front.server.state.usage(), quiet=quiet)
         self._count(to_json(self._engine.counters_here()))
         self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 

@@ -220,7 +220,7 @@ def _environment(plan: ServiceRecord, running: RunningUnit) -> Item:
 def _threads(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:
     """Compares the threads that torch itself tells, once the script has imported it, and those of other processes.
 
-    They tell it once: a service that was moved may have begun with fewer.
+    They tell it once: a service that was moved may have begun with fewer, or with more than planned.
     """
     planned = {rank.local_rank: rank.threads for rank in plan.ranks}
     expected = ", ".join(str(threads) for threads in planned.values())
@@ -231,9 +231,9 @@ def _threads(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> 
     if not told and not running.unread:
         return Item("threads", Verdict.NOT_APPLICABLE, expected, "the script has not imported torch")
     actual = ", ".join(str(told.get(rank, "?")) for rank in planned)
-    fewest = 1 if given and given.is_moved else None
+    most = len(plan.cpuset) if given and given.is_moved else 0
     same = all(
-        rank in planned and (fewest or planned[rank]) <= threads <= planned[rank] for rank, threads in told.items()
+        rank in planned and (threads == planned[rank] or threads <= most) for rank, threads in told.items()
     )
     if same and running.unread:
         return _unread("threads", expected, running)

@@ -78,7 +78,7 @@ def observe_service(
         "enabled": plan.enabled,
         "in_force": True,
         "cpus": str(plan.cpus),
-        "given_cpus": len(plan.cpuset),
+        "given_cpus": len(plan.cpus | plan.loader_cpus),
         "shared": plan.shared,
         "memory_policy": {key: str(value) for key, value in vars(plan.memory_policy).items()},
         "allocator": plan.allocator,

@@ -144,6 +144,9 @@ def test_match_must_come_first() -> None:
         ("[Train a]\nScript=/a\nNodes=2\n", "Nodes= but no Endpoint=, where they meet; set Endpoint=HOST"),
         ("[Train a]\nScript=/a\nNodes=4:2\n", "a least number that is larger than the most"),
         ("[Train a]\nScript=/a\nNodes=2:4\nEndpoint=a\n", "only with Elastic=yes; set that, or Nodes=4"),
+        ("[Train a]\nScript=/a\nCPUs=shared\nLend=yes\n", "Lend=yes has no meaning with CPUs=shared"),
+        ("[Train a]\nScript=/a\nThreads=2\nBorrow=yes\n", "Borrow=yes has no use with Threads=2, which stays"),
+        ("[Infer a]\nModel=/a\nWorkers=2\nBorrow=yes\n", "Borrow=yes has no use with Workers=2, which stays"),
         ("[Train a]\nScript=/a\nNodes=2\nEndpoint=a\nElastic=yes\n", "Elastic=yes needs Nodes=LEAST:MOST"),
         ("[Train a]\nScript=/a\nEndpoint=*:29500\n", "is no host that others can reach"),
         (

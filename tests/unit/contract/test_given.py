@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.given import Given, GivenRank, make_given_json, parse_given, read_given
+from torchpar.contract.given import Given, GivenRank, Loan, make_given_json, parse_given, read_given
 
 UNIT = "torchpar-train@a.service"
 GIVEN = Given(
@@ -23,6 +24,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     (tmp_path / UNIT).write_text(make_given_json(GIVEN))
     assert read_given(UNIT, str(tmp_path)) == GIVEN
     assert read_given("torchpar-train@b.service", str(tmp_path)) is None
+
+
+def test_so_is_what_is_lent(tmp_path: Path) -> None:
+    own = (GivenRank(CpuSet.parse("0"), 1),) * 2
+    loans = (Loan("torchpar-infer@c.service", CpuSet.parse("1-2")),)
+    given = dataclasses.replace(GIVEN, own=own, loans=loans, lent_to="train@b")
+    assert parse_given(make_given_json(given).encode()) == given
+    assert parse_given(make_given_json(dataclasses.replace(given, own=own[:1])).encode()) is None
 
 
 def test_anything_else_is_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.verify.fake_host import FakeHost, make_fake_host
+from torchpar.arbitration.divide import Tenant
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.given import Given, GivenRank, read_given
 from torchpar.daemon import arbiter as module
@@ -33,13 +34,17 @@ class Host:
         self.told: list[str] = []
         self.moves: list[UnitMove] = []
         self.refuses = False
+        self.idle: set[str] = set()
+        self.cpuset: CpuSet | None = None
         self.seconds: list[float] = []
         self.at_move: Callable[[], object] = lambda: None
         self.arbiter = self.begin()
 
     def begin(self) -> Arbiter:
         """One that knows nothing yet."""
-        doors = Doors(lambda: self.made.facts, self.move, lambda group: group)
+        doors = Doors(
+            lambda: self.made.facts, self.move, lambda group: group, self.idle.__contains__, lambda group: self.cpuset
+        )
         tell = lambda _, line, fields: self.told.append(line)  # noqa: E731
         self.arbiter = Arbiter(self.made.store, self.made.systemd, doors, tell, folder=str(self.folder))
         return self.arbiter
@@ -332,3 +337,110 @@ def test_what_a_job_has_that_torchpar_did_not_write_counts_for_nothing(host: Hos
     host.made.systemd.runs[job] = "its run"
     host.look()
     assert host.cpus(A) == "0-3" and host.given(job) is None and not host.told
+
+
+# a has half of the host, and so has the service d.
+LENDING = (
+    "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=2\nBorrow=yes\n"
+    "[Infer d]\nModel=/d.pt\nEnabled=yes\nCPUs=2\nLend=yes\n"
+)
+D = "torchpar-infer@d.service"
+
+
+def declared(host: Host) -> list[Tenant]:
+    return list(tenants.read_declared(host.made.store, host.made.facts).values())
+
+
+@pytest.fixture
+def lending(tmp_path: Path) -> Host:
+    return Host(tmp_path, LENDING)
+
+
+def test_a_stopped_owner_lends_and_its_cpus_are_back_before_it_is_told_that_they_are(lending: Host) -> None:
+    lending.start(A)
+    theirs = {tenant.unit: str(tenant.cpus) for tenant in declared(lending)}[D]
+    assert lending.cpus(A) == "0-3" and [rank.threads for rank in given_ranks(lending, A)] == [4]
+    assert lending.told == [f"train@a borrows CPUs {theirs} of infer@d: it has CPUs 0-3"]
+    (row,) = lending.arbiter.moved
+    assert (row["borrowed_cpus"], row["lenders"], lending.arbiter.owners) == (theirs, "infer@d", {D})
+    lending.taken_moves()
+    words: list[object] = []
+    lending.at_move = lambda: words.append((lending.cpus(A), lending.given(D)))
+    lending.start(D)
+    (own, waiting), *_ = words
+    assert own == str(CpuSet.parse("0-3") - CpuSet.parse(theirs)) and not waiting.invocation  # type: ignore[attr-defined]
+    assert lending.cpus(D) == theirs and lending.arbiter.owners == set()
+    assert lending.told[-1] == f"train@a has given back CPUs {theirs} of infer@d: it has CPUs {own}"
+    lending.end(D)
+    assert lending.cpus(A) == "0-3"
+
+
+def take_back(host: Host, *units: str) -> None:
+    """As the daemon does once it hears that these need their CPUs."""
+    lines: list[bytes] = []
+    host.arbiter.awake = frozenset(units) & host.arbiter.owners
+    host.arbiter.take_back(lines.append)
+    host.arbiter.took_back(lines)
+
+
+def test_an_idle_owner_has_them_back_without_a_look_at_anything_else(lending: Host) -> None:
+    lending.start(A, D)
+    own = lending.cpus(A)
+    assert own != "0-3" and not lending.arbiter.has_idle_changed()
+    lending.idle.add(D)
+    assert lending.arbiter.has_idle_changed()
+    lending.look()
+    lender = lending.given(D)
+    assert lending.cpus(A) == "0-3" and lender and lender.lent_to == "train@a"
+    assert lending.arbiter.idle_owners() == {D} and not lending.arbiter.awake_owners()
+    assert {row["unit"]: row["lent_to"] for row in lending.arbiter.moved} == {A: "", D: "train@a"}
+
+    lending.idle.clear()
+    assert lending.arbiter.awake_owners() == {D}
+    lending.made.systemd.runs.clear()
+    lending.moves.clear()
+    take_back(lending, D)
+    given, lender = lending.given(A), lending.given(D)
+    assert given and str(given.cpus) == own and not given.loans and lender and not lender.lent_to
+    assert lending.taken_moves() == [(A, own)]
+
+
+def test_an_owner_that_has_a_request_while_its_cpus_are_being_lent_has_them_back_at_once(lending: Host) -> None:
+    lending.start(A, D)
+    own = lending.cpus(A)
+    lending.idle.add(D)
+    lending.at_move = lending.idle.clear
+    lending.look()
+    assert lending.cpus(A) == own
+
+
+def test_who_comes_after_a_torchpard_that_was_killed_finds_what_is_lent(lending: Host) -> None:
+    """Also where the owner has been started, or has had a request, meanwhile."""
+    lending.start(A)
+    lending.begin()
+    lending.told.clear()
+    lending.look()
+    assert lending.cpus(A) == "0-3" and not lending.told and lending.arbiter.owners == {D}
+    lending.begin()
+    lending.made.systemd.runs[D] = "run"
+    lending.made.systemd.properties[D] = {"MainPID": 1}
+    lending.look()
+    assert lending.cpus(A) != "0-3" and lending.told[0].startswith("train@a has given back CPUs ")
+
+
+def test_torchpard_gives_back_what_was_lent_at_its_end(lending: Host) -> None:
+    lending.start(A, D)
+    own = lending.cpus(A)
+    lending.idle.add(D)
+    lending.look()
+    lending.arbiter.give_back()
+    lender = lending.given(D)
+    assert lending.cpus(A) == own and lender and not lender.lent_to
+
+
+def test_nothing_is_lent_that_the_control_group_of_a_running_service_does_not_allow(lending: Host) -> None:
+    """It was started before the conf had Borrow=."""
+    own = {tenant.unit: tenant.cpus for tenant in declared(lending)}[A]
+    lending.cpuset = CpuSet([*own, (CpuSet.parse("0-3") - own).first()])
+    lending.start(A)
+    assert CpuSet.parse(lending.cpus(A)) == lending.cpuset

@@ -10,7 +10,7 @@ import pytest
 
 from torchpar.daemon.changes import Changes
 
-SERVICES, OTHERS, NOTHING = (True, False), (False, True), (False, False)
+SERVICES, OTHERS, NOTHING = (True, False, frozenset()), (False, True, frozenset()), (False, False, frozenset())
 
 
 class Host:
@@ -76,11 +76,29 @@ def test_services_that_start_and_end_are_heard_in_each_slice_that_comes(host: Ho
         group.mkdir()
         assert host.changes.take() == SERVICES
         (group / "torchpar-train@a.service").mkdir()
-        assert host.changes.take() == SERVICES
+        assert host.changes.take() == (True, False, {"torchpar-train@a.service"})
         (group / "torchpar-train@a.service").rmdir()
         assert host.changes.take() == SERVICES
         group.rmdir()
         host.changes.take()
+
+
+def test_an_idle_service_that_is_watched_is_heard_when_it_is_so_no_longer(host: Host, tmp_path: Path) -> None:
+    """And nothing else of its folder, where it writes all the time."""
+    folder = tmp_path / "torchpar-infer@a"
+    folder.mkdir()
+    unit, jobs = "torchpar-infer@a.service", str(tmp_path)
+    for _ in range(2):
+        host.changes.watch_idle([unit], jobs)
+        (folder / "idle").write_text("")
+        replace(folder / "serving.json")
+        assert host.changes.take() == NOTHING
+        (folder / "idle").unlink()
+        assert host.changes.take() == (False, False, {unit})
+        host.changes.watch_idle([], jobs)
+        (folder / "idle").write_text("")
+        (folder / "idle").unlink()
+        assert host.changes.take() == NOTHING
 
 
 def test_more_than_the_kernel_keeps_is_a_change_of_everything(host: Host) -> None:
@@ -89,7 +107,7 @@ def test_more_than_the_kernel_keeps_is_a_change_of_everything(host: Host) -> Non
     for _ in range(limit // 2 + 10):
         name.write_text("")
         name.unlink()
-    assert host.changes.take() == (True, True)
+    assert host.changes.take()[:2] == (True, True)
 
 
 def test_other_cpus_are_seen_once(host: Host) -> None:

@@ -187,7 +187,7 @@ def test_one_start_costs_few_divisions(life: Life, monkeypatch: pytest.MonkeyPat
     """When it is heard, twice afterwards, and once more when a glance sees it too."""
     divisions: list[float] = []
     monkeypatch.setattr(life.daemon._divisions, "want", lambda: divisions.append(life.now))
-    monkeypatch.setattr(life.changes, "take", lambda: (True, False))
+    monkeypatch.setattr(life.changes, "take", lambda: (True, False, frozenset()))
     began = life.now
     life.daemon._heard()
     monkeypatch.setattr(life.watch, "read_stamp", lambda lines: "another")

@@ -39,6 +39,31 @@ def why(plan: ServicePlan, key: str) -> str:
     return next(reason.why for reason in plan.reasons if reason.key == key)
 
 
+LENDER = "[Train b]\nScript=/b.py\nEnabled=yes\nCPUs=2\nLend=yes\n"
+
+
+def test_who_may_borrow_has_a_control_group_with_the_cpus_of_those_who_lend() -> None:
+    """It computes on its own."""
+    plan = plan_of("CPUs=1\nBorrow=yes", more=LENDER)
+    assert (len(plan.cpus), len(plan.allowed_cpus), plan.ranks[0].threads) == (1, 3, 1)
+    assert why(plan, "Borrow") == f"while they are not needed by train@b it may compute on CPUs {plan.others_cpus}, too"
+    assert plan_of("CPUs=1", more=LENDER).allowed_cpus == plan.cpus
+    alone = plan_of("CPUs=1\nBorrow=yes", more=LENDER.replace("yes\n", "no\n"))
+    assert alone.allowed_cpus == alone.cpus
+    assert why(alone, "Borrow") == "no other service with Lend=yes has CPUs that are not its own already"
+    isolated = plan_of("CPUs=1\nBorrow=yes", make_host(isolated_cpus=CpuSet([3])), more=LENDER.replace("=2", "=2-3"))
+    assert str(isolated.others_cpus) == "2"
+
+
+def test_whoever_lends_is_told_what() -> None:
+    plan = plan_of("CPUs=1\nLend=yes")
+    assert why(plan, "Lend") == f"while it does not run, services with Borrow=yes may compute on CPUs {plan.cpus}"
+    infer = plan_of("CPUs=1\nLend=yes", kind="Infer")
+    assert "or has had no request for a while" in why(infer, "Lend")
+    job = parse_job_environment(infer.environment)
+    assert job and job.serve and job.serve.lend
+
+
 @pytest.mark.parametrize(
     ("cores", "settings", "threads", "workers"),
     [

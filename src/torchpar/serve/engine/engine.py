@@ -52,6 +52,8 @@ class Engine:
         self._sweep_at = 0.0
         self._lifecycle = Lifecycle(options, self._repository)
         self._queue_bytes = QUEUE_BYTES
+        # Called with the time of each request that is accepted.
+        self.came: Callable[[float], None] = lambda now: None
 
     async def start(
         self, like: Serves | None = None, unloaded: Collection[str] = (), unbatched: Collection[str] = ()
@@ -178,6 +180,7 @@ class Engine:
             served.statistics.failure(REJECTED)
             raise ServeError(503, f"the queue of model '{served.name}' is full", self.retry_after())
         waiting = Waiting(request, done, served, fit, self._cancel)
+        self.came(waiting.arrived)
         deadline = request.deadline
         if deadline is not None:
             if deadline <= waiting.arrived:
@@ -198,6 +201,10 @@ class Engine:
     def live(self) -> bool:
         """Says whether computing makes progress."""
         return self._pool is not None and self._pool.alive()
+
+    def has_open_requests(self) -> bool:
+        """Says whether anything that was accepted is not answered yet."""
+        return any(served.open for served in self._lifecycle.all())
 
     def ready(self, model: str | None = None, version: str = "") -> bool:
         """Says whether a model answers requests, or, where none is named, whether the server does.

@@ -60,7 +60,7 @@ class Pool:
     ) -> None:
         """prepare is called in each thread before its first batch, with its slot.
 
-        allowed says how many may compute at the moment, of all threads; None: all of them.
+        allowed says how many may compute at the moment; None: as many as there are.
         """
         self._loop = loop
         self._prepare = prepare
@@ -78,12 +78,15 @@ class Pool:
         self._idle = list(self._workers)
         self._allowed = allowed or (lambda: workers)
         # Those beyond compute no batch when they have finished theirs.
-        self.most = workers
+        self.most = self._team = workers
         self._divides = workers == 1  # cheap models from the others
 
     def start(self) -> None:
         """Starts the threads."""
-        for worker in self._workers:
+        self._start(self._workers)
+
+    def _start(self, workers: Sequence[_Worker]) -> None:
+        for worker in workers:
             worker.thread = threading.Thread(
                 target=self._work, args=(worker,), name=f"compute-{worker.slot}", daemon=True
             )
@@ -147,10 +150,20 @@ class Pool:
 
     def _follow(self) -> bool:
         """Takes the number of workers that may compute now; says whether there are more than before."""
-        before, most = self.most, max(1, min(self._allowed(), len(self._workers)))
+        before, most = self.most, max(1, self._allowed())
+        if most > len(self._workers) and not self._stopping:
+            self._grow(most)
         with self._lock:
             self.most = most
         return most > before
+
+    def _grow(self, most: int) -> None:
+        """Starts further workers, which compute in the slots of the others where a model has no more."""
+        more = [_Worker(slot) for slot in range(len(self._workers), most)]
+        with self._lock:
+            self._workers += more
+            self._idle += more
+        self._start(more)
 
     def _hand_out(self) -> None:
         self._turn = False
@@ -238,8 +251,9 @@ class Pool:
         """Gives all threads to one big request, where the other workers would only look on."""
         least = batch.served.team_from
         if least is not None and len(batch.items) == 1 and batch.rows >= least and not self._ring:
-            if others == len(self._workers) - 1:
-                batch.team = len(self._workers)
+            # Always of as many: sums of other parts may differ in their last digits.
+            if others >= self._team - 1:
+                batch.team = self._team
 
     def _work(self, worker: _Worker) -> None:
         self._prepare(worker.slot)

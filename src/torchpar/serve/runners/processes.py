@@ -60,8 +60,11 @@ class ProcessRunner(Runner):
         self._names = [spec.name for spec in self.inputs]
         try:
             self._workers: list[Worker | None] = []
+            # There may be more threads that compute than workers.
+            self._turns: list[threading.Lock] = []
             for slot in range(slots):
                 self._workers.append(self._fork(slot))
+                self._turns.append(threading.Lock())
             for worker in self._workers:
                 self._loaded(worker)
         except (OSError, WorkerDied) as error:
@@ -75,15 +78,16 @@ class ProcessRunner(Runner):
     def compute(self, slot: int, columns: Sequence[Column], team: int = 1) -> Computed:
         """See Runner. A worker is one thread: a team would be the fork server's, and does not outlive a fork."""
         slot %= len(self._workers)
-        worker = self._workers[slot]
-        if worker is None:
-            raise ServeError(503, "the worker process is being started again")
-        try:
-            return worker.compute(self._names, columns, self.quiet)
-        except WorkerDied:
-            worker.close()
-            self._workers[slot] = None
-            raise ServeError(503, "the worker process died while it computed this") from None
+        with self._turns[slot]:
+            worker = self._workers[slot]
+            if worker is None:
+                raise ServeError(503, "the worker process is being started again")
+            try:
+                return worker.compute(self._names, columns, self.quiet)
+            except WorkerDied:
+                worker.close()
+                self._workers[slot] = None
+                raise ServeError(503, "the worker process died while it computed this") from None
 
     def mend(self, slot: int) -> None:
         """Forks a worker where one died; where the fork server is gone too, loads the model again.

@@ -54,6 +54,7 @@ class Member:
         self.counters: list[list[Any]] = []  # its last, see totals.py
         self.count = Sender(self._send_totals)
         self.weights: set[str] = set()  # that it shares with others of its place
+        self.quiet = 0.0  # seconds without a request
         self.usage: dict[str, float] = {}  # its last, see usage.py
 
     def has_to_do(self) -> tuple[int, int]:

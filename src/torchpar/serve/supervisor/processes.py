@@ -24,6 +24,7 @@ from torchpar.contract.job import JobSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
 from torchpar.serve.models.identity import Serves, same
+from torchpar.serve.quiet import IdleMark
 from torchpar.serve.supervisor import control
 from torchpar.serve.supervisor.accepting import Acceptor
 from torchpar.serve.supervisor.answers import PERIOD, Answers
@@ -63,6 +64,7 @@ class Processes:
         self._places = {rank.local_rank: Place(rank, settings.serve) for rank in settings.ranks}
         self._processes = [place.first() for place in self._places.values()]
         self._acceptor = Acceptor(listeners, self._takers)
+        self._idle = IdleMark(settings, os.environ)
         self._several = len(self._processes) > 1  # or were
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
@@ -110,7 +112,7 @@ class Processes:
             return
         process.narrow = False
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
-        process.out = ""
+        process.out, process.quiet = "", 0.0
         model = self._model(process)
         process.serves, process.like = None, model.serves if model else None
         process.unbatched = set()
@@ -269,7 +271,7 @@ class Processes:
         if "counters" in message:
             process.counters = merge(process.counters, message["counters"], message["names"])
         if "usage" in message:
-            process.usage = message["usage"]
+            process.usage, process.quiet = message["usage"], message["quiet"]
         if "setting" in message:
             self._set(message["setting"])
 
@@ -534,6 +536,9 @@ class Processes:
 
     def _count(self) -> None:
         self._tell_counts([process for process in self._processes if process.ready])
+        # Whoever is being started has something to do.
+        quiet = [process.quiet if process.ready else 0.0 for process in self._processes if not process.out]
+        self._idle.tell([] if self._stopping else quiet, time.monotonic())
         self._loop.call_later(COUNT_SECONDS, self._count)
 
     def _tell_counts(self, processes: Sequence[Member]) -> None:
