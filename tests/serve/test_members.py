@@ -14,7 +14,7 @@ import pytest
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
 from torchpar.contract.notify import Notifier
 from torchpar.serve.supervisor.channel import Channel, make_pair
-from torchpar.serve.supervisor.forks import Forked
+from torchpar.serve.supervisor.forks import Forked, ForkServer
 from torchpar.serve.supervisor.member import Member
 from torchpar.serve.supervisor.processes import Processes
 
@@ -90,6 +90,64 @@ def test_a_fork_that_ends_right_after_it_said_its_number_is_missed(server: subpr
             os.waitpid(pid, os.WNOHANG)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_forks_and_is_stopped_keeps_nobody_from_being_started(
+    server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    """Its end is seen as that of the process that it should have started, which is then started anew."""
+    monkeypatch.setattr(f"torchpar.serve.supervisor.processes.{'FORK' if quick else 'FIRST_FORK'}_SECONDS", 0.01)
+
+    async def run() -> None:
+        processes = Processes(JOB, [], Notifier())
+        processes._loop = asyncio.get_running_loop()
+        processes._started = True
+        process = processes._processes[0]
+        (place,) = processes._places.values()
+
+        kept = []
+
+        def start(process: Member, *_: object) -> None:
+            kept.append(connect(process))
+            process.child = Forked(server, quick=quick)
+
+        place.start = start  # type: ignore[method-assign]
+        found = ends(processes)
+        server.send_signal(signal.SIGSTOP)
+        processes._start(process)
+        until = processes._loop.time() + 60
+        while server.poll() is None and processes._loop.time() < until:
+            await asyncio.sleep(0.01)
+        processes._reap()
+        assert found == [(0, -signal.SIGKILL)]
+
+    asyncio.run(run())
+
+
+def test_a_fork_is_waited_for_as_long_as_torch_may_take_to_import_only_once(server: subprocess.Popen[bytes]) -> None:
+    started = [server, subprocess.Popen(["true"])]
+    doors: list[int] = []
+
+    def start(door: int) -> subprocess.Popen[bytes]:
+        doors.append(os.dup(door))
+        return started.pop(0)
+
+    forks = ForkServer(start)
+    try:
+        first, second = forks.fork([]), forks.fork([])
+        first.pid = 7
+        third = forks.fork([])
+        assert [each.quick for each in (first, second, third)] == [False, False, True]
+        server.kill()
+        server.wait()
+        last = started[0]
+        assert not forks.fork([]).quick
+        last.wait()
+    finally:
+        forks.close()
+        for door in doors:
+            os.close(door)
 
 
 class Told(Notifier):

@@ -22,10 +22,14 @@ def adopt_orphans() -> None:
 
 
 class Forked:
-    """Stands for one fork, as subprocess.Popen does for what it starts. `pid` is known once the fork has said it."""
+    """Stands for one fork, as subprocess.Popen does for what it starts. `pid` is known once the fork has said it.
 
-    def __init__(self, server: subprocess.Popen[bytes]) -> None:
+    `quick` says that what forks it has forked before: there is nothing left to import.
+    """
+
+    def __init__(self, server: subprocess.Popen[bytes], *, quick: bool = False) -> None:
         self._server = server
+        self.quick = quick
         self.pid = 0
         self.returncode: int | None = None
 
@@ -59,6 +63,7 @@ class ForkServer:
         self._start = start
         self._process: subprocess.Popen[bytes] | None = None
         self._door: socket.socket | None = None
+        self._first: Forked | None = None  # of the process that forks now
 
     def fork(self, files: list[int]) -> Forked:
         """Has a process forked that gets these descriptors. Raises OSError."""
@@ -67,9 +72,12 @@ class ForkServer:
             self._door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = self._start(theirs.fileno())
+            self._first = None
         assert self._door
         socket.send_fds(self._door, [b"fork"], files)
-        return Forked(self._process)
+        fork = Forked(self._process, quick=bool(self._first and self._first.pid))
+        self._first = self._first or fork
+        return fork
 
     def poll(self) -> None:
         """Waits for what forks, where it has ended."""

@@ -47,6 +47,9 @@ RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
 COUNT_SECONDS = 1.0
 # One that says for so much longer than another that it makes progress gets no connection.
 SILENT_SECONDS = 3.0
+# Within these, what forks the processes of a place has forked one: the first after it has imported torch. Of a service
+# that starts, systemd waits for the first.
+FORK_SECONDS, FIRST_FORK_SECONDS = 30.0, 300.0
 # So many failures in a row, with no other process that serves, are left to systemd and its start limit.
 FAILURES = 6
 
@@ -126,6 +129,16 @@ class Processes:
             return
         assert process.channel
         self._loop.add_reader(process.channel, self._hear, process)
+        child = process.child
+        if isinstance(child, Forked) and (child.quick or self._started):
+            seconds = FORK_SECONDS if child.quick else FIRST_FORK_SECONDS
+            self._loop.call_later(seconds, self._see_forked, process, child)
+
+    def _see_forked(self, process: Member, child: Forked) -> None:
+        """Ends what forks where it has not, as one that is stopped: it is started anew with the next process."""
+        if process.child is child and not child.pid and child.poll() is None:
+            say(f"what starts process {process.number} makes no progress: SIGKILL", Priority.WARNING)
+            child.kill()
 
     def _model(self, process: Member | None = None) -> Member | None:
         """Another that answers, whose files are those of the service; None where there is none."""
