@@ -17,7 +17,7 @@ from torchpar.conf.settings import TrainSettings
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import ConfigError, JobSettingsError, Problem
-from torchpar.contract.job import VARIABLE, parse_job_environment
+from torchpar.contract.job import VARIABLE, job_environment, parse_job_environment
 from torchpar.facts.topology import Held, HostFacts
 from torchpar.placement.place import place
 from torchpar.plan.plan import ServicePlan, make_plan
@@ -144,6 +144,13 @@ def accelerators_of(told: str) -> frozenset[str]:
     except JobSettingsError:
         return frozenset()
     return frozenset(gpu for rank in job.ranks for gpu in rank.gpus) if job else frozenset()
+
+
+def tell(environment: Mapping[str, str], **changes: Any) -> dict[str, str]:
+    """Returns a plan's variables with other fields of the JobSettings that they carry."""
+    job = parse_job_environment(environment)
+    assert job is not None
+    return {**environment, **job_environment(dataclasses.replace(job, **changes))}
 
 
 # What belongs to the process that asks: systemd's own notes to a service, and the traces of sudo.

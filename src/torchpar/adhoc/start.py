@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn, TypeVar
 
 from torchpar.adhoc import systemd_run
+from torchpar.adhoc.plan import tell
 from torchpar.conf.services import Service
 from torchpar.contract.preload import preloaded
 from torchpar.host import direct, systemd
@@ -86,7 +87,8 @@ def _become(plan: ServicePlan, user: str, environment: Mapping[str, str]) -> NoR
     settings = plan.service.settings
     direct.become(
         plan.command,
-        {**environment, **plan.environment},
+        # No unit, no ExecStop=.
+        {**environment, **tell(plan.environment, signals="main")},
         user=user,
         group=settings.group if os.geteuid() == 0 else None,
         directory=settings.working_directory or os.getcwd(),

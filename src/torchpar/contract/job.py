@@ -77,7 +77,9 @@ class JobSettings:
     torchrun's --nnodes ("2", or "2:4" for an elastic job), endpoint its rendezvous ("host:port"); checkpoint_grace is
     how many seconds a stop may take. prefetch_factor and pin_memory are what the conf has for DataLoader calls that
     leave them out; None: torch's own. serve is that of an inference service. own_threads says that the user has asked
-for the ranks' numbers of threads, so that they stay on fewer CPUs.
+    for the ranks' numbers of threads, so that they stay on fewer CPUs. signals is for a job without a unit, which
+    SIGTERM and SIGUSR1 ask to stop: "each" where every process of it gets them, "main" where the first one does; "":
+    it has a unit.
 
     What has a default here is what older units do not say.
     """
@@ -97,6 +99,7 @@ for the ranks' numbers of threads, so that they stay on fewer CPUs.
     pin_memory: bool | None = None
     serve: ServeSettings | None = None
     own_threads: bool = False
+    signals: str = ""
 
     def rank(self, local_rank: int) -> RankSettings | None:
         """Finds the settings of one process; None if the plan has no such rank."""
@@ -125,8 +128,9 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
     """Makes the variable that carries the settings; the same settings give the same ASCII text."""
     data = asdict(settings)
     data["ranks"] = list(_shorten(data["ranks"]))
-    if not settings.own_threads:
-        del data["own_threads"]
+    for name in ("own_threads", "signals"):
+        if not data[name]:
+            del data[name]
     if settings.serve is None:
         del data["serve"]
     else:
@@ -195,6 +199,7 @@ def parse_job_environment(environ: Mapping[str, str]) -> JobSettings | None:
         pin_memory=_field(fields, VARIABLE, "pin_memory", (bool, type(None)), JobSettings.pin_memory),
         serve=_parse_serve(fields["serve"], f"{VARIABLE}.serve") if "serve" in fields else None,
         own_threads=_field(fields, VARIABLE, "own_threads", bool, JobSettings.own_threads),
+        signals=_field(fields, VARIABLE, "signals", str, JobSettings.signals),
     )
 
 

@@ -1,7 +1,7 @@
 """A request to stop, and the ranks' agreement on it: all of them see it at the same call.
 
 The request is a file that ExecStop= makes; see torchpar-runtime(7). No signal is taken for it: a script may use
-each for itself.
+each for itself. Only where a job has no unit are there signals, see `signals`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from torchpar.contract.journal import Priority, say
+from torchpar.runtime.signals import signals
 
 REQUEST = "stop"
 ASKS = "stop-{}"  # by which process {} says that it looks at the request
@@ -40,6 +41,8 @@ class StopRequest:
             # The group of a forked process is its parent's.
             self.forked, self.process = bool(self.process), os.getpid()
             ask()
+            if not self.forked:
+                signals.take()
         if not self.agreed:
             group = None if self.forked else whole_group()
             if group is not None:
@@ -70,7 +73,9 @@ class Agreement:
         self.keys = f"torchpar/stop/{number}"
         self.store = distributed_c10d._get_default_store()
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
-        self.other_hosts = self.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        # A file is there for all ranks of this host. A signal may have come to one of them alone.
+        other_hosts = self.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        self.elsewhere = other_hosts or signals.taken
         self.looked_at = 0.0
         self.calls = 0
         self.read = 0  # how many entries of the log
@@ -91,7 +96,7 @@ class Agreement:
                 self.last = self._decide(self.since[0])
                 self.since = self.since if self.last is None else (time.monotonic(), self.calls)
         except RuntimeError as error:
-            self.other_hosts = False
+            self.elsewhere = False
             if self.since is None and not wanted:
                 return False
             say("stopping without the other ranks: " + str(error).partition("\n")[0], Priority.WARNING)
@@ -125,8 +130,8 @@ class Agreement:
         return time.monotonic() > since[0] + PATIENCE and self.calls >= since[1] + CALLS
 
     def _wanted_elsewhere(self) -> bool:
-        """Says whether a rank of another host has seen a request; on this one all look at the same file."""
-        if not self.other_hosts or time.monotonic() < self.looked_at + PAUSE:
+        """Says whether a rank that may be asked without this one has seen a request."""
+        if not self.elsewhere or time.monotonic() < self.looked_at + PAUSE:
             return False
         self.looked_at = time.monotonic()
         return bool(self.store.add(f"{self.keys}/entries", 0))
@@ -139,6 +144,8 @@ def directory() -> str:
 
 def requested() -> bool:
     """Says whether the service is to stop."""
+    if signals.came:
+        return True
     place = directory()
     return bool(place) and os.path.exists(os.path.join(place, REQUEST))
 

@@ -157,6 +157,13 @@ def test_ranks_come_back_whatever_their_numbers() -> None:
     assert parse_job_environment(job_environment(settings)) == settings
 
 
+def test_a_job_without_a_unit_is_told_which_signals_ask() -> None:
+    """Nothing is said to one that has a unit: the text of units stays as it is."""
+    assert "signals" not in job_environment(SETTINGS)[VARIABLE]
+    settings = dataclasses.replace(SETTINGS, signals="each")
+    assert parse_job_environment(job_environment(settings)) == settings
+
+
 def test_a_rank_is_found_by_its_number() -> None:
     """LOCAL_RANK chooses; a number outside the plan gives nothing."""
     assert SETTINGS.rank(1) == SETTINGS.ranks[1]
@@ -183,6 +190,7 @@ def test_a_rank_is_found_by_its_number() -> None:
         (changed_rank(cpus=[0, 1]), "TORCHPAR_JOB.ranks[0].cpus: [0, 1] is not"),
         (changed(nodes=2), "TORCHPAR_JOB.nodes: 2 is not"),
         (changed(endpoint=0), "TORCHPAR_JOB.endpoint: 0 is not"),
+        (changed(signals=1), "TORCHPAR_JOB.signals: 1 is not"),
         (changed(elastic="no"), "TORCHPAR_JOB.elastic: 'no' is not"),
         (changed(checkpoint_grace=-1), "TORCHPAR_JOB.checkpoint_grace: -1 is not"),
         (changed(prefetch_factor=0), "TORCHPAR_JOB.prefetch_factor: 0 is not"),

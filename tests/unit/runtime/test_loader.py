@@ -242,6 +242,20 @@ def test_a_worker_has_one_thread_and_the_ranks_cpus(place: Place) -> None:
     assert seen == 2 * [[1, 0, *expected[1:]]] + 2 * [[1, 2, *expected[1:]]]
 
 
+@pytest.mark.parametrize("signals", ["", "each"])
+def test_workers_outlive_the_signals_that_ask_their_rank_to_save(place: Place, signals: str) -> None:
+    """A scheduler sends them to every process of a job; the loader of a worker that dies raises an exception."""
+    script = numbered(
+        "import signal\n"
+        "class Handlers(Dataset):\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, i):\n"
+        "        return [signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGTERM, signal.SIGUSR1)]\n"
+        "print(json.dumps([[bool(x) for x in item] for item in DataLoader(Handlers(), None, num_workers=1)]))\n"
+    )
+    assert printed(train(place, script, settings=replace(JOB, signals=signals))) == [[bool(signals)] * 2]
+
+
 def test_a_spawned_worker_begins_so_too(place: Place) -> None:
     """The script asks for it itself; what is told to the worker is found again in a fresh interpreter."""
     if not has_torch():

@@ -20,6 +20,7 @@ from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.runtime import given
 from torchpar.runtime.patches.stand_in import StandIn, replace_method
+from torchpar.runtime.signals import spare_worker
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # OpenBLAS as Debian, numpy's wheels (64_), and conda have it.
@@ -30,13 +31,15 @@ _SETTERS = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "op
 class WorkerCpus:
     """The CPUs of a rank's loader workers (`planned`), and those of them that are theirs alone (`loaders`).
 
-    `settings` and `rank` are None where somebody else has narrowed the process: then they never change.
+    `settings` and `rank` are None where somebody else has narrowed the process: then they never change. `spared`: the
+    signals that ask the job to stop are none of theirs.
     """
 
     planned: frozenset[int]
     loaders: frozenset[int]
     settings: JobSettings | None
     rank: RankSettings | None
+    spared: bool = False
 
     def now(self) -> frozenset[int]:
         """Returns the CPUs of a worker that begins now: torchpard may have given the service others meanwhile."""
@@ -100,7 +103,10 @@ def make_worker_cpus(settings: JobSettings, rank: RankSettings, allowed: Set[int
     loaders = frozenset(CpuSet.parse(rank.loader_cpus))
     # Such as it is planned, also where it has begun with less.
     cpus = worker_cpus(rank, allowed | set(CpuSet.parse(rank.cpus)) if follows else allowed)
-    return WorkerCpus(cpus, loaders, settings, rank) if follows else WorkerCpus(cpus, loaders, None, None)
+    spared = bool(settings.signals)
+    if not follows:
+        return WorkerCpus(cpus, loaders, None, None, spared)
+    return WorkerCpus(cpus, loaders, settings, rank, spared)
 
 
 def worker_cpus(rank: RankSettings, allowed: Set[int]) -> frozenset[int]:
@@ -151,6 +157,8 @@ def _then(cpus: WorkerCpus, init: Callable[[int], object] | None) -> Callable[[i
     def begin_and_init(number: int) -> None:
         try:
             begin(cpus.now())
+            if cpus.spared:
+                spare_worker()
         except Exception as error:  # whatever it is, it is not the job's failure and must not become it
             say(f"a loader worker is not set as planned: {error!r}", Priority.WARNING)
         if init is not None:

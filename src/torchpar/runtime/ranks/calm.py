@@ -5,17 +5,19 @@ The agent (torch.distributed.elastic) is the job's own, any version since 1.13; 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 
 from torchpar.contract.journal import Priority, say
+from torchpar.runtime.signals import signals
 from torchpar.runtime.stop import requested
 
 SIGNALLED = 128  # how shells say that a signal ended a process
@@ -48,6 +50,7 @@ def stop_calmly() -> None:  # noqa: C901 - the states of torch's agent, in its o
 
     ExecStop= asks and signals the ranks, and this process too. torch's agent would send SIGTERM to all of them, and
     SIGKILL 30 seconds later, when it has SIGTERM itself and when the first of them has failed; or start them again.
+    Where the job has no unit the signal itself asks.
     """
     agent: Any = LocalElasticAgent
     processes: Any = SubprocessContext
@@ -60,14 +63,18 @@ def stop_calmly() -> None:  # noqa: C901 - the states of torch's agent, in its o
         terminate = signal.getsignal(signal.SIGTERM)
 
         def _terminate(number: int, frame: Any) -> None:
+            hear(number, started.values())
             if not requested():
                 terminate(number, frame)  # type: ignore[operator, misc]
             elif None not in (statuses := ends(self._pcontext)).values():
                 # Nothing is left to be waited for but the agents of other hosts.
                 raise GangStopped(statuses)
 
+        signals.take()
         if callable(terminate):
             signal.signal(signal.SIGTERM, _terminate)
+        if signals.taken:
+            signal.signal(signal.SIGUSR1, lambda number, frame: hear(number, started.values()))
         if requested():
             # They may have come too late to be signalled, and have done nothing yet.
             for process in started.values():
@@ -86,6 +93,16 @@ def stop_calmly() -> None:  # noqa: C901 - the states of torch's agent, in its o
         return close(self, *arguments, **named)
 
     agent._start_workers, agent._monitor_workers, processes.close = _start_workers, _monitor_workers, _close
+
+
+def hear(number: int, ranks: Iterable[int]) -> None:
+    """Takes a signal for the request to stop where the job has no unit, and tells the ranks if it came here alone."""
+    if signals.taken:
+        signals.heard()
+    if signals.alone:
+        for process in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
 
 
 def ends(processes: Any) -> dict[int, Any]:
