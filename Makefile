@@ -26,6 +26,7 @@ help:
 	@echo 'make test           all tests: check, and the machine tests on Debian 12 and 13'
 	@echo 'make test-runtime   data loading and throughput of training jobs, with a real torch'
 	@echo 'make test-serve     the tests of the inference server, with a torch of their own'
+	@echo 'make test-fleet     the page of a fleet, in a browser'
 	@echo 'make test-python39  the tests of what runs in a job, under the oldest Python that it may have'
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
@@ -136,7 +137,13 @@ test-python39: $(VENV)/complete
 	$(SUDO) tests/python39 '$(CACHE)' '$(VENV)/bin/pip'
 .PHONY: test-python39
 
-test: check test-runtime test-serve test-machines
+# Of the unit tests those that need a browser, and are skipped where none is.
+test-fleet: $(VENV)/complete
+	$(call packages,chromium)
+	'$(VENV)/bin/python' -B -m pytest -p no:cacheprovider -q tests/unit/fleet/test_report.py
+.PHONY: test-fleet
+
+test: check test-runtime test-serve test-fleet test-machines
 .PHONY: test
 
 # Three at a time: two releases, and the tests with machines of their own. See tests/machines/conftest.py for their order.
@@ -286,6 +293,7 @@ install: man
 	install -D -m 644 systemd/torchpar.tmpfiles '$(DESTDIR)/usr/lib/tmpfiles.d/torchpar.conf'
 	$(call put,644,$(wildcard systemd/*.j2),/usr/share/torchpar/templates)
 	$(call put,644,$(wildcard src/examples/*.py),/usr/share/torchpar/examples)
+	$(call put,644,$(wildcard src/fleet/*),/usr/share/torchpar/templates)
 	$(call put,755,src/facts/torchpar.fact src/facts/torchpar-facter,/usr/share/torchpar/facts)
 	cd src/examples && find site-torchpar-conf -type f -exec install -D -m 644 '{}' '$(DESTDIR)/usr/share/torchpar/examples/{}' ';'
 	$(call put,644,src/monitoring/torchpar.rules.yml,/usr/share/torchpar/prometheus)

@@ -92,7 +92,7 @@ def main() -> None:
                 folder = Path(name)
                 (folder / "facts").mkdir()
                 write_facts(folder / "facts", count, alike=alike)
-                (folder / "conf").write_text(conf_of(), encoding="utf-8")
+                (folder / "torchpar.conf").write_text(conf_of(), encoding="utf-8")
                 for command in ("plan", "report") if count == 1000 or not alike else ("plan",):
                     measure(folder, command, count, alike=alike)
 
@@ -100,7 +100,7 @@ def main() -> None:
 def measure(folder: Path, command: str, count: int, *, alike: bool) -> None:
     """Runs one command as its users do, and prints a line of the table."""
     run = "from torchpar.cli.main import main; main()"
-    argv = [sys.executable, "-c", run, "fleet", command, "--facts", f"{folder}/facts", "--config", f"{folder}/conf"]
+    argv = [sys.executable, "-c", run, "fleet", command, "--facts", f"{folder}/facts", "--config", str(folder)]
     with (folder / "out").open("wb") as out:
         start = time.perf_counter()
         process = subprocess.Popen(argv, stdout=out)

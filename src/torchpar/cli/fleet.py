@@ -11,6 +11,7 @@ COMMANDS = {
     "plan": "torchpar.cli.fleet_plan",
     "diff": "torchpar.cli.fleet_diff",
     "check": "torchpar.cli.fleet_check",
+    "report": "torchpar.cli.fleet_report",
 }
 
 

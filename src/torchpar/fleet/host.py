@@ -226,9 +226,9 @@ def _warn(export: Export, planned: _Planned, *, running_known: bool) -> Iterator
         python = service.settings.python
         if service.own_user and python in versions.torch and versions.torch[python] is None:
             yield f"{service.section}: {printable(python)} has no torch"
-    of_debian = any(service.settings.python == _PYTHON for service in services)
+    from_debian = any(service.settings.python == _PYTHON for service in services)
     # The alternative of the reference BLAS is in a folder of this name.
-    if of_debian and "python3-torch" in versions.packages and versions.blas in (None, "blas"):
+    if from_debian and "python3-torch" in versions.packages and versions.blas in (None, "blas"):
         yield "the reference BLAS is in force, 14 to 50 times slower than an optimised one: torchpar doctor"
     if not running_known:
         yield "systemd did not say what runs, so nothing is known of restarts"

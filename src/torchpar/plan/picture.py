@@ -199,7 +199,8 @@ def _cpus(cpus: CpuSet) -> str:
 
 
 def _host_title(facts: HostFacts) -> str:
-    return f"{facts.hostname}: {len(facts.cores)} cores, {len(facts.online_cpus)} CPUs{_memory(facts.memory_bytes)}"
+    name = f"{facts.hostname}: " if facts.hostname else ""
+    return f"{name}{len(facts.cores)} cores, {len(facts.online_cpus)} CPUs{_memory(facts.memory_bytes)}"
 
 
 def _node_title(node: NumaNode) -> str:
