@@ -12,6 +12,7 @@ COMMANDS = {
     "diff": "torchpar.cli.fleet_diff",
     "check": "torchpar.cli.fleet_check",
     "report": "torchpar.cli.fleet_report",
+    "haproxy": "torchpar.cli.fleet_haproxy",
 }
 
 

@@ -75,7 +75,7 @@ def plan_fleet(folder: Path, conf: Path | None, *, pictures: bool = False) -> Fl
     Raises ConfigError when the conf cannot be read at all, and FactsError where there are no facts.
     """
     files = read_conf(conf)
-    paths = _find_facts(folder)
+    paths = find_facts(folder)
     planner = Planner(files, pictures=pictures)
     matches = [(file.path, match) for file, match in zip(files, read_matches(files), strict=True)]
     plans = _plan_all(planner, folder, paths)
@@ -85,7 +85,7 @@ def plan_fleet(folder: Path, conf: Path | None, *, pictures: bool = False) -> Fl
     return Fleet(plans, matches)
 
 
-def _find_facts(folder: Path) -> list[str]:
+def find_facts(folder: Path) -> list[str]:
     """Finds all files but hidden ones, by their paths below the folder, sorted. Raises FactsError."""
     found: list[str] = []
 
