@@ -1,6 +1,6 @@
 """What torchpard costs a host: CPU time and memory, at rest and in a flood. On a booted Debian.
 
-    make bench-daemon    or    python3 -m tests.benchmarks.bench_daemon [--services 50 200] [--flood 600]
+    make bench-daemon or python3 -m tests.benchmarks.bench_daemon [--services 50 200] [--minutes 3] [--flood 600]
 
 The services run and tell how far they are every two seconds, as training jobs do. The CPU time is that of torchpard's
 control group, with all the processes that it starts; that of systemd, which answers it, is printed beside it. The

@@ -19,6 +19,7 @@ from torchpar.generations.compile import Compiled, compile_as_applied, compile_c
 from torchpar.generations.drift import find_foreign
 from torchpar.generations.enforce import LiveSystemd, changing, read_active, running_among
 from torchpar.generations.generation import Content, Generation
+from torchpar.generations.last_apply import noted
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.clocks import read_clocks
@@ -49,11 +50,12 @@ def apply(
     require_root("torchpar apply")
     systemd.require_systemd()
     store = Store()
-    with contextlib.nullcontext() if dry_run else changing(store, systemd.remove_leftovers, wait=wait):
+    if dry_run:
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
-        if dry_run:
-            return _show(compiled, find_changes(active, compiled), as_json=as_json)
+        return _show(compiled, find_changes(active, compiled), as_json=as_json)
+    with noted(), changing(store, systemd.remove_leftovers, wait=wait):
+        compiled = _compile(read_active(store), boot=boot, afresh=afresh)
         outdated = () if boot else find_running_outdated(store, compiled)
         request = Request(Restart(restart), confirm_within, at_boot=boot, outdated=outdated)
         applied = put_in_force(store, LiveSystemd(at_boot=boot), compiled, request, warn)

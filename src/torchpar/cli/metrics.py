@@ -18,6 +18,7 @@ from torchpar.contract.version import version
 from torchpar.daemon.client import ask_daemon
 from torchpar.daemon.metrics import Sample, render_metrics
 from torchpar.daemon.metrics_server import MetricsServer
+from torchpar.generations.last_apply import read_last_apply
 from torchpar.generations.store import Store
 from torchpar.host.clocks import clock_is_synchronised
 from torchpar.host.inputs import LIVE
@@ -81,6 +82,7 @@ class _Fresh:
 
 def _text() -> str:
     answer = ask_daemon()
+    last_apply = read_last_apply()
     units = [str(service["unit"]) for service in answer["services"]] if answer else []
     applied, digest = _in_force()
     return render_metrics(
@@ -93,6 +95,7 @@ def _text() -> str:
             sha256=digest,
             reboot_required=os.path.exists("/run/reboot-required"),
             clock_synchronised=clock_is_synchronised(),
+            last_apply=(last_apply.success, last_apply.timestamp_seconds) if last_apply else None,
         )
     )
 

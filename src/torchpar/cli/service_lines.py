@@ -88,6 +88,8 @@ def _speed(service: ServiceState) -> Iterator[str]:
         if throughput.loader_wait_share < LOADER_BOUND:
             yield f"waits {100 * throughput.loader_wait_share:.0f} % for data"
     yield f"step {throughput.steps}"
+    if service.checkpoint_age_seconds is not None:
+        yield f"saved {span(service.checkpoint_age_seconds)} ago"
 
 
 def _use(service: ServiceState) -> Iterator[str]:

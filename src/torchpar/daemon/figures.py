@@ -62,7 +62,8 @@ class Figures:
         serving = rates(report, now) if report else None
         return {
             **row,
-            "state_age_seconds": None if since is None else round(max(0.0, now - since), 1),
+            "state_age_seconds": _age(since, now),
+            "checkpoint_age_seconds": _age(row["checkpoint_monotonic_seconds"], now) if runs else None,
             "throughput": throughput.as_json(now) if throughput else None,
             "loading": describe_loading(row, last) if last else None,
             "cpus_used": None if cpus_used is None else round(cpus_used, 2),
@@ -71,6 +72,10 @@ class Figures:
             "hang": hang,
             "wrong": [trouble("hang", hang), *row["wrong"]] if hang else row["wrong"],
         }
+
+
+def _age(since: float | None, now: float) -> float | None:
+    return None if since is None else round(max(0.0, now - since), 1)
 
 
 def live_figures() -> Figures:

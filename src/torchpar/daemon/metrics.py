@@ -18,7 +18,8 @@ class Sample:
     """Everything that is rendered. `answer` is torchpard's, None where it does not answer.
 
     `now` is the time of day in seconds, `applied` that of the last apply, None where nothing is in force; `sha256` are
-    the first letters of the sum of the conf in force.
+    the first letters of the sum of the conf in force. `last_apply`: whether the last apply of this boot succeeded, and
+    when it ended.
     """
 
     version: str
@@ -29,6 +30,7 @@ class Sample:
     sha256: str = ""
     reboot_required: bool = False
     clock_synchronised: bool | None = None
+    last_apply: tuple[bool, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,17 @@ FAMILIES = (
         ("generation", "sha256"),
     ),
     Family("last_apply_timestamp_seconds", "gauge", "When what is in force was put in force."),
+    Family("last_apply_success", "gauge", "1: the last apply since the boot has done its work. 0: it has failed."),
+    Family("last_apply_end_timestamp_seconds", "gauge", "When that apply ended, also one that changed nothing."),
     Family("notices", "gauge", "Things that torchpar status says need attention."),
     Family("config_in_sync", "gauge", "1: the service does not run, or runs as planned. 0: something drifted.", _UNIT),
+    Family(
+        "restart_required",
+        "gauge",
+        "1: the service runs with older settings, and gets the new ones by a restart.",
+        _UNIT,
+    ),
+    Family("unit_info", "gauge", "Always 1; the torch that runs in the service is a label.", ("unit", "torch")),
     Family("unit_in_force", "gauge", "0: the service has left the conf, and still runs.", _UNIT),
     Family("unit_active", "gauge", "1: the service is active.", _UNIT),
     Family("unit_failed", "gauge", "1: the service has failed, and is not started again.", _UNIT),
@@ -67,6 +78,7 @@ FAMILIES = (
     Family("unit_ranks", "gauge", "Processes that are planned for the service.", _UNIT),
     Family("unit_affinity_ok", "gauge", "1: every thread is on the CPUs that are planned for it.", _UNIT),
     Family("unit_memory_policy_ok", "gauge", "1: the memory policy is the planned one.", _UNIT),
+    Family("unit_memory_local_ratio", "gauge", "Share of the memory that is on the planned nodes, from 0 to 1.", _UNIT),
     Family("rank_threads", "gauge", "Compute threads that are planned for a rank.", ("unit", "local_rank")),
     Family("unit_cpu_seconds_total", "counter", "CPU time of the service.", _UNIT),
     Family("unit_memory_bytes", "gauge", "Memory of the service, with its page cache.", _UNIT),
@@ -92,6 +104,8 @@ FAMILIES = (
     ),
     Family("job_loader_wait_ratio", "gauge", "Share of its time that the job waits for data, from 0 to 1.", _UNIT),
     Family("job_silent_seconds", "gauge", "Time since the job last said how far it is.", _UNIT),
+    Family("job_ranks", "gauge", "Ranks of the job on this host that say how far they are.", _UNIT),
+    Family("job_checkpoint_age_seconds", "gauge", "Time since the job wrote its last checkpoint in this run.", _UNIT),
 )
 
 
@@ -130,6 +144,9 @@ def _of_host(sample: Sample, found: Mapping[str, Samples]) -> None:
         found["clock_synchronised"].append(({}, sample.clock_synchronised))
     if sample.applied is not None:
         found["last_apply_timestamp_seconds"].append(({}, sample.applied))
+    if sample.last_apply is not None:
+        found["last_apply_success"].append(({}, sample.last_apply[0]))
+        found["last_apply_end_timestamp_seconds"].append(({}, sample.last_apply[1]))
     if sample.answer is None:
         return
     conf = sample.answer["conf"]
@@ -146,6 +163,11 @@ def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, 
     unit = {"unit": str(service["unit"])}
     found["config_in_sync"].append((unit, service["placed"] != "drift" and service["in_force"]))
     found["unit_in_force"].append((unit, service["in_force"]))
+    if service["running_cpus"]:
+        is_older = any(wrong["what"] == "outdated" for wrong in service["wrong"])
+        found["restart_required"].append((unit, is_older))
+    if service["torch"]:
+        found["unit_info"].append(({**unit, "torch": str(service["torch"])}, 1))
     if service["threads"]:
         found["unit_ranks"].append((unit, len(service["threads"])))
     for rank, threads in enumerate(service["threads"]):
@@ -157,11 +179,10 @@ def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, 
     counters = sample.counters.get(unit["unit"])
     if counters:
         _of_counters(unit, counters, found)
-    job = service.get("throughput")
-    if job:
-        for name, key in _OF_JOB:
-            if key in job:
-                found[name].append((unit, job[key]))
+    told = {**service, **(service.get("throughput") or {})}
+    for name, key in _OF_JOB:
+        if told.get(key) is not None:
+            found[name].append((unit, told[key]))
 
 
 _OF_JOB = (
@@ -170,6 +191,9 @@ _OF_JOB = (
     ("job_samples_per_second", "samples_per_second"),
     ("job_loader_wait_ratio", "loader_wait_share"),
     ("job_silent_seconds", "silent_seconds"),
+    ("job_ranks", "ranks"),
+    ("job_checkpoint_age_seconds", "checkpoint_age_seconds"),
+    ("unit_memory_local_ratio", "memory_local_share"),
 )
 
 

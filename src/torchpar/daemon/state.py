@@ -86,6 +86,7 @@ class ServiceState:
     hang: Text | None
     wrong: tuple[Wrong, ...]
     problem: Text | None
+    checkpoint_age_seconds: float | None = None
 
     @property
     def title(self) -> str:

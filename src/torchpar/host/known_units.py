@@ -40,6 +40,7 @@ PROPERTIES: Mapping[str, Callable[[str], Any]] = {
     "SubState": str,
     "UnitFileState": str,
     "ControlGroup": str,
+    "WorkingDirectory": str,
     "Result": str,
     "DropInPaths": str.split,
     "InvocationID": lambda text: list(bytes.fromhex(text)),

@@ -164,14 +164,23 @@ def _policies_of_ranks(plan: ServiceRecord, word: str, nodes: CpuSet) -> set[str
 
 
 def _locality(plan: ServiceRecord, running: RunningUnit) -> str:
+    share = local_share(plan, running)
+    return "" if share is None else f"{100 * share:.0f} % of its pages on node {_planned_nodes(plan)}"
+
+
+def local_share(plan: ServiceRecord, running: RunningUnit) -> float | None:
+    """Returns the share of a unit's pages that are on its planned nodes; None where that cannot be known."""
     pages: Counter[int] = Counter()
     for process in running.processes:
         pages.update(process.pages or {})
-    planned = plan.memory_policy.nodes or plan.ranks[0].numa_nodes
-    if not planned or not pages:
-        return ""
-    local = sum(count for node, count in pages.items() if node in planned)
-    return f"{100 * local / pages.total():.0f} % of its pages on node {planned}"
+    planned = _planned_nodes(plan)
+    if not planned or not pages.total():
+        return None
+    return sum(count for node, count in pages.items() if node in planned) / pages.total()
+
+
+def _planned_nodes(plan: ServiceRecord) -> CpuSet:
+    return plan.memory_policy.nodes or plan.ranks[0].numa_nodes
 
 
 def _allocator(plan: ServiceRecord, running: RunningUnit) -> Item:

@@ -24,6 +24,7 @@ from torchpar.generations.generation import Content, Generation
 from torchpar.generations.rollbacks import read_rollbacks
 from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
+from torchpar.host.checkpoints import Checkpoints
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.journal import Journal as LiveJournal
@@ -53,7 +54,10 @@ class Conf(Protocol):
 
 @dataclass(frozen=True)
 class Readers:
-    """The doors to what is looked at besides systemd. `loaded`: see find_drift(); `read_text`: see Around."""
+    """The doors to what is looked at besides systemd. `loaded`: see find_drift(); `read_text`: see Around.
+
+    `newest_checkpoint` says when the newest checkpoint in a folder was written, in seconds since the epoch.
+    """
 
     conf: Conf
     read_facts: Callable[[], HostFacts]
@@ -62,12 +66,20 @@ class Readers:
     loaded: Callable[[], Path | None]
     journal: Journal
     read_text: Callable[[str], str | None]
+    newest_checkpoint: Callable[[str], float | None] = lambda folder: None
 
 
 def live_readers() -> Readers:
     """Makes the readers of this host."""
     return Readers(
-        ConfReader(), read_facts, read_manifest, read_running_unit, loaded_units, LiveJournal(), read_unit_file
+        ConfReader(),
+        read_facts,
+        read_manifest,
+        read_running_unit,
+        loaded_units,
+        LiveJournal(),
+        read_unit_file,
+        Checkpoints().newest,
     )
 
 
@@ -111,6 +123,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
         wrong += more
         add_failures(services, readers.journal, around.until + _SECONDS_OF_JOURNAL)
         add_overlaps(services)
+        _add_checkpoints(services, readers.newest_checkpoint)
     return {
         "version": 1,
         "generation": active.number if active else None,
@@ -132,6 +145,17 @@ def _observe_all(
         return list(
             pool.map(lambda service: observe_service(systemd, readers.read_running_unit, service, around), planned)
         )
+
+
+def _add_checkpoints(rows: list[dict[str, Any]], newest: Callable[[str], float | None]) -> None:
+    """Adds to training jobs that run when they have saved last in this run."""
+    for row in rows:
+        began = row["run_began_unix_seconds"]
+        if row["kind"] == "train" and row["main_pid"] and row["working_directory"] and began is not None:
+            saved = newest(row["working_directory"])
+            if saved is not None and saved >= began:
+                # By the clock that nobody sets.
+                row["checkpoint_monotonic_seconds"] = time.monotonic() - max(0.0, time.time() - saved)
 
 
 def _notices(row: Mapping[str, Any]) -> list[str]:

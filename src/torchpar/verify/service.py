@@ -24,7 +24,7 @@ from torchpar.host.affinity import UnitMove
 from torchpar.host.processes import SECONDS
 from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
-from torchpar.verify.compare import Item, Verdict, summary, verify
+from torchpar.verify.compare import Item, Verdict, local_share, summary, verify
 from torchpar.verify.failure import state_of, why_failed
 from torchpar.verify.overrides import find_overrides
 from torchpar.verify.repair import make_repair
@@ -32,6 +32,8 @@ from torchpar.verify.repair import make_repair
 RUNNING = ("active", "reloading", "deactivating")
 _SERVICE = re.compile(r"torchpar-(?P<kind>train|infer)@(?P<name>.+)\.service")
 _AD_HOC = "torchpar-run-"
+# A job tells its torch by itself.
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 _LEAST_SECONDS = 0.5
 _STARTING_SECONDS = 5.0
@@ -106,6 +108,8 @@ def observe_service(
             row["wrong"].append(trouble("outdated", then))
         else:
             row["wrong"].append(trouble("drift", f"does not run as planned ({what}): torchpar verify {plan.title}"))
+    row["memory_local_share"] = local_share(plan, running)
+    row["torch"] = next((rank.torch for rank in running.ranks if _VERSION.fullmatch(rank.torch)), None)
     row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus or plan.cpus)
     return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
 
@@ -190,6 +194,11 @@ def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
         "restarts": properties.get("NRestarts", 0),
         "restarts_in_10_minutes": None,
         "failure": {"why": why_failed(properties), "said": None} if state in ("failed", "restarting") else None,
+        # "!" before it: it may be missing.
+        "working_directory": str(properties.get("WorkingDirectory", "")).lstrip("!-"),
+        "checkpoint_monotonic_seconds": None,
+        "memory_local_share": None,
+        "torch": None,
         "control_group": str(properties.get("ControlGroup", "")),
         "memory_limit_bytes": None if limit == _NO_NUMBER else limit,
         "running_cpus": "",

@@ -31,7 +31,7 @@ NAME = re.compile(r"\btorchpar_[a-z_]+\b")
 def service(unit: str, **changes: Any) -> dict[str, Any]:
     row = {
         "unit": unit, "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [2, 2], "running_cpus": "0-3",
-        "shared": False,
+        "shared": False, "wrong": [], "torch": None, "memory_local_share": None, "checkpoint_age_seconds": None,
         "items": [{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "unknown"}],
         "throughput": None,
     }  # fmt: skip
@@ -44,6 +44,7 @@ def answer(*services: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 JOB = {
     "steps": 120, "steps_per_second": 2.5, "samples_per_second": 80.0, "loader_wait_share": 0.25, "silent_seconds": 1.5,
+    "ranks": 2,
 }  # fmt: skip
 COUNTERS = UnitCounters("active", 3, 12.5, 40, 2**20, {"memory": 1.5})
 WHOLE = Sample(
@@ -53,6 +54,10 @@ WHOLE = Sample(
         service(
             UNIT,
             throughput=JOB,
+            torch="2.6.0+debian",
+            memory_local_share=0.75,
+            checkpoint_age_seconds=90.0,
+            wrong=[{"what": "outdated", "text": "x"}],
             items=[{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "drift"}],
         ),
         service(OTHER, running_cpus="3-5"),
@@ -62,6 +67,7 @@ WHOLE = Sample(
     "0123456789ab",
     True,
     True,
+    (False, 1695000000.0),
 )
 
 
@@ -84,6 +90,13 @@ def test_the_whole_of_it_is_what_was_said_of_host_services_and_jobs() -> None:
     assert found[f"torchpar_unit_shared_cpus{{{unit}}}"] == "1"
     assert found[f"torchpar_job_loader_wait_ratio{{{unit}}}"] == "0.25"
     assert found[f"torchpar_job_steps_total{{{unit}}}"] == "120"
+    assert found[f"torchpar_restart_required{{{unit}}}"] == "1"
+    assert found[f'torchpar_restart_required{{unit="{OTHER}"}}'] == "0"
+    assert found[f'torchpar_unit_info{{{unit},torch="2.6.0+debian"}}'] == "1"
+    assert found[f"torchpar_unit_memory_local_ratio{{{unit}}}"] == "0.75"
+    assert found[f"torchpar_job_checkpoint_age_seconds{{{unit}}}"] == "90"
+    assert found[f"torchpar_job_ranks{{{unit}}}"] == "2"
+    assert found["torchpar_last_apply_success"] == "0"
 
 
 def test_every_metric_is_among_them() -> None:

@@ -404,3 +404,18 @@ def test_an_exit_status_of_a_start_that_lacks_a_file_is_known_everywhere(kind: s
     unit = Path(__file__).parents[3] / "systemd" / f"torchpar-{kind}@.service"
     (line,) = (line for line in unit.read_text().splitlines() if line.startswith("RestartPreventExitStatus="))
     assert {*LACKING} <= EXIT_CODES.keys() & {*map(int, line.partition("=")[2].split())}
+
+
+def test_when_a_job_has_saved_last_in_this_run_is_known(host: FakeHost) -> None:
+    """Not of an earlier run, whose files are there still."""
+    host.apply()
+    host.start(TRAIN)
+    began = time.time() - 1000
+    host.systemd.properties[TRAIN] |= {"ExecMainStartTimestamp": began * 1e6, "WorkingDirectory": "!/srv/a"}
+    found = {}
+    readers = dataclasses.replace(host.readers, newest_checkpoint=found.get)
+    for saved, age in ((began + 900, 100), (began - 5, None), (None, None), (began + 2000, 0)):
+        found["/srv/a"] = saved
+        rows = {row["unit"]: row for row in observe.observe(host.store, host.systemd, readers)["services"]}
+        at = rows[TRAIN]["checkpoint_monotonic_seconds"]
+        assert at is None if age is None else abs(time.monotonic() - at - age) < 60
