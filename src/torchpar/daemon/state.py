@@ -28,6 +28,17 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class RankSpeed:
+    """The speed of one rank; `pid` is what the job has told."""
+
+    local_rank: int
+    pid: int
+    steps_per_second: float
+    loader_wait_share: float
+    silent_seconds: float
+
+
+@dataclass(frozen=True)
 class Speed:
     """The speed of a training job."""
 
@@ -37,6 +48,7 @@ class Speed:
     loader_wait_share: float
     bound: str
     silent_seconds: float
+    by_rank: tuple[RankSpeed, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,17 @@ _LEAST_RANKS = 16
 
 
 @dataclass(frozen=True)
+class RankThroughput:
+    """The speed of one rank: its process, its optimizer steps per second, and its share of waiting for data."""
+
+    local_rank: int
+    pid: int
+    steps_per_second: float
+    loader_wait_share: float
+    latest: float
+
+
+@dataclass(frozen=True)
 class Throughput:
     """The speed of a job. `loading` is that of the rank that waits most, `local_rank`; `latest` the time of the latest
     totals, by the kernel's monotonic clock.
@@ -35,6 +46,7 @@ class Throughput:
     local_rank: int
     loading: Loading
     latest: float
+    by_rank: tuple[RankThroughput, ...] = ()
 
     @property
     def bound(self) -> str:
@@ -52,6 +64,16 @@ class Throughput:
             "loading": {"local_rank": self.local_rank, **asdict(self.loading)},
             "ranks": self.ranks,
             "silent_seconds": round(max(0.0, now - self.latest), 1),
+            "by_rank": [
+                {
+                    "local_rank": rank.local_rank,
+                    "pid": rank.pid,
+                    "steps_per_second": round(rank.steps_per_second, 3),
+                    "loader_wait_share": round(rank.loader_wait_share, 3),
+                    "silent_seconds": round(max(0.0, now - rank.latest), 1),
+                }
+                for rank in self.by_rank
+            ],
         }
 
 
@@ -77,7 +99,13 @@ def make_throughput(ranks: Iterable[RankProgress]) -> Throughput | None:
         local_rank=slowest.last.local_rank,
         loading=_loading(slowest),
         latest=latest,
+        by_rank=tuple(_of_rank(rank) for rank in twice),
     )
+
+
+def _of_rank(rank: RankProgress) -> RankThroughput:
+    steps = min(_MOST, _per_second(rank, rank.last.steps - rank.first.steps))
+    return RankThroughput(rank.last.local_rank, rank.last.pid, steps, _loading(rank).share, rank.last.time)
 
 
 def _per_second(rank: RankProgress, count: int) -> float:

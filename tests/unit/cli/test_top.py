@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import sys
+import termios
 from typing import Any
 
 import pytest
@@ -10,10 +16,11 @@ import pytest
 from tests.unit.cli.test_status import BUSY, FAILED, JOB, SPEED, WEB
 from tests.unit.daemon.test_client import ANSWER, SERVICE
 from torchpar.cli.main import run
-from torchpar.cli.top import make_screen
+from torchpar.cli.top import ORDERS, Uses, View, make_screen
 from torchpar.daemon.client import parse_answer
 from torchpar.daemon.state import parse_state
 from torchpar.host import systemd
+from torchpar.host.rank_use import RankUse
 
 
 def screen(width: int, *services: dict[str, Any], note: str = "", **answer: Any) -> list[str]:
@@ -53,6 +60,71 @@ def test_no_line_is_wider_than_the_terminal() -> None:
         assert all(len(line) <= width and line.isprintable() for line in lines), width
     assert "nnn1  running" in lines[3] and "nnn2  running" in lines[4] and "0,2,4,6,8,..." in lines[4]
     assert "none for 10 min" in lines[4]
+
+
+RANKS = {
+    **SPEED,
+    "by_rank": [
+        {"local_rank": 0, "pid": 71, "steps_per_second": 5.0, "loader_wait_share": 0.02, "silent_seconds": 1.0},
+        {"local_rank": 1, "pid": 72, "steps_per_second": 5.0, "loader_wait_share": 0.3, "silent_seconds": 130.0},
+    ],
+}
+
+
+def test_each_rank_has_a_line_at_80_columns() -> None:
+    """With what its process uses, where that is one of the service's; one that is silent says for how long."""
+    row = {**SERVICE, "throughput": RANKS, "cpus_used": 3.8}
+    state = parse_state({**ANSWER, "services": [row]})
+    uses = Uses(lambda pid, unit: RankUse(10.0 * pid, 2**30, "0-1") if (pid, unit) == (71, SERVICE["unit"]) else None)
+    uses.look(state, 100.0)
+    uses.read = lambda pid, unit: RankUse(713.0, 2**30, "0-1") if pid == 71 else None
+    used = uses.look(state, 102.0)
+    lines = make_screen(state, "", "12:34:56", 80, view=View(ranks=True), uses=used)
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[4].split() == ["rank", "0", "pid", "71", "5", "steps/s", "2", "%", "1.5", "0-1", "1", "GiB"]
+    assert lines[5].split() == ["rank", "1", "-", "none", "for", "2", "min", "30", "%", "-", "-", "-"]
+    assert not any("rank 1" in line for line in make_screen(state, "", "12:34:56", 80, uses=used))
+
+
+def test_keys_change_the_order_and_show_ranks() -> None:
+    """Each order in turn, and then the first again; what no key means changes nothing."""
+    view = View()
+    orders = []
+    for _ in ORDERS:
+        orders.append(view.order)
+        view = view.press("s")
+    assert orders == list(ORDERS) and view == View()
+    assert view.press("r").ranks and view.press("r").press("r") == view and view.press("\x1b") == view
+    rows = [{**BUSY, "unit": f"torchpar-train@{n}.service", "name": n, "cpus_used": used} for n, used in USED.items()]
+    state = parse_state({**ANSWER, "services": rows})
+    for order, first in (("trouble", "a"), ("name", "a"), ("CPU", "b")):
+        line = make_screen(state, "", "12:34:56", 80, view=View(order))[3]
+        assert line.split()[0] == f"train@{first}", order
+
+
+USED = {"c": 1.0, "b": 3.0, "a": None}
+
+
+@pytest.mark.subprocess
+def test_it_is_quit_by_a_key_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves it as it was: another process shows it on a terminal of its own, and gets an r and a q."""
+    monkeypatch.setattr(systemd, "is_running", lambda: True)
+    row = {**SERVICE, "throughput": RANKS}
+    monkeypatch.setattr("torchpar.cli.top.read_answer", lambda: ({**ANSWER, "services": [row]}, ""))
+    child, terminal = pty.fork()
+    if child == 0:
+        # Not those of pytest.
+        sys.stdin, sys.stdout = open(0), open(1, "w")
+        os._exit(run(["top", "--interval", "3600"]))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    said = b""
+    for key, until in ((b"r", b"r ranks"), (b"q", b"rank 1"), (b"", b"\x1b[?1049l")):
+        while until not in said:
+            said += os.read(terminal, 4096)
+        os.write(terminal, key)
+    assert os.waitpid(child, 0)[1] == 0 and said.startswith(b"\x1b[?1049h")
+    assert termios.tcgetattr(terminal)[3] & termios.ICANON, "keys come by lines again"
+    os.close(terminal)
 
 
 def test_all_is_well_where_nothing_is_wrong_and_all_is_seen() -> None:

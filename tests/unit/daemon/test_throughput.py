@@ -39,7 +39,13 @@ def test_rates_are_of_the_time_between_reports() -> None:
         },  # fmt: skip
         "ranks": 1,
         "silent_seconds": 1.0,
-    }
+        "by_rank": [
+            {
+                "local_rank": 0, "pid": FIRST.pid, "steps_per_second": 5.0, "loader_wait_share": 0.05,
+                "silent_seconds": 1.0,
+            },
+        ],
+    }  # fmt: skip
     # A clock of the job's own.
     assert throughput.as_json(5.0)["silent_seconds"] == 0.0
 
