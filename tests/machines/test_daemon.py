@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -213,6 +214,25 @@ def test_only_root_and_the_group_are_answered(host: Machine) -> None:
         host.run("gpasswd", "-d", "games", "torchpar")
     stranger = ("setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups", "python3", "-c", ASK)
     assert "PermissionError" in host.run(*stranger, check=False).stderr
+
+
+def test_two_hundred_services_are_no_burden(host: Machine, progress: Callable[[str], None]) -> None:
+    """It stays small and answers with all of them, of which some run and one fails."""
+    names = [f"s{number}" for number in range(200)]
+    host.write("/srv/fails.py", "raise ValueError\n")
+    job = "[Train {}]\nScript=/srv/{}.py\nCPUs=shared\nRestart=no\n"
+    apply(host, "".join(job.format(name, "fails" if name == "s199" else "job") for name in names))
+    host.run("systemctl", "start", *(TRAIN.format(name) for name in (*names[:10], "s199")))
+    host.wait_until(lambda: host.show(TRAIN.format("s199"), "ActiveState") == "failed", "its end")
+    began = time.monotonic()
+    rows = {row["name"]: row for row in status(host)["services"]}
+    progress(f"status with 200 services: {time.monotonic() - began:.1f} s")
+    assert {*names} <= {*rows} and rows["s199"]["state"] == "failed"
+    assert [rows[name]["state"] for name in names[8:12]] == ["running", "running", "stopped", "stopped"]
+    assert host.show(DAEMON, "NRestarts") == "0"
+    kernel = host.read(f"/proc/{host.show(DAEMON, 'MainPID')}/status")
+    (peak,) = (int(line.split()[1]) for line in kernel.splitlines() if line.startswith("VmHWM:"))
+    assert peak < 40 * 1024
 
 
 def test_no_job_needs_it(host: Machine) -> None:

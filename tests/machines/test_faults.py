@@ -5,6 +5,7 @@ ALL_FAULTS=1 in the environment tries each error at each call, which takes half 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +83,29 @@ def test_a_disk_that_cannot_be_written_changes_nothing(host: Machine) -> None:
     assert host.show(TRAIN.format("a"), "MemoryMax") == str(999 * 2**20)
     host.run("torchpar", "apply")
     assert torchpar(host, "check") == (0, "", "")
+
+
+def test_torchpard_goes_on_while_no_disk_can_be_written(host: Machine) -> None:
+    """/var is read-only, also at its start; then /run is full: it answers, and sees a job end and another start."""
+
+    def look() -> tuple[str, str]:
+        answer = json.loads(torchpar(host, "status", "--json", "a")[1])
+        assert not any("torchpard does not answer" in notice for notice in answer["notices"]), answer["notices"]
+        (row,) = answer["services"]
+        return row["state"], row["placed"]
+
+    host.sh("mount --bind /var /var; mount -o remount,bind,ro /var")
+    try:
+        host.run("systemctl", "restart", "torchpard")
+        assert look() == ("running", "ok")
+        host.sh("! dd if=/dev/zero of=/run/.full bs=64k 2>/dev/null")
+        assert look() == ("running", "ok")
+        host.run("systemctl", "stop", TRAIN.format("a"))
+        assert look() == ("stopped", None)
+    finally:
+        host.sh("rm -f /run/.full; umount --lazy /var")
+    host.run("systemctl", "start", TRAIN.format("a"))
+    assert look() == ("running", "ok") and host.show("torchpard", "NRestarts") == "0"
 
 
 WANTS = "active/units/torchpar.target.wants"

@@ -166,12 +166,16 @@ def test_a_killed_torchpard_is_back_however_often(host: Machine, progress: Calla
     host.run("systemctl", "daemon-reload")
     try:
         host.run("systemctl", "restart", DAEMON)
+        job = host.show(TRAIN.format("good"), "MainPID")
         for signal in ("KILL", "KILL", "STOP"):
             began, pid = time.monotonic(), host.show(DAEMON, "MainPID")
             host.sh('kill -"$1" "$2"', signal, pid)
             host.wait_until(lambda pid=pid: host.show(DAEMON, "MainPID") not in ("0", pid), "another process")
             host.wait_until(lambda: host.show(DAEMON, "ActiveState") == "active", "it is back")
-            progress(f"back {time.monotonic() - began:.1f} s after SIG{signal}")
+            known = json.loads(host.run("torchpar", "status", "--json", "good", check=False).stdout)["services"]
+            progress(f"back, and knows the job, {time.monotonic() - began:.1f} s after SIG{signal}")
+            assert (known[0]["state"], known[0]["placed"]) == ("running", "ok")
+            assert host.show(TRAIN.format("good"), "MainPID") == job
         assert host.show(DAEMON, "NRestarts") == "3" and host.show(DAEMON, "StartLimitIntervalUSec") == "0"
         assert placed(ask(host, progress, "a new torchpard"), "good") == "ok"
     finally:

@@ -546,3 +546,21 @@ def test_who_asks_before_there_is_anything_to_tell_is_hung_up_on_in_time(tmp_pat
                 return
             process.pass_time(15.0)
     pytest.fail("it still waits")
+
+
+def test_a_clock_that_is_set_changes_nothing(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By years, forth and back: the loop goes by the kernel's own, and so do all ages."""
+    life.host.apply()
+    life.host.start(TRAIN)
+    life.host.systemd.properties[TRAIN] |= {"ActiveEnterTimestampMonotonic": 900e6}
+    first = life.ask()
+    told = list(life.told)
+    real = time.time
+    for years in (5, -5):
+        monkeypatch.setattr(time, "time", lambda years=years: real() + years * 365.25 * 86400)
+        life.now += POLL_SECONDS
+        life.daemon.come_round()
+        answer = life.ask()
+        ages = {row["unit"]: row["state_age_seconds"] for row in answer["services"]}
+        assert ages[TRAIN] == pytest.approx(life.now - 900) and answer["well"] == first["well"]
+    assert life.told == told
