@@ -12,12 +12,17 @@ Script=/srv/job.py
 CPUs=node:0
 Enabled=yes
 MemoryMax=400M
+Borrow=yes
 [Train b]
 Script=/srv/job.py
 Ranks=numa
 [Train c]
 Script=/srv/job.py
 CPUs=node:1
+[Train d]
+Script=/srv/job.py
+CPUs=node:3
+Lend=yes
 """
 
 JOB = """
@@ -72,6 +77,16 @@ def unit(name, processes=1):
     }
 
 
+def settled(name, cpus):
+    """The same of a service with one process, once it may compute on these CPUs; torchpard takes its time here."""
+    for _ in range(120):
+        seen = unit(name)
+        if not seen.get("processes") or seen["processes"][0]["allowed"] == cpus:
+            break
+        time.sleep(1)
+    return seen
+
+
 def process(proc):
     """Where one process may compute, and where its memory is."""
     pages = {}
@@ -94,9 +109,10 @@ def main():
         pathlib.Path("/etc/torchpar.conf").write_text(CONF)
         seen["apply"] = run("torchpar", "apply")
         seen["start a"] = run("systemctl", "start", "torchpar-train@a")
-        seen["a alone"] = unit("a")
+        seen["a alone"] = settled("a", "0-1,6-7")
         seen["start b"] = run("systemctl", "start", "torchpar-train@b")
-        seen["a"], seen["b"] = unit("a"), unit("b", processes=3)
+        seen["b"] = unit("b", processes=3)
+        seen["a"] = settled("a", "0-1")
         status, printed = run("torchpar", "verify", "--json")
         seen["verify"] = {"status": status, "services": json.loads(printed)}
         pathlib.Path("/srv/second-boot").touch()

@@ -176,9 +176,9 @@ class Arbiter:
     def _hand_back(self, parts: Mapping[str, Part], running: Mapping[str, RunningState], found: _Found) -> None:
         """Takes the CPUs away that services are no longer lent, before anybody is told that it has them."""
         moves = []
-        for unit, part in parts.items():
-            before = self._read_given(running[unit])
-            kept = CpuSet.union(rank.cpus for rank in part.ranks)
+        for unit, state in running.items():
+            before = self._read_given(state)
+            kept = CpuSet.union(rank.cpus for rank in parts[unit].ranks) if unit in parts else CpuSet()
             gone = frozenset(loan.unit for loan in before.loans if not loan.cpus <= kept) if before else ()
             if before and gone:
                 moves.append(self._write_change(take_back(before, gone), before, found))

@@ -19,12 +19,13 @@ def make_move(given: Given) -> UnitMove:
     """Makes the move of all threads of a service to what it has now."""
     sets = (*given.had, given.planned_cpus, given.cpus, *(rank.cpus for rank in (*given.planned, *given.ranks)))
     known = set(sets)
+    gone = CpuSet.union(given.had) - given.planned_cpus - given.cpus
     counts = Counter(cpu for rank in given.planned for cpu in rank.cpus)
     ranks = tuple(
-        Move(known, rank.cpus, CpuSet(cpu for cpu in planned.cpus if counts[cpu] == 1))
+        Move(known, rank.cpus, CpuSet(cpu for cpu in planned.cpus if counts[cpu] == 1), gone)
         for rank, planned in zip(given.ranks, given.planned, strict=True)
     )
-    return UnitMove(given.unit, given.control_group, ranks, Move(known, given.cpus))
+    return UnitMove(given.unit, given.control_group, ranks, Move(known, given.cpus, gone=gone))
 
 
 def describe(given: Given) -> dict[str, Any]:

@@ -8,8 +8,8 @@ its own AllowedCPUs= there again when it reads its units anew (252) or another s
 whoever moves a unit comes again then.
 
 A thread that is started meanwhile has the CPUs of the one that starts it, so this goes round until all are where they
-belong. A thread for which the job itself has chosen CPUs keeps them: kernel 6.1 forgets them when the group changes, so
-they are noted before.
+belong. A thread for which the job itself has chosen CPUs keeps them, but for those that were lent and are not any more:
+kernel 6.1 forgets them when the group changes, so they are noted before.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ _MOST_BYTES = 2**16
 class Move:
     """The CPUs that threads are to have (`to`), and the sets of those that are moved, which torchpar gave (`known`).
 
-    `planned` are those of a rank that no other rank has: whoever is bound to some of them belongs to it.
+    `planned` are those of a rank that no other rank has: whoever is bound to some of them belongs to it. `gone` are
+    those that no thread of the service may have any more.
     """
 
     known: Collection[CpuSet]
     to: CpuSet
     planned: CpuSet = CpuSet()
+    gone: CpuSet = CpuSet()
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,17 @@ class _Mover:
         try:
             now = CpuSet(os.sched_getaffinity(tid))
             before = self._before.pop(tid, None)
+            had = before or now
             if move is self._move.others:
                 # A second process on the CPUs of a rank, which is no child of the first.
-                move = next((rank for rank in self._move.ranks if (before or now) <= rank.planned), move)
-            if (before or now) in move.known or (before is None and now == self._inherited):
-                if now != move.to:
-                    os.sched_setaffinity(tid, move.to)
-                    self.moved += 1
-            elif before and now != before and self._inherited and not before.isdisjoint(self._inherited):
-                os.sched_setaffinity(tid, before)
+                move = next((rank for rank in self._move.ranks if had <= rank.planned), move)
+            if had in move.known or (before is None and now == self._inherited):
+                to = move.to
+            else:
+                to = (had if self._inherited and not had.isdisjoint(self._inherited) else now) - move.gone or move.to
+            if now != to:
+                os.sched_setaffinity(tid, to)
+                self.moved += 1
         except ProcessLookupError:
             return
         except OSError as error:

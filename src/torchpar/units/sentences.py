@@ -41,6 +41,7 @@ _KEYS = {
     "serve.max_queue": "MaxQueue",
     "serve.drain_timeout": "DrainTimeout",
     "serve.drain_delay": "DrainDelay",
+    "serve.lend": "Lend",
 }
 # Follows from others.
 _NEVER = ("budget",)

@@ -21,6 +21,7 @@ from torchpar.contract.messages import trouble
 from torchpar.contract.unit_names import shorten
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
+from torchpar.host.job_folder import is_idle
 from torchpar.host.processes import SECONDS
 from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
@@ -99,7 +100,8 @@ def observe_service(
     if not _runs(properties):
         return row
     running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
-    items = _settled(verify(plan, running, _given(plan.unit, properties)), properties)
+    given = _given(plan.unit, properties)
+    items = _settled(verify(plan, running, given), properties)
     what = ", ".join(item.what for item in items if item.verdict is Verdict.DRIFT and not item.notice)
     row["wrong"] += [trouble("drift", notice) for notice in dict.fromkeys(item.notice for item in items) if notice]
     if what:
@@ -110,7 +112,9 @@ def observe_service(
             row["wrong"].append(trouble("drift", f"does not run as planned ({what}): torchpar verify {plan.title}"))
     row["memory_local_share"] = local_share(plan, running)
     row["torch"] = next((rank.torch for rank in running.ranks if _VERSION.fullmatch(rank.torch)), None)
-    row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus or plan.cpus)
+    # An idle owner is beside whoever has its CPUs, and needs none; what it needs again is not lent any more.
+    lent = CpuSet.union(loan.cpus for loan in given.loans if is_idle(loan.unit)) if given else CpuSet()
+    row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus - lent or plan.cpus)
     return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
 
 

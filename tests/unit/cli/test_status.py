@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from tests.unit.daemon.test_client import ANSWER, SERVICE
 from torchpar.cli.main import run
+from torchpar.cli.status import say_moved
+from torchpar.contract.typed_json import shape
 from torchpar.daemon.client import parse_answer
+from torchpar.daemon.state import Moved
 from torchpar.host import systemd
 
 SPEED = {
@@ -174,3 +178,25 @@ def test_who_may_not_ask_is_told_that_and_not_that_the_daemon_is_dead(
     monkeypatch.setattr("torchpar.cli.status.may_not_ask", lambda: False)
     status, shown = show(capsys)
     assert status == 1 and "! torchpard does not answer" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"beside": "train@b"}, "has CPUs 0-1 of its 0-3 since {at}: it shares them with train@b"),
+        ({}, "has all of its CPUs again since {at}"),
+        (
+            {"borrowed_cpus": "4-5", "lenders": "infer@d"},
+            "has CPUs 0-1 since {at}: it borrows 4-5 of infer@d",
+        ),
+        (
+            {"borrowed_cpus": "4-5", "lenders": "infer@d", "beside": "train@b"},
+            "has CPUs 0-1 since {at}: it borrows 4-5 of infer@d, and shares its own with train@b",
+        ),
+        ({"lent_to": "train@b"}, "is idle, and lends CPUs 0-1 to train@b"),
+    ],
+)
+def test_where_a_service_is_that_was_moved_and_why(more: dict[str, str], said: str) -> None:
+    said = said.format(at=time.strftime("%H:%M:%S", time.localtime(10.0)))
+    moved = {"unit": "torchpar-train@a.service", "cpus": "0-1", "planned_cpus": "0-3", "beside": "", **more}
+    assert say_moved(shape({**moved, "since_timestamp_seconds": 10.0}, Moved)) == f"train@a {said}"

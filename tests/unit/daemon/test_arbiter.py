@@ -370,6 +370,7 @@ def test_a_stopped_owner_lends_and_its_cpus_are_back_before_it_is_told_that_they
     (own, waiting), *_ = words
     assert own == str(CpuSet.parse("0-3") - CpuSet.parse(theirs)) and not waiting.invocation  # type: ignore[attr-defined]
     assert lending.cpus(D) == theirs and lending.arbiter.owners == set()
+    assert [str(rank.gone) for move in lending.moves if move.unit == A for rank in move.ranks][0] == theirs
     assert lending.told[-1] == f"train@a has given back CPUs {theirs} of infer@d: it has CPUs {own}"
     lending.end(D)
     assert lending.cpus(A) == "0-3"

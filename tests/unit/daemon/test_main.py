@@ -199,6 +199,21 @@ def test_one_start_costs_few_divisions(life: Life, monkeypatch: pytest.MonkeyPat
     assert divisions == [began, began + 0.6, began + 0.6, began + 4.1]
 
 
+def test_an_owner_that_needs_its_cpus_is_heard_before_all_is_divided_anew(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[str] = []
+    monkeypatch.setattr(life.daemon._backs, "want", lambda: wanted.append("back"))
+    monkeypatch.setattr(life.daemon._divisions, "want", lambda: wanted.append("all"))
+    life.arbiter.owners = frozenset({TRAIN})
+    monkeypatch.setattr(life.changes, "take", lambda: (False, False, frozenset({"torchpar-train@x.service"})))
+    life.daemon._heard()
+    monkeypatch.setattr(life.changes, "take", lambda: (False, False, frozenset({TRAIN})))
+    life.daemon._heard()
+    life.daemon._took_back(1, [])
+    assert wanted == ["back", "all"] and life.arbiter.awake == {TRAIN}
+
+
 def test_a_start_that_nobody_could_hear_yet_is_divided_for(
     life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,14 @@ def test_all_threads_are_moved_and_moved_back_but_one_that_the_job_has_bound(job
     assert masks(job) == sorted([str(HERE), str(HERE), own])
 
 
+def test_what_was_lent_is_left_by_a_thread_that_the_job_has_bound_too(job: int) -> None:
+    """A loader worker has CPUs of its own beside those of its rank."""
+    lent = CpuSet([max(HERE)])
+    move = Move({HERE}, HERE - lent, gone=lent)
+    assert move_unit(UnitMove("a.service", "/group", [move], move)) == 3
+    assert masks(job) == [str(HERE - lent)] * 3
+
+
 def test_each_rank_has_its_own(job: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that says of itself that it is a rank; one that does not is moved as the launcher."""
     known = {HERE}

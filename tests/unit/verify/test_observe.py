@@ -16,7 +16,7 @@ from tests.unit.hosts import make_host
 from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError
-from torchpar.contract.given import Given, GivenRank
+from torchpar.contract.given import Given, GivenRank, Loan
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
 from torchpar.verify import observe, service
@@ -266,6 +266,28 @@ def test_services_on_the_same_cpus_are_wrong_both(host: FakeHost) -> None:
     host.start(TRAIN)
     host.start(other)
     assert look(host)["notices"] == []
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_what_is_lent_is_shared_with_nobody_until_its_owner_needs_it(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    """Where torchpard does not run, nobody takes it back then."""
+    host.text = TEXT.replace("/a.py\n", "/a.py\nBorrow=yes\n").replace("/b.pt\n", "/b.pt\nLend=yes\n")
+    host.apply()
+    host.start(TRAIN)
+    host.start(INFER)
+    host.systemd.properties[TRAIN]["InvocationID"] = [1, 2]
+    (process,), (other,) = host.processes[TRAIN], host.processes[INFER]
+    own, lent = process.threads[process.pid], other.threads[other.pid]  # type: ignore[index]
+    host.processes[TRAIN] = (dataclasses.replace(process, threads={process.pid: own | lent}),)
+    ranks = (GivenRank(own | lent, 4),), (GivenRank(own, 2),)
+    given = Given(TRAIN, "0102", *ranks, since=0.0, had=(own,), own=ranks[1], loans=(Loan(INFER, lent),))
+    monkeypatch.setattr(service, "read_given", {TRAIN: given}.get)
+    monkeypatch.setattr(service, "is_idle", {INFER: idle}.get)
+    seen = look(host)
+    assert [row["placed"] for row in seen["services"]] == ["ok", "ok"]
+    assert bool(seen["notices"]) is not idle
 
 
 def test_many_that_share_cpus_are_one_line_each(host: FakeHost) -> None:
