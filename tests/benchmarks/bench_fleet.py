@@ -2,6 +2,7 @@
 
     python3 -m tests.benchmarks.bench_fleet [--most HOSTS]
 
+CPU seconds are those of all processes together: on a host with nothing else to do it takes them by its number of CPUs.
 Hosts are of eight kinds, all different (each has other UUIDs and another amount of memory) or all alike within their
 kind. Each is in force with an older conf, so that there is something to compare. Memory is the largest of any process.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=SIZES[-1], help="the largest fleet")
     most = parser.parse_args().most
     print(f"torchpar fleet, {SERVICES} services on each host, on {len(os.sched_getaffinity(0))} CPUs")
-    print("   hosts          command   seconds   ms per host   MiB   output MiB")
+    print("   hosts            command   seconds     CPU s   CPU ms per host   MiB   output MiB")
     for alike in (False, True):
         for count in (size for size in SIZES if size <= most):
             with tempfile.TemporaryDirectory() as name:
@@ -108,12 +108,14 @@ def measure(folder: Path, command: str, count: int, *, alike: bool) -> None:
         taken = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) not in (0, 2):
         sys.exit(f"{command} ended with {status}")
-    # Of its own processes the largest, as they are waited for too (getrusage(2)).
-    size = max(used.ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+    # Both are of it and of all processes that it has waited for (getrusage(2)): their time, and the largest.
+    cpu, size = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
     written = (folder / "out").stat().st_size / 2**20
     kind = "alike" if alike else "different"
-    each = taken * 1e3 / count
-    print(f"  {count:6d}  {kind:>9s} {command:>6s}  {taken:8.1f}  {each:12.1f}  {size:4.0f}  {written:11.1f}")
+    print(
+        f"  {count:6d}  {kind:>9s} {command:>6s}  {taken:8.1f}  {cpu:8.1f}  {cpu * 1e3 / count:15.1f}  {size:4.0f}  "
+        f"{written:11.1f}"
+    )
     sys.stdout.flush()
 
 

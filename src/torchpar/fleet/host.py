@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from torchpar.units.sentences import say_change
 GOOD = 0.85
 
 _PYTHON = "/usr/bin/python3"
+
+# Hosts of one kind change alike.
+_say = functools.lru_cache(maxsize=1024)(say_change)
 
 # Of hosts of so many kinds the plan is kept; a fleet has fewer.
 _KINDS = 32
@@ -175,7 +179,7 @@ class Planner:
             ChangeRow(
                 change.unit,
                 change.what,
-                say_change(change),
+                _say(change),
                 change.what in ("changed", "removed") and change.unit in running,
             )
             for change in changes

@@ -71,13 +71,15 @@ def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str
     told = set()
     pairs = {key: (old.get(key), new.get(key)) for key in dict.fromkeys((*old, *new))}
     for key, (before, after) in pairs.items():
+        if before == after:
+            continue
         # Several settings and variables say the same of the CPUs, and of the threads.
         again = (key == "AllowedCPUs" and pairs.get("CPUAffinity") == (before, after)) or (
             key.endswith("_THREADS") and pairs.get("threads") == (before, after)
         )
         was, is_now = _apart(before or "", after or "")
         sentence = f"{_KEYS.get(key, key)} {was} → {is_now}"
-        if before != after and not again and key not in _NEVER and sentence not in told:
+        if not again and key not in _NEVER and sentence not in told:
             told.add(sentence)
             yield sentence
 
