@@ -12,7 +12,7 @@ from torchpar.cli.output import count
 from torchpar.contract.errors import ExitStatus
 
 
-@click.command()
+@click.command(short_help="Say whether the conf fits every host.")
 @fleet_options
 def check(folder: Path, conf: Path | None, as_json: bool) -> int:
     """Say whether the conf fits every host, and whether the parts of jobs with Nodes= fit together.

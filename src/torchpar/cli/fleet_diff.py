@@ -13,7 +13,7 @@ from torchpar.cli.output import count, echo_block
 from torchpar.fleet.names import say_hosts
 
 
-@click.command()
+@click.command(short_help="Show what applying the conf would change.")
 @fleet_options
 def diff(folder: Path, conf: Path | None, as_json: bool) -> int:
     """Show what `torchpar apply` would change, and which services would have to restart; exit 2 if anything would.

@@ -41,7 +41,7 @@ class _Row(NamedTuple):
     packed: str
 
 
-@click.command()
+@click.command(short_help="Print a page of all hosts for a browser.")
 @fleet_options
 @click.option("--output", type=FilePath(), help="Write the page to FILE.")
 def report(folder: Path, conf: Path | None, output: Path | None, as_json: bool) -> int:

@@ -9,17 +9,19 @@ import pytest
 
 from tests.unit.hosts import exported, make_host
 from tests.unit.verify.fake_host import TEXT
+from torchpar.cli import fleet
 from torchpar.cli.main import COMMANDS, run
 
 
+@pytest.mark.parametrize(("group", "commands"), [((), COMMANDS), (("fleet",), fleet.COMMANDS)])
 def test_the_summary_of_each_command_fits(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, group: tuple[str, ...], commands: list[str]
 ) -> None:
     """In 80 columns; none is cut."""
     monkeypatch.setenv("COLUMNS", "80")
-    assert run(["--help"]) == 0
+    assert run([*group, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in COMMANDS) and "..." not in shown.partition("Commands:")[2]
+    assert all(f"\n  {name} " in shown for name in commands) and "..." not in shown.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
