@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torchpar.contract.errors import printable
 from torchpar.contract.job import VARIABLE
+from torchpar.contract.typed_json import ShapeError, parse_json
 from torchpar.contract.unit_names import shorten
 from torchpar.units.changes import Change
 
@@ -78,7 +78,7 @@ def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str
             key.endswith("_THREADS") and pairs.get("threads") == (before, after)
         )
         was, is_now = _apart(before or "", after or "")
-        sentence = f"{_KEYS.get(key, key)} {was} → {is_now}"
+        sentence = f"{_KEYS.get(key) or printable(key, _MOST_LETTERS)} {was} → {is_now}"
         if not again and key not in _NEVER and sentence not in told:
             told.add(sentence)
             yield sentence
@@ -122,11 +122,12 @@ def _word(value: str) -> str:
 
 
 def _fields(text: str) -> dict[str, str]:
+    """Returns the fields of the job's variable; of one that torchpar did not make, as it is there, all in one."""
     try:
-        data = json.loads(text)
-    except ValueError:
+        data = parse_json(text)
+        return dict(_flatten("", data)) if isinstance(data, dict) else {VARIABLE: text}
+    except (ShapeError, RecursionError):
         return {VARIABLE: text}
-    return dict(_flatten("", data)) if isinstance(data, dict) else {VARIABLE: text}
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -68,3 +68,11 @@ def test_whatever_stands_in_a_unit_is_a_line() -> None:
     found = say_change(Change("torchpar-train@a.service", "changed", old, new))
     assert found.isprintable() and len(found) < 300
     assert say_change(Change("torchpar-train@a.service", "changed", "# a\n", "# b\n")).endswith("comments alone differ")
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, f'{{"a": {"[" * 900}{"]" * 900}}}'])
+def test_what_is_nested_without_end_is_said_as_it_stands(value: str) -> None:
+    """The units in force may be those that another host has exported."""
+    old = f"[Service]\nEnvironment='TORCHPAR_JOB={value}'\n"
+    said = say_change(Change("torchpar-train@a.service", "changed", old, "[Service]\nEnvironment=TORCHPAR_JOB=1\n"))
+    assert said.startswith("train@a: ") and "TORCHPAR_JOB" in said and len(said) < 500
