@@ -119,7 +119,7 @@ def export_json(export: Export) -> dict[str, Any]:
 def parse_export(text: str | bytes) -> Export:
     """Parses the JSON text of export_json(). Raises FactsError with what is wrong with it, and where."""
     try:
-        data = parse_json(text)
+        data = _unwrap(parse_json(text))
         _refuse_other_format(data)
         facts = parse_facts(data)
         rest = shape(data, _Rest)
@@ -127,6 +127,17 @@ def parse_export(text: str | bytes) -> Export:
     except ShapeError as error:
         raise FactsError(f"{error}; export the facts again: torchpar facts") from None
     return Export(facts, rest.exported_at, rest.versions, rest.addresses, rest.generation, found, rest.problems)
+
+
+def _unwrap(data: Any) -> Any:
+    """Returns the facts where they are a fact of Ansible's (`ansible -m setup --tree`) or of Facter's."""
+    for wrapping in (("ansible_facts", "ansible_local", "torchpar"), ("torchpar",)):
+        inner = data
+        for name in wrapping:
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            return inner
+    return data
 
 
 def _refuse_other_format(data: Any) -> None:

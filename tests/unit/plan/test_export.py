@@ -44,6 +44,17 @@ def test_what_is_exported_is_read_the_same(export: Export) -> None:
     assert parse_export(text) == export and json.loads(text)["hostname"] == "host"
 
 
+@pytest.mark.parametrize("wrapping", [("torchpar",), ("ansible_facts", "ansible_local", "torchpar")])
+def test_facts_are_read_as_others_hand_them_on(wrapping: tuple[str, ...]) -> None:
+    """Facter, and `ansible -m setup --tree`."""
+    data = export_json(WHOLE)
+    for name in reversed(wrapping):
+        data = {name: data, "changed": False}
+    assert parse_export(json.dumps(data)) == WHOLE
+    with pytest.raises(FactsError, match="is not the facts of a host"):
+        parse_export(json.dumps({wrapping[0]: [data]}))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
