@@ -40,7 +40,8 @@ def host(machine: Machine) -> Iterator[Machine]:
     machine.run("torchpar", "apply", "--afresh")
     machine.run("systemctl", "start", "torchpar-train@a.service")
     yield machine
-    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed; rm -rf /root/conf /root/fleet /root/host.json")
+    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed")
+    machine.run("rm", "-rf", "/root/conf", "/root/fleet", FACTS)
     machine.write(CONF, shipped)
     machine.run("torchpar", "apply", "--afresh")
 
