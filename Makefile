@@ -63,15 +63,17 @@ venv_of = $(CACHE)/$(2)-$(shell { sed -n '/^$(1) =/,/^$$/p' setup.cfg; grep VERS
 VENV := $(call venv_of,check,venv)
 # The server's tests need torch and the protocol's clients; the runtime's make use of that torch.
 SERVE_VENV := $(call venv_of,serve,venv-serve)
+ANSIBLE_VENV := $(call venv_of,ansible,venv-ansible)
 
 $(VENV)/complete: extra = check
 $(SERVE_VENV)/complete: extra = serve
+$(ANSIBLE_VENV)/complete: extra = ansible
 
 venv: $(VENV)/complete
 	@:
 .PHONY: venv
 
-$(VENV)/complete $(SERVE_VENV)/complete:
+$(VENV)/complete $(SERVE_VENV)/complete $(ANSIBLE_VENV)/complete:
 	$(call packages,python3-venv)
 	@echo 'making $(@D)'
 	@rm -rf '$(@D)'
@@ -92,11 +94,13 @@ MAN_PAGES = $(addprefix build/man/,$(notdir $(wildcard debian/man/*.[1-8])) torc
 check: lint types unit
 .PHONY: check
 
-lint: $(VENV)/complete man
+lint: $(VENV)/complete $(ANSIBLE_VENV)/complete man
 	$(call packages,shellcheck man-db)
 	'$(VENV)/bin/ruff' check --quiet --output-format concise --cache-dir='$(CACHE)/ruff' .
 	shellcheck $(SHELL_FILES)
 	'$(VENV)/bin/codespell' $$(git ls-files 2>/dev/null || find debian etc src systemd tests -type f)
+	cd src/ansible && env ANSIBLE_HOME='$(CACHE)/ansible' PATH='$(ANSIBLE_VENV)/bin:'"$$PATH" \
+		ansible-lint --offline -q --nocolor --profile production
 	for page in $(MAN_PAGES); do \
 		out=$$(MANWIDTH=80 LC_ALL=C.UTF-8 man --warnings=all -l "$$page" 2>&1 >/dev/null) || true; \
 		[ -z "$$out" ] || { echo "$$page: $$out"; exit 1; }; \
@@ -298,6 +302,8 @@ install: man
 	cd src/examples && find site-torchpar-conf -type f -exec install -D -m 644 '{}' '$(DESTDIR)/usr/share/torchpar/examples/{}' ';'
 	$(call put,644,src/monitoring/torchpar.rules.yml,/usr/share/torchpar/prometheus)
 	$(call put,644,src/monitoring/torchpar-dashboard.json,/usr/share/torchpar/grafana)
+	cd src/ansible && find . -name '*.yml' -o -name '*.j2' | while read -r file; do \
+		install -D -m 644 "$$file" '$(DESTDIR)/usr/share/torchpar/ansible'/"$$file"; done
 	$(call put,644,etc/00-vendor.conf,/usr/lib/torchpar.conf.d)
 	$(call put,644,etc/torchpar.conf,/etc)
 	mkdir -p '$(DESTDIR)/etc/torchpar.conf.d'

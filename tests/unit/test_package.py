@@ -197,6 +197,22 @@ def test_every_checker_is_pinned() -> None:
     assert pins and all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin) for pin in pins)
 
 
+def test_every_variable_of_the_role_has_a_default_and_is_on_the_page() -> None:
+    """And what the page says of it is what the role's own specification says."""
+    role = "src/ansible/roles/torchpar"
+    said = re.findall(
+        r"^      (torchpar_\w+):$.*?^        default: (.*?)$", read(f"{role}/meta/argument_specs.yml"), re.M | re.S
+    )
+    given = re.findall(r"^(torchpar_\w+): (.*)$", read(f"{role}/defaults/main.yml"), re.M)
+    assert sorted(said) == sorted(given) and len(said) > 10
+    page = read("debian/man/torchpar-rollout.7")
+    for name, default in given:
+        shown = default.strip('"')
+        assert re.search(rf"\b{name}\b", page)
+        if shown not in ("", "{}", "[]"):
+            assert f'{name} " ({shown})' in page.replace("\\-", "-"), name
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_torchpar_8_has_every_command_and_option(command: str) -> None:
     """A command is found in the manual page with all that it takes, and nothing that it does not."""

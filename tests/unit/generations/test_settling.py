@@ -71,7 +71,7 @@ def test_the_way_back_is_stopped_before_another_command_can_begin_one(
     else:
         assert rollback.rollback.callback
         number = 1 if command.endswith("1") else None
-        rollback.rollback.callback(number=number, if_active=None, restart="never", wait=False, in_time=False)
+        rollback.rollback.callback(number, None, "never", wait=False, in_time=False)
     assert stopped == [("torchpar-way-back.service", True, 0)] and removed == [True]
 
 
@@ -94,7 +94,7 @@ def test_what_was_restarted_for_what_is_gone_is_restarted_again(
     monkeypatch.setattr(systemd, "_systemctl", systemctl)
     monkeypatch.setattr(rollback, "find_outdated", lambda *_, **__: ("a", "e"))
     assert rollback.rollback.callback
-    rollback.rollback.callback(number=None, if_active=None, restart="if-changed", wait=False, in_time=False)
+    rollback.rollback.callback(None, None, "if-changed", wait=False, in_time=False)
     assert [words for words in asked if words[0] in ("reset-failed", "restart")] == [
         ("reset-failed", "--", "b"),
         ("restart", "a", "b", "d"),
