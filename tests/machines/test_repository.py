@@ -33,18 +33,23 @@ class Repository:
         self._deb = deb
         self._folder = folder
         self._environment = {**os.environ, "GNUPGHOME": str(folder)}
-        self._gpg("--passphrase", "", "--quick-generate-key", "test <root@example.org>", "ed25519", "sign", "2y")
-        names = [line.split(":") for line in self._gpg("--with-colons", "--list-secret-keys").splitlines()]
-        self._key = next(fields[9] for fields in names if fields[0] == "fpr")
+        self.key = self.make_key("first")
 
     def _gpg(self, *arguments: str) -> str:
         return subprocess.run(
             ["gpg", "--batch", *arguments], env=self._environment, check=True, capture_output=True, text=True
         ).stdout
 
+    def make_key(self, name: str) -> str:
+        """Make another key; its name for gpg."""
+        self._gpg("--passphrase", "", "--quick-generate-key", f"{name} <root@example.org>", "ed25519", "sign", "2y")
+        found = re.search(r"\b[0-9A-F]{40}\b", self._gpg("--list-secret-keys", name))
+        assert found
+        return found[0]
+
     def make(self, target: str, *variables: str) -> str:
         """Run `make repo` or `make promote`; what it said."""
-        given = (f"KEY={self._key}", f"REPOSITORY={self.path}", f"URL=file:{THERE}", *variables)
+        given = (f"KEY={self.key}", f"REPOSITORY={self.path}", f"URL=file:{THERE}", *variables)
         done = subprocess.run(
             ["make", "--no-print-directory", "-C", str(TREE), target, *given],
             env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -228,3 +233,14 @@ def test_the_conf_of_a_site_is_in_force_when_its_package_is_installed(host: Mach
     host.run("apt-get", "remove", "--yes", "site-torchpar-conf")
     assert not host.exists(DROP_IN)
     assert host.run("torchpar", "check", check=False).returncode == 0
+
+
+def test_another_key_takes_over(host: Machine, repository: Repository) -> None:
+    """Signed with both, hosts get it in the keyring's package; then it signs alone."""
+    new = repository.make_key("second")
+    repository.make("repo", "DEBS=", f"KEY={repository.key} {new}")
+    assert update(host)[0] == 0
+    host.run("apt-get", "install", "--yes", "torchpar-archive-keyring")
+    repository.key = new
+    repository.make("repo", "DEBS=")
+    assert update(host)[0] == 0
