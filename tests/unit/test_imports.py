@@ -38,7 +38,7 @@ PURE = ("facts", "conf", "placement", "plan", "units", "arbitration", "fleet")
 ALSO_PURE = """
     contract.advice contract.cpulist contract.errors contract.paths contract.preload contract.reports
     contract.typed_json contract.unit_names verify.compare generations.readback generations.restart adhoc.plan
-    adhoc.systemd_run
+    adhoc.systemd_run adhoc.allocation
 """.split()
 
 # The standard library's doors to the machine.

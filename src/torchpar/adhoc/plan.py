@@ -60,7 +60,7 @@ class AdHocJob(Service):
         return f"--{key.lower()} {value}" if key in _OPTIONS else f"--set {key}={value}"
 
 
-def job_name(what: str, number: int) -> str:
+def job_name(what: str, number: int | str) -> str:
     """Makes a name for the unit of a script or module; `number` tells the jobs of one script apart."""
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", what.rpartition("/")[2].removesuffix(".py")).strip("-.") or "job"
     return f"{stem[:60]}-{number}"

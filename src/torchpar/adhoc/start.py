@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 from torchpar.adhoc import systemd_run
@@ -21,8 +22,8 @@ FATAL = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SI
 
 
 def as_unit() -> bool:
-    """Says whether a job gets a unit of its own: systemd gives root one."""
-    return systemd.is_running() and os.geteuid() == 0
+    """Says whether a job gets a unit of its own: systemd gives root one, but where Slurm has made a step for it."""
+    return systemd.is_running() and os.geteuid() == 0 and "SLURM_JOB_ID" not in os.environ
 
 
 S = TypeVar("S", bound=Service)
@@ -71,9 +72,26 @@ def start(
     return status
 
 
+def become_task(
+    plan: ServicePlan, command: Sequence[str], environment: Mapping[str, str], warn: Callable[[Iterable[str]], None]
+) -> NoReturn:
+    """Becomes the job in a scheduler's allocation, as the user who has started it."""
+    warn(tuple(filter(None, _bind(plan))))
+    if missing := tuple(_beyond(plan)):
+        warn([f"the job is Slurm's, so it has no unit, and this is not set: {' '.join(missing)}"])
+    directory = plan.service.settings.working_directory or os.getcwd()
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    direct.become(command, environment, user=user, group=None, directory=directory)
+
+
+def _bind(plan: ServicePlan) -> list[str]:
+    policy = direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)
+    return [direct.set_cpus(plan.cpus), policy]
+
+
 def _confine(plan: ServicePlan) -> Iterator[str]:
     """Gives this process the CPUs and memory of the plan; yields what to warn of."""
-    notes = [direct.set_cpus(plan.cpus), direct.set_memory_policy(plan.memory.policy.value, plan.memory.nodes)]
+    notes = _bind(plan)
     missing = tuple(_beyond(plan))
     why = "no root" if systemd.is_running() else "no systemd here"
     if missing:

@@ -7,9 +7,17 @@ import dataclasses
 import os
 import pwd
 import shutil
+from typing import NoReturn
 
 import click
 
+from torchpar.adhoc.allocation import (
+    Allocation,
+    allocate,
+    command_of,
+    environment_of,
+    plan_allocated,
+)
 from torchpar.adhoc.plan import (
     AdHocJob,
     conf_of,
@@ -21,18 +29,19 @@ from torchpar.adhoc.plan import (
     take_job,
 )
 from torchpar.adhoc.running import read_ad_hoc_jobs
-from torchpar.adhoc.start import as_unit, make_startable, start
+from torchpar.adhoc.start import as_unit, become_task, make_startable, start
 from torchpar.cli.output import warn
 from torchpar.conf.services import AD_HOC
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, NotPermittedError
 from torchpar.contract.paths import RUN
+from torchpar.facts.slurm import SlurmTask, parse_task
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.conf import ConfReader
-from torchpar.host.inputs import load
+from torchpar.host.inputs import load, load_facts
 from torchpar.host.own_limits import narrow, read_own
 from torchpar.host.turns import in_turn
 from torchpar.plan.inputs import Inputs
@@ -75,6 +84,7 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
     """
     if not as_module and not os.path.exists(what):
         raise click.UsageError(f"{what}: no such file")
+    task = parse_task(os.environ)
     options = {"CPUs": cpus, "GPUs": gpus, "Ranks": ranks, "Python": _interpreter(python)}
     pairs = [(key, value) for key, value in options.items() if value is not None]
     for setting in settings:
@@ -82,6 +92,8 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
         if not equals or key in NOT_FOR_A_JOB:
             raise click.UsageError(f"--set {setting}: is not KEY=VALUE with a key that an ad-hoc job can have")
         pairs.append((key, value))
+    if task:
+        return _run_in_slurm(task, pairs, what, arguments, as_module=as_module, user=user)
     with contextlib.ExitStack() as choosing:
         if not choosing.enter_context(in_turn(RUN, TURN_SECONDS)):
             warn([f"{RUN} is locked for long; another job that starts at this moment may get the same CPUs"])
@@ -100,9 +112,50 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
         name = pwd.getpwuid(os.geteuid()).pw_name
         environment = inherited(os.environ, plan.environment, same_user=user == name)
         warn((*plan.warnings, *replaced(os.environ, plan.environment)))
-        _echo_plan(plan, user if user != name else "")
+        unit = f"unit {plan.unit}" if as_unit() else "no unit of its own"
+        _echo_plan(plan, user if user != name else "", unit)
         # Once the job is there others see its CPUs.
         return start(plan, unit=plan.unit, user=user, environment=environment, warn=warn, started=choosing.close)
+
+
+def _run_in_slurm(  # noqa: PLR0913 - what the command was given
+    task: SlurmTask,
+    pairs: list[tuple[str, str]],
+    what: str,
+    arguments: tuple[str, ...],
+    *,
+    as_module: bool,
+    user: str | None,
+) -> NoReturn:
+    """Becomes the job in the allocation that this process is a task of. Raises SchedulerError and PlacementError."""
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    if user not in (None, name):
+        raise click.UsageError(f"--user {user}: the job is Slurm's, which has started it as {name}")
+    own = read_own()
+
+    def allocated(facts: HostFacts) -> Allocation:
+        return allocate(task, narrow(facts, own, slice_counts=False), os.environ)
+
+    allocation = allocated(load_facts())
+    if allocation.has_a_task_for_each_rank and any(key == "Ranks" for key, _ in pairs):
+        raise click.UsageError(
+            f"--ranks: srun has started {task.local_world_size} tasks on this host, and each is a rank; "
+            "with --ntasks-per-node=1 one of them starts all ranks of a host"
+        )
+    inputs = _read(conf_of([("WorkingDirectory", ""), *allocation.settings(), *pairs]))
+    script, module = (None, what) if as_module else (what, None)
+    name_of_all = job_name(what, task.name)
+    config, job = take_job(inputs.config, name_of_all, script=script, module=module, arguments=arguments)
+    # With the facts of the job's interpreter.
+    allocation = allocated(inputs.facts)
+    running = systemd.running_services() if systemd.is_running() else ()
+    plan = plan_allocated(config, job, allocation, running=running)
+    planned = environment_of(plan, allocation)
+    ours = {name: value for name, value in planned.items() if name in plan.environment}
+    warn((*allocation.warnings(), *plan.warnings, *replaced(os.environ, ours)))
+    _echo_plan(plan, "", f"Slurm step {task.name}, task {task.rank} of {task.world_size}")
+    environment = {**inherited(os.environ, planned, same_user=True), **planned}
+    become_task(plan, command_of(plan, allocation), environment, warn)
 
 
 def _interpreter(python: str | None) -> str | None:
@@ -168,7 +221,7 @@ def _user(asked: str | None, job: AdHocJob) -> str:
     return user
 
 
-def _echo_plan(plan: ServicePlan, user: str) -> None:
+def _echo_plan(plan: ServicePlan, user: str, where: str) -> None:
     threads = "+".join(str(rank.threads) for rank in plan.ranks)
     parts = [f"CPUs {plan.cpus}" + ("" if plan.own else " (shared)"), f"threads {threads}"]
     parts += [f"memory {plan.memory.policy.value} {plan.memory.nodes}".rstrip(), f"malloc {plan.allocator}"]
@@ -176,5 +229,5 @@ def _echo_plan(plan: ServicePlan, user: str) -> None:
         parts.append("GPUs " + " ".join(gpu.pci for gpu in plan.gpus))
     if user:
         parts.append(f"user {user}")
-    parts.append(f"unit {plan.unit}" if as_unit() else "no unit of its own")
+    parts.append(where)
     click.echo(f"torchpar: {', '.join(parts)}", err=True)

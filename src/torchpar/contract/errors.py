@@ -8,6 +8,7 @@
     │   └── CoresError          more cores than there are; with less asked for it may fit
     ├── JobSettingsError        what a unit tells its job cannot be read
     ├── RendezvousError         the hosts of a job cannot meet
+    ├── SchedulerError          what a batch scheduler says of its job makes no sense
     ├── StoreError              the store of generations is damaged or cannot be written
     ├── SystemdError            systemd refused, or has something else than was meant
     ├── SystemdAbsentError      systemd is not running here
@@ -122,6 +123,12 @@ class RendezvousError(TorchparError):
     """The hosts of a job cannot meet. The status says whether a later try may do better (75) or the conf is wrong."""
 
     exit_status = ExitStatus.BUSY
+
+
+class SchedulerError(TorchparError):
+    """What a batch scheduler has told a process of its job is not what it writes, or not for this process."""
+
+    exit_status = ExitStatus.CONFIG
 
 
 class StoreError(TorchparError):

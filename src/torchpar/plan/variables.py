@@ -34,7 +34,7 @@ CUDNN_BENCHMARK = (
     "sizes stay the same, and results differ in their last digits"
 )
 
-_VISIBLE_DEVICES = {"0x10de": "CUDA_VISIBLE_DEVICES", "0x1002": "ROCR_VISIBLE_DEVICES", "0x8086": "ZE_AFFINITY_MASK"}
+VISIBLE_DEVICES = {"0x10de": "CUDA_VISIBLE_DEVICES", "0x1002": "ROCR_VISIBLE_DEVICES", "0x8086": "ZE_AFFINITY_MASK"}
 
 
 def make_environment(
@@ -188,7 +188,7 @@ def _visible_devices(gpus: Sequence[PciDevice], devices: Sequence[PciDevice]) ->
     variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if any(device.vendor == "0x8086" for device in devices):
         variables["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] = "1"
-    for vendor, variable in _VISIBLE_DEVICES.items():
+    for vendor, variable in VISIBLE_DEVICES.items():
         of_vendor = sorted((d for d in devices if d.vendor == vendor), key=lambda device: device.pci)
         if of_vendor:
             visible = ",".join(_visible([gpu for gpu in gpus if gpu.vendor == vendor], of_vendor))

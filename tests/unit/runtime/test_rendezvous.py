@@ -24,6 +24,7 @@ from torchpar.runtime.ranks.rendezvous import (
     environment_for,
     find_place,
     flags_for,
+    join,
     parse_endpoint,
 )
 
@@ -137,6 +138,18 @@ def test_ranks_that_begin_again_do_not_find_what_was_said_before(
     """Where torchrun may start them again they have a store of their own."""
     _, variables = arguments(settings(nodes="1", **changes))
     assert variables.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == own_store
+
+
+def test_ranks_that_no_torchrun_has_started_are_told_where_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As init_process_group() reads it; what the user has set stays."""
+    environ = {"MASTER_PORT": "29500"}
+    join(settings(nodes="1", endpoint="n0:20500"), environ)
+    assert environ == {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo"}
+    place = rendezvous.Place(Endpoint("192.0.2.1", 20500), False, "eth0", "192.0.2.2")
+    monkeypatch.setattr(rendezvous, "find_place", lambda settings, asked: place)
+    environ = {}
+    join(settings(nodes="2", endpoint="n0:20500"), environ)
+    assert environ == {"MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "20500", **environment_for(place)}
 
 
 def test_an_endpoint_of_a_unit_is_taken_apart() -> None:

@@ -1,15 +1,17 @@
 """Prepares a rank before its script's first line: its own CPUs and memory, its number of threads.
 
-What the unit says holds for all ranks at once, so each makes of it what the plan says of itself. Nothing here ends a
-job: what cannot be set is a line in the journal.
+What the unit says holds for all ranks at once, so each makes of it what the plan says of itself. What cannot be set is
+a line in the journal and ends no job, but for one: ranks that cannot meet would be other training runs.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-from torchpar.contract.errors import JobSettingsError
+from torchpar.contract.errors import JobSettingsError, RendezvousError
 from torchpar.contract.job import parse_job_environment
+from torchpar.contract.journal import Priority, say
 from torchpar.runtime import binding, given
 
 
@@ -33,3 +35,12 @@ def prepare() -> None:
         if settings.nodes == "1":
             # torchrun may say the host's own name, which leads anywhere or nowhere. --local-addr is not in torch 1.13.
             os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if settings.endpoint and "WORLD_SIZE" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        # A scheduler has started the ranks, and no torchrun has told them where they meet.
+        from torchpar.runtime.ranks.rendezvous import join
+
+        try:
+            join(settings, os.environ)
+        except RendezvousError as error:
+            say(str(error), Priority.ERROR)
+            sys.exit(error.exit_status)

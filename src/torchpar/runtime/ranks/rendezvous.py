@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 from torchpar.contract.addresses import Address, addresses, family
@@ -82,6 +82,20 @@ def _among_hosts(settings: JobSettings) -> tuple[list[str], dict[str, str]]:
     # torch 1.13 has no --local-addr, and tells the others whatever name this gives; later ones need no name at all.
     socket.getfqdn = lambda name="": place.address
     return flags_for(settings, place), environment_for(place)
+
+
+def join(settings: JobSettings, environ: MutableMapping[str, str]) -> None:
+    """Sets what torch.distributed's env:// needs for ranks that no torchrun has started; what is set already stays.
+
+    Waits for this host's own network. Raises RendezvousError.
+    """
+    asked = parse_endpoint(settings.endpoint)
+    address, variables = "127.0.0.1", {"GLOO_SOCKET_IFNAME": "lo"}
+    if settings.nodes != "1":
+        place = _await(lambda: find_place(settings, asked), PATIENCE)
+        address, variables = place.endpoint.host, environment_for(place)
+    for name, value in {"MASTER_ADDR": address, "MASTER_PORT": str(asked.port), **variables}.items():
+        environ.setdefault(name, value)
 
 
 def _alone(settings: JobSettings) -> tuple[list[str], dict[str, str]]:

@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
 
 from torchpar.contract.journal import Priority, say
 from torchpar.runtime.ranks.calm import SIGNALLED, ended, exit_status, stop_calmly, stop_status
+from torchpar.runtime.ranks.store import lacks_libuv
 from torchpar.runtime.stop import requested
 
 # The first version that knows --monitor-interval as a fraction has 5 s, which is long to notice a dead rank.
@@ -96,12 +97,7 @@ def repair_store(*modules: Any) -> None:
     RendezvousConnectionError. `modules` are those in which the agent finds the class of the store.
     """
     store = modules[0].TCPStore
-    try:
-        store("localhost", 0, is_master=True, wait_for_workers=False)
-    except RuntimeError as error:
-        if "libuv" not in str(error):
-            return  # whatever it is, the rendezvous will meet it too, and say so
-    else:
+    if not lacks_libuv(store):
         return
 
     def __init__(self: Any, *arguments: Any, **named: Any) -> None:

@@ -20,6 +20,7 @@ from torchpar.runtime import given
 from torchpar.runtime.observed import observe, tell
 from torchpar.runtime.patches import loader, progress, workers
 from torchpar.runtime.patches.stand_in import StandIn
+from torchpar.runtime.ranks.store import lacks_libuv
 
 # Seconds. gloo's thread lets go of a tensor a moment after its operation is done, and needs the interpreter for that;
 # where the interpreter is ending just then, the process aborts. Of jobs of two ranks that ended right after their last
@@ -56,6 +57,10 @@ def torch_imported(torch: Any, cpus: Set[int]) -> None:
         workers.install(torch, settings, rank, cpus)
         if follower:
             follower.watch_script()
+        if settings.endpoint and "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" in os.environ:
+            # A scheduler has started this rank, and no torchrun has told it what this torch is built with.
+            if lacks_libuv(torch.distributed.TCPStore):
+                os.environ.setdefault("USE_LIBUV", "0")
         if len(settings.ranks) > 1 or settings.nodes != "1":
             atexit.register(time.sleep, LAST_MOMENT)
     tell(observe(torch, local_rank))
