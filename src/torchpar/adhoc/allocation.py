@@ -51,13 +51,16 @@ class Allocation:
         """Says whether any host of the step runs several tasks; then --ranks would start ranks of ranks."""
         return max(self.task.tasks) > 1
 
-    def settings(self) -> Iterator[tuple[str, str]]:
-        """Yields the settings of the job that follow from the allocation, before those of the user."""
+    def settings(self, ranks: int = 1) -> Iterator[tuple[str, str]]:
+        """Yields the settings of the job that follow from the allocation, before those of the user.
+
+        `ranks` is how many the user asks this task to start.
+        """
         if self.has_a_task_for_each_rank:
             yield "Ranks", str(self.task.local_world_size if self.shares_its_cpus else 1)
         if not self.is_kept_to_its_cpus:
             yield "CPUs", "shared"
-            yield "Threads", str(max(1, (self.task.cpus or 1) // self.task.local_world_size))
+            yield "Threads", str(max(1, (self.task.cpus or 1) // (self.task.local_world_size * ranks)))
 
     def warnings(self) -> Iterator[str]:
         """Yields what the user may not have meant."""

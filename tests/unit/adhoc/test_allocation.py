@@ -41,7 +41,8 @@ def planned(
     allocation: Allocation, *settings: tuple[str, str], conf: str = "", running: tuple[str, ...] = ()
 ) -> ServicePlan:
     """The plan of a job in it."""
-    files = [ConfFile("/c", conf), conf_of((*allocation.settings(), *settings))]
+    ranks = int(dict(settings).get("Ranks", "1"))
+    files = [ConfFile("/c", conf), conf_of((*allocation.settings(ranks), *settings))]
     config, job = take_job(parse_config(files, allocation.facts), "x-7.0", script="x.py", module=None, arguments=())
     return plan_allocated(config, job, allocation, running=running)
 
@@ -135,6 +136,8 @@ def test_where_slurm_only_counts_cpus_no_task_is_put_on_some_of_them() -> None:
     environment, _ = told(plan, allocation)
     assert (str(plan.cpus), environment["OMP_NUM_THREADS"], plan.own) == ("0-7", "2", False)
     assert "Slurm gives this task 4 CPUs of this host and does not say which" in next(allocation.warnings())
+    alone = given(task(cpus=4), "0-7")
+    assert [rank.threads for rank in planned(alone, ("Ranks", "2")).ranks] == [2, 2]
 
 
 def test_a_batch_script_that_is_one_of_several_tasks_is_told_of_srun() -> None:
