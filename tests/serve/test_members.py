@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -240,6 +241,79 @@ def test_a_process_that_is_too_many_is_gone_whatever_it_does(state: str) -> None
         processes._start(first)
         assert not first.narrow
         kill(first)
+
+    asyncio.run(run())
+
+
+SMALL, LARGE = 1 << 20, 500 << 20
+
+
+def loaded(processes: Processes, process: Member, size: int, **more: Any) -> None:
+    """What a process says that has loaded so many bytes."""
+    processes._take(process, {"loaded": True, "serves": None, "weights": [], "size": size, **more})
+
+
+@pytest.mark.parametrize(("size", "begun_at_once"), [(SMALL, [0, 1, 2]), (LARGE, [0])])
+def test_processes_of_large_models_start_one_after_another(size: int, begun_at_once: list[int]) -> None:
+    """Each has a copy of its own until it has loaded, and shares that of the others then."""
+
+    async def run() -> None:
+        begun: list[Member] = []
+        processes = Processes(dataclasses.replace(JOB, serve=dataclasses.replace(SERVE, processes=3)), [], Notifier())
+        processes._loop = asyncio.get_running_loop()
+        (place,) = processes._places.values()
+        kept = []
+
+        def start(process: Member, *_: object) -> None:
+            begun.append(process)
+            kept.append(connect(process))
+            process.child = subprocess.Popen(["sleep", "100"])
+
+        place.start = start  # type: ignore[method-assign]
+        processes._start(processes._processes[0])
+        loaded(processes, processes._processes[0], size, count=3, alone=False)
+        assert [process.index for process in begun] == begun_at_once
+        processes._take(processes._processes[0], {"ready": True})
+        second = begun[1]
+        assert [process.index for process in begun] == (begun_at_once if size == SMALL else [0, 1])
+        kill(second)
+        processes._gone(second)  # without it the others go on
+        assert [process.index for process in begun] == [0, 1, 2]
+        loaded(processes, begun[2], size)
+        processes._take(begun[2], {"ready": True})
+        assert processes._started
+        for process in processes._processes:
+            kill(process)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_large_models_are_loaded_again_by_one_process_after_another(size: int) -> None:
+    """By one first in any case: only then is it known how large they are now."""
+
+    async def run() -> None:
+        processes = Processes(JOB, [], Notifier())
+        processes._loop = asyncio.get_running_loop()
+        processes._processes += [Member(number, 0, number) for number in (1, 2)]
+        (place,) = processes._places.values()
+        place._members = processes._processes[:]
+        ends = [connect(process) for process in processes._processes]
+        for process in processes._processes:
+            process.ready = process.going = True
+        call = asyncio.ensure_future(processes._call(processes._processes, "reload", ""))
+        order = []
+        while len(order) < 3:
+            for _ in range(9):
+                await asyncio.sleep(0)
+            told = [(process, number) for process, end in zip(processes._processes, ends, strict=True)
+                    for number in received(end, "number")]  # fmt: skip
+            order.append([process.number for process, _ in told])
+            for process, number in told:
+                answer = {"did": number, "wrong": "", "serves": None, "weights": [], "size": size}
+                processes._take(process, answer)
+        assert await call == ""
+        assert order == ([[0], [1], [2]] if size == LARGE else [[0], [1, 2], []])
 
     asyncio.run(run())
 

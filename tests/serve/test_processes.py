@@ -309,7 +309,8 @@ def test_batching_that_ends_in_one_process_ends_in_all_until_a_reload() -> None:
         processes._take(other, {"unbatched": ["m/1 x"]})
         assert told(ends[1], "unbatched") == []
         reload = asyncio.ensure_future(processes._call([one, other], "reload", ""))
-        await asyncio.sleep(0)
+        for _ in range(9):
+            await asyncio.sleep(0)
         for process, end in zip((one, other), ends, strict=True):
             (number,) = told(end, "number")
             processes._take(process, {"did": number, "wrong": "", "serves": SERVES, "unbatched": []})

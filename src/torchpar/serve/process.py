@@ -221,6 +221,7 @@ class _Serving:
         message["unbatched"] = list(self._engine.unbatched())
         count = self._find_count()
         message.update(count=count.count, alone=count.alone, weights=self._engine.shared_weights())
+        message["size"] = self._engine.weights_bytes()
         if not self._channel.send(serves=self._engine.serves(), **message):
             say(
                 "there are too many models to compare them with those of the service's other processes",

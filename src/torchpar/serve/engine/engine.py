@@ -118,6 +118,11 @@ class Engine:
         """Names the models that write to themselves, and so must be in one process alone."""
         return [served.name for served in self._lifecycle.all() if served.writes]
 
+    def weights_bytes(self) -> int:
+        """Returns the size of the weights that this process shares with others, or could."""
+        found = [served.runner.weights() for served in self._lifecycle.all()]
+        return sum(weights.size for weights in found if weights)
+
     def unshared_bytes(self) -> int:
         """Returns the size of the models that each process would have for itself: frozen or compiled programs."""
         return sum(unshared_bytes(served) for served in self._lifecycle.all())

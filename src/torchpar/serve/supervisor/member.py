@@ -55,7 +55,12 @@ class Member:
         self.count = Sender(self._send_totals)
         self.weights: set[str] = set()  # that it shares with others of its place
         self.quiet = 0.0  # seconds without a request
+        self.size = 0  # of the weights that it shares, or could, in bytes
         self.usage: dict[str, float] = {}  # its last, see usage.py
+
+    def loads(self) -> bool:
+        """Says whether it is being started: what it loads it has for itself yet."""
+        return self.child is not None and not self.ready
 
     def has_to_do(self) -> tuple[int, int]:
         """Orders processes by what they have to do: connections, also those on their way; who waited longer first."""

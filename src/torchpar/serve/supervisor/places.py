@@ -16,6 +16,9 @@ from torchpar.serve.supervisor.forks import ForkServer
 from torchpar.serve.supervisor.gauge import make_gauge
 from torchpar.serve.supervisor.member import Member
 
+# Weights of so many bytes are loaded by one process after another.
+LARGE = 64 << 20
+
 
 class Place:
     """Knows the processes of one place. The first of them is always there, and has the place's number in the plan.
@@ -39,6 +42,7 @@ class Place:
         self._divided = False
         self._weights: dict[str, int] = {}  # descriptors, by name
         self._wanted: int | None = None
+        self._later: list[Member] = []  # that are started when no other loads
 
     def first(self) -> Member:
         """Returns the first process."""
@@ -54,6 +58,23 @@ class Place:
         files = [theirs.fileno(), process.gauge.fd]
         with theirs:
             process.child = self._fork_server.fork(files) if self._fork_server else self._popen("process", *files)
+
+    def is_large(self) -> bool:
+        """Says whether its processes load one after another: each has a copy of its own until it has loaded."""
+        return any(member.size > LARGE for member in self._members)
+
+    def postpone(self, process: Member) -> bool:
+        """Keeps a process for later where another loads large models; True where that is so."""
+        if not self.is_large() or not any(each.loads() for each in self._members if each is not process):
+            return False
+        if process not in self._later:
+            self._later.append(process)
+        return True
+
+    def take_later(self) -> list[Member]:
+        """Returns the processes that were kept for later, to be tried again."""
+        later, self._later = self._later, []
+        return later
 
     def poll(self) -> None:
         """Waits for what forks the processes, where it has ended."""

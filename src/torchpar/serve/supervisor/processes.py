@@ -111,7 +111,7 @@ class Processes:
     # ---- starting ----
 
     def _start(self, process: Member) -> None:
-        if self._stopping or process not in self._processes:
+        if self._stopping or process not in self._processes or self._places[process.rank].postpone(process):
             return
         process.narrow = False
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
@@ -133,6 +133,11 @@ class Processes:
         if isinstance(child, Forked) and (child.quick or self._started):
             seconds = FORK_SECONDS if child.quick else FIRST_FORK_SECONDS
             self._loop.call_later(seconds, self._see_forked, process, child)
+
+    def _start_later(self, process: Member) -> None:
+        """Starts who waited for a process of the same place to have loaded."""
+        for each in self._places[process.rank].take_later():
+            self._start(each)
 
     def _see_forked(self, process: Member, child: Forked) -> None:
         """Ends what forks where it has not, as one that is stopped: it is started anew with the next process."""
@@ -254,6 +259,7 @@ class Processes:
                 self._served = process.serves
         if "weights" in message:
             process.weights = set(message["weights"])
+            process.size = message.get("size", 0)
         if "shelf" in message:
             self._places[process.rank].exchange(process, message["shelf"], message.get("file"))
         if "unbatched" in message:
@@ -269,6 +275,7 @@ class Processes:
             if self._leaving and process.channel:
                 process.channel.send(leave=True)
             self._see_started()
+            self._start_later(process)
             self._tell()
             for setting in self._settings.values():
                 process.set(setting)
@@ -347,6 +354,7 @@ class Processes:
         process.counters = []
         self._past_usage = add_usage([self._past_usage, past_usage(process.usage)])
         process.usage = {}
+        self._start_later(process)
         if self._stopping:
             if not any(each.child for each in self._processes):
                 wait = 0.0 if was_ready else LAST_WORDS_SECONDS
@@ -478,7 +486,7 @@ class Processes:
 
         Those that then serve other files than `like`, else than the first that could do it, are started again.
         """
-        asked, waiting = [], []
+        asked: list[Member] = []
         if verb == "unload":
             self._unloaded.add(model)
         elif verb == "load":
@@ -490,15 +498,16 @@ class Processes:
                 process.reload_due = process.reload_due or verb != "unload"
             elif process.channel:
                 asked.append(process)
-                waiting.append(self._order(process, verb, model))
         self._calls += 1
         try:
-            wrong = await asyncio.gather(*waiting)
+            parts = [[process for process in asked if process.rank == rank] for rank in self._places]
+            found = await asyncio.gather(*(self._order_in_turn(part, verb, model) for part in parts))
         finally:
             self._calls -= 1
         if not self._calls and asked:
             self._unbatched = {key for process in self._processes for key in process.unbatched}
-        could = [process for process, what in zip(asked, wrong) if process.going and not what]
+        wrong = {process: what for part in found for process, what in part.items()}
+        could = [process for process in asked if process.going and not wrong[process]]
         like = like or (could[0] if could else self._model())
         if like and like.going:
             self._align(like)
@@ -507,7 +516,26 @@ class Processes:
                 place.forget_weights()
             for process in [process for process in self._processes if process.ready and process.going]:
                 self._divide(process)
-        return "\n".join(dict.fromkeys(filter(None, wrong)))
+        return "\n".join(dict.fromkeys(wrong[process] for process in asked if wrong[process]))
+
+    async def _order_in_turn(self, processes: Sequence[Member], verb: str, model: str) -> dict[Member, str]:
+        """Has the processes of a place load: one, then the others, one after another where it turns out to be large.
+
+        Each has a copy of its own until it has loaded. Those that unload need not wait.
+        """
+        wrong: dict[Member, str] = {}
+        rest = list(processes)
+        while rest and verb != "unload" and (not wrong or self._places[rest[0].rank].is_large()):
+            process = rest.pop(0)
+            wrong[process] = await self._order_ready(process, verb, model)
+        found = await asyncio.gather(*(self._order_ready(process, verb, model) for process in rest))
+        return {**wrong, **dict(zip(rest, found))}
+
+    async def _order_ready(self, process: Member, verb: str, model: str) -> str:
+        if process.ready and process.channel:
+            return await self._order(process, verb, model)
+        process.reload_due = process.reload_due or verb != "unload"  # it is being started again
+        return ""
 
     def _order(self, process: Member, verb: str, model: str) -> asyncio.Future[str]:
         number = next(self._numbers)
