@@ -44,11 +44,11 @@ def history(as_json: bool) -> None:
     if as_json:
         echo_json(rows)
         return
-    header = ("GENERATION", "WRITTEN", "IN FORCE", "CHANGES")
+    header = ("GENERATION", "WRITTEN", "STATE", "CHANGES")
     echo_table(
         header,
         [
-            (str(row["generation"]), str(row["written"]), _in_force(row), str(row["changed"]))
+            (str(row["generation"]), str(row["written"]), _state(row), str(row["changed"]))
             for row in rows
         ],
     )
@@ -68,11 +68,12 @@ def _taken_back(rollbacks: Sequence[Rollback], generation: Generation, *, is_act
     return {**asdict(found), "text": found.say()} if found else None
 
 
-def _in_force(row: dict[str, Any]) -> str:
+def _state(row: dict[str, Any]) -> str:
     if not row["active"]:
         return str(row["taken_back"]["text"]).removeprefix("was ") if row["taken_back"] else ""
     waits = row["unconfirmed"]
-    return f"for {waits['seconds_left']} s unless confirmed, then {waits['back']}" if waits else "yes"
+    waiting = f" for {waits['seconds_left']} s unless confirmed, then {waits['back']}" if waits else ""
+    return f"in force{waiting}"
 
 
 def _changed(generation: Generation, older: Generation | None) -> str:

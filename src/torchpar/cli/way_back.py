@@ -14,6 +14,7 @@ from torchpar.cli.output import warn
 from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.enforce import LiveSystemd, changing, is_in_force, refuse_foreign
 from torchpar.generations.generation import Generation
+from torchpar.generations.last_apply import find_failed_services
 from torchpar.generations.rollbacks import NOT_CONFIRMED, note_rollback
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_new_in_force, put_old_in_force
@@ -45,7 +46,8 @@ def go_back_in_time(store: Store) -> None:
                 done = restore(store, unconfirmed.back)
                 warn(done.notes)
                 number, left = done.generation.number, active.number if active else 0
-                note_rollback(store, left, number, NOT_CONFIRMED)
+                failed = find_failed_services(left)
+                note_rollback(store, left, number, f"{NOT_CONFIRMED}; {failed}" if failed else NOT_CONFIRMED)
                 click.echo(f"generation {number} is in force: generation {left} was not confirmed in time")
                 restart_again(done.generation, unconfirmed)
 

@@ -105,12 +105,14 @@ def apply(
     tell(compiled.warnings)
     done = _put_in_force(store, systemd, active, compiled, request, tell)
     tell((*done.notes, *prune(store)))
-    with is_in_force(done.generation, but="" if request.restart is Restart.NEVER else "no service was restarted"):
+    waits = _say_what_waits(store, done.generation)
+    but = "" if request.restart is Restart.NEVER else "no service was restarted"
+    with is_in_force(done.generation, but, waits):
         changed = {change.unit for change in changes if change.what in ("changed", "removed")}
         running = systemd.running_among(sorted({*changed, *request.outdated}))
         restarted = tuple(unit for unit in running if is_chosen(unit, request.restart, systemd))
         _remember(store, done.generation, restarted)
-    with is_in_force(done.generation):
+    with is_in_force(done.generation, waits=waits):
         restart_services(systemd, restarted)
     outdated = tuple(unit for unit in running if unit not in restarted)
     return Applied(done.generation, changes, outdated, restarted, tuple(warnings))
@@ -149,6 +151,15 @@ def _remember(store: Store, generation: Generation, restarted: tuple[str, ...]) 
     except StoreError as error:
         told = f"generation {generation.number} is in force, but no service was restarted"
         raise StoreError(f"{error}\n{told}") from None
+
+
+def _say_what_waits(store: Store, generation: Generation) -> str:
+    """Says what comes back unless a generation is confirmed; "" where nothing does."""
+    with contextlib.suppress(StoreError):
+        if waits := store.unconfirmed(generation):
+            left = waits.seconds_left(read_clocks())
+            return f"generation {waits.back} comes back in {left:.0f} s unless you run: torchpar confirm"
+    return ""
 
 
 def is_chosen(unit: str, restart: Restart, systemd: Idleness) -> bool:

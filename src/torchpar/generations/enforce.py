@@ -100,9 +100,10 @@ def check_in_force(systemd: Units, generation: Generation) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def is_in_force(generation: Generation, but: str = "") -> Iterator[None]:
-    """Adds to an error or an interrupt that the generation is in force all the same, `but` something is not done."""
-    says = f"generation {generation.number} is in force{but and f', but {but}'}"
+def is_in_force(generation: Generation, but: str = "", waits: str = "") -> Iterator[None]:
+    """Adds to an error or an interrupt that the generation is in force all the same, `but` something is not done, and
+    what it `waits` for."""
+    says = f"generation {generation.number} is in force{but and f', but {but}'}{waits and f'; {waits}'}"
     try:
         yield
     except SystemdError as error:

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from torchpar.contract.errors import SystemdError
 
+# The beginning of a line of an error, before the units.
+NOT_RUNNING = "these do not run: "
+
 
 class Services(Protocol):
     """The door to the services that run. Everything raises SystemdError."""
@@ -43,7 +46,7 @@ def _left(services: Services, units: tuple[str, ...], before: Mapping[str, str])
         return f"whether these were restarted is not known ({error}): {names}; see: systemctl status {names}"
     told = []
     if ended := " ".join(unit for unit in units if unit not in now):
-        told.append(f"these do not run: {ended}; see: systemctl status {ended}")
+        told.append(f"{NOT_RUNNING}{ended}; see: systemctl status {ended}")
     if same := " ".join(unit for unit in units if unit in now and now[unit] == before.get(unit)):
         told.append(f"these were not restarted and run with their old values: {same}; again: systemctl restart {same}")
     return "\n".join(told) or "all were restarted"

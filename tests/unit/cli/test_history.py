@@ -47,7 +47,7 @@ def test_it_says_what_was_taken_back_and_why(tmp_path: Path, monkeypatch: pytest
         note_rollback(host.store, 2, 1, "ada ran torchpar rollback")
     newest, oldest = CliRunner().invoke(command.history, env={"COLUMNS": "200"}).stdout.splitlines()[1:]
     assert " taken back at " in newest and ": ada ran torchpar rollback  " in newest
-    assert oldest.split()[3] == "yes"
+    assert " in force  " in oldest and " in force  " not in newest
     seen = observe(host.store, host.systemd, host.readers)
     (conf,) = (told["text"] for told in seen["wrong"] if told["what"] == "conf")
     assert "the conf is newer than generation 1; " in conf and "generation 2 was taken back at " in conf

@@ -118,6 +118,13 @@ def test_what_is_restarted_is_kept_with_the_generation_that_may_go(store: Store)
     assert store.unconfirmed(second.generation) == dataclasses.replace(waits, restarted=tuple(sorted((UNIT, other))))
 
 
+def test_what_fails_says_too_what_comes_back(store: Store) -> None:
+    """Whoever sees a service fail has not much time."""
+    put(store, make_door(store), "one")
+    with pytest.raises(SystemdError, match="generation 2 is in force; generation 1 comes back in 60 s unless you run"):
+        put(store, make_door(store, refuses="restart"), "two", restart=Restart.IF_CHANGED, confirm_within=60)
+
+
 def test_a_generation_that_waits_is_confirmed_before_another_one(store: Store) -> None:
     """At boot what waits is carried on."""
     with pytest.raises(TorchparError, match="no generation to go back to"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from torchpar.contract.errors import BusyError, StoreError
-from torchpar.generations.last_apply import noted, read_last_apply
+from torchpar.contract.errors import BusyError, StoreError, SystemdError
+from torchpar.generations.last_apply import find_failed_services, noted, read_last_apply
 
 
 def test_what_ends_without_an_error_has_succeeded(tmp_path: Path) -> None:
@@ -46,3 +46,16 @@ def test_where_it_cannot_be_written_nothing_fails(tmp_path: Path) -> None:
         pass
     (tmp_path / "last").write_text("[")
     assert read_last_apply(tmp_path / "last") is None
+
+
+def test_services_that_its_restart_has_ended_are_found_of_that_generation(tmp_path: Path) -> None:
+    """Whose generation is in force all the same: why it was not confirmed, most likely."""
+    file = tmp_path / "last"
+    said = "systemctl restart: failed\nthese do not run: a.service; see: systemctl status\ngeneration 7 is in force; x"
+    with pytest.raises(SystemdError), noted(file):
+        raise SystemdError(said)
+    assert find_failed_services(7, file) == "these do not run: a.service"
+    assert find_failed_services(6, file) == ""
+    with noted(file):
+        pass
+    assert find_failed_services(7, file) == ""
