@@ -19,6 +19,8 @@ from torchpar.cli.redact import Redactor
 from torchpar.contract.errors import TorchparError
 from torchpar.contract.version import version
 from torchpar.doctor.words import size
+from torchpar.generations.rollbacks import read_rollbacks
+from torchpar.generations.store import Store
 from torchpar.host.program import run
 
 # Each is run, and what it prints is a file of this name.
@@ -105,7 +107,12 @@ def _hosts() -> Iterator[str]:
 
 
 def _users() -> Iterator[str]:
-    """Yields the names of people: users that may log in."""
-    for user in pwd.getpwall():
-        if 1000 <= user.pw_uid < 65000:
-            yield user.pw_name
+    """Yields the names of people: users that may log in, and those that have, whom a directory may know."""
+    users = pwd.getpwall()
+    yield from (user.pw_name for user in users if _is_person(user))
+    known = {user.pw_name for user in users}
+    yield from {rollback.person for rollback in read_rollbacks(Store())} - known - {""}
+
+
+def _is_person(user: pwd.struct_passwd) -> bool:
+    return 1000 <= user.pw_uid < 65000

@@ -26,7 +26,7 @@ from torchpar.generations.enforce import (
 )
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.restart import restart as restart_services
-from torchpar.generations.rollbacks import note_rollback
+from torchpar.generations.rollbacks import RAN, note_rollback
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
 from torchpar.host import systemd
@@ -69,7 +69,7 @@ def rollback(number: int | None, if_active: int | None, restart: str, wait: bool
             done = _put_in_force(store, active, number)
         warn(done.notes)
         if active and active != done.generation:
-            note_rollback(store, active.number, done.generation.number, f"{read_person()} ran torchpar rollback")
+            note_rollback(store, active.number, done.generation.number, f"{read_person()}{RAN}")
         click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
         restarted = restart_again(done.generation, waits) if waits else ()
         with is_in_force(done.generation):

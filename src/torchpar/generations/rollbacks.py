@@ -18,6 +18,8 @@ from torchpar.host.files import replace_text
 from torchpar.host.reading import NotReadableError, Reader
 
 NOT_CONFIRMED = "it was not confirmed in time"
+# After the name of a person.
+RAN = " ran torchpar rollback"
 _FILE = "rollbacks.json"
 _KEPT = 20
 _MOST_BYTES = 2**16
@@ -31,6 +33,12 @@ class Rollback:
     back: int
     why: str
     timestamp_seconds: float
+
+    @property
+    def person(self) -> str:
+        """The name of who has run torchpar rollback; "" where nobody has."""
+        name, ran, _ = self.why.rpartition(RAN)
+        return name if ran else ""
 
     def say(self) -> str:
         """Says it in words that follow its name: "was taken back at 2026-11-30 22:10: ada ran torchpar rollback"."""

@@ -15,6 +15,8 @@ import pytest
 from torchpar.cli import redact, report
 from torchpar.cli.main import run
 from torchpar.cli.redact import Redactor
+from torchpar.generations.rollbacks import RAN, note_rollback
+from torchpar.generations.store import Store
 
 HEX = "0123456789abcdef0123456789abcdef01234567"
 
@@ -120,3 +122,13 @@ def test_the_journal_can_be_left_out_and_no_file_is_overwritten(folder: Path) ->
     assert run(["report", "--output", "x.tar.gz"]) == 1
     (folder / "link").symlink_to(folder / "aim")
     assert run(["report", "--output", "link"]) == 1 and not (folder / "aim").exists()
+
+
+def test_who_took_a_generation_back_is_a_name_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only a directory knows the user; not root, who is nobody in particular."""
+    (tmp_path / "store").mkdir()
+    store = Store(tmp_path / "store")
+    for name in ("ada.lovelace", "root"):
+        note_rollback(store, 2, 1, f"{name}{RAN}")
+    monkeypatch.setattr(report, "Store", lambda: store)
+    assert "ada.lovelace" in set(report._users()) and "root" not in set(report._users())

@@ -20,11 +20,12 @@ def store(tmp_path: Path) -> Store:
 def test_the_last_is_found_unless_it_came_back(store: Store) -> None:
     note_rollback(store, 6, 5, NOT_CONFIRMED)
     note_rollback(store, 8, 7, "ada ran torchpar rollback")
-    note_rollback(store, 7, 8, "ada ran torchpar rollback 8")
+    note_rollback(store, 7, 8, "ada ran it")
     rollbacks = read_rollbacks(store)
     assert [each.number for each in rollbacks] == [7, 8, 6]
     found = find_rollback(rollbacks, 6)
     assert found and found.say().endswith(": it was not confirmed in time") and found.say().startswith("was taken back")
+    assert [each.person for each in rollbacks] == ["", "ada", ""]
     assert find_rollback(rollbacks, 8) is None and find_rollback(rollbacks, 9) is None
 
 
