@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torchpar.contract.errors import TorchparError
+from torchpar.contract.errors import StoreError, TorchparError
 from torchpar.contract.journal import Priority
 from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.daemon.figures import Figures
@@ -92,8 +92,7 @@ class Watch:
         shown = self._shown
         if stamp["stamp"] != self._shown_at:
             try:
-                units = [row["unit"] for row in self.observation.get("services", ())]
-                shown = self._systemd.show_units(units, PROPERTIES)
+                shown = self._systemd.show_units(self._planned_units(), PROPERTIES)
             except TorchparError:
                 # Each is asked for by itself, and says why it cannot be.
                 shown = ""
@@ -104,6 +103,15 @@ class Watch:
         if observation["conf"] == "newer" and observation["auto_apply"] and stamp["conf"] != self._applied_for:
             # Once for each edit; systemd runs `torchpar apply` outside of this sandbox.
             write(_line({"applied_for": stamp["conf"], "problem": self._reload()}))
+
+    def _planned_units(self) -> list[str]:
+        """Lists the units of services in force, by the names of their drop-ins; none where the store is damaged."""
+        try:
+            active = self._store.active()
+            names = os.listdir(active.path / "units") if active else []
+        except (OSError, StoreError):
+            return []
+        return [name.removesuffix(".d") for name in names if name.endswith(".service.d")]
 
     def _take_stamp(self) -> dict[str, str]:
         """Makes a stamp that changes with the conf, the active generation, the host's CPUs and the services' states."""
@@ -160,7 +168,7 @@ class Watch:
         before = _told(self.observation)
         self.observation = json.loads(lines[1])
         self._shown = json.loads(lines[2])["shown"]
-        # Of a service that has just been put in force systemd has not been asked yet.
+        # Where the store was damaged systemd has not been asked for all at once.
         all_shown = all(f"Id={row['unit']}\n" in self._shown for row in self.observation["services"])
         self._shown_at = stamp if all_shown else None
         if len(lines) > 3:

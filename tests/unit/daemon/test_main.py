@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pytest
 from tests.unit.contract.test_reports import FIRST
 from tests.unit.daemon.test_status_socket import turn
 from tests.unit.generations.fake_systemd import FakeSystemd
-from tests.unit.verify.fake_host import TEXT, TRAIN, make_fake_host
+from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, make_fake_host
 from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.contract.notify import Notifier
 from torchpar.contract.reports import RankProgress
@@ -579,3 +579,33 @@ def test_a_clock_that_is_set_changes_nothing(life: Life, monkeypatch: pytest.Mon
         ages = {row["unit"]: row["state_age_seconds"] for row in answer["services"]}
         assert ages[TRAIN] == pytest.approx(life.now - 900) and answer["well"] == first["well"]
     assert life.told == told
+
+
+def test_systemd_is_asked_once_for_all_while_nothing_changes(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when it has been heard that a service has started or ended, whatever the states say."""
+    life.host.apply()
+    asked: list[list[str]] = []
+    show = life.host.systemd.show_units
+
+    def show_units(units: Collection[str], properties: Collection[str]) -> str:
+        asked.append(sorted(units))
+        stopped = "".join(f"\n\nId={unit}\nActiveState=inactive\nSubState=dead\nResult=success\n" for unit in units)
+        return show(units, properties) + stopped
+
+    monkeypatch.setattr(life.host.systemd, "show_units", show_units)
+
+    def look() -> None:
+        pieces: list[bytes] = []
+        life.watch.look(pieces.append)
+        assert life.watch.take(b"".join(pieces).splitlines(), life.now)
+
+    look()
+    look()
+    assert asked == [sorted([TRAIN, INFER])], "also of services that systemd has not loaded"
+    life.watch.hear()
+    look()
+    look()
+    assert len(asked) == 2
+    life.host.systemd.runs["torchpar-train@x.service"] = "now"
+    look()
+    assert len(asked) == 3 and life.watch.observation["services"][-1]["name"] == "x"
