@@ -34,6 +34,7 @@ help:
 	@echo 'make bench-daemon   what torchpard costs a host, at rest and in a flood (ARGUMENTS=... for its arguments)'
 	@echo 'make bench-fleet    planning 10 to 10,000 hosts from their facts (ARGUMENTS=... for its arguments)'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
+	@echo 'make bench-arbitration  jobs that share CPUs, pinned by hand and by torchpar, and lent CPUs (BENCH=...)'
 	@echo 'make bench-progress what the runtime costs a training step (TORCH_PYTHON=: an interpreter with torch)'
 	@echo 'make bench-serve    inference servers side by side (ARGUMENTS=... for its arguments)'
 	@echo 'make repo           a signed apt repository with it, for KEY=...: the suite canary'
@@ -188,6 +189,13 @@ bench-train: $(VENV)/complete machine-packages
 	$(SUDO) env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE XDG_CACHE_HOME='$(dir $(CACHE))' \
 		$(PYTHON) -B -m tests.benchmarks.bench_train $(BENCH)
 .PHONY: bench-train
+
+# BENCH='--jobs mlp --parts share again': only those; see bench_arbitration.py.
+bench-arbitration: $(VENV)/complete machine-packages
+	$(call packages,python3-venv)
+	$(SUDO) env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE XDG_CACHE_HOME='$(dir $(CACHE))' \
+		$(PYTHON) -B -m tests.benchmarks.bench_arbitration $(BENCH)
+.PHONY: bench-arbitration
 
 # Another interpreter that has torch: TORCH_PYTHON=/srv/venv/bin/python3.
 TORCH_PYTHON ?= $(PYTHON)
