@@ -1,11 +1,12 @@
 """Inference servers side by side: requests per second, latency, and CPU time for each request.
 
     python3 -m tests.benchmarks.bench_serve [--models mlp encoder] [--peers torchpar mlserver ...] [--seconds N]
-        [--connections 1 8 32 128] [--rows 1 8] [--rounds N] [--soak MINUTES]
+        [--connections 1 8 32 128] [--rows 1 8] [--rounds N] [--soak MINUTES] [--fairness]
 
 In each round every server is started, asked and stopped before the next, so that all meet the same host; the table has
 the medians. What counts are ratios within one run: a shared machine is faster or slower from day to day. `--soak` asks
-torchpar alone, at 80 % of what it can do, and prints errors and memory every minute.
+torchpar alone, at 80 % of what it can do, and prints errors and memory every minute; `--fairness` how long requests for
+the MLP take in a service that has the encoder too, which takes 50 times as long, alone and beside clients of that one.
 
 The rows whose names end with -grpc are asked over gRPC (serve_grpc.py). Triton is measured with one instance of the
 model and with one for each CPU, and the better of both, load by load, is what to compare with.
@@ -29,16 +30,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import serve_grpc
 from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, proportional_mib
-from tests.benchmarks.serve_peers import PEERS, Peer, Question
+from tests.benchmarks.serve_peers import PEERS, Peer, Question, ask_binary
 
 TREE = Path(__file__).parents[2]
 PORT = 18000
+# Of the service that has a fast and a heavy one.
+MODELS = ("mlp", "encoder")
 # The shares of what the open loop's client gets at most from a server, at which it then asks.
 SHARES = (0.5, 0.8)
 OPEN_CONNECTIONS = 32  # with so many, one request each at all times, the open loop's client finds the capacity
@@ -54,12 +58,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--fairness", action="store_true")
     arguments = parser.parse_args()
     workers = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as directory:
         folder = Path(directory)
         script = TREE / "tests/benchmarks/serve_models.py"
         subprocess.run([sys.executable, "-W", "ignore", script, "make", folder], check=True)
+        if arguments.fairness:
+            compare_fairness(folder, workers, arguments.rounds, arguments.seconds)
+            return
         for name in arguments.models:
             model = folder / f"{name}.pt"
             if arguments.soak:
@@ -249,6 +257,34 @@ def soak(model: Path, workers: int, minutes: float) -> None:
                 f"  {done.cpu_us:.0f} us CPU  {proportional_mib(pid):.1f} MiB",
                 flush=True,
             )
+
+
+def compare_fairness(folder: Path, workers: int, rounds: int, seconds: float) -> None:
+    """A fast model at a fifth of what its client can get, alone and beside eight clients of a heavy one."""
+    for name in MODELS:
+        (folder / f"models/{name}/1").mkdir(parents=True)
+        shutil.copy(folder / f"{name}.pt", folder / f"models/{name}/1/model.pt")
+    ask = {name: ask_binary(f"/v2/models/{name}/infer")(read_about(folder / f"{name}.pt", 1)) for name in MODELS}
+    found: dict[tuple[str, str], list[Measured]] = {}
+    for _ in range(rounds):
+        for peer in ("torchpar", "torchpar-1"):
+            with running(PEERS[peer], sys.executable, folder / "models", workers) as pid:
+                closed_loop(PORT, ask["encoder"], 8, min(3.0, seconds), pid)
+                rate = 0.2 * client_capacity(PORT, ask["mlp"], OPEN_CONNECTIONS, min(4.0, seconds))
+                alone = open_loop(PORT, ask["mlp"], rate, seconds, pid)
+                with ThreadPoolExecutor(1) as pool:
+                    heavy = pool.submit(closed_loop, PORT, ask["encoder"], 8, seconds + 2, pid)
+                    time.sleep(1.0)
+                    beside = open_loop(PORT, ask["mlp"], rate, seconds, pid)
+                    heavy.result()
+            found.setdefault((peer, "alone"), []).append(alone)
+            found.setdefault((peer, "beside the encoder"), []).append(beside)
+    print("| server | MLP, open 20% | p50 ms | p99 ms | errors |")
+    print("|---|---|---|---|---|")
+    for (peer, how), runs in found.items():
+        middle = [statistics.median(getattr(run, field) for run in runs) for field in ("p50", "p99")]
+        print(f"| {peer} | {how} | {middle[0]:.2f} | {middle[1]:.2f} | {sum(run.errors for run in runs)} |")
+    sys.stdout.flush()
 
 
 def print_table(

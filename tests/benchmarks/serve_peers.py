@@ -121,7 +121,7 @@ def _torchpar(processes: str) -> Callable[[Path, str, Path, int, int], list[str]
 
 
 def _torchpar_grpc(folder: Path, python: str, model: Path, port: int, workers: int) -> list[str]:
-    return [*_torchpar(folder, python, model, port, workers), f"--grpc=127.0.0.1:{port + 1}"]
+    return [*_torchpar("auto")(folder, python, model, port, workers), f"127.0.0.1:{port + 1}"]
 
 
 LITSERVE = """

@@ -14,6 +14,7 @@ import torch
 from tests.serve.engines import Answer, request, serving
 from tests.serve.models import Counter, Slow, Total, described, mlp, save_script
 from torchpar.serve.engine import pool
+from torchpar.serve.engine.curve import Curve
 from torchpar.serve.engine.engine import Engine
 
 ROWS = described(-1, 3)
@@ -77,6 +78,77 @@ def test_a_fast_model_does_not_wait_for_a_slow_one(tmp_path: Path) -> None:
             done.set()
             for answer in waiting:
                 await answer.values()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_model_that_is_not_cheap_does_not_wait_for_much_slower_ones(tmp_path: Path, workers: int) -> None:
+    """All threads have a batch of the slow one; it is not done before the other has answered a hundred times."""
+    for name in ("fast", "slow"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        save_script(mlp(), tmp_path / name / "1/model.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path, workers=workers) as engine:
+            (fast, names), (slow, _) = watch(engine, "fast"), watch(engine, "slow")
+            fast.cheap = slow.cheap = False
+            fast.curve, slow.curve = Curve({1: 0.01}, 1), Curve({1: 0.5}, 1)
+            compute, begun, done = slow.runner.compute, threading.Semaphore(0), threading.Event()
+
+            def wait(*arguments: Any) -> Any:
+                begun.release()
+                assert done.wait(60)
+                return compute(*arguments)
+
+            slow.runner.compute = wait
+            waiting = [Answer(engine, request(torch.randn(1, 3), model="slow")) for _ in range(workers + 2)]
+            for _ in range(workers):
+                assert await asyncio.to_thread(begun.acquire, timeout=60)
+            for _ in range(100):
+                await Answer(engine, request(torch.randn(1, 3), model="fast")).values()
+            assert set(names) == {f"compute-{workers}"}
+            assert not begun.acquire(blocking=False)  # nor does the slow one get more threads than there are
+            done.set()
+            for answer in waiting:
+                await answer.values()
+
+    asyncio.run(run())
+
+
+def test_what_is_as_slow_waits_for_its_turn(tmp_path: Path) -> None:
+    """And so does what may not be computed by any thread: no more than planned compute at the same time."""
+    for name in ("one", "other"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        save_script(mlp(), tmp_path / name / "1/model.pt", ROWS)
+
+    async def run() -> None:
+        async with serving(tmp_path) as engine:
+            (one, names), (other, _) = watch(engine, "one"), watch(engine, "other")
+            one.cheap = other.cheap = False
+            compute, begun, done = other.runner.compute, threading.Event(), threading.Event()
+
+            def wait(*arguments: Any) -> Any:
+                begun.set()
+                assert done.wait(60)
+                return compute(*arguments)
+
+            other.runner.compute = wait
+            for seconds, steady in ((0.1, True), (0.001, False)):
+                one.curve, other.curve, one.steady = Curve({1: seconds}, 1), Curve({1: 0.5}, 1), steady
+                begun.clear()
+                done.clear()
+                slow = Answer(engine, request(torch.randn(1, 3), model="other"))
+                assert await asyncio.to_thread(begun.wait, 60)
+                quick = Answer(engine, request(torch.randn(1, 3), model="one"))
+                for _ in range(9):
+                    await asyncio.sleep(0.01)
+                assert not names
+                done.set()
+                await slow.values()
+                await quick.values()
+                assert names == ["compute-0"]
+                names.clear()
 
     asyncio.run(run())
 

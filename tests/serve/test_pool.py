@@ -68,7 +68,7 @@ class Held:
     def __init__(self) -> None:
         self.queue = Queue()
         self.curve = SimpleNamespace(parts=lambda rows, most: most)
-        self.waits = self.batched = self.single = self.computes = self.cheap = False
+        self.waits = self.batched = self.single = self.computes = self.cheap = self.steady = False
         self.team_from = self.runner = None
         self.go = threading.Semaphore(0)
         self.computing = self.most = 0

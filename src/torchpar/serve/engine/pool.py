@@ -6,6 +6,9 @@ finished takes the next batch itself. Answers go back to the event loop with one
 Where one thread computes, batches of cheap models do not go to it: to hand one over and back takes as long as to
 compute it, and the event loop has only the same CPU for itself. So they do not wait for other models' batches either.
 A request of many rows waits for the thread all the same, at the head of its model's queue, and no other one passes it.
+
+There is one thread more than may compute at the same time. It computes only what all the others would hold up for much
+longer than it takes, as where they have batches of a heavy model: the kernel then divides the CPUs fairly.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from torchpar.serve.runners.runner import Runner
 # A batch that takes this many times as long as measured, and this long at least, does not make progress any more.
 STUCK_TIMES = 50.0
 STUCK_SECONDS = 60.0
+
+# What takes so much longer than a batch of a steady model lets that pass.
+PASSED_TIMES = 8.0
 
 # CPU time of a batch after which its model is not cheap any more, for the event loop stands still meanwhile.
 DEAR_SECONDS = 0.005
@@ -76,6 +82,7 @@ class Pool:
         self._overdue: deque[tuple[Served, list[Waiting]]] = deque()
         self._workers = [_Worker(slot) for slot in range(workers)]
         self._idle = list(self._workers)
+        self._passing = _Worker(workers)
         self._allowed = allowed or (lambda: workers)
         # Those beyond compute no batch when they have finished theirs.
         self.most = self._team = workers
@@ -83,7 +90,7 @@ class Pool:
 
     def start(self) -> None:
         """Starts the threads."""
-        self._start(self._workers)
+        self._start((*self._workers, self._passing))
 
     def _start(self, workers: Sequence[_Worker]) -> None:
         for worker in workers:
@@ -99,7 +106,8 @@ class Pool:
             if not served.waits:
                 served.waits = True
                 self._ring.append(served)
-        if (self._idle or self._divides) and not self._turn:
+            passes = self._may_pass(served)
+        if not self._turn and (self._idle or self._divides or passes):
             self._turn = True
             self._loop.call_soon(self._hand_out)
 
@@ -127,7 +135,7 @@ class Pool:
     def alive(self) -> bool:
         """Says whether every thread is there and none computes a batch for much longer than such a batch takes."""
         now = time.monotonic()
-        for worker in self._workers:
+        for worker in (*self._workers, self._passing):
             if worker.thread is None or not worker.thread.is_alive():
                 return False
             batch, since = worker.batch, worker.since
@@ -140,7 +148,7 @@ class Pool:
     def stop(self) -> None:
         """Ends the threads; a batch that is being computed is finished first."""
         self._stopping = True
-        for worker in self._workers:
+        for worker in (*self._workers, self._passing):
             if worker.wake.locked():
                 worker.wake.release()
 
@@ -159,7 +167,8 @@ class Pool:
 
     def _grow(self, most: int) -> None:
         """Starts further workers, which compute in the slots of the others where a model has no more."""
-        more = [_Worker(slot) for slot in range(len(self._workers), most)]
+        # `_passing` has the number after those of the first.
+        more = [_Worker(slot + 1) for slot in range(len(self._workers), most)]
         with self._lock:
             self._workers += more
             self._idle += more
@@ -183,6 +192,10 @@ class Pool:
                     worker = self._idle.pop()
                     worker.batch = batch
                     woken.append(worker)
+            if self._passing.batch is None and self._free() <= 0 and not self._stopping:
+                self._passing.batch = self._next(0, passing=True)
+                if self._passing.batch:
+                    woken.append(self._passing)
         for worker in woken:
             worker.wake.release()
         if self._overdue:
@@ -202,18 +215,20 @@ class Pool:
         self._look_again()
 
     def _look_again(self) -> None:
-        """Calls `_hand_out` once more where batches of cheap models may wait, for no thread takes those."""
-        if self._divides and self._ring and not self._turn:
+        """Calls `_hand_out` once more where batches may wait that no thread takes by itself."""
+        if self._ring and not self._turn:
             self._turn = True
             self._loop.call_soon(self._hand_out)
 
-    def _next(self, others: int, most: int | None = None, *, here: bool = False) -> Batch | None:
+    def _next(
+        self, others: int, most: int | None = None, *, here: bool = False, passing: bool = False
+    ) -> Batch | None:
         """Returns the next batch, of the model whose turn it is; None if none may be computed now. Needs the lock.
 
         others counts the workers that are idle beside the one that asks. here: of a cheap model, where those are apart,
-        and not of many rows.
+        and not of many rows. passing: of one that may pass all that is computed now.
         """
-        while served := self._whose_turn(here=here):
+        while served := self._whose_turn(here=here, passing=passing):
             self._ring.popleft()
             queue = served.queue
             cap = served.limit_rows()
@@ -235,17 +250,28 @@ class Pool:
                 return batch
         return None
 
-    def _whose_turn(self, *, here: bool = False) -> Served | None:
+    def _whose_turn(self, *, here: bool = False, passing: bool = False) -> Served | None:
         """Returns the first model in the ring, once those are behind it that compute one batch at a time and do so now.
 
-        The worker that computes for one of those looks here again when it is done. here: see _next.
+        The worker that computes for one of those looks here again when it is done. here, passing: see _next.
         """
         for _ in range(len(self._ring)):
             first = self._ring[0]
             if not first.computes and (not self._divides or _is_cheap(first) == here):
-                return first
+                if not passing or self._may_pass(first):
+                    return first
             self._ring.rotate(-1)
         return None
+
+    def _may_pass(self, served: Served) -> bool:
+        """Says whether all threads have batches of others that take far longer than its next one. Needs the lock."""
+        if self._passing.batch or not served.steady or self._free() > 0:
+            return False
+        least = PASSED_TIMES * served.seconds()
+        for batch in (worker.batch for worker in self._workers):
+            if batch and (batch.served is served or batch.served.curve.seconds(batch.rows) < least):
+                return False
+        return True
 
     def _gather_team(self, batch: Batch, others: int) -> None:
         """Gives all threads to one big request, where the other workers would only look on."""
@@ -275,11 +301,14 @@ class Pool:
                 del runner  # an idle thread would keep a model that was unloaded
                 with self._lock:
                     batch.served.computes = False
-                    # This one is not among the idle ones.
-                    worker.batch = batch = self._next(self._free()) if self._free() >= 0 else None
-                    if batch is None:
-                        worker.since = None
-                        self._idle.append(worker)
+                    if worker is self._passing:
+                        worker.batch = worker.since = batch = None  # `_deliver` looks for more of them
+                    else:
+                        # This one is not among the idle ones.
+                        worker.batch = batch = self._next(self._free()) if self._free() >= 0 else None
+                        if batch is None:
+                            worker.since = None
+                            self._idle.append(worker)
                 # Not sooner: `_deliver` looks for what this thread has left to the event loop.
                 self._post()
             if self._stopping:

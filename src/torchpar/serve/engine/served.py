@@ -94,7 +94,8 @@ class Served:
         self.untried = untried
         self.weights = ""  # by what name it shares them with other processes
         # A batch of it is computed as soon as it is handed to another thread.
-        self.cheap = runner.is_steady() and curve.seconds(self.cap()) <= CHEAP_SECONDS
+        self.steady = runner.is_steady()
+        self.cheap = self.steady and curve.seconds(self.cap()) <= CHEAP_SECONDS
         self.queue = Queue()
         self.open = 0
         self.limit = 64  # requests that may wait
@@ -119,6 +120,10 @@ class Served:
     def limit_rows(self) -> int:
         """Returns the most rows that the next batch may have."""
         return self.curve.limit(self.queue.rows) if self.batched else 1
+
+    def seconds(self) -> float:
+        """Returns the seconds that the next batch will take. Needs the lock of the pool, as the queue does."""
+        return self.curve.seconds(max(1, self.queue.first_rows(), min(self.queue.rows, self.cap())))
 
     def compute(self, slot: int, batch: Batch) -> None:
         """Runs a batch in one of the pool's threads; the outcome is in the batch."""
