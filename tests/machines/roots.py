@@ -58,6 +58,7 @@ class Kind(Enum):
     BUILD = "build"  # a compiler, debhelper, lintian and the Build-Depends of the package
     INSTALLED = "installed"  # a base, and all that the package depends on and recommends: installing it is quick
     NUMA = "numa"  # a kernel of its own, and what the package depends on, for an emulated machine
+    MANAGED = "managed"  # an ssh server, Ansible, what the package depends on: a host of a fleet, and its controller
 
 
 # A root of another recipe than this file's must not be taken for one of this one's: raise it with the hooks below.
@@ -65,8 +66,14 @@ _RECIPE = 1
 
 _BASE = ("ca-certificates", "dbus", "systemd", "systemd-sysv")
 
+_DEPENDS = ("libtcmalloc-minimal4", "python3-click", "python3-debian", "python3-jinja2")
+
 _PACKAGES = {
     Kind.BASE: _BASE,
+    Kind.MANAGED: (
+        *_BASE, *_DEPENDS, "ansible-core", "apt-utils", "gpg", "gpg-agent", "openssh-client", "openssh-server",
+        "python3-apt",
+    ),
     Kind.INSTALLED: _BASE,
     Kind.BUILD: ("build-essential", "ca-certificates", "lintian"),
     Kind.NUMA: (
@@ -111,6 +118,11 @@ def base_root(suite: Suite) -> Root:
 def numa_root(suite: Suite) -> Root:
     """The root that the emulated machine with several NUMA nodes boots."""
     return Root(suite, Kind.NUMA)
+
+
+def managed_root(suite: Suite) -> Root:
+    """The root that hosts of a fleet boot, and the host that manages them."""
+    return Root(suite, Kind.MANAGED)
 
 
 def installed_root(suite: Suite, tree: Path = TREE) -> Root:
@@ -215,6 +227,8 @@ def _finish(target: Path) -> None:
     (target / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost\n")
     (target / "etc/resolv.conf").unlink(missing_ok=True)
     (target / "etc/resolv.conf").touch()
+    # Machines share this host's network, where port 22 is not theirs: a test says where an ssh server listens.
+    (target / "etc/systemd/system/multi-user.target.wants/ssh.service").unlink(missing_ok=True)
     # Left by some tools to keep services from starting in a chroot; it would keep them from starting here.
     (target / "usr/sbin/policy-rc.d").unlink(missing_ok=True)
 
