@@ -146,7 +146,9 @@ def test_a_broken_canary_stops_the_rollout_and_goes_back_by_itself(fleet: Fleet)
     """With its job, which had failed for good. The other host is as it was."""
     canary, other = fleet.hosts.values()
     good, untouched = generation(canary), (generation(other), other.read(CONF), other.show(JOB, "MainPID"))
-    write_site(fleet, **{"train.py": "none.py"})
+    # On a busy host it has not failed yet when the others have looked.
+    ill = f"torchpar_gate: [sh, -c, 'while systemctl is-active --quiet {JOB}; do sleep 1; done; torchpar status']"
+    write_site(fleet, ill, **{"train.py": "none.py"})
     broken = play(fleet, CANARY, "rollout", status=2)
     assert broken.counts("failed") == {CANARY: 1} and "/srv/resnet/none.py: no such file" in broken.said
     assert canary.show(JOB, "ActiveState") == "failed" and generation(canary) != good
