@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.machines.machine import Machine
+from tests.machines.roots import Suite
 from tests.machines.test_apply import CONF, apply
 from tests.machines.test_multinode import NETWORK
 
@@ -41,8 +42,8 @@ NodeName=two NodeAddr=192.0.2.2 CPUs=2
 PartitionName=all Nodes=ALL Default=YES
 """
 
-# Slurm 22.05 of Debian 12 has no "disabled", and asks for no hierarchy where it is to use that of version 1.
-CGROUP = 'CgroupPlugin=$(srun --version | grep -q "slurm 22" && echo cgroup/v1 || echo disabled)'
+# Slurm 22.05 has no "disabled", and asks for no hierarchy where it is to use that of version 1.
+CGROUP = {Suite.BOOKWORM: "CgroupPlugin=cgroup/v1\n", Suite.TRIXIE: "CgroupPlugin=disabled\n"}
 
 # $1 the host; then the command.
 ENTER = """\
@@ -54,10 +55,9 @@ exec nsenter --net=/run/netns/$host unshare --uts --mount sh -euc '
     exec "$@"' $host "$@"
 """
 
-START = f"""
+START = """
 mkdir -p /srv/slurm/state /srv/slurm/spool-one /srv/slurm/spool-two
 chown slurm: /srv/slurm/state
-echo "{CGROUP}" >/etc/slurm/cgroup.conf
 systemctl start munge
 systemd-run --quiet --unit=test-slurmctld /srv/slurm/on one slurmctld -D
 for host in one two; do
@@ -138,6 +138,7 @@ def cluster(machine: Machine) -> Iterator[Cluster]:
     shipped = machine.read(CONF)
     machine.install("iproute2", "munge", "slurm-wlm", recommends=False)
     machine.write("/etc/slurm/slurm.conf", SLURM)
+    machine.write("/etc/slurm/cgroup.conf", CGROUP[machine.suite])
     machine.write("/srv/slurm/on", ENTER, 0o755)
     machine.write("/srv/slurm/hosts-one", "127.0.0.1 localhost\n127.0.1.1 one\n192.0.2.2 two\n")
     machine.write("/srv/slurm/hosts-two", "127.0.0.1 localhost\n192.0.2.1 one\n127.0.1.1 two\n")
