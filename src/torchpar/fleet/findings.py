@@ -63,6 +63,7 @@ def look_at(hosts: Sequence[Summary], files: Sequence[tuple[str, MatchSettings |
         *_group(((host.name, warning) for host in known for warning in host.warnings), ExitStatus.DONE),
     ]
     fits = fit_jobs([_member(host) for host in known])
+    findings.sort(key=lambda finding: finding.status is ExitStatus.DONE)
     return Overview(tuple(findings), fits)
 
 
