@@ -6,8 +6,8 @@ The services run and tell how far they are every two seconds, as training jobs d
 control group, with all the processes that it starts; that of systemd, which answers it, is printed beside it. The
 memory is that of its processes (PSS), and the peak of the first one.
 
-A flood: a member of the group torchpar asks as often as it can, over more connections than it may have, and each
-service writes into its own folder without a pause.
+A flood: a member of the group torchpar asks as often as it can, over more connections than it may have, and a service
+writes into its own folder without a pause. All of them would take the CPUs from whoever asks.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ DAEMON = "torchpard.service"
 GROUP = "/sys/fs/cgroup/system.slice/torchpard.service"
 ANSWERS_IN = 15.0
 
-# Writes its progress as the runtime does; a flood where there is a file that says so.
+# Writes its progress as the runtime does; the first service floods where there is a file that says so.
 JOB = """
 import itertools, os, time
 from torchpar.contract.reports import Progress, make_slot
 path = os.environ["RUNTIME_DIRECTORY"] + "/progress"
+floods = "@s0/" in path
 file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 for number in itertools.count():
     told = Progress(os.getpid(), 0, time.monotonic(), number, 32 * number, number, 0.1, 0.1, number, 1, 0, False)
     place, slot = make_slot(told, number)
     os.pwrite(file, slot, place)
-    time.sleep(0.001 if os.path.exists("/run/flood") else 2)
+    time.sleep(0.001 if floods and os.path.exists("/run/flood") else 2)
 """
 
 # Two hundred connections at a time, each of which asks again when it is answered or refused, until the time is over.
