@@ -66,15 +66,16 @@ def test_a_host_is_planned_for_elsewhere_as_by_itself(host: Machine) -> None:
 
 
 def test_a_fleet_is_looked_at_with_what_the_package_has(host: Machine) -> None:
-    """Two hosts, one of them damaged: what is in force fits, and the page is made of the installed files."""
-    host.sh("mkdir -p /root/fleet; torchpar facts >/root/fleet/a.json; head -c 999 /root/fleet/a.json >/root/fleet/b")
+    """More hosts than one process plans, one of them damaged; and the page is made of the installed files."""
+    host.sh("mkdir -p /root/fleet; torchpar facts >/root/fleet/a; head -c 999 /root/fleet/a >/root/fleet/b")
+    host.sh('cd /root/fleet; for i in $(seq 20); do sed "s/^  .hostname.: .*/  \\"hostname\\": \\"n$i\\",/" a >n$i; done')
     done = host.run("torchpar", "fleet", "check", "--facts", "/root/fleet", check=False)
     assert (done.returncode, done.stderr) == (3, "")
-    assert "! /root/fleet/b: is not JSON" in done.stdout and "in force on 1, to be applied on 0" in done.stdout
+    assert "! /root/fleet/b: is not JSON" in done.stdout and "in force on 21, to be applied on 0" in done.stdout
     host.run("rm", "/root/fleet/b")
     assert host.run("torchpar", "fleet", "check", "--facts", "/root/fleet").returncode == 0
     page = host.sh("torchpar fleet report --facts /root/fleet").stdout
-    assert page.count("data-plan=") == 1 and page.endswith("</html>")
+    assert "<td>n20</td>" in page and page.count("data-plan=") == 21 and page.endswith("</html>")
 
 
 def test_the_facts_are_ansibles_and_facters(host: Machine) -> None:
