@@ -117,9 +117,10 @@ def say_moved(moved: Moved) -> str:
     if moved.borrowed_cpus:
         what = f"{name} has CPUs {moved.cpus} since {since}: it borrows {moved.borrowed_cpus} of {moved.lenders}"
         return f"{what}, and shares its own with {moved.beside}" if moved.beside else what
-    if not moved.beside:
+    if moved.cpus == moved.planned_cpus and not moved.beside:
         return f"{name} has all of its CPUs again since {since}"
-    return f"{name} has CPUs {moved.cpus} of its {moved.planned_cpus} since {since}: it shares them with {moved.beside}"
+    why = f"it shares them with {moved.beside}" if moved.beside else "the others are offline"
+    return f"{name} has CPUs {moved.cpus} of its {moved.planned_cpus} since {since}: {why}"
 
 
 def _unconfirmed(generation: int | None, back: int, seconds_left: int) -> str:

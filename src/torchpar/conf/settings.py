@@ -124,6 +124,14 @@ class HostSettings:
     auto_apply: bool = _setting(
         "AutoApply", v.parse_boolean, "no", "yes, no", "torchpard applies a valid edit of the conf by itself"
     )
+    hotplug: v.Hotplug = _setting(
+        "Hotplug",
+        v.one_of(v.Hotplug),
+        "advise",
+        "advise, follow",
+        "what is done when CPUs or memory nodes come or go: torchpard says so, or also has all services placed anew and"
+        " moves those that run",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,13 @@ class WaitPolicy(enum.Enum):
     PASSIVE = "passive"  # sleep
 
 
+class Hotplug(enum.Enum):
+    """The answer of torchpard to CPUs and memory nodes that come and go."""
+
+    ADVISE = "advise"  # says so
+    FOLLOW = "follow"  # has a new generation made and moves what runs
+
+
 class Backend(enum.Enum):
     """The kind of a worker of an inference service."""
 

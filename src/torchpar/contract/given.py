@@ -76,6 +76,14 @@ class Given:
         return self.ranks != self.planned or bool(self.had)
 
 
+def kept_folder(folder: str) -> str:
+    """Returns the folder beside that of the files, with what services were started with that are never moved.
+
+    Not in the same: whoever finds a file there at its start waits for torchpard.
+    """
+    return f"{folder}-kept"
+
+
 def make_given_json(given: Given) -> str:
     """Makes the text of a unit's file."""
     data = {

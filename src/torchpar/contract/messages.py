@@ -13,6 +13,7 @@ MESSAGE_IDS = {
     "enabled": "7b3729132f5d43bcaee433a6d89c7332",
     "override": "e211a7d577974ac493f379f73192bc3a",
     "drift": "f2f5d45abdf54f6abd94776f675b2e74",
+    "fallback": "5f0b8a3bb0a54a0f8c3b5a4a1c9c1e6d",
     "outdated": "a3c48482f7bd4ea8b39b700b5b3ab089",
     "out-of-force": "9208e498381f4b3c8d73d7f8c8c17a5f",
     "conf": "5cce7aaeaf4f4f1687f5ce3e4a1e81c9",

@@ -18,7 +18,7 @@ from torchpar.arbitration.divide import Part, Tenant, divide
 from torchpar.arbitration.lending import lend, take_back
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
-from torchpar.contract.given import Given, GivenRank, make_given_json, read_given
+from torchpar.contract.given import Given, GivenRank, kept_folder, make_given_json, read_given
 from torchpar.contract.journal import Priority
 from torchpar.contract.paths import GIVEN
 from torchpar.contract.unit_names import shorten
@@ -102,8 +102,7 @@ class Arbiter:
         self._lenders: list[str] = []
         self._idle: list[str] = []
         self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
-        # Not in `folder`: who finds a file there at its start waits for torchpard.
-        self._kept = f"{folder}-kept"
+        self._kept = kept_folder(folder)
         self._problems: list[str] = []
 
     # ---- in the child ----
@@ -247,7 +246,7 @@ class Arbiter:
         ranks = part.ranks if part and len(part.ranks) == len(planned) else planned
         fits = part is not None and ranks == part.ranks
         own, loans = (part.own, part.loans) if part and fits else ((), ())
-        why = name_units(part.beside) if part and (own or ranks) != planned else ""
+        why = name_units(part.beside) if part and part.beside and (own or ranks) != planned else ""
         lent_to = name_units(part.lent_to) if part else ""
         if before and (before.ranks, before.why, before.own, before.loans, before.lent_to) == (
             ranks, why, own, loans, lent_to

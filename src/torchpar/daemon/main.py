@@ -6,8 +6,9 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torchpar.contract.errors import printable
 from torchpar.contract.journal import Priority, is_journal, write
@@ -16,7 +17,9 @@ from torchpar.contract.paths import ROOT_STATUS_SOCKET, STATUS_SOCKET
 from torchpar.daemon.arbiter import Arbiter, Doors
 from torchpar.daemon.changes import Changes
 from torchpar.daemon.figures import live_figures
-from torchpar.daemon.look import Looks
+from torchpar.daemon.ladder import Doors as LadderDoors
+from torchpar.daemon.ladder import Ladder
+from torchpar.daemon.look import Looks, Write
 from torchpar.daemon.status_socket import Client, Server, Users
 from torchpar.daemon.watch import FIGURES_POLL_SECONDS, POLL_SECONDS, SMALL_LOOK_SECONDS, Watch
 from torchpar.generations.store import Store
@@ -26,7 +29,7 @@ from torchpar.host.conf import FOLDERS
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.job_folder import is_idle
 from torchpar.host.journal import write_entry
-from torchpar.host.processes import find_group, read_cpuset
+from torchpar.host.processes import find_group, read_cpuset, read_running_unit
 from torchpar.verify.observe import live_readers
 
 # Seconds until the loop comes round by itself.
@@ -38,6 +41,9 @@ _GLANCE_SECONDS = 20
 _LOOK_SECONDS = 120
 _DIVIDE_SECONDS = 20
 _BACK_SECONDS = 5
+_LADDER_SECONDS = 120
+# After the host's CPUs or memory nodes have changed; a virtual machine that is resized takes a second for each.
+_SETTLING_SECONDS = 5.0
 # How long what has changed may go on changing before it is looked at.
 _TOGETHER_SECONDS = 0.5
 # After a service has started or ended it is looked again: its processes are there only then, and have not all waited.
@@ -59,6 +65,26 @@ class Sockets:
     members: str = STATUS_SOCKET
 
 
+class Climbs(Protocol):
+    """A ladder, as much of it as a daemon needs."""
+
+    def look(self, write: Write) -> None:
+        """Takes a step where one is due, in a child."""
+
+    def take(self, lines: Sequence[bytes]) -> None:
+        """Tells what a look has done."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a daemon: one watches, one divides CPUs, one starts again what could not be placed, one hears."""
+
+    watch: Watch
+    arbiter: Arbiter
+    ladder: Climbs
+    changes: Changes
+
+
 class Daemon:
     """The watch, the socket, and what systemd is told of them.
 
@@ -68,9 +94,7 @@ class Daemon:
 
     def __init__(
         self,
-        watch: Watch,
-        arbiter: Arbiter,
-        changes: Changes,
+        parts: Parts,
         notifier: Notifier,
         sockets: Sockets,
         *,
@@ -79,13 +103,15 @@ class Daemon:
     ) -> None:
         self.notifier = notifier
         self.selector = selectors.DefaultSelector()
-        self._watch, self._arbiter, self._clock = watch, arbiter, clock
+        self._watch, self._arbiter, self._ladder, self._clock = parts.watch, parts.arbiter, parts.ladder, clock
         self._glances = Looks(self.selector, self._watch.glance, _GLANCE_SECONDS, self._glanced, clock=clock)
         self._looks = Looks(self.selector, self._watch.look, _LOOK_SECONDS, self._looked, clock=clock)
-        self._divisions = Looks(self.selector, arbiter.look, _DIVIDE_SECONDS, self._divided, clock=clock)
-        self._backs = Looks(self.selector, arbiter.take_back, _BACK_SECONDS, self._took_back, clock=clock)
-        self._changes = changes
-        self.selector.register(changes, selectors.EVENT_READ, self._heard)
+        self._divisions = Looks(self.selector, self._arbiter.look, _DIVIDE_SECONDS, self._divided, clock=clock)
+        self._backs = Looks(self.selector, self._arbiter.take_back, _BACK_SECONDS, self._took_back, clock=clock)
+        self._ladders = Looks(self.selector, self._ladder.look, _LADDER_SECONDS, self._climbed, clock=clock)
+        self._ladder_at: float | None = None
+        self._changes = parts.changes
+        self.selector.register(self._changes, selectors.EVENT_READ, self._heard)
         self._divide_at: list[float] = []
         self._groups = ""
         self._servers = (
@@ -98,6 +124,7 @@ class Daemon:
         self._next_figures = clock() + FIGURES_POLL_SECONDS
         self._looks.want()
         self._divisions.want()
+        self._ladders.want()
 
     def come_round(self, *, at_once: bool = False) -> None:
         """Lets go of what has taken too long; now and then, or at once, sees whether anything has changed."""
@@ -105,7 +132,9 @@ class Daemon:
         now = self._clock()
         if now >= self._next_small_look:
             self._next_small_look = now + SMALL_LOOK_SECONDS
-            at_once = self._changes.has_host_changed() or at_once
+            if self._changes.has_host_changed():
+                # Not at once: CPUs come and go one by one.
+                at_once, self._ladder_at = True, now + _SETTLING_SECONDS
             if self._arbiter.has_idle_changed():
                 self._divisions.want()
         if now >= self._next_figures:
@@ -115,6 +144,9 @@ class Daemon:
             self._next_poll = now + POLL_SECONDS
             self._changes.watch()
             self._glances.want()
+        if self._ladder_at is not None and now >= self._ladder_at:
+            self._ladder_at = None
+            self._ladders.want()
         if self._divide_at and now >= self._divide_at[0]:
             del self._divide_at[0]
             self._divisions.want()
@@ -133,8 +165,8 @@ class Daemon:
         self._take_back(awake & self._arbiter.owners)
         if services:
             self._watch.hear()
-            self._divide()
         if services or others:
+            self._divide()
             # Not at once: whoever writes one file of the conf may write more.
             self._next_poll = min(self._next_poll, self._clock() + _TOGETHER_SECONDS)
 
@@ -161,11 +193,15 @@ class Daemon:
             # What has started while nobody heard of it may not have been there for this division.
             self._divide()
 
+    def _climbed(self, number: int, lines: list[bytes]) -> None:
+        self._ladder.take(lines)
+
     def _end_what_is_late(self) -> None:
         self._glances.end_if_late()
         self._looks.end_if_late()
         self._divisions.end_if_late()
         self._backs.end_if_late()
+        self._ladders.end_if_late()
         now = self._clock()
         for server, client in self._waiting():
             seconds = now - client.since
@@ -210,6 +246,9 @@ class Daemon:
         now = self._clock()
         if self._watch.take(lines, now):
             self.notifier.send(STATUS=self._watch.status())
+            observed = self._watch.observation
+            if observed["fallback"] or any(row.get("misplaced") for row in observed["services"]):
+                self._ladders.want()
         self._next_poll = min(self._next_poll, self._watch.next_look)
         if not self._watch.observation:
             return
@@ -222,12 +261,15 @@ def main() -> None:
     """Runs torchpard on this host until SIGTERM or SIGINT."""
     watch = Watch(Store(), systemd, live_readers(), live_figures(), tell)
     arbiter = Arbiter(Store(), systemd, Doors(read_facts, move_unit, find_group, is_idle, read_cpuset), tell)
+    doors = LadderDoors(read_manifest, read_facts, read_running_unit, move_unit)
+    ladder = Ladder(Store(), systemd, doors, tell)
     store = Store()
-    # systemd makes the folder "generator" anew whenever it reads its units again.
+    # systemd makes the folder "generator" anew whenever it reads its units again; 252 then also gives control groups
+    # the CPUs of their units again.
     units = {**dict.fromkeys(systemd.EDITED, "torchpar"), os.path.dirname(systemd.GENERATED): "generator"}
     folders = {**units, **FOLDERS, str(store.directory): "", str(store.generations): ""}
     changes = Changes(folders, lambda: repr(read_manifest()))
-    run(Daemon(watch, arbiter, changes, Notifier(), Sockets(), users=Users()))
+    run(Daemon(Parts(watch, arbiter, ladder, changes), Notifier(), Sockets(), users=Users()))
 
 
 def run(daemon: Daemon) -> None:

@@ -53,7 +53,8 @@ def say(given: Given, before: Given | None) -> list[str]:
         if ranks == given.planned:
             lines.append(f"{name} has all of its CPUs {planned} again")
         else:
-            lines.append(f"{name} has CPUs {cpus} of its {planned}, which it shares with {given.why}")
+            why = f", which it shares with {given.why}" if given.why else ": the others are offline"
+            lines.append(f"{name} has CPUs {cpus} of its {planned}{why}")
     if loans != had:
         back = [loan for loan in had if loan not in loans]
         new = [loan for loan in loans if loan not in had]

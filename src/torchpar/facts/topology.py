@@ -148,12 +148,14 @@ class HostFacts:
     interpreter_libraries: Mapping[str, tuple[Library, ...]] = dataclasses.field(default_factory=dict)
     # What each unit has in the generation in force: placement moves as few of them as possible.
     in_force: Mapping[str, Held] = dataclasses.field(default_factory=dict)
+    # Units that systemd could not start with their CPUs (215) or their memory policy (242) on this host as it is.
+    without: Mapping[str, int] = dataclasses.field(default_factory=dict)
     # What the kernel shows that makes no sense or contradicts itself, and what was done instead.
     doubts: tuple[str, ...] = ()
 
     def afresh(self) -> HostFacts:
-        """Returns the same host with nothing in force, so that nothing is kept where it is."""
-        return dataclasses.replace(self, in_force={})
+        """Returns the same host with nothing in force, so that nothing is kept where it is, and all is tried again."""
+        return dataclasses.replace(self, in_force={}, without={})
 
     def node_of(self, cpus: CpuSet) -> CpuSet:
         """Returns the ids of the NUMA nodes that hold any of these CPUs."""

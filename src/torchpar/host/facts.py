@@ -10,7 +10,7 @@ from pathlib import Path
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.topology import HostFacts
 from torchpar.host.cgroup import read_limits
-from torchpar.host.in_force import read_in_force
+from torchpar.host.in_force import read_in_force, read_without
 from torchpar.host.libraries import (
     read_arch,
     read_interpreter_libraries,
@@ -98,5 +98,6 @@ def read_facts(root: Path = Path("/")) -> HostFacts:
         page_size=os.sysconf("SC_PAGE_SIZE") if root == Path("/") else None,
         libraries=read_libraries(tree),
         in_force=read_in_force(tree),
+        without=read_without(tree),
     )
     return dataclasses.replace(facts, doubts=tree.doubts())

@@ -120,6 +120,12 @@ def running_services() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
+def failed_services() -> tuple[str, ...]:
+    """Lists the units of training and inference services that have failed. Raises SystemdError."""
+    done = _systemctl("list-units", "--output=json", "--state=failed", *SERVICES)
+    return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
+
+
 def ad_hoc_jobs() -> tuple[str, ...]:
     """Lists the units of ad-hoc jobs that run or are about to. Raises SystemdError."""
     done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", AD_HOC)
@@ -273,6 +279,11 @@ def seconds_since_boot() -> float:
     """Returns the seconds that this systemd runs; in a container the kernel runs for longer. Raises SystemdError."""
     since = int(_systemctl("show", "--property=UserspaceTimestampMonotonic", "--value").strip() or 0)
     return time.monotonic() - since / 1e6
+
+
+def start_without_waiting(units: Iterable[str]) -> None:
+    """Asks systemd to start units, each after those that it comes After=, and waits for none. Raises SystemdError."""
+    _systemctl("start", "--no-block", "--", *units)
 
 
 def reload_without_waiting(unit: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torchpar.conf.services import Kind, Service
 from torchpar.conf.values import MemoryPolicy, memory_bytes
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.fallback import NUMA_POLICY
 from torchpar.facts.topology import HostFacts
 from torchpar.placement.claims import Reason
 from torchpar.placement.place import Share
@@ -47,6 +48,8 @@ def choose_memory_policy(service: Service, share: Share, facts: HostFacts) -> tu
             policy, why = MemoryPolicy.BIND, "NUMAMask= names the nodes"
         else:
             policy, why = _choose(service, own, ordinary, facts)
+    if facts.without.get(service.unit) == NUMA_POLICY:
+        policy, why = MemoryPolicy.DEFAULT, f"systemd could not set another at its last start (status {NUMA_POLICY})"
     if not own or policy in (MemoryPolicy.DEFAULT, MemoryPolicy.LOCAL):
         if not own:
             policy, why = MemoryPolicy.DEFAULT, "the kernel shows no NUMA node with these CPUs"

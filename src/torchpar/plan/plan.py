@@ -16,6 +16,7 @@ from torchpar.conf.settings import TrainSettings
 from torchpar.conf.values import CpuRequestKind
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import CoresError
+from torchpar.contract.fallback import CPU_AFFINITY
 from torchpar.contract.job import VARIABLE
 from torchpar.contract.paths import LAUNCH, RUN, SERVE
 from torchpar.facts.exec_limits import INSTEAD, LINES, PATHS, WORDS, check_command, check_number, check_strings, size
@@ -165,6 +166,7 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
         slot_mates=mates,
         reasons=(
             *share.reasons,
+            *_explain_unbound(service, facts),
             *rank_reasons,
             memory_reason,
             allocator_reason,
@@ -177,6 +179,18 @@ def _plan_service(service: Service, config: Config, placement: Placement, facts:
     )
     _refuse_what_no_kernel_starts(plan, facts)
     return plan
+
+
+def is_bound(unit: str, facts: HostFacts) -> bool:
+    """Says whether systemd is to bind the processes of a unit to its CPUs (CPUAffinity=)."""
+    return facts.without.get(unit) != CPU_AFFINITY
+
+
+def _explain_unbound(service: Service, facts: HostFacts) -> tuple[Reason, ...]:
+    if is_bound(service.unit, facts):
+        return ()
+    why = f"systemd could not bind it to its CPUs at its last start (status {CPU_AFFINITY})"
+    return (Reason("CPUAffinity", "none", why),)
 
 
 def _refuse_what_no_kernel_starts(plan: ServicePlan, facts: HostFacts) -> None:

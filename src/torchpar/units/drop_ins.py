@@ -20,7 +20,7 @@ from torchpar.contract.paths import CERTIFICATE, GUARD, KEY, STOP, TEMPLATES
 from torchpar.facts.exec_limits import LINE, size
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.opened import opened_paths
-from torchpar.plan.plan import Plan, ServicePlan
+from torchpar.plan.plan import Plan, ServicePlan, is_bound
 from torchpar.plan.sandbox import needed_mounts, sandbox_settings
 from torchpar.units.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
 
@@ -141,7 +141,7 @@ def _render(plan: ServicePlan, facts: HostFacts, warnings: list[str]) -> str:
         start_limit="StartLimitIntervalSec=0" if train and train.nodes[1] > 1 else None,
         identity=[(key, value) for key, value in identity.items() if value is not None],
         sandbox=sandbox_settings(service),
-        placement=placement_settings(plan),
+        placement=placement_settings(plan, bound=is_bound(plan.unit, facts)),
         has_home=not service.own_user,
         environment=list(plan.environment.items()),
         command=plan.command,
@@ -180,15 +180,16 @@ def _source(plan: ServicePlan) -> str:
     return plan.service.place("").file
 
 
-def placement_settings(plan: ServicePlan) -> list[tuple[str, str]]:
+def placement_settings(plan: ServicePlan, *, bound: bool = True) -> list[tuple[str, str]]:
     """Makes the CPU and memory settings. Lists merge across drop-ins, so each is reset before it is set.
 
     AllowedCPUs= is there besides CPUAffinity=: on kernel 6.1 a sibling that turns the cpuset controller on resets a
-    bare affinity. It also allows the CPUs of the loader workers, on which no process starts. NUMAMask= stays empty for
-    the policies that take no node.
+    bare affinity. It stays where systemd could not set that one (not `bound`). It also allows the CPUs of the loader
+    workers, on which no process starts. NUMAMask= stays empty for the policies that take no node.
     """
     cpus, nodes, allowed_nodes = str(plan.cpus), str(plan.memory.nodes), str(plan.memory.allowed_nodes)
-    pairs = [("CPUAffinity", ""), ("CPUAffinity", cpus), ("AllowedCPUs", ""), ("AllowedCPUs", str(plan.allowed_cpus))]
+    pairs = [("CPUAffinity", ""), *([("CPUAffinity", cpus)] if bound else [])]
+    pairs += [("AllowedCPUs", ""), ("AllowedCPUs", str(plan.allowed_cpus))]
     if allowed_nodes:
         pairs += [("AllowedMemoryNodes", ""), ("AllowedMemoryNodes", allowed_nodes)]
     pairs.append(("NUMAMask", ""))

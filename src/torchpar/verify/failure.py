@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchpar.contract.errors import printable
+from torchpar.contract.fallback import CPU_AFFINITY, NUMA_POLICY
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
 EXIT_CODES = {
@@ -15,12 +16,12 @@ EXIT_CODES = {
     78: "configuration",
     200: "its working directory cannot be entered",
     203: "its program cannot be run",
-    215: "its CPUs cannot be set (CPU affinity)",
+    CPU_AFFINITY: "its CPUs cannot be set (CPU affinity)",
     217: "its user does not exist",
     226: "its sandbox cannot be set up",
     228: "its system call filter cannot be set",
     238: "its state directory cannot be made",
-    242: "its memory policy cannot be set (NUMA policy)",
+    NUMA_POLICY: "its memory policy cannot be set (NUMA policy)",
     243: "its TLS certificate or key cannot be read (credentials)",
 }
 
@@ -60,13 +61,7 @@ def why_failed(properties: Mapping[str, Any]) -> str:
     result = str(properties.get("Result", ""))
     if result in _RESULTS:
         return _RESULTS[result]
-    code, status = properties.get("ExecMainCode", 1), properties.get("ExecMainStatus", 0)
-    if not properties.get("ExecMainPID"):
-        code = status = 0
-    for command in properties.get("ExecStartPre", []):
-        # (path, arguments, ignore, start, ..., pid, code, status): a failed one never lets the main process start.
-        if command[-1]:
-            code, status = command[-2:]
+    code, status = _last_exit(properties)
     if code in _BY_SIGNAL:
         return f"killed by {signal_name(status)}"
     if not status:
@@ -76,9 +71,29 @@ def why_failed(properties: Mapping[str, Any]) -> str:
     return EXIT_CODES.get(status, f"exit status {status}{by}")
 
 
+def misplaced_by(properties: Mapping[str, Any]) -> int | None:
+    """Returns the status of a failed start that could not get its CPUs (215) or memory policy (242); None of others."""
+    if properties.get("ActiveState") != "failed" or properties.get("Result") != "exit-code":
+        return None
+    _, status = _last_exit(properties)
+    return status if status in (CPU_AFFINITY, NUMA_POLICY) else None
+
+
 def says_all(why: str) -> bool:
     """Says whether the reason came from outside the job, which knew nothing of it: its last line is no part of it."""
     return why in _RESULTS.values() or why in ("killed by SIGKILL", "killed by SIGTERM")
+
+
+def _last_exit(properties: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the code and the status of the process that ended the last run; see waitid(2)."""
+    code, status = properties.get("ExecMainCode", 1), properties.get("ExecMainStatus", 0)
+    if not properties.get("ExecMainPID"):
+        code = status = 0
+    for command in properties.get("ExecStartPre", []):
+        # (path, arguments, ignore, start, ..., pid, code, status): a failed one never lets the main process start.
+        if command[-1]:
+            code, status = command[-2:]
+    return code, status
 
 
 def signal_name(number: int) -> str:

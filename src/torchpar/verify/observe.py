@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
+from torchpar.contract.fallback import Fallback, say_manifest
 from torchpar.contract.messages import trouble
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.drift import find_drift
@@ -27,6 +28,7 @@ from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host.checkpoints import Checkpoints
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
+from torchpar.host.in_force import read_fallback
 from torchpar.host.journal import Journal as LiveJournal
 from torchpar.host.processes import read_running_unit
 from torchpar.host.systemd import Units, loaded_units, read_unit_file
@@ -67,6 +69,7 @@ class Readers:
     journal: Journal
     read_text: Callable[[str], str | None]
     newest_checkpoint: Callable[[str], float | None] = lambda folder: None
+    read_fallback: Callable[[], Fallback | None] = lambda: None
 
 
 def live_readers() -> Readers:
@@ -80,6 +83,7 @@ def live_readers() -> Readers:
         LiveJournal(),
         read_unit_file,
         Checkpoints().newest,
+        read_fallback,
     )
 
 
@@ -103,10 +107,12 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
     conf = observe_conf(active, content, readers)
     conf_notices = [f"{line}{_taken_back(store, active)}" for line in conf["notices"]]
     wrong = [*(trouble("store", line) for line in notices), *(trouble("conf", line) for line in conf_notices)]
+    fallback = readers.read_fallback()
     if content and content.manifest != manifest:
+        then, now = say_manifest(content.manifest, manifest), say_manifest(manifest, content.manifest)
         other = (
-            f"generation {active.number if active else '?'} was made for CPUs {content.manifest['cpus_online']}, this "
-            f"host has {manifest['cpus_online']} now; make a new one: torchpar apply"
+            f"generation {active.number if active else '?'} was made for {then}, this host has {now} now; make a new"
+            " one: torchpar apply"
         )
         wrong.append(trouble("host", other))
     services: list[dict[str, Any]] = []
@@ -115,6 +121,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
             in_force_since=_in_force_since(store),
             until=time.monotonic() + _SECONDS_OF_ALL,
             rendered=content.files if content else {},
+            fallback=fallback,
             read_text=readers.read_text,
         )
         services += _observe_all(systemd, readers, planned, around)
@@ -131,6 +138,7 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
         "conf": conf["state"],
         "conf_problem": conf["problem"],
         "auto_apply": conf["auto_apply"],
+        "fallback": fallback is not None,
         "services": services,
         "wrong": wrong,
         "notices": [*(told["text"] for told in wrong), *(line for row in services for line in _notices(row))],

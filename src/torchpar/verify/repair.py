@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.given import Given, GivenRank
@@ -13,13 +13,20 @@ from torchpar.verify.compare import planned_sets, ranks_of
 
 
 def make_repair(
-    plan: ServiceRecord, running: RunningUnit, given: Given | None, control_group: str
+    plan: ServiceRecord,
+    running: RunningUnit,
+    given: Given | None,
+    control_group: str,
+    before: ServiceRecord | None = None,
 ) -> UnitMove | None:
     """Makes the move of all threads that have other CPUs than they may; None where there are none.
 
     It goes to what torchpard has given the service, or to what is planned, as far as that is online. A thread on some
-    of the CPUs that it may have stays there: as far as anybody can see the job has bound it.
+    of the CPUs that it may have stays there: as far as anybody can see the job has bound it; unless
+    these are what it had by the plan `before`.
     """
+    if given and len(given.ranks) != len(plan.ranks):
+        return None  # it runs with an older plan, by which torchpard moves it
     ranks = ranks_of(plan, running)
     found = {cpus for process in running.processes for cpus in (process.threads or {}).values()}
     parts: Sequence[GivenRank | RankRecord] = given.ranks if given else plan.ranks
@@ -27,7 +34,10 @@ def make_repair(
 
     def wrong(local_rank: int | None) -> set[CpuSet]:
         to = whole if local_rank is None else parts[local_rank].cpus
-        return _outside(found, planned_sets(plan, given, local_rank)) if running.online(to) else set()
+        planned = planned_sets(plan, given, local_rank)
+        had = planned_sets(before, None, local_rank) if before and not given else set()
+        outside = {cpus for cpus in found if cpus in had - planned or not any(cpus <= may for may in planned)}
+        return outside if running.online(to) else set()
 
     if not any(
         wrong(ranks.get(process.pid)) & {*(process.threads or {}).values()} for process in running.processes
@@ -35,9 +45,5 @@ def make_repair(
         return None
     known = set(ranks.values())
     moves = tuple(Move(wrong(number if number in known else None), part.cpus) for number, part in enumerate(parts))
-    allowed = None if given and given.is_moved else plan.cpuset
+    allowed = (plan.cpuset - plan.cpus) | given.cpus if given else plan.cpuset
     return UnitMove(plan.unit, control_group, moves, Move(wrong(None), whole), allowed)
-
-
-def _outside(found: Iterable[CpuSet], planned: Collection[CpuSet]) -> set[CpuSet]:
-    return {cpus for cpus in found if not any(cpus <= may for may in planned)}

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torchpar.contract import preload
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import JobSettingsError, TorchparError
+from torchpar.contract.fallback import Fallback, say_manifest
 from torchpar.contract.given import Given, read_given
 from torchpar.contract.job import parse_job_environment
 from torchpar.contract.messages import trouble
@@ -26,7 +27,7 @@ from torchpar.host.processes import SECONDS
 from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, local_share, summary, verify
-from torchpar.verify.failure import state_of, why_failed
+from torchpar.verify.failure import EXIT_CODES, misplaced_by, state_of, why_failed
 from torchpar.verify.overrides import find_overrides
 from torchpar.verify.repair import make_repair
 
@@ -57,12 +58,13 @@ class Around:
 
     `in_force_since` is when the active generation was put in force, in seconds since the epoch; `until` when the look
     should end, by the monotonic clock; `rendered` are the drop-ins of the generation, and `read_text` reads those of
-    others: None where one cannot be read.
+    others: None where one cannot be read. `fallback` is what torchpard has done for services that it could not place.
     """
 
     in_force_since: float
     until: float
     rendered: Mapping[str, str] = field(default_factory=dict)
+    fallback: Fallback | None = None
     read_text: Callable[[str], str | None] = lambda path: None
 
     def share(self) -> float:
@@ -96,7 +98,10 @@ def observe_service(
         unknown = {"state": "unknown", "placed": "unknown", "problem": str(error)}
         return {**row, **_unit({}), **unknown}
     row |= _unit(properties)
+    row["misplaced"] = misplaced_by(properties) is not None
     row["wrong"] += _set_otherwise(plan, properties, around)
+    if around.fallback and properties["ActiveState"] != "inactive":
+        row["wrong"] += _fallen(plan, around.fallback)
     if not _runs(properties):
         return row
     running = read_unit(read_running_unit, plan.unit, properties, {*plan.environment, preload.WITHOUT}, around.share())
@@ -237,6 +242,23 @@ def _set_otherwise(plan: ServiceRecord, properties: Mapping[str, Any], around: A
             )
             found.append(trouble("override", clause))
     return found
+
+
+def _fallen(plan: ServiceRecord, fallback: Fallback) -> list[dict[str, str]]:
+    """Says that a service runs on less than it had, as its start had failed."""
+    for one in fallback.units:
+        if one.unit != plan.unit:
+            continue
+        failed = f"since its start had failed: {EXIT_CODES[one.status]}"
+        if one.is_without:
+            boots = "until this host boots, or has other CPUs or memory nodes"
+            return [trouble("fallback", f"runs without what systemd could not set, {failed}; {boots}")]
+        if fallback.before != fallback.host:
+            now = say_manifest(fallback.host, fallback.before)
+            then = say_manifest(fallback.before, fallback.host)
+            clause = f"is placed for {now} of this host, which had {then}, {failed}; it goes back when they are back"
+            return [trouble("fallback", clause)]
+    return []
 
 
 def _runs(properties: Mapping[str, Any]) -> bool:

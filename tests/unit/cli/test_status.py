@@ -184,7 +184,8 @@ def test_who_may_not_ask_is_told_that_and_not_that_the_daemon_is_dead(
     ("more", "said"),
     [
         ({"beside": "train@b"}, "has CPUs 0-1 of its 0-3 since {at}: it shares them with train@b"),
-        ({}, "has all of its CPUs again since {at}"),
+        ({}, "has CPUs 0-1 of its 0-3 since {at}: the others are offline"),
+        ({"cpus": "0-3"}, "has all of its CPUs again since {at}"),
         (
             {"borrowed_cpus": "4-5", "lenders": "infer@d"},
             "has CPUs 0-1 since {at}: it borrows 4-5 of infer@d",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.hosts import make_host
 from tests.unit.verify.fake_host import FakeHost, make_fake_host
 from torchpar.arbitration.divide import Tenant
 from torchpar.contract.cpulist import CpuSet
@@ -117,6 +118,21 @@ def test_when_one_ends_the_other_has_all_again(host: Host) -> None:
     assert host.told == ["train@a has all of its CPUs 0-3 again"]
     given = host.given(B)
     assert given and not given.invocation, "the next start waits for its part"
+
+
+def test_cpus_that_go_offline_are_nobodys_and_come_back(host: Host) -> None:
+    """Its threads follow at its next step; the kernel has moved them, or will."""
+    host.start(A)
+    host.made.facts = make_host(cores_per_complex=3)
+    host.look()
+    assert host.cpus(A) == "0-2" and host.taken_moves() == [(A, "0-2")]
+    host.made.facts = make_host()
+    host.look()
+    assert host.cpus(A) == "0-3" and host.taken_moves() == [(A, "0-3")]
+    assert host.told == [
+        "train@a has CPUs 0-2 of its 0-3: the others are offline",
+        "train@a has all of its CPUs 0-3 again",
+    ]
 
 
 def test_nothing_is_told_twice(host: Host) -> None:

@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from torchpar.contract.reports import RankProgress
 from torchpar.daemon.arbiter import Arbiter, Doors
 from torchpar.daemon.changes import Changes
 from torchpar.daemon.figures import Figures
-from torchpar.daemon.main import OLDER, Daemon, Sockets, run
+from torchpar.daemon.look import Write
+from torchpar.daemon.main import OLDER, Daemon, Parts, Sockets, run
 from torchpar.daemon.status_socket import Users
 from torchpar.daemon.throughput import Ledger
 from torchpar.daemon.usage import Usage
@@ -49,6 +50,20 @@ PATIENCE = 120.0
 
 def make_sockets(folder: Path) -> Sockets:
     return Sockets(*(str(folder / name) for name in ("root", "members")))
+
+
+class FakeLadder:
+    """Notes in a file how often it has looked, each time in a process that ends."""
+
+    def __init__(self, looks: Path) -> None:
+        self._looks = looks
+
+    def look(self, write: Write) -> None:
+        with self._looks.open("a") as file:
+            file.write("look\n")
+
+    def take(self, lines: Sequence[bytes]) -> None:
+        """Nothing is told."""
 
 
 class Life:
@@ -78,8 +93,9 @@ class Life:
         self.arbiter = Arbiter(self.host.store, self.host.systemd, doors, self.tell, folder=str(folder / "given"))
         self.cpus = "0-3"
         self.changes = Changes({str(folder / "etc"): "torchpar.conf"}, lambda: self.cpus)
-        parts = self.watch, self.arbiter, self.changes
-        self.daemon = Daemon(*parts, Notifier(), self._sockets, users=users, clock=lambda: self.now)
+        self._climbs = folder / "climbs"
+        parts = Parts(self.watch, self.arbiter, FakeLadder(self._climbs), self.changes)
+        self.daemon = Daemon(parts, Notifier(), self._sockets, users=users, clock=lambda: self.now)
 
     def move(self, move: UnitMove, seconds: float) -> int:
         """Each is made by a process that ends."""
@@ -89,6 +105,11 @@ class Life:
 
     def moves(self) -> list[str]:
         return self._moves.read_text().splitlines() if self._moves.exists() else []
+
+    def climbs(self) -> int:
+        """How often the ladder has looked."""
+        turn(self.daemon.selector, lambda: self.daemon._ladders._look is None, PATIENCE)
+        return len(self._climbs.read_text().splitlines())
 
     def hold(self) -> None:
         """Have whatever looks at a running service wait."""
@@ -183,6 +204,27 @@ def test_what_it_hears_of_is_looked_at_soon_and_nothing_else_for_long(life: Life
     assert life.daemon._glances.number == before + (what != "nothing")
 
 
+def test_what_cannot_be_placed_is_looked_at_when_the_host_has_changed_and_when_a_start_has_failed(life: Life) -> None:
+    """Once the CPUs have stopped to come and go; and as long as something runs on less than it had."""
+    life.host.apply()
+    life.ask()
+    before = life.climbs()
+    assert before == 1, "at the start of torchpard"
+    life.cpus = "0-1"
+    life.now += SMALL_LOOK_SECONDS
+    life.daemon.come_round()
+    assert life.climbs() == before
+    life.now += SMALL_LOOK_SECONDS
+    life.daemon.come_round()
+    assert life.climbs() == before + 1
+
+    ended = {"ActiveState": "failed", "Result": "exit-code", "ExecMainPID": 1, "ExecMainCode": 1}
+    life.host.systemd.properties[TRAIN] = {**ended, "ExecMainStatus": 215}
+    life.host.systemd.runs["torchpar-train@other.service"] = "so that it has changed"
+    life.ask()
+    assert life.climbs() == before + 2
+
+
 def test_one_start_costs_few_divisions(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is heard, twice afterwards, and once more when a glance sees it too."""
     divisions: list[float] = []
@@ -258,7 +300,8 @@ def test_who_asks_has_what_holds_when_asked(life: Life) -> None:
     life.told.clear()
     life.host.manifest = {"cpus_online": "0-1", "nodes_online": "0"}
     life.ask()
-    assert life.told == ["generation 1 was made for CPUs 0-3, this host has 0-1 now; make a new one: torchpar apply"]
+    said = "generation 1 was made for CPUs 0-3, this host has CPUs 0-1 now; make a new one: torchpar apply"
+    assert life.told == [said]
 
 
 def test_a_store_that_is_broken_and_mended_is_told_once_each_way(life: Life) -> None:
@@ -456,7 +499,8 @@ class Process:
             given = str(folder / "given")
             arbiter = Arbiter(host.store, host.systemd, doors, lambda priority, line, fields: None, folder=given)
             changes = Changes({}, lambda: "")
-            daemon = Daemon(watch, arbiter, changes, Notifier(), self.sockets, users=users, clock=self._now)
+            parts = Parts(watch, arbiter, FakeLadder(folder / "climbs"), changes)
+            daemon = Daemon(parts, Notifier(), self.sockets, users=users, clock=self._now)
             run(daemon)
             status = daemon._glances.number
         except BaseException:  # noqa: BLE001  # it must not become a second pytest

@@ -194,6 +194,20 @@ def test_a_kernel_without_numa_gets_no_policy() -> None:
     assert plan_of("", host).memory.policy.value == "default"
 
 
+def test_what_systemd_could_not_set_at_the_last_start_is_left_out_and_it_is_said() -> None:
+    """torchpard has noted it; who asks for a placement of all services anew does not ask for that again."""
+    unit, bound = "torchpar-train@a.service", plan_of("NUMAPolicy=bind")
+    host = dataclasses.replace(FOUR, without={unit: 242})
+    plan = plan_of("NUMAPolicy=bind", host)
+    assert (plan.memory.policy.value, str(plan.memory.nodes)) == ("default", "")
+    assert (plan.cpus, bound.memory.policy.value) == (bound.cpus, "bind")
+    assert any(one.key == "NUMAPolicy" and "systemd could not set another" in one.why for one in plan.reasons)
+    host = dataclasses.replace(FOUR, without={unit: 215})
+    assert plan_of("NUMAPolicy=bind", host).memory == bound.memory
+    assert ("CPUAffinity", "none") in [(one.key, one.value) for one in plan_of("", host).reasons]
+    assert plan_of("NUMAPolicy=bind", host.afresh()).reasons == bound.reasons
+
+
 def test_weights_larger_than_a_node_are_interleaved() -> None:
     """All nodes' bandwidth for one large model."""
     assert plan_of("MemoryMax=20G", TWO_NODES, kind="Infer").memory.policy.value == "interleave"

@@ -355,3 +355,10 @@ def test_a_share_of_the_memory_is_written_as_it_is() -> None:
     units = units_of("[Train a]\nScript=/a.py\nMemoryMax=50%\nMemoryHigh=25%\n", make_host())
     text = units.files["torchpar-train@a.service.d/20-torchpar.conf"]
     assert "MemoryMax=50%\nMemoryHigh=25%\n" in text
+
+
+def test_a_service_that_systemd_could_not_bind_to_its_cpus_is_allowed_them_alone() -> None:
+    """Whatever else keeps it from them may leave some."""
+    host = make_host(without={"torchpar-train@a.service": 215})
+    (text,) = (text for path, text in units_of("[Train a]\nScript=/a.py\n", host).files.items())
+    assert re.search(r"^CPUAffinity=\nAllowedCPUs=\nAllowedCPUs=\d", text, re.M)

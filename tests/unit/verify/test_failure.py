@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from torchpar.verify.failure import find_last_words, why_failed
+from torchpar.verify.failure import find_last_words, misplaced_by, why_failed
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "/a.py", line 1, in <module>', "    f()"]
 RANK = "[rank0]: "
@@ -55,3 +55,21 @@ def test_a_failure_is_told_in_words(properties: dict[str, Any], why: str) -> Non
 def test_the_line_that_says_most_is_the_last_exceptions(lines: list[str], said: str | None) -> None:
     """That of a rank, not of the launcher that tells of it; one line, escaped and not endless."""
     assert find_last_words(lines) == said
+
+
+@pytest.mark.parametrize(
+    ("properties", "status"),
+    [
+        ({"ExecMainStatus": 215}, 215),
+        ({"ExecMainStatus": 242}, 242),
+        ({"ExecMainStatus": 0, "ExecMainPID": 0, "ExecStartPre": [["/x", [], False, 0, 0, 0, 0, 7, 1, 215]]}, 215),
+        ({"ExecMainStatus": 203}, None),
+        ({"ExecMainStatus": 215, "ActiveState": "active"}, None),
+        ({"ExecMainStatus": 215, "Result": "signal"}, None),
+    ],
+)
+def test_a_start_that_could_not_get_its_place_is_known_by_systemds_status(
+    properties: dict[str, Any], status: int | None
+) -> None:
+    ended = {"ActiveState": "failed", "Result": "exit-code", "ExecMainPID": 7, "ExecMainCode": 1}
+    assert misplaced_by({**ended, **properties}) == status

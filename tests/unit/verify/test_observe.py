@@ -16,6 +16,7 @@ from tests.unit.hosts import make_host
 from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import FactsError
+from torchpar.contract.fallback import Fallback, Fallen
 from torchpar.contract.given import Given, GivenRank, Loan
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
@@ -356,12 +357,45 @@ def test_a_host_whose_facts_cannot_be_read_has_a_conf_of_which_nothing_is_known(
     assert (seen["conf"], seen["notices"]) == ("unknown", ["/sys: shows no machine"])
 
 
+@pytest.mark.parametrize(
+    ("host_cpus", "tries", "said"),
+    [
+        (
+            "0-2",
+            1,
+            "is placed for CPUs 0-2 of this host, which had CPUs 0-3, since its start had failed: its CPUs cannot be"
+            " set (CPU affinity); it goes back when they are back",
+        ),
+        (
+            "0-3",
+            2,
+            "runs without what systemd could not set, since its start had failed: its CPUs cannot be set (CPU"
+            " affinity); until this host boots, or has other CPUs or memory nodes",
+        ),
+        ("0-3", 1, None),
+    ],
+)
+def test_what_runs_on_less_than_it_had_is_marked(
+    host: FakeHost, host_cpus: str, tries: int, said: str | None
+) -> None:
+    """Not where a placement for the host as it is was all that it took."""
+    host.apply()
+    host.start(TRAIN)
+    before, now = ({"cpus_online": cpus, "nodes_online": "0"} for cpus in ("0-3", host_cpus))
+    fallback = Fallback(before, now, 1, (Fallen(TRAIN, 215, "run", tries),))
+    host.readers = dataclasses.replace(host.readers, read_fallback=lambda: fallback)
+    seen = look(host)
+    (row,) = (row for row in seen["services"] if row["unit"] == TRAIN)
+    assert [wrong["text"] for wrong in row["wrong"] if wrong["what"] == "fallback"] == ([said] if said else [])
+    assert seen["fallback"] and not row["misplaced"]
+
+
 def test_a_generation_of_other_cpus_is_told(host: FakeHost) -> None:
     """Until a new one is made."""
     host.apply()
     host.manifest, host.facts = {"cpus_online": "0-1", "nodes_online": "0"}, make_host(cores_per_complex=2)
     (notice,) = look(host)["notices"]
-    assert notice == "generation 1 was made for CPUs 0-3, this host has 0-1 now; make a new one: torchpar apply"
+    assert notice == "generation 1 was made for CPUs 0-3, this host has CPUs 0-1 now; make a new one: torchpar apply"
     host.apply()
     assert look(host)["notices"] == []
 
