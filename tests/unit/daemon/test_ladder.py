@@ -17,7 +17,8 @@ from torchpar.contract.given import Given, GivenRank, kept_folder, make_given_js
 from torchpar.daemon.ladder import RECOMPILE, Doors, Failed, Ladder, Seen, take_step
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
-from torchpar.host.in_force import read_fallback
+from torchpar.host.in_force import read_fallback, read_without
+from torchpar.host.sysfs import Tree
 
 A = "torchpar-train@a.service"
 ALL, LESS, LEAST = ({"cpus_online": cpus, "nodes_online": "0"} for cpus in ("0-3", "0-2", "0-1"))
@@ -78,6 +79,17 @@ def test_the_file_is_read_as_it_was_written_and_nothing_else_is() -> None:
     assert parse_fallback(text) == fallback and fallback.without == {A: 215}
     for other in (b"", b"{}", text.replace(b'"version": 1', b'"version": 2'), text[:-3], b"[" * 10**5):
         assert parse_fallback(other) is None
+
+
+def test_what_a_plan_is_to_do_without_is_read_below_the_root(tmp_path: Path) -> None:
+    """Nothing before a service has failed twice, nor of a file that torchpard has not written."""
+    file = tmp_path / "run/torchpar/fallback"
+    file.parent.mkdir(parents=True)
+    for tries, without in ((1, {}), (2, {A: 242})):
+        file.write_text(make_fallback_json(Fallback(ALL, ALL, 1, (Fallen(A, 242, "one", tries),))))
+        assert read_without(Tree(tmp_path)) == without
+    file.write_text("{}")
+    assert read_without(Tree(tmp_path)) == {}
 
 
 class Climber:

@@ -210,7 +210,7 @@ def test_what_is_wrong_with_thousands_of_processes_is_a_line(tmp_path: Path) -> 
 def test_a_process_that_ends_while_it_is_read_is_left_out(tmp_path: Path) -> None:
     """Whatever of it was there a moment ago."""
     process(tmp_path, 11)
-    found = look(tmp_path)
-    assert found == RunningUnit(UNIT, 10, (), found.has_numa, online_cpus=found.online_cpus)
+    seen = look(tmp_path)
+    assert seen == RunningUnit(UNIT, 10, (), seen.has_numa, online_cpus=seen.online_cpus)
     (tmp_path / "10/task/10").mkdir(parents=True)
     assert look(tmp_path).processes == ()

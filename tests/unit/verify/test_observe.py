@@ -21,8 +21,9 @@ from torchpar.contract.given import Given, GivenRank, Loan
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
 from torchpar.verify import observe, service
+from torchpar.verify.compare import Verdict, summary
 from torchpar.verify.failure import EXIT_CODES
-from torchpar.verify.service import Around
+from torchpar.verify.service import Around, verify_unit
 
 STRAY = "torchpar-train@x.service"
 NEWER = "the conf is newer than generation 1; see: torchpar diff, then: systemctl reload torchpard"
@@ -140,7 +141,7 @@ def test_the_state_of_a_service_is_told_in_a_word(host: FakeHost, properties: di
 
 
 def test_a_process_that_is_being_started_has_not_drifted(host: FakeHost) -> None:
-    """It is executed before its libraries are loaded; later it has."""
+    """It is executed before its libraries are loaded; later it has. To "torchpar verify", too."""
     host.apply()
     host.start(TRAIN)
     (process,) = host.processes[TRAIN]
@@ -149,9 +150,13 @@ def test_a_process_that_is_being_started_has_not_drifted(host: FakeHost) -> None
     properties["ActiveEnterTimestampMonotonic"] = int(time.monotonic() * 1e6)
     row = look(host)["services"][1]
     assert (row["placed"], row["wrong"]) == ("unknown", [])
+    (plan,) = (plan for plan in host.compile().services() if plan.unit == TRAIN)
+    found = {**properties, "InvocationID": []}
+    assert summary(verify_unit(plan, found, host.read_running_unit)) is Verdict.UNKNOWN
     properties["ActiveEnterTimestampMonotonic"] -= 60_000_000
     row = look(host)["services"][1]
     assert row["placed"] == "drift" and told(row)[0].startswith("does not run as planned (allocator)")
+    assert summary(verify_unit(plan, {**found, **properties}, host.read_running_unit)) is Verdict.DRIFT
 
 
 FAILED = {"ActiveState": "failed", "ExecMainPID": 7, "ExecMainStatus": 1, "ExecMainStartTimestamp": 50_000_000}
