@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ from torchpar.cli.names import ServiceName
 from torchpar.cli.output import brief, count, echo_json
 from torchpar.contract.errors import ExitStatus, NotPermittedError, StoreError, TorchparError
 from torchpar.contract.unit_names import no_such_service, shorten
+from torchpar.generations.generation import Content
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.affinity import move_unit
@@ -19,7 +20,7 @@ from torchpar.host.processes import read_running_unit
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
 from torchpar.verify.observe import observe_undeclared
-from torchpar.verify.service import RUNNING, Around, find_repair, item_json, verify_unit
+from torchpar.verify.service import RUNNING, Around, find_foreign, find_repair, item_json, verify_unit
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
 
@@ -38,7 +39,10 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
     systemd.require_systemd()
     results: list[dict[str, Any]] = []
     verdicts = []
-    services = _chosen(names)
+    content, services = _chosen(names)
+    around = Around(
+        in_force_since=0.0, until=math.inf, rendered=content.files, read_text=systemd.read_unit_file
+    )
     for service in services:
         properties = systemd.unit_properties(service.unit)
         if not properties["MainPID"] or properties["ActiveState"] not in RUNNING:
@@ -48,6 +52,7 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
         if repair:
             _repair(service, properties)
         items = verify_unit(service, properties, read_running_unit)
+        foreign = [told["text"] for told in find_foreign(service, properties, around)]
         verdicts.append(summary(items))
         results.append(
             {
@@ -55,12 +60,12 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
                 "main_pid": properties["MainPID"],
                 "verdict": verdicts[-1].value,
                 "items": [item_json(item) for item in items],
+                "overrides": foreign,
             }
         )
         if not as_json:
-            _echo_unit(service.unit, properties["MainPID"], verdicts[-1], items)
+            _echo_unit(service.unit, properties["MainPID"], verdicts[-1], items, foreign)
     in_force = {service.unit for service in services}
-    around = Around(in_force_since=0.0, until=math.inf)
     undeclared, wrong = ([], []) if names else observe_undeclared(systemd, read_running_unit, in_force, around)
     notices = [told["text"] for told in wrong]
     for stray in (row for row in undeclared if not row["in_force"]):
@@ -93,13 +98,14 @@ def _repair(service: ServiceRecord, properties: Mapping[str, Any]) -> None:
     click.echo(f"{service.unit}: {count(moved, 'thread')} moved to CPUs {move.others.to}", err=True)
 
 
-def _chosen(names: tuple[str, ...]) -> list[ServiceRecord]:
+def _chosen(names: tuple[str, ...]) -> tuple[Content, list[ServiceRecord]]:
     active = Store().active()
     if active is None:
         raise StoreError("nothing has been applied on this host yet; run: torchpar apply")
-    services = active.read().services()
+    content = active.read()
+    services = content.services()
     if not names:
-        return list(services)
+        return content, list(services)
     chosen = []
     for name in names:
         found = [service for service in services if service.is_called(name)]
@@ -107,15 +113,15 @@ def _chosen(names: tuple[str, ...]) -> list[ServiceRecord]:
             titles = (service.title for service in services)
             raise no_such_service(name, f"in generation {active.number}", titles)
         chosen += found
-    return chosen
+    return content, chosen
 
 
-def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ...]) -> None:
+def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ...], foreign: Sequence[str]) -> None:
     click.echo(f"{click.style(unit, bold=True)} (process {main_pid}): {_styled(verdict)}")
     for item in items:
         verdict_column = f"{_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}"
         click.echo(f"  {verdict_column}{item.what:<14} {brief(_text(item))}")
-    for notice in dict.fromkeys(item.notice for item in items if item.notice):
+    for notice in dict.fromkeys([*(item.notice for item in items if item.notice), *foreign]):
         click.echo(brief(f"  ! it {notice}"))
     if any(item.verdict is Verdict.DRIFT and not item.notice for item in items):
         only_cpus = all(item.what == "CPUs" for item in items if item.verdict is Verdict.DRIFT and not item.notice)

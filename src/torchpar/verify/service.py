@@ -230,6 +230,12 @@ def _set_otherwise(plan: ServiceRecord, properties: Mapping[str, Any], around: A
             f" apply it, then: systemctl disable {unit}"
         )
         found.append(trouble("enabled", clause))
+    return [*found, *find_foreign(plan, properties, around)]
+
+
+def find_foreign(plan: ServiceRecord, properties: Mapping[str, Any], around: Around) -> list[dict[str, str]]:
+    """Finds drop-ins of others that win over what is planned, with the cure."""
+    unit, found = plan.unit, []
     paths = [str(path) for path in properties.get("DropInPaths", ())]
     ours = next((path for path in around.rendered if path.startswith(f"{unit}.d/")), "")
     place = next((number for number, path in enumerate(paths) if ours and path.endswith(f"/{ours}")), None)
