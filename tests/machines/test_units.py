@@ -49,6 +49,14 @@ def test_the_exposure_of_a_unit_is_low(machine: Machine, unit: str, most: float)
     assert exposure and float(exposure[1]) <= most
 
 
+def test_the_daemon_can_write_in_the_control_groups_of_services_and_in_no_others(machine: Machine) -> None:
+    """It gives their groups the CPUs that they share, where there is a cpuset controller."""
+    pid = machine.show("torchpard.service", "MainPID")
+    looks = "for at in torchpar.slice/ system.slice/ ''; do [ -w /sys/fs/cgroup/${at}cgroup.procs ]; echo $?; done"
+    said = machine.run("nsenter", f"--target={pid}", "--mount", "sh", "-c", looks).stdout
+    assert said.split() == ["0", "1", "1"]
+
+
 def test_the_daemon_has_three_capabilities_and_one_kind_of_socket(machine: Machine) -> None:
     """What reading other users' processes needs, and moving their threads, and no more."""
     pid = machine.show("torchpard.service", "MainPID")
