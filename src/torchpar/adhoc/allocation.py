@@ -24,7 +24,7 @@ from torchpar.plan.variables import NO_INTEL_GPU, VISIBLE_DEVICES
 
 @dataclass(frozen=True)
 class Allocation:
-    """What Slurm has given this task.
+    """The part of a host that Slurm has given this task.
 
     `facts` are the host's, narrowed to the CPUs, memory and accelerators of the task, and `tokens` the variable and
     the name in it of each of these accelerators, by the plan's name. `hidden` are the variables that hide all others'.

@@ -126,7 +126,7 @@ class RendezvousError(TorchparError):
 
 
 class SchedulerError(TorchparError):
-    """What a batch scheduler has told a process of its job is not what it writes, or not for this process."""
+    """A batch scheduler has told a process of its job what it does not write, or what is not for this process."""
 
     exit_status = ExitStatus.CONFIG
 

@@ -1,4 +1,4 @@
-"""What Slurm has told a process of its job in SLURM_* variables: which task it is, of how many, on which hosts.
+"""Parses SLURM_* variables, by which Slurm tells a process of its job: which task it is, of how many, on which hosts.
 
 Everything is bounded and must fit together: such variables outlive the job that they are of, in a shell or a screen.
 See "OUTPUT ENVIRONMENT VARIABLES" in srun(1), and "show hostnames" in scontrol(1).
