@@ -7,6 +7,7 @@ leads to, is seen once a minute.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -15,10 +16,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from torchpar.contract.paths import JOBS
 from torchpar.contract.serving import IDLE_FILE
 from torchpar.host.cgroup import SLICE
+from torchpar.host.job_folder import held_folder
 
 # <sys/inotify.h>, which Python has not.
 _ATTRIBUTES, _CLOSED, _MOVED, _CREATED, _DELETED, _OVERFLOW = 0x4, 0x8, 0xC0, 0x100, 0x200, 0x4000
-_ONLY_FOLDERS, _NO_LINKS = 0x01000000, 0x02000000
+_ONLY_FOLDERS = 0x01000000
 _EVENT = struct.Struct("iIII")
 _ROOM = 2**16
 
@@ -61,9 +63,10 @@ class Changes:
             self._library.inotify_rm_watch(self._descriptor, self._idle_numbers.pop(folder))
         self._idle = folders
         for folder in set(folders) - set(self._idle_numbers):
-            number = self._add(folder, _DELETED | _NO_LINKS)
-            if number >= 0:
-                self._idle_numbers[folder] = number
+            with contextlib.suppress(OSError), held_folder(folders[folder], jobs) as held:
+                number = self._add(folder, _DELETED, f"/proc/self/fd/{held}")
+                if number >= 0:
+                    self._idle_numbers[folder] = number
 
     def watch(self) -> None:
         """Watches again what may have gone and come since; what is watched stays so."""
@@ -118,8 +121,8 @@ class Changes:
                 place += length
                 yield self._watched.get(watch, ""), name, events
 
-    def _add(self, folder: str, events: int) -> int:
-        number = self._library.inotify_add_watch(self._descriptor, os.fsencode(folder), events | _ONLY_FOLDERS)
+    def _add(self, folder: str, events: int, path: str | None = None) -> int:
+        number = self._library.inotify_add_watch(self._descriptor, os.fsencode(path or folder), events | _ONLY_FOLDERS)
         # One that is not there comes later, and no number comes again.
         if number >= 0:
             self._watched[number] = folder

@@ -37,7 +37,7 @@ _HELD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def read_progress(unit: str, ranks: int, jobs: str = JOBS) -> tuple[RankProgress, ...]:
     """Reads how far so many ranks of a service are; nothing where they have told nothing."""
     try:
-        with _folder(unit, jobs) as folder:
+        with held_folder(unit, jobs) as folder:
             return parse_progress(_read(folder, PROGRESS_FILE, progress_bytes(ranks)))
     except OSError:
         return ()
@@ -46,7 +46,7 @@ def read_progress(unit: str, ranks: int, jobs: str = JOBS) -> tuple[RankProgress
 def read_serving(unit: str, jobs: str = JOBS) -> ServingReport | None:
     """Reads how an inference service answers; None where it has told nothing."""
     try:
-        with _folder(unit, jobs) as folder:
+        with held_folder(unit, jobs) as folder:
             return parse_serving_json(_read(folder, SERVING_FILE, MOST_SERVING_BYTES))
     except OSError:
         return None
@@ -55,7 +55,7 @@ def read_serving(unit: str, jobs: str = JOBS) -> ServingReport | None:
 def is_idle(unit: str, jobs: str = JOBS) -> bool:
     """Says whether an inference service says that it has had no request for a while."""
     try:
-        with _folder(unit, jobs) as folder, _held(folder, IDLE_FILE):
+        with held_folder(unit, jobs) as folder, _held(folder, IDLE_FILE):
             return True
     except OSError:
         return False
@@ -64,7 +64,7 @@ def is_idle(unit: str, jobs: str = JOBS) -> bool:
 def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
     """Reads what the ranks of a service say of themselves."""
     try:
-        with _folder(unit, jobs) as folder:
+        with held_folder(unit, jobs) as folder:
             # Not by a list, which has the whole folder before it gives the first.
             with _opened(f"/proc/self/fd/{folder}") as file, os.scandir(file) as entries:
                 names = [entry.name for entry in itertools.islice(entries, _MOST_FILES)]
@@ -77,8 +77,8 @@ def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
 
 
 @contextlib.contextmanager
-def _folder(unit: str, jobs: str) -> Iterator[int]:
-    """Opens the folder of a service and holds it. Raises OSError."""
+def held_folder(unit: str, jobs: str = JOBS) -> Iterator[int]:
+    """Opens the folder of a service and holds it, as a path alone: /proc/self/fd/N leads there. Raises OSError."""
     parent = os.open(jobs, _HELD | os.O_DIRECTORY)
     try:
         with _held(parent, unit.removesuffix(".service"), os.O_DIRECTORY) as folder:

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.contract.test_reports import FIRST, REPORT, later, written
 from torchpar.contract.reports import RankProgress, make_rank_json, progress_bytes
 from torchpar.host import job_folder
-from torchpar.host.job_folder import read_progress, read_rank_reports
+from torchpar.host.job_folder import is_idle, read_progress, read_rank_reports
 
 F_SETSIG = 10  # <fcntl.h>; Python has it from 3.12 on
 UNIT = "torchpar-train@a.service"
@@ -103,7 +103,7 @@ def test_a_folder_that_is_a_link_is_nothing(folder: Path) -> None:
 def test_what_is_mounted_there_is_not_entered() -> None:
     """A user's own file system may never answer."""
     assert os.path.ismount("/proc")
-    with pytest.raises(OSError, match="Invalid cross-device link"), job_folder._folder("proc", "/"):
+    with pytest.raises(OSError, match="Invalid cross-device link"), job_folder.held_folder("proc", "/"):
         pass
 
 
@@ -151,3 +151,12 @@ def test_a_folder_of_a_million_files_holds_nobody(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(job_folder.os, "scandir", endless)
     assert progress(folder) and seen == []
     assert ranks(folder) == [] and len(seen) < 100_000
+
+
+def test_a_service_says_by_a_mark_that_it_is_idle_wherever_that_leads(tmp_path: Path) -> None:
+    folder = tmp_path / "torchpar-infer@a"
+    folder.mkdir()
+    assert not is_idle("torchpar-infer@a.service", str(tmp_path))
+    (folder / "idle").symlink_to("/nowhere")
+    assert is_idle("torchpar-infer@a.service", str(tmp_path))
+    assert not is_idle("torchpar-infer@b.service", str(tmp_path))

@@ -139,6 +139,14 @@ def test_threads_follow_at_the_next_step(job: Job) -> None:
     assert job.ended == 1, "they would spin on the CPUs that it has left"
 
 
+def test_threads_follow_to_what_is_lent_and_back(job: Job) -> None:
+    job.give("0-11")
+    assert job.step() == 12
+    job.give("0-7")
+    assert job.step() == 8
+    assert job.ended == 1
+
+
 def test_many_steps_look_once(job: Job) -> None:
     job.step()
     job.give("0-3")
