@@ -26,7 +26,16 @@ _SUITES = [Suite(os.environ["SUITE"])] if os.environ.get("SUITE") else list(Suit
 
 
 # The modules whose tests have machines of their own, those that take longest first.
-_OWN = ("test_wheel", "test_numa", "test_ansible", "test_package", "test_machine", "test_lint")
+_OWN = (
+    "test_wheel",
+    "test_numa",
+    "test_ansible",
+    "test_package",
+    "test_haproxy",
+    "test_repository",
+    "test_machine",
+    "test_lint",
+)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -68,7 +68,8 @@ def test_a_host_is_planned_for_elsewhere_as_by_itself(host: Machine) -> None:
 def test_a_fleet_is_looked_at_with_what_the_package_has(host: Machine) -> None:
     """More hosts than one process plans, one of them damaged; and the page is made of the installed files."""
     host.sh("mkdir -p /root/fleet; torchpar facts >/root/fleet/a; head -c 999 /root/fleet/a >/root/fleet/b")
-    host.sh('cd /root/fleet; for i in $(seq 20); do sed "s/^  .hostname.: .*/  \\"hostname\\": \\"n$i\\",/" a >n$i; done')
+    named = 's/^  .hostname.: .*/  \\"hostname\\": \\"n$i\\",/'
+    host.sh(f'cd /root/fleet; for i in $(seq 20); do sed "{named}" a >n$i; done')
     done = host.run("torchpar", "fleet", "check", "--facts", "/root/fleet", check=False)
     assert (done.returncode, done.stderr) == (3, "")
     assert "! /root/fleet/b: is not JSON" in done.stdout and "in force on 21, to be applied on 0" in done.stdout

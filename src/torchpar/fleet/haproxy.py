@@ -31,6 +31,8 @@ defaults torchpar
     log global
     mode http
     option httplog
+    # A line for each request would be thousands a second: for those alone that went wrong.
+    option dontlog-normal
     option dontlognull
     option log-health-checks
     # So that a server knows that it is not asked from its own host, which alone may load and unload models.
@@ -91,8 +93,8 @@ class Offer:
 
 @dataclass(frozen=True)
 class Frontend:
-    """Where HAProxy listens for a service: addresses as parse_listen() returns them, and the file of a certificate with
-    its key for clients, None where they speak in the clear. Without addresses it is the ports of the servers."""
+    """The addresses where HAProxy listens for a service, as parse_listen() returns them, none: the servers' ports; and
+    the file of a certificate with its key for clients, None where they speak in the clear."""
 
     listen: tuple[str, ...] = ()
     certificate: str | None = None
@@ -190,8 +192,6 @@ def _pair(name: str, binds: Sequence[str], servers: Sequence[Server], protocol: 
     most = max(server.cores for server in servers)
     lines = [f"frontend {title} from torchpar", *binds, f"    default_backend {title}", ""]
     lines += [f"backend {title} from torchpar", _BACKEND.format(name=name, most=_MOST_CONNECTIONS).rstrip("\n")]
-    if protocol == "grpc":
-        lines.append("    default-server proto h2 check-proto h1")
     for server in sorted(servers, key=lambda server: server.host):
         lines.append(f"    server {server.host} {_where(server, protocol)} weight {_weight(server.cores, most)}")
     return "\n".join(lines) + "\n"
@@ -207,7 +207,8 @@ def _where(server: Server, protocol: str) -> str:
     assert server.grpc
     more = f" check-ssl {verify} check-sni {server.host}" if server.tls else ""
     elsewhere = "" if server.grpc[0] == address else f" addr {address.strip('[]')}"
-    return f"{server.grpc[0]}:{server.grpc[1]}{elsewhere} port {port}{more}"
+    # HAProxy 2.6 and 3.0 take check-proto from no default-server line, without a word.
+    return f"{server.grpc[0]}:{server.grpc[1]} proto h2 check-proto h1{elsewhere} port {port}{more}"
 
 
 def _weight(cores: int, most: int) -> int:

@@ -39,9 +39,8 @@ backend web-grpc from torchpar
     http-check send meth GET uri /v2/health/ready ver HTTP/1.1 hdr Host web
     http-check expect status 200
     default-server check inter 1s fastinter 500ms downinter 1s fall 2 rise 2 maxconn 500 pool-max-conn 500
-    default-server proto h2 check-proto h1
-    server gpu1 gpu1:8001 port 8000 weight 43
-    server gpu2 gpu2:8001 port 8000 weight 100
+    server gpu1 gpu1:8001 proto h2 check-proto h1 port 8000 weight 43
+    server gpu2 gpu2:8001 proto h2 check-proto h1 port 8000 weight 100
 """
 
 
@@ -77,7 +76,7 @@ def test_one_service_can_be_chosen_and_listened_for_elsewhere() -> None:
     listen = ("192.0.2.9:80", "grpc:[::]:81")
     text = balance(*plans, name="web", frontend=Frontend(listen)).text
     assert "    bind 192.0.2.9:80\n" in text and "    bind [::]:81 v4v6\n" in text and "spare" not in text
-    assert "server gpu1 gpu1:8000 " in text and "server gpu2 gpu2:9001 port 9000 " in text
+    assert "server gpu1 gpu1:8000 " in text and "server gpu2 gpu2:9001 proto h2 check-proto h1 port 9000 " in text
     with pytest.raises(ConfigError, match="answers gRPC, too: give --listen for that"):
         balance(*plans, name="web", frontend=Frontend(listen[:1]))
 
@@ -113,13 +112,14 @@ def test_https_is_not_opened_up_by_the_way() -> None:
     assert "bind [::]:8000 v4v6 ssl crt /etc/my\\ cert.pem alpn h2,http/1.1\n" in text
     verify = "ca-file /etc/ssl/certs/ca-certificates.crt verify required verifyhost gpu1"
     assert f"server gpu1 gpu1:8000 ssl {verify} sni str(gpu1) check-sni gpu1 weight 100\n" in text
-    assert f"server gpu1 gpu1:8001 port 8000 check-ssl {verify} check-sni gpu1 weight 100\n" in text
+    assert f" gpu1:8001 proto h2 check-proto h1 port 8000 check-ssl {verify} check-sni gpu1 weight 100\n" in text
 
 
 def test_the_health_of_grpc_is_asked_for_where_http_is() -> None:
     """Each may have an address of its own."""
     conf = WEB.replace("*:8000 grpc:*:8001", "192.0.2.1:8000 grpc:[2001:db8::1]:8001 127.0.0.1:8002")
-    assert "server gpu1 [2001:db8::1]:8001 addr 192.0.2.1 port 8000 weight 100\n" in balance(make(conf)).text
+    line = "server gpu1 [2001:db8::1]:8001 proto h2 check-proto h1 addr 192.0.2.1 port 8000 weight 100\n"
+    assert line in balance(make(conf)).text
 
 
 @pytest.mark.parametrize("host", ["gpu 1", "gpu1\nglobal", "-x", "a" * 300, "ü"])
