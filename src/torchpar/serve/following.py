@@ -43,7 +43,7 @@ class ComputeThreads:
         environ: Mapping[str, str] = os.environ,
         folder: str = GIVEN,
     ) -> None:
-        """The process is the index-th of those that share the rank's threads."""
+        """Takes the part of the process that is the index-th of those that share the rank's threads."""
         self._settings, self._rank, self._index, self._processes = settings, rank, index, processes
         self._environ, self._folder = environ, folder
         self._path = os.path.join(folder, settings.service)

@@ -1,4 +1,6 @@
-"""How long no request has come, and the mark by which a service that lends its CPUs says so; see contract/serving.py.
+"""Measures how long no request has come, and makes the mark by which a service that lends its CPUs says so.
+
+See contract/serving.py.
 
 The first process makes the mark, as it knows of all processes; whichever has a request then removes it, at once, by
 which torchpard hears that the CPUs are needed. The server itself keeps them all the time: where torchpard does not
