@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from torchpar.host.reading import NotReadableError, Reader
@@ -23,15 +22,19 @@ class Checkpoints:
         self._reader = Reader(_SECONDS)
 
     def newest(self, folder: str) -> float | None:
-        """Returns when the newest checkpoint in a folder was written, in seconds since the epoch; None without any."""
+        """Returns when the newest checkpoint in a folder was written, in seconds since the epoch.
+
+        None without any, and where there is more in the folder than is looked at: the newest may be what was not.
+        """
         try:
-            return self._reader.do(lambda: max(_written(self._reader.at(Path(folder))), default=None))
+            return self._reader.do(lambda: _find_newest(self._reader.at(Path(folder))))
         except (OSError, NotReadableError):
             return None
 
 
-def _written(folder: Path) -> Iterator[float]:
-    """Yields the times of the checkpoints in a folder and in those below it; follows no link."""
+def _find_newest(folder: Path) -> float | None:
+    """Finds the time of the newest checkpoint in a folder and in those below it; follows no link."""
+    newest: float | None = None
     left = _MOST_ENTRIES
     folders = [(os.fspath(folder), 0)]
     for path, depth in folders:
@@ -40,11 +43,13 @@ def _written(folder: Path) -> Iterator[float]:
                 for entry in entries:
                     left -= 1
                     if left < 0:
-                        return
+                        return None
                     if entry.is_dir(follow_symlinks=False):
                         folders += [(entry.path, depth + 1)] if depth < _DEPTH else []
                     elif entry.name.endswith(_SUFFIXES) and entry.is_file(follow_symlinks=False):
-                        yield entry.stat(follow_symlinks=False).st_mtime
+                        written = entry.stat(follow_symlinks=False).st_mtime
+                        newest = written if newest is None else max(newest, written)
         except OSError:
             # One that has just gone, or that this user may not read.
             continue
+    return newest

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from torchpar.host import checkpoints
 from torchpar.host.checkpoints import Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy host a thread may begin late."""
+    monkeypatch.setattr(checkpoints, "_SECONDS", 60.0)
 
 
 def put(path: Path, time: float) -> None:
@@ -26,7 +35,7 @@ def test_the_newest_checkpoint_counts_and_nothing_else(tmp_path: Path) -> None:
     assert Checkpoints().newest(str(tmp_path)) == 2001
 
 
-def test_no_link_leads_elsewhere_and_no_folder_is_read_for_ever(tmp_path: Path) -> None:
+def test_no_link_leads_elsewhere(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere/x.pt", 9000)
     job = tmp_path / "job"
     put(job / "y.pt", 1000)
@@ -35,9 +44,16 @@ def test_no_link_leads_elsewhere_and_no_folder_is_read_for_ever(tmp_path: Path) 
     (job / "loop").symlink_to(job)
     os.mkfifo(job / "z.pt")
     assert Checkpoints().newest(str(job)) == 1000
-    for number in range(3000):
-        os.mkdir(job / f"many-{number}")
-    assert Checkpoints().newest(str(job)) in (None, 1000)
+
+
+def test_of_a_folder_with_too_much_in_it_nothing_is_said(tmp_path: Path) -> None:
+    """The newest of those that were seen may be older than the newest."""
+    put(tmp_path / "y.pt", 1000)
+    for number in range(1999):
+        os.mkdir(tmp_path / f"many-{number}")
+    assert Checkpoints().newest(str(tmp_path)) == 1000
+    os.mkdir(tmp_path / "one-more")
+    assert Checkpoints().newest(str(tmp_path)) is None
 
 
 def test_a_folder_that_is_not_there_has_none() -> None:
