@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import struct
 import sys
 import termios
@@ -120,6 +121,7 @@ def test_it_is_quit_by_a_key_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch)
     said = b""
     for key, until in ((b"r", b"r ranks"), (b"q", b"rank 1"), (b"", b"\x1b[?1049l")):
         while until not in said:
+            assert select.select([terminal], [], [], 60)[0], said
             said += os.read(terminal, 4096)
         os.write(terminal, key)
     assert os.waitpid(child, 0)[1] == 0 and said.startswith(b"\x1b[?1049h")

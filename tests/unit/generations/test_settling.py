@@ -114,21 +114,22 @@ def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(
     def hold() -> None:
         with store.locked():
             held.set()
-            done.wait()
+            done.wait(60)
 
-    other = threading.Thread(target=hold)
+    # Daemons: whatever fails here must not keep pytest from its end.
+    other = threading.Thread(target=hold, daemon=True)
     other.start()
-    held.wait()
+    assert held.wait(60)
     assert confirm.confirm.callback
     with pytest.raises(BusyError):
         confirm.confirm.callback(wait=False)
     assert store.waiting()
-    waiting = threading.Thread(target=confirm.confirm.callback, kwargs={"wait": True})
+    waiting = threading.Thread(target=confirm.confirm.callback, kwargs={"wait": True}, daemon=True)
     waiting.start()
     assert store.waiting()
     done.set()
-    other.join()
-    waiting.join()
+    other.join(60)
+    waiting.join(60)
     assert not store.waiting() and removed == [True]
 
 
