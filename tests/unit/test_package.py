@@ -97,7 +97,7 @@ def script(tmp_path: Path) -> Callable[[str, str], list[str]]:
     """Runs a maintainer script with a verb, on a host below `tmp_path`, and returns what it ran and printed."""
     bin_, called = tmp_path / "bin", tmp_path / "called"
     bin_.mkdir()
-    for name in ("systemctl", "deb-systemd-invoke", "debhelper"):
+    for name in ("systemctl", "deb-systemd-invoke", "debhelper", "torchpar"):
         listing = "case $* in list-units*run-*) echo torchpar-run-x-7.service loaded;; esac"
         (bin_ / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{called}\n{listing}\n')
         (bin_ / name).chmod(0o755)
@@ -139,6 +139,14 @@ def test_metrics_do_not_outlive_the_package(
         path.touch()
     script("postrm", verb)
     assert [path.exists() for path in paths] == [left, left]
+
+
+@pytest.mark.subprocess
+def test_a_conf_of_another_package_is_put_in_force_once_no_other_torchpar_is_at_work(
+    script: Callable[[str, str], list[str]],
+) -> None:
+    """Nothing tries again: dpkg tells it once."""
+    assert script("postinst", "triggered") == ["debhelper ", "torchpar apply --wait"]
 
 
 def test_the_shipped_conf_declares_nothing() -> None:
