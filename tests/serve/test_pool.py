@@ -150,6 +150,59 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
+class Named(Held):
+    """One of several, whose batches take so many seconds, as was measured."""
+
+    def __init__(self, name: str, seconds: float, computed: list[str], *, steady: bool) -> None:
+        super().__init__()
+        self.name, self.steady, self.computed = name, steady, computed
+        self.curve = SimpleNamespace(parts=lambda rows, most: most, seconds=lambda rows: seconds)
+
+    def seconds(self) -> float:
+        return float(self.curve.seconds(1))
+
+    def compute(self, slot: int, batch: Any) -> None:
+        self.computed.append(self.name)
+        super().compute(slot, batch)
+
+
+def test_models_that_wait_keep_their_turns_while_another_passes_them() -> None:
+    async def run() -> None:
+        computed: list[str] = []
+        waiting: Any = None
+
+        async def wait(what: Any, count: int) -> None:
+            while computed.count(what) < count:
+                await asyncio.sleep(0.001)
+
+        heavy, other = (Named(name, 1.0, computed, steady=False) for name in ("heavy", "other"))
+        quick = Named("quick", 0.01, computed, steady=True)
+        pool = Pool(
+            1, asyncio.get_running_loop(), prepare=lambda slot: None, finished=lambda _: None, expired=lambda *_: None
+        )
+        pool.start()
+        for served in (heavy, quick, other):
+            for _ in range(20):
+                pool.put(served, waiting)  # type: ignore[arg-type]
+        await wait("quick", 1)
+        await wait("heavy", 1)
+        for number in range(6):
+            quick.go.release()
+            await wait("quick", number + 2)
+            last = [name for name in computed if name != "quick"][-1]
+            (heavy if last == "heavy" else other).go.release()
+            while computed.count("heavy") + computed.count("other") < number + 2:
+                await asyncio.sleep(0.001)
+        assert [name for name in computed if name != "quick"] == ["heavy", "other"] * 3 + ["heavy"]
+        for served in (heavy, quick, other):
+            served.go.release(40)
+        while len(computed) < 60:
+            await asyncio.sleep(0.001)
+        pool.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 UNIT = "torchpar-infer@m.service"
 SERVE = ServeSettings("/m.pt", None, (), (), None, "auto", None, None, 30, own=False)
 RUN = {"INVOCATION_ID": "this run"}

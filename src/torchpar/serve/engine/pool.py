@@ -229,7 +229,7 @@ class Pool:
         and not of many rows. passing: of one that may pass all that is computed now.
         """
         while served := self._whose_turn(here=here, passing=passing):
-            self._ring.popleft()
+            self._ring.remove(served)
             queue = served.queue
             cap = served.limit_rows()
             overdue: list[Waiting] = []
@@ -251,16 +251,15 @@ class Pool:
         return None
 
     def _whose_turn(self, *, here: bool = False, passing: bool = False) -> Served | None:
-        """Returns the first model in the ring, once those are behind it that compute one batch at a time and do so now.
+        """Returns the first model in the ring that may be computed now; those before it keep their places.
 
-        The worker that computes for one of those looks here again when it is done. here, passing: see _next.
+        The worker that computes for one that has one batch at a time looks here again when it is done. here, passing:
+        see _next.
         """
-        for _ in range(len(self._ring)):
-            first = self._ring[0]
-            if not first.computes and (not self._divides or _is_cheap(first) == here):
-                if not passing or self._may_pass(first):
-                    return first
-            self._ring.rotate(-1)
+        for served in self._ring:
+            if not served.computes and (not self._divides or _is_cheap(served) == here):
+                if not passing or self._may_pass(served):
+                    return served
         return None
 
     def _may_pass(self, served: Served) -> bool:
