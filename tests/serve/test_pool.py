@@ -125,9 +125,10 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
         held.go.release()
         while pool.most != 1:
             await asyncio.sleep(0.001)
-        held.most = 0
+        await wait(4)  # who had finished has taken its next one before
         held.go.release(3)
         await wait(1)
+        held.most = 0
         for _ in range(held.queue.rows):
             held.go.release()
             await wait(1)
