@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.serve.engines import Answer, ask, request, serving, value
 from tests.serve.models import Affine, described, mlp, save_script
 from torchpar.serve.engine.columns import Column
 from torchpar.serve.engine.engine import Engine
+from torchpar.serve.engine.options import EngineOptions
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.protocol.triton import model_config
@@ -152,6 +154,48 @@ def test_a_killed_worker_costs_what_it_held_and_is_back(tmp_path: Path) -> None:
             both = ask(engine, [request(torch.full((1, 1), 0.3))] * 2)
             assert {(await answer.values())[0].item() for answer in both} == set(runner(engine).pids())
             assert engine.live() and killed not in runner(engine).pids()
+
+    asyncio.run(run())
+
+
+def test_there_are_no_more_threads_than_processes_that_compute(tmp_path: Path) -> None:
+    """They would wait for each other, and the model would seem to be slower than it is."""
+
+    async def run() -> int:
+        engine = Engine(EngineOptions("m", model=str(handler(tmp_path, SLEEPER)), workers=1))
+        await engine.prepare(None, (), ())
+        engine.open(allowed=lambda: 3)
+        try:
+            for answer in ask(engine, [request(torch.zeros(1, 1))] * 9):
+                await answer.values()
+            return sum(thread.name.startswith("compute-") for thread in threading.enumerate())
+        finally:
+            await engine.stop(30)
+
+    assert asyncio.run(run()) == 2  # and of these one for what may pass all others
+
+
+def test_a_worker_that_two_threads_miss_is_forked_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with serving(handler(tmp_path, SLEEPER), workers=1) as engine:
+            processes = runner(engine)
+            processes._workers[0].close()
+            processes._workers[0] = None
+            lock, found = processes._lock, []
+
+            class Late:
+                def __enter__(self) -> None:
+                    processes._lock = lock
+                    processes.mend(0)  # of who came at the same time
+                    found.extend(processes.pids())
+                    lock.acquire()
+
+                def __exit__(self, *_: object) -> None:
+                    lock.release()
+
+            processes._lock = Late()
+            processes.mend(0)
+            assert processes.pids() == found and found != [None]
 
     asyncio.run(run())
 

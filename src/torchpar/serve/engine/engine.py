@@ -90,10 +90,17 @@ class Engine:
             prepare=_prepare,
             finished=self._finished,
             expired=self._expired,
-            allowed=allowed,
+            allowed=allowed and (lambda: self._at_most(allowed())),
         )
         self._pool.start()
         self._accepting = True
+
+    def _at_most(self, workers: int) -> int:
+        """Returns how many may compute: no more than were planned where processes, of which there are as many, do."""
+        slots = self.options.slots()
+        if workers > slots and not all(isinstance(each.runner, ThreadRunner) for each in self._lifecycle.all()):
+            return slots
+        return workers
 
     async def share_weights(self, exchange: Exchange) -> None:
         """Shares the weights of all models with other processes: before `open`. See Lifecycle."""

@@ -60,7 +60,7 @@ class ProcessRunner(Runner):
         self._names = [spec.name for spec in self.inputs]
         try:
             self._workers: list[Worker | None] = []
-            # There may be more threads that compute than workers.
+            # There may be more threads that compute than workers: those that were started for other models.
             self._turns: list[threading.Lock] = []
             for slot in range(slots):
                 self._workers.append(self._fork(slot))
@@ -96,9 +96,9 @@ class ProcessRunner(Runner):
         its workers would serve another model than those of the service's other processes.
         """
         slot %= len(self._workers)
-        if self._workers[slot] is not None or self._closed:
-            return
         with self._lock:
+            if self._workers[slot] is not None or self._closed:
+                return  # another thread has been here
             try:
                 try:
                     if self._devices or self._apart:
