@@ -151,6 +151,49 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
+def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where TasksMax= is reached. It is said once, and the batches are computed by those that there are."""
+    said: list[str] = []
+    monkeypatch.setattr("torchpar.serve.engine.pool.say", lambda text, *_: said.append(text))
+
+    async def run() -> None:
+        held, done = Held(), 0
+        served: Any = held
+
+        def finished(batch: Any) -> None:
+            nonlocal done
+            done += 1
+
+        pool = Pool(
+            1,
+            asyncio.get_running_loop(),
+            prepare=lambda slot: None,
+            finished=finished,
+            expired=lambda *_: None,
+            allowed=lambda: 4,
+        )
+        pool.start()
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "compute-3":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        held.go.release(12)
+        for _ in range(12):
+            waiting: Any = None
+            pool.put(served, waiting)
+        while done < 12:
+            await asyncio.sleep(0.001)
+        assert pool.alive() and pool.most == 2
+        pool.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert said == ["no more than 2 compute threads: can't start new thread"]
+
+
 class Named(Held):
     """One of several, whose batches take so many seconds, as was measured."""
 

@@ -87,6 +87,7 @@ class Pool:
         # Those beyond compute no batch when they have finished theirs.
         self.most = self._team = workers
         self._divides = workers == 1  # cheap models from the others
+        self._grows = True  # as far as was tried
 
     def start(self) -> None:
         """Starts the threads."""
@@ -94,10 +95,9 @@ class Pool:
 
     def _start(self, workers: Sequence[_Worker]) -> None:
         for worker in workers:
-            worker.thread = threading.Thread(
-                target=self._work, args=(worker,), name=f"compute-{worker.slot}", daemon=True
-            )
-            worker.thread.start()
+            thread = threading.Thread(target=self._work, args=(worker,), name=f"compute-{worker.slot}", daemon=True)
+            thread.start()
+            worker.thread = thread
 
     def put(self, served: Served, waiting: Waiting) -> None:
         """Queues a request; the caller has made sure that there is room."""
@@ -159,20 +159,25 @@ class Pool:
     def _follow(self) -> bool:
         """Takes the number of workers that may compute now; says whether there are more than before."""
         before, most = self.most, max(1, self._allowed())
-        if most > len(self._workers) and not self._stopping:
+        if most > len(self._workers) and self._grows and not self._stopping:
             self._grow(most)
         with self._lock:
-            self.most = most
-        return most > before
+            self.most = min(most, len(self._workers))
+        return self.most > before
 
     def _grow(self, most: int) -> None:
         """Starts further workers, which compute in the slots of the others where a model has no more."""
         # `_passing` has the number after those of the first.
         more = [_Worker(slot + 1) for slot in range(len(self._workers), most)]
+        try:
+            self._start(more)
+        except RuntimeError as error:
+            self._grows = False
+            more = [worker for worker in more if worker.thread]
+            say(f"no more than {len(self._workers) + len(more)} compute threads: {error}", Priority.WARNING)
         with self._lock:
             self._workers += more
             self._idle += more
-        self._start(more)
 
     def _hand_out(self) -> None:
         self._turn = False
