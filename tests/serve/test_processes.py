@@ -279,7 +279,7 @@ def test_only_who_serves_the_same_as_the_others_may_answer(serves: object, goes:
 
 
 def test_batching_that_ends_in_one_process_ends_in_all_until_a_reload() -> None:
-    """STATUS= tells it. Whatever a process says while the models are loaded again is of the former ones."""
+    """STATUS= tells it. What was found before the models are loaded again ends then; what is found meanwhile stays."""
     status: list[str] = []
 
     class Told(Notifier):
@@ -317,6 +317,24 @@ def test_batching_that_ends_in_one_process_ends_in_all_until_a_reload() -> None:
             processes._take(other, {"unbatched": []})
         assert await reload == "" and processes._unbatched == set()
         assert told(ends[0], "unbatched") == told(ends[1], "unbatched") == []
+        # The second load may take minutes, and the first process answers with its new model.
+        reload = asyncio.ensure_future(processes._call([one, other], "reload", ""))
+        for _ in range(9):
+            await asyncio.sleep(0)
+        (number,) = told(ends[0], "number")
+        processes._take(one, {"did": number, "wrong": "", "serves": SERVES, "unbatched": []})
+        processes._take(one, {"unbatched": ["m/1 y"]})
+        messages = []
+        while not any("do" in message for message in messages):
+            await asyncio.sleep(0)
+            while message := ends[1].receive():
+                messages.append(message)
+        assert [message["unbatched"] for message in messages if "unbatched" in message] == [["m/1 y"]]
+        # Here it was still of no meaning, and is once it has loaded.
+        (number,) = [message["number"] for message in messages if "do" in message]
+        processes._take(other, {"did": number, "wrong": "", "serves": SERVES, "unbatched": []})
+        assert await reload == "" and processes._unbatched == {"m/1 y"}
+        assert told(ends[0], "unbatched") == [] and told(ends[1], "unbatched") == [["m/1 y"]]
 
     asyncio.run(run())
 

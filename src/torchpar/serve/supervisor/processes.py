@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torchpar.contract.errors import ExitStatus
@@ -263,8 +263,8 @@ class Processes:
         if "shelf" in message:
             self._places[process.rank].exchange(process, message["shelf"], message.get("file"))
         if "unbatched" in message:
-            process.unbatched = set(message["unbatched"])
-            self._tell_unbatched()
+            found, process.unbatched = set(message["unbatched"]) - process.unbatched, set(message["unbatched"])
+            self._tell_unbatched(found)
         if "loaded" in message:
             self._loaded(process)
         if "differs" in message:
@@ -295,15 +295,16 @@ class Processes:
         if "setting" in message:
             self._set(message["setting"])
 
-    def _tell_unbatched(self) -> None:
-        """Ends batching in all processes where one has found a difference, until the models are loaded again."""
-        if self._calls:
-            return
+    def _tell_unbatched(self, found: Collection[str]) -> None:
+        """Ends batching in all processes where one has found a difference, until the models are loaded again.
+
+        found: what this one did not say before. While models are loaded the rest may be of former ones.
+        """
         known = len(self._unbatched)
         for process in self._processes:
             self._unbatched |= process.unbatched
         for process in self._processes:
-            missing = self._unbatched - process.unbatched
+            missing = (set(found) if self._calls else self._unbatched) - process.unbatched
             if missing and process.ready and process.channel:
                 process.channel.send(unbatched=sorted(missing))
         if len(self._unbatched) > known:
@@ -506,6 +507,7 @@ class Processes:
             self._calls -= 1
         if not self._calls and asked:
             self._unbatched = {key for process in self._processes for key in process.unbatched}
+            self._tell_unbatched(())
         wrong = {process: what for part in found for process, what in part.items()}
         could = [process for process in asked if process.going and not wrong[process]]
         like = like or (could[0] if could else self._model())
