@@ -366,3 +366,23 @@ def test_a_further_process_that_cannot_start_is_done_without() -> None:
         kill(first)
 
     asyncio.run(run())
+
+
+def test_a_process_that_has_not_read_for_long_is_told_to_leave_too() -> None:
+    """Else it would say that it is ready for the whole of DrainDelay=."""
+
+    async def run() -> None:
+        job = dataclasses.replace(JOB, serve=dataclasses.replace(SERVE, drain_delay=60))
+        processes = Processes(job, [], Notifier())
+        processes._loop = asyncio.get_running_loop()
+        process = processes._processes[0]
+        end = connect(process)
+        process.ready = process.going = processes._started = True
+        assert process.channel
+        while process.channel.send(usage={"a" * 1000: 1}):
+            pass
+        processes._stop()
+        while received(end, "leave") != [True]:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 20))

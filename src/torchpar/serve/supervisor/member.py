@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from torchpar.contract.journal import Priority, say
@@ -15,7 +16,7 @@ from torchpar.serve.supervisor.forks import Forked
 from torchpar.serve.supervisor.gauge import Gauge
 from torchpar.serve.supervisor.totals import Sender
 
-# Until it is tried again to stop a process whose channel is full.
+# Until a process whose channel is full is told once more.
 _FULL_SECONDS = 0.05
 
 
@@ -77,12 +78,16 @@ class Member:
 
     def stop(self, seconds: float) -> None:
         """Has it end within so many seconds. Where its channel is full, it is told when it has read of it."""
-        self._stop_by(self.channel, asyncio.get_running_loop().time() + seconds)
+        end = asyncio.get_running_loop().time() + seconds
+        self._insist(self.channel, lambda: {"stop": max(0.0, end - asyncio.get_running_loop().time())})
 
-    def _stop_by(self, channel: Channel | None, end: float) -> None:
-        loop = asyncio.get_running_loop()
-        if channel and channel is self.channel and not channel.send(stop=max(0.0, end - loop.time())):
-            loop.call_later(_FULL_SECONDS, self._stop_by, channel, end)
+    def leave(self) -> None:
+        """Has it say that it is not ready, and answer on; see `stop` for a full channel."""
+        self._insist(self.channel, lambda: {"leave": True})
+
+    def _insist(self, channel: Channel | None, make: Callable[[], dict[str, Any]]) -> None:
+        if channel and channel is self.channel and not channel.send(**make()):
+            asyncio.get_running_loop().call_later(_FULL_SECONDS, self._insist, channel, make)
 
     def give_up(self) -> None:
         """Closes what the process was talked to through."""

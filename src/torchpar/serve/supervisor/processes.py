@@ -272,8 +272,8 @@ class Processes:
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])
-            if self._leaving and process.channel:
-                process.channel.send(leave=True)
+            if self._leaving:
+                process.leave()
             self._see_started()
             self._start_later(process)
             self._tell()
@@ -451,8 +451,8 @@ class Processes:
         self._leaving = True
         self._notifier.send(STOPPING="1", STATUS=f"not ready, and taking requests for another {seconds} s")
         for process in self._processes:
-            if process.ready and process.channel:
-                process.channel.send(leave=True)
+            if process.ready:
+                process.leave()
         self._loop.call_later(seconds, self._end_delay)
 
     def _end_delay(self) -> None:
