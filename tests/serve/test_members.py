@@ -288,6 +288,47 @@ def test_processes_of_large_models_start_one_after_another(size: int, begun_at_o
     asyncio.run(run())
 
 
+def test_systemd_waits_anew_with_each_process_that_is_ready() -> None:
+    sent: list[dict[str, str]] = []
+
+    class Kept(Notifier):
+        def send(self, **values: str) -> None:
+            sent.append(values)
+
+    async def run() -> None:
+        processes, _ = divided(Kept(), [])
+        assert {"EXTEND_TIMEOUT_USEC": "900000000"} in sent and {"READY": "1"} not in sent
+        sent.clear()
+        second = processes._processes[1]
+        loaded(processes, second, SMALL)
+        processes._take(second, {"ready": True})
+        assert {"READY": "1"} in sent and not any("EXTEND_TIMEOUT_USEC" in each for each in sent)
+        for process in processes._processes:
+            kill(process)
+
+    asyncio.run(run())
+
+
+def test_a_process_that_hangs_while_it_loads_keeps_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("member", "processes"):
+        monkeypatch.setattr(f"torchpar.serve.supervisor.{module}.LOADING_SECONDS", 0.05, raising=False)
+
+    async def run() -> None:
+        begun: list[Member] = []
+        processes, _ = divided(Notifier(), begun)
+        first, second = processes._processes
+        loaded(processes, first, LARGE)
+        assert second.child
+        kill(first)
+        processes._start(first)  # it waits for the second one, which hangs
+        while begun != [first, second, first]:
+            await asyncio.sleep(0.01)
+        for process in processes._processes:
+            kill(process)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_large_models_are_loaded_again_by_one_process_after_another(size: int) -> None:
     """By one first in any case: only then is it known how large they are now."""

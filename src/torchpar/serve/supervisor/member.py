@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from torchpar.serve.supervisor.totals import Sender
 
 # Until a process whose channel is full is told once more.
 _FULL_SECONDS = 0.05
+# What loads for longer hangs, as far as others are concerned that wait for it.
+LOADING_SECONDS = 600.0
 
 
 class Member:
@@ -39,6 +42,7 @@ class Member:
         self.last_passed = 0  # the number of the latest, among those of all processes
         self.child: subprocess.Popen[bytes] | Forked | None = None
         self.channel: Channel | None = None
+        self.begun = 0.0  # when it was started
         self.ready = False
         self.serves: Serves | None = None  # what it answers with, or is about to; None: nothing, or not known
         self.unbatched: set[str] = set()  # of that what answers one by one, as an answer in a batch was another
@@ -60,8 +64,8 @@ class Member:
         self.usage: dict[str, float] = {}  # its last, see usage.py
 
     def loads(self) -> bool:
-        """Says whether it is being started: what it loads it has for itself yet."""
-        return self.child is not None and not self.ready
+        """Says whether it is being started, and not for long: what it loads it has for itself yet."""
+        return self.child is not None and not self.ready and time.monotonic() - self.begun < LOADING_SECONDS
 
     def has_to_do(self) -> tuple[int, int]:
         """Orders processes by what they have to do: connections, also those on their way; who waited longer first."""

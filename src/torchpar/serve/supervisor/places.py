@@ -65,10 +65,11 @@ class Place:
 
     def postpone(self, process: Member) -> bool:
         """Keeps a process for later where another loads large models; True where that is so."""
+        if process in self._later:
+            self._later.remove(process)
         if not self.is_large() or not any(each.loads() for each in self._members if each is not process):
             return False
-        if process not in self._later:
-            self._later.append(process)
+        self._later.append(process)
         return True
 
     def take_later(self) -> list[Member]:

@@ -29,7 +29,7 @@ from torchpar.serve.supervisor import control
 from torchpar.serve.supervisor.accepting import Acceptor
 from torchpar.serve.supervisor.answers import PERIOD, Answers
 from torchpar.serve.supervisor.forks import Forked, adopt_orphans, next_ended
-from torchpar.serve.supervisor.member import Member, describe
+from torchpar.serve.supervisor.member import LOADING_SECONDS, Member, describe
 from torchpar.serve.supervisor.places import Place
 from torchpar.serve.supervisor.totals import add_up, merge, to_json
 from torchpar.serve.usage import add_usage, past_usage
@@ -50,6 +50,9 @@ SILENT_SECONDS = 3.0
 # Within these, what forks the processes of a place has forked one: the first after it has imported torch. Of a service
 # that starts, systemd waits for the first.
 FORK_SECONDS, FIRST_FORK_SECONDS = 30.0, 300.0
+# Where processes load one after another, systemd waits for the next one as long as for the first: the unit's
+# TimeoutStartSec=.
+NEXT_SECONDS = 900.0
 # So many failures in a row, with no other process that serves, are left to systemd and its start limit.
 FAILURES = 6
 
@@ -115,7 +118,7 @@ class Processes:
             return
         process.narrow = False
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
-        process.out, process.quiet = "", 0.0
+        process.out, process.quiet, process.begun = "", 0.0, time.monotonic()
         model = self._model(process)
         process.serves, process.like = None, model.serves if model else None
         process.unbatched = set()
@@ -129,13 +132,14 @@ class Processes:
             return
         assert process.channel
         self._loop.add_reader(process.channel, self._hear, process)
+        self._loop.call_later(LOADING_SECONDS, self._start_later, process)
         child = process.child
         if isinstance(child, Forked) and (child.quick or self._started):
             seconds = FORK_SECONDS if child.quick else FIRST_FORK_SECONDS
             self._loop.call_later(seconds, self._see_forked, process, child)
 
     def _start_later(self, process: Member) -> None:
-        """Starts who waited for a process of the same place to have loaded."""
+        """Starts who waited for a process of the same place to have loaded, unless another loads still."""
         for each in self._places[process.rank].take_later():
             self._start(each)
 
@@ -314,6 +318,8 @@ class Processes:
         if not self._started and all(each.ready or each.out for each in self._processes):
             self._started = True
             self._notifier.send(READY="1")
+        elif not self._started:
+            self._notifier.send(EXTEND_TIMEOUT_USEC=str(int(NEXT_SECONDS * 1e6)))
         self._acceptor.resume()
 
     # ---- ends ----
