@@ -93,11 +93,12 @@ def test_the_bytes_that_wait_are_divided_and_one_request_may_always_wait(
 ) -> None:
     save_script(mlp(), tmp_path / "m.pt", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]})
     monkeypatch.setattr(engine, "QUEUE_BYTES", 100)
+    monkeypatch.setattr(engine, "LEAST_QUEUE_BYTES", 50)
 
     async def run() -> list[int]:
         async with serving(tmp_path / "m.pt", max_batch=1) as served:
             found = []
-            for processes in (1, 2):
+            for processes in (1, 2, 10):
                 served.divide_limits(processes)
                 answers = []
                 for _ in range(20):
@@ -108,8 +109,9 @@ def test_the_bytes_that_wait_are_divided_and_one_request_may_always_wait(
                 found.append(len(answers))
                 for answer in answers:
                     await answer.values()
+            monkeypatch.setattr(engine, "LEAST_QUEUE_BYTES", 1)
             served.divide_limits(100)
             await ask(served, [request(torch.ones(1, 3))])[0].values()
             return found
 
-    assert asyncio.run(run()) == [8, 4]
+    assert asyncio.run(run()) == [8, 4, 4]

@@ -23,6 +23,7 @@ from torchpar.serve.engine.requests import Done, Request, Ticket
 from torchpar.serve.engine.served import Batch, Served, expired
 from torchpar.serve.engine.statistics import BACKEND, CANCELED, OTHER, REJECTED, Statistics
 from torchpar.serve.errors import ServeError
+from torchpar.serve.limits import Limits
 from torchpar.serve.models.identity import Serves
 from torchpar.serve.runners.runner import Runner, ThreadRunner
 
@@ -32,6 +33,8 @@ SWITCH_INTERVAL = 0.0005
 # All that waits for a model in all processes, in bytes: bodies are bounded one by one, their number is, and this bounds
 # the product.
 QUEUE_BYTES = 1 << 29
+# In one of very many processes.
+LEAST_QUEUE_BYTES = Limits.body
 
 # From one look through all that waits to the next, at the least: where thousands wait it takes a millisecond, and each
 # of them may have its own deadline. Whoever takes a batch leaves out what is too late anyway.
@@ -207,8 +210,8 @@ class Engine:
         return waiting
 
     def divide_limits(self, processes: int) -> None:
-        """Keeps no more waiting than its part of what the service may, which has so many processes."""
-        self._queue_bytes = QUEUE_BYTES // processes
+        """Keeps no more waiting than its part of what the service may, which has so many processes, or one body."""
+        self._queue_bytes = max(QUEUE_BYTES // processes, LEAST_QUEUE_BYTES)
 
     def live(self) -> bool:
         """Says whether computing makes progress."""
