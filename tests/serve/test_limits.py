@@ -67,14 +67,21 @@ def test_one_of_very_many_processes_still_takes_a_body_of_any_size_and_some_clie
 
 
 def test_those_who_are_told_to_go_have_files_too() -> None:
-    assert Limits().within(1 << 20).connections == 8192
-    assert Limits().within(1024).connections == 512
+    assert Limits(files=1 << 20).part(1).connections == 8192
+    assert Limits(files=1024).part(1).connections == 512
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (600, limits[1]))
     try:
-        assert own_limits().connections == 300
+        state = ServerState(lambda exchange: None, own_limits(), RequestLog(1.0))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    found = [state.limits.connections]
+    for processes in (2, 4, 100):
+        state.divide_limits(processes)
+        found.append(state.limits.connections)
+    assert found == [300, 300, 300, 256]
+    # Where they are less than any process has else.
+    assert Limits(files=300).part(100).connections == 150
 
 
 def test_small_messages_of_a_connection_may_be_many_where_there_are_few_connections() -> None:

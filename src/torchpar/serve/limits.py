@@ -52,6 +52,7 @@ class Limits:
     # Open at the same time; one more gets 503. As many as requests may wait for a model: most clients have a connection
     # for each that waits, and a burst of them is no fault.
     connections: int = 8192
+    files: int | None = None  # that each process may open; None: any number
     header: int = 32 * KIB  # request line and all header fields of one request
     body: int = 64 * MIB  # one request's body, as sent and after decompression
     json: int = 16 * MIB  # JSON in a body: parsed, it takes up to 24 times its size
@@ -71,20 +72,20 @@ class Limits:
     linger_seconds: float = 2.0  # to read what a refused client still sends, so that it can read why
 
     def part(self, processes: int) -> Limits:
-        """Returns what one of so many processes may take: its part, but of bytes at least a single body or answer."""
+        """Returns what one of so many processes may take: its part, but of bytes at least a single body or answer.
+
+        Half of the files that it may open are for connections: those who are told to go have as many again.
+        """
+        connections = max(self.connections // processes, min(self.connections, LEAST_CONNECTIONS))
         return replace(
             self,
-            connections=max(self.connections // processes, LEAST_CONNECTIONS),
+            connections=connections if self.files is None else max(1, min(connections, self.files // 2)),
             held=max(self.held // processes, min(self.held, self.body)),
             owed=max(self.owed // processes, min(self.owed, self.owed_each)),
         )
-
-    def within(self, files: int) -> Limits:
-        """Returns limits that keep to so many open files, of which those who are told to go have as many again."""
-        return replace(self, connections=max(1, min(self.connections, files // 2)))
 
 
 def own_limits() -> Limits:
     """Returns the limits that hold where a process may open as many files as this one."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Limits() if files == resource.RLIM_INFINITY else Limits().within(files)
+    return Limits(files=None if files == resource.RLIM_INFINITY else files)

@@ -20,17 +20,18 @@ from torchpar.serve.usage import read_usage
 class ServerState:
     """Counts of one server, and the connections that it has; it accepts none and times none, which `Server` does.
 
-    `limits` are what this process may take. `loop` is there from the server's start on. `held` counts the bytes of
-    bodies that arrive and `owed` those of answers that clients have not taken; `answers` counts answers by status;
-    `refused` counts requests that were not even read to their end; `calmed` counts connections that are not read for a
-    moment, for they asked too much. `totals` is the `usage()` of all processes of the service where it has several.
-    `tell_load` is given the number of connections when it changes; one that has several calls under way counts for as
-    many.
+    `limits` are what this process may take of those of the service. `loop` is there from the server's start on. `held`
+    counts the bytes of bodies that arrive and `owed` those of answers that clients have not taken; `answers` counts
+    answers by status; `refused` counts requests that were not even read to their end; `calmed` counts connections that
+    are not read for a moment, for they asked too much. `totals` is the `usage()` of all processes of the service where
+    it has several. `tell_load` is given the number of connections when it changes; one that has several calls under way
+    counts for as many.
     """
 
     def __init__(self, application: Callable[[Exchange], None], limits: Limits, log: RequestLog) -> None:
         self.application = application
-        self.limits = self._limits = limits
+        self._limits = limits
+        self.limits = limits.part(1)
         self.log = log
         self.loop: asyncio.AbstractEventLoop
         self.heads: dict[bytes, Head] = {}
