@@ -11,6 +11,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,7 +21,7 @@ import click
 
 from torchpar.cli.paths import FilePath
 from torchpar.conf.parse import read_matches
-from torchpar.contract.errors import FactsError, TorchparError, printable
+from torchpar.contract.errors import ExitStatus, FactsError, TorchparError, printable
 from torchpar.fleet.findings import Overview, look_at
 from torchpar.fleet.host import HostPlan, Planner, Summary
 from torchpar.host.inputs import load_export, read_conf
@@ -141,4 +142,11 @@ def _plan(planner: Planner, folder: Path, path: str) -> HostPlan:
         export = load_export(folder / path)
     except FactsError as error:
         return HostPlan(Summary(file, status=error.exit_status, errors=(str(error),)))
-    return planner.plan(file, export)
+    try:
+        return planner.plan(file, export)
+    except Exception as error:  # a bug: the other hosts are planned all the same
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        bug = printable(f"{type(error).__name__}: {error}", 200)
+        text = f"{file}: cannot be planned, which is a bug of torchpar: {bug} ({where})"
+        return HostPlan(Summary(file, status=ExitStatus.UNKNOWN, errors=(text,)))

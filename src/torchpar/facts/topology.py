@@ -296,6 +296,8 @@ def _check(facts: HostFacts) -> None:
     _refuse(CpuSet.union(facts.cores) != online, "cores", "are not those of the online CPUs")
     _refuse(not all(facts.cores), "cores", "has one without CPUs")
     _check_numbers(facts)
+    names = [gpu.name for gpu in facts.accelerators()]
+    _refuse(len(set(names)) != len(names), "gpus", "has an accelerator twice")
 
 
 # More than any kernel's or DNS's: it stands in tables and messages.

@@ -14,7 +14,8 @@ from tests.unit.hosts import exported, make_gpu, make_host
 from torchpar.cli.main import run
 from torchpar.contract.typed_json import Text
 from torchpar.facts.topology import HostFacts
-from torchpar.plan.export import UnitsInForce, Versions
+from torchpar.fleet.host import HostPlan, Planner
+from torchpar.plan.export import Export, UnitsInForce, Versions
 
 VERSIONS = Versions({"torchpar": "0.1.0", "python3-torch": "2.6.0"}, {"/usr/bin/python3": "2.6.0"}, "openblas-openmp")
 
@@ -204,6 +205,25 @@ def test_no_bad_facts_are_passed_over_and_none_stop_the_others(place: Place) -> 
         assert "12 hosts" in out and ".hidden" not in out
     errors = [host for host in place.data("plan")["hosts"] if host["errors"]]
     assert len(errors) == len(said) and {host["exit_status"] for host in errors} == {3}
+
+
+def test_a_bug_with_one_host_does_not_stop_the_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error of that host, with what is to be reported."""
+    place.add("n1")
+    place.add("n2")
+    plan = Planner.plan
+
+    def fail(planner: Planner, file: str, export: Export) -> HostPlan:
+        if file == "n1.json":
+            raise ValueError("empty\x1b[2J")
+        return plan(planner, file, export)
+
+    monkeypatch.setattr(Planner, "plan", fail)
+    for command in ("plan", "diff", "check"):
+        status, out, err = place.say(command)
+        assert (status, err) == (3, "") and "1 host" in out
+        said = "! n1.json: cannot be planned, which is a bug of torchpar: ValueError: empty\\x1b[2J (test_fleet.py:"
+        assert said in out
 
 
 def test_two_hosts_of_one_name_are_named(place: Place) -> None:

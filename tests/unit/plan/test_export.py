@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +14,11 @@ from hypothesis import strategies as st
 
 from tests.unit.hosts import exported, make_gpu, make_host
 from torchpar.cli.main import run
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import FactsError
 from torchpar.contract.typed_json import Text
 from torchpar.facts.topology import Held
+from torchpar.fleet.host import Planner
 from torchpar.plan.export import FORMAT, Export, UnitsInForce, Versions, export_json, parse_export
 from torchpar.plan.questions import Answer, Found, Identity, Need, Question, Verdict
 
@@ -94,6 +98,34 @@ def test_facts_that_are_cut_or_changed_are_read_or_refused(data: st.DataObject) 
         parse_export(text[:at] + change + text[at + data.draw(st.integers(0, 30)) :])
     except FactsError as error:
         assert str(error).isprintable()
+
+
+MIG = dataclasses.replace(make_gpu(0, 0), uuid="GPU-1", mig_instances=("1/0", "2/0"))
+MANY = dataclasses.replace(make_host(packages=2), gpus=(MIG, make_gpu(1, 1), make_gpu(2, 1)))
+JOBS = "[Train a]\nScript=/a.py\nEnabled=yes\nGPUs=1\n[Infer b]\nModel=/b.pt\nEnabled=yes\n"
+PLANNER = Planner([ConfFile("/c", JOBS)])
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in JSON data that holds a value: its container, and its key there."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(inner)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_host_of_facts_that_are_read_is_planned_or_refused(data: st.DataObject) -> None:
+    """Whatever one value is replaced by, also by the one beside it: no host's facts stop a fleet."""
+    changed = json.loads(json.dumps(export_json(dataclasses.replace(WHOLE, facts=MANY))))
+    container, key = data.draw(st.sampled_from(list(places(changed))))
+    beside = [container[name] for at, name in places(changed) if at is container]
+    container[key] = data.draw(st.sampled_from([*beside, 0, 1, 2**40, None, "", [], {}]))
+    try:
+        export = parse_export(json.dumps(changed))
+    except FactsError:
+        return
+    assert PLANNER.plan("x.json", export).summary.file == "x.json"
 
 
 @pytest.fixture
