@@ -51,9 +51,14 @@ class Member:
     ports: Mapping[int, str]
 
     def is_called(self, host: str) -> bool:
-        """Says whether a name or an address is this host's."""
-        short = self.name.partition(".")[0]
-        return host in self.addresses or host.lower() in (self.name.lower(), short.lower())
+        """Says whether a name or an address is this host's. Where only one of two names has a domain, it is no
+        difference."""
+        if _is_address(host):
+            return host in self.addresses
+        name, other = self.name.lower(), host.lower()
+        if "." in name and "." in other:
+            return name == other
+        return name.partition(".")[0] == other.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -210,8 +215,12 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     """
     host, _, port = endpoint.rpartition(":")
     host = host.strip("[]")
+    return str(ipaddress.ip_address(host)) if _is_address(host) else host, int(port)
+
+
+def _is_address(host: str) -> bool:
     try:
-        host = str(ipaddress.ip_address(host))
+        ipaddress.ip_address(host)
     except ValueError:
-        pass
-    return host, int(port)
+        return False
+    return True

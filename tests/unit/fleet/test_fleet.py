@@ -286,6 +286,27 @@ def test_parts_of_a_job_that_fit_are_said_to(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
+    ("hostname", "endpoint", "fits"),
+    [
+        ("n1", "n1.example.org", True),
+        ("n1.example.org", "N1", True),
+        ("n1.example.org", "n1.example.org", True),
+        ("n1.example.org", "n1.example.com", False),
+        ("n1", "n10.example.org", False),
+        ("192", "192.0.2.7", False),
+    ],
+)
+def test_a_host_is_called_by_its_name_with_and_without_the_domain(
+    place: Place, hostname: str, endpoint: str, fits: bool
+) -> None:
+    """Debian has the short one in /etc/hostname; an address is no name."""
+    place.write("torchpar.conf", nodes(2).replace("=n1", f"={endpoint}:29500"))
+    place.add(hostname)
+    place.add("n2")
+    assert ("is none of its hosts" not in place.say("check")[1]) is fits
+
+
+@pytest.mark.parametrize(
     ("conf", "change", "said"),
     [
         (nodes(4), {}, "Nodes=4, and 3 of these hosts have it: n1, n2, n3"),
