@@ -51,16 +51,16 @@ class Allocation:
         """Says whether any host of the step runs several tasks; then --ranks would start ranks of ranks."""
         return max(self.task.tasks) > 1
 
-    def settings(self, ranks: int = 1) -> Iterator[tuple[str, str]]:
-        """Yields the settings of the job that follow from the allocation, before those of the user.
-
-        `ranks` is how many the user asks this task to start.
-        """
+    def settings(self) -> Iterator[tuple[str, str]]:
+        """Yields the settings of the job that follow from the allocation, before those of the user."""
         if self.has_a_task_for_each_rank:
             yield "Ranks", str(self.task.local_world_size if self.shares_its_cpus else 1)
         if not self.is_kept_to_its_cpus:
             yield "CPUs", "shared"
-            yield "Threads", str(max(1, (self.task.cpus or 1) // (self.task.local_world_size * ranks)))
+            yield "Threads", "auto"
+            # On shared CPUs a job has none unless it asks.
+            if gpus := len(self.facts.discrete_accelerators()):
+                yield "GPUs", str(gpus)
 
     def warnings(self) -> Iterator[str]:
         """Yields what the user may not have meant."""
@@ -123,6 +123,13 @@ def plan_allocated(config: Config, job: AdHocJob, allocation: Allocation, *, run
         job = dataclasses.replace(job, settings=settings)
     taken = {unit: held for unit, held in facts.in_force.items() if unit in running}
     config = dataclasses.replace(config, host=host, services=(job,))
+    plan = make_plan(config, facts.afresh(), taken=taken).find(job.unit)
+    if allocation.is_kept_to_its_cpus or settings.threads is not None:
+        return plan
+    # Only the plan knows how many ranks Ranks=gpu and numa are.
+    threads = max(1, (allocation.task.cpus or 1) // (allocation.task.local_world_size * len(plan.ranks)))
+    job = dataclasses.replace(job, settings=dataclasses.replace(settings, threads=threads))
+    config = dataclasses.replace(config, services=(job,))
     return make_plan(config, facts.afresh(), taken=taken).find(job.unit)
 
 

@@ -142,9 +142,7 @@ def _run_in_slurm(  # noqa: PLR0913 - what the command was given
             f"--ranks: srun has started {task.local_world_size} tasks on this host, and each is a rank; "
             "with --ntasks-per-node=1 one of them starts all ranks of a host"
         )
-    asked = [int(value) for key, value in pairs if key == "Ranks" and value.isdecimal() and 0 < len(value) < 5]
-    from_slurm = allocation.settings(max([1, *asked[-1:]]))
-    inputs = _read(conf_of([("WorkingDirectory", ""), *from_slurm, *pairs]))
+    inputs = _read(conf_of([("WorkingDirectory", ""), *allocation.settings(), *pairs]))
     script, module = (None, what) if as_module else (what, None)
     name_of_all = job_name(what, task.name)
     config, job = take_job(inputs.config, name_of_all, script=script, module=module, arguments=arguments)

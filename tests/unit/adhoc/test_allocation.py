@@ -41,8 +41,7 @@ def planned(
     allocation: Allocation, *settings: tuple[str, str], conf: str = "", running: tuple[str, ...] = ()
 ) -> ServicePlan:
     """The plan of a job in it."""
-    ranks = int(dict(settings).get("Ranks", "1"))
-    files = [ConfFile("/c", conf), conf_of((*allocation.settings(ranks), *settings))]
+    files = [ConfFile("/c", conf), conf_of((*allocation.settings(), *settings))]
     config, job = take_job(parse_config(files, allocation.facts), "x-7.0", script="x.py", module=None, arguments=())
     return plan_allocated(config, job, allocation, running=running)
 
@@ -138,6 +137,22 @@ def test_where_slurm_only_counts_cpus_no_task_is_put_on_some_of_them() -> None:
     assert "Slurm gives this task 4 CPUs of this host and does not say which" in next(allocation.warnings())
     alone = given(task(cpus=4), "0-7")
     assert [rank.threads for rank in planned(alone, ("Ranks", "2")).ranks] == [2, 2]
+    assert [rank.threads for rank in planned(alone, conf="[Train]\nRanks=numa\nThreads=8\n").ranks] == [2, 2]
+    assert [rank.threads for rank in planned(alone, ("Threads", "1")).ranks] == [1]
+
+
+@pytest.mark.parametrize(("asked", "given_out"), [((), 2), ((("GPUs", "1"),), 1), ((("GPUs", "none"),), 0)])
+def test_where_slurm_only_counts_cpus_a_job_has_its_accelerators(
+    asked: tuple[tuple[str, str], ...], given_out: int
+) -> None:
+    """All that Slurm has given it, unless its user wants fewer; and each rank its part of the threads."""
+    allocation = given(task(cpus=4, gpus=(1, 2)), "0-7", GPUS, {"CUDA_VISIBLE_DEVICES": "1,2"})
+    plan = planned(allocation, *asked, conf="[Train]\nGPUs=none\n")
+    assert len(plan.gpus) == given_out
+    ranks = "[Train]\nRanks=gpu\n"
+    if given_out:
+        threads = [rank.threads for rank in planned(allocation, *asked, conf=ranks).ranks]
+        assert threads == [4 // given_out] * given_out
 
 
 def test_a_batch_script_that_is_one_of_several_tasks_is_told_of_srun() -> None:
