@@ -79,32 +79,46 @@ class Allocation:
 def allocate(task: SlurmTask, facts: HostFacts, environ: Mapping[str, str]) -> Allocation:
     """Makes the allocation of a task of facts that are narrowed to its CPUs already. Raises SchedulerError.
 
-    Accelerators are those that its variables name: a number is the host's where Slurm has given it that one
-    (SLURM_STEP_GPUS), and else counts those that it has been given, as where it sees no others.
+    Accelerators are those that its variables name. Their numbers are the host's where Slurm has given it all of these
+    (SLURM_STEP_GPUS), and else count what it has been given, as where it sees no others (ConstrainDevices=). A single
+    "1" of the GPUs 1 and 2 can be either, and is taken for the host's.
     """
     tokens: dict[str, tuple[str, str]] = {}
     hidden: dict[str, str] = {}
     for vendor, variable in VISIBLE_DEVICES.items():
         devices = sorted((gpu for gpu in facts.accelerators() if gpu.vendor == vendor), key=lambda gpu: gpu.pci)
         named = visible_tokens(environ, variable)
+        numbers = {int(token) for token in named if _is_number(token)}
+        given = () if numbers <= set(task.gpus) else task.gpus
         for token in named:
-            device = _find(devices, token, task.gpus)
+            device = _find(devices, token, given)
             if device is not None:
                 tokens.setdefault(device.name, (variable, token))
         if devices and not named:
             hidden.update(NO_INTEL_GPU if vendor == "0x8086" else {variable: ""})
-    pci = {gpu.pci for gpu in facts.accelerators() if gpu.name in tokens}
-    gpus = tuple(gpu for gpu in facts.gpus if gpu.pci in pci)
+    gpus = tuple(part for gpu in facts.gpus for part in _narrow(gpu, tokens))
     return Allocation(task, dataclasses.replace(facts, gpus=gpus), tokens, hidden)
 
 
+def _is_number(token: str) -> bool:
+    return token.isdecimal() and len(token) < 6
+
+
 def _find(devices: list[PciDevice], token: str, given: tuple[int, ...]) -> PciDevice | None:
-    if not (token.isdigit() and len(token) < 6):
+    """Finds the device of a token; a number counts those that are `given`, and all where none are."""
+    if not _is_number(token):
         return next((gpu for gpu in devices if token in (gpu.uuid, gpu.name)), None)
     number = int(token)
-    if number not in given and number < len(given):
-        number = given[number]
+    if given:
+        number = given[number] if number < len(given) else len(devices)
     return devices[number] if number < len(devices) else None
+
+
+def _narrow(gpu: PciDevice, names: Collection[str]) -> Iterator[PciDevice]:
+    """Yields a GPU with those instances of MIG that are among the names, or whole where it is."""
+    instances = tuple(mig for mig in gpu.mig_instances if dataclasses.replace(gpu, mig=mig).name in names)
+    if instances or gpu.name in names:
+        yield dataclasses.replace(gpu, mig_instances=instances)
 
 
 def plan_allocated(config: Config, job: AdHocJob, allocation: Allocation, *, running: Collection[str]) -> ServicePlan:

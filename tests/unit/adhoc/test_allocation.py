@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.unit.hosts import make_host
+from tests.unit.hosts import make_gpu, make_host
 from torchpar.adhoc.allocation import Allocation, allocate, command_of, environment_of, plan_allocated
 from torchpar.adhoc.plan import conf_of, take_job
 from torchpar.conf.parse import parse_config
@@ -170,6 +170,12 @@ def test_a_batch_script_that_is_one_of_several_tasks_is_told_of_srun() -> None:
         ((2, 3), "0,1", "auto", "12 13", "0,1"),
         ((2, 3), "0,1", "1", "12", "0"),
         ((2, 3), "1", "auto", "13", "1"),
+        ((1, 2), "0,1", "auto", "11 12", "0,1"),
+        ((1, 2), "1,2", "auto", "11 12", "1,2"),
+        ((1, 2, 3), "0,2", "auto", "11 13", "0,2"),
+        ((1, 2), "0,3", "auto", "11", "0"),
+        # It may be either; it is taken for the host's.
+        ((1, 2), "1", "auto", "11", "1"),
         ((2, 3), "2,3", "none", "", ""),
         # No GPU of the allocation, and a cluster where Slurm knows nothing of GPUs.
         ((), "", "auto", "", ""),
@@ -206,3 +212,13 @@ def test_accelerators_that_all_tasks_see_are_divided(
     environment, job = told(planned(allocation), allocation)
     assert [rank.gpus[0] if rank.gpus else None for rank in job.ranks] == gpus
     assert environment["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_an_instance_of_mig_is_the_one_that_slurm_has_given() -> None:
+    """The others of its GPU are not of the allocation."""
+    gpu = dataclasses.replace(make_gpu(0, 0), uuid="GPU-1", mig_instances=("1/0", "2/0"))
+    facts = dataclasses.replace(EIGHT, gpus=(gpu,))
+    allocation = given(task(cpus=4), "4-7", facts, {"CUDA_VISIBLE_DEVICES": "MIG-GPU-1/2/0"})
+    plan = planned(allocation)
+    assert [gpu.name for gpu in plan.gpus] == ["MIG-GPU-1/2/0"]
+    assert told(plan, allocation)[0]["CUDA_VISIBLE_DEVICES"] == "MIG-GPU-1/2/0"
