@@ -29,7 +29,7 @@ def set_memory_policy(policy: str, nodes: CpuSet) -> str:
     try:
         mempolicy.set_memory_policy(mempolicy.MODES[policy], set(nodes))
     except OSError as error:
-        return f"memory policy {policy} {nodes}: {error.strerror}; a container needs --cap-add SYS_NICE for it"
+        return f"memory policy {policy} {nodes}: {error.strerror}; under a filter of system calls it needs CAP_SYS_NICE"
     return ""
 
 

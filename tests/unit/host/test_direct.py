@@ -7,6 +7,8 @@ import pwd
 
 import pytest
 
+from torchpar.contract import mempolicy
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import NotPermittedError, TorchparError
 from torchpar.host import direct
 
@@ -29,3 +31,14 @@ def test_another_user_without_root_is_told_of_sudo_and_of_no_other_command(monke
     monkeypatch.setattr(os, "initgroups", refuse)
     with pytest.raises(NotPermittedError, match=f"to run as {OWN} this needs root; try the same with sudo$"):
         direct.become(["/bin/true"], {}, user=OWN, group=None, directory="/")
+
+
+def test_a_memory_policy_that_cannot_be_set_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filter of system calls of most containers refuses it."""
+
+    def refuse(mode: int, nodes: set[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(mempolicy, "set_memory_policy", refuse)
+    said = direct.set_memory_policy("bind", CpuSet([0, 1]))
+    assert said.startswith("memory policy bind 0-1: Operation not permitted; ") and said.endswith("CAP_SYS_NICE")
