@@ -56,7 +56,7 @@ def apply(
         return _show(compiled, find_changes(active, compiled), as_json=as_json)
     with noted(), changing(store, systemd.remove_leftovers, wait=wait):
         compiled = _compile(read_active(store), boot=boot, afresh=afresh)
-        outdated = () if boot else find_running_outdated(store, compiled)
+        outdated = () if boot else find_running_outdated(store, compiled.content)
         request = Request(Restart(restart), confirm_within, at_boot=boot, outdated=outdated)
         applied = put_in_force(store, LiveSystemd(at_boot=boot), compiled, request, warn)
         waits = _what_waits(store, applied.generation)

@@ -64,8 +64,9 @@ def diff(
 def _outdated(changed: set[str], compiled: Compiled, export: Export | None) -> tuple[str, ...]:
     """Finds what runs with other settings than the conf means; none where systemd does not say so."""
     if export:
-        return tuple(sorted(changed & set((export.in_force and export.in_force.running) or ())))
+        before = export.in_force
+        return tuple(sorted({*changed, *before.outdated} & set(before.running or ()))) if before else ()
     try:
-        return running_among(systemd, (*changed, *find_running_outdated(Store(), compiled)))
+        return running_among(systemd, (*changed, *find_running_outdated(Store(), compiled.content)))
     except TorchparError:
         return ()

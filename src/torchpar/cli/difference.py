@@ -13,6 +13,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import TorchparError
 from torchpar.generations import apply
 from torchpar.generations.compile import Compiled, compile_conf
+from torchpar.generations.generation import Content
 from torchpar.generations.store import Store
 from torchpar.host import systemd
 from torchpar.host.inputs import inputs_of, load, read_conf
@@ -53,11 +54,11 @@ def find_changes(compiled: Compiled, export: Export | None = None) -> tuple[Chan
     return apply.find_changes((active, active.read()) if active else None, compiled)
 
 
-def find_running_outdated(store: Store, compiled: Compiled) -> tuple[str, ...]:
-    """Finds what runs with older settings, as nobody has restarted it since an earlier apply."""
+def find_running_outdated(store: Store, content: Content) -> tuple[str, ...]:
+    """Finds what runs with other settings than a generation has, as nobody has restarted it since an earlier apply."""
     try:
         since = os.lstat(store.link).st_mtime
-        return find_outdated(systemd, read_running_unit, compiled.content.services(), since)
+        return find_outdated(systemd, read_running_unit, content.services(), since)
     except (OSError, TorchparError):
         # Nothing is in force yet; or systemd does not answer, which is said where it matters.
         return ()

@@ -13,6 +13,7 @@ from torchpar.conf.parse import parse_config, read_matches
 from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, ExitStatus, PlacementError, printable
+from torchpar.contract.unit_names import shorten
 from torchpar.fleet.jobs import Part, make_parts
 from torchpar.plan.export import Export
 from torchpar.plan.inputs import Inputs
@@ -175,6 +176,7 @@ class Planner:
         changes = compare(before.files if before else {}, planned.files)
         changes += compare_links(before.links if before else (), planned.links)
         running = set((before and before.running) or ())
+        outdated = running & set(before.outdated if before else ())
         rows = tuple(
             ChangeRow(
                 change.unit,
@@ -192,7 +194,7 @@ class Planner:
                 services=len(services),
                 quality=round(planned.quality, 3),
                 changed=len(rows),
-                restarts=sum(row.restart for row in rows),
+                restarts=len({row.unit for row in rows if row.restart} | outdated),
                 parts=make_parts(services, export),
                 listening={one.service.title: one.listen for one in services if one.listen},
             ),
@@ -236,3 +238,5 @@ def _warn(export: Export, planned: _Planned, *, running_known: bool) -> Iterator
         yield "the reference BLAS is in force, 14 to 50 times slower than an optimised one: torchpar doctor"
     if not running_known:
         yield "systemd did not say what runs, so nothing is known of restarts"
+    for unit in (export.in_force.outdated if export.in_force else ()):
+        yield f"{printable(shorten(unit))} is running with older settings than are in force, until it restarts"

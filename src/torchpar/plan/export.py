@@ -23,12 +23,13 @@ FORMAT = 1
 @dataclass(frozen=True)
 class UnitsInForce:
     """The units of the generation in force, `files` and `links` as in a UnitSet, and those of torchpar's units that
-    run; None where systemd did not answer."""
+    run; None where systemd did not answer. Those that are `outdated` run with older settings."""
 
     number: int
     files: Mapping[str, Text]
     links: Mapping[str, Text]
     running: tuple[str, ...] | None
+    outdated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,16 @@ def test_what_a_host_has_in_force_is_compared(place: Place) -> None:
     assert change["restart_required"] and change["name"] == "torchpar-train@a.service"
 
 
+def test_what_runs_with_older_settings_is_counted_where_nothing_changes(place: Place) -> None:
+    """An apply that restarts nothing leaves it so."""
+    unit = "torchpar-train@a.service"
+    place.add("n1", in_force=UnitsInForce(1, {}, {}, (unit,), (unit,)))
+    place.write("torchpar.conf", "[Host]\n")
+    status, out, _ = place.say("diff")
+    assert status == 0 and out.endswith(" 1 running service would have to restart\n")
+    assert "warning: n1: train@a is running with older settings than are in force, until it restarts" in out
+
+
 def make_facts(place: Place) -> Path:
     """The facts of a host, beside the fleet."""
     file = place.conf / "facts"

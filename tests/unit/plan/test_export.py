@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.hosts import exported, make_gpu, make_host
+from torchpar.cli import facts as facts_command
 from torchpar.cli.main import run
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import FactsError
@@ -27,7 +28,13 @@ WHOLE = Export(
     1_700_000_000,
     Versions({"torchpar": "0.1.0"}, {"/usr/bin/python3": "2.6.0", "/x": None}, "openblas-openmp"),
     {"eth0": ("192.0.2.1", "2001:db8::1")},
-    UnitsInForce(7, {"torchpar-train@a.service.d/20-torchpar.conf": Text("[Service]\nNice=1\n")}, {}, ("a.service",)),
+    UnitsInForce(
+        7,
+        {"torchpar-train@a.service.d/20-torchpar.conf": Text("[Service]\nNice=1\n")},
+        {},
+        ("a.service", "b.service"),
+        ("a.service",),
+    ),
     {
         Identity("a", None, ("video",)): Found(False, ("video",), {}),
         Identity(None): Found(
@@ -168,6 +175,36 @@ def test_a_difference_is_to_what_the_host_has_in_force(folder: Path, capsys: pyt
     assert run(["diff", "--facts", str(facts), *conf]) == 2
     out = capsys.readouterr().out
     assert "OMP_NUM_THREADS 1 → 2" in out and f"{unit} is running; it gets this when it restarts" in out
+    # It is from before the generation in force, which was applied without restarting it.
+    facts.write_text(exported(host, in_force=dataclasses.replace(in_force, outdated=(unit,))))
+    assert run(["diff", "--facts", str(facts), *conf]) == 0
+    assert capsys.readouterr().out == f"{unit} is running; it gets this when it restarts\n"
+
+
+def test_a_host_exports_what_runs_with_older_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the host can see it: by its processes, against what is in force."""
+    content = object()
+
+    def find(_: object, given_content: object) -> tuple[str, ...]:
+        assert given_content is content
+        return ("b.service",)
+
+    monkeypatch.setattr(facts_command, "read_export", lambda *_: WHOLE)
+    monkeypatch.setattr(facts_command, "read_active", lambda _: (object(), content))
+    monkeypatch.setattr(facts_command, "find_running_outdated", find)
+    assert run(["facts"]) == 0
+    in_force = parse_export(capsys.readouterr().out).in_force
+    assert in_force and in_force.outdated == ("b.service",)
+
+
+def test_what_an_older_torchpar_exports_has_none_that_is_outdated() -> None:
+    """It does not say so."""
+    data = export_json(WHOLE)
+    del data["generation"]["outdated"]
+    assert WHOLE.in_force
+    assert parse_export(json.dumps(data)).in_force == dataclasses.replace(WHOLE.in_force, outdated=())
 
 
 def test_facts_that_do_not_know_an_interpreter_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
