@@ -133,12 +133,11 @@ def test_an_edit_does_what_check_said_and_an_invalid_one_never_lands(fleet: Flee
         refused = fleet.ansible(OTHER, f"{command} -e '{{\"torchpar_waves\": [2]}}'")
         assert refused.status == 2 and f"{CONF}:4: " in refused.said, refused.said
     assert before == {name: (machine.read(CONF), generation(machine)) for name, machine in fleet.hosts.items()}
-    other.run("rm", hand)
     pids = [machine.show(JOB, "MainPID") for machine in fleet.hosts.values()]
-    edit = {"Enabled=yes": "Enabled=yes\n    Threads=1\n    InteropThreads=3", "torchpar_restart: if-changed\n": ""}
+    edit = "Enabled=yes\n    Threads=1\n    InteropThreads=3\n  60-hand.conf: ''"
     # As it is by default; the edit after it restarts what is left here.
-    write_site(fleet, **edit)
-    assert play(fleet, OTHER, "waves").counts("changed") == {CANARY: 2, OTHER: 2}
+    write_site(fleet, **{"Enabled=yes": edit, "torchpar_restart: if-changed\n": ""})
+    assert play(fleet, OTHER, "waves").counts("changed") == {CANARY: 2, OTHER: 3} and not other.exists(hand)
     for machine, pid in zip(fleet.hosts.values(), pids, strict=True):
         assert settled(machine) and machine.show(JOB, "MainPID") == pid
         assert "what was in force when it started" in machine.run("torchpar", "status", check=False).stdout

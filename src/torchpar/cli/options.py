@@ -44,7 +44,8 @@ wait_option = click.option("--wait", is_flag=True, help="Wait while another torc
 
 
 def read_replaced(places: tuple[Path, ...], files: tuple[Path, ...], root: Path = LIVE) -> tuple[ConfFile, ...]:
-    """Reads the conf below `root` as it would be with each of `files` installed at its place of `places`.
+    """Reads the conf below `root` as it would be with each of `files` installed at its place of `places`; one without a
+    name is none, as if the file of the place were removed.
 
     Raises ConfigError, and click.UsageError where these are not as many or where a place is none of the conf.
     """
@@ -53,4 +54,5 @@ def read_replaced(places: tuple[Path, ...], files: tuple[Path, ...], root: Path 
     for place in places:
         if not is_place(place, root):
             raise click.UsageError(f"--replacing {printable(str(place))}: a file there is not read as one of the conf")
-    return ConfReader().read(root, trusted=root == LIVE, replacing=dict(zip(places, files, strict=True)))
+    sources = (None if file == Path() else file for file in files)
+    return ConfReader().read(root, trusted=root == LIVE, replacing=dict(zip(places, sources, strict=True)))

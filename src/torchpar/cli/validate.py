@@ -34,8 +34,8 @@ def validate(
 ) -> int:
     """Say everything that is wrong with the conf, or with FILES in its place.
 
-    With --replacing PATH, the conf as it would be with FILE installed as PATH. All errors of all files, each with file
-    and line. Exits 78 if there are any. Changes nothing.
+    With --replacing PATH, the conf as it would be with FILE installed as PATH; "" is none. All errors of all files,
+    each with file and line. Exits 78 if there are any. Changes nothing.
     """
     try:
         files_read, services, warnings = _check(files, root, facts_file, conf_file, places)

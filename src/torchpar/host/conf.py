@@ -35,7 +35,7 @@ _LIMIT_OF_ALL = 2**21
 
 _NULL = os.makedev(1, 3)  # /dev/null, null(4)
 
-_NOTHING: Mapping[Path, Path] = MappingProxyType({})
+_NOTHING: Mapping[Path, Path | None] = MappingProxyType({})
 
 
 class ConfReader:
@@ -45,12 +45,12 @@ class ConfReader:
         self._reader = Reader(seconds)
 
     def read(
-        self, root: Path = Path("/"), *, trusted: bool, replacing: Mapping[Path, Path] = _NOTHING
+        self, root: Path = Path("/"), *, trusted: bool, replacing: Mapping[Path, Path | None] = _NOTHING
     ) -> tuple[ConfFile, ...]:
         """Reads the files in force below `root`, as read_files() does.
 
         `replacing` has other files for places of the conf (see is_place), which are read as if they were installed
-        there. Whoever may write them is not looked at.
+        there; None is none, as if that of the place were removed. Whoever may write them is not looked at.
         """
         return self._do(lambda: self._read(self._find(root, replacing=replacing), trusted=trusted, replacing=replacing))
 
@@ -107,9 +107,9 @@ class ConfReader:
         root: Path,
         main_files: Iterable[str] = _MAIN,
         folders: Iterable[str] = _DROP_INS,
-        replacing: Mapping[Path, Path] = _NOTHING,
+        replacing: Mapping[Path, Path | None] = _NOTHING,
     ) -> tuple[Path, ...]:
-        mains = (root / path for path in main_files)
+        mains = (path for name in main_files if replacing.get(path := root / name, path))
         main = next((path for path in mains if path in replacing or os.path.lexists(self._reader.at(path))), None)
         drop_ins: dict[str, Path] = {}
         for directory in folders:
@@ -121,12 +121,13 @@ class ConfReader:
                 pass
             except OSError as error:
                 raise ConfigError([Problem(Place(str(folder)), str(error.strerror))]) from None
-            drop_ins.update({name: folder / name for name in names if _is_drop_in(name)})
-        sources = [(path, replacing.get(path, path)) for _, path in sorted(drop_ins.items())]
+            paths = {name: folder / name for name in names if _is_drop_in(name)}
+            drop_ins.update({name: path for name, path in paths.items() if replacing.get(path, path)})
+        sources = [(path, replacing.get(path) or path) for _, path in sorted(drop_ins.items())]
         in_order = [path for path, source in sources if not self._adds_nothing(source, stat.S_ISDIR)]
         vendor = [path for path in in_order if path.parent == root / _VENDOR]
         own = [path for path in in_order if path.parent != root / _VENDOR]
-        of_main = [main] if main and not self._adds_nothing(replacing.get(main, main)) else []
+        of_main = [main] if main and not self._adds_nothing(replacing.get(main) or main) else []
         return (*vendor, *of_main, *own)
 
     def _adds_nothing(self, path: Path, also: Callable[[int], bool] = lambda mode: False) -> bool:
@@ -137,14 +138,14 @@ class ConfReader:
         return _is_null(status) or (stat.S_ISREG(status.st_mode) and status.st_size == 0) or also(status.st_mode)
 
     def _read(
-        self, paths: Iterable[Path], *, trusted: bool, replacing: Mapping[Path, Path] = _NOTHING
+        self, paths: Iterable[Path], *, trusted: bool, replacing: Mapping[Path, Path | None] = _NOTHING
     ) -> tuple[ConfFile, ...]:
         files: list[ConfFile] = []
         problems: list[Problem] = []
         left = _LIMIT_OF_ALL
         # As they are in the first line of a unit, from wherever they were named.
         for path in map(Path, map(os.path.abspath, paths)):
-            source = replacing.get(path, path)
+            source = replacing.get(path) or path
             try:
                 data = self._data(source)
                 if trusted and source == path:

@@ -62,7 +62,7 @@ def test_validate_tells_programs_the_place_of_each_problem(
 def test_two_files_that_name_one_cpu_are_told_before_the_second_is_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], facts_file: Path
 ) -> None:
-    """Each is valid alone. Several that change together are looked at together, as they will be."""
+    """Each is valid alone. Several that change together are looked at together, as they will be; "" is none."""
     folder, (one, two) = tmp_path / "etc/torchpar.conf.d", ("[Train a]\nCPUs=0-1\n", "[Train b]\nCPUs=0-1\n")
     folder.mkdir(parents=True)
     places, files = (folder / "a.conf", folder / "b.conf"), (tmp_path / "new-a", tmp_path / "new-b")
@@ -74,7 +74,8 @@ def test_two_files_that_name_one_cpu_are_told_before_the_second_is_installed(
     capsys.readouterr()
     assert run([*with_b, str(files[1])]) == 78
     assert f"{places[1]}:2: " in capsys.readouterr().err
-    assert run([*with_b, "--replacing", str(places[0]), str(files[1]), str(files[0])]) == 0
+    for first in (str(files[0]), ""):
+        assert run([*with_b, "--replacing", str(places[0]), str(files[1]), first]) == 0
     for usage in ([*with_b], [*with_b[:-1], str(tmp_path / "b.conf"), str(files[1])]):
         assert run(usage) == 64
     for usage in ([str(files[1])], ["--config", str(one), "--replacing", "/etc/torchpar.conf", str(files[1])]):

@@ -280,6 +280,18 @@ def test_a_file_is_read_as_if_it_were_installed(tmp_path: Path) -> None:
         ConfReader().read(root, trusted=False, replacing={root / "etc/torchpar.conf": tmp_path / "none"})
 
 
+@pytest.mark.parametrize("place", [f"etc/torchpar.conf{end}" for end in ("", ".d/50-a.conf", ".d/60-b.conf")])
+def test_a_file_is_read_as_if_it_were_removed(tmp_path: Path, place: str) -> None:
+    """It hides nothing any more: the same is read as after its removal, with what a package has of that name."""
+    names = ("torchpar.conf", "torchpar.conf.d/50-a.conf")
+    write(tmp_path, *(f"{folder}/{name}" for folder in ("etc", "usr/lib") for name in names))
+    write(tmp_path, "etc/torchpar.conf.d/60-b.conf")
+    said = ConfReader().read(tmp_path, trusted=False, replacing={tmp_path / place: None})
+    (tmp_path / place).unlink()
+    assert said == ConfReader().read(tmp_path, trusted=False)
+    assert said == ConfReader().read(tmp_path, trusted=False, replacing={tmp_path / place: None})
+
+
 @pytest.mark.parametrize(
     ("path", "is_one"),
     [
