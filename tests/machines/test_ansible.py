@@ -104,6 +104,10 @@ def settled(machine: Machine) -> bool:
 
 def test_an_empty_fleet_becomes_what_check_said_and_stays_so(fleet: Fleet) -> None:
     """By Debian 12's Ansible, wave after wave; a second run changes nothing, also by Debian 13's."""
+    write_site(fleet, **{"/root/torchpar.asc": "/root/none.asc"})
+    assert "none.asc" in play(fleet, CANARY, "check", status=2).said
+    assert fleet.hosts[CANARY].sh("find /tmp -name 'torchpar.*'").stdout == ""
+    write_site(fleet)
     said = play(fleet, CANARY, "check")
     assert not any(machine.exists("/usr/bin/torchpar") for machine in fleet.hosts.values())
     done = play(fleet, CANARY, "rollout")
