@@ -1,13 +1,15 @@
 """Booted Debian 12 and 13 as one fleet, managed by the Ansible of either release as torchpar-rollout(7) says: files and
-commands of that page as they stand there, but for addresses and the number of a version."""
+commands of that page as they stand there, but for addresses. Versions, removal and own playbooks are not tried."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.machines.container import missing_here
 from tests.machines.machine import Machine
 from tests.machines.managed import FOLDER, Fleet, Played, boot_fleet
 from tests.machines.package import build_package
@@ -18,7 +20,8 @@ from tests.machines.test_way_back import end_time
 
 # The canary comes first. Each is a controller, too.
 CANARY, OTHER = "gpu1", "gpu2"
-FLEET = {CANARY: Suite.BOOKWORM, OTHER: Suite.TRIXIE}
+ONE = os.environ.get("SUITE")
+FLEET = {CANARY: Suite(ONE or Suite.BOOKWORM), OTHER: Suite(ONE or Suite.TRIXIE)}
 
 JOB = TRAIN.format("resnet")
 CONF = "/etc/torchpar.conf.d/50-site.conf"
@@ -56,6 +59,8 @@ def commands(name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def fleet(progress: Callable[[str], None]) -> Iterator[Fleet]:
     """A fleet without torchpar, with the repository and the files of the page on each host."""
+    if missing := missing_here():
+        pytest.fail(missing, pytrace=False)
     deb = build_package(suite_of_this_host() or Suite.BOOKWORM, progress)
     with boot_fleet(FLEET, progress) as booted:
         canary = booted.hosts[CANARY]
