@@ -25,7 +25,8 @@ def make_move(given: Given) -> UnitMove:
         Move(known, rank.cpus, CpuSet(cpu for cpu in planned.cpus if counts[cpu] == 1), gone)
         for rank, planned in zip(given.ranks, given.planned, strict=True)
     )
-    return UnitMove(given.unit, given.control_group, ranks, Move(known, given.cpus, gone=gone))
+    lent = CpuSet.union(sets) - given.planned_cpus
+    return UnitMove(given.unit, given.control_group, ranks, Move(known, given.cpus, gone=gone), lent=lent)
 
 
 def describe(given: Given) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class UnitMove:
     """The move of a unit: of the processes of each rank, by local_rank, and of those that belong to none.
 
     `allowed` are the CPUs of its control group; None: those that it has now, without what is known, and where its
-    threads are to be.
+    threads are to be. It keeps those of other services (`lent`), as the next loan is made of what it allows.
     """
 
     unit: str
@@ -62,6 +62,13 @@ class UnitMove:
     ranks: Sequence[Move]
     others: Move
     allowed: CpuSet | None = None
+    lent: CpuSet = CpuSet()
+
+    def group_cpus(self, now: CpuSet) -> CpuSet:
+        """Returns the CPUs that its control group is to have, which has these now."""
+        moves = (*self.ranks, self.others)
+        known = CpuSet.union(cpus for move in moves for cpus in move.known)
+        return self.allowed or (now - (known - self.lent)) | CpuSet.union(move.to for move in moves)
 
 
 def move_unit(move: UnitMove, seconds: float = SECONDS, *, proc: str = "/proc") -> int:
@@ -109,9 +116,7 @@ class _Mover:
                 now = CpuSet.parse(file.read(_MOST_BYTES).strip())
         except (OSError, ValueError):
             return
-        moves = (*self._move.ranks, self._move.others)
-        known = CpuSet.union(cpus for move in moves for cpus in move.known)
-        wanted = self._move.allowed or (now - known) | CpuSet.union(move.to for move in moves)
+        wanted = self._move.group_cpus(now)
         # An empty one has what the slice has.
         if not now or wanted == now:
             return

@@ -16,7 +16,9 @@ from torchpar.contract.given import Given, GivenRank, read_given
 from torchpar.daemon import arbiter as module
 from torchpar.daemon import tenants
 from torchpar.daemon.arbiter import Arbiter, Doors
+from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
+from torchpar.verify.compare import Verdict, verify
 
 # Four cores; a and b are started by hand, c is enabled.
 TEXT = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\n[Train b]\nScript=/b.py\nWeight=300\n"
@@ -36,6 +38,7 @@ class Host:
         self.moves: list[UnitMove] = []
         self.refuses = False
         self.idle: set[str] = set()
+        # What the control group of a allows.
         self.cpuset: CpuSet | None = None
         self.seconds: list[float] = []
         self.at_move: Callable[[], object] = lambda: None
@@ -56,6 +59,8 @@ class Host:
         if self.refuses:
             raise PermissionError(1, "Operation not permitted")
         self.moves.append(move)
+        if self.cpuset and move.unit == A:
+            self.cpuset = move.group_cpus(self.cpuset)
         return 1
 
     def start(self, *units: str) -> None:
@@ -461,3 +466,20 @@ def test_nothing_is_lent_that_the_control_group_of_a_running_service_does_not_al
     lending.cpuset = CpuSet([*own, (CpuSet.parse("0-3") - own).first()])
     lending.start(A)
     assert CpuSet.parse(lending.cpus(A)) == lending.cpuset
+
+
+def test_what_was_given_back_can_be_lent_again(lending: Host) -> None:
+    """To a control group that has no other CPUs than those that torchpard leaves it, and that runs as planned then."""
+    (plan,) = (service for service in lending.made.compile().services() if service.unit == A)
+    lending.cpuset = CpuSet.parse("0-3")
+    lending.start(A, D)
+    for _ in range(2):
+        lending.idle.add(D)
+        lending.look()
+        assert lending.cpus(A) == "0-3"
+        lending.idle.clear()
+        take_back(lending, D)
+        running = RunningUnit(A, 0, (), has_numa=True, cpuset=lending.cpuset)
+        items = {item.what: item.verdict for item in verify(plan, running, lending.given(A))}
+        assert lending.cpus(A) == str(plan.cpus) and items["cpuset"] is Verdict.OK
+        lending.look()
