@@ -7,6 +7,7 @@ owner needs again is taken back from others by those files alone, before all els
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -70,11 +71,14 @@ _BACK_SECONDS = 1.0
 class _Found:
     """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures.
 
-    `owners` are the units whose CPUs are lent; `idle` those of the running `lenders` that say that they are idle.
+    `owners` are the units whose CPUs are lent, and `lending` those of them that run, by what was given; `idle` those of
+    the running `lenders` that say that they are idle. `is_divided`: it has come to its end.
     """
 
     root: str | None = None
+    is_divided: bool = False
     owners: list[str] = field(default_factory=list)
+    lending: list[str] = field(default_factory=list)
     lenders: list[str] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -99,6 +103,7 @@ class Arbiter:
         self.owners: frozenset[str] = frozenset()
         # Owners that need their CPUs again, for the child that takes them back.
         self.awake: frozenset[str] = frozenset()
+        self._lending: frozenset[str] = frozenset()
         self._lenders: list[str] = []
         self._idle: list[str] = []
         self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
@@ -121,6 +126,7 @@ class Arbiter:
         except (TorchparError, OSError, ValueError) as error:
             # A ValueError: the plan in force has what no plan has.
             found.problems.append(f"the CPUs of what runs are not divided: {error}")
+        self._read_loans(found)
         write(json.dumps(vars(found)).encode() + b"\n")
 
     def _arbitrate(self, found: _Found) -> None:
@@ -160,11 +166,19 @@ class Arbiter:
             if tenant.waits:
                 self._await(tenant)
         self._move_all(moves, found)
-        found.owners += sorted({loan.unit for part in parts.values() for loan in part.loans})
         found.lenders += [tenant.unit for tenant in here if tenant.lends]
         found.idle += [tenant.unit for tenant in here if tenant.idle]
         # Who has had a request meanwhile has not been heard: nobody listened before.
         self._take_back(frozenset(unit for unit in found.idle if not self._doors.is_idle(unit)), found)
+        found.is_divided = True
+
+    def _read_loans(self, found: _Found) -> None:
+        """Reads whose CPUs are lent, also where nothing could be divided: they are to be taken back all the same."""
+        with contextlib.suppress(OSError):
+            given = [read_given(unit, self._folder) for unit in os.listdir(self._folder)]
+            here = [one for one in given if one and one.invocation]
+            found.owners += sorted({loan.unit for one in here for loan in one.loans})
+            found.lending += [one.unit for one in here if one.lent_to]
 
     def _see_lending(self, tenant: Tenant, state: RunningState) -> Tenant:
         """Returns a service that runs with what it says of itself, and what its control group allows."""
@@ -297,8 +311,9 @@ class Arbiter:
             return
         said = json.loads(lines[0])
         self.root = said["root"] or self.root
-        self.moved = said["moved"]
-        self.owners, self._lenders, self._idle = frozenset(said["owners"]), said["lenders"], said["idle"]
+        if said["is_divided"]:
+            self.moved, self._lenders, self._idle = said["moved"], said["lenders"], said["idle"]
+        self.owners, self._lending = frozenset(said["owners"]), frozenset(said["lending"])
         self.awake &= self.owners
         self._say(said)
 
@@ -313,7 +328,7 @@ class Arbiter:
 
     def idle_owners(self) -> frozenset[str]:
         """Returns the services that run and whose CPUs are lent as they are idle."""
-        return self.owners & frozenset(self._lenders)
+        return self.owners & self._lending
 
     def awake_owners(self) -> frozenset[str]:
         """Returns those of them that are idle no longer."""

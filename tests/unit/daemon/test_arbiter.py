@@ -450,6 +450,33 @@ def test_who_comes_after_a_torchpard_that_was_killed_finds_what_is_lent(lending:
     assert lending.cpus(A) != "0-3" and lending.told[0].startswith("train@a has given back CPUs ")
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_what_is_lent_is_known_where_nothing_can_be_divided(
+    lending: Host, monkeypatch: pytest.MonkeyPatch, *, is_new: bool
+) -> None:
+    """Also by a torchpard that has just been started: it takes back what the owner needs."""
+    lending.start(A, D)
+    own = lending.cpus(A)
+    lending.idle.add(D)
+    lending.look()
+    moved = lending.arbiter.moved
+
+    def refuse(rank: object) -> object:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(tenants, "_as_rank", refuse)
+    if is_new:
+        lending.begin()
+    lending.look()
+    assert lending.told[-1] == "the CPUs of what runs are not divided: [Errno 5] Input/output error"
+    assert lending.arbiter.owners == lending.arbiter.idle_owners() == {D}
+    assert is_new or (lending.arbiter.moved == moved and not lending.arbiter.has_idle_changed())
+    lending.idle.clear()
+    assert lending.arbiter.awake_owners() == {D}
+    take_back(lending, D)
+    assert lending.cpus(A) == own
+
+
 def test_torchpard_gives_back_what_was_lent_at_its_end(lending: Host) -> None:
     lending.start(A, D)
     own = lending.cpus(A)
