@@ -63,6 +63,10 @@ class Doors:
 # Of those that a service was given one after the other; a thread that had an older one keeps it.
 _MOST_SETS = 256
 
+# Who needed its CPUs again is not idle for so long, as a server is not after a request: a service that says so all the
+# time has them lent no more often.
+_BUSY_SECONDS = 10.0
+
 # For the threads of those that give back what an owner needs, which waits for two seconds.
 _BACK_SECONDS = 1.0
 
@@ -103,6 +107,7 @@ class Arbiter:
         self.owners: frozenset[str] = frozenset()
         # Owners that need their CPUs again, for the child that takes them back.
         self.awake: frozenset[str] = frozenset()
+        self._busy_until: dict[str, float] = {}
         self._lending: frozenset[str] = frozenset()
         self._lenders: list[str] = []
         self._idle: list[str] = []
@@ -184,7 +189,7 @@ class Arbiter:
         """Returns a service that runs with what it says of itself, and what its control group allows."""
         cpuset = self._doors.read_cpuset(state.control_group) if tenant.borrows else None
         allowed = tenant.allowed if cpuset is None else tenant.allowed & cpuset
-        return replace(tenant, idle=tenant.lends and self._doors.is_idle(tenant.unit), allowed=allowed)
+        return replace(tenant, idle=tenant.lends and self._is_idle(tenant.unit), allowed=allowed)
 
     def _hand_back(self, parts: Mapping[str, Part], running: Mapping[str, RunningState], found: _Found) -> None:
         """Takes the CPUs away that services are no longer lent, before anybody is told that it has them."""
@@ -324,7 +329,7 @@ class Arbiter:
 
     def has_idle_changed(self) -> bool:
         """Says whether a service that lends has become idle since the last look, or is no longer."""
-        return [unit for unit in self._lenders if self._doors.is_idle(unit)] != self._idle
+        return [unit for unit in self._lenders if self._is_idle(unit)] != self._idle
 
     def idle_owners(self) -> frozenset[str]:
         """Returns the services that run and whose CPUs are lent as they are idle."""
@@ -333,6 +338,14 @@ class Arbiter:
     def awake_owners(self) -> frozenset[str]:
         """Returns those of them that are idle no longer."""
         return frozenset(unit for unit in self.idle_owners() if not self._doors.is_idle(unit))
+
+    def wake(self, owners: Collection[str]) -> None:
+        """Has what these owners need taken back by the next child that does so; who was idle is not so for a while."""
+        self.awake |= frozenset(owners)
+        self._busy_until |= dict.fromkeys(self._lending & frozenset(owners), time.monotonic() + _BUSY_SECONDS)
+
+    def _is_idle(self, unit: str) -> bool:
+        return time.monotonic() >= self._busy_until.get(unit, 0.0) and self._doors.is_idle(unit)
 
     def _say(self, said: Mapping[str, Any]) -> None:
         for line in said["told"]:

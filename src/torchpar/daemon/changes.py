@@ -14,13 +14,13 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from torchpar.contract.paths import JOBS
-from torchpar.contract.serving import IDLE_FILE
 from torchpar.host.cgroup import SLICE
-from torchpar.host.job_folder import held_folder
+from torchpar.host.job_folder import held_mark
 
 # <sys/inotify.h>, which Python has not.
 _ATTRIBUTES, _CLOSED, _MOVED, _CREATED, _DELETED, _OVERFLOW = 0x4, 0x8, 0xC0, 0x100, 0x200, 0x4000
-_ONLY_FOLDERS = 0x01000000
+_DELETED_ITSELF, _MOVED_ITSELF, _IGNORED = 0x400, 0x800, 0x8000
+_ONLY_FOLDERS, _ONCE = 0x01000000, 0x80000000
 _EVENT = struct.Struct("iIII")
 _ROOM = 2**16
 
@@ -40,9 +40,8 @@ class Changes:
             raise OSError(error, os.strerror(error))
         self._folders, self._read_host = folders, read_host
         self._groups: str | None = None
-        # The folders of idle services, with their units, and the kernel's numbers of the watches.
-        self._idle: dict[str, str] = {}
-        self._idle_numbers: dict[str, int] = {}
+        # The idle services, by the kernel's numbers of the watches of their marks.
+        self._idle: dict[int, str] = {}
         self._watched: dict[int, str] = {}
         self._host = read_host()
         self.watch()
@@ -57,16 +56,18 @@ class Changes:
         self.watch()
 
     def watch_idle(self, units: Collection[str], jobs: str = JOBS) -> None:
-        """Watches for the end of idleness of these services alone, whose CPUs are lent: the mark that they remove."""
-        folders = {os.path.join(jobs, unit.removesuffix(".service")): unit for unit in units}
-        for folder in set(self._idle_numbers) - set(folders):
-            self._library.inotify_rm_watch(self._descriptor, self._idle_numbers.pop(folder))
-        self._idle = folders
-        for folder in set(folders) - set(self._idle_numbers):
-            with contextlib.suppress(OSError), held_folder(folders[folder], jobs) as held:
-                number = self._add(folder, _DELETED, f"/proc/self/fd/{held}")
+        """Watches for the end of idleness of these services alone, whose CPUs are lent: the mark that they remove.
+
+        Each is heard once: a service does what it likes in its folder, and as often as it likes.
+        """
+        for number in [number for number, unit in self._idle.items() if unit not in units]:
+            self._library.inotify_rm_watch(self._descriptor, number)
+            del self._idle[number]
+        for unit in set(units) - set(self._idle.values()):
+            with contextlib.suppress(OSError), held_mark(unit, jobs) as held:
+                number = self._add_watch(f"/proc/self/fd/{held}", _ATTRIBUTES | _DELETED_ITSELF | _MOVED_ITSELF | _ONCE)
                 if number >= 0:
-                    self._idle_numbers[folder] = number
+                    self._idle[number] = unit
 
     def watch(self) -> None:
         """Watches again what may have gone and come since; what is watched stays so."""
@@ -83,13 +84,15 @@ class Changes:
         """
         services = others = False
         awake = set()
-        for folder, name, events in self._events():
+        for watch, name, events in self._events():
+            folder = self._watched.get(watch, "")
             if events & _OVERFLOW:
                 services = others = True
                 awake |= set(self._idle.values())
-            elif folder in self._idle:
-                if name == IDLE_FILE:
-                    awake.add(self._idle[folder])
+            elif events & _IGNORED:
+                self._watched.pop(watch, None)
+            elif watch in self._idle:
+                awake.add(self._idle.pop(watch))
             elif folder not in self._folders:
                 is_unit = os.path.basename(folder) == SLICE
                 services = services or name == SLICE or is_unit
@@ -106,8 +109,8 @@ class Changes:
         before, self._host = self._host, self._read_host()
         return before != self._host
 
-    def _events(self) -> Iterator[tuple[str, str, int]]:
-        """Yields the folder, the name in it, and what has happened."""
+    def _events(self) -> Iterator[tuple[int, str, int]]:
+        """Yields the number of the watch, the name in its folder, and what has happened."""
         while True:
             try:
                 data = os.read(self._descriptor, _ROOM)
@@ -119,11 +122,13 @@ class Changes:
                 place += _EVENT.size
                 name = os.fsdecode(data[place : place + length].rstrip(b"\0"))
                 place += length
-                yield self._watched.get(watch, ""), name, events
+                yield watch, name, events
 
-    def _add(self, folder: str, events: int, path: str | None = None) -> int:
-        number = self._library.inotify_add_watch(self._descriptor, os.fsencode(path or folder), events | _ONLY_FOLDERS)
+    def _add(self, folder: str, events: int) -> None:
+        number = self._add_watch(folder, events | _ONLY_FOLDERS)
         # One that is not there comes later, and no number comes again.
         if number >= 0:
             self._watched[number] = folder
-        return int(number)
+
+    def _add_watch(self, path: str, events: int) -> int:
+        return int(self._library.inotify_add_watch(self._descriptor, os.fsencode(path), events))

@@ -173,7 +173,7 @@ class Daemon:
     def _take_back(self, owners: frozenset[str]) -> None:
         """Has what these owners need taken back at once, and all divided anew then."""
         if owners:
-            self._arbiter.awake |= owners
+            self._arbiter.wake(owners)
             self._backs.want()
 
     def _took_back(self, number: int, lines: list[bytes]) -> None:

@@ -55,7 +55,7 @@ def read_serving(unit: str, jobs: str = JOBS) -> ServingReport | None:
 def is_idle(unit: str, jobs: str = JOBS) -> bool:
     """Says whether an inference service says that it has had no request for a while."""
     try:
-        with held_folder(unit, jobs) as folder, _held(folder, IDLE_FILE):
+        with held_mark(unit, jobs):
             return True
     except OSError:
         return False
@@ -74,6 +74,13 @@ def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
                         yield report
     except OSError:
         return
+
+
+@contextlib.contextmanager
+def held_mark(unit: str, jobs: str = JOBS) -> Iterator[int]:
+    """Holds the mark by which an inference service says that it is idle, as a path alone. Raises OSError."""
+    with held_folder(unit, jobs) as folder, _held(folder, IDLE_FILE) as mark:
+        yield mark
 
 
 @contextlib.contextmanager

@@ -400,7 +400,7 @@ def test_a_stopped_owner_lends_and_its_cpus_are_back_before_it_is_told_that_they
 def take_back(host: Host, *units: str) -> None:
     """As the daemon does once it hears that these need their CPUs."""
     lines: list[bytes] = []
-    host.arbiter.awake = frozenset(units) & host.arbiter.owners
+    host.arbiter.wake(frozenset(units) & host.arbiter.owners)
     host.arbiter.take_back(lines.append)
     host.arbiter.took_back(lines)
 
@@ -425,6 +425,29 @@ def test_an_idle_owner_has_them_back_without_a_look_at_anything_else(lending: Ho
     given, lender = lending.given(A), lending.given(D)
     assert given and str(given.cpus) == own and not given.loans and lender and not lender.lent_to
     assert lending.taken_moves() == [(A, own)]
+
+
+def test_an_owner_that_is_idle_all_the_time_lends_no_more_often_than_a_server(
+    lending: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a service does with its mark, it has torchpard move others only so often."""
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    lending.start(A, D)
+    own = lending.cpus(A)
+    lending.idle.add(D)
+    lending.look()
+    assert lending.cpus(A) == "0-3"
+    take_back(lending, D)
+    lending.look()
+    clock[0] += 9.0
+    assert not lending.arbiter.has_idle_changed()
+    lending.look()
+    assert lending.cpus(A) == own
+    clock[0] += 1.0
+    assert lending.arbiter.has_idle_changed()
+    lending.look()
+    assert lending.cpus(A) == "0-3"
 
 
 def test_an_owner_that_has_a_request_while_its_cpus_are_being_lent_has_them_back_at_once(lending: Host) -> None:
@@ -495,8 +518,9 @@ def test_nothing_is_lent_that_the_control_group_of_a_running_service_does_not_al
     assert CpuSet.parse(lending.cpus(A)) == lending.cpuset
 
 
-def test_what_was_given_back_can_be_lent_again(lending: Host) -> None:
+def test_what_was_given_back_can_be_lent_again(lending: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """To a control group that has no other CPUs than those that torchpard leaves it, and that runs as planned then."""
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
     (plan,) = (service for service in lending.made.compile().services() if service.unit == A)
     lending.cpuset = CpuSet.parse("0-3")
     lending.start(A, D)

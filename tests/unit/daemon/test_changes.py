@@ -84,21 +84,55 @@ def test_services_that_start_and_end_are_heard_in_each_slice_that_comes(host: Ho
 
 
 def test_an_idle_service_that_is_watched_is_heard_when_it_is_so_no_longer(host: Host, tmp_path: Path) -> None:
-    """And nothing else of its folder, where it writes all the time."""
     folder = tmp_path / "torchpar-infer@a"
     folder.mkdir()
     unit, jobs = "torchpar-infer@a.service", str(tmp_path)
-    for _ in range(2):
-        host.changes.watch_idle([unit], jobs)
+    for end in ("unlink", "rename", "replace"):
         (folder / "idle").write_text("")
+        for _ in range(2):
+            host.changes.watch_idle([unit], jobs)
         replace(folder / "serving.json")
         assert host.changes.take() == NOTHING
-        (folder / "idle").unlink()
+        {
+            "unlink": (folder / "idle").unlink,
+            "rename": lambda: (folder / "idle").rename(folder / "busy"),
+            "replace": lambda: replace(folder / "idle"),
+        }[end]()
         assert host.changes.take() == (False, False, {unit})
         host.changes.watch_idle([], jobs)
         (folder / "idle").write_text("")
+        host.changes.watch_idle([unit], jobs)
+        host.changes.watch_idle([], jobs)
         (folder / "idle").unlink()
         assert host.changes.take() == NOTHING
+
+
+def test_a_service_that_never_rests_in_its_folder_is_heard_once(host: Host, tmp_path: Path) -> None:
+    """More than the kernel keeps is a change of everything, and a look at it: no job may have one after the other."""
+    folder = tmp_path / "torchpar-infer@a"
+    folder.mkdir()
+    (folder / "idle").write_text("")
+    unit = "torchpar-infer@a.service"
+    host.changes.watch_idle([unit], str(tmp_path))
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for name, heard in (("torchpar.slice", frozenset[str]()), ("idle", frozenset({unit}))):
+        # The kernel keeps what happens again and again once.
+        for _ in range(limit // 2 + 10):
+            for other in (name, "other"):
+                (folder / other).write_text("")
+                (folder / other).unlink()
+        assert host.changes.take() == (False, False, heard)
+
+
+def test_what_is_watched_no_longer_is_forgotten(host: Host) -> None:
+    known = len(host.changes._watched)
+    for _ in range(3):
+        group = host.group / "torchpar.slice"
+        group.mkdir()
+        host.changes.take()
+        group.rmdir()
+        host.changes.take()
+    assert len(host.changes._watched) == known
 
 
 def test_more_than_the_kernel_keeps_is_a_change_of_everything(host: Host) -> None:
