@@ -141,13 +141,12 @@ class Arbiter:
         tenants |= read_ad_hoc_jobs(self._systemd.unit_properties, running)
         self._note_kept(tenants, running)
         for unit, state in running.items():
-            kept = self._read_given(state, self._kept)
-            started = self._read_given(state) or kept
+            started = self._read_given(state) or self._read_given(state, self._kept)
             if started and unit in tenants:
                 tenants[unit] = as_started(tenants[unit], started)
-            elif kept:
+            elif started:
                 # It has left the conf, and computes on.
-                tenants[unit] = Tenant(unit, ranks_of(kept), keeps=True, stays=True)
+                tenants[unit] = Tenant(unit, ranks_of(started), keeps=True, stays=True)
             if unit in tenants:
                 tenants[unit] = self._see_lending(tenants[unit], state)
         here = [tenants[unit] for unit in running if unit in tenants]

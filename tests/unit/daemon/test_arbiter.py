@@ -397,6 +397,23 @@ def test_a_stopped_owner_lends_and_its_cpus_are_back_before_it_is_told_that_they
     assert lending.cpus(A) == "0-3"
 
 
+@pytest.mark.parametrize("key", ["Lend=yes\n", "Borrow=yes\n"])
+def test_an_enabled_service_that_lends_or_borrows_is_where_it_was_started_until_it_ends(
+    tmp_path: Path, key: str
+) -> None:
+    """Also where it has left the conf, in which another may have its CPUs."""
+    rest = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\nCPUs=0-1\nBorrow=yes\n"
+    host = Host(tmp_path, f"{rest}[Train c]\nScript=/c.py\nEnabled=yes\nCPUs=2-3\n{key}")
+    host.start(A, C)
+    assert host.cpus(A) == "0-1"
+    host.made.text = rest + "[Infer d]\nModel=/d.pt\nEnabled=yes\nCPUs=2-3\nLend=yes\n"
+    host.made.apply()
+    host.look()
+    assert (host.cpus(A), host.cpus(C)) == ("0-1", "2-3")
+    host.end(C)
+    assert host.cpus(A) == "0-3"
+
+
 def take_back(host: Host, *units: str) -> None:
     """As the daemon does once it hears that these need their CPUs."""
     lines: list[bytes] = []
