@@ -113,7 +113,7 @@ def say_moved(moved: Moved) -> str:
     """Says which CPUs a service has for now, since when, and why."""
     since, name = time.strftime("%H:%M:%S", time.localtime(moved.since_timestamp_seconds)), shorten_unit(moved.unit)
     if moved.lent_to:
-        return f"{name} is idle, and lends CPUs {moved.cpus} to {moved.lent_to}"
+        return f"{name} is idle, and lends CPUs {moved.lent_cpus} to {moved.lent_to}"
     if moved.borrowed_cpus:
         what = f"{name} has CPUs {moved.cpus} since {since}: it borrows {moved.borrowed_cpus} of {moved.lenders}"
         return f"{what}, and shares its own with {moved.beside}" if moved.beside else what

@@ -156,6 +156,7 @@ class Arbiter:
             if unit not in tenants or not tenants[unit].waits:
                 os.unlink(os.path.join(self._folder, unit))
         self._hand_back(parts, running, found)
+        loans = [loan for part in parts.values() for loan in part.loans]
         moves: list[Given] = []
         # Nobody is moved before all have been told: one that starts waits for its word, and a job can make a move last.
         for unit, state in sorted(running.items()):
@@ -165,7 +166,8 @@ class Arbiter:
             if given and given.is_moved:
                 moves.append(given)
             if given and (given.is_moved or given.lent_to):
-                found.moved.append(describe(given))
+                lent = CpuSet.union(loan.cpus for loan in loans if loan.unit == unit)
+                found.moved.append(describe(given, lent))
         for tenant in stopped:
             if tenant.waits:
                 self._await(tenant)

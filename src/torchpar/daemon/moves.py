@@ -29,8 +29,11 @@ def make_move(given: Given) -> UnitMove:
     return UnitMove(given.unit, given.control_group, ranks, Move(known, given.cpus, gone=gone), lent=lent)
 
 
-def describe(given: Given) -> dict[str, Any]:
-    """Says, as JSON data, where a service is that has been moved in this run, since when and why."""
+def describe(given: Given, lent: CpuSet) -> dict[str, Any]:
+    """Says, as JSON data, where a service is that has been moved in this run, since when and why.
+
+    `lent` are those of its CPUs that others have.
+    """
     return {
         "unit": given.unit,
         "cpus": str(given.cpus),
@@ -39,6 +42,7 @@ def describe(given: Given) -> dict[str, Any]:
         "beside": given.why,
         "borrowed_cpus": str(CpuSet.union(loan.cpus for loan in given.loans)),
         "lenders": name_units(loan.unit for loan in given.loans),
+        "lent_cpus": str(lent),
         "lent_to": given.lent_to,
         "since_timestamp_seconds": given.since,
     }

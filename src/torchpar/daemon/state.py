@@ -115,7 +115,8 @@ class ServiceState:
 class Moved:
     """A service that has, or had in this run, other CPUs than planned. `beside`: what runs too; "" if nothing does.
 
-    `borrowed_cpus` are those of its `lenders`; its own are `lent_to` others. All are lists, as texts.
+    `borrowed_cpus` are those of its `lenders`; `lent_cpus` are those of its own that are `lent_to` others. All are
+    lists, as texts.
     """
 
     unit: str
@@ -125,6 +126,7 @@ class Moved:
     since_timestamp_seconds: float
     borrowed_cpus: str = ""
     lenders: Text = Text("")
+    lent_cpus: str = ""
     lent_to: Text = Text("")
 
 

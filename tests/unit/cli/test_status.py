@@ -194,7 +194,7 @@ def test_who_may_not_ask_is_told_that_and_not_that_the_daemon_is_dead(
             {"borrowed_cpus": "4-5", "lenders": "infer@d", "beside": "train@b"},
             "has CPUs 0-1 since {at}: it borrows 4-5 of infer@d, and shares its own with train@b",
         ),
-        ({"lent_to": "train@b"}, "is idle, and lends CPUs 0-1 to train@b"),
+        ({"lent_cpus": "1", "lent_to": "train@b"}, "is idle, and lends CPUs 1 to train@b"),
     ],
 )
 def test_where_a_service_is_that_was_moved_and_why(more: dict[str, str], said: str) -> None:

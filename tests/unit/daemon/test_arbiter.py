@@ -535,6 +535,17 @@ def test_nothing_is_lent_that_the_control_group_of_a_running_service_does_not_al
     assert CpuSet.parse(lending.cpus(A)) == lending.cpuset
 
 
+def test_status_is_told_which_cpus_of_an_idle_owner_are_lent(lending: Host) -> None:
+    """Which may be a part of them, as here: the control group of the other allows no more."""
+    own = {tenant.unit: tenant.cpus for tenant in declared(lending)}
+    one = CpuSet([own[D].first()])
+    lending.cpuset = own[A] | one
+    lending.idle.add(D)
+    lending.start(A, D)
+    rows = {row["unit"]: (row["cpus"], row["lent_cpus"]) for row in lending.arbiter.moved}
+    assert rows == {A: (str(own[A] | one), ""), D: (str(own[D]), str(one))}
+
+
 def test_what_was_given_back_can_be_lent_again(lending: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """To a control group that has no other CPUs than those that torchpard leaves it, and that runs as planned then."""
     monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
