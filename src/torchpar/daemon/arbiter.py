@@ -113,7 +113,8 @@ class Arbiter:
         self._idle: list[str] = []
         self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
         self._kept = kept_folder(folder)
-        self._problems: list[str] = []
+        # What was told of the last look and of the last taking back.
+        self._problems: dict[str, list[str]] = {}
 
     # ---- in the child ----
 
@@ -321,12 +322,12 @@ class Arbiter:
             self.moved, self._lenders, self._idle = said["moved"], said["lenders"], said["idle"]
         self.owners, self._lending = frozenset(said["owners"]), frozenset(said["lending"])
         self.awake &= self.owners
-        self._say(said)
+        self._say("look", said)
 
     def took_back(self, lines: Sequence[bytes]) -> None:
         """Tells what a child has taken back; a look that comes after it sees the rest."""
         if lines:
-            self._say(json.loads(lines[0]))
+            self._say("back", json.loads(lines[0]))
 
     def has_idle_changed(self) -> bool:
         """Says whether a service that lends has become idle since the last look, or is no longer."""
@@ -348,13 +349,13 @@ class Arbiter:
     def _is_idle(self, unit: str) -> bool:
         return time.monotonic() >= self._busy_until.get(unit, 0.0) and self._doors.is_idle(unit)
 
-    def _say(self, said: Mapping[str, Any]) -> None:
+    def _say(self, kind: str, said: Mapping[str, Any]) -> None:
         for line in said["told"]:
             self._tell(Priority.INFO, line, {})
         for problem in said["problems"]:
-            if problem not in self._problems:
+            if problem not in self._problems.get(kind, ()):
                 self._tell(Priority.WARNING, problem, {})
-        self._problems = said["problems"]
+        self._problems[kind] = said["problems"]
 
     def give_back(self) -> None:
         """Gives every service all of its planned CPUs: without torchpard nobody else would.

@@ -444,6 +444,18 @@ def test_an_idle_owner_has_them_back_without_a_look_at_anything_else(lending: Ho
     assert lending.taken_moves() == [(A, own)]
 
 
+def test_what_lasts_is_told_once_whatever_is_taken_back(lending: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(rank: object) -> object:
+        raise ValueError("a rank without CPUs")
+
+    lending.start(A, D)
+    monkeypatch.setattr(tenants, "_as_rank", refuse)
+    for _ in range(3):
+        lending.look()
+        take_back(lending, D)
+    assert lending.told.count("the CPUs of what runs are not divided: a rank without CPUs") == 1
+
+
 def test_an_owner_that_is_idle_all_the_time_lends_no_more_often_than_a_server(
     lending: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
