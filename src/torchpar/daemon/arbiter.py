@@ -38,6 +38,9 @@ class Systemd(Protocol):
     def running_units(self) -> tuple[RunningState, ...]:
         """Reads the services and ad-hoc jobs that run, or whose start or end is under way."""
 
+    def restarting_units(self) -> tuple[str, ...]:
+        """Lists the units that have ended and that systemd starts again by itself (Restart=)."""
+
     def root_group(self) -> str:
         """Reads the path of the control group that all units are in."""
 
@@ -152,7 +155,10 @@ class Arbiter:
                 tenants[unit] = self._see_lending(tenants[unit], state)
         here = [tenants[unit] for unit in running if unit in tenants]
         stopped = [tenants[unit] for unit in set(tenants) - set(running)]
-        parts = lend(here, stopped, divide(here, facts), facts)
+        # Who fails again and again needs its CPUs each time.
+        restarting = self._systemd.restarting_units() if any(tenant.lends for tenant in stopped) else ()
+        owners = [replace(tenant, lends=tenant.lends and tenant.unit not in restarting) for tenant in stopped]
+        parts = lend(here, owners, divide(here, facts), facts)
         for unit in set(os.listdir(self._folder)) - set(running):
             if unit not in tenants or not tenants[unit].waits:
                 os.unlink(os.path.join(self._folder, unit))

@@ -44,6 +44,7 @@ EDITED = (
 # Where systemd has the InvocationID of each unit that runs, as a link.
 _INVOCATIONS = "/run/systemd/units/invocation:"
 _MOST_OF_A_UNIT = 2**16
+_RESTARTS = ("auto-restart", "auto-restart-queued")
 _STATE = ("Id", "ActiveState", "SubState", "InvocationID", "MainPID", "ControlGroup")
 
 
@@ -126,6 +127,11 @@ def failed_services() -> tuple[str, ...]:
     return tuple(sorted(str(unit["unit"]) for unit in json.loads(done or "[]")))
 
 
+def restarting_units() -> tuple[str, ...]:
+    """Lists the units that have ended and that systemd starts again by itself (Restart=). Raises SystemdError."""
+    return tuple(unit for unit, _, _, sub in _list_units() if sub in _RESTARTS)
+
+
 def ad_hoc_jobs() -> tuple[str, ...]:
     """Lists the units of ad-hoc jobs that run or are about to. Raises SystemdError."""
     done = _systemctl("list-units", "--output=json", "--state=active,activating,deactivating", AD_HOC)
@@ -192,7 +198,7 @@ def running_units() -> tuple[RunningState, ...]:
         told = dict(line.partition("=")[::2] for line in block.splitlines())
         runs = told.get("ActiveState") in ("activating", "active", "reloading", "deactivating")
         # Until it is started again, or is looked for in vain, nothing of it runs.
-        if runs and told.get("SubState") not in ("auto-restart", "auto-restart-queued") and told.get("InvocationID"):
+        if runs and told.get("SubState") not in _RESTARTS and told.get("InvocationID"):
             states.append(
                 RunningState(
                     told["Id"], told["InvocationID"], int(told.get("MainPID") or 0), told.get("ControlGroup", "")

@@ -456,6 +456,22 @@ def test_what_lasts_is_told_once_whatever_is_taken_back(lending: Host, monkeypat
     assert lending.told.count("the CPUs of what runs are not divided: a rank without CPUs") == 1
 
 
+@pytest.mark.parametrize("enabled", ["Enabled=yes\n", ""])
+def test_an_owner_that_is_started_again_in_a_moment_lends_nothing(tmp_path: Path, enabled: str) -> None:
+    """One that fails again and again would have them lent and taken back each time."""
+    host = Host(tmp_path, LENDING.replace("/d.pt\nEnabled=yes\n", f"/d.pt\n{enabled}"))
+    host.start(A, D)
+    own = host.cpus(A)
+    host.made.systemd.restarting.add(D)
+    host.end(D)
+    assert host.cpus(A) == own
+    given = host.given(D)
+    assert given and not given.invocation, "its next start waits for its part"
+    host.made.systemd.restarting.clear()
+    host.look()
+    assert host.cpus(A) == "0-3"
+
+
 def test_an_owner_that_is_idle_all_the_time_lends_no_more_often_than_a_server(
     lending: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

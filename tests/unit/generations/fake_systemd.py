@@ -19,7 +19,8 @@ class FakeSystemd:
     """Holds what was active when it last read its units, by its mark; `runs` has the mark that each unit runs with.
 
     `refuses`: what it does not do, "reload", "restart", "list", "units" or to hold a mark. `passes_over`: what it says
-    of new units. `properties`: those of a unit that differ from those of one that runs or does not.
+    of new units. `restarting`: those that do not run, and that it starts again in a moment. `properties`: those of a
+    unit that differ from those of one that runs or does not.
     """
 
     store: Store
@@ -30,6 +31,7 @@ class FakeSystemd:
     passes_over: tuple[str, ...] = ()
     idle: bool = True
     asked: list[str] = field(default_factory=list)
+    restarting: set[str] = field(default_factory=set)
     properties: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     # ---- a generation that is put in force ----
@@ -89,6 +91,11 @@ class FakeSystemd:
             RunningState(unit, self.runs[unit], self.unit_properties(unit)["MainPID"], f"/{unit}")
             for unit in self._running(".service")
         )
+
+    def restarting_units(self) -> tuple[str, ...]:
+        if self.refuses == "list":
+            raise SystemdError("systemd does not answer")
+        return tuple(sorted(self.restarting))
 
     def root_group(self) -> str:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from tests.unit.records import make_record
 from torchpar.generations.readback import compare_unit
-from torchpar.host.systemd import object_path, parse_properties
+from torchpar.host import systemd
+from torchpar.host.systemd import object_path, parse_properties, restarting_units
 from torchpar.plan.record import ServiceRecord
 
 ANSWERS = Path(__file__).parents[1] / "busctl"
@@ -83,3 +85,10 @@ def test_what_differs_is_found(properties: dict[str, Any], planned: dict[str, An
 def test_a_unit_is_asked_for_by_its_object_path(unit: str, path: str) -> None:
     """As systemd-escape does not do it: sd_bus_path_encode(3)."""
     assert object_path(unit) == f"/org/freedesktop/systemd1/unit/{path}"
+
+
+def test_units_that_wait_for_their_next_start_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"a": "running", "b": "auto-restart", "c": "failed", "d": "auto-restart-queued"}
+    listed = [{"unit": name, "load": "loaded", "active": "activating", "sub": sub} for name, sub in states.items()]
+    monkeypatch.setattr(systemd, "_systemctl", lambda *argv: json.dumps(listed))
+    assert restarting_units() == ("b", "d")
