@@ -111,6 +111,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_the_reason(
     assert f"torchpar: {tmp_path}/model.pt" in service.log() and not service.count("READY")
 
 
+def test_the_exit_status_of_what_computes_is_not_the_services(tmp_path: Path, start: Callable[..., Service]) -> None:
+    """With 242 torchpard would take it for a start that systemd ended."""
+    (tmp_path / "torch.py").write_text("import os; os._exit(242)")
+    service = start(path=tmp_path)
+    assert service.process.wait(60) == 1 and not service.count("READY")
+
+
 def test_a_killed_process_is_back_and_the_others_go_on(start: Callable[..., Service]) -> None:
     """It costs the requests that it held, and no more."""
     service = start(processes=2)

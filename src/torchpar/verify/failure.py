@@ -72,8 +72,16 @@ def why_failed(properties: Mapping[str, Any]) -> str:
 
 
 def misplaced_by(properties: Mapping[str, Any]) -> int | None:
-    """Returns the status of a failed start that could not get its CPUs (215) or memory policy (242); None of others."""
+    """Returns the status of a failed start that could not get its CPUs (215) or memory policy (242); None of others.
+
+    A job may end with these numbers too, as by sys.exit(-41): one that was active in its last run had its place. An
+    inference service is not active before it is ready, but its first process never ends so; see serve/supervisor/.
+    """
     if properties.get("ActiveState") != "failed" or properties.get("Result") != "exit-code":
+        return None
+    # Type=exec: a service is active once its program is executed. It is of the last run if that had begun before.
+    active = properties.get("ActiveEnterTimestampMonotonic")
+    if active and active >= properties.get("InactiveExitTimestampMonotonic", 0):
         return None
     _, status = _last_exit(properties)
     return status if status in (CPU_AFFINITY, NUMA_POLICY) else None

@@ -66,10 +66,17 @@ def test_the_line_that_says_most_is_the_last_exceptions(lines: list[str], said: 
         ({"ExecMainStatus": 203}, None),
         ({"ExecMainStatus": 215, "ActiveState": "active"}, None),
         ({"ExecMainStatus": 215, "Result": "signal"}, None),
+        # It ran, and ended so itself: sys.exit(-41), sys.exit(-14).
+        ({"ExecMainStatus": 215, "ActiveEnterTimestampMonotonic": 210}, None),
+        ({"ExecMainStatus": 242, "ActiveEnterTimestampMonotonic": 200}, None),
+        # Its run before this one did.
+        ({"ExecMainStatus": 242, "ActiveEnterTimestampMonotonic": 199}, 242),
     ],
 )
 def test_a_start_that_could_not_get_its_place_is_known_by_systemds_status(
     properties: dict[str, Any], status: int | None
 ) -> None:
+    """One that has begun has it, whatever it ends with."""
     ended = {"ActiveState": "failed", "Result": "exit-code", "ExecMainPID": 7, "ExecMainCode": 1}
+    ended |= {"InactiveExitTimestampMonotonic": 200, "ActiveEnterTimestampMonotonic": 0}
     assert misplaced_by({**ended, **properties}) == status
