@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torchpar.conf.parse import parse_config
 from torchpar.conf.values import Hotplug
@@ -68,12 +68,14 @@ class Doors:
 
 @dataclass(frozen=True)
 class Failed:
-    """A service that has failed: in which run of it, why in words, and with which status it could not be placed."""
+    """A service that has failed: in which run of it, why in words, with which status it could not be placed (None: it
+    failed for another reason), and whether anybody may still wait for it."""
 
     unit: str
     invocation: str
     why: str
     status: int | None
+    is_recent: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,13 @@ def take_step(fallback: Fallback | None, seen: Seen) -> Step:
     told: list[tuple[str, str]] = []
     if changed:
         # What could not run on the host before may run on this one.
-        start += [one.unit for one in seen.failed if one.unit in known]
+        start += [one.unit for one in seen.failed if one.unit in known and one.status is not None]
         back = seen.host == before
         known = {} if back else {unit: dataclasses.replace(one, tries=0) for unit, one in known.items()}
     for one in seen.failed:
         tries = known[one.unit].tries if one.unit in known else 0
         is_new = one.unit not in known or known[one.unit].invocation != one.invocation
-        if one.status is not None and one.unit not in start and is_new and tries < MOST_TRIES:
+        if one.status is not None and one.is_recent and one.unit not in start and is_new and tries < MOST_TRIES:
             known[one.unit] = Fallen(one.unit, one.status, one.invocation, tries + 1)
             start.append(one.unit)
             told.append((one.unit, _say_again(one, without=known[one.unit].is_without)))
@@ -136,6 +138,13 @@ def take_step(fallback: Fallback | None, seen: Seen) -> Step:
 def _say_again(failed: Failed, *, without: bool) -> str:
     how = "without that" if without else "with a placement for this host as it is"
     return f"{failed.unit} could not start: {failed.why}; it is started again {how}"
+
+
+def _read_failed(unit: str, properties: Mapping[str, Any]) -> Failed:
+    since = properties.get("InactiveEnterTimestampMonotonic")
+    is_recent = not since or time.monotonic() - since / 1e6 < _RECENT_SECONDS
+    invocation = bytes(properties.get("InvocationID", ())).hex()
+    return Failed(unit, invocation, why_failed(properties), misplaced_by(properties), is_recent)
 
 
 class Ladder:
@@ -196,11 +205,9 @@ class Ladder:
         for unit in self._systemd.failed_services():
             if unit in declared:
                 properties = self._systemd.unit_properties(unit)
-                invocation = bytes(properties.get("InvocationID", ())).hex()
-                since = properties.get("InactiveEnterTimestampMonotonic")
-                is_recent = not since or time.monotonic() - since / 1e6 < _RECENT_SECONDS
-                status = misplaced_by(properties) if is_recent else None
-                failed.append(Failed(unit, invocation, why_failed(properties), status))
+                # One that waits for its start is in its failed state until then.
+                if not properties.get("Job", (0,))[0]:
+                    failed.append(_read_failed(unit, properties))
         follow = False
         if host != content.manifest:
             config = parse_config(content.conf, self._doors.read_facts())

@@ -25,8 +25,8 @@ ALL, LESS, LEAST = ({"cpus_online": cpus, "nodes_online": "0"} for cpus in ("0-3
 TEXT = "[Host]\nReserveCores=0\n{}[Train a]\nScript=/a.py\nEnabled=yes\n"
 
 
-def failed(invocation: str, status: int | None = 215) -> Failed:
-    return Failed(A, invocation, "its CPUs cannot be set (CPU affinity)", status)
+def failed(invocation: str, status: int | None = 215, *, is_recent: bool = True) -> Failed:
+    return Failed(A, invocation, "its CPUs cannot be set (CPU affinity)", status, is_recent)
 
 
 def test_nothing_is_done_where_nothing_has_failed() -> None:
@@ -66,11 +66,13 @@ def test_when_the_hardware_is_back_so_is_the_placement_and_what_did_not_run() ->
     further = take_step(first.fallback, Seen(2, LESS, LEAST, (failed("two"),)))
     assert (further.recompile, further.start) == (True, (A,))
     assert further.fallback and further.fallback.before == ALL and not further.fallback.without
-    back = take_step(further.fallback, Seen(3, LEAST, ALL, (failed("three", None),)))
+    back = take_step(further.fallback, Seen(3, LEAST, ALL, (failed("three", is_recent=False),)))
     assert (back.recompile, back.start) == (True, (A,)) and back.fallback and not back.fallback.units
     assert take_step(back.fallback, Seen(4, ALL, ALL)).fallback is None
     runs = take_step(further.fallback, Seen(3, LEAST, ALL))
     assert (runs.recompile, runs.start) == (True, ())
+    ran = take_step(further.fallback, Seen(3, LEAST, ALL, (failed("three", None),)))
+    assert (ran.recompile, ran.start) == (True, ()), "it has run since, and failed for a reason of its own"
 
 
 def test_the_file_is_read_as_it_was_written_and_nothing_else_is() -> None:
@@ -166,6 +168,26 @@ def test_a_failed_start_is_answered_by_a_new_placement_and_another_start(climber
 def test_one_that_failed_long_ago_stays_where_it_is(climber: Climber) -> None:
     climber.fail()
     climber.host.systemd.properties[A]["InactiveEnterTimestampMonotonic"] = 1
+    climber.look()
+    assert climber.asked == []
+
+
+def test_however_long_ago_it_failed_it_is_started_when_the_hardware_is_back(climber: Climber) -> None:
+    climber.lose_a_cpu()
+    fallback = Fallback(ALL, LESS, 1, (Fallen(A, 215, "01", 2),))
+    climber.path.write_text(make_fallback_json(fallback))
+    climber.fail()
+    climber.host.systemd.properties[A]["InactiveEnterTimestampMonotonic"] = 1
+    climber.look()
+    climber.regain_it()
+    climber.look()
+    assert climber.asked == [[RECOMPILE, A]]
+
+
+def test_a_start_that_is_asked_for_is_not_asked_for_again(climber: Climber) -> None:
+    """It waits for the new placement, and is in its failed state until then."""
+    climber.fail()
+    climber.host.systemd.properties[A]["Job"] = [77, "/org/freedesktop/systemd1/job/77"]
     climber.look()
     assert climber.asked == []
 
