@@ -41,13 +41,14 @@ class Fallback:
     """The services that have fallen on this host, by its CPUs and nodes online (`host`), as a manifest has them.
 
     `before` are those of the host on which all were placed as planned. `asked` is the generation in force when a new
-    one was asked for last.
+    one was asked for last; 0: it is still to be asked for. `due` are the units whose start is still to be asked for.
     """
 
     before: Mapping[str, str]
     host: Mapping[str, str]
     asked: int
     units: tuple[Fallen, ...] = ()
+    due: tuple[str, ...] = ()
     version: int = VERSION
 
     @property

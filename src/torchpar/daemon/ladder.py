@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from torchpar.conf.parse import parse_config
 from torchpar.conf.values import Hotplug
-from torchpar.contract.errors import StoreError, TorchparError
+from torchpar.contract.errors import ExitStatus, StoreError, SystemdError, TorchparError
 from torchpar.contract.fallback import MOST_TRIES, Fallback, Fallen, make_fallback_json, say_manifest
 from torchpar.contract.given import Given, kept_folder, read_given
 from torchpar.contract.journal import Priority
@@ -81,58 +81,79 @@ class Failed:
 @dataclass(frozen=True)
 class Seen:
     """The host as a ladder sees it: the generation in force, the CPUs and nodes that it was made for, those that there
-    are, the services that have failed, and whether each change of the host is to be followed."""
+    are, the services that have failed, whether each change of the host is to be followed, and whether another torchpar
+    kept out the one that was to make a generation."""
 
     generation: int
     made_for: Mapping[str, str]
     host: Mapping[str, str]
     failed: tuple[Failed, ...] = ()
     follow: bool = False
+    busy: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step: what is kept of it (None: nothing), the units to start, whether a generation is to be made, and what is
-    told of which unit ("" for the host)."""
+    """A step: what is kept of it (None: nothing), the units to start, whether a generation is to be made, what is told
+    of which unit ("" for the host), and what is kept until systemd has been asked for that."""
 
     fallback: Fallback | None
     start: tuple[str, ...] = ()
     recompile: bool = False
     told: tuple[tuple[str, str], ...] = ()
+    before: Fallback | None = None
 
 
 def take_step(fallback: Fallback | None, seen: Seen) -> Step:
     """Decides what to do about services that could not be placed, and about a host that is another one now."""
     before = fallback.before if fallback else seen.made_for
     known = {one.unit: one for one in fallback.units} if fallback else {}
+    due = set(fallback.due) if fallback else set()
     changed = bool(fallback and fallback.host != seen.host)
-    start: list[str] = []
-    told: list[tuple[str, str]] = []
     if changed:
         # What could not run on the host before may run on this one.
-        start += [one.unit for one in seen.failed if one.unit in known and one.status is not None]
-        back = seen.host == before
-        known = {} if back else {unit: dataclasses.replace(one, tries=0) for unit, one in known.items()}
+        known = {unit: dataclasses.replace(one, tries=0) for unit, one in known.items()}
+        due = set(known)
+    elif fallback and seen.busy:
+        # A start that came without a new placement has tried nothing, and the next one would be without it as well.
+        due |= {one.unit for one in seen.failed if one.unit in known and one.status is not None}
+        kept = dataclasses.replace(fallback, due=tuple(sorted(due)))
+        return Step(kept, recompile=True, before=kept)
+    start: list[str] = []
+    told: list[tuple[str, str]] = []
     for one in seen.failed:
-        tries = known[one.unit].tries if one.unit in known else 0
-        is_new = one.unit not in known or known[one.unit].invocation != one.invocation
-        if one.status is not None and one.is_recent and one.unit not in start and is_new and tries < MOST_TRIES:
-            known[one.unit] = Fallen(one.unit, one.status, one.invocation, tries + 1)
+        again = _count_try(one, known.get(one.unit), due=one.unit in due)
+        if again:
+            known[one.unit] = again
             start.append(one.unit)
-            told.append((one.unit, _say_again(one, without=known[one.unit].is_without)))
+            told.append((one.unit, _say_again(one, without=again.is_without)))
     fits = seen.made_for == seen.host
     asked = fallback.asked if fallback and not changed else None
     new_host = not fits and (seen.follow or fallback is not None) and asked != seen.generation
     if new_host and not start:
         told.append(("", f"this host has {say_manifest(seen.host, seen.made_for)} now: its services are placed anew"))
     recompile = new_host or bool(start)
-    if fits and not known:
-        return Step(None, tuple(start), recompile, tuple(told))
     if not recompile and not known and fallback is None:
         # Whoever is to be told of the host is told by the watch.
         return Step(None)
     asked = seen.generation if recompile or asked is None else asked
-    return Step(Fallback(before, seen.host, asked, tuple(known.values())), tuple(start), recompile, tuple(told))
+    kept = Fallback(before, seen.host, asked, tuple(known.values()))
+    is_over = fits and (not known or (seen.host == before and not any(one.tries for one in known.values())))
+    still_to_ask = dataclasses.replace(kept, asked=0, due=tuple(start))
+    return Step(None if is_over else kept, tuple(start), recompile, tuple(told), still_to_ask)
+
+
+def _count_try(failed: Failed, last: Fallen | None, *, due: bool) -> Fallen | None:
+    """Counts another start of a service that has failed; one that is `due` is counted. None where there is none."""
+    if failed.status is None:
+        return None
+    if last and due:
+        return dataclasses.replace(last, invocation=failed.invocation)
+    tries = last.tries if last else 0
+    is_new = last is None or last.invocation != failed.invocation
+    if not failed.is_recent or not is_new or tries >= MOST_TRIES:
+        return None
+    return Fallen(failed.unit, failed.status, failed.invocation, tries + 1)
 
 
 def _say_again(failed: Failed, *, without: bool) -> str:
@@ -162,41 +183,51 @@ class Ladder:
     ) -> None:
         self._store, self._systemd, self._doors, self._tell = store, systemd, doors, tell
         self._path, self._given = path, given
+        self._problems: list[str] = []
 
     # ---- in the child ----
 
     def look(self, write: Write) -> None:
         """Takes a step where one is due, puts threads back that the kernel has moved, and writes what is told of it."""
         told: list[tuple[str, str]] = []
+        problems: list[str] = []
         try:
             active = self._store.active()
             if active:
                 content = active.read()
                 fallback = read_fallback(self._path)
                 seen = self._see(active.number, content)
-                told += self._take_step(fallback, seen)
+                try:
+                    told += self._take_step(fallback, seen)
+                except (SystemdError, OSError) as error:
+                    problems.append(f"services that could not be placed are not started: {error}")
                 follows = seen.follow or fallback is not None
-                self._put_back(content, self._store.previous(active) if follows else None)
+                problems += self._put_back(content, self._store.previous(active) if follows else None)
         except TorchparError:
             pass  # the watch says so
         except OSError as error:
-            told.append(("", f"services that cannot be placed as planned are not started: {error}"))
-        write(json.dumps(told).encode() + b"\n")
+            problems.append(f"what has failed, and what runs elsewhere than planned, is not seen: {error}")
+        write(json.dumps({"told": told, "problems": problems}).encode() + b"\n")
 
     def _take_step(self, before: Fallback | None, seen: Seen) -> Sequence[tuple[str, str]]:
         step = take_step(before, seen)
-        if step.fallback is None:
-            if before:
-                os.unlink(self._path)
-        elif step.fallback != before:
-            temporary = f"{self._path}.{os.getpid()}"
-            with open(temporary, "w", encoding="ascii") as file:
-                file.write(make_fallback_json(step.fallback))
-            os.replace(temporary, self._path)
-        if step.recompile:
-            # In one transaction: a service comes After= it.
+        if step.recompile and step.before:
+            # The new placement is made by what is written, and whoever is killed before it is asked for asks later.
+            self._write(step.before)
+            # A service comes After= it.
             self._systemd.start_without_waiting([RECOMPILE, *step.start])
+        if step.fallback:
+            if step.recompile or step.fallback != before:
+                self._write(step.fallback)
+        elif before or step.recompile:
+            os.unlink(self._path)
         return step.told
+
+    def _write(self, fallback: Fallback) -> None:
+        temporary = f"{self._path}.new"
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(make_fallback_json(fallback))
+        os.replace(temporary, self._path)
 
     def _see(self, generation: int, content: Content) -> Seen:
         host = dict(self._doors.read_manifest())
@@ -205,17 +236,19 @@ class Ladder:
         for unit in self._systemd.failed_services():
             if unit in declared:
                 properties = self._systemd.unit_properties(unit)
-                # One that waits for its start is in its failed state until then.
-                if not properties.get("Job", (0,))[0]:
+                # One that waits for its start is in its failed state until then; one that is masked has none.
+                if not properties.get("Job", (0,))[0] and properties.get("LoadState") != "masked":
                     failed.append(_read_failed(unit, properties))
         follow = False
         if host != content.manifest:
             config = parse_config(content.conf, self._doors.read_facts())
             follow = config.host.hotplug is Hotplug.FOLLOW
-        return Seen(generation, content.manifest, host, tuple(failed), follow)
+        last = self._systemd.unit_properties(RECOMPILE)
+        busy = last.get("ActiveState") == "failed" and last.get("ExecMainStatus") == ExitStatus.BUSY
+        return Seen(generation, content.manifest, host, tuple(failed), follow, busy)
 
-    def _put_back(self, content: Content, previous: Generation | None) -> None:
-        """Moves threads that are elsewhere than they may be.
+    def _put_back(self, content: Content, previous: Generation | None) -> list[str]:
+        """Moves threads that are elsewhere than they may be; returns why those of a service cannot be.
 
         A CPU that goes takes its threads to others, and kernel 6.1 gives the ranks of a service the CPUs of all when
         one goes or comes. A service goes on with the plan that it was started with, unless `previous` was made for
@@ -227,17 +260,25 @@ class Ladder:
             if old.manifest != content.manifest:
                 before = {service.unit: service for service in old.services()}
         running = {state.unit: state for state in self._systemd.running_units()}
+        problems = []
         for service in (service for service in content.services() if service.unit in running):
-            state, had = running[service.unit], before.get(service.unit)
-            given, kept = (self._read_given(state, folder) for folder in (self._given, kept_folder(self._given)))
-            if had and kept and not given and len(had.ranks) == len(service.ranks):
-                # It is noted anew, with the plan in force.
+            try:
+                self._put_service_back(service, running[service.unit], before.get(service.unit))
+            except OSError as error:
+                problems.append(f"{service.unit}: threads that are elsewhere than planned cannot be moved: {error}")
+        return problems
+
+    def _put_service_back(self, service: ServiceRecord, state: RunningState, had: ServiceRecord | None) -> None:
+        given, kept = (self._read_given(state, folder) for folder in (self._given, kept_folder(self._given)))
+        if had and kept and not given and len(had.ranks) == len(service.ranks):
+            # It is noted anew, with the plan in force. The arbiter may have removed it meanwhile.
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(kept_folder(self._given), service.unit))
-                kept = None
-            seen = self._doors.read_running_unit(service.unit, state.main_pid, state.control_group)
-            move = make_repair(service, seen, given or kept, state.control_group, None if kept else had)
-            if move:
-                self._doors.move_unit(move, SECONDS)
+            kept = None
+        seen = self._doors.read_running_unit(service.unit, state.main_pid, state.control_group)
+        move = make_repair(service, seen, given or kept, state.control_group, None if kept else had)
+        if move:
+            self._doors.move_unit(move, SECONDS)
 
     def _read_given(self, state: RunningState, folder: str) -> Given | None:
         given = read_given(state.unit, folder)
@@ -246,7 +287,14 @@ class Ladder:
     # ---- in the daemon ----
 
     def take(self, lines: Sequence[bytes]) -> None:
-        """Tells what a look has done."""
-        for unit, text in json.loads(lines[0]) if lines else ():
+        """Tells what a look has done, and what it could not do: once, until it can."""
+        if not lines:
+            return
+        said = json.loads(lines[0])
+        for unit, text in said["told"]:
             fields = {"TORCHPAR_UNIT": unit, "OBJECT_SYSTEMD_UNIT": unit} if unit else {}
             self._tell(Priority.WARNING, text, fields)
+        for problem in said["problems"]:
+            if problem not in self._problems:
+                self._tell(Priority.WARNING, problem, {})
+        self._problems = said["problems"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 from tests.unit.hosts import make_host
 from tests.unit.verify.fake_host import FakeHost, make_fake_host
 from torchpar.contract.cpulist import CpuSet
+from torchpar.contract.errors import SystemdError
 from torchpar.contract.fallback import Fallback, Fallen, make_fallback_json, parse_fallback
 from torchpar.contract.given import Given, GivenRank, kept_folder, make_given_json
 from torchpar.daemon.ladder import RECOMPILE, Doors, Failed, Ladder, Seen, take_step
@@ -20,9 +25,10 @@ from torchpar.host.affinity import UnitMove
 from torchpar.host.in_force import read_fallback, read_without
 from torchpar.host.sysfs import Tree
 
-A = "torchpar-train@a.service"
+A, B = "torchpar-train@a.service", "torchpar-train@b.service"
 ALL, LESS, LEAST = ({"cpus_online": cpus, "nodes_online": "0"} for cpus in ("0-3", "0-2", "0-1"))
 TEXT = "[Host]\nReserveCores=0\n{}[Train a]\nScript=/a.py\nEnabled=yes\n"
+ENDED = {"ActiveState": "failed", "Result": "exit-code", "ExecMainPID": 1, "ExecMainCode": 1, "ExecStartPre": []}
 
 
 def failed(invocation: str, status: int | None = 215, *, is_recent: bool = True) -> Failed:
@@ -67,7 +73,7 @@ def test_when_the_hardware_is_back_so_is_the_placement_and_what_did_not_run() ->
     assert (further.recompile, further.start) == (True, (A,))
     assert further.fallback and further.fallback.before == ALL and not further.fallback.without
     back = take_step(further.fallback, Seen(3, LEAST, ALL, (failed("three", is_recent=False),)))
-    assert (back.recompile, back.start) == (True, (A,)) and back.fallback and not back.fallback.units
+    assert (back.recompile, back.start) == (True, (A,))
     assert take_step(back.fallback, Seen(4, ALL, ALL)).fallback is None
     runs = take_step(further.fallback, Seen(3, LEAST, ALL))
     assert (runs.recompile, runs.start) == (True, ())
@@ -105,10 +111,12 @@ class Climber:
         self.moves: list[UnitMove] = []
         self.failed: tuple[str, ...] = ()
         self.told: list[str] = []
+        self.refuses: BaseException | None = None
+        self.unmovable = ""
         self.path, self.given = folder / "fallback", folder / "given"
         systemd: Any = self.host.systemd
         systemd.failed_services = lambda: self.failed
-        systemd.start_without_waiting = lambda units: self.asked.append(list(units))
+        systemd.start_without_waiting = self.start
         doors = Doors(lambda: self.host.manifest, lambda: self.host.facts, self.read, self.move)
         tell = lambda _, line, fields: self.told.append(line)  # noqa: E731
         paths = {"path": str(self.path), "given": str(self.given)}
@@ -119,13 +127,23 @@ class Climber:
         return dataclasses.replace(self.host.read_running_unit(*arguments, **options), online_cpus=online)
 
     def move(self, move: UnitMove, seconds: float) -> int:
+        if move.unit == self.unmovable:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         self.moves.append(move)
         return 1
 
-    def fail(self, status: int = 215) -> None:
+    def start(self, units: Collection[str]) -> None:
+        if self.refuses:
+            raise self.refuses
+        self.asked.append(list(units))
+
+    def fail(self, status: int = 215, invocation: int = 1) -> None:
         self.failed = (A,)
-        ended = {"ActiveState": "failed", "Result": "exit-code", "ExecMainPID": 1, "ExecMainCode": 1}
-        self.host.systemd.properties[A] = {**ended, "ExecMainStatus": status, "InvocationID": [1], "ExecStartPre": []}
+        self.host.systemd.properties[A] = {**ENDED, "ExecMainStatus": status, "InvocationID": [invocation]}
+
+    def be_busy(self, *, busy: bool) -> None:
+        """Another torchpar holds the store's lock while a generation is asked for."""
+        self.host.systemd.properties[RECOMPILE] = {**ENDED, "ExecMainStatus": 75} if busy else {}
 
     def look(self) -> None:
         lines: list[bytes] = []
@@ -192,6 +210,74 @@ def test_a_start_that_is_asked_for_is_not_asked_for_again(climber: Climber) -> N
     assert climber.asked == []
 
 
+@pytest.mark.parametrize("reason", [SystemdError("systemd refuses"), KeyboardInterrupt()])
+def test_a_start_that_was_noted_and_not_asked_for_is_asked_for_once(climber: Climber, reason: BaseException) -> None:
+    """As systemctl failed, which is told once, or torchpard was killed."""
+    climber.lose_a_cpu()
+    climber.fail()
+    climber.refuses = reason
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            climber.look()
+    refused = "services that could not be placed are not started: systemd refuses"
+    assert climber.told == ([refused] if isinstance(reason, SystemdError) else [])
+    climber.refuses = None
+    climber.look()
+    climber.look()
+    assert climber.asked == [[RECOMPILE, A]]
+    assert climber.told[-1].endswith("it is started again with a placement for this host as it is")
+    fallback = read_fallback(str(climber.path))
+    assert fallback and fallback.units == (Fallen(A, 215, "01", 1),)
+
+
+def test_a_way_back_that_was_noted_and_not_asked_for_is_asked_for(climber: Climber) -> None:
+    """Where a generation for this host is there already, and nothing else is left to do."""
+    climber.path.write_text(make_fallback_json(Fallback(ALL, LESS, 1, (Fallen(A, 215, "01", 2),))))
+    climber.fail()
+    climber.refuses = SystemdError("systemd refuses")
+    climber.look()
+    climber.refuses = None
+    climber.look()
+    assert climber.asked == [[RECOMPILE, A]] and not climber.path.exists()
+
+
+def test_a_placement_that_another_torchpar_kept_out_is_asked_for_until_it_is_there(climber: Climber) -> None:
+    """A start that came without it is no try."""
+    climber.lose_a_cpu()
+    climber.fail()
+    climber.look()
+    for _ in range(2):
+        climber.be_busy(busy=True)
+        climber.fail(invocation=2)
+        climber.look()
+    climber.be_busy(busy=False)
+    climber.host.apply()
+    climber.look()
+    climber.look()
+    assert climber.asked == [[RECOMPILE, A], [RECOMPILE], [RECOMPILE], [RECOMPILE, A]]
+    fallback = read_fallback(str(climber.path))
+    assert fallback and not fallback.without
+
+
+def test_a_host_that_is_followed_is_so_when_another_torchpar_has_done_its_work(tmp_path: Path) -> None:
+    climber = Climber(tmp_path, "Hotplug=follow\n")
+    climber.lose_a_cpu()
+    climber.look()
+    climber.be_busy(busy=True)
+    climber.look()
+    climber.be_busy(busy=False)
+    climber.look()
+    assert climber.asked == [[RECOMPILE], [RECOMPILE]]
+
+
+def test_what_is_masked_is_not_started(climber: Climber) -> None:
+    """systemd would refuse each time."""
+    climber.fail()
+    climber.host.systemd.properties[A]["LoadState"] = "masked"
+    climber.look()
+    assert climber.asked == []
+
+
 def test_a_change_of_the_host_is_followed_if_the_conf_in_force_says_so(tmp_path: Path) -> None:
     climber = Climber(tmp_path, "Hotplug=follow\n")
     climber.look()
@@ -224,7 +310,9 @@ def test_one_that_is_to_stay_goes_on_with_the_plan_that_it_was_started_with(clim
     assert climber.moves == []
 
 
-def test_one_that_runs_is_moved_to_the_plan_for_another_host_and_back(climber: Climber) -> None:
+def test_one_that_runs_is_moved_to_the_plan_for_another_host_and_back(
+    climber: Climber, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And is noted anew by the arbiter, as it has other CPUs than it was started with."""
     climber.host.start(A)
     climber.fail()  # of another service; what is kept of it is what counts
@@ -245,9 +333,18 @@ def test_one_that_runs_is_moved_to_the_plan_for_another_host_and_back(climber: C
     kept = Path(kept_folder(str(climber.given)))
     kept.mkdir()
     (kept / A).write_text(make_given_json(Given(A, "now", ranks, ranks, 0.0)))
+    unlink = os.unlink
+
+    def unlink_after_the_arbiter(path: str) -> None:
+        unlink(path)
+        if path == str(kept / A):
+            unlink(path)
+
+    monkeypatch.setattr(os, "unlink", unlink_after_the_arbiter)
     climber.regain_it()
     climber.look()
     assert climber.asked == [[RECOMPILE]] and not climber.moves
+    assert not any("cannot be moved" in line for line in climber.told)
     climber.host.apply()
     climber.look()
     (move,) = climber.moves
@@ -269,7 +366,27 @@ def test_a_full_disk_is_told(climber: Climber) -> None:
     assert climber.asked == [] and "are not started" in climber.told[0]
 
 
+def test_one_that_cannot_be_moved_keeps_no_other_from_it_and_is_told_of_once(climber: Climber) -> None:
+    climber.host.text = f"{TEXT.format('')}[Train b]\nScript=/b.py\nEnabled=yes\n"
+    climber.host.apply()
+    for unit in (A, B):
+        climber.host.start(unit)
+        (process,) = climber.host.processes[unit]
+        climber.host.processes[unit] = (dataclasses.replace(process, threads={1: CpuSet([7])}),)
+    climber.unmovable = A
+    climber.look()
+    climber.look()
+    assert [move.unit for move in climber.moves] == [B, B]
+    why = "threads that are elsewhere than planned cannot be moved: [Errno 1] Operation not permitted"
+    assert climber.told == [f"{A}: {why}"]
+    climber.unmovable = ""
+    climber.look()
+    climber.unmovable = A
+    climber.look()
+    assert climber.told == [f"{A}: {why}"] * 2
+
+
 def test_what_a_look_tells_is_json(climber: Climber) -> None:
     lines: list[bytes] = []
     climber.ladder.look(lines.append)
-    assert json.loads(lines[0]) == []
+    assert json.loads(lines[0]) == {"told": [], "problems": []}
