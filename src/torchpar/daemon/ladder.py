@@ -184,6 +184,8 @@ class Ladder:
         self._store, self._systemd, self._doors, self._tell = store, systemd, doors, tell
         self._path, self._given = path, given
         self._problems: list[str] = []
+        # CPUs or memory nodes have come or gone, and no look has seen to the threads since.
+        self.host_changed = False
 
     # ---- in the child ----
 
@@ -202,7 +204,9 @@ class Ladder:
                 except (SystemdError, OSError) as error:
                     problems.append(f"services that could not be placed are not started: {error}")
                 follows = seen.follow or fallback is not None
-                problems += self._put_back(content, self._store.previous(active) if follows else None)
+                # At other times somebody has moved them, and whoever verifies hears of it.
+                if follows or self.host_changed:
+                    problems += self._put_back(content, self._store.previous(active) if follows else None)
         except TorchparError:
             pass  # the watch says so
         except OSError as error:
@@ -291,6 +295,7 @@ class Ladder:
         if not lines:
             return
         said = json.loads(lines[0])
+        self.host_changed = self.host_changed and bool(said["problems"])
         for unit, text in said["told"]:
             fields = {"TORCHPAR_UNIT": unit, "OBJECT_SYSTEMD_UNIT": unit} if unit else {}
             self._tell(Priority.WARNING, text, fields)

@@ -68,6 +68,8 @@ class Sockets:
 class Climbs(Protocol):
     """A ladder, as much of it as a daemon needs."""
 
+    host_changed: bool
+
     def look(self, write: Write) -> None:
         """Takes a step where one is due, in a child."""
 
@@ -146,6 +148,7 @@ class Daemon:
             self._glances.want()
         if self._ladder_at is not None and now >= self._ladder_at:
             self._ladder_at = None
+            self._ladder.host_changed = True
             self._ladders.want()
         if self._divide_at and now >= self._divide_at[0]:
             del self._divide_at[0]

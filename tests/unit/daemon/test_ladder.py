@@ -294,6 +294,10 @@ def test_threads_that_the_kernel_has_moved_go_back_and_others_stay(climber: Clim
     assert climber.moves == []
     climber.sit_on("0-3", "7", "1")
     climber.look()
+    assert climber.moves == []  # a person's doing
+    climber.ladder.host_changed = True
+    climber.look()
+    climber.look()
     (move,) = climber.moves
     assert move.ranks[0].known == {CpuSet([7])} and str(move.ranks[0].to) == "0-3"
 
@@ -374,6 +378,7 @@ def test_one_that_cannot_be_moved_keeps_no_other_from_it_and_is_told_of_once(cli
         (process,) = climber.host.processes[unit]
         climber.host.processes[unit] = (dataclasses.replace(process, threads={1: CpuSet([7])}),)
     climber.unmovable = A
+    climber.ladder.host_changed = True
     climber.look()
     climber.look()
     assert [move.unit for move in climber.moves] == [B, B]
@@ -382,6 +387,7 @@ def test_one_that_cannot_be_moved_keeps_no_other_from_it_and_is_told_of_once(cli
     climber.unmovable = ""
     climber.look()
     climber.unmovable = A
+    climber.ladder.host_changed = True
     climber.look()
     assert climber.told == [f"{A}: {why}"] * 2
 

@@ -57,6 +57,7 @@ class FakeLadder:
 
     def __init__(self, looks: Path) -> None:
         self._looks = looks
+        self.host_changed = False
 
     def look(self, write: Write) -> None:
         with self._looks.open("a") as file:
