@@ -19,10 +19,11 @@ from torchpar.arbitration.divide import Part, Tenant, divide
 from torchpar.arbitration.lending import lend, take_back
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
-from torchpar.contract.given import Given, GivenRank, kept_folder, make_given_json, read_given
+from torchpar.contract.given import Given, GivenRank, kept_folder, read_given
 from torchpar.contract.journal import Priority
 from torchpar.contract.paths import GIVEN
 from torchpar.contract.unit_names import shorten
+from torchpar.daemon.given_files import note_kept, prepare, read_loans, read_run, write_given
 from torchpar.daemon.look import Write
 from torchpar.daemon.moves import describe, make_move, name_units, say
 from torchpar.daemon.tenants import as_started, ranks_of, read_ad_hoc_jobs, read_declared
@@ -115,7 +116,6 @@ class Arbiter:
         self._lenders: list[str] = []
         self._idle: list[str] = []
         self._store, self._systemd, self._doors, self._tell, self._folder = store, systemd, doors, tell, folder
-        self._kept = kept_folder(folder)
         # What was told of the last look and of the last taking back.
         self._problems: dict[str, list[str]] = {}
 
@@ -135,7 +135,9 @@ class Arbiter:
         except (TorchparError, OSError, ValueError) as error:
             # A ValueError: the plan in force has what no plan has.
             found.problems.append(f"the CPUs of what runs are not divided: {error}")
-        self._read_loans(found)
+        with contextlib.suppress(OSError):
+            # Also where nothing could be divided: they are to be taken back all the same.
+            found.owners, found.lending = read_loans(self._folder)
         write(json.dumps(vars(found)).encode() + b"\n")
 
     def _arbitrate(self, found: _Found) -> None:
@@ -143,9 +145,9 @@ class Arbiter:
         tenants = read_declared(self._store, facts)
         running = {state.unit: state for state in self._systemd.running_units()}
         tenants |= read_ad_hoc_jobs(self._systemd.unit_properties, running)
-        self._note_kept(tenants, running)
+        note_kept(tenants, running, self._folder)
         for unit, state in running.items():
-            started = self._read_given(state) or self._read_given(state, self._kept)
+            started = read_run(state, self._folder) or read_run(state, kept_folder(self._folder))
             if started and unit in tenants:
                 tenants[unit] = as_started(tenants[unit], started)
             elif started:
@@ -177,21 +179,13 @@ class Arbiter:
                 found.moved.append(describe(given, lent))
         for tenant in stopped:
             if tenant.waits:
-                self._await(tenant)
+                prepare(tenant, self._folder)
         self._move_all(moves, found)
         found.lenders += [tenant.unit for tenant in here if tenant.lends]
         found.idle += [tenant.unit for tenant in here if tenant.idle]
         # Who has had a request meanwhile has not been heard: nobody listened before.
         self._take_back(frozenset(unit for unit in found.idle if not self._doors.is_idle(unit)), found)
         found.is_divided = True
-
-    def _read_loans(self, found: _Found) -> None:
-        """Reads whose CPUs are lent, also where nothing could be divided: they are to be taken back all the same."""
-        with contextlib.suppress(OSError):
-            given = [read_given(unit, self._folder) for unit in os.listdir(self._folder)]
-            here = [one for one in given if one and one.invocation]
-            found.owners += sorted({loan.unit for one in here for loan in one.loans})
-            found.lending += [one.unit for one in here if one.lent_to]
 
     def _see_lending(self, tenant: Tenant, state: RunningState) -> Tenant:
         """Returns a service that runs with what it says of itself, and what its control group allows."""
@@ -203,7 +197,7 @@ class Arbiter:
         """Takes the CPUs away that services are no longer lent, before anybody is told that it has them."""
         moves = []
         for unit, state in running.items():
-            before = self._read_given(state)
+            before = read_run(state, self._folder)
             kept = CpuSet.union(rank.cpus for rank in parts[unit].ranks) if unit in parts else CpuSet()
             gone = frozenset(loan.unit for loan in before.loans if not loan.cpus <= kept) if before else ()
             if before and gone:
@@ -229,32 +223,8 @@ class Arbiter:
             if given.loans != before.loans:
                 moves.append(self._write_change(given, before, found))
             elif unit in owners and before.lent_to:
-                self._write(replace(before, lent_to=""))
+                write_given(replace(before, lent_to=""), self._folder)
         self._move_all(moves, found, _BACK_SECONDS)
-
-    def _note_kept(self, tenants: Mapping[str, Tenant], running: Mapping[str, RunningState]) -> None:
-        """Notes with which CPUs each service runs that is never moved: a newer plan may say others before it ends."""
-        os.makedirs(self._kept, exist_ok=True)
-        for unit in set(os.listdir(self._kept)) - set(running):
-            os.unlink(os.path.join(self._kept, unit))
-        for unit, state in running.items():
-            tenant = tenants.get(unit)
-            if tenant and not tenant.waits and not self._read_given(state, self._kept) and not self._read_given(state):
-                ranks = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenant.ranks)
-                given = Given(unit, state.invocation, ranks, ranks, time.time(), control_group=state.control_group)
-                self._write(given, self._kept)
-
-    def _read_given(self, state: RunningState, folder: str | None = None) -> Given | None:
-        """Reads what a service was given in this run of it; None where it waits for that."""
-        given = read_given(state.unit, folder or self._folder)
-        return given if given and given.invocation == state.invocation else None
-
-    def _await(self, tenant: Tenant) -> None:
-        """Leaves a file for a service that does not run: when it starts, it waits for its part."""
-        before = read_given(tenant.unit, self._folder)
-        planned = tuple(GivenRank(rank.cpus, rank.threads) for rank in tenant.ranks)
-        if before is None or before.invocation or before.planned != planned:
-            self._write(Given(tenant.unit, "", planned, planned, time.time()))
 
     def _give(
         self, state: RunningState, part: Part | None, planned: tuple[GivenRank, ...], found: _Found
@@ -264,7 +234,7 @@ class Arbiter:
         One that has been moved and is to keep its CPUs from now on, or has left the conf, gets them back; of any other
         without a part there is nothing to write.
         """
-        before = self._read_given(state)
+        before = read_run(state, self._folder)
         if not part and not (before and (before.is_moved or before.lent_to)):
             return None
         if before:
@@ -291,18 +261,10 @@ class Arbiter:
         elif before:
             since = before.since
         given = replace(given, had=had, since=since)
-        self._write(given)
+        write_given(given, self._folder)
         if given.is_moved:
             found.told += say(given, before)
         return given
-
-    def _write(self, given: Given, folder: str | None = None) -> None:
-        folder = folder or self._folder
-        # With a dot first it is no unit's.
-        temporary = os.path.join(folder, f".{os.getpid()}")
-        with open(temporary, "w", encoding="ascii") as file:
-            file.write(make_given_json(given))
-        os.replace(temporary, os.path.join(folder, given.unit))
 
     def _move_all(self, moves: Sequence[Given], found: _Found, most: float = SECONDS) -> None:
         """Moves the threads of services, or says why that is not possible; none has more than its part of the time."""
