@@ -30,7 +30,7 @@ def host(machine: Machine) -> Iterator[Machine]:
     machine.write("/srv/sit.py", JOB)
     yield machine
     machine.pretend_cpus(None)
-    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed; rm -f /run/torchpar/fallback")
+    machine.sh("systemctl stop 'torchpar-train@*'; systemctl reset-failed; rm -f /run/torchpar-fallback/*")
     apply(machine, shipped)
     machine.run("systemctl", "restart", DAEMON)
 
@@ -73,6 +73,8 @@ def test_a_service_whose_cpus_have_gone_runs_on_others_and_is_placed_as_before_w
     assert f"which had CPUs 0-{LAST}, since its start had failed" in marks(host)[0]
     assert host.run("torchpar", "status", check=False).returncode == 1
 
+    # Whoever stops torchpard meanwhile does not take the way back.
+    host.run("systemctl", "stop", DAEMON)
     pretend(host, f"0-{LAST}")
     host.wait_until(lambda: not marks(host) and not state(host)["wrong"], "it is placed as before")
     assert host.show(A, "ActiveState") == "active"

@@ -1,4 +1,4 @@
-"""Writes and reads what torchpard does for services that cannot be placed as planned: /run/torchpar/fallback.
+"""Writes and reads what torchpard does for services that cannot be placed as planned: /run/torchpar-fallback.
 
 torchpard alone writes it. Plans read which services systemd could not give their CPUs or their memory policy, and
 status which ones run on less than they had. It is gone when the host boots: then all is tried anew.

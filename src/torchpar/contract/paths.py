@@ -27,8 +27,9 @@ ROOT_STATUS_SOCKET = "/run/torchpar/root.sock"
 # In it a file for each running service that may be moved, named as its unit, with the CPUs that torchpard gives it now.
 GIVEN = "/run/torchpar/given"
 
-# What torchpard has done for services that cannot be placed as planned.
-FALLBACK = "/run/torchpar/fallback"
+# What torchpard has done for services that cannot be placed as planned. Not in its RuntimeDirectory=, which is removed
+# when it is stopped: the way back would be lost.
+FALLBACK = "/run/torchpar-fallback/services"
 
 # In it a folder for each running service, named as its unit without ".service", with what its ranks say.
 JOBS = "/run/torchpar-jobs"

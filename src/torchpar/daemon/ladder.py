@@ -168,6 +168,13 @@ def _read_failed(unit: str, properties: Mapping[str, Any]) -> Failed:
     return Failed(unit, invocation, why_failed(properties), misplaced_by(properties), is_recent)
 
 
+def _keep_declared(fallback: Fallback | None, content: Content) -> Fallback | None:
+    """Forgets services that have left the conf. One that does not fit this host has a drop-in too, which refuses it."""
+    declared = {path.partition(".d/")[0] for path in content.files}
+    units = tuple(one for one in fallback.units if one.unit in declared) if fallback else ()
+    return fallback and dataclasses.replace(fallback, units=units)
+
+
 class Ladder:
     """Takes the steps; `path` keeps what has been done, also when torchpard is killed, and `given` is the arbiter's."""
 
@@ -197,7 +204,7 @@ class Ladder:
             active = self._store.active()
             if active:
                 content = active.read()
-                fallback = read_fallback(self._path)
+                fallback = _keep_declared(read_fallback(self._path), content)
                 seen = self._see(active.number, content)
                 try:
                     told += self._take_step(fallback, seen)
@@ -218,7 +225,7 @@ class Ladder:
         if step.recompile and step.before:
             # The new placement is made by what is written, and whoever is killed before it is asked for asks later.
             self._write(step.before)
-            # A service comes After= it.
+            # Each start is a transaction of its own, and After= holds among the jobs that wait: a service comes last.
             self._systemd.start_without_waiting([RECOMPILE, *step.start])
         if step.fallback:
             if step.recompile or step.fallback != before:

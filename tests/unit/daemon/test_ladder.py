@@ -19,6 +19,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import SystemdError
 from torchpar.contract.fallback import Fallback, Fallen, make_fallback_json, parse_fallback
 from torchpar.contract.given import Given, GivenRank, kept_folder, make_given_json
+from torchpar.contract.paths import FALLBACK
 from torchpar.daemon.ladder import RECOMPILE, Doors, Failed, Ladder, Seen, take_step
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
@@ -91,13 +92,23 @@ def test_the_file_is_read_as_it_was_written_and_nothing_else_is() -> None:
 
 def test_what_a_plan_is_to_do_without_is_read_below_the_root(tmp_path: Path) -> None:
     """Nothing before a service has failed twice, nor of a file that torchpard has not written."""
-    file = tmp_path / "run/torchpar/fallback"
+    file = tmp_path / FALLBACK.lstrip("/")
     file.parent.mkdir(parents=True)
     for tries, without in ((1, {}), (2, {A: 242})):
         file.write_text(make_fallback_json(Fallback(ALL, ALL, 1, (Fallen(A, 242, "one", tries),))))
         assert read_without(Tree(tmp_path)) == without
     file.write_text("{}")
     assert read_without(Tree(tmp_path)) == {}
+
+
+def test_what_is_kept_outlives_torchpard_and_no_boot() -> None:
+    """systemd removes RuntimeDirectory= when torchpard is stopped; it may write nowhere else but where it says so."""
+    folder, systemd = Path(FALLBACK).parent, Path(__file__).parents[3] / "systemd"
+    unit = (systemd / "torchpard.service").read_text().splitlines()
+    assert f"/run/{folder.name}" == str(folder) and f"RuntimeDirectory={folder.name}" not in unit
+    assert f"ReadWritePaths=-{folder}" in unit
+    made = (systemd / "torchpar.tmpfiles").read_text().splitlines()
+    assert ["d", str(folder), "0755", "root", "root", "-"] in [line.split() for line in made]
 
 
 class Climber:
@@ -319,10 +330,8 @@ def test_one_that_runs_is_moved_to_the_plan_for_another_host_and_back(
 ) -> None:
     """And is noted anew by the arbiter, as it has other CPUs than it was started with."""
     climber.host.start(A)
-    climber.fail()  # of another service; what is kept of it is what counts
-    climber.failed = ()
     climber.host.systemd.properties[A] = {"MainPID": 1000, "ControlGroup": f"/{A}"}
-    fallback = Fallback(ALL, LESS, 1, (Fallen("torchpar-train@b.service", 215, "one", 1),))
+    fallback = Fallback(ALL, LESS, 1, (Fallen(A, 215, "one", 1),))
     climber.path.write_text(make_fallback_json(fallback))
     climber.lose_a_cpu()
     climber.host.apply()
@@ -354,6 +363,25 @@ def test_one_that_runs_is_moved_to_the_plan_for_another_host_and_back(
     (move,) = climber.moves
     assert move.ranks[0].known == {CpuSet.parse("0-2")} and str(move.ranks[0].to) == "0-3"
     assert not (kept / A).exists() and not climber.path.exists()
+
+
+def test_a_service_that_has_left_the_conf_keeps_nothing(climber: Climber) -> None:
+    """One that is left out as it does not fit this host is still declared, and goes back with it."""
+    fallback = Fallback(ALL, ALL, 1, (Fallen(B, 215, "01", 1),))
+    climber.path.write_text(make_fallback_json(fallback))
+    climber.look()
+    assert not climber.path.exists()
+
+    climber.host.text = TEXT.format("") + "[Train b]\nScript=/b.py\nEnabled=yes\nCPUs=2-3\n"
+    climber.lose_a_cpu()
+    compiled = climber.host.compile_as_applied()
+    assert B not in {service.unit for service in compiled.services()}
+    with climber.host.store.locked():
+        climber.host.store.activate(climber.host.store.write(compiled))
+    climber.path.write_text(make_fallback_json(dataclasses.replace(fallback, host=LESS)))
+    climber.look()
+    kept = read_fallback(str(climber.path))
+    assert kept and [one.unit for one in kept.units] == [B]
 
 
 def test_a_store_or_systemd_that_does_not_answer_is_for_the_next_time(climber: Climber) -> None:

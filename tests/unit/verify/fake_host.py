@@ -13,7 +13,7 @@ from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, Place, Problem
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.facts.topology import HostFacts
-from torchpar.generations.compile import compile_conf
+from torchpar.generations.compile import compile_as_applied, compile_conf
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.store import Store
 from torchpar.plan.inputs import Inputs
@@ -80,8 +80,15 @@ class FakeHost:
 
     def compile(self) -> Content:
         """What the conf comes to."""
+        return compile_conf(self._inputs()).content
+
+    def compile_as_applied(self) -> Content:
+        """What it comes to without what no longer fits."""
+        return compile_as_applied(self._inputs()).content
+
+    def _inputs(self) -> Inputs:
         files = self.read(trusted=True)
-        return compile_conf(Inputs(parse_config(files, self.facts), self.facts, files, {}, self.manifest)).content
+        return Inputs(parse_config(files, self.facts), self.facts, files, {}, self.manifest)
 
     def apply(self) -> Generation:
         """Put the conf in force."""
