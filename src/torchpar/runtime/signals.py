@@ -6,7 +6,9 @@ its own handler for one keeps it, and one that never asks for the request is end
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import signal
 import threading
 from typing import Any
@@ -16,6 +18,9 @@ from torchpar.contract.job import parse_job_environment
 from torchpar.contract.journal import Priority, say
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+
+# From a rank to its loader worker, which does not end by SIGTERM then; schedulers send no such signal.
+END = int(signal.SIGRTMAX) - 1
 
 
 class Signals:
@@ -70,12 +75,44 @@ class Signals:
 def spare_worker() -> None:
     """Lets a loader worker stay until its rank has saved, though a scheduler's signal goes to every process.
 
-    Its rank ends it by an event; where the rank is gone it ends by itself, within seconds.
+    Its rank ends it by an event, and by END where that takes too long; where the rank is gone it ends by itself, within
+    seconds. The programs that it runs are ended by the signals as ever.
     """
-    # torch has given it a handler for SIGTERM, by which it dies of anybody's but its parent's.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # torch has given it a handler for SIGTERM, in C, by which it ends at once where its parent has sent that, and dies
+    # of anybody else's. A handler of Python knows no sender, and waits for what the worker computes.
+    libc = ctypes.CDLL(None)
+    handler = ctypes.create_string_buffer(1024)  # a struct sigaction has less than 200 bytes, the function's first
+    libc.sigaction(int(signal.SIGTERM), None, handler)
+    signal.signal(END, lambda number, frame: os._exit(0))
+    if any(handler.raw[: ctypes.sizeof(ctypes.c_void_p)]):
+        libc.sigaction(END, handler, None)
+    for number in NUMBERS:
+        if number == signal.SIGTERM or signal.getsignal(number) is signal.SIG_DFL:
+            # Not SIG_IGN, which what it runs would inherit.
+            signal.signal(number, lambda number, frame: None)
+            signal.siginterrupt(number, False)
+
+
+def make_ending(terminate: Any) -> Any:
+    """Makes the method of multiprocessing that sends a process SIGTERM one that ends a spared worker, too."""
+    end, is_spared = END, _is_spared
+
+    def _terminate(self: Any) -> None:
+        terminate(self)
+        if is_spared(self.pid):
+            self._send_signal(end)
+
+    return _terminate
+
+
+def _is_spared(pid: int) -> bool:
+    """Says whether a process has a handler for END; whoever has none would die of it."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read(), re.MULTILINE)
+    except OSError:
+        return False
+    return bool(caught and int(caught[1], 16) >> (END - 1) & 1)
 
 
 signals = Signals()

@@ -246,14 +246,47 @@ def test_a_worker_has_one_thread_and_the_ranks_cpus(place: Place) -> None:
 def test_workers_outlive_the_signals_that_ask_their_rank_to_save(place: Place, signals: str) -> None:
     """A scheduler sends them to every process of a job; the loader of a worker that dies raises an exception."""
     script = numbered(
-        "import signal\n"
-        "class Handlers(Dataset):\n"
+        "import signal, subprocess\n"
+        "class Sent(Dataset):\n"
+        "    def __len__(self): return 2\n"
+        "    def __getitem__(self, i):\n"
+        "        if SPARED:\n"
+        "            subprocess.run(['sh', '-c', f'kill -TERM {os.getpid()}; kill -USR1 {os.getpid()}'], check=True)\n"
+        "        return i\n"
+        f"SPARED = {bool(signals)}\n"
+        "print(json.dumps([int(item) for item in DataLoader(Sent(), None, num_workers=1)]))\n"
+    )
+    assert printed(train(place, script, settings=replace(JOB, signals=signals))) == [0, 1]
+
+
+@pytest.mark.parametrize("signals", ["", "each"])
+def test_a_worker_that_hangs_does_not_keep_its_rank_from_its_end(place: Place, signals: str) -> None:
+    """multiprocessing ends it by SIGTERM, and waits for it."""
+    script = numbered(
+        "import time\n"
+        "class Hangs(Dataset):\n"
+        "    def __len__(self): return 8\n"
+        "    def __getitem__(self, i): return i if i == 0 else time.sleep(600)\n"
+        "batches = iter(DataLoader(Hangs(), None, num_workers=1))\n"
+        "print(json.dumps(int(next(batches))))\n"
+    )
+    outcome = train(place, script, settings=replace(JOB, signals=signals))
+    assert printed(outcome) == 0 and "Error" not in outcome.err
+
+
+def test_what_a_worker_runs_can_be_ended_by_sigterm(place: Place) -> None:
+    """A program has no say in what is ignored before it begins."""
+    script = numbered(
+        "import subprocess\n"
+        "class Runs(Dataset):\n"
         "    def __len__(self): return 1\n"
         "    def __getitem__(self, i):\n"
-        "        return [signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGTERM, signal.SIGUSR1)]\n"
-        "print(json.dumps([[bool(x) for x in item] for item in DataLoader(Handlers(), None, num_workers=1)]))\n"
+        "        program = subprocess.Popen(['sleep', '600'])\n"
+        "        program.terminate()\n"
+        "        return program.wait(60)\n"
+        "print(json.dumps([int(item) for item in DataLoader(Runs(), None, num_workers=1)]))\n"
     )
-    assert printed(train(place, script, settings=replace(JOB, signals=signals))) == [[bool(signals)] * 2]
+    assert printed(train(place, script, settings=replace(JOB, signals="each"))) == [-15]
 
 
 def test_a_spawned_worker_begins_so_too(place: Place) -> None:

@@ -20,7 +20,7 @@ from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.runtime import given
 from torchpar.runtime.patches.stand_in import StandIn, replace_method
-from torchpar.runtime.signals import spare_worker
+from torchpar.runtime.signals import make_ending, spare_worker
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # OpenBLAS as Debian, numpy's wheels (64_), and conda have it.
@@ -87,10 +87,14 @@ def install(torch: Any, settings: JobSettings, rank: RankSettings, allowed: Set[
         return _pin_memory_loop
 
     try:
+        from multiprocessing import popen_fork
+
         from torch.utils.data._utils import pin_memory, worker
 
         loop = WorkerLoop(cpus)
         replace_method(pin_memory, "_pin_memory_loop", make)
+        if cpus.spared:
+            replace_method(popen_fork.Popen, "terminate", make_ending)
         worker._worker_loop = loop
     except (AttributeError, ImportError, ValueError) as error:
         say(f"loader workers begin as torch has it: this torch has another inside ({error})", Priority.WARNING)
