@@ -500,7 +500,7 @@ def test_so_many_rows_fit_the_body_of_a_request(specs: list[Any], rows: int) -> 
 
 
 def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path, journal: Callable[[], str]) -> None:
-    """The next start does not measure again, unless the file is another; nor do processes with fewer threads."""
+    """The next start does not measure again, unless a file is another; nor do processes with fewer threads."""
     save_script(mlp(), tmp_path / "m.pt", ROWS)
     (tmp_path / "state").mkdir()
 
@@ -512,7 +512,14 @@ def test_what_was_learned_is_kept_over_a_restart(tmp_path: Path, journal: Callab
     asyncio.run(run())
     (kept,) = (tmp_path / "state").iterdir()
     kept.write_text(kept.read_text().split('"points"')[0] + '"points": [[1, 0.1], [2, 0.1], [4, 0.4]]}')
+    learned = kept.read_text()
     assert asyncio.run(run(2)) == asyncio.run(run()) == 2
+    kept.write_text(learned)
+    (tmp_path / "m.json").write_text('{"optimize": true}')
+    assert asyncio.run(run()) > 2
+    (tmp_path / "m.json").unlink()
+    kept.write_text(learned)
+    assert asyncio.run(run()) == 2
     save_script(mlp(width=20), tmp_path / "m.pt", ROWS)
     assert asyncio.run(run()) > 2
 

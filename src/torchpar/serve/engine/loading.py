@@ -19,7 +19,7 @@ from torchpar.serve.engine.served import Served
 from torchpar.serve.engine.statistics import Statistics
 from torchpar.serve.errors import CannotAnswer, ModelError, ServeError
 from torchpar.serve.models.files import ModelFile
-from torchpar.serve.models.identity import changed, own_files
+from torchpar.serve.models.identity import changed, look_at, own_files
 from torchpar.serve.models.inductor import Inductor
 from torchpar.serve.models.kinds import load_program, runs_in_threads
 from torchpar.serve.runners.processes import ProcessRunner
@@ -200,4 +200,6 @@ def _fingerprint(file: ModelFile, options: EngineOptions) -> Sequence[object]:
         about = os.stat(file.path)
     except OSError as error:
         raise ModelError(f"{file.path}: {error.strerror}") from None
-    return [about.st_size, int(about.st_mtime), torch.__version__, options.backend, bool(options.gpus)]
+    # What stands in it, as "optimize", changes the times too.
+    description = list((file.description and look_at(file.description)) or ())
+    return [about.st_size, int(about.st_mtime), description, torch.__version__, options.backend, bool(options.gpus)]
