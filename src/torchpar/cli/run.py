@@ -40,6 +40,7 @@ from torchpar.facts.topology import HostFacts
 from torchpar.generations.enforce import read_active
 from torchpar.generations.store import Store
 from torchpar.host import systemd
+from torchpar.host.ancestors import is_below_others_alone
 from torchpar.host.conf import ConfReader
 from torchpar.host.inputs import load, load_facts
 from torchpar.host.own_limits import narrow, read_own
@@ -131,6 +132,13 @@ def _run_in_slurm(  # noqa: PLR0913 - what the command was given
     name = pwd.getpwuid(os.geteuid()).pw_name
     if user not in (None, name):
         raise click.UsageError(f"--user {user}: the job is Slurm's, which has started it as {name}")
+    if systemd.is_running() and is_below_others_alone("slurmstepd", os.getpid()):
+        warn(
+            [
+                f"SLURM_JOB_ID={task.job} is set, but no slurmstepd runs this: a terminal begun in a job keeps "
+                "its variables; to run outside of the allocation: env -u SLURM_JOB_ID torchpar run ..."
+            ]
+        )
     own = read_own()
 
     def allocated(facts: HostFacts) -> Allocation:
