@@ -7,6 +7,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -32,7 +33,7 @@ Host={host}
 [Infer web]
 Model=/srv/web/model.pt
 Listen=*:{port} grpc:*:{grpc}
-DrainDelay=6s
+DrainDelay=15s
 DrainTimeout=5s
 """
 
@@ -121,7 +122,7 @@ def prepare(machine: Machine, name: str, progress: Callable[[str], None]) -> Non
 
 
 @pytest.fixture(scope="module")
-def hosts(progress: Callable[[str], None]) -> Iterator[tuple[Machine, Machine]]:
+def hosts(ports: None, progress: Callable[[str], None]) -> Iterator[tuple[Machine, Machine]]:
     """A host of each release, with one conf, and with a HAProxy of its own that knows both."""
     if missing := missing_here():
         pytest.fail(missing, pytrace=False)
@@ -157,7 +158,11 @@ def test_a_rolling_restart_under_load_loses_nothing(hosts: tuple[Machine, Machin
     for machine in hosts:
         checked = machine.run("haproxy", "-c", "-f", "/srv/new.cfg")
         assert checked.stdout + checked.stderr in ("", "Configuration file is valid\n")
-        machine.sh("mv /srv/new.cfg /etc/haproxy/haproxy.cfg; systemctl restart haproxy")
+        # Slowness is no failure here: a host that is busy with other tests answers within these.
+        text, count = re.subn(r"timeout (connect|check) \d+s", r"timeout \1 60s", machine.read("/srv/new.cfg"))
+        assert count == 2
+        machine.write("/etc/haproxy/haproxy.cfg", text)
+        machine.run("systemctl", "restart", "haproxy")
     hosts[0].wait_until(lambda: all_up(hosts), "all servers to be up")
     argv = ("/usr/bin/python3", "/srv/clients.py", *map(str, BALANCERS))
     clients = hosts[0].start(*argv, stdin=subprocess.PIPE)
