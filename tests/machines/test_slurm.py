@@ -7,9 +7,11 @@ tasks to their CPUs.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -126,10 +128,21 @@ class Cluster:
         command = ("env", "-C", "/srv/slurm", "srun", *options.split(), "torchpar", "run", *argv, "trains.py")
         process = self.machine.start("/srv/slurm/on", "one", *command, stderr=subprocess.STDOUT)
         assert process.stdout
-        for line in process.stdout:
-            if line.startswith("rank 0 "):
-                break
-        return process, self.on("squeue", "--noheader", "--format=%i").stdout.strip()
+        late = threading.Timer(DEADLINE, os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
+        try:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("rank 0 "):
+                    break
+            else:
+                pytest.fail(f"rank 0 does not train: {''.join(lines)}")
+        finally:
+            late.cancel()
+        # One that completes is listed for a while.
+        listed = ("squeue", "--noheader", "--states=RUNNING", "--format=%i")
+        return process, self.on(*listed).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +173,7 @@ def test_a_job_has_what_slurm_has_given_it_and_no_unit(cluster: Cluster) -> None
     own = "test-slurmd-one.service"
     lines, said = cluster.run("-w one -n 1 -c 1", "show.py", "0")
     assert lines == [f"None None None None None None 0 1 {own}"] and re.search(r"Slurm step \d+\.0, task 0 of 1", said)
+    assert "no slurmstepd runs this" not in said
     assert cluster.run("-w one -n 1 -c 2", "show.py", "0")[0] == [f"None None None None None None 0,1 2 {own}"]
     two = [f"{rank} 2 {rank} 2 127.0.0.1 lo {rank} 1 {own}" for rank in (0, 1)]
     assert cluster.run("-w one -n 2", "show.py", "0")[0] == two
