@@ -67,7 +67,7 @@ def test_a_service_whose_cpus_have_gone_runs_on_others_and_is_placed_as_before_w
     assert host.run("systemctl", "start", A, check=False).returncode == 1
     host.wait_until(lambda: host.show(A, "ActiveState") == "active", "it runs all the same")
     assert int(held_cpus(host, "a")) < LAST
-    said = host.journal(A)
+    said = host.journal(DAEMON)
     assert "could not start: its CPUs cannot be set (CPU affinity); it is started again with a placement" in said
     host.wait_until(lambda: bool(marks(host)), "status marks it")
     assert f"which had CPUs 0-{LAST}, since its start had failed" in marks(host)[0]
