@@ -29,6 +29,7 @@ from torchpar.generations.restart import restart as restart_services
 from torchpar.generations.rollbacks import RAN, note_rollback
 from torchpar.generations.store import Store
 from torchpar.generations.transition import Outcome, put_old_in_force
+from torchpar.generations.unconfirmed import Unconfirmed
 from torchpar.host import systemd
 from torchpar.host.facts import read_manifest
 from torchpar.host.person import read_person
@@ -71,26 +72,45 @@ def rollback(number: int | None, if_active: int | None, restart: str, wait: bool
         if active and active != done.generation:
             note_rollback(store, active.number, done.generation.number, f"{read_person()}{RAN}")
         click.echo(f"generation {done.generation.number} is in force; the conf is as it was, see: torchpar diff")
-        restarted = restart_again(done.generation, waits) if waits else ()
+        # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
+        with contextlib.suppress(SystemdError):
+            systemd.stop(WAY_BACK)
         with is_in_force(done.generation):
             content = done.generation.read()
             changes = compare(before[1].files if before else {}, content.files)
             changed = {change.unit for change in changes if change.what == "changed"}
             found = _find_outdated(content, changed, left_since)
-            outdated = tuple(unit for unit in found if unit not in restarted)
+            outdated = tuple(unit for unit in found if not waits or unit not in waits.restarted)
             chosen = tuple(unit for unit in outdated if is_chosen(unit, Restart(restart), LiveSystemd()))
             gone = running_among(systemd, (change.unit for change in changes if change.what == "removed"))
-        # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
-        with contextlib.suppress(SystemdError):
-            systemd.stop(WAY_BACK)
-        with is_in_force(done.generation):
-            restart_services(LiveSystemd(), chosen)
-    for unit in chosen:
-        click.echo(f"{unit}: restarted")
+            failures = _restart(waits, chosen)
     for unit in gone:
         click.echo(f"{unit} is not in this generation; it runs until it is stopped: systemctl stop {unit}")
     for unit in (unit for unit in outdated if unit not in chosen):
         click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
+    if failures:
+        with is_in_force(done.generation):
+            raise SystemdError("\n".join(failures))
+
+
+def _restart(waits: Unconfirmed | None, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Restarts what was restarted for what is gone, and the chosen units, and says which; returns what went wrong.
+
+    A service that does not start keeps no other from its restart.
+    """
+    failures = []
+    try:
+        if waits:
+            restart_again(waits)
+    except SystemdError as error:
+        failures.append(str(error))
+    try:
+        restart_services(LiveSystemd(), chosen)
+        for unit in chosen:
+            click.echo(f"{unit}: restarted")
+    except SystemdError as error:
+        failures.append(str(error))
+    return tuple(failures)
 
 
 def _find_outdated(content: Content, changed: set[str], left_since: float) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import click
 from torchpar.cli.output import warn
 from torchpar.generations.compile import compile_as_applied
 from torchpar.generations.enforce import LiveSystemd, changing, is_in_force, refuse_foreign
-from torchpar.generations.generation import Generation
 from torchpar.generations.last_apply import find_failed_services
 from torchpar.generations.rollbacks import NOT_CONFIRMED, note_rollback
 from torchpar.generations.store import Store
@@ -49,19 +48,16 @@ def go_back_in_time(store: Store) -> None:
                 failed = find_failed_services(left)
                 note_rollback(store, left, number, f"{NOT_CONFIRMED}; {failed}" if failed else NOT_CONFIRMED)
                 click.echo(f"generation {number} is in force: generation {left} was not confirmed in time")
-                restart_again(done.generation, unconfirmed)
+                with is_in_force(done.generation):
+                    restart_again(unconfirmed)
 
 
-def restart_again(generation: Generation, unconfirmed: Unconfirmed) -> tuple[str, ...]:
+def restart_again(unconfirmed: Unconfirmed) -> None:
     """Restarts the services that were restarted for what is gone now, but for those that somebody has stopped or that
     have come to their end, and says which. Raises SystemdError."""
-    if not unconfirmed.restarted:
-        return ()
-    with is_in_force(generation):
-        restarted = systemd.restart_unless_stopped(unconfirmed.restarted)
-    for unit in restarted:
-        click.echo(f"{unit}: restarted")
-    return restarted
+    if unconfirmed.restarted:
+        for unit in systemd.restart_unless_stopped(unconfirmed.restarted):
+            click.echo(f"{unit}: restarted")
 
 
 def restore(store: Store, number: int) -> Outcome:

@@ -12,7 +12,7 @@ from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.generations.test_generation import content
 from tests.unit.generations.test_transition import WAITS
 from torchpar.cli import apply, confirm, rollback
-from torchpar.contract.errors import BusyError
+from torchpar.contract.errors import BusyError, SystemdError
 from torchpar.generations.apply import Applied
 from torchpar.generations.store import Store
 from torchpar.generations.transition import put_new_in_force
@@ -102,6 +102,36 @@ def test_what_was_restarted_for_what_is_gone_is_restarted_again(
     said = capsys.readouterr().out
     assert "generation 1 is in force" in said and "a: restarted" in said and "e: restarted" in said
     assert "old values" not in said
+
+
+@pytest.mark.parametrize(("choice", "line"), [("if-changed", "e: restarted"), ("never", "e runs with its old values")])
+def test_a_service_that_does_not_start_again_keeps_the_rest_from_nothing(
+    store: Store,
+    removed: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    choice: str,
+    line: str,
+) -> None:
+    """It is said at the end."""
+    active = store.active()
+    assert active
+    with store.locked():
+        store.amend(active, dataclasses.replace(WAITS, back=1, restarted=("a",)))
+    asked: list[str] = []
+
+    def systemctl(*arguments: str) -> str:
+        asked.append(arguments[0])
+        if arguments[0] == "restart":
+            raise SystemdError("a has failed")
+        return "Id=a\nActiveState=active" if arguments[0] == "show" else ""
+
+    monkeypatch.setattr(systemd, "_systemctl", systemctl)
+    monkeypatch.setattr(rollback, "find_outdated", lambda *_, **__: ("a", "e"))
+    assert rollback.rollback.callback
+    with pytest.raises(SystemdError, match="a has failed\ngeneration 1 is in force"):
+        rollback.rollback.callback(None, None, choice, wait=False, in_time=False)
+    assert "stop" in asked and line in capsys.readouterr().out
 
 
 def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(
