@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,34 @@ class Slope(torch.nn.Module):
         return found
 
 
+class Bumps(torch.nn.Module):
+    """It writes through an operator that does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = torch.ops.torchpar_tests.bump(self.count)
+        assert isinstance(count, torch.Tensor)
+        return x + 0.0 * count.sum()
+
+
+@pytest.fixture(scope="module")  # what torch has compiled of it outlives a test
+def bump() -> Iterator[None]:
+    """The operator that `Bumps` has."""
+    library = torch.library.Library("torchpar_tests", "FRAGMENT")
+    library.define("bump(Tensor x) -> Tensor")
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        x.numpy()[:] += 1  # torch does not count it either
+        return x.clone()
+
+    library.impl("bump", add, "CompositeExplicitAutograd")
+    yield
+    library._destroy()
+
+
 def kinds(path: Path, *, optimize: bool) -> set[str]:
     """The operators of what is computed."""
     program = TorchScript(str(path), Description(optimize=optimize))
@@ -77,6 +106,15 @@ def test_where_it_would_change_more_than_roundings_it_is_refused(
 ) -> None:
     path = save_script(module, tmp_path / "m.pt", described(-1, 3, optimize=True))
     with pytest.raises(ModelError, match=f"m.pt: it {what}.*optimize"):
+        load_program(ModelFile("m", "1", str(path), None))
+
+
+@pytest.mark.parametrize("shape", [(-1, 3), (-1, -1)])
+def test_a_write_that_its_graph_does_not_tell_is_found_before_it_is_a_constant(
+    tmp_path: Path, bump: None, shape: tuple[int, ...]
+) -> None:
+    path = save_script(Bumps(), tmp_path / "m.pt", described(*shape, optimize=True))
+    with pytest.raises(ModelError, match=r"m.pt: it writes to itself \(count\).*optimize"):
         load_program(ModelFile("m", "1", str(path), None))
 
 

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from torchpar.serve.engine.answering import ENDED, difference_to_declared, is_open, refuse, refuse_nothing
 from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.engine.rows import Part, cut, difference, odd_rows, only, repeat
-from torchpar.serve.engine.samples import is_special, joined, made_up, multiplied, specs_of
+from torchpar.serve.engine.samples import SIZES_TO_TRY, is_special, joined, made_up, multiplied, specs_of
 from torchpar.serve.errors import CannotAnswer, ServeError
 from torchpar.serve.runners.runner import Runner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
-# Sizes that stand for a dimension that requests choose: the first with which the model runs.
-SIZES_TO_TRY = (16, 32, 64, 224, 8, 1)
 # How batches of these rows must agree with the same rows asked for one by one, or in these groups.
 GROUPS = ((1, 1), (2, 3), (1, 4, 2))
 # Rows of other scales: at the most so many, and as many as can be asked alone, and beside others, in so many seconds.

@@ -13,6 +13,9 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.models.values import DTYPES, tensor_of
 from torchpar.serve.tensors import Tensor, TensorSpec
 
+# Sizes that stand for a dimension that requests choose: the first with which the model runs.
+SIZES_TO_TRY = (16, 32, 64, 224, 8, 1)
+
 
 def made_up(spec: TensorSpec, rows: int, size: int, seed: int) -> Tensor:
     """Makes rows that differ: small numbers, which are indices for most models that want whole ones."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from torchpar.serve.engine.columns import Column
+from torchpar.serve.engine.samples import SIZES_TO_TRY, made_up
 from torchpar.serve.errors import ModelError
 from torchpar.serve.models.binding import Argument, bind
 from torchpar.serve.models.contents import words_for
@@ -15,7 +17,7 @@ from torchpar.serve.models.counting import find_count
 from torchpar.serve.models.description import INSIDE, Description, parse_description
 from torchpar.serve.models.program import Program, example_of
 from torchpar.serve.models.results import Results
-from torchpar.serve.models.values import bytes_of
+from torchpar.serve.models.values import bytes_of, value_of
 from torchpar.serve.models.writes import always, find_seed, find_write
 from torchpar.serve.tensors import TensorSpec
 
@@ -69,19 +71,34 @@ class TorchScript(Program):
             for i, argument in enumerate(arguments[: max(bound.places, default=-1) + 1])
             if i not in bound.places and not self._keys
         }
-        self._mode = torch.enable_grad if _asks_for_gradients(module) else torch.inference_mode
+        self._mode = torch.enable_grad if _gradients(module) else torch.inference_mode
         self.steady = "prim::Loop" not in {node.kind() for node in _nodes(module.forward.inlined_graph)}
         self._writes = find_write(module)
         self.seeds = find_seed(module)
         self.counts = find_count(module, always(module))
+        self._take(module)
         if description.optimize:
-            if self._writes:
-                raise ModelError(f'{path}: it writes to itself ({self._writes}), which "optimize" might make constant')
-            module = _optimized(module, path)
+            if writes := self._writes or self._find_change(device):
+                raise ModelError(f'{path}: it writes to itself ({writes}), which "optimize" might make constant')
+            self._take(_optimized(module, path))
+
+    def _take(self, module: Any) -> None:
         # nn.Module's own __call__ runs hooks in Python, which a loaded module has none of.
         self._forward = module.forward
         self._module = module
         self._sums = _sums(module)
+
+    def _find_change(self, device: str) -> str:
+        """Runs it once, with its example or what is made up, and names what has changed: constants show nothing."""
+        made = ([made_up(spec, 1, size, seed=0) for spec in self.inputs] for size in SIZES_TO_TRY)
+        for tensors in [self.example] if self.example else made:
+            try:
+                values = [value_of(Column(tensor.datatype, tensor.shape, [tensor.data])) for tensor in tensors]
+                self.compute([value.to(device) if isinstance(value, torch.Tensor) else value for value in values])
+                break
+            except Exception:  # of what the size does not fit: the trials that follow say what is wrong
+                continue
+        return self.writes()
 
     def writes(self) -> str:
         """Names what the graph writes to, or, where it names nothing, what has changed since the file was loaded."""
@@ -109,8 +126,9 @@ class TorchScript(Program):
 
 def _optimized(module: Any, path: str) -> Any:
     """Makes constants of the weights, folds layers together and lays them out for this CPU. Raises ModelError."""
-    if _asks_for_gradients(module):
-        raise ModelError(f'{path}: it computes derivatives, for which "optimize" leaves nothing')
+    if kinds := _gradients(module):
+        what = ", ".join(sorted(kinds))
+        raise ModelError(f'{path}: it computes derivatives or may do so ({what}), for which "optimize" leaves nothing')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -126,15 +144,15 @@ _GRADIENTS = (
 )  # fmt: skip
 
 
-def _asks_for_gradients(module: Any) -> bool:
-    """Says whether the answer may differ, or fail, where torch does not record: forces are the derivative of an energy.
+def _gradients(module: Any) -> set[str]:
+    """Returns the operations that answer otherwise, or fail, where torch does not record, as a derivative does.
 
     A program that asks whether torch records is made for both: torch's transformers choose faster code then.
     """
     kinds = {node.kind() for node in _nodes(module.forward.inlined_graph)}
     if "aten::is_grad_enabled" in kinds:
         kinds.discard("prim::requires_grad")
-    return not kinds.isdisjoint(_GRADIENTS)
+    return kinds & set(_GRADIENTS)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
