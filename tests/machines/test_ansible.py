@@ -1,5 +1,5 @@
 """Booted Debian 12 and 13 as one fleet, managed by the Ansible of either release as torchpar-rollout(7) says: files and
-commands of that page as they stand there, but for addresses. Versions, removal and own playbooks are not tried."""
+commands of that page as they stand there, but for addresses and the number of a version."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.machines.roots import TREE, Suite, suite_of_this_host
 from tests.machines.test_apply import SCRIPT, TRAIN, generation
 from tests.machines.test_way_back import UNIT as WAY_BACK
 from tests.machines.test_way_back import end_time
+from torchpar.contract.version import version
 
 # The canary comes first. Each is a controller, too.
 CANARY, OTHER = "gpu1", "gpu2"
@@ -25,6 +26,7 @@ FLEET = {CANARY: Suite(ONE or Suite.BOOKWORM), OTHER: Suite(ONE or Suite.TRIXIE)
 
 JOB = TRAIN.format("resnet")
 CONF = "/etc/torchpar.conf.d/50-site.conf"
+EDIT = {"Enabled=yes": "Enabled=yes\n    Threads=1\n    InteropThreads=2"}
 
 SOURCE = (TREE / "debian/man/torchpar-rollout.7").read_text(encoding="utf-8")
 PAGE = {
@@ -150,7 +152,7 @@ def test_an_edit_does_what_check_said_and_an_invalid_one_never_lands(fleet: Flee
     for machine, pid in zip(fleet.hosts.values(), pids, strict=True):
         assert settled(machine) and machine.show(JOB, "MainPID") == pid
         assert "what was in force when it started" in machine.run("torchpar", "status", check=False).stdout
-    write_site(fleet, **{"Enabled=yes": "Enabled=yes\n    Threads=1\n    InteropThreads=2"})
+    write_site(fleet, **EDIT)
     pid = other.show(JOB, "MainPID")
     said, done = play(fleet, OTHER, "check"), play(fleet, OTHER, "waves")
     assert said.counts("changed") == done.counts("changed") == {CANARY: 2, OTHER: 2}
@@ -188,3 +190,21 @@ def test_a_rollback_is_done_by_a_person(fleet: Fleet) -> None:
     assert canary.show(JOB, "MainPID") not in (pid, "0")
     assert canary.run("torchpar", "check", check=False).returncode == 2
     canary.run("torchpar", "apply", "--restart=if-changed")
+
+
+def test_a_version_is_what_is_asked_for_and_what_is_removed_is_gone(fleet: Fleet) -> None:
+    """Down and up again, beside jobs that go on; then nothing is left but what the site has written."""
+    write_site(fleet, **EDIT)
+    pids = [machine.show(JOB, "MainPID") for machine in fleet.hosts.values()]
+    for wanted, last in ((version(), ""), ("999", f" -l {CANARY}")):
+        done = play(fleet, CANARY, "version", VERSION=f"{wanted}{last}")
+        for host in done.hosts:
+            assert fleet.hosts[host].run("dpkg-query", "-W", "-f", "${Version}", "torchpar").stdout == wanted
+    assert pids == [machine.show(JOB, "MainPID") for machine in fleet.hosts.values()]
+    fleet.write("own.yml", PAGE["own"])
+    for changed in (2, 0):
+        assert set(play(fleet, CANARY, "run-own").counts("changed").values()) == {changed}
+    play(fleet, OTHER, "remove")
+    for machine in fleet.hosts.values():
+        assert not machine.exists("/usr/bin/torchpar")
+        assert machine.sh("find /etc/apt /etc/ansible -name 'torchpar*'").stdout == ""
