@@ -113,7 +113,7 @@ def test_an_empty_fleet_becomes_what_check_said_and_stays_so(fleet: Fleet) -> No
     """By Debian 12's Ansible, wave after wave; a second run changes nothing, also by Debian 13's."""
     write_site(fleet, **{"/root/torchpar.asc": "/root/none.asc"})
     assert "none.asc" in play(fleet, CANARY, "check", status=2).said
-    assert fleet.hosts[CANARY].sh("find /tmp -name 'torchpar.*'").stdout == ""
+    assert fleet.hosts[CANARY].sh("find /tmp -maxdepth 1 -name 'torchpar.*'").stdout == ""
     write_site(fleet)
     said = play(fleet, CANARY, "check")
     assert not any(machine.exists("/usr/bin/torchpar") for machine in fleet.hosts.values())
