@@ -35,12 +35,6 @@ def host(machine: Machine) -> Iterator[Machine]:
     machine.run("systemctl", "restart", DAEMON)
 
 
-def pretend(machine: Machine, cpus: str | None) -> None:
-    """Let the host have these CPUs, for torchpard too: with systemd 257 it sees no mount that comes once it runs."""
-    machine.pretend_cpus(cpus)
-    machine.run("systemctl", "restart", DAEMON)
-
-
 def state(machine: Machine) -> dict[str, Any]:
     """What `torchpar status` says."""
     answer: dict[str, Any] = json.loads(machine.run("torchpar", "status", "--json", check=False).stdout)
@@ -63,7 +57,7 @@ def test_a_service_whose_cpus_have_gone_runs_on_others_and_is_placed_as_before_w
     host.write(CONF, ONE)
     host.run("torchpar", "apply")
     assert f"CPUAffinity={LAST}\n" in host.sh("systemctl cat $1", A).stdout
-    pretend(host, None)
+    host.pretend_cpus(None)
     assert host.run("systemctl", "start", A, check=False).returncode == 1
     host.wait_until(lambda: host.show(A, "ActiveState") == "active", "it runs all the same")
     assert int(held_cpus(host, "a")) < LAST
@@ -75,7 +69,7 @@ def test_a_service_whose_cpus_have_gone_runs_on_others_and_is_placed_as_before_w
 
     # Whoever stops torchpard meanwhile does not take the way back.
     host.run("systemctl", "stop", DAEMON)
-    pretend(host, f"0-{LAST}")
+    host.pretend_cpus(f"0-{LAST}")
     host.wait_until(lambda: not marks(host) and not state(host)["wrong"], "it is placed as before")
     assert host.show(A, "ActiveState") == "active"
 
@@ -84,8 +78,8 @@ def test_with_hotplug_follow_a_service_that_runs_follows_the_cpus_that_there_are
     apply(host, FOLLOWING)
     host.run("systemctl", "start", A)
     host.wait_until(lambda: masks(host, A) == {"0-1"}, "it runs on both")
-    pretend(host, "0")
+    host.pretend_cpus("0")
     host.wait_until(lambda: masks(host, A) == {"0"}, "it follows")
-    pretend(host, None)
+    host.pretend_cpus(None)
     host.wait_until(lambda: masks(host, A) == {"0-1"}, "and has both again")
     assert host.show(A, "NRestarts") == "0"
