@@ -70,6 +70,7 @@ def test_a_service_whose_cpus_have_gone_runs_on_others_and_is_placed_as_before_w
     # Whoever stops torchpard meanwhile does not take the way back.
     host.run("systemctl", "stop", DAEMON)
     host.pretend_cpus(f"0-{LAST}")
+    host.run("systemctl", "start", DAEMON)
     host.wait_until(lambda: not marks(host) and not state(host)["wrong"], "it is placed as before")
     assert host.show(A, "ActiveState") == "active"
 
