@@ -52,10 +52,11 @@ def exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Cl
     return spare if alike and len(spare) == len(usable.spare) and set(spare).isdisjoint(free) else []
 
 
-def beyond_quota(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
-    """Returns the cores beyond the CPU quota that may be exchanged for others: none of them is given away."""
+def beyond_quota(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> tuple[list[Core], int]:
+    """Returns the cores beyond the CPU quota, which may be exchanged for others, and how many of them are given away.
+    """
     beyond = free_cores(usable.beyond, enabled)
-    return beyond if len(beyond) == len(usable.beyond) and set(beyond).isdisjoint(free) else []
+    return (beyond, len(set(beyond).intersection(free))) if len(beyond) == len(usable.beyond) else ([], 0)
 
 
 @dataclass(frozen=True)

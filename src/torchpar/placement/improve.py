@@ -6,7 +6,6 @@ ranks have no use for. Where that costs about a percent, other ways are searched
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torchpar.contract.cpulist import CpuSet
 from torchpar.placement.amounts import beyond_quota, exchangeable, free_cores, least
 from torchpar.placement.claims import Claim, Placed, Reason
 from torchpar.placement.cores import Core, choose_cores
-from torchpar.placement.quality import Quality, fair_shares, speed_on, total
+from torchpar.placement.quality import Quality, count_cells, fair_shares, speed_on, total
 from torchpar.placement.search import Cell, Seeker, search
 from torchpar.placement.usable import UsableCores, keep_others
 
@@ -49,8 +48,9 @@ def improve(
     # Slower cores load data; where the rules cannot do without them, it may be any of them.
     offered = list(dict.fromkeys([*free, *(slow if not set(slow).isdisjoint(free) else ())]))
     # Which ones are kept for the system, or are beyond a quota, is decided by what is best for the services.
-    spare, beyond = exchangeable(usable, free, enabled), beyond_quota(usable, free, enabled)
-    offered += [*spare, *beyond]
+    spare = exchangeable(usable, free, enabled)
+    beyond, given = beyond_quota(usable, free, enabled)
+    offered = list(dict.fromkeys([*offered, *spare, *beyond]))
     taken = {core for claim in enabled if claim.gpus for core in placed.get(claim.name, ())}
     offered = [core for core in offered if core not in taken]
     cells: dict[Cell, list[Core]] = {}
@@ -65,7 +65,7 @@ def improve(
     # The hardest to place first, as by the rules.
     moving.sort(key=lambda c: (-c.request.count, not c.by_node() and c.ranks() == 1, -fair[c.name], c.name))
     shared = any(claim.request.kind is CpuRequestKind.SHARED for claim in enabled)
-    back = len(spare) + len(beyond)
+    back = len(spare) + len(beyond) - given
     keep = 1 if shared and len(offered) - back > sum(least(claim) for claim in moving) else 0
     keep += back
     seekers = [Seeker(claim.ask(), fair[claim.name]) for claim in moving]
@@ -93,7 +93,8 @@ def improve(
         if set(in_order[claim.name]) != set(placed[claim.name])
     }
     usable = keep_others(usable, "spare", spare, left)
-    return Improved(in_order, reasons, keep_others(usable, "beyond", beyond, left))
+    held = sorted((core for cores in better.values() for core in cores), key=lambda core: -core.capacity)
+    return Improved(in_order, reasons, keep_others(usable, "beyond", beyond, left, given=held[:given]))
 
 
 def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, float]:
@@ -110,12 +111,8 @@ def fair_speeds(enabled: Sequence[Claim], usable: UsableCores) -> dict[str, floa
 def quality(placed: Placed, claims: Iterable[Claim], fair: Mapping[str, float], quota: int | None) -> float:
     """Returns the quality of a placement of some claims."""
     return total(
-        Quality(speed_on(_cells(placed[claim.name]), claim.ask(), quota), fair[claim.name]) for claim in claims
+        Quality(speed_on(count_cells(placed[claim.name]), claim.ask(), quota), fair[claim.name]) for claim in claims
     )
-
-
-def _cells(cores: Iterable[Core]) -> list[tuple[int, float, int]]:
-    return [(*cell, number) for cell, number in Counter((core.numa_node, core.capacity) for core in cores).items()]
 
 
 def _fill(
@@ -131,8 +128,8 @@ def _fill(
         near = [core for core in left if core.numa_node in nodes and core.capacity >= slowest]
         # One core of each node for ranks of nodes, or as many as there are ranks.
         more = list({core.numa_node: core for core in near}.values()) if ask.by_node else near[: ask.ranks]
-        if len(left) - len(more) >= keep and speed_on(_cells([*own, *more]), ask, quota) > speed_on(
-            _cells(own), ask, quota
+        if len(left) - len(more) >= keep and speed_on(count_cells([*own, *more]), ask, quota) > speed_on(
+            count_cells(own), ask, quota
         ) * (1 + 1e-9):
             placed[claim.name] = (*own, *more)
             for core in more:

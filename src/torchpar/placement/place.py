@@ -2,8 +2,9 @@
 
 usable cores + claims → named and accelerators → amounts → layout → improve → staying → slower cores, guests → shares
 
-Beside that flow stand what it is made of: cores says which of them lie together, split which of them equal ranks use,
-give what a claim needs and gets; quality measures a placement, and search finds better ones for improve.
+Beside that flow stand what it is made of: cores says which of them lie together, split which of them equal ranks use
+and places which the processes of an inference service, give what a claim needs and gets; quality measures a placement,
+and search finds better ones for improve.
 
 Explicit lists come first, then counts, then the enabled auto claims share what is
 left by weight; claims that are not enabled hold nothing and get what the enabled ones leave. Each decision leaves a

@@ -102,8 +102,12 @@ class Ask:
 
 def best_speed(cores: Iterable[Core], ask: Ask, number: int, quota: int | None = None) -> float:
     """Returns the best speed that a service can have with any `number` of these cores, all others aside."""
-    cells = Counter((core.numa_node, core.capacity) for core in cores)
-    return speed_on([(*cell, size) for cell, size in cells.items()], ask, quota, number)
+    return speed_on(count_cells(cores), ask, quota, number)
+
+
+def count_cells(cores: Iterable[Core]) -> list[tuple[int, float, int]]:
+    """Counts the cores of each NUMA node and capacity."""
+    return [(*cell, number) for cell, number in Counter((core.numa_node, core.capacity) for core in cores).items()]
 
 
 def speed_on(cells: Iterable[tuple[int, float, int]], ask: Ask, quota: int | None, most: int | None = None) -> float:

@@ -11,8 +11,10 @@ from torchpar.placement.amounts import cores_for_all, count_out, exchangeable, f
 from torchpar.placement.claims import Claim, Decision, Placed
 from torchpar.placement.cores import Core, Cores, Distance
 from torchpar.placement.give import give, need, used
-from torchpar.placement.improve import Improved, fair_speeds, quality
+from torchpar.placement.improve import Improved, fair_speeds
 from torchpar.placement.layout import Need, lay_out
+from torchpar.placement.places import places_speed, split_places
+from torchpar.placement.quality import Quality, count_cells, speed_on, total
 from torchpar.placement.split import split_nodes
 from torchpar.placement.usable import UsableCores, keep_unheld
 
@@ -111,15 +113,28 @@ def is_nearly_as_good(
     """Says whether claims are as well placed as is `wanted`, but for a little, with as many ranks on NUMA nodes."""
     if any(_ranks(claim, placed) != _ranks(claim, wanted) for claim in claims):
         return False
-    return quality(placed, claims, fair, quota) >= quality(wanted, claims, fair, quota) - _LOST
+    here, afresh = (
+        total(Quality(_speed(claim, where[claim.name], quota), fair[claim.name]) for claim in claims)
+        for where in (placed, wanted)
+    )
+    return here >= afresh - _LOST
+
+
+def _speed(claim: Claim, cores: Cores, quota: int | None) -> float:
+    """Returns the speed of a claim on these cores; of an inference service, that of the processes it will have."""
+    ask = claim.ask()
+    if ask.trains or not cores:
+        return speed_on(count_cells(cores), ask, quota)
+    return places_speed(split_places(cores, quota)[0], quota)
 
 
 def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list[Core]:
-    """Returns the free cores, with all slower ones where a claim has some that the rules do not need."""
-    free = cores_for_all(enabled, usable)
-    slow = set(free_cores(usable.slow, enabled)).difference(free)
-    needed = any(core in slow for cores in wanted.values() for core in cores)
-    return sorted([*free, *(slow if needed else ())], key=lambda core: core.cpus.first())
+    """Returns the free cores and all that claims have afresh, with all slower ones where a claim has some that the
+    rules do not need."""
+    free = set(cores_for_all(enabled, usable))
+    more = {core for cores in wanted.values() for core in cores} - free
+    slow = set(free_cores(usable.slow, enabled))
+    return sorted(free | more | (slow if more & slow else set()), key=lambda core: core.cpus.first())
 
 
 def _lay_out(free: Sequence[Core], needs: Mapping[str, Need], distance: Distance) -> Placed:

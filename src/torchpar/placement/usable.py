@@ -201,12 +201,17 @@ def keep_unheld(usable: UsableCores, spare: Sequence[Core], free: Sequence[Core]
 
 
 def keep_others(
-    usable: UsableCores, part: Literal["spare", "beyond"], cores: Sequence[Core], left: Sequence[Core]
+    usable: UsableCores,
+    part: Literal["spare", "beyond"],
+    cores: Sequence[Core],
+    left: Sequence[Core],
+    given: Sequence[Core] = (),
 ) -> UsableCores:
     """Keeps cores that are left back for the system (`spare`) or as `beyond` the CPU quota, in place of those `cores`;
-    the same ones as before where these are left."""
+    the same ones as before where these are left. Those that had to be `given` away are counted among them."""
     before = set(cores)
-    kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(cores)]
+    kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(cores) - len(given)]
+    kept += given
     if set(kept) == before:
         return usable
     why = usable.left_out[cores[0].cpus.first()]

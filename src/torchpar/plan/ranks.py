@@ -19,8 +19,8 @@ from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason
 from torchpar.placement.cores import Core
 from torchpar.placement.place import Share
+from torchpar.placement.places import split_places
 from torchpar.placement.split import by_node, chunks, split_cores, split_nodes
-from torchpar.plan.inference_processes import split_places
 
 # Enough for the Python and driver threads of a rank that computes on accelerators; its other cores load data.
 GPU_RANK_THREADS = 4

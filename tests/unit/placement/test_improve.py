@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.hosts import make_host, make_hybrid_host
 from tests.unit.placement.test_place import kinds_of
-from tests.unit.placement.test_staying import apply
+from tests.unit.placement.test_staying import apply, in_force
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.cpulist import CpuSet
@@ -105,6 +105,20 @@ def test_which_cores_are_beyond_a_quota_is_decided_by_what_services_need(text: s
     assert [str(service.cpus) for service in plan.services] == expected and measured == 1.0
     beyond = {cpu for cpu, why in plan.left_out.items() if "beyond" in why}
     assert len(beyond) == 5 and beyond.isdisjoint(cpu for service in plan.services for cpu in service.cpus)
+
+
+def test_services_that_are_more_than_the_quota_have_the_fastest_cores_beyond_it() -> None:
+    """Eight cores for a quota of seven CPUs: the one that is given away is not the only one that may be exchanged."""
+    slow, fast = CpuKind(CpuSet(range(20)), 0, 5 / 7), CpuKind(CpuSet(range(20, 24)), 1, 1.0)
+    host = dataclasses.replace(make_host(packages=2, cores_per_complex=12), cpu_kinds=(slow, fast), cpu_limit=7.5)
+    text = "a\nb\nc\nd\ne Ranks=4"
+    plan, measured = plan_of(text, host)
+    held = CpuSet.union(service.cpus for service in plan.services)
+    assert CpuSet(range(20, 24)) <= held and len(held) == 8 and measured == 1.0
+    (warning,) = plan.warnings
+    assert warning.startswith("CPUs 20 are beyond the CPU quota of 7.5 CPUs, but services need them")
+    again, _ = plan_of(text, dataclasses.replace(host, in_force=in_force(plan)))
+    assert [service.cpus for service in again.services] == [service.cpus for service in plan.services]
 
 
 @pytest.mark.parametrize(

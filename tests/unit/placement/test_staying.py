@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.unit.hosts import make_gpu, make_host
 from tests.unit.placement.test_place import kinds_of
-from tests.unit.placement.test_quality_properties import SERVICES, conf_of, hosts
+from tests.unit.placement.test_quality_properties import EXAMPLES, SERVICES, conf_of, hosts
 from torchpar.cli.main import run
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
@@ -177,7 +177,17 @@ def test_a_service_near_an_accelerator_keeps_the_others_from_nothing() -> None:
     assert plan_json(plan) == plan_json(again)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_what_stays_is_measured_with_the_processes_that_it_will_have() -> None:
+    """Where it could stay two of its cores would be too few in their core complex for a process."""
+    host = make_host(packages=8, complexes_per_node=2, cores_per_complex=8)
+    services = [{"Enabled": "yes", "Ranks": "numa"}, {"Enabled": "yes", "Weight": "50", "Model": "/m.pt"}]
+    before, after = (parse_config([ConfFile("/c", conf_of(part))], host) for part in (services[:1], services))
+    plan = make_plan(after, dataclasses.replace(host, in_force=in_force(make_plan(before, host))))
+    assert [len(rank.cpus) for rank in plan.find("torchpar-infer@s1.service").ranks] == [8] * 5
+    assert plan_quality(plan, after) == 1.0
+
+
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(hosts(), SERVICES)
 def test_staying_costs_no_more_than_a_twentieth(host: HostFacts, services: list[dict[str, str]]) -> None:
     """As the plans are, with what their ranks are bound to; the last service comes beside the others.
@@ -219,7 +229,7 @@ def test_the_system_keeps_another_core_than_one_that_a_service_has() -> None:
     assert (after["s0"], after["s2"]) == (before["s0"], before["s2"])
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(hosts(), SERVICES)
 def test_nobody_moves_off_cores_that_nobody_gets(host: HostFacts, services: list[dict[str, str]]) -> None:
     """On cores that are alike, where the last service comes beside the others and staying costs nothing."""

@@ -45,7 +45,7 @@ def split_places(cores: Sequence[Core], quota: int | None, *, shared: bool = Fal
             ways.append((what, large))
     alone = _fastest(cores, quota)
     ways.append(("", [alone]))
-    speeds = [_speed(parts, quota) for _, parts in ways]
+    speeds = [places_speed(parts, quota) for _, parts in ways]
     several = len(ways) > 1
     if shared and speeds[-1] >= _NEARLY_SHARED * max(speeds):
         ways, speeds = ways[-1:], speeds[-1:]
@@ -58,6 +58,12 @@ def split_places(cores: Sequence[Core], quota: int | None, *, shared: bool = Fal
     if several and shared:
         why = "CPUs=shared, and more copies of its models would not be much faster"
     return parts_of_way, Reason("Places", "1", why)
+
+
+def places_speed(parts: Sequence[Sequence[Core]], quota: int | None) -> float:
+    """Returns the speed of the processes of an inference service, where `quota` of all cores compute at a time."""
+    threads = None if quota is None else max(1, quota // len(parts))
+    return inference_speed(process_speed(part, threads) for part in parts)
 
 
 def _kinds(cores: Sequence[Core]) -> dict[tuple[int, float], tuple[int, float]]:
@@ -100,8 +106,3 @@ class _Kinds:
 
 def _fastest(cores: Sequence[Core], quota: int | None) -> list[Core]:
     return split_alike(cores, lambda alike: [list(alike)], quota)[0]
-
-
-def _speed(parts: Sequence[Sequence[Core]], quota: int | None) -> float:
-    threads = None if quota is None else max(1, quota // len(parts))
-    return inference_speed(process_speed(part, threads) for part in parts)
