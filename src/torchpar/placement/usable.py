@@ -215,8 +215,8 @@ def keep_others(
     if set(kept) == before:
         return usable
     why = usable.left_out[cores[0].cpus.first()]
-    given = CpuSet.union(core.cpus for core in cores)
-    left_out = {cpu: text for cpu, text in usable.left_out.items() if cpu not in given}
+    before_cpus = CpuSet.union(core.cpus for core in cores)
+    left_out = {cpu: text for cpu, text in usable.left_out.items() if cpu not in before_cpus}
     left_out.update((cpu, why) for core in kept for cpu in core.cpus)
     pool = tuple(sorted({*usable.pool, *cores}.difference(kept), key=lambda core: core.cpus.first()))
     left_out = dict(sorted(left_out.items()))
