@@ -82,6 +82,8 @@ _PACKAGES = {
     ),
 }  # fmt: skip
 
+_ABSENT = {Suite.BOOKWORM: ("python3-orjson",)}
+
 _UNUSED_DAYS = 30
 
 
@@ -130,8 +132,9 @@ def installed_root(suite: Suite, tree: Path = TREE) -> Root:
     package = (tree / "debian" / "control").read_text(encoding="utf-8").split("\n\n", 1)[1]
     fields = re.findall(r"^(?:Depends|Recommends):(.*(?:\n[ \t].*)*)", package, re.MULTILINE)
     relations = [relation.strip() for field in fields for relation in field.split(",")]
-    # What debhelper fills in is Debian's Python.
-    return Root(suite, Kind.INSTALLED, ", ".join(["python3", *(name for name in relations if "${" not in name)]))
+    # What debhelper fills in is Debian's Python; a recommendation that a release does not have is none there.
+    names = ["python3", *(name for name in relations if "${" not in name and name not in _ABSENT.get(suite, ()))]
+    return Root(suite, Kind.INSTALLED, ", ".join(names))
 
 
 def build_root(suite: Suite, tree: Path = TREE) -> Root:

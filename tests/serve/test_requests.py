@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from torchpar.serve.engine.requests import Request
 from torchpar.serve.errors import ServeError
 from torchpar.serve.grpc.inference import read_request
 from torchpar.serve.limits import MAX_NAMES, MAX_TEXT
+from torchpar.serve.protocol import parsing
 from torchpar.serve.protocol.parsing import parse_layout
 
 TWO = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
@@ -82,3 +86,55 @@ def test_what_one_refuses_the_other_does_too(fields: dict[str, Any], why: str) -
         said.append((refused.value.status, refused.value.message))
     assert said[0] == said[1] and said[0][0] == 400
     assert why in said[0][1]
+
+
+NUMBERS = st.one_of(
+    st.floats().map(json.dumps),
+    st.integers(-(1 << 70), 1 << 70).map(str),
+    st.sampled_from(["1e400", "-1e400", "4e-324", "1E5", "-0", "-0.0", "1.", ".5", "01", "0.1e-1", "9007199254740993",
+                     "18446744073709551615", "9223372036854775808.0", "1" * 400, "0." + "3" * 400, "null", '"1"']),
+)  # fmt: skip
+NAMES = st.sampled_from(['"x"', '"\\ud800"', '"\\ud83d\\ude00"', '"\ufffe"', '"\0"', "'x'", '"\\u00e9"'])
+CODINGS = st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"])
+
+
+def outcome_of(text: bytes) -> Any:
+    """The request that a text is, as it can be compared: NaN is not itself."""
+    try:
+        layout = parse_layout(text)
+        return repr((layout, layout.request("m", "", memoryview(b""), 0.0)))
+    except ServeError as error:
+        return error.status, error.message
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "FP16", "BF16", "INT8", "INT64", "UINT64", "BOOL", "BYTES"])
+def test_a_request_is_the_same_however_its_json_is_parsed(datatype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With orjson, where it is installed, and without."""
+    fast = pytest.importorskip("orjson")
+
+    @settings(max_examples=150)
+    @given(st.lists(NUMBERS, max_size=4), NAMES, st.sampled_from(["", ",", "]", "/**/"]), NUMBERS, CODINGS)
+    def compare(numbers: list[str], name: str, more: str, parameter: str, coding: str) -> None:
+        tensor = f'"name": {name}, "datatype": "{datatype}", "shape": [{len(numbers)}], "data": [{",".join(numbers)}]'
+        text = f'{{"inputs": [{{{tensor}}}]{more}, "parameters": {{"mine": {parameter}}}}}'.encode(coding, "replace")
+        monkeypatch.setattr(parsing, "orjson", fast)
+        one = outcome_of(text)
+        monkeypatch.setattr(parsing, "orjson", None)
+        assert one == outcome_of(text)
+
+    compare()
+
+
+@pytest.mark.parametrize("parser", ["orjson", None])
+def test_every_float_has_its_nearest_value(parser: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "orjson", parser and pytest.importorskip(parser))
+
+    @settings(max_examples=500)
+    @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 17))
+    def compare(value: float, digits: int) -> None:
+        text = f"{value:.{digits}e}"
+        data = f'{{"inputs": [{{"name": "x", "datatype": "FP64", "shape": [1], "data": [{text}]}}]}}'.encode()
+        (found,) = memoryview(parse_layout(data).request("m", "", memoryview(b""), 0.0).inputs[0].data).cast("d")
+        assert found == float(text) and math.copysign(1, found) == math.copysign(1, value)
+
+    compare()

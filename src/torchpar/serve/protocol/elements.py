@@ -70,8 +70,6 @@ def _pack(datatype: str, flat: list[Any]) -> Data:
         return [value.encode() if type(value) is str else _no(value) for value in flat]
     if datatype == "BOOL":
         return bytes([value if value is True or value is False or value in (0, 1) else _no(value) for value in flat])
-    if str in set(map(type, flat)):
-        raise TypeError
     if datatype == "FP16":
         return struct.pack(f"<{len(flat)}e", *flat)
     if datatype == "BF16":

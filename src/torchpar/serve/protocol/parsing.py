@@ -13,13 +13,23 @@ from typing import Any
 from torchpar.serve.errors import ServeError
 from torchpar.serve.protocol.layout import Input, Layout, Wanted, check_number, check_size, describe_input, make_layout
 
+try:
+    import orjson
+except ImportError:  # Debian 12 has none
+    orjson = None
+
+# From here on orjson makes floats of whole numbers.
+_FLOATS_FROM = 2.0**63
+
 
 def parse_layout(text: bytes | memoryview) -> Layout:
     """Understands the JSON of a request. Raises ServeError 400."""
-    fields = parse_json(text)
+    fields = _parse_tensors(text)
     if not isinstance(fields, dict):
         raise ServeError(400, "the request is not a JSON object")
     parameters = dict(_object(fields, "parameters"))
+    if any(type(value) is float and abs(value) >= _FLOATS_FROM for value in parameters.values()):
+        parameters = dict(_object(parse_json(text), "parameters"))
     binary = parameters.pop("binary_data_output", False)
     if not isinstance(binary, bool):
         raise ServeError(400, "parameter 'binary_data_output' is not true or false")
@@ -42,6 +52,20 @@ def parse_layout(text: bytes | memoryview) -> Layout:
     if not inputs:
         raise ServeError(400, "'inputs' is an empty array")
     return layout
+
+
+def _parse_tensors(text: bytes | memoryview) -> Any:
+    """Parses JSON of which most is numbers, with orjson where it is: that takes an eighth of the time.
+
+    What it refuses, NaN and other encodings among it, the standard library has the last word on. The values of tensors
+    are the same: a whole number beyond 64 bits is a float for one and no integer of the protocol's for the other.
+    """
+    if orjson is not None:
+        try:
+            return orjson.loads(text)
+        except ValueError:
+            pass
+    return parse_json(text)
 
 
 def parse_json(text: bytes | bytearray | memoryview) -> Any:
