@@ -60,12 +60,13 @@ def _state(service: ServiceState) -> str:
 
 
 def _placed(service: ServiceState) -> Iterator[str]:
-    if service.placed == "ok":
+    now, planned = service.cpus_now, service.planned_cpus
+    if service.placed == "ok" and now == planned:
         yield "as planned"
     elif service.placed == "drift":
         yield "not as planned"
-    if service.placed and service.cpus:
-        yield f"CPUs {shorten(service.cpus)}"
+    if (service.placed or now != planned) and now:
+        yield f"CPUs {shorten(now)}{f', planned {shorten(planned)}' if now != planned else ''}"
     if service.listen and service.state == "running":
         more = f" and {len(service.listen) - _MOST_ADDRESSES} more" if len(service.listen) > _MOST_ADDRESSES else ""
         yield f"on {' '.join(service.listen[:_MOST_ADDRESSES])}{more}"
@@ -94,7 +95,7 @@ def _speed(service: ServiceState) -> Iterator[str]:
 
 def _use(service: ServiceState) -> Iterator[str]:
     if service.cpus_used is not None:
-        yield f"CPU {service.cpus_used:.1f}{f' of {service.given_cpus}' if service.given_cpus else ''}"
+        yield f"CPU {service.cpus_used:.1f}{f' of {service.given_cpus_now}' if service.given_cpus_now else ''}"
     if service.memory_bytes is not None:
         limit = service.memory_limit_bytes
         yield f"memory {size(service.memory_bytes)}{f' of {size(limit)}' if limit else ''}"

@@ -17,6 +17,7 @@ from torchpar.contract.unit_names import no_such_service
 from torchpar.contract.unit_names import shorten as shorten_unit
 from torchpar.daemon.client import ask_daemon, may_not_ask
 from torchpar.daemon.figures import live_figures
+from torchpar.daemon.moves import read_moved
 from torchpar.daemon.state import Moved, ServiceState, State, parse_state
 from torchpar.generations.enforce import WAY_BACK
 from torchpar.generations.store import Store
@@ -74,6 +75,7 @@ def read_answer() -> tuple[dict[str, Any], str]:
         time.sleep(_LOOK_SECONDS)
         figures.look(observation["services"], time.monotonic())
     whole = figures.complete(observation, time.monotonic(), *([] if stranger else [_NO_DAEMON]))
+    whole["moved"] = read_moved(observation["services"])
     if not stranger:
         return whole, ""
     # What is wrong may be among what this user does not see.

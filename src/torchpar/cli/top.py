@@ -237,8 +237,8 @@ def _row(service: ServiceState) -> tuple[str, ...]:
         state_text(service),
         speed,
         wait,
-        f"{used}/{service.given_cpus}" if used and service.given_cpus else used,
-        shorten(service.cpus, _MOST_CPUS) if service.main_pid else "",
+        f"{used}/{service.given_cpus_now}" if used and service.given_cpus_now else used,
+        shorten(service.cpus_now, _MOST_CPUS) if service.main_pid else "",
         "" if service.memory_bytes is None else size(service.memory_bytes),
     )
 

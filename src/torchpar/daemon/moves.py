@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.given import Given
+from torchpar.contract.given import Given, read_given
+from torchpar.contract.paths import GIVEN
 from torchpar.contract.unit_names import shorten
 from torchpar.host.affinity import Move, UnitMove
 
@@ -46,6 +47,18 @@ def describe(given: Given, lent: CpuSet) -> dict[str, Any]:
         "lent_to": given.lent_to,
         "since_timestamp_seconds": given.since,
     }
+
+
+def read_moved(rows: Sequence[Mapping[str, Any]], folder: str = GIVEN) -> list[dict[str, Any]]:
+    """Reads where the services of these rows are that have been moved in their present run; see describe()."""
+    files = {row["unit"]: read_given(row["unit"], folder) for row in rows}
+    here = [given for row in rows if (given := files[row["unit"]]) and given.invocation == row["invocation"] != ""]
+    loans = [loan for given in here for loan in given.loans]
+    return [
+        describe(given, CpuSet.union(loan.cpus for loan in loans if loan.unit == given.unit))
+        for given in here
+        if given.is_moved or given.lent_to
+    ]
 
 
 def say(given: Given, before: Given | None) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.serving import Serving
 from torchpar.contract.typed_json import Text, shape
 from torchpar.contract.unit_names import shorten
@@ -68,8 +69,30 @@ class Wrong:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """A service that has, or had in this run, other CPUs than planned. `beside`: what runs too; "" if nothing does.
+
+    `borrowed_cpus` are those of its `lenders`; `lent_cpus` are those of its own that are `lent_to` others. All are
+    lists, as texts.
+    """
+
+    unit: str
+    cpus: str
+    planned_cpus: str
+    beside: Text
+    since_timestamp_seconds: float
+    borrowed_cpus: str = ""
+    lenders: Text = Text("")
+    lent_cpus: str = ""
+    lent_to: Text = Text("")
+
+
+@dataclass(frozen=True)
 class ServiceState:
-    """A service. The texts of `wrong` are clauses that follow its name; `cpus_used` counts CPUs, of `given_cpus`."""
+    """A service. The texts of `wrong` are clauses that follow its name; `cpus_used` counts CPUs, of `given_cpus`.
+
+    `cpus` are planned, `running_cpus` are those on which its threads were seen.
+    """
 
     unit: str
     kind: str
@@ -99,6 +122,27 @@ class ServiceState:
     wrong: tuple[Wrong, ...]
     problem: Text | None
     checkpoint_age_seconds: float | None = None
+    running_cpus: str = ""
+    moved: Moved | None = None
+
+    @property
+    def planned_cpus(self) -> str:
+        """The CPUs that are planned for it; of an ad-hoc job only what has moved it knows them."""
+        return self.moved.planned_cpus if self.moved else self.cpus
+
+    @property
+    def cpus_now(self) -> str:
+        """The CPUs where it is: those it was moved to, or where it was found if it is not as planned."""
+        if self.moved:
+            return self.moved.cpus
+        return self.running_cpus if self.placed == "drift" and self.running_cpus else self.cpus
+
+    @property
+    def given_cpus_now(self) -> int:
+        """The number of CPUs that it may use now."""
+        if self.moved is None or self.kind == "run":
+            return self.given_cpus
+        return self.given_cpus + len(CpuSet.parse(self.moved.cpus)) - len(CpuSet.parse(self.moved.planned_cpus))
 
     @property
     def title(self) -> str:
@@ -112,30 +156,11 @@ class ServiceState:
 
 
 @dataclass(frozen=True)
-class Moved:
-    """A service that has, or had in this run, other CPUs than planned. `beside`: what runs too; "" if nothing does.
-
-    `borrowed_cpus` are those of its `lenders`; `lent_cpus` are those of its own that are `lent_to` others. All are
-    lists, as texts.
-    """
-
-    unit: str
-    cpus: str
-    planned_cpus: str
-    beside: Text
-    since_timestamp_seconds: float
-    borrowed_cpus: str = ""
-    lenders: Text = Text("")
-    lent_cpus: str = ""
-    lent_to: Text = Text("")
-
-
-@dataclass(frozen=True)
 class State:
     """The host. `wrong` is of no service in the list, in whole sentences; `well`: nothing is wrong at all; None where
     this user may not see enough to tell.
 
-    `moved` is not there where torchpard does not answer.
+    `moved` are the services that torchpard has moved, or that lend CPUs.
     """
 
     version: int
@@ -149,5 +174,7 @@ class State:
 
 
 def parse_state(answer: Mapping[str, object]) -> State:
-    """Makes values of the answer's JSON data. Raises ShapeError."""
-    return shape(answer, State)
+    """Makes values of the answer's JSON data; each service has what has moved it. Raises ShapeError."""
+    state = shape(answer, State)
+    moved = {each.unit: each for each in state.moved}
+    return replace(state, services=tuple(replace(row, moved=moved.get(row.unit)) for row in state.services))

@@ -154,6 +154,32 @@ def test_the_second_line_says_what_it_does(
     assert show(capsys)[1].splitlines()[1].strip() == line
 
 
+@pytest.mark.parametrize(
+    ("row", "moved", "first", "used"),
+    [
+        ({}, {"beside": "train@b"}, "running 8 s; CPUs 0-1, planned 0-3", "CPU 3.5 of 2"),
+        ({}, {"cpus": "0-5", "borrowed_cpus": "4-5"}, "running 8 s; CPUs 0-5, planned 0-3", "CPU 3.5 of 6"),
+        ({}, {"cpus": "0-3"}, "running 8 s; as planned; CPUs 0-3", "CPU 3.5 of 4"),
+        ({"placed": "drift"}, {}, "running 8 s; not as planned; CPUs 0-1, planned 0-3", "CPU 3.5 of 2"),
+        ({"placed": "drift", "running_cpus": "7"}, None, "running 8 s; not as planned; CPUs 7, planned 0-3", "of 4"),
+        ({"placed": "unknown"}, {}, "running 8 s; CPUs 0-1, planned 0-3", "CPU 3.5 of 2"),
+        ({"kind": "run", "placed": None, "cpus": "0-1", "given_cpus": 2}, {}, "running 8 s; CPUs 0-1, ", "of 2"),
+    ],
+)
+def test_a_service_is_shown_where_it_is_and_not_only_where_it_was_planned(
+    host: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    row: dict[str, Any],
+    moved: dict[str, Any] | None,
+    first: str,
+    used: str,
+) -> None:
+    told = {"unit": SERVICE["unit"], "cpus": "0-1", "planned_cpus": "0-3", "beside": "", "since_timestamp_seconds": 1.0}
+    host.update(services=[{**SERVICE, **row}], moved=[] if moved is None else [{**told, **moved}])
+    lines = show(capsys)[1].splitlines()
+    assert first in lines[0] and used in lines[1]
+
+
 def test_a_long_name_has_a_line_for_itself(host: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """So that what is said of it is not in a narrow column."""
     name = "n" * 60

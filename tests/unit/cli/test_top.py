@@ -50,6 +50,11 @@ def test_the_screen_at_80_columns() -> None:
     ]
 
 
+def test_a_service_that_was_moved_is_shown_where_it_is() -> None:
+    moved = {"unit": BUSY["unit"], "cpus": "0-1", "planned_cpus": "0-3", "beside": "b", "since_timestamp_seconds": 1.0}
+    assert screen(80, BUSY, moved=[moved])[3].split()[-4:] == ["3.8/2", "0-1", "1.2", "GiB"]
+
+
 def test_no_line_is_wider_than_the_terminal() -> None:
     """Long names lose their middle, as their ends tell them apart; what a job says is escaped."""
     names = [f"{'n' * 80}{end}" for end in ("1", "2")]

@@ -16,6 +16,7 @@ from torchpar.contract.given import Given, GivenRank, read_given
 from torchpar.daemon import arbiter as module
 from torchpar.daemon import tenants
 from torchpar.daemon.arbiter import Arbiter, Doors
+from torchpar.daemon.moves import read_moved
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
 from torchpar.verify.compare import Verdict, verify
@@ -108,6 +109,16 @@ def test_one_that_starts_gets_its_part_and_the_other_makes_room(host: Host) -> N
         "train@a has CPUs 3 of its 0-3, which it shares with train@b",
         "train@b has CPUs 0-2 of its 0-3, which it shares with train@a",
     ]
+
+
+def test_where_services_are_can_be_read_without_the_daemon(host: Host) -> None:
+    """By whoever may not ask it; of a run that has ended nothing is said."""
+    host.start(A)
+    host.start(B)
+    rows = [{"unit": unit, "invocation": host.made.systemd.runs[unit]} for unit in (A, B)]
+    assert read_moved(rows, str(host.folder)) == host.arbiter.moved
+    assert [row["cpus"] for row in host.arbiter.moved] == ["3", "0-2"]
+    assert read_moved([{"unit": A, "invocation": "another"}, {"unit": C, "invocation": ""}], str(host.folder)) == []
     rows = [(row["unit"], row["cpus"], row["threads"]) for row in host.arbiter.moved]
     assert rows == [(A, "3", [1]), (B, "0-2", [3])]
 
