@@ -166,6 +166,30 @@ def save_and_stop(host: Machine, kind: str, python: str = "/usr/bin/python3") ->
         assert "not ended within" not in host.journal(unit)
 
 
+def test_ranks_and_their_stops_are_in_the_metrics(host: Machine) -> None:
+    """Where each rank is while it runs; how long the stop took, and that it was forced, when it is over."""
+    host.write("/srv/handles.py", HANDLES)
+    apply(host, "[Train test-seen]\nScript=/srv/handles.py\nRanks=2\nCheckpointGrace=1\n")
+    unit = TRAIN.format("test-seen")
+    host.run("systemctl", "start", unit)
+
+    def metrics() -> dict[str, str]:
+        """The metrics of the unit, by name and further labels."""
+        pattern = rf'^torchpar_(\w+){{unit="{unit}"(?:,(.*))?}} (\S+)$'
+        pairs = re.findall(pattern, host.run("torchpar", "metrics").stdout, re.MULTILINE)
+        return {f"{name} {labels}".strip(): value for name, labels, value in pairs}
+
+    host.wait_until(lambda: metrics().get("job_world_size") == "2", "both ranks have told")
+    found = metrics()
+    assert found["job_world_size_expected"] == "2" and found["graceful_stop_forced_total"] == "0"
+    for rank in ('local_rank="0"', 'local_rank="1"'):
+        assert found[f"rank_affinity_ok {rank}"] == "1"
+        assert int(found[f"rank_runnable_threads {rank}"]) <= 8
+    host.run("systemctl", "stop", unit)
+    host.wait_until(lambda: metrics().get("graceful_stop_forced_total") == "1", "the stop was seen")
+    assert 1 <= int(metrics()["graceful_stop_seconds"]) < 60
+
+
 def test_a_stop_before_the_first_line_ends_the_job(host: Machine) -> None:
     """At any moment of its start, with one rank and with two."""
     host.write("/srv/plain.py", PLAIN)

@@ -20,7 +20,7 @@ from torchpar.daemon.metrics import Sample, render_metrics
 from torchpar.daemon.metrics_server import MetricsServer
 from torchpar.generations.last_apply import read_last_apply
 from torchpar.generations.store import Store
-from torchpar.host.clocks import clock_is_synchronised
+from torchpar.host.clocks import read_time_of_day
 from torchpar.host.inputs import LIVE
 from torchpar.host.sysfs import Tree
 from torchpar.host.unit_counters import read_counters
@@ -94,7 +94,7 @@ def _text() -> str:
             applied=applied,
             sha256=digest,
             reboot_required=os.path.exists("/run/reboot-required"),
-            clock_synchronised=clock_is_synchronised(),
+            clock=read_time_of_day(),
             last_apply=(last_apply.success, last_apply.timestamp_seconds) if last_apply else None,
         )
     )

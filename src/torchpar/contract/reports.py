@@ -33,7 +33,7 @@ class RankReport:
     """The state of one rank's process; `cpus` is a list in the kernel's syntax.
 
     processes are those of an inference service that share the rank's CPUs and threads, of which this is the first; why
-    there are so many is in words.
+    there are so many is in words. world_size is torchrun's WORLD_SIZE; None where it has set none.
     """
 
     pid: int
@@ -45,6 +45,7 @@ class RankReport:
     allocator: str
     processes: int = 1
     why: str = ""
+    world_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torchpar.contract.cpulist import CpuSet
 from torchpar.facts.counters import UnitCounters
+from torchpar.host.clocks import TimeOfDay
 from torchpar.verify.service import RUNNING
 
 Samples = list[tuple[Mapping[str, str], float]]
@@ -29,7 +30,7 @@ class Sample:
     applied: float | None = None
     sha256: str = ""
     reboot_required: bool = False
-    clock_synchronised: bool | None = None
+    clock: TimeOfDay | None = None
     last_apply: tuple[bool, float] | None = None
 
 
@@ -44,6 +45,7 @@ class Family:
 
 
 _UNIT = ("unit",)
+_RANK = ("unit", "local_rank")
 
 FAMILIES = (
     Family("build_info", "gauge", "Always 1; the version is a label.", ("version",)),
@@ -51,6 +53,8 @@ FAMILIES = (
     Family("last_check_timestamp_seconds", "gauge", "When these metrics were made, in seconds since the epoch."),
     Family("reboot_required", "gauge", "1: an upgrade asks for a restart of the host."),
     Family("clock_synchronised", "gauge", "1: a daemon keeps the clock right."),
+    Family("clock_offset_seconds", "gauge", "What the kernel still corrects of the clock; chrony does it by itself."),
+    Family("clock_max_error_seconds", "gauge", "The most by which the clock may be wrong; 16 where nobody keeps it."),
     Family("config_valid", "gauge", "1: the conf could be applied. 0: it has a mistake, or does not fit this host."),
     Family("config_applied", "gauge", "1: the conf is in force. 0: it is newer than what is in force, or broken."),
     Family(
@@ -79,7 +83,10 @@ FAMILIES = (
     Family("unit_affinity_ok", "gauge", "1: every thread is on the CPUs that are planned for it.", _UNIT),
     Family("unit_memory_policy_ok", "gauge", "1: the memory policy is the planned one.", _UNIT),
     Family("unit_memory_local_ratio", "gauge", "Share of the memory that is on the planned nodes, from 0 to 1.", _UNIT),
-    Family("rank_threads", "gauge", "Compute threads that are planned for a rank.", ("unit", "local_rank")),
+    Family("rank_threads", "gauge", "Compute threads that are planned for a rank.", _RANK),
+    Family("rank_runnable_threads", "gauge", "Threads of a rank that ran or waited for a CPU when looked at.", _RANK),
+    Family("rank_affinity_ok", "gauge", "1: every thread of the rank is on its CPUs.", _RANK),
+    Family("rank_memory_local_ratio", "gauge", "Share of a rank's memory on the nodes of its CPUs, 0 to 1.", _RANK),
     Family("unit_cpu_seconds_total", "counter", "CPU time of the service.", _UNIT),
     Family("unit_memory_bytes", "gauge", "Memory of the service, with its page cache.", _UNIT),
     Family(
@@ -106,6 +113,10 @@ FAMILIES = (
     Family("job_silent_seconds", "gauge", "Time since the job last said how far it is.", _UNIT),
     Family("job_ranks", "gauge", "Ranks of the job on this host that say how far they are.", _UNIT),
     Family("job_checkpoint_age_seconds", "gauge", "Time since the job wrote its last checkpoint in this run.", _UNIT),
+    Family("job_world_size", "gauge", "Ranks of the job on all hosts, as torchrun has told those here.", _UNIT),
+    Family("job_world_size_expected", "gauge", "Ranks of the job on all hosts, if each has as many as this.", _UNIT),
+    Family("graceful_stop_seconds", "gauge", "Time that the last stop of the job took.", _UNIT),
+    Family("graceful_stop_forced_total", "counter", "Stops of the job that were not over in CheckpointGrace=.", _UNIT),
 )
 
 
@@ -140,8 +151,10 @@ def _of_host(sample: Sample, found: Mapping[str, Samples]) -> None:
     found["torchpard_up"].append(({}, sample.answer is not None))
     found["last_check_timestamp_seconds"].append(({}, sample.now))
     found["reboot_required"].append(({}, sample.reboot_required))
-    if sample.clock_synchronised is not None:
-        found["clock_synchronised"].append(({}, sample.clock_synchronised))
+    if sample.clock:
+        found["clock_synchronised"].append(({}, sample.clock.is_synchronised))
+        found["clock_offset_seconds"].append(({}, sample.clock.offset_seconds))
+        found["clock_max_error_seconds"].append(({}, sample.clock.most_error_seconds))
     if sample.applied is not None:
         found["last_apply_timestamp_seconds"].append(({}, sample.applied))
     if sample.last_apply is not None:
@@ -170,8 +183,7 @@ def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, 
         found["unit_info"].append(({**unit, "torch": str(service["torch"])}, 1))
     if service["threads"]:
         found["unit_ranks"].append((unit, len(service["threads"])))
-    for rank, threads in enumerate(service["threads"]):
-        found["rank_threads"].append(({**unit, "local_rank": str(rank)}, threads))
+    _of_ranks(unit, service, found)
     verdicts = {item["what"]: item["verdict"] for item in service["items"]}
     for name, what in (("unit_affinity_ok", "CPUs"), ("unit_memory_policy_ok", "memory policy")):
         if verdicts.get(what) in ("ok", "drift"):
@@ -179,7 +191,8 @@ def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, 
     counters = sample.counters.get(unit["unit"])
     if counters:
         _of_counters(unit, counters, found)
-    told = {**service, **(service.get("throughput") or {})}
+    stop = {f"stop_{key}": value for key, value in (service["last_stop"] or {}).items()}
+    told = {**service, **(service.get("throughput") or {}), **stop}
     for name, key in _OF_JOB:
         if told.get(key) is not None:
             found[name].append((unit, told[key]))
@@ -194,7 +207,27 @@ _OF_JOB = (
     ("job_ranks", "ranks"),
     ("job_checkpoint_age_seconds", "checkpoint_age_seconds"),
     ("unit_memory_local_ratio", "memory_local_share"),
+    ("job_world_size", "world_size"),
+    ("job_world_size_expected", "planned_world_size"),
+    ("graceful_stop_seconds", "stop_seconds"),
+    ("graceful_stop_forced_total", "stop_forced"),
 )
+
+_OF_RANK = (
+    ("rank_affinity_ok", "affinity_ok"),
+    ("rank_memory_local_ratio", "memory_local_share"),
+    ("rank_runnable_threads", "runnable_threads"),
+)
+
+
+def _of_ranks(unit: Mapping[str, str], service: Mapping[str, Any], found: Mapping[str, Samples]) -> None:
+    for rank, threads in enumerate(service["threads"]):
+        found["rank_threads"].append(({**unit, "local_rank": str(rank)}, threads))
+    for state in service["rank_states"]:
+        labels = {**unit, "local_rank": str(state["local_rank"])}
+        for name, key in _OF_RANK:
+            if state[key] is not None:
+                found[name].append((labels, state[key]))
 
 
 def _of_counters(unit: Mapping[str, str], counters: UnitCounters, found: Mapping[str, Samples]) -> None:

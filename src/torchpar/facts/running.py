@@ -16,7 +16,7 @@ class Process:
 
     `threads` are the allowed CPUs by thread, `policies` counts the mappings by the kernel's policy word, `pages` by
     node. `environment` is empty where the process has overwritten it. `cpu_seconds` are the CPU time by thread of a
-    process that has loaded torch; empty for any other.
+    process that has loaded torch; empty for any other. `runnable_threads` ran or waited for a CPU.
     """
 
     pid: int
@@ -26,6 +26,7 @@ class Process:
     allocator: str | None
     environment: Mapping[str, str] | None
     cpu_seconds: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    runnable_threads: int = 0
 
 
 @dataclass(frozen=True)

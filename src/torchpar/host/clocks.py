@@ -39,11 +39,43 @@ def _init_started() -> float:
         return 0.0
 
 
-# sys/timex.h: adjtimex() answers that the clock is not synchronised; the size covers struct timex everywhere.
-_TIME_ERROR, _TIMEX_SIZE = 5, 512
+# sys/timex.h: adjtimex() answers that the clock is not synchronised; the offset is in nanoseconds.
+_TIME_ERROR, _STA_NANO = 5, 0x2000
+
+
+class _Timex(ctypes.Structure):
+    """The beginning of struct timex, with room for the rest of it."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        *((name, ctypes.c_long) for name in ("offset", "frequency", "most_error", "estimated_error")),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 512),
+    )
+
+
+@dataclass(frozen=True)
+class TimeOfDay:
+    """The state of the clock: whether a daemon keeps it right, what the kernel still corrects of it (chrony does that
+    by itself), and the most by which it may be wrong, which grows while nobody asks a time server; up to 16.
+    """
+
+    is_synchronised: bool
+    offset_seconds: float
+    most_error_seconds: float
+
+
+def read_time_of_day() -> TimeOfDay | None:
+    """Reads the state of the kernel's clock (adjtimex(2)); None where the kernel does not say."""
+    timex = _Timex()
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
+    if state < 0:
+        return None
+    unit = 1e9 if timex.status & _STA_NANO else 1e6
+    return TimeOfDay(state != _TIME_ERROR, timex.offset / unit, timex.most_error / 1e6)
 
 
 def clock_is_synchronised() -> bool | None:
-    """Says whether a daemon keeps the kernel's clock right (adjtimex(2)); None where the kernel does not say."""
-    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_SIZE))
-    return None if state < 0 else state != _TIME_ERROR
+    """Says whether a daemon keeps the kernel's clock right; None where the kernel does not say."""
+    clock = read_time_of_day()
+    return None if clock is None else clock.is_synchronised

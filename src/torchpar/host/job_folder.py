@@ -76,6 +76,15 @@ def read_rank_reports(unit: str, jobs: str = JOBS) -> Iterator[RankReport]:
         return
 
 
+def read_file(name: str, folders: str, file: str, most: int) -> bytes:
+    """Reads the first bytes of a file in a job's folder, of the folder's owner or root: b"" of anything else.
+
+    Raises OSError.
+    """
+    with held_folder(name, folders) as folder:
+        return _read(folder, file, most)
+
+
 @contextlib.contextmanager
 def held_mark(unit: str, jobs: str = JOBS) -> Iterator[int]:
     """Holds the mark by which an inference service says that it is idle, as a path alone. Raises OSError."""

@@ -117,6 +117,7 @@ class _Look:
     def _read(self, pid: int) -> Process | None:
         proc = self._proc
         threads = self._known(lambda: self._threads.read(pid))
+        runnable = self._threads.runnable
         if threads is not None and not threads:
             return None
         mapped = self._known(lambda: _read_libraries(proc, pid))
@@ -130,6 +131,7 @@ class _Look:
             allocator=None if mapped is None else mapped[0],
             environment=self._known(lambda: _read_variables(proc, pid, self._variables)) if main else None,
             cpu_seconds=read_cpu_seconds(proc, pid) if mapped is not None and mapped[1] else {},
+            runnable_threads=runnable,
         )
 
     def _known(self, read: Callable[[], T]) -> T | None:

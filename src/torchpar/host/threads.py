@@ -19,13 +19,18 @@ MOST_THREADS = 2**14
 _MOST_CPUS = 2**17
 _SET = 8
 
+_RUNNABLE = re.compile(rb"^State:\s*R", re.MULTILINE)
 _ALLOWED = re.compile(rb"^Cpus_allowed_list:\s*(\S+)", re.MULTILINE)
 
 
 class ThreadReader:
-    """Reads the threads of one unit. Raises TooLongError for more than can be kept, TooLateError and OSError."""
+    """Reads the threads of one unit. Raises TooLongError for more than can be kept, TooLateError and OSError.
+
+    `runnable` are the threads that ran or waited for a CPU, of the process that was read last.
+    """
 
     def __init__(self, proc: ProcReader) -> None:
+        self.runnable = 0
         self._proc = proc
         self._threads_left = MOST_THREADS
         self._cpus_left = _MOST_CPUS
@@ -34,9 +39,12 @@ class ThreadReader:
     def read(self, pid: int) -> dict[int, CpuSet]:
         """Reads the allowed CPUs of each thread of a process."""
         threads = {}
+        self.runnable = 0
         try:
             for tid in self._proc.numbers(f"{pid}/task"):
-                match = _ALLOWED.search(self._proc.read(f"{pid}/task/{tid}/status"))
+                status = self._proc.read(f"{pid}/task/{tid}/status")
+                match = _ALLOWED.search(status)
+                self.runnable += bool(_RUNNABLE.search(status))
                 self._threads_left -= 1
                 if self._threads_left < 0:
                     raise TooLongError

@@ -25,7 +25,13 @@ def observe(torch: Any, local_rank: int) -> RankReport:
         interop_threads=torch.get_num_interop_threads(),
         cpus=str(CpuSet(os.sched_getaffinity(0))),
         allocator=_allocator(),
+        world_size=_world_size(),
     )
+
+
+def _world_size() -> int | None:
+    text = os.environ.get("WORLD_SIZE", "")
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def tell(report: RankReport) -> None:

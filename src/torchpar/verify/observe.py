@@ -30,6 +30,7 @@ from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.in_force import read_fallback
 from torchpar.host.journal import Journal as LiveJournal
+from torchpar.host.last_stop import LastStop, LastStops
 from torchpar.host.processes import read_running_unit
 from torchpar.host.systemd import Units, loaded_units, read_unit_file
 from torchpar.plan.plan import make_plan
@@ -58,7 +59,8 @@ class Conf(Protocol):
 class Readers:
     """The doors to what is looked at besides systemd. `loaded`: see find_drift(); `read_text`: see Around.
 
-    `newest_checkpoint` says when the newest checkpoint in a folder was written, in seconds since the epoch.
+    `newest_checkpoint` says when the newest checkpoint in a folder was written, in seconds since the epoch;
+    `read_last_stop` how the last stop of a training job went, by its name.
     """
 
     conf: Conf
@@ -70,6 +72,7 @@ class Readers:
     read_text: Callable[[str], str | None]
     newest_checkpoint: Callable[[str], float | None] = lambda folder: None
     read_fallback: Callable[[], Fallback | None] = lambda: None
+    read_last_stop: Callable[[str], LastStop | None] = lambda name: None
 
 
 def live_readers() -> Readers:
@@ -84,6 +87,7 @@ def live_readers() -> Readers:
         read_unit_file,
         Checkpoints().newest,
         read_fallback,
+        LastStops().read,
     )
 
 
@@ -131,6 +135,9 @@ def observe(store: Store, systemd: Units, readers: Readers) -> dict[str, Any]:
         add_failures(services, readers.journal, around.until + _SECONDS_OF_JOURNAL)
         add_overlaps(services)
         _add_checkpoints(services, readers.newest_checkpoint)
+        for row in services:
+            stop = readers.read_last_stop(row["name"]) if row["kind"] == "train" else None
+            row["last_stop"] = dataclasses.asdict(stop) if stop else None
     return {
         "version": 1,
         "generation": active.number if active else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from torchpar.contract import preload
@@ -29,6 +29,7 @@ from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, local_share, summary, verify
 from torchpar.verify.failure import EXIT_CODES, misplaced_by, state_of, why_failed
 from torchpar.verify.overrides import find_overrides
+from torchpar.verify.ranks import rank_states, world_size
 from torchpar.verify.repair import make_repair
 
 RUNNING = ("active", "reloading", "deactivating")
@@ -98,6 +99,7 @@ def observe_service(
         unknown = {"state": "unknown", "placed": "unknown", "problem": str(error)}
         return {**row, **_unit({}), **unknown}
     row |= _unit(properties)
+    row["planned_world_size"] = _planned_world_size(plan)
     row["misplaced"] = misplaced_by(properties) is not None
     row["wrong"] += _set_otherwise(plan, properties, around)
     if around.fallback and properties["ActiveState"] != "inactive":
@@ -116,11 +118,24 @@ def observe_service(
         else:
             row["wrong"].append(trouble("drift", f"does not run as planned ({what}): torchpar verify {plan.title}"))
     row["memory_local_share"] = local_share(plan, running)
+    row["rank_states"] = [asdict(rank) for rank in rank_states(plan, running, given)]
+    row["world_size"] = world_size(running)
     row["torch"] = next((rank.torch for rank in running.ranks if _VERSION.fullmatch(rank.torch)), None)
     # An idle owner is beside whoever has its CPUs, and needs none; what it needs again is not lent any more.
     lent = CpuSet.union(loan.cpus for loan in given.loans if is_idle(loan.unit)) if given else CpuSet()
     row["running_cpus"] = str(_cpus_of(running) - plan.loader_cpus - lent or plan.cpus)
     return {**row, "placed": summary(items).value, "items": [item_json(item) for item in items]}
+
+
+def _planned_world_size(plan: ServiceRecord) -> int | None:
+    """Returns the ranks of a training job on all of its hosts, if all have as many; None where that is not known."""
+    try:
+        job = parse_job_environment(plan.environment) if plan.kind == "train" else None
+    except JobSettingsError:
+        return None
+    # "2:4": at least, and at the most.
+    nodes = job.nodes.rpartition(":")[2] if job else ""
+    return int(nodes) * len(plan.ranks) if nodes.isdecimal() else None
 
 
 def _settled(items: tuple[Item, ...], properties: Mapping[str, Any]) -> tuple[Item, ...]:
@@ -207,6 +222,10 @@ def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
         "working_directory": str(properties.get("WorkingDirectory", "")).lstrip("!-"),
         "checkpoint_monotonic_seconds": None,
         "memory_local_share": None,
+        "rank_states": [],
+        "world_size": None,
+        "planned_world_size": None,
+        "last_stop": None,
         "torch": None,
         "control_group": str(properties.get("ControlGroup", "")),
         "memory_limit_bytes": None if limit == _NO_NUMBER else limit,

@@ -18,6 +18,7 @@ import pytest
 from torchpar.daemon.metrics import FAMILIES, Sample, render_metrics
 from torchpar.daemon.metrics_server import CONNECTIONS, MetricsServer
 from torchpar.facts.counters import UnitCounters
+from torchpar.host.clocks import TimeOfDay
 from torchpar.verify.trouble import add_overlaps
 
 TREE = Path(__file__).resolve().parents[3]
@@ -33,7 +34,7 @@ def service(unit: str, **changes: Any) -> dict[str, Any]:
         "unit": unit, "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [2, 2], "running_cpus": "0-3",
         "shared": False, "wrong": [], "torch": None, "memory_local_share": None, "checkpoint_age_seconds": None,
         "items": [{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "unknown"}],
-        "throughput": None,
+        "throughput": None, "rank_states": [], "world_size": None, "planned_world_size": None, "last_stop": None,
     }  # fmt: skip
     return {**row, **changes}
 
@@ -46,6 +47,10 @@ JOB = {
     "steps": 120, "steps_per_second": 2.5, "samples_per_second": 80.0, "loader_wait_share": 0.25, "silent_seconds": 1.5,
     "ranks": 2,
 }  # fmt: skip
+RANKS = [
+    {"local_rank": 0, "affinity_ok": True, "memory_local_share": 0.5, "runnable_threads": 2},
+    {"local_rank": 1, "affinity_ok": False, "memory_local_share": None, "runnable_threads": 0},
+]
 COUNTERS = UnitCounters("active", 3, 12.5, 40, 2**20, {"memory": 1.5})
 WHOLE = Sample(
     "0.1.0",
@@ -57,16 +62,20 @@ WHOLE = Sample(
             torch="2.6.0+debian",
             memory_local_share=0.75,
             checkpoint_age_seconds=90.0,
+            rank_states=RANKS,
+            world_size=4,
+            planned_world_size=8,
+            last_stop={"seconds": 7, "forced": 2},
             wrong=[{"what": "outdated", "text": "x"}],
             items=[{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "drift"}],
         ),
-        service(OTHER, running_cpus="3-5"),
+        service(OTHER, running_cpus="3-5", last_stop={"seconds": None, "forced": 0}),
     ),
     {UNIT: COUNTERS, OTHER: UnitCounters("active", 0)},
     1690000000.0,
     "0123456789ab",
     True,
-    True,
+    TimeOfDay(True, -0.0125, 0.75),
     (False, 1695000000.0),
 )
 
@@ -97,6 +106,18 @@ def test_the_whole_of_it_is_what_was_said_of_host_services_and_jobs() -> None:
     assert found[f"torchpar_job_checkpoint_age_seconds{{{unit}}}"] == "90"
     assert found[f"torchpar_job_ranks{{{unit}}}"] == "2"
     assert found["torchpar_last_apply_success"] == "0"
+    ranks = [found[f'torchpar_rank_affinity_ok{{{unit},local_rank="{rank}"}}'] for rank in (0, 1)]
+    assert ranks == ["1", "0"]
+    assert found[f'torchpar_rank_memory_local_ratio{{{unit},local_rank="0"}}'] == "0.5"
+    assert found[f'torchpar_rank_runnable_threads{{{unit},local_rank="1"}}'] == "0"
+    assert found[f"torchpar_job_world_size{{{unit}}}"] == "4"
+    assert found[f"torchpar_job_world_size_expected{{{unit}}}"] == "8"
+    assert found[f"torchpar_graceful_stop_seconds{{{unit}}}"] == "7"
+    stops = [found[f'torchpar_graceful_stop_forced_total{{unit="{each}"}}'] for each in (UNIT, OTHER)]
+    assert stops == ["2", "0"]
+    assert f'torchpar_graceful_stop_seconds{{unit="{OTHER}"}}' not in found, "it was never stopped"
+    assert found["torchpar_clock_offset_seconds"] == "-0.0125"
+    assert found["torchpar_clock_max_error_seconds"] == "0.75"
 
 
 def test_every_metric_is_among_them() -> None:

@@ -22,7 +22,7 @@ from torchpar.verify.compare import Verdict, verify
 from torchpar.verify.service import item_json
 
 UNIT = "torchpar-train@a.service"
-STATUS = b"Name:\tpython3\nUid:\t0\t0\t0\t0\nCpus_allowed_list:\t0-1\n"
+STATUS = b"Name:\tState: R\nState:\tR (running)\nUid:\t0\t0\t0\t0\nCpus_allowed_list:\t0-1\n"
 NUMA = b"55d0 prefer:0 file=/usr/bin/python3 mapped=3 N0=3\n7f00 default anon=1 N0=1 N1=2\n"
 
 # What may be in the name of a file or a process: line ends of any kind, escape sequences, no UTF-8, a line of its own.
@@ -56,6 +56,7 @@ def test_an_honest_process_is_read_as_it_is(tmp_path: Path) -> None:
     assert (found.threads, found.allocator) == ({10: CpuSet([0, 1])}, "jemalloc")
     assert (found.policies, found.pages) == ({"prefer:0": 1, "default": 1}, {0: 4, 1: 2})
     assert found.environment == {"OMP_NUM_THREADS": "2"}
+    assert found.runnable_threads == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,8 +152,10 @@ def test_threads_with_the_same_cpus_share_them_and_all_are_counted(
     folder = process(tmp_path) / "task"
     for tid in range(20, 60):
         (folder / str(tid)).mkdir()
-        (folder / f"{tid}/status").write_bytes(b"Cpus_allowed_list:\t0-255\n")
-    threads = ThreadReader(ProcReader(60, str(tmp_path))).read(10)
+        (folder / f"{tid}/status").write_bytes(b"Name:\tR\nState:\tS (sleeping)\nCpus_allowed_list:\t0-255\n")
+    reader = ThreadReader(ProcReader(60, str(tmp_path)))
+    threads = reader.read(10)
+    assert reader.runnable == 1
     assert len(threads) == 41 and len({id(cpus) for cpus in threads.values()}) == 2
     for tid in range(20, 60):
         (folder / f"{tid}/status").write_bytes(b"Cpus_allowed_list:\t%d-8191\n" % tid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,6 +194,37 @@ while True:
         said = f"not ended within the {grace} s of CheckpointGrace=: SIGTERM, and SIGKILL in 10 s\n"
         assert job.stopped(grace) == (0, said)
         assert job.main.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("before", "forced"),
+    [("", 1), ("7 2\n", 3), ("7 08\n", 1), ("x", 1), ("7 $(touch x)\n", 1), ("7 99999999999999999999\n", 1)],
+)
+def test_how_long_a_stop_took_is_noted_and_how_many_were_forced(place: Place, before: str, forced: int) -> None:
+    """Whatever stands there before."""
+    cache = place.path / "cache"
+    cache.mkdir()
+    note = cache / "torchpar-stop"
+    note.write_text(before)
+    hangs = "torchpar.runtime.stop_requested()\nready()\nwhile True:\n    time.sleep(600)\n"
+    with unit(place, hangs) as job:
+        job.stopped("0", CACHE_DIRECTORY=str(cache))
+        assert re.fullmatch(rf"[0-9]+ {forced}\n", note.read_text())
+
+
+def test_a_stop_in_time_is_not_noted_as_forced(place: Place) -> None:
+    """Without a folder for it nothing is."""
+    text = """
+torchpar.runtime.stop_requested()
+ready()
+while not torchpar.runtime.stop_requested():
+    time.sleep(0.02)
+"""
+    cache = place.path / "cache"
+    cache.mkdir()
+    with unit(place, text) as job:
+        assert job.stopped(CACHE_DIRECTORY=str(cache)) == (0, "")
+    assert re.fullmatch(r"[0-9]+ 0\n", (cache / "torchpar-stop").read_text())
 
 
 def test_every_process_of_a_script_that_does_not_ask_gets_sigterm_and_the_time(place: Place) -> None:

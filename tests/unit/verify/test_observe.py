@@ -20,6 +20,7 @@ from torchpar.contract.fallback import Fallback, Fallen
 from torchpar.contract.given import Given, GivenRank, Loan
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
+from torchpar.host.last_stop import LastStop
 from torchpar.verify import observe, service
 from torchpar.verify.compare import Verdict, summary
 from torchpar.verify.failure import EXIT_CODES
@@ -465,6 +466,16 @@ def test_an_exit_status_of_a_start_that_lacks_a_file_is_known_everywhere(kind: s
     unit = Path(__file__).parents[3] / "systemd" / f"torchpar-{kind}@.service"
     (line,) = (line for line in unit.read_text().splitlines() if line.startswith("RestartPreventExitStatus="))
     assert {*LACKING} <= EXIT_CODES.keys() & {*map(int, line.partition("=")[2].split())}
+
+
+def test_how_the_last_stop_went_and_how_many_ranks_there_should_be_is_known(host: FakeHost) -> None:
+    """Of training jobs."""
+    host.text = TEXT.replace("Script=/a.py", "Script=/a.py\nRanks=2\nNodes=2:3\nEndpoint=a\nElastic=yes")
+    host.apply()
+    readers = dataclasses.replace(host.readers, read_last_stop={"a": LastStop(7, 1)}.get)
+    rows = {row["unit"]: row for row in observe.observe(host.store, host.systemd, readers)["services"]}
+    assert (rows[TRAIN]["last_stop"], rows[TRAIN]["planned_world_size"]) == ({"seconds": 7, "forced": 1}, 6)
+    assert (rows[INFER]["last_stop"], rows[INFER]["planned_world_size"]) == (None, None)
 
 
 def test_when_a_job_has_saved_last_in_this_run_is_known(host: FakeHost) -> None:
