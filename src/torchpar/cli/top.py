@@ -234,7 +234,7 @@ def _row(service: ServiceState) -> tuple[str, ...]:
     used = "" if service.cpus_used is None else f"{service.cpus_used:.1f}"
     return (
         service.title,
-        state_text(service),
+        state_text(service).removesuffix(" ago"),
         speed,
         wait,
         f"{used}/{service.given_cpus_now}" if used and service.given_cpus_now else used,
@@ -258,13 +258,18 @@ def _rank_row(rank: RankSpeed, used: tuple[RankUse, float | None] | None) -> tup
 
 
 def _table(rows: Sequence[Sequence[str]], marks: Sequence[bool], width: int) -> Iterator[str]:
-    """Makes the table; of names that leave no room for the rest the middle is left out, then the last columns go."""
+    """Makes the table; of names that leave no room for the rest the middle is left out, then the last columns go.
+
+    A column goes as a whole: "3.8/1" would be read as a number, and "3.8/16" be meant.
+    """
     table = [[printable(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(_HEADER, *table, strict=True)]
     rest = sum(widths[1:]) + 2 * len(widths)
     widths[0] = min(widths[0], max(_LEAST_NAME, width - rest), _MOST_NAME)
-    for number, cells in enumerate([list(_HEADER), *table]):
-        cells[0] = _cut(cells[0], widths[0])
+    while len(widths) > 1 and sum(widths) + 2 * len(widths) > width:
+        del widths[-1]
+    for number, row in enumerate([list(_HEADER), *table]):
+        cells = [_cut(row[0], widths[0]), *row[1 : len(widths)]]
         line = "  ".join(cell.ljust(size) for cell, size in zip(cells, widths, strict=True)).rstrip()
         mark = "!" if number and marks[number - 1] else " "
         yield f"{mark} {line}"[:width]

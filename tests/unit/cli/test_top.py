@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import struct
 import sys
@@ -38,12 +39,12 @@ def test_the_screen_at_80_columns() -> None:
     assert screen(80, WEB, stopped, BUSY, FAILED, JOB) == [
         "12:34:56  generation 3, conf in sync; 3 of 5 running; 1 wrong",
         "",
-        "  SERVICE    STATE             SPEED            WAIT       CPU    CPUS  MEMORY",
-        "! train@mlp  failed 4 min ago  -                -          -      -     -",
-        "  infer@web  running 8 s       41.2 requests/s  p99 25 ms  -      0-3   -",
-        "  run-x-7    running 8 s       -                -          3.5/4  0-3   1 GiB",
-        "  train@a    running 3 h       320 samples/s    5 %        3.8/4  0-3   1.2 GiB",
-        "  train@z    stopped           -                -          -      -     -",
+        "  SERVICE    STATE         SPEED            WAIT       CPU    CPUS  MEMORY",
+        "! train@mlp  failed 4 min  -                -          -      -     -",
+        "  infer@web  running 8 s   41.2 requests/s  p99 25 ms  -      0-3   -",
+        "  run-x-7    running 8 s   -                -          3.5/4  0-3   1 GiB",
+        "  train@a    running 3 h   320 samples/s    5 %        3.8/4  0-3   1.2 GiB",
+        "  train@z    stopped       -                -          -      -     -",
         "",
         "! train@mlp fails again and again: exit status 1: ValueError: bad; see: torchpar",
         "  logs train@mlp",
@@ -53,6 +54,18 @@ def test_the_screen_at_80_columns() -> None:
 def test_a_service_that_was_moved_is_shown_where_it_is() -> None:
     moved = {"unit": BUSY["unit"], "cpus": "0-1", "planned_cpus": "0-3", "beside": "b", "since_timestamp_seconds": 1.0}
     assert screen(80, BUSY, moved=[moved])[3].split()[-4:] == ["3.8/2", "0-1", "1.2", "GiB"]
+
+
+def test_what_has_no_room_is_left_out_as_a_whole() -> None:
+    """Of a number that is cut at its end another one would be left."""
+    wide = {**BUSY, "unit": f"torchpar-train@{'n' * 40}.service", "name": "n" * 40, "given_cpus": 64}
+    for width in range(30, 90):
+        lines = screen(width, wide)[2:4]
+        columns = len(lines[0].split())
+        assert lines[0].split() == ["SERVICE", "STATE", "SPEED", "WAIT", "CPU", "CPUS", "MEMORY"][:columns]
+        cells = re.split("  +", lines[1].strip())
+        assert cells[1:] == ["running 3 h", "320 samples/s", "5 %", "3.8/64", "0-3", "1.2 GiB"][: columns - 1]
+    assert columns == 7
 
 
 def test_no_line_is_wider_than_the_terminal() -> None:
