@@ -108,6 +108,26 @@ def test_what_runs_elsewhere_is_told_with_what_to_do(host: FakeHost, since: int,
     assert brief(seen)[1] == (TRAIN, "running", "drift") and seen["notices"] == [said]
 
 
+@pytest.mark.parametrize(("cpus", "what"), [("2-3", "environment"), ("3", "CPUs, environment")])
+def test_a_job_that_systemd_has_moved_to_newer_cpus_computes_with_older_settings(
+    host: FakeHost, cpus: str, what: str
+) -> None:
+    """systemd 252 gives a running unit a newer AllowedCPUs= when it reads its units again. Where a thread's own set has
+    some of these the kernel leaves it those."""
+    text = "[Host]\nReserveCores=0\n[Train a]\nScript=/a.py\nEnabled=yes\nCPUs="
+    host.text = f"{text}1-3"
+    host.apply()
+    host.start(TRAIN)
+    host.systemd.properties[TRAIN]["ActiveEnterTimestamp"] = 1
+    host.text = f"{text}2-3"
+    host.apply()
+    (process,) = host.processes[TRAIN]
+    host.processes[TRAIN] = (dataclasses.replace(process, threads={process.pid: CpuSet.parse(cpus)}),)
+    (row,) = look(host)["services"]
+    assert (row["placed"], row["running_cpus"], row["cpus"]) == ("drift", cpus, "2-3")
+    assert told(row) == [f"runs with what was in force when it started ({what}): systemctl restart {TRAIN}"]
+
+
 @pytest.mark.parametrize(("invocation", "placed"), [("0102", "ok"), ("0103", "drift")])
 def test_what_torchpard_has_moved_in_this_run_has_not_drifted(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch, invocation: str, placed: str
