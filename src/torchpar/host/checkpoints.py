@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from torchpar.host.reading import NotReadableError, Reader
 
-# PyTorch, Lightning, safetensors; torch.distributed.checkpoint writes .distcp, and .metadata last.
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".distcp", ".metadata")
+# PyTorch, Lightning, safetensors; torch.distributed.checkpoint writes .distcp by each rank, and .metadata last.
+_SHARD, _METADATA = ".distcp", ".metadata"
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", _SHARD, _METADATA)
 # Of a disk that works, the kernel answers at once.
 _SECONDS = 0.5
 # Folders below the job's, as checkpoints/step-1000, and entries of all of them.
 _DEPTH, _MOST_ENTRIES = 2, 2000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The time when the newest file of a checkpoint was written, in seconds since the epoch.
+
+    `complete`: whether one of torch.distributed.checkpoint has come to its end; None of a single file, which does not
+    tell.
+    """
+
+    written: float
+    complete: bool | None = None
 
 
 class Checkpoints:
@@ -21,8 +35,8 @@ class Checkpoints:
     def __init__(self) -> None:
         self._reader = Reader(_SECONDS)
 
-    def newest(self, folder: str) -> float | None:
-        """Returns when the newest checkpoint in a folder was written, in seconds since the epoch.
+    def newest(self, folder: str) -> Checkpoint | None:
+        """Returns the newest checkpoint in a folder.
 
         None without any, and where there is more in the folder than is looked at: the newest may be what was not.
         """
@@ -32,9 +46,12 @@ class Checkpoints:
             return None
 
 
-def _find_newest(folder: Path) -> float | None:
-    """Finds the time of the newest checkpoint in a folder and in those below it; follows no link."""
-    newest: float | None = None
+def _find_newest(folder: Path) -> Checkpoint | None:
+    """Finds the newest checkpoint in a folder and in those below it; follows no link."""
+    newest: tuple[float, str] | None = None
+    # When the last of their files were written, by folder.
+    shards: dict[str, float] = {}
+    metadata: dict[str, float] = {}
     left = _MOST_ENTRIES
     folders = [(os.fspath(folder), 0)]
     for path, depth in folders:
@@ -48,8 +65,15 @@ def _find_newest(folder: Path) -> float | None:
                         folders += [(entry.path, depth + 1)] if depth < _DEPTH else []
                     elif entry.name.endswith(_SUFFIXES) and entry.is_file(follow_symlinks=False):
                         written = entry.stat(follow_symlinks=False).st_mtime
-                        newest = written if newest is None else max(newest, written)
+                        newest = max(newest or (written, path), (written, path))
+                        if entry.name.endswith(_SHARD):
+                            shards[path] = max(written, shards.get(path, written))
+                        elif entry.name == _METADATA:
+                            metadata[path] = written
         except OSError:
             # One that has just gone, or that this user may not read.
             continue
-    return newest
+    if newest is None:
+        return None
+    written, path = newest
+    return Checkpoint(written, metadata.get(path, 0.0) >= shards[path] if path in shards else None)

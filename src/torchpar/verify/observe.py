@@ -25,7 +25,7 @@ from torchpar.generations.generation import Content, Generation
 from torchpar.generations.rollbacks import read_rollbacks
 from torchpar.generations.store import Store
 from torchpar.generations.unconfirmed import Unconfirmed
-from torchpar.host.checkpoints import Checkpoints
+from torchpar.host.checkpoints import Checkpoint, Checkpoints
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.in_force import read_fallback
@@ -59,8 +59,8 @@ class Conf(Protocol):
 class Readers:
     """The doors to what is looked at besides systemd. `loaded`: see find_drift(); `read_text`: see Around.
 
-    `newest_checkpoint` says when the newest checkpoint in a folder was written, in seconds since the epoch;
-    `read_last_stop` how the last stop of a training job went, by its name.
+    `newest_checkpoint` finds the newest checkpoint in a folder, and `read_last_stop` how the last stop of a training
+    job went, by its name.
     """
 
     conf: Conf
@@ -70,7 +70,7 @@ class Readers:
     loaded: Callable[[], Path | None]
     journal: Journal
     read_text: Callable[[str], str | None]
-    newest_checkpoint: Callable[[str], float | None] = lambda folder: None
+    newest_checkpoint: Callable[[str], Checkpoint | None] = lambda folder: None
     read_fallback: Callable[[], Fallback | None] = lambda: None
     read_last_stop: Callable[[str], LastStop | None] = lambda name: None
 
@@ -162,15 +162,16 @@ def _observe_all(
         )
 
 
-def _add_checkpoints(rows: list[dict[str, Any]], newest: Callable[[str], float | None]) -> None:
-    """Adds to training jobs that run when they have saved last in this run."""
+def _add_checkpoints(rows: list[dict[str, Any]], newest: Callable[[str], Checkpoint | None]) -> None:
+    """Adds to training jobs that run when they have saved last in this run, and whether that has come to its end."""
     for row in rows:
         began = row["run_began_unix_seconds"]
         if row["kind"] == "train" and row["main_pid"] and row["working_directory"] and began is not None:
             saved = newest(row["working_directory"])
-            if saved is not None and saved >= began:
+            if saved is not None and saved.written >= began:
+                row["checkpoint_complete"] = saved.complete
                 # By the clock that nobody sets.
-                row["checkpoint_monotonic_seconds"] = time.monotonic() - max(0.0, time.time() - saved)
+                row["checkpoint_monotonic_seconds"] = time.monotonic() - max(0.0, time.time() - saved.written)
 
 
 def _notices(row: Mapping[str, Any]) -> list[str]:

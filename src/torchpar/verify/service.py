@@ -221,6 +221,7 @@ def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
         # "!" before it: it may be missing.
         "working_directory": str(properties.get("WorkingDirectory", "")).lstrip("!-"),
         "checkpoint_monotonic_seconds": None,
+        "checkpoint_complete": None,
         "memory_local_share": None,
         "rank_states": [],
         "world_size": None,

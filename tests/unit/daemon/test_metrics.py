@@ -33,6 +33,7 @@ def service(unit: str, **changes: Any) -> dict[str, Any]:
     row = {
         "unit": unit, "in_force": True, "placed": "ok", "cpus": "0-3", "threads": [2, 2], "running_cpus": "0-3",
         "shared": False, "wrong": [], "torch": None, "memory_local_share": None, "checkpoint_age_seconds": None,
+        "checkpoint_complete": None,
         "items": [{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "unknown"}],
         "throughput": None, "rank_states": [], "world_size": None, "planned_world_size": None, "last_stop": None,
     }  # fmt: skip
@@ -62,6 +63,7 @@ WHOLE = Sample(
             torch="2.6.0+debian",
             memory_local_share=0.75,
             checkpoint_age_seconds=90.0,
+            checkpoint_complete=False,
             rank_states=RANKS,
             world_size=4,
             planned_world_size=8,
@@ -104,6 +106,8 @@ def test_the_whole_of_it_is_what_was_said_of_host_services_and_jobs() -> None:
     assert found[f'torchpar_unit_info{{{unit},torch="2.6.0+debian"}}'] == "1"
     assert found[f"torchpar_unit_memory_local_ratio{{{unit}}}"] == "0.75"
     assert found[f"torchpar_job_checkpoint_age_seconds{{{unit}}}"] == "90"
+    assert found[f"torchpar_job_last_checkpoint_complete{{{unit}}}"] == "0"
+    assert f'torchpar_job_last_checkpoint_complete{{unit="{OTHER}"}}' not in found
     assert found[f"torchpar_job_ranks{{{unit}}}"] == "2"
     assert found["torchpar_last_apply_success"] == "0"
     ranks = [found[f'torchpar_rank_affinity_ok{{{unit},local_rank="{rank}"}}'] for rank in (0, 1)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchpar.host import checkpoints
-from torchpar.host.checkpoints import Checkpoints
+from torchpar.host.checkpoints import Checkpoint, Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,33 @@ def test_the_newest_checkpoint_counts_and_nothing_else(tmp_path: Path) -> None:
     put(tmp_path / "checkpoints/step-20/__0_0.distcp", 2000)
     put(tmp_path / "checkpoints/step-20/.metadata", 2001)
     put(tmp_path / "a/b/c/too-deep.pt", 9000)
-    assert Checkpoints().newest(str(tmp_path)) == 2001
+    assert Checkpoints().newest(str(tmp_path)) == Checkpoint(2001, complete=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [
+        ({".metadata": 2001}, True),
+        ({".metadata": 2000}, True),
+        ({}, False),
+        # Written over one that was whole.
+        ({".metadata": 1500}, False),
+        ({".metadata.tmp": 2001, "other.metadata": 2002}, False),
+        ({"../../last.pt": 3000}, None),
+    ],
+)
+def test_a_checkpoint_of_many_files_is_whole_once_its_last_one_is_there(
+    tmp_path: Path, files: dict[str, float], complete: bool | None
+) -> None:
+    """A single file does not say whether all of it is there."""
+    folder = tmp_path / "checkpoints/step-20"
+    put(folder / "__0_0.distcp", 1990)
+    put(folder / "__1_0.distcp", 2000)
+    put(tmp_path / "checkpoints/step-10/.metadata", 1000)
+    for name, time in files.items():
+        put(folder / name, time)
+    found = Checkpoints().newest(str(tmp_path))
+    assert found and found.complete is complete
 
 
 def test_no_link_leads_elsewhere(tmp_path: Path) -> None:
@@ -43,7 +69,7 @@ def test_no_link_leads_elsewhere(tmp_path: Path) -> None:
     (job / "folder").symlink_to(tmp_path / "elsewhere")
     (job / "loop").symlink_to(job)
     os.mkfifo(job / "z.pt")
-    assert Checkpoints().newest(str(job)) == 1000
+    assert Checkpoints().newest(str(job)) == Checkpoint(1000)
 
 
 def test_of_a_folder_with_too_much_in_it_nothing_is_said(tmp_path: Path) -> None:
@@ -51,7 +77,7 @@ def test_of_a_folder_with_too_much_in_it_nothing_is_said(tmp_path: Path) -> None
     put(tmp_path / "y.pt", 1000)
     for number in range(1999):
         os.mkdir(tmp_path / f"many-{number}")
-    assert Checkpoints().newest(str(tmp_path)) == 1000
+    assert Checkpoints().newest(str(tmp_path)) == Checkpoint(1000)
     os.mkdir(tmp_path / "one-more")
     assert Checkpoints().newest(str(tmp_path)) is None
 

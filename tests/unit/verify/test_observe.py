@@ -20,6 +20,7 @@ from torchpar.contract.fallback import Fallback, Fallen
 from torchpar.contract.given import Given, GivenRank, Loan
 from torchpar.generations.retry import LACKING
 from torchpar.generations.store import Store
+from torchpar.host.checkpoints import Checkpoint
 from torchpar.host.last_stop import LastStop
 from torchpar.verify import observe, service
 from torchpar.verify.compare import Verdict, summary
@@ -507,7 +508,8 @@ def test_when_a_job_has_saved_last_in_this_run_is_known(host: FakeHost) -> None:
     found = {}
     readers = dataclasses.replace(host.readers, newest_checkpoint=found.get)
     for saved, age in ((began + 900, 100), (began - 5, None), (None, None), (began + 2000, 0)):
-        found["/srv/a"] = saved
+        found["/srv/a"] = None if saved is None else Checkpoint(saved, complete=False)
         rows = {row["unit"]: row for row in observe.observe(host.store, host.systemd, readers)["services"]}
         at = rows[TRAIN]["checkpoint_monotonic_seconds"]
         assert at is None if age is None else abs(time.monotonic() - at - age) < 60
+        assert rows[TRAIN]["checkpoint_complete"] is (None if age is None else False)
