@@ -88,3 +88,9 @@ def test_node_exporter_finds_metrics_where_it_looks_for_them(host: Machine) -> N
     ):
         assert f"\n{line}\n" in text
     assert 'torchpar_doctor_check_status{check="unit.failed"} 0' in host.read(f"{TEXTFILES}/torchpar-doctor.prom")
+    assert f'\ntorchpar_graceful_stop_forced_total{{unit="{UNIT}"}} 0\n' in text
+    assert not bad(doctor(host, "--only", "obs.textfile"))
+    host.run("systemctl", "stop", "torchpar-metrics.timer")
+    assert bad(doctor(host, "--only", "obs.textfile")) == {"obs.textfile"}
+    host.run("torchpar", "doctor", "--only", "obs.textfile", "--fix", "--yes")
+    assert host.show("torchpar-metrics.timer", "ActiveState") == "active"

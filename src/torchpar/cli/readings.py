@@ -40,7 +40,7 @@ _PROPERTIES = """
 _PATTERNS = ("torchpar-train@*.service", "torchpar-infer@*.service")
 _OTHERS = """
     torchpard.service numad.service earlyoom.service nohang.service systemd-oomd.service systemd-timesyncd.service
-    chrony.service ntpsec.service ntp.service openntpd.service
+    chrony.service ntpsec.service ntp.service openntpd.service torchpar-metrics.timer torchpar-metrics.service
 """.split()
 
 

@@ -45,6 +45,14 @@ IN_FORCE = Condition(
 SYSTEMD = Condition(
     "systemd answers and a service is declared", lambda host: host.has_systemd and bool(host.services), of_services=True
 )
+NODE_EXPORTER = Condition(
+    "node_exporter reads text files on this host, and Metrics=textfile",
+    lambda host: (
+        host.has_systemd
+        and host.tree.exists("var/lib/prometheus/node-exporter")
+        and (host.config is None or host.config.host.metrics == "textfile")
+    ),
+)
 BOUND = Condition(
     "a service is bound to the memory of some of several NUMA nodes",
     lambda host: SEVERAL_NODES.holds(host) and any(each.memory_policy == "bind" for each in host.services),

@@ -30,6 +30,7 @@ TWO = CONF + "CPUs=0-3\n[Train b]\nScript=/b.py\nCPUs=shared\n"
 BOTH_SHARED = CONF + "CPUs=shared\n[Train b]\nScript=/b.py\nCPUs=shared\n"
 INFERENCE = "[Infer i]\nModel=/m.pt\n"
 GPU = make_host(packages=2, gpu_nodes=(0,))
+TEXTFILES = {"var/lib/prometheus/node-exporter/torchpar.prom": ""}
 IB = {"sys/class/infiniband/mlx5_0/node_type": "1: CA"}
 FREQUENCY = {"sys/devices/system/cpu/cpu0/cpufreq/scaling_driver": "acpi-cpufreq"}
 SOCKET = "torchpar-infer@i.socket"
@@ -659,6 +660,20 @@ CASES = [
         "systemctl start torchpard.service",
     ),
     Case("obs.journal", NOTE, Made(), Made(modes={"var/log/journal": 0o755}), "journalctl --flush"),
+    Case(
+        "obs.textfile",
+        WARN,
+        Made(files=TEXTFILES, units={"torchpar-metrics.timer": "inactive"}),
+        Made(files=TEXTFILES, units={"torchpar-metrics.timer": "active", "torchpar-metrics.service": "inactive"}),
+        "systemctl start torchpar-metrics.timer",
+    ),
+    Case(
+        "obs.textfile",
+        WARN,
+        Made(files=TEXTFILES, units={"torchpar-metrics.timer": "active", "torchpar-metrics.service": "failed"}),
+        Made(files=TEXTFILES, units={"torchpar-metrics.timer": "active", "torchpar-metrics.service": "activating"}),
+        "systemctl status torchpar-metrics.service",
+    ),
     # ---- packages ----
     Case(
         "pkg.needrestart",

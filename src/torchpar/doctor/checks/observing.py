@@ -1,11 +1,11 @@
-"""Checks what lets an administrator see: torchpard and the journal."""
+"""Checks what lets an administrator see: torchpard, the journal and metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from torchpar.doctor.check import check
-from torchpar.doctor.conditions import SYSTEMD
+from torchpar.doctor.conditions import NODE_EXPORTER, SYSTEMD
 from torchpar.doctor.finding import Finding, note, warn
 from torchpar.doctor.host import Host
 
@@ -43,4 +43,27 @@ def journal(host: Host) -> Iterator[Finding]:
             "the journal is gone after a restart of the host, and with it why a job has failed",
             "Storage= in /etc/systemd/journald.conf" if volatile else "there is no /var/log/journal",
             "mkdir /var/log/journal && systemd-tmpfiles --create --prefix /var/log/journal && journalctl --flush",
+        )
+
+
+@check(
+    "obs.textfile",
+    passed="metrics are written for node_exporter",
+    where=NODE_EXPORTER,
+    source="torchpar-metrics(7); what a textfile says stays true for Prometheus until it is written again",
+)
+def textfile(host: Host) -> Iterator[Finding]:
+    """Finds metrics that nobody writes any more."""
+    states = {
+        unit: host.other_units.get(unit, {}).get("ActiveState", "")
+        for unit in ("torchpar-metrics.timer", "torchpar-metrics.service")
+    }
+    stopped = states["torchpar-metrics.timer"] in ("inactive", "failed")
+    unit = "torchpar-metrics.timer" if stopped else "torchpar-metrics.service"
+    if stopped or states[unit] == "failed":
+        yield warn(
+            "metrics are not written, and what Prometheus has of this host is old, or nothing",
+            f"{unit} is {states[unit]}",
+            f"see why: systemctl status {unit}",
+            f"systemctl start {unit}",
         )
