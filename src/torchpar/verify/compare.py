@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract import preload
@@ -16,6 +16,7 @@ from torchpar.contract.errors import printable
 from torchpar.contract.given import Given
 from torchpar.facts.running import Process, RunningUnit
 from torchpar.plan.record import ServiceRecord
+from torchpar.units.differing import say_variable
 
 # The kernel's words in /proc/PID/numa_maps (mpol_to_str() in mm/mempolicy.c) for systemd's.
 _POLICY_WORDS = {"preferred": "prefer", "bind": "bind", "interleave": "interleave", "local": "local"}
@@ -218,12 +219,13 @@ def _environment(plan: ServiceRecord, running: RunningUnit) -> Item:
         # A process that names itself anew (setproctitle) takes the room for it; systemd starts none without variables.
         return Item("environment", Verdict.UNKNOWN, expected, "the process has overwritten what /proc shows of it")
     without = {"LD_PRELOAD"} if _without_preload(running) else set()
-    wrong = [
-        f"{name}={printable(main.environment.get(name, '(not set)'), 60)} instead of {printable(value, 60)}"
-        for name, value in planned.items()
-        if main.environment.get(name) != value and name not in without
-    ]
+    actual = {name: main.environment.get(name, "(not set)") for name in planned if name not in without}
+    wrong = [line for name in actual if actual[name] != planned[name] for line in _say(name, actual, planned)]
     return Item("environment", Verdict.DRIFT if wrong else Verdict.OK, expected, "; ".join(wrong) or "as planned")
+
+
+def _say(name: str, actual: Mapping[str, str], planned: Mapping[str, str]) -> list[str]:
+    return say_variable(name, actual[name], planned[name]) or [f"{name} is written otherwise"]
 
 
 def _threads(plan: ServiceRecord, running: RunningUnit, given: Given | None) -> Item:

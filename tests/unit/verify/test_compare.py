@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,33 @@ RUNNING = RunningUnit(
     periods=0,
     ranks=(RANK,),
 )
+
+
+JOB = {"interop_threads": 1, "ranks": [{"cpus": "0-1", "threads": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (json.dumps({**JOB, "interop_threads": 2}), "InteropThreads 2 instead of 1"),
+        (
+            json.dumps({**JOB, "ranks": [{"cpus": "0", "threads": 1}]}),
+            "CPUs 0 instead of 0-1; Threads 1 instead of 2",
+        ),
+        ('{"interop_threads": 1,"ranks": [{"cpus": "0-1", "threads": 2}]}', "TORCHPAR_JOB is written otherwise"),
+        ("x" * 2**20, "TORCHPAR_JOB=xxx"),
+        ("\x1b[2J" + "[" * 100_000, "InteropThreads none instead of 1"),
+        (json.dumps({f"\x1b{number}": "y" * 90 for number in range(900)}), "more settings"),
+    ],
+)
+def test_settings_of_another_start_are_told_by_their_names(job: str, said: str) -> None:
+    """And not by the beginning of a long variable, which is the same; whatever a job has made of it."""
+    plan = make_record({**PLAN, "environment": {"TORCHPAR_JOB": json.dumps(JOB)}})
+    process = dataclasses.replace(PROCESS, environment={"TORCHPAR_JOB": job})
+    items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
+    found = items["environment"]
+    assert found.verdict is Verdict.DRIFT and said in found.actual
+    assert found.actual.isprintable() and len(found.actual) < 2500
 
 
 def verdicts(process: dict[str, Any] | None = None, **unit: Any) -> dict[str, Verdict]:
