@@ -45,7 +45,7 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
 def ends(processes: Processes) -> list[tuple[int, int]]:
     """Collects the numbers and statuses of those that end."""
     found: list[tuple[int, int]] = []
-    processes._over = lambda process, status: found.append((process.number, status))  # type: ignore[method-assign]
+    processes._children._over = lambda process, status: found.append((process.number, status))
     return found
 
 
@@ -60,7 +60,7 @@ def test_a_fork_that_ends_before_it_says_its_number_is_missed(server: subprocess
         process.child = Forked(server)
         found = ends(processes)
         assert process.channel
-        processes._loop.add_reader(process.channel, processes._hear, process)
+        processes._loop.add_reader(process.channel, processes._children.hear, process)
         theirs.close()
         for _ in range(9):
             await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_a_fork_that_ends_right_after_it_said_its_number_is_missed(server: subpr
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         theirs.send(pid=pid)
         theirs.close()
-        processes._reap()
+        processes._children.reap()
         assert found == [(0, -signal.SIGKILL)]
         with pytest.raises(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
@@ -98,7 +98,7 @@ def test_what_forks_and_is_stopped_keeps_nobody_from_being_started(
     server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, quick: bool
 ) -> None:
     """Its end is seen as that of the process that it should have started, which is then started anew."""
-    monkeypatch.setattr(f"torchpar.serve.supervisor.processes.{'FORK' if quick else 'FIRST_FORK'}_SECONDS", 0.01)
+    monkeypatch.setattr(f"torchpar.serve.supervisor.children.{'FORK' if quick else 'FIRST_FORK'}_SECONDS", 0.01)
 
     async def run() -> None:
         processes = Processes(JOB, [], Notifier())
@@ -120,7 +120,7 @@ def test_what_forks_and_is_stopped_keeps_nobody_from_being_started(
         until = processes._loop.time() + 60
         while server.poll() is None and processes._loop.time() < until:
             await asyncio.sleep(0.01)
-        processes._reap()
+        processes._children.reap()
         assert found == [(0, -signal.SIGKILL)]
 
     asyncio.run(run())
@@ -220,7 +220,7 @@ def test_a_process_that_is_too_many_is_gone_whatever_it_does(state: str) -> None
             kill(second)
             second.out = "a file" if state == "out" else ""
             processes._started = True
-            processes._gone(second)
+            processes._children.gone(second)
         processes._take(first, WRITER)
         processes._divide(first)
         processes._take(second, {"loaded": True, "serves": None})
@@ -230,7 +230,7 @@ def test_a_process_that_is_too_many_is_gone_whatever_it_does(state: str) -> None
             assert child.wait(10) != 0 and received(ends[second], "go") == []
         if second.child:
             kill(second)
-            processes._gone(second)
+            processes._children.gone(second)
         processes._start(second)  # as the timer does of one that had ended before
         assert processes._processes == [first] and len(begun) == 2
         assert told.status[-1] == "serving: 1 of 1 process ready; process 0 alone with few compute threads: restart"
@@ -277,7 +277,7 @@ def test_processes_of_large_models_start_one_after_another(size: int, begun_at_o
         second = begun[1]
         assert [process.index for process in begun] == (begun_at_once if size == SMALL else [0, 1])
         kill(second)
-        processes._gone(second)  # without it the others go on
+        processes._children.gone(second)  # without it the others go on
         assert [process.index for process in begun] == [0, 1, 2]
         loaded(processes, begun[2], size)
         processes._take(begun[2], {"ready": True})
@@ -367,21 +367,21 @@ def test_what_all_have_counted_is_added_up_once_for_all(monkeypatch: pytest.Monk
         sums.append(len(list(counters)))
         return []
 
-    monkeypatch.setattr("torchpar.serve.supervisor.processes.add_up", count)
+    monkeypatch.setattr("torchpar.serve.supervisor.counts.add_up", count)
 
     async def run() -> None:
         processes = Processes(JOB, [], Notifier())
         processes._loop = asyncio.get_running_loop()
         processes._processes += [Member(number, 0, number) for number in range(1, 8)]
-        processes._several = True
+        processes._counts.share()
         ends = [connect(process) for process in processes._processes]
         for process in processes._processes:
             process.ready = True
             process.usage = {"answers": 1.0}
-        processes._count()
+        processes._counts.tell_always()
         assert [received(end, "usage") for end in ends] == [[{"answers": 8.0}]] * 8
         processes._remove(processes._processes[-1])
-        processes._count()
+        processes._counts.tell_always()
         assert [received(end, "processes") for end in ends] == [[7]] * 7 + [[]]
 
     asyncio.run(run())
@@ -400,7 +400,7 @@ def test_a_further_process_that_cannot_start_is_done_without() -> None:
         second.weights = {"m/1"}
         place._weights["m/1"] = os.dup(0)
         kill(second)
-        processes._gone(second)
+        processes._children.gone(second)
         assert processes._processes == [first] and place.parts(first) == {"threads": 2, "processes": 1}
         place.forget_weights()
         assert not place._weights

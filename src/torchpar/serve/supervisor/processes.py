@@ -2,37 +2,39 @@
 
 It imports no torch and serves nothing itself, so little can happen to it: while it lives, a serving process that is
 killed, or makes no progress, is started again by it, and the others go on.
-
-The module is long, for starts, reloads and ends change the same few things, which each of the others then reads: who
-answers, with which files, and what has been asked of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torchpar.contract.errors import ExitStatus
 from torchpar.contract.job import JobSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.notify import Notifier
-from torchpar.serve.models.identity import Serves, same
+from torchpar.serve.models.identity import Serves
 from torchpar.serve.quiet import IdleMark
 from torchpar.serve.supervisor import control
 from torchpar.serve.supervisor.accepting import Acceptor
-from torchpar.serve.supervisor.answers import PERIOD, Answers
-from torchpar.serve.supervisor.forks import Forked, adopt_orphans, next_ended
+from torchpar.serve.supervisor.agreement import alike, find_model, find_others, refuse
+from torchpar.serve.supervisor.answers import Answers
+from torchpar.serve.supervisor.changed_settings import ChangedSettings
+from torchpar.serve.supervisor.children import Children
+from torchpar.serve.supervisor.counts import Counts
+from torchpar.serve.supervisor.forks import Forked, adopt_orphans
+from torchpar.serve.supervisor.loading import Loading
 from torchpar.serve.supervisor.member import LOADING_SECONDS, Member, describe
 from torchpar.serve.supervisor.places import Place
-from torchpar.serve.supervisor.totals import add_up, merge, to_json
-from torchpar.serve.usage import add_usage, past_usage
+from torchpar.serve.supervisor.status import make_status
+from torchpar.serve.supervisor.totals import merge
+from torchpar.serve.supervisor.unbatched import Unbatched
+from torchpar.serve.supervisor.watchdog import watch
 
 # Beyond the drain timeout, which a serving process keeps by itself.
 STOP_SECONDS = 5.0
@@ -43,13 +45,8 @@ HURRIED_SECONDS = 1.0
 LAST_WORDS_SECONDS = 1.0
 # Before a process that ended is started again: doubled for each time that it did not even get ready.
 RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
-# How often each process is told what all have counted.
-COUNT_SECONDS = 1.0
 # One that says for so much longer than another that it makes progress gets no connection.
 SILENT_SECONDS = 3.0
-# Within these, what forks the processes of a place has forked one: the first after it has imported torch. Of a service
-# that starts, systemd waits for the first.
-FORK_SECONDS, FIRST_FORK_SECONDS = 30.0, 300.0
 # Where processes load one after another, systemd waits for the next one as long as for the first: the unit's
 # TimeoutStartSec=.
 NEXT_SECONDS = 900.0
@@ -70,22 +67,18 @@ class Processes:
         self._places = {rank.local_rank: Place(rank, settings.serve) for rank in settings.ranks}
         self._processes = [place.first() for place in self._places.values()]
         self._acceptor = Acceptor(listeners, self._takers)
-        self._idle = IdleMark(settings, os.environ)
-        self._several = len(self._processes) > 1  # or were
+        self._children = Children(self._processes, self._places, self._take, self._over)
+        self._counts = Counts(self._processes, IdleMark(settings, os.environ), Answers(os.environ))
+        self._unbatched = Unbatched(self._processes, self._tell)
+        self._loading = Loading(self._places)
+        self._changed_settings = ChangedSettings()
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
         self._leaving = False  # not ready any more, and answering on, for load balancers to see it
         self._stopping = False
         self._ended: asyncio.Future[int]
         self._reloads: asyncio.Lock
-        self._numbers = itertools.count()
-        self._past: list[list[Any]] = []
-        self._past_usage: dict[str, float] = {}
-        self._settings: dict[str, dict[str, Any]] = {}  # what clients changed of the log's and each trace's
         self._served: Serves | None = None  # of the last that answered
-        self._calls = 0  # to load models: what is known of them changes meanwhile
-        self._unbatched: set[str] = set()  # models whose batching has ended in one process, and so in all
-        self._unloaded: set[str] = set()  # by clients: where all are started anew, they find them on disk
 
     async def run(self) -> int:
         """Serves until SIGTERM, or until there is no use in trying."""
@@ -96,16 +89,16 @@ class Processes:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._loop.create_task(self.reload()))
-        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._children.reap)
         path = control.control_path(os.environ)
         server = await control.listen(path, self.reload) if path else None
         for process in self._processes:
             self._start(process)
         self._tell()
-        self._count()
-        self._tell_answers(Answers(os.environ))
+        self._counts.tell_always()
+        self._counts.report_always()
         if self._notifier.watchdog_seconds:
-            self._watch(self._notifier.watchdog_seconds)
+            watch(self._processes, self._notifier, self._notifier.watchdog_seconds)
         status = await self._ended
         if server:
             server.close()
@@ -119,48 +112,35 @@ class Processes:
         process.narrow = False
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
         process.out, process.quiet, process.begun = "", 0.0, time.monotonic()
-        model = self._model(process)
+        model = find_model(self._processes, process)
         process.serves, process.like = None, model.serves if model else None
         process.unbatched = set()
-        known = {"like": process.like, "unloaded": sorted(self._unloaded), "unbatched": sorted(self._unbatched)}
+        known = {
+            "like": process.like,
+            "unloaded": sorted(self._loading.unloaded),
+            "unbatched": sorted(self._unbatched.keys),
+        }
         try:
-            self._places[process.rank].start(process, known)
+            self._children.start(process, known, waits=self._started)
         except OSError as error:
             process.give_up()
             say(f"process {process.number} cannot be started, which is tried again: {error.strerror}", Priority.WARNING)
             self._loop.call_later(LONGEST_RESTART_SECONDS, self._start, process)
             return
-        assert process.channel
-        self._loop.add_reader(process.channel, self._hear, process)
         self._loop.call_later(LOADING_SECONDS, self._start_later, process)
-        child = process.child
-        if isinstance(child, Forked) and (child.quick or self._started):
-            seconds = FORK_SECONDS if child.quick else FIRST_FORK_SECONDS
-            self._loop.call_later(seconds, self._see_forked, process, child)
 
     def _start_later(self, process: Member) -> None:
         """Starts who waited for a process of the same place to have loaded, unless another loads still."""
         for each in self._places[process.rank].take_later():
             self._start(each)
 
-    def _see_forked(self, process: Member, child: Forked) -> None:
-        """Ends what forks where it has not, as one that is stopped: it is started anew with the next process."""
-        if process.child is child and not child.pid and child.poll() is None:
-            say(f"what starts process {process.number} makes no progress: SIGKILL", Priority.WARNING)
-            child.kill()
-
-    def _model(self, process: Member | None = None) -> Member | None:
-        """Another that answers, whose files are those of the service; None where there is none."""
-        going = [each for each in self._processes if each.going and each is not process]
-        return next((each for each in going if each.ready), going[0] if going else None)
-
     def _loaded(self, process: Member) -> None:
         """Lets a process answer that has loaded the same as the others serve."""
         if process.retiring:
             return
-        model = self._model(process)
-        if model is None or _alike(model.serves, process.serves):
-            if not _alike(self._served, process.serves):
+        model = find_model(self._processes, process)
+        if model is None or alike(model.serves, process.serves):
+            if not alike(self._served, process.serves):
                 say(
                     "no process is left that serves the former files: those that are there now are served",
                     Priority.WARNING,
@@ -171,7 +151,7 @@ class Processes:
             if process.channel:
                 process.channel.send(go=True, **self._places[process.rank].parts(process))
         elif process.child:
-            self._refuse(process, "files of its models")
+            refuse(process, model, "files of its models")
             process.child.kill()
 
     def _divide(self, asking: Member) -> None:
@@ -182,7 +162,7 @@ class Processes:
                 self._end(process)
             else:
                 self._processes.append(process)
-                self._several = True
+                self._counts.share()
                 self._start(process)
         if asking.narrow and asking.channel:
             asking.channel.send(alone=True)
@@ -214,39 +194,16 @@ class Processes:
         heard = max((process.heard for process in ready), default=0.0)
         return [process for process in ready if heard - process.heard < SILENT_SECONDS]
 
-    def _refuse(self, process: Member, what: str) -> None:
-        """Marks a process that found other files as refused.
-
-        It is tried again if the others serve something else by now.
-        """
-        model = self._model(process)
-        process.refused = True
-        process.out = what if model and model.serves == process.like else ""
-
     def _align(self, model: Member) -> None:
         """Starts those again that serve other files than this one: they answer what they have accepted, and return."""
-        if self._calls:
+        if self._loading.active:
             return  # some have loaded and others not yet; the last call aligns them
-        for process in self._processes:
-            if process is model or not (process.ready and process.going and process.channel):
-                continue
-            if not _alike(model.serves, process.serves):
-                say(
-                    f"process {process.number} serves other files than process {model.number}, and is started again",
-                    Priority.WARNING,
-                )
-                self._end(process)
-
-    def _hear(self, process: Member) -> None:
-        message: dict[str, Any] | None = {}
-        while process.channel and (message := process.channel.receive()):
-            self._take(process, message)
-        if message is None and process.channel:
-            self._loop.remove_reader(process.channel)  # it would be readable for ever
-            if isinstance(process.child, Forked) and not process.child.pid:
-                # Nobody can wait for one whose number is not known: this is all that will be heard of its end.
-                process.child.returncode = ExitStatus.FAILED
-                self._over(process, ExitStatus.FAILED)
+        for process in find_others(self._processes, model):
+            say(
+                f"process {process.number} serves other files than process {model.number}, and is started again",
+                Priority.WARNING,
+            )
+            self._end(process)
 
     def _take(self, process: Member, message: dict[str, Any]) -> None:  # noqa: C901 - a branch for each message
         if "pid" in message and isinstance(process.child, Forked):
@@ -267,12 +224,11 @@ class Processes:
         if "shelf" in message:
             self._places[process.rank].exchange(process, message["shelf"], message.get("file"))
         if "unbatched" in message:
-            found, process.unbatched = set(message["unbatched"]) - process.unbatched, set(message["unbatched"])
-            self._tell_unbatched(found)
+            self._unbatched.take(process, message["unbatched"], loading=self._loading.active)
         if "loaded" in message:
             self._loaded(process)
         if "differs" in message:
-            self._refuse(process, message["differs"])
+            refuse(process, find_model(self._processes, process), message["differs"])
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])
@@ -281,12 +237,11 @@ class Processes:
             self._see_started()
             self._start_later(process)
             self._tell()
-            for setting in self._settings.values():
-                process.set(setting)
-            self._tell_counts([process])
+            self._changed_settings.tell(process)
+            self._counts.tell([process])
             if process.reload_due and not any(each.ready for each in self._processes if each is not process):
                 self._loop.create_task(self._catch_up(process))
-            elif model := self._model(process):
+            elif model := find_model(self._processes, process):
                 self._align(model)  # itself too
         if "did" in message and message["did"] in process.calls:
             process.calls.pop(message["did"]).set_result(message["wrong"])
@@ -297,22 +252,7 @@ class Processes:
         if "usage" in message:
             process.usage, process.quiet = message["usage"], message["quiet"]
         if "setting" in message:
-            self._set(message["setting"])
-
-    def _tell_unbatched(self, found: Collection[str]) -> None:
-        """Ends batching in all processes where one has found a difference, until the models are loaded again.
-
-        found: what this one did not say before. While models are loaded the rest may be of former ones.
-        """
-        known = len(self._unbatched)
-        for process in self._processes:
-            self._unbatched |= process.unbatched
-        for process in self._processes:
-            missing = (set(found) if self._calls else self._unbatched) - process.unbatched
-            if missing and process.ready and process.channel:
-                process.channel.send(unbatched=sorted(missing))
-        if len(self._unbatched) > known:
-            self._tell()
+            self._changed_settings.change(self._processes, message["setting"])
 
     def _see_started(self) -> None:
         if not self._started and all(each.ready or each.out for each in self._processes):
@@ -323,27 +263,6 @@ class Processes:
         self._acceptor.resume()
 
     # ---- ends ----
-
-    def _reap(self) -> None:
-        for place in self._places.values():
-            place.poll()
-        for process in list(self._processes):
-            if isinstance(process.child, Forked) and not process.child.pid:
-                self._hear(process)  # its number, before what has ended is looked for by it
-            if process.child and process.child.poll() is not None:
-                self._gone(process)
-        started = [process.child.pid for process in self._processes if isinstance(process.child, subprocess.Popen)]
-        while (pid := next_ended()) and pid not in started:
-            _, status = os.waitpid(pid, 0)
-            for process in list(self._processes):
-                if isinstance(process.child, Forked) and process.child.pid == pid:
-                    process.child.returncode = os.waitstatus_to_exitcode(status)
-                    self._gone(process)
-
-    def _gone(self, process: Member) -> None:
-        self._hear(process)
-        if process.child and process.child.returncode is not None:
-            self._over(process, process.child.returncode)
 
     def _over(self, process: Member, status: int) -> None:
         was_ready = process.ready
@@ -356,11 +275,7 @@ class Processes:
         for call in process.calls.values():
             call.set_result(f"process {process.number} {describe(status)}")
         process.calls.clear()
-        # What it has counted stays counted.
-        self._past = to_json(add_up([self._past, [[n, v, values, 0] for n, v, values, _ in process.counters]]))
-        process.counters = []
-        self._past_usage = add_usage([self._past_usage, past_usage(process.usage)])
-        process.usage = {}
+        self._counts.keep(process)
         self._start_later(process)
         if self._stopping:
             if not any(each.child for each in self._processes):
@@ -370,7 +285,7 @@ class Processes:
         if process.retiring:
             self._remove(process)
             return
-        if process.out and self._model(process):
+        if process.out and find_model(self._processes, process):
             say(
                 f"process {process.number} stays out until the models are loaded again (systemctl reload):"
                 f" the others were loaded before this changed: {process.out}",
@@ -399,7 +314,7 @@ class Processes:
         delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
         say(f"process {process.number} {describe(status)}; another takes its place in {delay:g} s", Priority.WARNING)
         self._loop.call_later(delay, self._start, process)
-        if not self._model():
+        if not find_model(self._processes):
             self._start_those_out()
         self._tell()
 
@@ -437,6 +352,7 @@ class Processes:
             return
         grace = HURRIED_SECONDS if self._stopping else float(self._serve.drain_timeout)
         self._stopping = True
+        self._counts.stop()
         self._acceptor.stop()
         self._notifier.send(STOPPING="1", STATUS=f"answering what was accepted, for {grace:g} s at the most")
         for process in self._processes:
@@ -493,73 +409,26 @@ class Processes:
 
         Those that then serve other files than `like`, else than the first that could do it, are started again.
         """
-        asked: list[Member] = []
-        if verb == "unload":
-            self._unloaded.add(model)
-        elif verb == "load":
-            self._unloaded.discard(model)
-        else:
-            self._unloaded.clear()
-        for process in processes:
-            if not process.ready:
-                process.reload_due = process.reload_due or verb != "unload"
-            elif process.channel:
-                asked.append(process)
-        self._calls += 1
-        try:
-            parts = [[process for process in asked if process.rank == rank] for rank in self._places]
-            found = await asyncio.gather(*(self._order_in_turn(part, verb, model) for part in parts))
-        finally:
-            self._calls -= 1
-        if not self._calls and asked:
-            self._unbatched = {key for process in self._processes for key in process.unbatched}
-            self._tell_unbatched(())
-        wrong = {process: what for part in found for process, what in part.items()}
-        could = [process for process in asked if process.going and not wrong[process]]
-        like = like or (could[0] if could else self._model())
+        wrong = await self._loading.call(processes, verb, model)
+        if not self._loading.active and wrong:
+            self._unbatched.loaded()
+        could = [process for process in wrong if process.going and not wrong[process]]
+        like = like or (could[0] if could else find_model(self._processes))
         if like and like.going:
             self._align(like)
-        if not self._calls:
+        if not self._loading.active:
             for place in self._places.values():
                 place.forget_weights()
             for process in [process for process in self._processes if process.ready and process.going]:
                 self._divide(process)
-        return "\n".join(dict.fromkeys(wrong[process] for process in asked if wrong[process]))
-
-    async def _order_in_turn(self, processes: Sequence[Member], verb: str, model: str) -> dict[Member, str]:
-        """Has the processes of a place load: one, then the others, one after another where it turns out to be large.
-
-        Each has a copy of its own until it has loaded. Those that unload need not wait.
-        """
-        wrong: dict[Member, str] = {}
-        rest = list(processes)
-        while rest and verb != "unload" and (not wrong or self._places[rest[0].rank].is_large()):
-            process = rest.pop(0)
-            wrong[process] = await self._order_ready(process, verb, model)
-        found = await asyncio.gather(*(self._order_ready(process, verb, model) for process in rest))
-        return {**wrong, **dict(zip(rest, found))}
-
-    async def _order_ready(self, process: Member, verb: str, model: str) -> str:
-        if process.ready and process.channel:
-            return await self._order(process, verb, model)
-        process.reload_due = process.reload_due or verb != "unload"  # it is being started again
-        return ""
-
-    def _order(self, process: Member, verb: str, model: str) -> asyncio.Future[str]:
-        number = next(self._numbers)
-        call: asyncio.Future[str] = self._loop.create_future()
-        assert process.channel
-        process.calls[number] = call
-        if not process.channel.send(do=verb, model=model, number=number):
-            process.calls.pop(number).set_result(f"process {process.number} does not listen")
-        return call
+        return "\n".join(dict.fromkeys(what for what in wrong.values() if what))
 
     async def _catch_up(self, process: Member) -> None:
         """Loads again what was to be loaded again while it was being started, and no other answered."""
         process.reload_due = False
         if not process.channel:
             return
-        wrong = await self._order(process, "reload", "")
+        wrong = await self._loading.order(process, "reload", "")
         if wrong:
             say(f"process {process.number}, reload: {wrong}", Priority.WARNING)
         if process.going:
@@ -572,81 +441,8 @@ class Processes:
         if asking.channel:
             asking.channel.send(asked=message["ask"], wrong=wrong)
 
-    def _set(self, setting: dict[str, Any]) -> None:
-        """Sets in all processes, and in those that are started later, what a client has set in one.
-
-        That one too, again: where clients change it in two at once, the order in which it comes here holds for all.
-        """
-        what = "log" if "log" in setting else "trace"
-        known = self._settings.setdefault(f"{what} {setting.get('model') or ''}", {**setting, what: {}})
-        known[what].update(setting[what])
-        for process in self._processes:
-            process.set(setting)
-
-    def _count(self) -> None:
-        self._tell_counts([process for process in self._processes if process.ready])
-        # Whoever is being started has something to do.
-        quiet = [process.quiet if process.ready else 0.0 for process in self._processes if not process.out]
-        self._idle.tell([] if self._stopping else quiet, time.monotonic())
-        self._loop.call_later(COUNT_SECONDS, self._count)
-
-    def _tell_counts(self, processes: Sequence[Member]) -> None:
-        """Tells processes what all have counted, those that have ended too, and how many share the limits."""
-        if not self._several:
-            return
-        usage = add_usage([self._past_usage, *(each.usage for each in self._processes)])
-        counters = to_json(add_up([self._past, *(each.counters for each in self._processes)]))
-        for process in processes:
-            if process.channel:
-                # First, for the models of a large repository can fill the channel.
-                process.channel.send(usage=usage, processes=len(self._processes))
-                process.count(counters)
-
-    # ---- telling ----
-
     def _tell(self) -> None:
         """Tells systemd the line of `systemctl status`, which stays what it is during a stop."""
         if self._leaving:
             return
-        ready, count = sum(process.ready for process in self._processes), len(self._processes)
-        what = "serving" if self._started else "loading"
-        out = [str(process.number) for process in self._processes if process.out]
-        unbatched = sorted({key.rpartition("/")[0] for key in self._unbatched})
-        narrow = [str(process.number) for process in self._processes if process.narrow]
-        untried = sorted({name for process in self._processes if process.ready for name in process.untried})
-        self._notifier.send(
-            STATUS=f"{what}: {ready} of {count} process{'es' if count > 1 else ''} ready"
-            + (f"; process {', '.join(out)} out, as model files have changed: reload" if out else "")
-            + (f"; process {', '.join(narrow)} alone with few compute threads: restart" if narrow else "")
-            + (f"; unbatched after a difference: {', '.join(unbatched)}" if unbatched else "")
-            + (f"; not tried: {', '.join(untried)}" if untried else "")
-        )
-
-    def _tell_answers(self, answers: Answers) -> None:
-        """Tells torchpard how the service answers."""
-        answers.tell(add_up([self._past, *(each.counters for each in self._processes)]), time.monotonic())
-        self._loop.call_later(PERIOD, self._tell_answers, answers)
-
-    def _watch(self, period: float) -> None:
-        """WATCHDOG=1 while all make progress. Who makes none for half of the period is told to end, with a traceback.
-
-        Where that does not help, as with one that is stopped, systemd ends the service and starts it again.
-        """
-        now = time.monotonic()
-        stuck = [process for process in self._processes if process.ready and now - process.heard > period / 2]
-        for process in stuck:
-            if not process.told_to_end and process.child:
-                process.told_to_end = True
-                say(
-                    f"process {process.number} makes no progress for {now - process.heard:.0f} s: SIGABRT",
-                    Priority.WARNING,
-                )
-                process.child.send_signal(signal.SIGABRT)
-        if not stuck:
-            self._notifier.send(WATCHDOG="1")
-        self._loop.call_later(period / 8, self._watch, period)
-
-
-def _alike(one: Serves | None, other: Serves | None) -> bool:
-    """Says whether two processes serve the same; unknown ones do not differ."""
-    return one is None or other is None or same(one, other)
+        self._notifier.send(STATUS=make_status(self._processes, self._unbatched.keys, started=self._started))

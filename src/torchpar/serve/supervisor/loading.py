@@ -1,0 +1,76 @@
+"""Has processes load and unload models: those of one place in turn where the models are large."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+
+from torchpar.serve.supervisor.member import Member
+from torchpar.serve.supervisor.places import Place
+
+
+class Loading:
+    """Knows which loads are asked of processes now, and what clients have unloaded."""
+
+    def __init__(self, places: Mapping[int, Place]) -> None:
+        """places: by their rank in the plan."""
+        self._places = places
+        self._numbers = itertools.count()
+        self._calls = 0
+        self.unloaded: set[str] = set()  # by clients: where all are started anew, they find them on disk
+
+    @property
+    def active(self) -> bool:
+        """Says whether processes load now: what is known of their models changes meanwhile."""
+        return self._calls > 0
+
+    async def call(self, members: Sequence[Member], verb: str, model: str) -> dict[Member, str]:
+        """Has processes do something, and waits for it; returns what went wrong, or "", in each that could be asked."""
+        if verb == "unload":
+            self.unloaded.add(model)
+        elif verb == "load":
+            self.unloaded.discard(model)
+        else:
+            self.unloaded.clear()
+        for member in members:
+            if not member.ready:
+                member.reload_due = member.reload_due or verb != "unload"
+        asked = [member for member in members if member.ready and member.channel]
+        self._calls += 1
+        try:
+            parts = [[member for member in asked if member.rank == rank] for rank in self._places]
+            found = await asyncio.gather(*(self._order_in_turn(part, verb, model) for part in parts))
+        finally:
+            self._calls -= 1
+        wrong = {member: what for part in found for member, what in part.items()}
+        return {member: wrong[member] for member in asked}
+
+    async def _order_in_turn(self, members: Sequence[Member], verb: str, model: str) -> dict[Member, str]:
+        """Has the processes of a place load: one, then the others, one after another where it turns out to be large.
+
+        Each has a copy of its own until it has loaded. Those that unload need not wait.
+        """
+        wrong: dict[Member, str] = {}
+        rest = list(members)
+        while rest and verb != "unload" and (not wrong or self._places[rest[0].rank].is_large()):
+            member = rest.pop(0)
+            wrong[member] = await self._order_ready(member, verb, model)
+        found = await asyncio.gather(*(self._order_ready(member, verb, model) for member in rest))
+        return {**wrong, **dict(zip(rest, found))}
+
+    async def _order_ready(self, member: Member, verb: str, model: str) -> str:
+        if member.ready and member.channel:
+            return await self.order(member, verb, model)
+        member.reload_due = member.reload_due or verb != "unload"  # it is being started again
+        return ""
+
+    def order(self, member: Member, verb: str, model: str) -> asyncio.Future[str]:
+        """Has one process do something; the result is what went wrong, or ""."""
+        number = next(self._numbers)
+        call: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        assert member.channel
+        member.calls[number] = call
+        if not member.channel.send(do=verb, model=model, number=number):
+            member.calls.pop(number).set_result(f"process {member.number} does not listen")
+        return call
