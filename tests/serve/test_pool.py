@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,12 @@ from torchpar.serve.engine.pool import Pool
 from torchpar.serve.following import ComputeThreads
 
 
+def make_pool(slots: int, finished: Callable[[Any], None], **more: Any) -> Pool:
+    """A pool whose batches need no preparation, and never expire."""
+    loop = asyncio.get_running_loop()
+    return Pool(slots, loop, prepare=lambda slot: None, finished=finished, expired=lambda *_: None, **more)
+
+
 def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:
     """Here one batch is finished while the answers to the one before are written, without end."""
 
@@ -30,9 +37,7 @@ def test_workers_that_finish_all_the_time_leave_others_their_turn() -> None:
                 pool._post()
 
         count = 0
-        pool = Pool(
-            1, asyncio.get_running_loop(), prepare=lambda slot: None, finished=finished, expired=lambda *_: None
-        )
+        pool = make_pool(1, finished)
         batch: Any = object()
         pool._done.append(batch)
         pool._post()
@@ -93,28 +98,17 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
             while held.computing != computing:
                 await asyncio.sleep(0.001)
 
-        allowed, held, done = 2, Held(), 0
+        allowed, held = 2, Held()
         served: Any = held
-
-        def finished(batch: Any) -> None:
-            nonlocal done
-            done += 1
-
-        pool = Pool(
-            4,
-            asyncio.get_running_loop(),
-            prepare=lambda slot: None,
-            finished=finished,
-            expired=lambda *_: None,
-            allowed=lambda: allowed,
-        )
+        done: list[Any] = []
+        pool = make_pool(4, done.append, allowed=lambda: allowed)
         pool.start()
         for _ in range(16):
             waiting: Any = None
             pool.put(served, waiting)
         await wait(2)
         held.go.release()
-        while done < 1:
+        while len(done) < 1:
             await asyncio.sleep(0.001)
         await wait(2)
         assert held.most == 2
@@ -133,7 +127,7 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
             held.go.release()
             await wait(1)
         held.go.release(16)
-        while done < 16:
+        while len(done) < 16:
             await asyncio.sleep(0.001)
         assert held.most == 1
         # More than there are: some are lent.
@@ -144,7 +138,7 @@ def test_no_more_compute_at_once_than_torchpard_has_given_from_the_next_batch_on
         await wait(6)
         assert held.most == 6
         held.go.release(12)
-        while done < 28:
+        while len(done) < 28:
             await asyncio.sleep(0.001)
         pool.stop()
 
@@ -157,21 +151,10 @@ def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.Mon
     monkeypatch.setattr("torchpar.serve.engine.pool.say", lambda text, *_: said.append(text))
 
     async def run() -> None:
-        held, done = Held(), 0
+        held = Held()
         served: Any = held
-
-        def finished(batch: Any) -> None:
-            nonlocal done
-            done += 1
-
-        pool = Pool(
-            1,
-            asyncio.get_running_loop(),
-            prepare=lambda slot: None,
-            finished=finished,
-            expired=lambda *_: None,
-            allowed=lambda: 4,
-        )
+        done: list[Any] = []
+        pool = make_pool(1, done.append, allowed=lambda: 4)
         pool.start()
         start = threading.Thread.start
 
@@ -185,7 +168,7 @@ def test_threads_that_cannot_be_started_are_done_without(monkeypatch: pytest.Mon
         for _ in range(12):
             waiting: Any = None
             pool.put(served, waiting)
-        while done < 12:
+        while len(done) < 12:
             await asyncio.sleep(0.001)
         assert pool.alive() and pool.most == 2
         pool.stop()
@@ -221,9 +204,7 @@ def test_models_that_wait_keep_their_turns_while_another_passes_them() -> None:
 
         heavy, other = (Named(name, 1.0, computed, steady=False) for name in ("heavy", "other"))
         quick = Named("quick", 0.01, computed, steady=True)
-        pool = Pool(
-            1, asyncio.get_running_loop(), prepare=lambda slot: None, finished=lambda _: None, expired=lambda *_: None
-        )
+        pool = make_pool(1, lambda _: None)
         pool.start()
         for served in (heavy, quick, other):
             for _ in range(20):
