@@ -359,6 +359,44 @@ def test_large_models_are_loaded_again_by_one_process_after_another(size: int) -
     asyncio.run(run())
 
 
+def test_a_load_that_hangs_ends_the_reload_and_the_old_models_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words. The other process is not asked: it would hang too. What loads all the same, later, is aligned."""
+    old, new = {"m/1": {"a": "1"}}, {"m/1": {"a": "2"}}
+
+    async def run() -> None:
+        begun: list[Member] = []
+        processes, ends = divided(Notifier(), begun)
+        processes._reloads = asyncio.Lock()
+        first, second = begun
+        processes._take(second, {"loaded": True, "serves": None})
+        processes._take(second, {"ready": True})
+        for process in begun:
+            processes._take(process, {"serves": old})
+        with monkeypatch.context() as patch:
+            patch.setattr("torchpar.serve.supervisor.loading.HANG_SECONDS", 0.0)
+            wrong = await processes.reload()
+        assert "\n" not in wrong and wrong.startswith("process 0 has not loaded its models in 0 minutes")
+        (number,) = received(ends[first], "number")
+        assert received(ends[second], "do") == [] and first.going and second.going
+        # Nobody waits for it again; the other one is asked, which hangs in nothing.
+        again = asyncio.ensure_future(processes.reload())
+        while not (numbers := received(ends[second], "number")):
+            await asyncio.sleep(0)
+        processes._take(second, {"did": numbers[0], "wrong": "m.pt: it is broken", "serves": old})
+        hangs, broken = (await again).splitlines()
+        assert hangs.startswith("process 0 has not loaded") and broken == "m.pt: it is broken"
+        assert received(ends[first], "do") == [] and first.going
+        # It has loaded now, and the other one has not: it is started again.
+        processes._take(first, {"did": number, "wrong": "", "serves": new})
+        while not received(ends[first], "stop"):
+            await asyncio.sleep(0)
+        assert not first.hung and not first.going and second.going
+        for process in begun:
+            kill(process)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 def test_what_all_have_counted_is_added_up_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once for each: with many processes and models, this took the first process's whole time."""
     sums: list[int] = []

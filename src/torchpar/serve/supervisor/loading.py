@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Callable
 
 from torchpar.serve.supervisor.member import Member
 from torchpar.serve.supervisor.places import Place
+
+# A process that has not loaded within these hangs. It is a minute less than systemd waits for ExecReload=, the unit's
+# TimeoutStartSec=, so that whoever reloads is told.
+HANG_SECONDS = 840.0
 
 
 class Loading:
     """Knows which loads are asked of processes now, and what clients have unloaded."""
 
-    def __init__(self, places: Mapping[int, Place]) -> None:
-        """places: by their rank in the plan."""
+    def __init__(self, places: Mapping[int, Place], late: Callable[[Member], None]) -> None:
+        """places: by their rank in the plan. late: is given each process that ends a load in which it hung."""
         self._places = places
+        self._late = late
         self._numbers = itertools.count()
         self._calls = 0
         self.unloaded: set[str] = set()  # by clients: where all are started anew, they find them on disk
@@ -49,13 +55,17 @@ class Loading:
     async def _order_in_turn(self, members: Sequence[Member], verb: str, model: str) -> dict[Member, str]:
         """Has the processes of a place load: one, then the others, one after another where it turns out to be large.
 
-        Each has a copy of its own until it has loaded. Those that unload need not wait.
+        Each has a copy of its own until it has loaded. Those that unload need not wait. Where one begins to hang, the
+        rest would too: they are not asked.
         """
         wrong: dict[Member, str] = {}
         rest = list(members)
         while rest and verb != "unload" and (not wrong or self._places[rest[0].rank].is_large()):
             member = rest.pop(0)
+            hung = member.hung
             wrong[member] = await self._order_ready(member, verb, model)
+            if member.hung and not hung:
+                return {**wrong, **dict.fromkeys(rest, wrong[member])}
         found = await asyncio.gather(*(self._order_ready(member, verb, model) for member in rest))
         return {**wrong, **dict(zip(rest, found))}
 
@@ -65,12 +75,31 @@ class Loading:
         member.reload_due = member.reload_due or verb != "unload"  # it is being started again
         return ""
 
-    def order(self, member: Member, verb: str, model: str) -> asyncio.Future[str]:
-        """Has one process do something; the result is what went wrong, or ""."""
+    async def order(self, member: Member, verb: str, model: str) -> str:
+        """Has one process do something; returns what went wrong, or ""."""
+        if member.hung:
+            return _hangs(member)
         number = next(self._numbers)
         call: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         assert member.channel
         member.calls[number] = call
         if not member.channel.send(do=verb, model=model, number=number):
-            member.calls.pop(number).set_result(f"process {member.number} does not listen")
-        return call
+            del member.calls[number]
+            return f"process {member.number} does not listen"
+        done, _ = await asyncio.wait([call], timeout=HANG_SECONDS)
+        if done:
+            return call.result()
+        member.hung = True
+        call.add_done_callback(lambda _: self._end_hang(member))
+        return _hangs(member)
+
+    def _end_hang(self, member: Member) -> None:
+        member.hung = False
+        self._late(member)
+
+
+def _hangs(member: Member) -> str:
+    return (
+        f"process {member.number} has not loaded its models in {HANG_SECONDS / 60:g} minutes, and goes on with what it"
+        " serves; it can load nothing else until that load ends, or the service is restarted"
+    )

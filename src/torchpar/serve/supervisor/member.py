@@ -53,6 +53,7 @@ class Member:
         self.untried: list[str] = []  # models that answered nothing yet, as nothing could be made up for them
         self.heard = 0.0  # when it last said that it makes progress
         self.told_to_end = False  # as it makes none
+        self.hung = False  # it loads models, and for too long: nobody waits for it any more
         self.reload_due = False  # models were loaded again while it was being started
         self.failures = 0
         self.calls: dict[int, asyncio.Future[str]] = {}  # what it was told to do, and has not done yet

@@ -70,7 +70,7 @@ class Processes:
         self._children = Children(self._processes, self._places, self._take, self._over)
         self._counts = Counts(self._processes, IdleMark(settings, os.environ), Answers(os.environ))
         self._unbatched = Unbatched(self._processes, self._tell)
-        self._loading = Loading(self._places)
+        self._loading = Loading(self._places, self._align_late)
         self._changed_settings = ChangedSettings()
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
@@ -204,6 +204,11 @@ class Processes:
                 Priority.WARNING,
             )
             self._end(process)
+
+    def _align_late(self, process: Member) -> None:
+        """Has a process serve what the others do that has loaded, or not, after nobody waited for it any more."""
+        if model := find_model(self._processes, process):
+            self._align(model)
 
     def _take(self, process: Member, message: dict[str, Any]) -> None:  # noqa: C901 - a branch for each message
         if "pid" in message and isinstance(process.child, Forked):
