@@ -456,11 +456,11 @@ def test_a_process_that_has_not_read_for_long_is_told_to_leave_too() -> None:
         processes._loop = asyncio.get_running_loop()
         process = processes._processes[0]
         end = connect(process)
-        process.ready = process.going = processes._started = True
+        process.ready = process.going = True
         assert process.channel
         while process.channel.send(usage={"a" * 1000: 1}):
             pass
-        processes._stop()
+        processes._stopping.stop(started=True)
         while received(end, "leave") != [True]:
             await asyncio.sleep(0.01)
 

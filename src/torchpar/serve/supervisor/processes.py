@@ -32,17 +32,11 @@ from torchpar.serve.supervisor.loading import Loading
 from torchpar.serve.supervisor.member import LOADING_SECONDS, Member, describe
 from torchpar.serve.supervisor.places import Place
 from torchpar.serve.supervisor.status import make_status
+from torchpar.serve.supervisor.stopping import STOP_SECONDS, Stopping
 from torchpar.serve.supervisor.totals import merge
 from torchpar.serve.supervisor.unbatched import Unbatched
 from torchpar.serve.supervisor.watchdog import watch
 
-# Beyond the drain timeout, which a serving process keeps by itself.
-STOP_SECONDS = 5.0
-# How long a stop may take after a second SIGTERM.
-HURRIED_SECONDS = 1.0
-# What is still loading a model is told to say where it is and to end, and is killed after so long. Its own processes do
-# the same when it is gone, and have as long again.
-LAST_WORDS_SECONDS = 1.0
 # Before a process that ended is started again: doubled for each time that it did not even get ready.
 RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
 # One that says for so much longer than another that it makes progress gets no connection.
@@ -72,22 +66,20 @@ class Processes:
         self._unbatched = Unbatched(self._processes, self._tell)
         self._loading = Loading(self._places, self._align_late)
         self._changed_settings = ChangedSettings()
+        self._stopping = Stopping(settings.serve, self._processes, notifier, self._begin_stop)
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
-        self._leaving = False  # not ready any more, and answering on, for load balancers to see it
-        self._stopping = False
-        self._ended: asyncio.Future[int]
         self._reloads: asyncio.Lock
         self._served: Serves | None = None  # of the last that answered
 
     async def run(self) -> int:
         """Serves until SIGTERM, or until there is no use in trying."""
         self._loop = asyncio.get_running_loop()
-        self._ended = self._loop.create_future()
+        ended = self._stopping.make_ended()
         self._reloads = asyncio.Lock()
         adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop)
+            self._loop.add_signal_handler(number, lambda: self._stopping.stop(started=self._started))
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._loop.create_task(self.reload()))
         self._loop.add_signal_handler(signal.SIGCHLD, self._children.reap)
         path = control.control_path(os.environ)
@@ -99,7 +91,7 @@ class Processes:
         self._counts.report_always()
         if self._notifier.watchdog_seconds:
             watch(self._processes, self._notifier, self._notifier.watchdog_seconds)
-        status = await self._ended
+        status = await ended
         if server:
             server.close()
         return status
@@ -107,7 +99,7 @@ class Processes:
     # ---- starting ----
 
     def _start(self, process: Member) -> None:
-        if self._stopping or process not in self._processes or self._places[process.rank].postpone(process):
+        if self._stopping.begun or process not in self._processes or self._places[process.rank].postpone(process):
             return
         process.narrow = False
         process.ready = process.told_to_end = process.reload_due = process.going = process.refused = False
@@ -188,7 +180,7 @@ class Processes:
 
     def _takers(self) -> list[Member]:
         """Returns the processes that may be passed connections: none before all are ready, or they had too many."""
-        if not self._started or self._stopping:
+        if not self._started or self._stopping.begun:
             return []
         ready = [process for process in self._processes if process.ready and process.going]
         heard = max((process.heard for process in ready), default=0.0)
@@ -237,7 +229,7 @@ class Processes:
         if "ready" in message:
             process.ready = True
             process.untried = message.get("untried", [])
-            if self._leaving:
+            if self._stopping.leaving:
                 process.leave()
             self._see_started()
             self._start_later(process)
@@ -282,10 +274,8 @@ class Processes:
         process.calls.clear()
         self._counts.keep(process)
         self._start_later(process)
-        if self._stopping:
-            if not any(each.child for each in self._processes):
-                wait = 0.0 if was_ready else LAST_WORDS_SECONDS
-                self._loop.call_later(wait, self._finish, ExitStatus.DONE)
+        if self._stopping.begun:
+            self._stopping.see_over(was_ready=was_ready)
             return
         if process.retiring:
             self._remove(process)
@@ -309,12 +299,12 @@ class Processes:
             return
         if not self._started:
             # What keeps one of them from starting at all keeps systemctl start from succeeding.
-            self._fail(ExitStatus.CONFIG if status == ExitStatus.CONFIG else ExitStatus.FAILED)
+            self._stopping.fail(ExitStatus.CONFIG if status == ExitStatus.CONFIG else ExitStatus.FAILED)
             return
         process.failures = 0 if was_ready else process.failures + 1
         if process.failures >= FAILURES and not any(each.ready for each in self._processes):
             say(f"process {process.number} {describe(status)}, {process.failures} times in a row", Priority.WARNING)
-            self._fail(ExitStatus.FAILED)
+            self._stopping.fail(ExitStatus.FAILED)
             return
         delay = min(LONGEST_RESTART_SECONDS, RESTART_SECONDS * 2**process.failures)
         say(f"process {process.number} {describe(status)}; another takes its place in {delay:g} s", Priority.WARNING)
@@ -330,68 +320,16 @@ class Processes:
         self._see_started()
         self._tell()
 
-    def _fail(self, status: int) -> None:
-        self._stopping = True
-        self._kill()
-        self._finish(status)
-
-    def _finish(self, status: int) -> None:
-        if not self._ended.done():
-            self._ended.set_result(int(status))
-
-    def _kill(self) -> None:
-        for process in self._processes:
-            if process.child and process.child.poll() is None:
-                process.child.kill()
-
-    # ---- stopping ----
-
-    def _stop(self) -> None:
-        """SIGTERM: those that serve answer what they have accepted; once more: at most a second longer.
-
-        With DrainDelay= the first is for them to say that they are not ready; the next, or the end of that time, is
-        then as the first without.
-        """
-        if self._serve.drain_delay and self._started and not self._leaving and not self._stopping:
-            self._leave(self._serve.drain_delay)
-            return
-        grace = HURRIED_SECONDS if self._stopping else float(self._serve.drain_timeout)
-        self._stopping = True
+    def _begin_stop(self) -> None:
         self._counts.stop()
         self._acceptor.stop()
-        self._notifier.send(STOPPING="1", STATUS=f"answering what was accepted, for {grace:g} s at the most")
-        for process in self._processes:
-            if process.ready and process.channel:
-                process.stop(grace)
-            elif process.child:
-                say(
-                    f"process {process.number} was still loading its models, and has accepted nothing; it was here:",
-                    Priority.WARNING,
-                )
-                process.child.terminate()
-                self._loop.call_later(LAST_WORDS_SECONDS, process.child.kill)
-        self._loop.call_later(grace + STOP_SECONDS, self._kill)
-        if not any(process.child for process in self._processes):
-            self._finish(ExitStatus.DONE)
-
-    def _leave(self, seconds: int) -> None:
-        self._leaving = True
-        self._notifier.send(STOPPING="1", STATUS=f"not ready, and taking requests for another {seconds} s")
-        for process in self._processes:
-            if process.ready:
-                process.leave()
-        self._loop.call_later(seconds, self._end_delay)
-
-    def _end_delay(self) -> None:
-        if not self._stopping:
-            self._stop()
 
     # ---- reloading ----
 
     async def reload(self) -> str:
         """Has every process load its models again; returns "" or what went wrong, in which case the old ones stay."""
         async with self._reloads:
-            if self._leaving or self._stopping:
+            if self._stopping.leaving or self._stopping.begun:
                 return "the service is stopping"
             # systemd 253 and later want to know when this was said.
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -448,6 +386,6 @@ class Processes:
 
     def _tell(self) -> None:
         """Tells systemd the line of `systemctl status`, which stays what it is during a stop."""
-        if self._leaving:
+        if self._stopping.leaving:
             return
         self._notifier.send(STATUS=make_status(self._processes, self._unbatched.keys, started=self._started))
