@@ -447,6 +447,20 @@ def test_a_further_process_that_cannot_start_is_done_without() -> None:
     asyncio.run(run())
 
 
+def fill(process: Member) -> None:
+    """Sends so much that the process, which reads nothing, can be told no more."""
+    assert process.channel
+    while process.channel.send(usage={"a" * 1000: 1}):
+        pass
+
+
+async def told_in_the_end(end: Channel, what: str) -> Any:
+    """What a process is told of this kind, whenever there is room for it."""
+    while not (found := received(end, what)):
+        await asyncio.sleep(0.01)
+    return found[0]
+
+
 def test_a_process_that_has_not_read_for_long_is_told_to_leave_too() -> None:
     """Else it would say that it is ready for the whole of DrainDelay=."""
 
@@ -457,11 +471,28 @@ def test_a_process_that_has_not_read_for_long_is_told_to_leave_too() -> None:
         process = processes._processes[0]
         end = connect(process)
         process.ready = process.going = True
-        assert process.channel
-        while process.channel.send(usage={"a" * 1000: 1}):
-            pass
+        fill(process)
         processes._stopping.stop(started=True)
-        while received(end, "leave") != [True]:
-            await asyncio.sleep(0.01)
+        assert await told_in_the_end(end, "leave") is True
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_process_that_has_not_read_for_long_may_answer_all_the_same() -> None:
+    """Else it would wait for ever for the word that it may, or would not know that it is alone on its CPUs."""
+
+    async def run() -> None:
+        begun: list[Member] = []
+        processes, ends = divided(Notifier(), begun)
+        first, second = begun
+        fill(second)
+        processes._take(second, {"loaded": True, "serves": None})
+        assert await told_in_the_end(ends[second], "go") is True
+        fill(first)
+        processes._take(first, WRITER)
+        processes._divide(first)
+        assert await told_in_the_end(ends[first], "alone") is True
+        for process in begun:
+            kill(process)
 
     asyncio.run(asyncio.wait_for(run(), 20))

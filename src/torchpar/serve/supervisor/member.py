@@ -82,17 +82,21 @@ class Member:
         return True
 
     def stop(self, seconds: float) -> None:
-        """Has it end within so many seconds. Where its channel is full, it is told when it has read of it."""
+        """Has it end within so many seconds."""
         end = asyncio.get_running_loop().time() + seconds
-        self._insist(self.channel, lambda: {"stop": max(0.0, end - asyncio.get_running_loop().time())})
+        self.insist(lambda: {"stop": max(0.0, end - asyncio.get_running_loop().time())})
 
     def leave(self) -> None:
-        """Has it say that it is not ready, and answer on; see `stop` for a full channel."""
-        self._insist(self.channel, lambda: {"leave": True})
+        """Has it say that it is not ready, and answer on."""
+        self.insist(lambda: {"leave": True})
 
-    def _insist(self, channel: Channel | None, make: Callable[[], dict[str, Any]]) -> None:
+    def insist(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Tells it what `make` returns then, where its channel is full: when it has read of it."""
+        self._send_until_taken(self.channel, make)
+
+    def _send_until_taken(self, channel: Channel | None, make: Callable[[], dict[str, Any]]) -> None:
         if channel and channel is self.channel and not channel.send(**make()):
-            asyncio.get_running_loop().call_later(_FULL_SECONDS, self._insist, channel, make)
+            asyncio.get_running_loop().call_later(_FULL_SECONDS, self._send_until_taken, channel, make)
 
     def give_up(self) -> None:
         """Closes what the process was talked to through."""

@@ -141,7 +141,8 @@ class Processes:
             process.going = True
             self._divide(process)
             if process.channel:
-                process.channel.send(go=True, **self._places[process.rank].parts(process))
+                place = self._places[process.rank]
+                process.insist(lambda: {"go": True, **place.parts(process)})
         elif process.child:
             refuse(process, model, "files of its models")
             process.child.kill()
@@ -157,7 +158,7 @@ class Processes:
                 self._counts.share()
                 self._start(process)
         if asking.narrow and asking.channel:
-            asking.channel.send(alone=True)
+            asking.insist(lambda: {"alone": True})
             say(
                 f"process {asking.number} is alone on its CPUs from now on, for it has a model that writes to itself,"
                 " and keeps the few compute threads that it had: restart the service to give it all",
