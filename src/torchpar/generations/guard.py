@@ -6,12 +6,12 @@ unit of its own, which the service requires: torchpar-guard@.service. Only root 
 
 from __future__ import annotations
 
-import os
 import sys
 
 from torchpar.contract.errors import ExitStatus, printable
 from torchpar.contract.owners import find_strangers
 from torchpar.host import systemd
+from torchpar.host.reading import why_not_opened
 
 
 def main() -> None:
@@ -34,6 +34,5 @@ def problems(key: str, path: str) -> list[str]:
     if found:
         how = f"can be written by others than root (mode {found.mode:04o})"
         return [f"{shown}: {printable(found.place)} {how if found.is_writable((0,)) else 'does not belong to root'}"]
-    if not path.endswith("/") and os.path.isdir(path):
-        return [f"{shown}: is a folder, and all that is in it would be read; name a file"]
-    return []
+    why = why_not_opened(path)
+    return [f"{shown}: {why}"] if why else []

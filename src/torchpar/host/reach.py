@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchpar.contract.owners import code_places, find_strangers, steps
-from torchpar.host.reading import NotReadableError, read_start
+from torchpar.host.reading import NotReadableError, read_start, why_not_opened
 from torchpar.plan.questions import Answer, Identity, Need, Question, Verdict
 
 
@@ -208,8 +208,8 @@ def look_whose(question: Question, uid: int | None, identity: Identity) -> Answe
         owner, group = _name_of(stranger.uid)[0], _group_of(stranger.gid)
         shared = stranger.is_writable((0, uid))
         return Answer(Verdict.FOREIGN, stranger.place, stranger.mode, owner, group, shared=shared)
-    if system and not path.endswith("/") and os.path.isdir(path):
-        return Answer(Verdict.BROKEN, path, why="is a folder, and all that is in it would be read; name a file")
+    if system and (why := why_not_opened(path)):
+        return Answer(Verdict.BROKEN, path, why=why)
     return Answer(Verdict.ALLOWED, path)
 
 

@@ -90,6 +90,22 @@ def read_start(path: Path, most: int) -> bytes:
     return bytes(data)
 
 
+def why_not_opened(path: str) -> str:
+    """Says why systemd is not to open this as a file for a service, "" where it may.
+
+    It opens some of them itself, before it has a process for the service: at a pipe all of systemd would wait.
+    """
+    try:
+        mode = 0 if path.endswith("/") else os.stat(path).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISDIR(mode):
+        return "is a folder, and all that is in it would be read; name a file"
+    if stat.S_ISFIFO(mode):
+        return f"is {_KINDS[stat.S_IFIFO]}, at whose other end systemd itself would wait for somebody; name a file"
+    return ""
+
+
 def _refuse_special(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")

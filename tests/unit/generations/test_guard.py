@@ -14,8 +14,9 @@ from tests.unit.hosts import make_host
 from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.generations import guard
-from torchpar.host import systemd
+from torchpar.host import reach, systemd
 from torchpar.plan.plan import make_plan
+from torchpar.plan.questions import Identity, Need, Question, Verdict
 from torchpar.units.drop_ins import make_units
 
 TLS = "[Infer a]\nModel=/m.pt\nTLSCertificate=/etc/c.pem\nTLSKey=/etc/100% k.pem\n"
@@ -65,6 +66,20 @@ def test_what_others_could_change_is_named_with_its_key(tmp_path: Path) -> None:
     (problem,) = guard.problems("TLSKey", str(key))
     mine = "can be written by others than root (mode 0666)" if os.geteuid() == 0 else "does not belong to root"
     assert problem.startswith(f"TLSKey={key}: ") and problem.endswith(mine)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd itself opens an EnvironmentFile=, and does nothing else until somebody opens the other end."""
+    pipe = tmp_path / "variables"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    monkeypatch.setattr(guard, "find_strangers", lambda path, owners: iter(()))
+    monkeypatch.setattr(reach, "find_strangers", lambda path, owners, shared: iter(()))
+    for path in map(str, (pipe, tmp_path / "link")):
+        (problem,) = guard.problems("Service.EnvironmentFile", path)
+        assert problem.startswith(f"Service.EnvironmentFile={path}: is a pipe (FIFO), at whose other end systemd ")
+        answer = reach.look_whose(Question(path, Need.OWN), 0, Identity(None))
+        assert answer.verdict is Verdict.BROKEN and problem.endswith(answer.why)
 
 
 def test_the_line_is_in_the_journal_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
