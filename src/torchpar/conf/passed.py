@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from torchpar.conf.directives import SINCE
 from torchpar.conf.syntax import hint
+from torchpar.contract.errors import printable
 from torchpar.contract.paths import CERTIFICATE, KEY
 
 # What they are for, and their names.
@@ -121,6 +122,16 @@ _WHY = {
     "SyslogLevelPrefix": "without it what torchpar says in a job would show its priority as <6>",
     "DynamicUser": "a user that is made up for each start can own neither scripts nor checkpoints; use User=",
 }
+# Those of capabilities(7): systemd drops any other word without saying so.
+_CAPABILITIES = frozenset(
+    f"CAP_{name}"
+    for name in """
+        AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH
+        FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN
+        NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT
+        SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM
+    """.split()
+)
 _PATTERNS = (
     ("Exec", "torchpar decides what a service runs, and as whom; do it in the script, or in a unit of your own"),
     ("CPU", "it would take CPUs from what torchpar plans with; use CPUs="),
@@ -146,6 +157,10 @@ def judge(name: str, text: str) -> str | None:
         return why or "torchpar does not pass it on, see torchpar.conf(5); systemctl edit of the unit can set it"
     if name == "LogsDirectory" and not all(_is_own_folder(word) for word in text.split()):
         return "systemd gives the folder to the service's user, so it must be one of torchpar/, as torchpar/train/NAME"
+    if name in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        for word in re.findall(r"[^ \t\"']+", text.removeprefix("~")):
+            if word.upper() not in _CAPABILITIES and not (word.isascii() and word.isdigit() and int(word[:9]) < 64):
+                return f"'{printable(word, 60)}' is no capability, see capabilities(7); between several stand blanks"
     try:
         list(opened(name, text, ""))
     except ValueError as error:

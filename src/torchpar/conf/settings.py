@@ -149,9 +149,9 @@ class ServiceSettings:
         "the interpreter, which may be that of a virtual environment",
     )
     user: str | None = _setting(
-        "User", v.parse_identifier, "", "a user", "the user that it runs as, torchpar unless set"
+        "User", v.parse_account, "", "a user", "the user that it runs as, torchpar unless set"
     )
-    group: str | None = _setting("Group", v.parse_identifier, "", "a group", "its group, the user's unless set")
+    group: str | None = _setting("Group", v.parse_account, "", "a group", "its group, the user's unless set")
     working_directory: str | None = _setting(
         "WorkingDirectory",
         v.parse_path,
@@ -374,7 +374,7 @@ class TrainSettings(ServiceSettings):
     )
     interface: str | None = _setting(
         "Interface",
-        v.parse_identifier,
+        v.parse_interface,
         "",
         "a network interface",
         "the interface by which the hosts talk to each other, the one with the route to the endpoint unless set",

@@ -267,11 +267,21 @@ def parse_hosts(text: str) -> tuple[int, int]:
 
 def parse_endpoint(text: str) -> str:
     """Parses HOST or HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
-    if len(text) <= _LONGEST_HOST and re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text):
-        return text
-    if text.startswith("*"):
+    alone = len(text) <= _LONGEST_HOST and re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text)
+    address = text if alone or text.startswith("*") else parse_address(text).rpartition(":")[0]
+    if address.startswith("*") or not _can_be_reached(address):
         raise ValueError("is no host that others can reach")
-    return parse_address(text)
+    return text
+
+
+def _can_be_reached(address: str) -> bool:
+    """Says whether an address can be another host's: no name that DNS cannot have, and not that of all or of many."""
+    try:
+        number = ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        # What ends in a number is no name, but an address that is wrong.
+        return re.fullmatch(rf"(?:{_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?", address) is not None
+    return not number.is_unspecified and not number.is_multicast and number != _BROADCAST
 
 
 def parse_loader_workers(text: str) -> int | Literal["off"] | None:
@@ -335,6 +345,20 @@ def parse_identifier(text: str) -> str:
     if len(text) > _LONGEST_NAME:
         raise ValueError(f"is longer than {_LONGEST_NAME} characters")
     return text
+
+
+def parse_account(text: str) -> str:
+    """Parses the name or the number of a user or a group, as User= in systemd.exec(5)."""
+    if _is_number(text) and (text != str(int(text[:11])) or int(text) in _NO_ACCOUNTS or int(text) >= 2**32):
+        raise ValueError("is a number that systemd takes for no user or group, and the unit would not start")
+    return parse_identifier(text)
+
+
+def parse_interface(text: str) -> str:
+    """Parses the name of a network interface."""
+    if len(text) > _LONGEST_INTERFACE:
+        raise ValueError(f"is longer than the {_LONGEST_INTERFACE} characters that an interface's name can have")
+    return parse_identifier(text)
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -448,7 +472,10 @@ def parse_memory(text: str) -> str:
         return text
     if not re.fullmatch(r"(100(\.00?)?|[1-9]?[0-9](\.[0-9]{1,2})?)%|[0-9]{1,19}(\.[0-9]{1,9})?[KMGTP]?", text):
         raise ValueError("is not a size such as 8G, 50% or infinity")
-    if (memory_bytes(text, 10**6) or 0) >= 2**63:
+    size = memory_bytes(text, 10**6) or 0
+    if not size:
+        raise ValueError("is no limit for systemd, which ignores it")
+    if size >= 2**63:
         raise ValueError("is no amount of memory that a host has")
     return text
 
@@ -495,6 +522,8 @@ def parse_listen(text: str) -> str:
         except ValueError:
             why = f"has the name '{printable(address, 60)}'; write the address as a number, localhost, or * for all"
             raise ValueError(why) from None
+        if number.is_multicast or number == _BROADCAST:
+            raise ValueError(f"has {number}, which is the address of many and no host's own")
         named = f"[{number}]" if number.version == 6 else str(number)
     return f"{protocol}{named}:{int(port)}"
 
@@ -515,9 +544,15 @@ def parse_comparisons(text: str) -> tuple[Comparison, ...]:
 
 _COMPARISON = re.compile(rf"(!=|<=|>=|=|<|>|)[{BLANKS}]*([0-9]+)[{BLANKS}]*")
 
+# One part of a host's name, RFC 1123.
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
 # PATH_MAX without the byte that ends it; a DNS name with brackets; a name of anything else.
 _LONGEST_PATH, _LONGEST_HOST, _LONGEST_NAME, _MOST_GLOBS = 4095, 255, 255, 1000
 _MOST = 999999999
+# IFNAMSIZ without the byte that ends it; (uid_t) -1 and its form of 16 bits, which mean none to the kernel.
+_LONGEST_INTERFACE, _NO_ACCOUNTS = 15, (0xFFFF, 0xFFFFFFFF)
 
 
 def _is_number(text: str) -> bool:

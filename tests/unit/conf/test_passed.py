@@ -16,7 +16,7 @@ from torchpar.adhoc.plan import conf_of
 from torchpar.cli import run
 from torchpar.conf.directives import SINCE
 from torchpar.conf.parse import parse_config
-from torchpar.conf.passed import GROUPS, OPENING, PASSED, expanded, judge, needed, opened
+from torchpar.conf.passed import GROUPS, OPENING, PASSED, expanded, judge, judge_directive, needed, opened
 from torchpar.conf.services import Service
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
@@ -256,3 +256,13 @@ def test_the_shipped_units_set_nothing_that_a_default_of_systemd_would_undo() ->
     lines = "\n".join(path.read_text() for path in SHIPPED)
     for name in decided:
         assert re.search(f"^{name}=", lines, re.M) and name not in PASSED
+
+
+@pytest.mark.parametrize("name", ["CapabilityBoundingSet", "AmbientCapabilities"])
+def test_a_capability_that_is_none_is_refused(name: str) -> None:
+    """systemd drops it without a word, and of CAP_KILL,CAP_CHOWN the whole set is left empty."""
+    for value in ("CAP_SYS_NCE", "CAP_KILL,CAP_CHOWN", "~CAP_FOO", "sys_nice", "CAP_KILL \\", "64", "-1"):
+        error, _ = judge_directive(name, value)
+        assert error and "is no capability, see capabilities(7)" in error
+    for value in ("", "~", "~CAP_SYS_ADMIN CAP_KILL", "cap_sys_nice", "CAP_CHECKPOINT_RESTORE", "21", "'CAP_KILL'"):
+        assert judge_directive(name, value) == (None, None)

@@ -175,6 +175,37 @@ def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
     assert any(message in problem for problem in problems(text))
 
 
+@pytest.mark.parametrize("key", ["MemoryMax", "MemoryHigh"])
+@pytest.mark.parametrize("size", ["0", "0%", "0.00%", "0.4", "0.0001K", "000"])
+def test_a_limit_that_systemd_ignores_is_refused(key: str, size: str) -> None:
+    """It says "out of range, ignoring", and the service would have all of the memory."""
+    assert problems(f"[Train a]\nScript=/a\n{key}={size}\n")
+    assert read(f"[Train a]\nScript=/a\n{key}=0.01%\n") and read(f"[Infer a]\nModel=/a\n{key}=1\n")
+
+
+@pytest.mark.parametrize("key", ["User", "Group"])
+def test_a_number_that_is_nobodys_is_refused(key: str) -> None:
+    """systemd starts no unit with one; the others may be without a name."""
+    for number in ("65535", "4294967295", "4294967296", "01000", "00", "9" * 250):
+        (problem,) = problems(f"[Train a]\nScript=/a\n{key}={number}\n")
+        assert "is a number that systemd takes for no user or group" in problem
+    for number in ("0", "1000", "65534", "65536", "4294967294", "1000a"):
+        assert read(f"[Train a]\nScript=/a\n{key}={number}\n")
+
+
+def test_what_no_host_or_interface_is_called_is_refused() -> None:
+    """Where jobs meet, where services listen, and by what."""
+    for host in ("0.0.0.0", "[::]", "[::]:1", "224.0.0.1:1", "255.255.255.255", "-a", "a-.b", "..", "a..b", "256.1.1.1"):
+        (problem,) = problems(f"[Train a]\nScript=/a\nEndpoint={host}\n")
+        assert "is no host that others can reach" in problem
+    for host in ("a", "a.", "a-b.example:1", "10.0.0.1", "[fe80::1]:1", "localhost", "1a", "a.1b"):
+        assert read(f"[Train a]\nScript=/a\nEndpoint={host}\n")
+    (problem,) = problems("[Train a]\nScript=/a\nInterface=enp129s0f0np0d1\n" + "Interface=enp129s0f0np0d12\n")
+    assert problem.startswith("/1.conf:4: ") and "longer than the 15 characters" in problem
+    for address in ("224.0.0.1", "[ff02::1]", "255.255.255.255"):
+        assert any("the address of many" in each for each in problems(f"[Infer a]\nModel=/m\nListen={address}:80\n"))
+
+
 @pytest.mark.parametrize(
     ("text", "request_"),
     [

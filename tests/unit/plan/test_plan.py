@@ -434,7 +434,7 @@ def test_openmp_threads_are_never_bound_one_by_one() -> None:
         ("MemoryMax=64G\nMemoryHigh=32G", ["/c:7: [Train a] MemoryHigh=32G: ", "/c:6: [Train a] MemoryMax=64G: "]),
         ("MemoryMax=2G\nMemoryHigh=3G", ["/c:7: [Train a] MemoryHigh=3G: is above MemoryMax=2G"]),
         ("MemoryMax=200M", ["MemoryMax=200M: to import torch alone takes about 256 MiB; the service is killed before"]),
-        ("MemoryHigh=0", ["MemoryHigh=0: to import torch alone takes about 256 MiB; the service is slowed down"]),
+        ("MemoryHigh=1M", ["MemoryHigh=1M: to import torch alone takes about 256 MiB; the service is slowed down"]),
     ],
 )
 def test_a_memory_limit_that_does_not_do_what_it_seems_to_is_told(settings: str, words: list[str]) -> None:
