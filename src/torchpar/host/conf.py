@@ -117,10 +117,11 @@ class ConfReader:
             names = [path.name for path in replacing if path.parent == folder]
             try:
                 names += os.listdir(folder)
-            except FileNotFoundError:
-                pass
             except OSError as error:
-                raise ConfigError([Problem(Place(str(folder)), str(error.strerror))]) from None
+                # What a link leads to may be on a disk that is not mounted yet.
+                if not isinstance(error, FileNotFoundError) or folder.is_symlink():
+                    what = f"{error.strerror}; it is a link" if folder.is_symlink() else str(error.strerror)
+                    raise ConfigError([Problem(Place(str(folder)), what)]) from None
             paths = {name: folder / name for name in names if _is_drop_in(name)}
             drop_ins.update({name: path for name, path in paths.items() if replacing.get(path, path)})
         sources = [(path, replacing.get(path) or path) for _, path in sorted(drop_ins.items())]

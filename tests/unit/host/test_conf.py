@@ -140,6 +140,18 @@ def test_a_folder_is_no_file_and_masks(tmp_path: Path) -> None:
     assert found(tmp_path) == ["etc/torchpar.conf.d/40.conf", "etc/torchpar.conf.d/50-link.conf"]
 
 
+def test_a_folder_that_leads_nowhere_is_no_empty_one(tmp_path: Path) -> None:
+    """The disk that it is on may not be mounted yet: a conf without its services would be put in force."""
+    drop_ins = tmp_path / "etc/torchpar.conf.d"
+    drop_ins.parent.mkdir()
+    drop_ins.symlink_to(tmp_path / "mnt/conf")
+    with pytest.raises(ConfigError) as error:
+        ConfReader().find(tmp_path)
+    assert error.value.problems == (f"{drop_ins}: No such file or directory; it is a link",)
+    (tmp_path / "mnt/conf").mkdir(parents=True)
+    assert ConfReader().find(tmp_path) == ()
+
+
 def test_what_editors_leave_is_not_read(tmp_path: Path) -> None:
     """Emacs makes a link that leads nowhere beside a file that is being edited; systemd passes over it."""
     drop_in(tmp_path, ".#a.conf").symlink_to("me@host.1234:56")
