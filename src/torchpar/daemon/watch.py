@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -118,13 +119,25 @@ class Watch:
         try:
             conf = repr(self._readers.conf.stamp())
             # A generation that is made or confirmed changes the directory that it is in.
-            active = _stat(self._store.link), _stat(self._store.generations)
+            active = _stat(self._store.link), _stat(self._store.generations), self._stat_generation()
             host = tuple(self._readers.read_manifest().values())
             states = self._systemd.service_states()
             return {"stamp": repr((conf, active, host, self._heard, states)), "conf": conf}
         except TorchparError as error:
             # systemd does not answer, or executes itself anew: look again in time.
             return {"problem": str(error)}
+
+    def _stat_generation(self) -> str:
+        """Makes a stamp of all that is in the active generation, which nobody but root may have changed."""
+        try:
+            active = self._store.active()
+        except StoreError:
+            return ""
+        of_files = hashlib.sha256()
+        for folder, _, names in os.walk(active.path) if active else ():
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                of_files.update(repr((path, _stat(Path(path)))).encode())
+        return of_files.hexdigest()
 
     def _reload(self) -> str:
         """Asks for a reload; returns why that cannot be asked for, or ""."""
@@ -243,4 +256,5 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
         status = os.lstat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    # An owner and a mode are the file's, too, and no part of its text.
+    return status.st_ctime_ns, status.st_size, status.st_ino

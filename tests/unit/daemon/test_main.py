@@ -310,7 +310,6 @@ def test_a_store_that_is_broken_and_mended_is_told_once_each_way(life: Life) -> 
     generation = life.host.apply()
     assert len(life.ask()["services"]) == 2
     (generation.path / "plan.json").write_text("x")
-    os.utime(life.host.store.generations)
     answer = life.ask()
     (damaged,) = answer["notices"][:1]
     assert answer["services"] == [] and "generations/1 is damaged" in damaged
@@ -318,6 +317,22 @@ def test_a_store_that_is_broken_and_mended_is_told_once_each_way(life: Life) -> 
     life.host.apply()
     assert len(life.ask()["services"]) == 2
     assert life.told.count(damaged) == life.told.count(f"no longer: {damaged}") == 1
+
+
+def test_what_is_not_as_torchpar_left_it_is_in_the_next_answer(life: Life) -> None:
+    """Not only after a minute: who asks is not told that all is well. And it is gone as soon."""
+    units = life.host.apply().path / "units"
+    drop_in = next(path for path in units.rglob("*.conf"))
+    assert not life.ask()["notices"]
+    for spoil, mend in (
+        (lambda: os.mkfifo(units / "x"), (units / "x").unlink),
+        (lambda: (drop_in.parent / "99.conf").touch(), (drop_in.parent / "99.conf").unlink),
+        (lambda: drop_in.chmod(0o666), lambda: drop_in.chmod(0o644)),
+    ):
+        spoil()
+        assert any("to mend it: torchpar apply" in notice for notice in life.ask()["notices"])
+        mend()
+        assert not life.ask()["notices"]
 
 
 def test_a_systemd_that_does_not_answer_is_said_once(life: Life) -> None:
