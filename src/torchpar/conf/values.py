@@ -323,6 +323,8 @@ def parse_paths(text: str) -> tuple[str, ...]:
             parse_path(word.removeprefix("-"))
         except ValueError as error:
             raise ValueError(f"has '{printable(word, 60)}', which {error}") from None
+        if simple_path(word.removeprefix("-")) == "/":
+            raise ValueError("has all of the file system, which systemd leaves read-only; name folders")
     return tuple("-" * word.startswith("-") + simple_path(word.removeprefix("-")) for word in words)
 
 

@@ -140,6 +140,7 @@ def test_match_must_come_first() -> None:
         (f"[Train a]\nScript=/{'a' * 256}/b\n", "has a name of more than the 255 bytes that a file's can have"),
         (f"[Train a]\nModule=b\nReadWritePaths=/{'ä' * 128}\n", "has a name of more than the 255 bytes that a file"),
         ("[Train a]\nScript=/a\nPython=/usr/bin/python3/\n", "names a folder, and a program is a file"),
+        ("[Train a]\nScript=/a\nReadWritePaths=/data -//.\n", "has all of the file system, which systemd leaves"),
         ("[Train a]\nScript=/a\nModule=b\n", "both Script= and Module="),
         ("[Train a]\nScript=/a\nNodes=2\n", "Nodes= but no Endpoint=, where they meet; set Endpoint=HOST"),
         ("[Train a]\nScript=/a\nNodes=4:2\n", "a least number that is larger than the most"),
