@@ -17,10 +17,22 @@ EXIT_CODES = {
     200: "its working directory cannot be entered",
     203: "its program cannot be run",
     CPU_AFFINITY: "its CPUs cannot be set (CPU affinity)",
+    205: "its limits cannot be set",
+    208: "its standard input cannot be opened",
+    209: "its standard output cannot be opened",
+    210: "its root directory cannot be entered",
+    216: "its group does not exist",
     217: "its user does not exist",
+    218: "its capabilities cannot be set",
+    222: "its standard error cannot be opened",
+    225: "its network namespace cannot be entered",
     226: "its sandbox cannot be set up",
     228: "its system call filter cannot be set",
+    229: "its SELinux context cannot be set",
+    231: "its AppArmor profile cannot be set",
     238: "its state directory cannot be made",
+    239: "its cache directory cannot be made",
+    240: "its logs directory cannot be made",
     NUMA_POLICY: "its memory policy cannot be set (NUMA policy)",
     243: "its TLS certificate or key cannot be read (credentials)",
 }
@@ -41,6 +53,9 @@ _MOST_SAID = 300
 
 # A rank's lines may begin with its number: "[rank0]: ", "[default0]:".
 _RANK = re.compile(r"\[[A-Za-z]*\d+\]:? ?")
+# systemd's own words on a start. The last of them names a program, which has no part in it.
+_START = re.compile(r"torchpar-\S+\.service: (.+)")
+_STEP = re.compile(r"Failed at step [A-Z_]+ spawning .+: (.+)")
 _TRACEBACK = "Traceback (most recent call last):"
 # The launcher's own, which says no more than that a rank had one.
 _LAUNCHER = "torch.distributed.elastic.multiprocessing.errors."
@@ -117,12 +132,17 @@ def find_last_words(lines: Sequence[str]) -> str | None:
 
     `lines` are what its processes wrote last, in their order. What a job says is cut to one line that can be shown.
     """
-    exceptions, last, inside = [], "", False
+    exceptions, last, inside, before = [], "", False, False
     for line in lines:
         text = _RANK.sub("", line, count=1) if line.startswith("[") else line
         if not text.strip():
             continue
-        last = text
+        if start := _START.fullmatch(text):
+            step = _STEP.fullmatch(start[1])
+            last = start[1] if not step else last if before else step[1]
+            before = not step
+            continue
+        last, before = text, False
         if text.startswith(_TRACEBACK):
             inside = True
         elif inside and not text[0].isspace():

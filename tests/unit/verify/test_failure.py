@@ -10,6 +10,7 @@ from torchpar.verify.failure import find_last_words, misplaced_by, why_failed
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "/a.py", line 1, in <module>', "    f()"]
 RANK = "[rank0]: "
+UNIT, PROGRAMS = "torchpar-train@a.service", ("/usr/bin/python3", "/usr/lib/torchpar/stopped")
 LAUNCHER = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
 
 
@@ -20,6 +21,7 @@ LAUNCHER = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
         ({"Result": "oom-kill", "ExecMainCode": 2, "ExecMainStatus": 9}, "killed for want of memory"),
         ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 3}, "exit status 3"),
         ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 203}, "its program cannot be run"),
+        ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 216}, "its group does not exist"),
         ({"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 139}, "exit status 139 (SIGSEGV)"),
         ({"Result": "signal", "ExecMainCode": 2, "ExecMainStatus": 9}, "killed by SIGKILL"),
         ({"Result": "core-dump", "ExecMainCode": 3, "ExecMainStatus": 11}, "killed by SIGSEGV"),
@@ -50,10 +52,23 @@ def test_a_failure_is_told_in_words(properties: dict[str, Any], why: str) -> Non
         ([*TRACEBACK, "E: \x1b[31m"], r"E: \x1b[31m"),
         ([TRACEBACK[0]], TRACEBACK[0]),
         ([*TRACEBACK, LAUNCHER], LAUNCHER.strip()),
+        ([f"{UNIT}: Failed at step CHDIR spawning {each}: Not a directory" for each in PROGRAMS], "Not a directory"),
+        (
+            [
+                line
+                for each in PROGRAMS
+                for line in (
+                    f"{UNIT}: Failed to set up mount namespacing: /nope: No such file or directory",
+                    f"{UNIT}: Failed at step NAMESPACE spawning {each}: No such file or directory",
+                )
+            ],
+            "Failed to set up mount namespacing: /nope: No such file or directory",
+        ),
     ],
 )
 def test_the_line_that_says_most_is_the_last_exceptions(lines: list[str], said: str | None) -> None:
-    """That of a rank, not of the launcher that tells of it; one line, escaped and not endless."""
+    """That of a rank, not of the launcher that tells of it; one line, escaped and not endless. Of systemd's, not that
+    which names the programs that it did not come to."""
     assert find_last_words(lines) == said
 
 
