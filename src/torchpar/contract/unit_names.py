@@ -32,6 +32,11 @@ def is_called(kind: str, name: str, called: str) -> bool:
     return called in known or shorten(called) in known
 
 
+def guard_of(unit: str) -> str:
+    """Returns the unit that runs before each start of a service for which systemd opens files as root."""
+    return f"torchpar-guard@{unit}"
+
+
 def no_such_service(name: str, where: str, titles: Iterable[str]) -> NoSuchServiceError:
     """Makes the error for a name that no service has; `where` it was looked for, `titles` are those that there are.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torchpar.contract.errors import SystemdAbsentError, SystemdError, TorchparError
+from torchpar.contract.unit_names import guard_of
 from torchpar.host.files import remove, write_new
 from torchpar.host.journal import write_entry
 from torchpar.host.program import run
@@ -156,7 +157,7 @@ def service_states() -> str:
 def _list_units() -> list[tuple[str, str, str, str]]:
     """Lists torchpar's units with their states, but those that are stopped: systemd forgets and loads them again as it
     likes. Raises SystemdError."""
-    listed = json.loads(_systemctl("list-units", "--output=json", *SERVICES, SOCKETS, AD_HOC) or "[]")
+    listed = json.loads(_systemctl("list-units", "--output=json", *SERVICES, SOCKETS, AD_HOC, guard_of("*")) or "[]")
     return sorted((unit["unit"], unit["load"], unit["active"], unit["sub"]) for unit in listed)
 
 

@@ -17,6 +17,7 @@ from torchpar.conf.services import Service
 from torchpar.conf.settings import InferSettings, TrainSettings
 from torchpar.conf.values import MemoryPolicy, simple_path
 from torchpar.contract.paths import CERTIFICATE, GUARD, KEY, STOP, TEMPLATES
+from torchpar.contract.unit_names import guard_of
 from torchpar.facts.exec_limits import LINE, size
 from torchpar.facts.topology import HostFacts
 from torchpar.plan.opened import opened_paths
@@ -91,11 +92,6 @@ def drop_in_path(unit: str) -> str:
 def socket_of(unit: str) -> str:
     """Returns the socket that holds the addresses of an inference service's unit."""
     return f"{unit.removesuffix('.service')}.socket"
-
-
-def guard_of(unit: str) -> str:
-    """Returns the unit that runs before each start of a service for which systemd opens files as root."""
-    return f"torchpar-guard@{unit}"
 
 
 def unit_of(path: str) -> str:

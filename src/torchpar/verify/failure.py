@@ -47,6 +47,9 @@ _RESULTS = {
     "protocol": "it ended before it was ready",
 }
 
+# The guard has refused the start, and says more in the journal of the service.
+REFUSED = "what systemd would open for it is not root's alone, or no file"
+
 # CLD_KILLED and CLD_DUMPED: the status of a process is the number of a signal then (waitid(2)).
 _BY_SIGNAL = (2, 3)
 _MOST_SAID = 300
@@ -104,7 +107,7 @@ def misplaced_by(properties: Mapping[str, Any]) -> int | None:
 
 def says_all(why: str) -> bool:
     """Says whether the reason came from outside the job, which knew nothing of it: its last line is no part of it."""
-    return why in _RESULTS.values() or why in ("killed by SIGKILL", "killed by SIGTERM")
+    return why in _RESULTS.values() or why in (REFUSED, "killed by SIGKILL", "killed by SIGTERM")
 
 
 def _last_exit(properties: Mapping[str, Any]) -> tuple[int, int]:

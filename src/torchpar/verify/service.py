@@ -19,7 +19,7 @@ from torchpar.contract.fallback import Fallback, say_manifest
 from torchpar.contract.given import Given, read_given
 from torchpar.contract.job import parse_job_environment
 from torchpar.contract.messages import trouble
-from torchpar.contract.unit_names import shorten
+from torchpar.contract.unit_names import guard_of, shorten
 from torchpar.facts.running import RunningUnit
 from torchpar.host.affinity import UnitMove
 from torchpar.host.job_folder import is_idle
@@ -27,7 +27,7 @@ from torchpar.host.processes import SECONDS
 from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, local_share, summary, verify
-from torchpar.verify.failure import EXIT_CODES, misplaced_by, state_of, why_failed
+from torchpar.verify.failure import EXIT_CODES, REFUSED, misplaced_by, state_of, why_failed
 from torchpar.verify.overrides import find_overrides
 from torchpar.verify.ranks import rank_states, world_size
 from torchpar.verify.repair import make_repair
@@ -102,6 +102,8 @@ def observe_service(
     row["planned_world_size"] = _planned_world_size(plan)
     row["misplaced"] = misplaced_by(properties) is not None
     row["wrong"] += _set_otherwise(plan, properties, around)
+    if row["state"] == "stopped" and _is_refused(systemd, plan.unit, around):
+        row |= {"state": "failed", "failure": {"why": REFUSED, "said": None}}
     if around.fallback and properties["ActiveState"] != "inactive":
         row["wrong"] += _fallen(plan, around.fallback)
     if not _runs(properties):
@@ -136,6 +138,17 @@ def _planned_world_size(plan: ServiceRecord) -> int | None:
     # "2:4": at least, and at the most.
     nodes = job.nodes.rpartition(":")[2] if job else ""
     return int(nodes) * len(plan.ranks) if nodes.isdecimal() else None
+
+
+def _is_refused(systemd: Units, unit: str, around: Around) -> bool:
+    """Says whether the guard of a service has kept it from its last start, of which the unit itself knows nothing."""
+    guard = guard_of(unit)
+    if not any(path.startswith(f"{guard}.d/") for path in around.rendered):
+        return False
+    try:
+        return state_of(systemd.unit_properties(guard)) == "failed"
+    except TorchparError:
+        return False
 
 
 def _settled(items: tuple[Item, ...], properties: Mapping[str, Any]) -> tuple[Item, ...]:

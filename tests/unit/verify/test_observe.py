@@ -202,6 +202,24 @@ def test_a_failure_is_wrong_and_says_why(host: FakeHost) -> None:
     assert seen["wrong"] == [] and host.journal.asked == [TRAIN]
 
 
+def test_a_start_that_the_guard_has_refused_is_a_failure(host: FakeHost) -> None:
+    """The service was not begun, and systemd calls it inactive. Its next start says whether it still is."""
+    guard = f"torchpar-guard@{TRAIN}"
+    host.text = f"{TEXT}[Train a]\nService.EnvironmentFile=/etc/a\n"
+    host.apply()
+    assert look(host)["services"][1]["state"] == "stopped"
+    host.systemd.properties[guard] = {"ActiveState": "failed"}
+    host.journal.lines[TRAIN] = LINES
+    row = look(host)["services"][1]
+    assert row["state"] == "failed"
+    assert told(row) == [
+        "has failed: what systemd would open for it is not root's alone, or no file; see: torchpar logs train@a"
+    ]
+    host.text = TEXT
+    host.apply()
+    assert look(host)["services"][1]["state"] == "stopped"
+
+
 def test_a_run_that_was_killed_has_no_last_words(host: FakeHost) -> None:
     """What it printed last says nothing of why."""
     host.apply()
