@@ -135,6 +135,44 @@ def test_strings_go_both_ways_and_a_failure_is_told(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+# Raises what is no Exception, or has no text, as the largest number says.
+ODD_ERRORS = """
+import asyncio
+
+INPUTS = [("x", "FP32", (-1, 3))]
+OUTPUTS = [("y", "FP32", (-1, 3))]
+
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+ERRORS = {7.0: asyncio.CancelledError, 8.0: KeyboardInterrupt, 9.0: Wordless}
+
+def load():
+    pass
+
+def predict(batch):
+    error = ERRORS.get(float(batch["x"].max()))
+    if error:
+        raise error
+    return batch["x"]
+"""
+
+
+@pytest.mark.parametrize("backend", ["process", "thread"])
+def test_whatever_a_handler_raises_is_the_answer_to_who_caused_it(tmp_path: Path, backend: str) -> None:
+    """No worker ends, and who asks at the same time is answered."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, ODD_ERRORS), backend=backend) as engine:
+            for number in (7.0, 8.0, 9.0):
+                before, wrong, after = ask(engine, [request(X), request(X[:1] * 0 + number), request(X)])
+                assert await wrong.status() == 500
+                assert torch.equal((await before.values())[0], X) and torch.equal((await after.values())[0], X)
+
+    asyncio.run(run())
+
+
 def test_a_killed_worker_costs_what_it_held_and_is_back(tmp_path: Path) -> None:
     """503 for the request in it; those of the other worker, and those that wait, are answered."""
 

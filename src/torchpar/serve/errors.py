@@ -33,6 +33,14 @@ class ServeError(Exception):
         self.retry_after = retry_after
 
 
+def text_of(error: BaseException) -> str:
+    """Returns an error's text, also where the error's own code fails to make one."""
+    try:
+        return str(error)
+    except Exception:
+        return "its text cannot be made"
+
+
 class ModelError(Exception):
     """A model that cannot be loaded; the message names the file and what to do."""
 

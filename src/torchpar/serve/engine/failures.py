@@ -11,7 +11,7 @@ import re
 
 import torch
 
-from torchpar.serve.errors import Lasting, NoInputError, OutputError, ServeError
+from torchpar.serve.errors import Lasting, NoInputError, OutputError, ServeError, text_of
 
 
 def _begins(*begins: str) -> re.Pattern[str]:
@@ -56,14 +56,14 @@ _SIZE = _begins(
 )
 
 
-def failure(error: Exception, own_code: bool = True) -> ServeError:
+def failure(error: BaseException, own_code: bool = True) -> ServeError:
     """Makes the answer when a model raises: its last line, which in torch's long messages says what went wrong.
 
     own_code: what raised may be Python that the model's author wrote.
     """
     if isinstance(error, ServeError):
         return error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in text_of(error).splitlines() if line.strip()]
     # Of an operator that a device does not have, the last line says only where the first of them is.
     said = next((line for line in lines if "Could not run '" in line), lines[-1] if lines else "")
     found = ServeError(500, f"the model failed: {type(error).__name__}: {said[:500]}")
@@ -71,7 +71,7 @@ def failure(error: Exception, own_code: bool = True) -> ServeError:
     return found
 
 
-def _lasting(error: Exception, own_code: bool) -> Lasting | None:
+def _lasting(error: BaseException, own_code: bool) -> Lasting | None:
     if isinstance(error, OutputError):
         return Lasting.OUTPUT
     if isinstance(error, NoInputError):
@@ -79,7 +79,7 @@ def _lasting(error: Exception, own_code: bool) -> Lasting | None:
     # What the code in a TorchScript file raises or asserts is a torch.jit.Error, whatever it was in Python.
     if own_code or isinstance(error, torch.jit.Error):
         return None
-    said = str(error)
+    said = text_of(error)
     if isinstance(error, (RuntimeError, AssertionError)) and _DEVICE.search(said):
         return Lasting.DEVICE
     if isinstance(error, RuntimeError) and _OPERATOR.search(said):

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from torchpar.serve.errors import ModelError, NoInputError, OutputError
+from torchpar.serve.errors import ModelError, NoInputError, OutputError, text_of
 from torchpar.serve.models.description import Description, limit_of, specs_of
 from torchpar.serve.models.opened import Opened
 from torchpar.serve.models.program import Program, example_of, fitting
@@ -136,7 +136,7 @@ class _told:
             while trace.tb_next:
                 trace = trace.tb_next
             place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
-            raise ModelError(f"{self._name} failed at {place}: {type(error).__name__}: {error}") from error
+            raise ModelError(f"{self._name} failed at {place}: {type(error).__name__}: {text_of(error)}") from error
 
 
 def _check_arguments(path: str, name: str, function: Any, count: int, expected: str) -> None:

@@ -183,7 +183,9 @@ def _answer(request: dict[str, Any], memory: Memory, program: Program, device: A
         outputs = tensors_of(results)
         places = _lay_out(memory, outputs, request["end"])
         return {"outputs": places}, max(request["end"], end_of(places))
-    except Exception as error:  # the model's own code: whatever it raises is the answer
+    except SystemExit:
+        raise  # a handler that asks for the end of its process has it
+    except BaseException as error:  # the model's own code: whatever it raises is the answer
         if program.platform == "python" and not request["quiet"]:
             traceback.print_exc()  # for the handler's author, who looks into the log
         told = failure(error, own_code=program.platform == "python")

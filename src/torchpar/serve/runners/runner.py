@@ -115,7 +115,7 @@ class ThreadRunner(Runner):
             raise
         except SystemExit as error:  # of a handler: in a thread it ends nothing
             raise ServeError(503, "the model asks for the end of the process that computes it") from error
-        except Exception as error:  # the model's own code: whatever it raises is the answer
+        except BaseException as error:  # the model's own code: whatever it raises is the answer
             raise failure(error, own_code=self._program.platform == "python") from error
         finally:
             if team > 1:
