@@ -213,6 +213,30 @@ def test_there_are_no_more_threads_than_processes_that_compute(tmp_path: Path) -
     assert asyncio.run(run()) == 2  # and of these one for what may pass all others
 
 
+# Makes the function that answers when it loads.
+MADE = """
+INPUTS = [("x", "FP32", (-1, 3))]
+OUTPUTS = [("y", "FP32", (-1, 3))]
+
+def predict(batch):
+    raise NotImplementedError
+
+def load():
+    global predict
+    predict = lambda batch: {"y": batch["x"] * 2}
+"""
+
+
+def test_the_predict_that_load_makes_is_the_one_that_answers(tmp_path: Path) -> None:
+    """As a call of the module's function has it in Python."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, MADE)) as engine:
+            assert torch.equal((await ask(engine, [request(X)])[0].values())[0], 2 * X)
+
+    asyncio.run(run())
+
+
 def test_a_worker_that_two_threads_miss_is_forked_once(tmp_path: Path) -> None:
     async def run() -> None:
         async with serving(handler(tmp_path, SLEEPER), workers=1) as engine:

@@ -58,7 +58,7 @@ class Handler(Program):
             if not callable(getattr(module, name, None)):
                 raise ModelError(f"{path}: a handler has the functions load() and predict(batch); {name} is missing")
         self._where = path
-        self._predict = module.predict
+        self._module = module
         _check_arguments(path, "predict", module.predict, 1, "the batch")
         self.inputs = description.inputs or self._specs(module, "INPUTS")
         self.outputs = description.outputs or self._specs(module, "OUTPUTS")
@@ -85,7 +85,7 @@ class Handler(Program):
         """Calls predict() with the inputs by name; its results are the declared outputs."""
         batch = {spec.name: value for spec, value in zip(self.inputs, inputs)}
         try:
-            result = self._predict(batch)
+            result = self._module.predict(batch)  # the one that load() may have made
         except KeyError as error:
             if _asked_for(error, batch):
                 raise NoInputError(f"predict() asks for {error}; INPUTS has {', '.join(batch)}") from error
