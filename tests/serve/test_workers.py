@@ -26,6 +26,7 @@ from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.protocol.triton import model_config
 from torchpar.serve.runners.memory import Memory, end_of
+from torchpar.serve.runners.shared_tensors import Inputs
 from torchpar.serve.tensors import Tensor
 
 pytestmark = pytest.mark.subprocess
@@ -109,6 +110,90 @@ def test_ten_lines_are_a_handler(tmp_path: Path) -> None:
             assert (await Answer(engine, request(large)).values())[0].shape == (8, 3)
 
     asyncio.run(run())
+
+
+# Adds up the last three inputs, of which it keeps views.
+HISTORY = """
+import torch
+
+INPUTS = [("x", "FP32", (-1, 3)), ("kept", "BOOL", (-1,))]
+OUTPUTS = [("y", "FP32", (-1, 3))]
+MAX_BATCH = 1
+history = []
+
+def load():
+    pass
+
+def predict(batch):
+    recent = [*history, batch["x"][0]]
+    if bool(batch["kept"]):
+        history.append(batch["x"][0])
+        del history[:-2]
+    return {"y": torch.stack(recent).sum(0, keepdim=True)}
+"""
+
+
+def test_what_a_handler_keeps_of_its_inputs_stays_as_it_is(tmp_path: Path) -> None:
+    """Whenever it begins to, and whatever the sizes of the batches after it."""
+
+    async def run() -> None:
+        async with serving(handler(tmp_path, HISTORY)) as engine:
+            history: list[torch.Tensor] = []
+            for i in range(8):
+                row, kept = torch.full((1, 3), float(i)), torch.tensor([i % 2 == 1])
+                answer = await ask(engine, [request(row, kept, names="x kept")])[0].values()
+                assert torch.equal(answer[0], sum(history, row))
+                history = [*history, row][-2:] if kept else history
+
+    asyncio.run(run())
+
+
+class Remembering(torch.nn.Module):
+    """Answers with the input before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = torch.jit.Attribute([], list[torch.Tensor])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keeps its input."""
+        self.before.append(x)
+        return self.before[-2] if len(self.before) > 1 else x
+
+
+def test_what_a_program_keeps_of_its_inputs_stays_as_it_is(tmp_path: Path) -> None:
+    """Where a process computes it too."""
+
+    async def run() -> None:
+        path = save_script(Remembering(), tmp_path / "m.pt", described(-1, 3))
+        async with serving(path, backend="process") as engine:
+            answers = [(await ask(engine, [request(X[:1] + i)])[0].values())[0] for i in range(5)]
+        assert [answer[0, 0].item() for answer in answers] == [0.0, 0.0, 1.0, 2.0, 3.0]
+
+    asyncio.run(run())
+
+
+def test_inputs_that_are_not_kept_are_not_copied() -> None:
+    """Neither by a worker, nor in its memory."""
+    fd = os.memfd_create("test")
+    try:
+        memory = Memory(fd)
+        places = memory.write([("x", Column("FP32", (2,), [b"\0" * 8])), ("flag", Column("BOOL", (1,), [b"\1"]))])
+        inputs = Inputs(memory)
+        for _ in range(3):
+            value, flag = inputs.take(places)
+            memory.view[:4] = os.urandom(4)
+            assert bytes(memory.view[:8]) == value.numpy().tobytes()
+            del value
+            assert not inputs.were_kept() and bool(flag)
+        value = inputs.take(places)[0][1:]
+        assert inputs.were_kept() and not inputs.were_kept()
+        copy = inputs.take(places)[0]
+        memory.view[:8] = b"\1" * 8
+        assert copy.numpy().tobytes() != bytes(memory.view[:8]) == b"\1" * 4 + value.numpy().tobytes()
+        assert not inputs.were_kept()
+    finally:
+        os.close(fd)
 
 
 def test_strings_go_both_ways_and_a_failure_is_told(tmp_path: Path) -> None:

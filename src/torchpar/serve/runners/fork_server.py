@@ -33,7 +33,7 @@ from torchpar.serve.models.program import Program
 from torchpar.serve.models.values import tensors_of
 from torchpar.serve.runners.memory import Memory, Place, end_of
 from torchpar.serve.runners.seeds import draw_anew
-from torchpar.serve.runners.shared_tensors import value_at
+from torchpar.serve.runners.shared_tensors import Inputs
 from torchpar.serve.runners.threads import left_behind, others
 from torchpar.serve.runners.worker import receive, send
 from torchpar.serve.tensors import Tensor
@@ -160,6 +160,7 @@ def _work(
 def serve_batches(channel: socket.socket, memory: Memory, program: Program, device: Any) -> None:
     """Computes what comes, until the socket is closed. device: see device.py; None is the CPU."""
     moved = 0  # bytes, since memory was given back
+    inputs = Inputs(memory)
     while True:
         if moved > TRIM_FROM and not select.select([channel], [], [], IDLE_SECONDS)[0]:
             trim()
@@ -170,15 +171,18 @@ def serve_batches(channel: socket.socket, memory: Memory, program: Program, devi
         memory.reach(request["end"])
         if device:
             device.attach(memory)
-        reply, end = _answer(request, memory, program, device)
+        reply, end = _answer(request, memory, inputs, program, device)
+        reply["kept"] = inputs.were_kept()
         send(channel, memory, reply, end)
         moved += end
 
 
-def _answer(request: dict[str, Any], memory: Memory, program: Program, device: Any) -> tuple[dict[str, Any], int]:
-    """Computes one batch; returns the reply, and the first free byte of the memory. Nothing of the batch is kept."""
+def _answer(
+    request: dict[str, Any], memory: Memory, inputs: Inputs, program: Program, device: Any
+) -> tuple[dict[str, Any], int]:
+    """Computes one batch; returns the reply, and the first free byte of the memory. Here nothing of it is kept."""
     try:
-        values = [value_at(memory, place) for place in request["inputs"]]
+        values = inputs.take(request["inputs"])
         results = device.run(program, values) if device else program.compute(values)
         outputs = tensors_of(results)
         places = _lay_out(memory, outputs, request["end"])

@@ -51,6 +51,7 @@ class Worker:
         self._socket, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._fd = os.memfd_create("torchpar-worker")
         self._memory = Memory(self._fd)
+        self._start = 0  # what lies before this is kept by the program
         self.pid: int | None = None
 
     def far_ends(self) -> list[int]:
@@ -75,22 +76,24 @@ class Worker:
 
     def compute(self, names: Sequence[str], columns: Sequence[Column], quiet: bool = False) -> Computed:
         """Runs a batch there. Raises WorkerDied, and ServeError with what the model raised."""
-        places = self._memory.write(list(zip(names, columns)))
+        places = self._memory.write(list(zip(names, columns)), self._start)
         ready = time.monotonic()
         try:
-            request = {"inputs": places, "end": end_of(places), "quiet": quiet}
-            send(self._socket, self._memory, request, end_of(places))
+            end = max(self._start, end_of(places))
+            send(self._socket, self._memory, {"inputs": places, "end": end, "quiet": quiet}, end)
             reply = receive(self._socket, self._memory)
         except OSError:
             reply = None
         if reply is None:
             raise WorkerDied
-        end = time.monotonic()
+        done = time.monotonic()
+        if reply["kept"]:
+            self._start = end
         if "error" in reply:
             error = ServeError(reply["status"], reply["error"])
             error.lasting = Lasting(reply["lasting"]) if reply["lasting"] else None
             raise error
-        return Computed([self._memory.read(place) for place in reply["outputs"]], ready, end)
+        return Computed([self._memory.read(place) for place in reply["outputs"]], ready, done)
 
     def close(self) -> None:
         """Closes our end of the socket: the worker sees that, and ends."""
