@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,13 @@ def test_a_newer_archive_and_a_missing_library_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch, "export"), reason="this torch has no torch.export")
+class Named(torch.nn.Module):
+    """Returns an OrderedDict."""
+
+    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        return OrderedDict(y=x)
+
+
 def test_the_same_of_an_exported_program(tmp_path: Path) -> None:
     """Of which torch tells the reason in its log alone."""
     whole = tmp_path / "whole.pt2"
@@ -154,6 +162,13 @@ def test_the_same_of_an_exported_program(tmp_path: Path) -> None:
         return data.replace(b'"schema_version": {"major": ', b'"schema_version": {"major": 99')
 
     assert "it was made with a newer torch" in refusal(rewritten(whole, tmp_path / "m.pt2", newer))
+
+    def classes(name: str, data: bytes) -> bytes:
+        return data.replace(b"collections.OrderedDict", b"transformers.ModelOutput")
+
+    named = tmp_path / "named.pt2"
+    torch.export.save(torch.export.export(Named(), (torch.ones(1, 3),)), str(named))
+    assert "that class is its author's own" in refusal(rewritten(named, tmp_path / "m.pt2", classes))
     assert "the end of it is missing" in refusal(shorter(whole, tmp_path / "m.pt2"))
     assert "it is of torch.export: call it .pt2" in refusal(Path(shutil.copy(whole, tmp_path / "m.pt")))
     script = save_script(mlp(), tmp_path / "m.pt")

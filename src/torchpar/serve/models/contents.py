@@ -206,4 +206,6 @@ def words_for(reason: str) -> str:
         return "; the library of that operator is not loaded: write a handler that imports it before it loads the file"
     if "supported version" in reason or "schema version" in reason:
         return "; it was made with a newer torch: make it with this one, or give the service a Python= with that one"
+    if "in pytree is not registered" in reason:
+        return "; that class is its author's own: export it with tuples, lists and dictionaries instead"
     return ""
