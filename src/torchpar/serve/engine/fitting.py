@@ -120,8 +120,8 @@ class Fitting:
         if rows is None:
             return 1, None, tuple(sizes)
         if self._most is not None and rows > self._most:
-            limit = f"MaxBatch={self._most}"
-            raise ServeError(413, f"{rows} rows are more than model '{self._model}' takes at once ({limit})")
+            bounds = f"the {self._most} that model '{self._model}' takes at once"
+            raise ServeError(413, f"{rows} rows are more than {bounds} (MaxBatch=, or max_batch of the model)")
         return rows, tuple([tensor.shape[1:] for tensor in inputs]), tuple(sizes)
 
     def _rows(self, inputs: Sequence[Tensor]) -> int | None:
