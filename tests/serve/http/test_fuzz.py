@@ -379,6 +379,25 @@ def test_an_answer_is_json_that_every_parser_takes(world: Running, datatype: str
         assert ask_for([1.5, infinity, math.nan], binary=True)[0] == 200
 
 
+@pytest.mark.parametrize(("datatype", "number"), [
+    ("FP64", "1e400"), ("FP64", "-1E+309"), ("FP64", "9" * 400 + ".0"), ("FP64", "9" * 400),
+    ("FP32", "1e400"), ("FP32", "1e39"), ("BF16", "3.4e38"), ("BF16", "-1e39"), ("FP16", "65520"), ("FP16", "1e0400"),
+])  # fmt: skip
+def test_a_number_that_its_datatype_does_not_reach_is_no_infinity(world: Running, datatype: str, number: str) -> None:
+    """It would be the answer to another question."""
+    connection = HTTPConnection("127.0.0.1", world.port, timeout=100)
+    tensor = f'{{"name": "x", "datatype": "{datatype}", "shape": [1, 2], "data": [1.5, %s]}}'
+    statuses = []
+    for value in (number, "1e0010" if datatype in ("FP32", "FP64") else "7e0", "Infinity"):
+        body = f'{{"inputs": [{tensor % value}], "parameters": {{"binary_data_output": true}}}}'
+        connection.request("POST", f"/v2/models/identity_{datatype.lower()}/infer", body)
+        reply = connection.getresponse()
+        reply.read()
+        statuses.append(reply.status)
+    connection.close()
+    assert statuses == [400, 200, 200]
+
+
 def test_flat_values_are_nested_by_their_shape() -> None:
     assert nested([1, 2, 3, 4], (2, 2)) == [[1, 2], [3, 4]]
     assert nested([1], ()) == 1

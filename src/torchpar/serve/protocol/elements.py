@@ -91,13 +91,18 @@ def _no(value: Any) -> Any:
 
 
 def _pack_bf16(flat: list[Any]) -> bytes:
-    """Packs the upper half of FP32, rounded to nearest, ties to even, as torch does."""
+    """Packs the upper half of FP32, rounded to nearest, ties to even, as torch does.
+
+    Raises OverflowError for a number that would be infinite.
+    """
     halves = array("H")
     for bits in struct.unpack(f"<{len(flat)}I", struct.pack(f"<{len(flat)}f", *flat)):
         if bits & 0x7FFFFFFF > 0x7F800000:  # not a number: rounding could make it infinite
             halves.append(0x7FC0)
         else:
             halves.append((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+        if halves[-1] & 0x7FFF == 0x7F80 and bits & 0x7FFFFFFF != 0x7F800000:
+            raise OverflowError
     if sys.byteorder == "big":
         halves.byteswap()
     return halves.tobytes()

@@ -7,6 +7,8 @@ JSON's text, and understanding costs one look-up.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,10 +70,31 @@ def _parse_tensors(text: bytes | memoryview) -> Any:
     return parse_json(text)
 
 
+_LARGE_EXPONENTS = re.compile(rb"e\+?\d{3}"), re.compile(rb"E\+?\d{3}")
+
+
+def _may_be_too_large(data: bytes) -> bool:
+    """Looks for what any number beyond the doubles has: an exponent of three digits, or hundreds of digits."""
+    if any(each.search(data) for each in _LARGE_EXPONENTS) or b"\0" in data:  # UTF-16 has other bytes
+        return True
+    # Two hundred digits have a hundred that begin here.
+    return any(data[start : start + 100].isdigit() for start in range(0, len(data), 100))
+
+
+def _finite(text: str) -> float:
+    """Parses a number. Raises ValueError for one that Python would take for an infinity, which is another word."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is larger than any datatype has")
+    return value
+
+
 def parse_json(text: bytes | bytearray | memoryview) -> Any:
     """Parses JSON, however it is built. Raises ServeError 400."""
+    data = bytes(text)
     try:
-        return json.loads(bytes(text))
+        # Asking Python about each number takes its time.
+        return json.loads(data, parse_float=_finite if _may_be_too_large(data) else None)
     except RecursionError:
         raise ServeError(400, "the JSON is nested too deeply") from None
     except ValueError as error:
