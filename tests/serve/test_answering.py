@@ -74,6 +74,7 @@ Y = ("y", "FP32", [-1, 3])
         (Made(), described(-1, 3), "a device is fixed in the model, .* on the CPU: .*(?i:cuda)"),
         (Affine(), described(-1, 3, outputs=outputs(("y", "FP64", [-1, 3]))), "'y' is declared as FP64 .* it is FP32"),
         (Affine(), described(-1, 3, outputs=outputs(("y", "FP32", [-1, 4]))), r"\[-1, 4\]; .* \[1, 3\]"),
+        (Affine(), described(-1, 3, outputs=outputs(("y", "FP32", [3, -1]))), r"\[3, -1\]; .* \[1, 3\]"),
         (Affine(), described(-1, 3, outputs=outputs(("y", "FP32", [-1]))), r"\[-1\]; .* \[1, 3\]"),
         (Affine(), described(-1, 3, outputs=outputs(Y, ("z", *Y[1:]))), "y, z; the model returns OUTPUT__0"),
         (Pair(), described(-1, 3, outputs=outputs(Y)), "the outputs y; the model returns OUTPUT__0, OUTPUT__1"),

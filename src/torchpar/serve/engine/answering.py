@@ -68,7 +68,7 @@ def difference_to_declared(runner: Runner, outputs: Sequence[Tensor]) -> str:
         tensor = found.get(spec.name)
         if tensor is None:
             continue
-        sizes = list(zip(spec.shape, tensor.shape))[1:]
+        sizes = zip(spec.shape, tensor.shape)
         if (
             spec.datatype != tensor.datatype
             or len(spec.shape) != len(tensor.shape)
