@@ -260,7 +260,7 @@ def optimum(plan: Plan, config: Config, qualities: dict[str, Quality]) -> float 
         return None
     cores = usable_before_reserve(plan.facts, config.host.cpus)
     cells: dict[tuple[int, float], int] = {}
-    kept = auto_reserve(cores)
+    kept = auto_reserve(cores, plan.facts)
     for core in sorted(cores, key=lambda core: core.capacity)[kept:]:
         cells[core.numa_node, core.capacity] = cells.get((core.numa_node, core.capacity), 0) + 1
     ways = 1

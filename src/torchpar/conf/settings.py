@@ -108,7 +108,8 @@ class HostSettings:
         "auto",
         "auto, or a number",
         "cores kept for the system; auto: none below 4 cores, 1 below 16, then 1 for each NUMA node, and no more than "
-        "a sixteenth of the cores, all of which services get before one is refused; a number is always kept",
+        "a sixteenth of the cores, less those that a cpuset leaves out, as a container's; all of which services get "
+        "before one is refused; a number is always kept",
     )
     smt: bool = _setting(
         "SMT", v.parse_boolean, "no", "yes, no", "one compute thread for each CPU (yes) or for each core (no)"

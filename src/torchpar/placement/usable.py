@@ -72,7 +72,7 @@ def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: in
     pool = [core for core in named if core.cpus.isdisjoint(isolated)] or list(named)
     why = "isolated from the scheduler (isolcpus=); name it in CPUs= to use it"
     left_out.update((cpu, why) for core in set(named).difference(pool) for cpu in core.cpus)
-    reserved = _reserved(pool, reserve)
+    reserved = _reserved(pool, auto_reserve(pool, facts) if reserve is None else reserve)
     warnings = () if reserve is None or len(reserved) == reserve else (_reduced(reserve, reserved),)
     for core in reserved:
         left_out.update(dict.fromkeys(core.cpus, "kept for the system ([Host] ReserveCores=)"))
@@ -117,13 +117,15 @@ def usable_before_reserve(facts: HostFacts, host_cpus: CpuSet | None) -> tuple[C
     return tuple(core for core in named if core.cpus.isdisjoint(isolated)) or named
 
 
-def auto_reserve(cores: Sequence[Core]) -> int:
+def auto_reserve(cores: Sequence[Core], facts: HostFacts) -> int:
     """Counts the cores that ReserveCores=auto keeps: none below 4 cores, 1 below 16, then one for each NUMA node.
 
     It is never more than a sixteenth of them. Packages are not counted: a virtual machine may have one for each CPU.
+    Cores that a cpuset leaves out, as a container's, are left to the system of the host already.
     """
     count = len(cores)
-    return 0 if count < 4 else 1 if count < 16 else min(len({core.numa_node for core in cores}), count // 16)
+    count = 0 if count < 4 else 1 if count < 16 else min(len({core.numa_node for core in cores}), count // 16)
+    return max(0, count - sum(core.isdisjoint(facts.allowed_cpus) for core in facts.cores))
 
 
 def _make_cores(facts: HostFacts, allowed: CpuSet) -> tuple[Core, ...]:
@@ -147,13 +149,13 @@ def _place(places: Iterable[tuple[int, CpuSet]], cpus: CpuSet) -> dict[int, int]
     return of_cpu
 
 
-def _reserved(cores: Sequence[Core], reserve: int | None) -> list[Core]:
+def _reserved(cores: Sequence[Core], reserve: int) -> list[Core]:
     """Returns the cores kept for the system: the slowest, and of these the first of each NUMA node in turn.
 
     Where there are fewer than nodes they are of as few nodes as can be, if equal parts of nodes then have more cores.
     At least one core is always left.
     """
-    count = min(auto_reserve(cores) if reserve is None else reserve, len(cores) - 1)
+    count = min(reserve, len(cores) - 1)
     by_place: dict[tuple[float, int], list[Core]] = {}
     for core in cores:
         by_place.setdefault((core.capacity, core.numa_node), []).append(core)

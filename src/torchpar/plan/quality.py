@@ -34,7 +34,7 @@ def service_qualities(plan: Plan, config: Config) -> Mapping[str, Quality]:
     """
     cores = usable_before_reserve(plan.facts, config.host.cpus)
     of_cpu = {cpu: core for core in cores for cpu in core.cpus}
-    reserve = auto_reserve(cores) if config.host.reserve_cores is None else config.host.reserve_cores
+    reserve = auto_reserve(cores, plan.facts) if config.host.reserve_cores is None else config.host.reserve_cores
     quota = None if plan.facts.cpu_limit is None else max(1, int(plan.facts.cpu_limit))
     services = [service for service in plan.services if service.service.settings.enabled]
     together = bool(services)

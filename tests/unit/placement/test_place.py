@@ -311,6 +311,22 @@ def test_reserved_cores_grow_with_the_host(nodes: int, cores_of_each: int, reser
     assert str(CpuSet(place_text("a", host).usable.left_out)) == reserved
 
 
+@pytest.mark.parametrize(
+    ("allowed", "usable"),
+    [("0-3", "0-3"), ("32-63", "32-63"), ("0-30,32-63", "0-30,33-63")],
+)
+def test_cores_that_a_cpuset_leaves_out_are_the_system_s(allowed: str, usable: str) -> None:
+    """Of a container, or of a slice that is kept to a part of the host, where two are kept of both nodes."""
+    host = dataclasses.replace(make_host(packages=2, cores_per_complex=32), allowed_cpus=CpuSet.parse(allowed))
+    assert cpus("a Enabled=yes", host) == {"a": usable}
+
+
+def test_a_thread_of_a_core_is_none_that_a_cpuset_leaves_to_the_system() -> None:
+    """The other thread of it computes with the job."""
+    host = dataclasses.replace(make_host(smt=2), allowed_cpus=CpuSet.parse("0-3"))
+    assert str(CpuSet(place_text("a", host).usable.left_out)) == "0,4-7"
+
+
 def test_a_virtual_machine_with_a_package_for_each_cpu_keeps_one_core() -> None:
     """As QEMU's plain -smp 32 makes it."""
     host = make_host(packages=32, cores_per_complex=1)
