@@ -105,6 +105,9 @@ def run(  # noqa: PLR0913 - click gives every option as an argument
         )
         if as_unit():
             job = _make_startable(job, inputs.facts.systemd_version)
+        if not systemd.is_running():
+            # Declared services cannot run here: those of a conf in a container's image hold nothing, and need not fit.
+            config = dataclasses.replace(config, services=())
         user = _user(user, job)
         running = systemd.running_services() if systemd.is_running() else ()
         used, used_gpus = read_ad_hoc_jobs()
