@@ -34,6 +34,14 @@ ExecStopPost=/usr/bin/systemctl --no-block start poweroff.target
 WantedBy=multi-user.target
 """
 
+# What belongs to Slurm is started by a scenario that has it; podman needs no service.
+_INSTALL = """
+dpkg --install /var/tmp/torchpar.deb
+systemctl disable munge slurmctld slurmd
+systemctl disable podman podman.socket podman-auto-update podman-auto-update.timer podman-restart
+systemctl enable scenario.service
+"""
+
 # Every instruction counts: an emulated CPU is some twenty times slower. What udev would find is not of interest.
 _MASKED = (
     *("getty@tty1", "serial-getty@ttyS0", "ldconfig", "e2scrub_reap", "systemd-binfmt", "systemd-logind"),
@@ -66,7 +74,7 @@ class EmulatedMachine:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, encoding="utf-8")
         done = subprocess.run(
-            ["chroot", root, "sh", "-euc", "dpkg --install /var/tmp/torchpar.deb; systemctl enable scenario.service"],
+            ["chroot", root, "sh", "-euc", _INSTALL],
             capture_output=True, text=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

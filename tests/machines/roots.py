@@ -57,7 +57,7 @@ class Kind(Enum):
     BASE = "base"  # what a fresh minimal server has, and neither Python nor torch: the package must bring them
     BUILD = "build"  # a compiler, debhelper, lintian and the Build-Depends of the package
     INSTALLED = "installed"  # a base, and all that the package depends on and recommends: installing it is quick
-    NUMA = "numa"  # a kernel of its own, and what the package depends on, for an emulated machine
+    NUMA = "numa"  # an emulated machine: a kernel of its own, what the package depends on, Slurm and podman
     MANAGED = "managed"  # an ssh server, Ansible, what the package depends on: a host of a fleet, and its controller
 
 
@@ -77,8 +77,9 @@ _PACKAGES = {
     Kind.INSTALLED: _BASE,
     Kind.BUILD: ("build-essential", "ca-certificates", "lintian"),
     Kind.NUMA: (
-        "dbus", "libtcmalloc-minimal4", "linux-image-cloud-amd64", "python3", "python3-click", "python3-debian",
-        "python3-h11", "python3-jinja2", "systemd", "systemd-sysv", "udev", "util-linux",
+        "crun", "dbus", "iproute2", "libtcmalloc-minimal4", "linux-image-cloud-amd64", "munge", "podman", "python3",
+        "python3-click", "python3-debian", "python3-h11", "python3-jinja2", "slurm-wlm", "systemd", "systemd-sysv",
+        "udev", "util-linux",
     ),
 }  # fmt: skip
 
