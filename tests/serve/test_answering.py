@@ -53,11 +53,11 @@ def outputs(*specs: tuple[str, str, list[int]]) -> list[dict[str, Any]]:
     return [{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in specs]
 
 
-def start(path: Path) -> None:
+def start(path: Path, backend: str = "auto") -> None:
     """Start an engine and end it."""
 
     async def run() -> None:
-        async with serving(path):
+        async with serving(path, backend=backend):
             pass
 
     asyncio.run(run())
@@ -434,6 +434,16 @@ def test_another_table_without_a_key_says_nothing_of_the_inputs(tmp_path: Path) 
             assert engine.index()[0].reason.startswith("not tried")
 
     asyncio.run(run())
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("backend", ["thread", "process"])
+def test_a_handler_that_is_cancelled_while_it_loads_is_not_served(tmp_path: Path, backend: str) -> None:
+    """Nor is the load itself cancelled, of which nobody would hear."""
+    loads = "import asyncio\ndef load(): raise asyncio.CancelledError\ndef predict(batch): return batch\n"
+    (tmp_path / "h.py").write_text(ARGUMENTS + loads)
+    with pytest.raises(ModelError, match=r"load\(\) failed at h.py:\d+: CancelledError"):
+        start(tmp_path / "h.py", backend=backend)
 
 
 def test_a_handler_that_asks_for_the_end_in_a_thread_is_not_served(tmp_path: Path) -> None:

@@ -139,7 +139,6 @@ def test_a_newer_archive_and_a_missing_library_are_told(tmp_path: Path) -> None:
     assert "torchvision::nms" in says and "the library of that operator is not loaded" in says
 
 
-@pytest.mark.skipif(not hasattr(torch, "export"), reason="this torch has no torch.export")
 class Named(torch.nn.Module):
     """Returns an OrderedDict."""
 
@@ -147,6 +146,7 @@ class Named(torch.nn.Module):
         return OrderedDict(y=x)
 
 
+@pytest.mark.skipif(not hasattr(torch, "export"), reason="this torch has no torch.export")
 def test_the_same_of_an_exported_program(tmp_path: Path) -> None:
     """Of which torch tells the reason in its log alone."""
     whole = tmp_path / "whole.pt2"

@@ -117,9 +117,9 @@ def test_a_request_is_the_same_however_its_json_is_parsed(datatype: str, monkeyp
     def compare(numbers: list[str], name: str, more: str, parameter: str, coding: str) -> None:
         tensor = f'"name": {name}, "datatype": "{datatype}", "shape": [{len(numbers)}], "data": [{",".join(numbers)}]'
         text = f'{{"inputs": [{{{tensor}}}]{more}, "parameters": {{"mine": {parameter}}}}}'.encode(coding, "replace")
-        monkeypatch.setattr(parsing, "orjson", fast)
+        monkeypatch.setattr(parsing, "fast_loads", fast.loads)
         one = outcome_of(text)
-        monkeypatch.setattr(parsing, "orjson", None)
+        monkeypatch.setattr(parsing, "fast_loads", None)
         assert one == outcome_of(text)
 
     compare()
@@ -127,7 +127,7 @@ def test_a_request_is_the_same_however_its_json_is_parsed(datatype: str, monkeyp
 
 @pytest.mark.parametrize("parser", ["orjson", None])
 def test_every_float_has_its_nearest_value(parser: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsing, "orjson", parser and pytest.importorskip(parser))
+    monkeypatch.setattr(parsing, "fast_loads", parser and pytest.importorskip(parser).loads)
 
     @settings(max_examples=500)
     @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 17))

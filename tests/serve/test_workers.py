@@ -186,6 +186,11 @@ def test_inputs_that_are_not_kept_are_not_copied() -> None:
             assert bytes(memory.view[:8]) == value.numpy().tobytes()
             del value
             assert not inputs.were_kept() and bool(flag)
+        for _ in range(2):
+            garbage: list[object] = [inputs.take(places)]
+            garbage.append(garbage)
+            del garbage
+            assert not inputs.were_kept()
         value = inputs.take(places)[0][1:]
         assert inputs.were_kept() and not inputs.were_kept()
         copy = inputs.take(places)[0]

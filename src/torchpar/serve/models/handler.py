@@ -132,7 +132,8 @@ class _told:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
+        # Also asyncio's CancelledError, which would be taken for that of the load itself; exit() means this process.
+        if error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
             while trace.tb_next:
                 trace = trace.tb_next
             place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"

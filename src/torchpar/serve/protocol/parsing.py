@@ -16,9 +16,9 @@ from torchpar.serve.errors import ServeError
 from torchpar.serve.protocol.layout import Input, Layout, Wanted, check_number, check_size, describe_input, make_layout
 
 try:
-    import orjson
+    from orjson import loads as fast_loads
 except ImportError:  # Debian 12 has none
-    orjson = None
+    fast_loads = None
 
 # From here on orjson makes floats of whole numbers.
 _FLOATS_FROM = 2.0**63
@@ -62,9 +62,9 @@ def _parse_tensors(text: bytes | memoryview) -> Any:
     What it refuses, NaN and other encodings among it, the standard library has the last word on. The values of tensors
     are the same: a whole number beyond 64 bits is a float for one and no integer of the protocol's for the other.
     """
-    if orjson is not None:
+    if fast_loads is not None:
         try:
-            return orjson.loads(text)
+            return fast_loads(text)
         except ValueError:
             pass
     return parse_json(text)
