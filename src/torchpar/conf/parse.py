@@ -12,7 +12,7 @@ from torchpar.conf.characters import INVISIBLE, name_of
 from torchpar.conf.contradictions import find_contradictions, find_shared_endpoints
 from torchpar.conf.directives import SINCE
 from torchpar.conf.match import matches
-from torchpar.conf.passed import PASSED, RENDERED, judge_directive
+from torchpar.conf.passed import PASSED, RENDERED, find_dropped, judge_directive
 from torchpar.conf.services import AD_HOC, LONGEST_NAME, Config, Kind, Service
 from torchpar.conf.settings import (
     SECTIONS,
@@ -145,6 +145,12 @@ def _read_values(section: Section, page_size: int | None, problems: Problems) ->
         if key.startswith("Service.") and issubclass(SECTIONS[word], ServiceSettings):
             name = key.removeprefix("Service.")
             wrong, note = judge_directive(name, text)
+            dropped = find_dropped(name, text)
+            if problems.applied:
+                # As systemd has read it so far, the service went on without these words.
+                note = note or dropped
+            else:
+                wrong = wrong or dropped
             if note and not wrong:
                 problems.note(origin, f"[{section.header}] {key}={printable(text, 60)}: {note}")
             for at, what in notes_on_odd(text):
@@ -170,7 +176,12 @@ def _read_values(section: Section, page_size: int | None, problems: Problems) ->
             problems.add(place, f"[{section.header}] {key}={printable(text, 80)}: character {character}: {error}")
         except ValueError as error:
             what = str(error) if str(error).startswith("'") else f"'{printable(text, 40)}' {error}"
-            problems.add(origin, f"[{section.header}] {key}={printable(text, 80)}: {what}; allowed: {row.allowed}")
+            said = f"[{section.header}] {key}={printable(text, 80)}: {what}; allowed: {row.allowed}"
+            if problems.applied and isinstance(error, v.UselessError):
+                problems.note(origin, f"{said}; it stays so, as this was in force before")
+                yield _Value(key, text, origin, row, error.value)
+            else:
+                problems.add(origin, said)
         else:
             for what in check_strings(_strings(value), page_size):
                 problems.add(origin, f"[{section.header}] {key}=: {what}")

@@ -157,14 +157,19 @@ def judge(name: str, text: str) -> str | None:
         return why or "torchpar does not pass it on, see torchpar.conf(5); systemctl edit of the unit can set it"
     if name == "LogsDirectory" and not all(_is_own_folder(word) for word in text.split()):
         return "systemd gives the folder to the service's user, so it must be one of torchpar/, as torchpar/train/NAME"
-    if name in ("CapabilityBoundingSet", "AmbientCapabilities"):
-        for word in re.findall(r"[^ \t\"']+", text.removeprefix("~")):
-            if word.upper() not in _CAPABILITIES and not (word.isascii() and word.isdigit() and int(word[:9]) < 64):
-                return f"'{printable(word, 60)}' is no capability, see capabilities(7); between several stand blanks"
     try:
         list(opened(name, text, ""))
     except ValueError as error:
         return str(error)
+    return None
+
+
+def find_dropped(name: str, text: str) -> str | None:
+    """Finds a word of a directive that systemd drops without saying so, and says why it does; None without any."""
+    if name in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        for word in re.findall(r"[^ \t\"']+", text.removeprefix("~")):
+            if word.upper() not in _CAPABILITIES and not (word.isascii() and word.isdigit() and int(word[:9]) < 64):
+                return f"'{printable(word, 60)}' is no capability, see capabilities(7); between several stand blanks"
     return None
 
 

@@ -413,7 +413,7 @@ class InferSettings(ServiceSettings):
     )
     listen: tuple[str, ...] = _setting(
         "Listen",
-        lambda text: tuple(map(v.parse_listen, text.split())),
+        v.parse_listens,
         "",
         "ADDRESS:PORT ..., grpc:ADDRESS:PORT ...",
         "the addresses on which it listens, for HTTP and for gRPC; unless set 127.0.0.1:8000 for HTTP, and no gRPC",

@@ -22,6 +22,14 @@ from torchpar.contract.job import VARIABLE
 E = TypeVar("E", bound=enum.Enum)
 
 
+class UselessError(ValueError):
+    """A value that parses and does nothing good; one that is in force stays as `value`, which is what came of it."""
+
+    def __init__(self, why: str, value: str | tuple[str, ...] | None) -> None:
+        super().__init__(why)
+        self.value = value
+
+
 class CpuRequestKind(enum.Enum):
     """The ways in which a service asks for CPUs."""
 
@@ -269,8 +277,10 @@ def parse_endpoint(text: str) -> str:
     """Parses HOST or HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
     alone = len(text) <= _LONGEST_HOST and re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+", text)
     address = text if alone or text.startswith("*") else parse_address(text).rpartition(":")[0]
-    if address.startswith("*") or not _can_be_reached(address):
+    if address.startswith("*"):
         raise ValueError("is no host that others can reach")
+    if not _can_be_reached(address):
+        raise UselessError("is no host that others can reach", text)
     return text
 
 
@@ -279,8 +289,8 @@ def _can_be_reached(address: str) -> bool:
     try:
         number = ipaddress.ip_address(address.strip("[]"))
     except ValueError:
-        # What ends in a number is no name, but an address that is wrong.
-        return re.fullmatch(rf"(?:{_LABEL}\.)*(?![0-9]+\.?$){_LABEL}\.?", address) is not None
+        # What is all numbers is no name, but an address that is wrong; /etc/hosts has names such as gpu.01.
+        return re.fullmatch(rf"(?![0-9.]+$)(?:{_LABEL}\.)*{_LABEL}\.?", address) is not None
     return not number.is_unspecified and not number.is_multicast and number != _BROADCAST
 
 
@@ -323,8 +333,6 @@ def parse_paths(text: str) -> tuple[str, ...]:
             parse_path(word.removeprefix("-"))
         except ValueError as error:
             raise ValueError(f"has '{printable(word, 60)}', which {error}") from None
-        if simple_path(word.removeprefix("-")) == "/":
-            raise ValueError("has all of the file system, which systemd leaves read-only; name folders")
     return tuple("-" * word.startswith("-") + simple_path(word.removeprefix("-")) for word in words)
 
 
@@ -351,16 +359,19 @@ def parse_identifier(text: str) -> str:
 
 def parse_account(text: str) -> str:
     """Parses the name or the number of a user or a group, as User= in systemd.exec(5)."""
+    name = parse_identifier(text)
     if _is_number(text) and (text != str(int(text[:11])) or int(text) in _NO_ACCOUNTS or int(text) >= 2**32):
-        raise ValueError("is a number that systemd takes for no user or group, and the unit would not start")
-    return parse_identifier(text)
+        raise UselessError("is a number that systemd takes for no user or group, and the unit would not start", name)
+    return name
 
 
 def parse_interface(text: str) -> str:
     """Parses the name of a network interface."""
-    if len(text) > _LONGEST_INTERFACE:
-        raise ValueError(f"is longer than the {_LONGEST_INTERFACE} characters that an interface's name can have")
-    return parse_identifier(text)
+    name = parse_identifier(text)
+    if len(name) > _LONGEST_INTERFACE:
+        why = f"is longer than the {_LONGEST_INTERFACE} characters that an interface's name can have"
+        raise UselessError(why, name)
+    return name
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -476,7 +487,7 @@ def parse_memory(text: str) -> str:
         raise ValueError("is not a size such as 8G, 50% or infinity")
     size = memory_bytes(text, 10**6) or 0
     if not size:
-        raise ValueError("is no limit for systemd, which ignores it")
+        raise UselessError("is no limit for systemd, which ignores it", None)
     if size >= 2**63:
         raise ValueError("is no amount of memory that a host has")
     return text
@@ -524,10 +535,25 @@ def parse_listen(text: str) -> str:
         except ValueError:
             why = f"has the name '{printable(address, 60)}'; write the address as a number, localhost, or * for all"
             raise ValueError(why) from None
-        if number.is_multicast or number == _BROADCAST:
-            raise ValueError(f"has {number}, which is the address of many and no host's own")
         named = f"[{number}]" if number.version == 6 else str(number)
+        if number.is_multicast or number == _BROADCAST:
+            why = f"has {number}, which is the address of many and no host's own"
+            raise UselessError(why, f"{protocol}{named}:{int(port)}")
     return f"{protocol}{named}:{int(port)}"
+
+
+def parse_listens(text: str) -> tuple[str, ...]:
+    """Parses the addresses that an inference service listens on, separated by blanks."""
+    addresses, useless = [], None
+    for word in text.split():
+        try:
+            addresses.append(parse_listen(word))
+        except UselessError as error:
+            useless = error
+            addresses.append(str(error.value))
+    if useless:
+        raise UselessError(str(useless), tuple(addresses))
+    return tuple(addresses)
 
 
 def parse_comparisons(text: str) -> tuple[Comparison, ...]:

@@ -276,6 +276,9 @@ def _read_only(service: Service, path: str, answer: Answer) -> str | None:
             # The stricter of two for one path.
             words = map(_plain, value.split())
             closed += [(word, len(word) + 1, f"Service.{key}= makes {word} read-only") for word in words]
+    if system == "strict":
+        # Of the two settings on all of the file system systemd keeps the stricter one.
+        opened = [word for word in opened if _plain(word) != "/"]
     # Of nested paths the innermost decides. systemd follows links, so what opens the path opens where it leads.
     depths = [len(folder) for folder in map(_plain, opened) if _is_below(answer.place, folder)]
     if simple_path(path) in map(_plain, opened):

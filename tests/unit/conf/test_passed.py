@@ -16,7 +16,7 @@ from torchpar.adhoc.plan import conf_of
 from torchpar.cli import run
 from torchpar.conf.directives import SINCE
 from torchpar.conf.parse import parse_config
-from torchpar.conf.passed import GROUPS, OPENING, PASSED, expanded, judge, judge_directive, needed, opened
+from torchpar.conf.passed import GROUPS, OPENING, PASSED, expanded, judge, needed, opened
 from torchpar.conf.services import Service
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError
@@ -261,8 +261,20 @@ def test_the_shipped_units_set_nothing_that_a_default_of_systemd_would_undo() ->
 @pytest.mark.parametrize("name", ["CapabilityBoundingSet", "AmbientCapabilities"])
 def test_a_capability_that_is_none_is_refused(name: str) -> None:
     """systemd drops it without a word, and of CAP_KILL,CAP_CHOWN the whole set is left empty."""
-    for value in ("CAP_SYS_NCE", "CAP_KILL,CAP_CHOWN", "~CAP_FOO", "sys_nice", "CAP_KILL \\", "64", "-1"):
-        error, _ = judge_directive(name, value)
-        assert error and "is no capability, see capabilities(7)" in error
+    for value in ("CAP_SYS_NCE", "CAP_KILL,CAP_CHOWN", "~CAP_FOO", "sys_nice", "64", "-1"):
+        with pytest.raises(ConfigError, match=rf"/c:3: .* Service.{name}=: '.*' is no capability, see "):
+            service_of(f"Service.{name}={value}")
     for value in ("", "~", "~CAP_SYS_ADMIN CAP_KILL", "cap_sys_nice", "CAP_CHECKPOINT_RESTORE", "21", "'CAP_KILL'"):
-        assert judge_directive(name, value) == (None, None)
+        assert service_of(f"Service.{name}={value}")
+
+
+def test_a_capability_that_is_none_stays_where_it_was_in_force() -> None:
+    """The service ran as systemd has read it, and starts so after a boot with other hardware too."""
+    text = "[Train a]\nScript=/s.py\nService.AmbientCapabilities=CAP_SYS_NCE CAP_KILL\n"
+    file, facts = ConfFile("/c", text, applied=True), make_host()
+    config = parse_config([file], facts)
+    (warning,) = config.warnings
+    assert warning.startswith("/c:3: ") and "'CAP_SYS_NCE' is no capability" in warning
+    units = compile_as_applied(Inputs(config, facts, (file,), {}, {})).content.files
+    unit = units["torchpar-train@a.service.d/20-torchpar.conf"]
+    assert "AmbientCapabilities=CAP_SYS_NCE CAP_KILL" in unit and "exit 78" not in unit

@@ -140,7 +140,6 @@ def test_match_must_come_first() -> None:
         (f"[Train a]\nScript=/{'a' * 256}/b\n", "has a name of more than the 255 bytes that a file's can have"),
         (f"[Train a]\nModule=b\nReadWritePaths=/{'ä' * 128}\n", "has a name of more than the 255 bytes that a file"),
         ("[Train a]\nScript=/a\nPython=/usr/bin/python3/\n", "names a folder, and a program is a file"),
-        ("[Train a]\nScript=/a\nReadWritePaths=/data -//.\n", "has all of the file system, which systemd leaves"),
         ("[Train a]\nScript=/a\nModule=b\n", "both Script= and Module="),
         ("[Train a]\nScript=/a\nNodes=2\n", "Nodes= but no Endpoint=, where they meet; set Endpoint=HOST"),
         ("[Train a]\nScript=/a\nNodes=4:2\n", "a least number that is larger than the most"),
@@ -196,15 +195,41 @@ def test_a_number_that_is_nobodys_is_refused(key: str) -> None:
 
 def test_what_no_host_or_interface_is_called_is_refused() -> None:
     """Where jobs meet, where services listen, and by what."""
-    for host in ("0.0.0.0", "[::]:1", "224.0.0.1:1", "255.255.255.255", "-a", "a-.b", "..", "a..b", "256.1.1.1"):
+    for host in ("0.0.0.0", "[::]:1", "224.0.0.1:1", "255.255.255.255", "-a", "a-.b", "..", "a..b", "256.1.1.1", "1.2"):
         (problem,) = problems(f"[Train a]\nScript=/a\nEndpoint={host}\n")
         assert "is no host that others can reach" in problem
-    for host in ("a", "a.", "a-b.example:1", "10.0.0.1", "[fe80::1]:1", "localhost", "1a", "a.1b"):
+    names = ("a", "a.", "a-b.example:1", "localhost", "1a", "a.1b", "node.1", "gpu.01:1")
+    for host in (*names, "10.0.0.1", "[fe80::1]:1"):
         assert read(f"[Train a]\nScript=/a\nEndpoint={host}\n")
     (problem,) = problems("[Train a]\nScript=/a\nInterface=enp129s0f0np0d1\n" + "Interface=enp129s0f0np0d12\n")
     assert problem.startswith("/1.conf:4: ") and "longer than the 15 characters" in problem
     for address in ("224.0.0.1", "[ff02::1]", "255.255.255.255"):
         assert any("the address of many" in each for each in problems(f"[Infer a]\nModel=/m\nListen={address}:80\n"))
+
+
+# Each value that is an error though a host may have run with it, and what of the service it is.
+USELESS: list[tuple[str, str, object]] = [
+    ("[Train a]\nScript=/a\nMemoryMax=0", "memory_max", None),
+    ("[Train a]\nScript=/a\nMemoryHigh=0%", "memory_high", None),
+    ("[Train a]\nScript=/a\nUser=65535", "user", "65535"),
+    ("[Train a]\nScript=/a\nGroup=01000", "group", "01000"),
+    ("[Train a]\nScript=/a\nInterface=enp129s0f0np0d12", "interface", "enp129s0f0np0d12"),
+    ("[Train a]\nScript=/a\nEndpoint=0.0.0.0:29400", "endpoint", "0.0.0.0:29400"),
+    ("[Train a]\nScript=/a\nEndpoint=a-.b", "endpoint", "a-.b"),
+    ("[Infer a]\nModel=/m\nListen=*:80 224.0.0.1:81", "listen", ("[::]:80", "224.0.0.1:81")),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "value"), USELESS)
+def test_a_useless_value_that_is_in_force_keeps_nothing_from_a_boot(text: str, field: str, value: object) -> None:
+    """One that an older version let through stays as it was, also where the host has other hardware by now."""
+    config = parse_config([ConfFile("/c", f"{text}\n[Train b]\nScript=/b\n", applied=True)], HOST)
+    assert len(config.services) == 2 and getattr(config.services[0].settings, field) == value
+    (note,) = config.notes
+    number, line = text.count("\n") + 1, text.rpartition("\n")[2]
+    assert str(note).startswith(f"/c:{number}: ") and line in str(note)
+    assert str(note).endswith("; it stays so, as this was in force before")
+    assert any(line in problem for problem in problems(f"{text}\n"))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,10 @@ def test_the_compilers_cache_on_a_mount_with_noexec_is_told_once() -> None:
         ("User=ml\nService.ReadWritePaths=/etc/x", "", ""),
         ("ReadWritePaths=/tmp/x\nService.PrivateTmp=yes", "", "the service has /tmp of its own"),
         ("ReadWritePaths=/tmp/x", "", ""),
+        ("ReadWritePaths=//.", "", "ProtectSystem=strict makes / read-only"),
+        ("Service.ReadWritePaths=/", "", "ProtectSystem=strict makes / read-only"),
+        ("ReadWritePaths=/\nService.ProtectSystem=no", "", ""),
+        ("User=ml\nReadWritePaths=/", "", ""),
     ],
 )
 def test_what_the_unit_makes_read_only_is_told_though_the_user_may_write(lines: str, place: str, words: str) -> None:
