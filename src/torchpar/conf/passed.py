@@ -247,6 +247,8 @@ _OPENED: dict[str, Callable[[str, str], Iterator[str]]] = {
     "TemporaryFileSystem": _of_mounts,
 }
 OPENING = frozenset(_OPENED)
+# Those that systemd opens itself, before it has a process for the service: with each start of it all of systemd waits.
+OPENED_BY_SYSTEMD = frozenset({"EnvironmentFile", "OpenFile"})
 
 
 def needed(name: str, text: str, unit: str) -> Iterator[str]:

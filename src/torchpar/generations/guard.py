@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from torchpar.conf.passed import OPENED_BY_SYSTEMD
 from torchpar.contract.errors import ExitStatus, printable
 from torchpar.contract.owners import find_strangers
 from torchpar.host import systemd
@@ -34,5 +35,5 @@ def problems(key: str, path: str) -> list[str]:
     if found:
         how = f"can be written by others than root (mode {found.mode:04o})"
         return [f"{shown}: {printable(found.place)} {how if found.is_writable((0,)) else 'does not belong to root'}"]
-    why = why_not_opened(path)
+    why = why_not_opened(path, itself=key.removeprefix("Service.") in OPENED_BY_SYSTEMD)
     return [f"{shown}: {why}"] if why else []

@@ -35,6 +35,7 @@ _AT_ONCE = 8
 
 # In the line of a process that came upon a bug.
 _BUG = "bug"
+_WHOSE = (Need.OWN, Need.OWN_NO_PIPE, Need.OWN_CODE)
 
 Questions = Mapping[Identity, Sequence[Question]]
 
@@ -74,7 +75,7 @@ def ask_below(root: Path, questions: Questions) -> dict[Identity, Found]:
     tree = Tree(root)
 
     def answer(question: Question) -> Answer:
-        there = question.need in (Need.MAP, Need.OWN, Need.OWN_CODE) or tree.exists(question.path.lstrip("/"))
+        there = question.need in (Need.MAP, *_WHOSE) or tree.exists(question.path.lstrip("/"))
         return Answer(Verdict.ALLOWED if there else Verdict.MISSING, question.path)
 
     return {
@@ -175,7 +176,7 @@ def _answer(identity: Identity, questions: Sequence[Question]) -> Iterator[dict[
     yield {"unknown_user": unknown_user, "unknown_groups": unknown_groups}
     same = _become(ids) if ids else identity.user is None and os.geteuid() == 0
     for question in questions:
-        if question.need in (Need.OWN, Need.OWN_CODE):
+        if question.need in _WHOSE:
             yield answer_json(look_whose(question, ids.uid if ids else None, identity))
         else:
             yield answer_json(look(question) if same else look_for_another(question))

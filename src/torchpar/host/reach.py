@@ -208,7 +208,7 @@ def look_whose(question: Question, uid: int | None, identity: Identity) -> Answe
         owner, group = _name_of(stranger.uid)[0], _group_of(stranger.gid)
         shared = stranger.is_writable((0, uid))
         return Answer(Verdict.FOREIGN, stranger.place, stranger.mode, owner, group, shared=shared)
-    if system and (why := why_not_opened(path)):
+    if system and (why := why_not_opened(path, itself=question.need is Need.OWN_NO_PIPE)):
         return Answer(Verdict.BROKEN, path, why=why)
     return Answer(Verdict.ALLOWED, path)
 

@@ -90,10 +90,10 @@ def read_start(path: Path, most: int) -> bytes:
     return bytes(data)
 
 
-def why_not_opened(path: str) -> str:
+def why_not_opened(path: str, *, itself: bool) -> str:
     """Says why systemd is not to open this as a file for a service, "" where it may.
 
-    It opens some of them itself, before it has a process for the service: at a pipe all of systemd would wait.
+    `itself`: it does that before it has a process for the service, so at a pipe all of systemd would wait.
     """
     try:
         mode = 0 if path.endswith("/") else os.stat(path).st_mode
@@ -101,7 +101,7 @@ def why_not_opened(path: str) -> str:
         return ""
     if stat.S_ISDIR(mode):
         return "is a folder, and all that is in it would be read; name a file"
-    if stat.S_ISFIFO(mode):
+    if itself and stat.S_ISFIFO(mode):
         return f"is {_KINDS[stat.S_IFIFO]}, at whose other end systemd itself would wait for somebody; name a file"
     return ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
+from torchpar.conf.passed import OPENED_BY_SYSTEMD
 from torchpar.conf.services import Config, Service
 from torchpar.contract.errors import Problem, printable
 from torchpar.plan.access import has_other_files, identity_of
@@ -88,7 +89,8 @@ def _questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
 
 def _opened_questions(service: Service) -> Iterator[tuple[Named, Identity, Question]]:
     for named in opened_paths(service):
-        yield named, ROOT, Question(named.path, Need.OWN)
+        itself = named.key.removeprefix("Service.") in OPENED_BY_SYSTEMD
+        yield named, ROOT, Question(named.path, Need.OWN_NO_PIPE if itself else Need.OWN)
 
 
 def _word(named: Named, identity: Identity, answer: Answer) -> str:

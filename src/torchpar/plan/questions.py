@@ -18,7 +18,8 @@ class Need(enum.Enum):
     ENTER = "enter"  # WorkingDirectory=: made the current folder
     WRITE = "write"  # WorkingDirectory=, ReadWritePaths=: files are made in it, or it is a file that is written
     OWN = "own"  # nobody but the user, or root, can put something else there; asked in ownership
-    OWN_CODE = "own code"  # nor modules beside it, where Python looks first
+    OWN_NO_PIPE = "own no pipe"  # the same, and systemd itself opens it
+    OWN_CODE = "own code"  # nor can modules be put beside it, where Python looks first
     MAP = "map"  # the cache of torch.compile: code is loaded from there; it need not be there yet
 
 

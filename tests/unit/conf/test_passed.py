@@ -142,7 +142,7 @@ def test_nothing_is_asked_about_a_directive_that_is_left_out(version: int | None
     config = parse_config([file], facts)
     foreign = Answer(Verdict.FOREIGN, "/home/ml", 0o755, "ml", "ml")
     missing = Answer(Verdict.MISSING, "/home/ml/f")
-    answers = {Question("/home/ml/f", Need.OWN): foreign, Question("/home/ml/f", Need.THERE): missing}
+    answers = {Question("/home/ml/f", Need.OWN_NO_PIPE): foreign, Question("/home/ml/f", Need.THERE): missing}
     inputs = Inputs(config, facts, (file,), {Identity(None): Found(answers=answers)}, {})
     assert bool(inputs.refusals()) == is_refused and len(inputs.unreachable()) == 2 * is_refused
 

@@ -15,6 +15,7 @@ from torchpar.conf.parse import parse_config
 from torchpar.conf.syntax import ConfFile
 from torchpar.generations import guard
 from torchpar.host import reach, systemd
+from torchpar.plan.ownership import opened_questions
 from torchpar.plan.plan import make_plan
 from torchpar.plan.questions import Identity, Need, Question, Verdict
 from torchpar.units.drop_ins import make_units
@@ -78,8 +79,26 @@ def test_a_pipe_in_the_place_of_a_file_is_never_opened(tmp_path: Path, monkeypat
     for path in map(str, (pipe, tmp_path / "link")):
         (problem,) = guard.problems("Service.EnvironmentFile", path)
         assert problem.startswith(f"Service.EnvironmentFile={path}: is a pipe (FIFO), at whose other end systemd ")
-        answer = reach.look_whose(Question(path, Need.OWN), 0, Identity(None))
+        answer = reach.look_whose(Question(path, Need.OWN_NO_PIPE), 0, Identity(None))
         assert answer.verdict is Verdict.BROKEN and problem.endswith(answer.why)
+    assert guard.problems("Service.OpenFile", str(pipe)) and not guard.problems("Service.EnvironmentFile", "/dev/null")
+
+
+@pytest.mark.parametrize("key", ["StandardInput", "StandardOutput", "StandardError", "LoadCredential"])
+def test_a_pipe_that_the_process_of_a_service_opens_is_its_own_affair(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits there for the other end alone, which may be what is meant."""
+    pipe = str(tmp_path / "log")
+    os.mkfifo(pipe)
+    monkeypatch.setattr(guard, "find_strangers", lambda path, owners: iter(()))
+    monkeypatch.setattr(reach, "find_strangers", lambda path, owners, shared: iter(()))
+    assert guard.problems(f"Service.{key}", pipe) == []
+    value = {"LoadCredential": f"a:{pipe}"}.get(key, f"file:{pipe}")
+    text = f"[Train a]\nScript=/a.py\nService.{key}={value}\n"
+    (service,) = parse_config([ConfFile("/c", text)], make_host()).services
+    ((identity, (question,)),) = opened_questions(service).items()
+    assert reach.look_whose(question, 0, identity).verdict is Verdict.ALLOWED
 
 
 def test_the_line_is_in_the_journal_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
