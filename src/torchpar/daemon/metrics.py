@@ -192,6 +192,8 @@ def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, 
     counters = sample.counters.get(unit["unit"])
     if counters:
         _of_counters(unit, counters, found)
+        # A start that was refused before its unit began is no failure to systemd.
+        found["unit_failed"].append((unit, "failed" in (counters.state, service["state"])))
     stop = {f"stop_{key}": value for key, value in (service["last_stop"] or {}).items()}
     told = {**service, **(service.get("throughput") or {}), **stop}
     for name, key in _OF_JOB:
@@ -234,7 +236,6 @@ def _of_ranks(unit: Mapping[str, str], service: Mapping[str, Any], found: Mappin
 
 def _of_counters(unit: Mapping[str, str], counters: UnitCounters, found: Mapping[str, Samples]) -> None:
     found["unit_active"].append((unit, counters.state in RUNNING))
-    found["unit_failed"].append((unit, counters.state == "failed"))
     found["unit_restarts_total"].append((unit, counters.restarts))
     for name, value in (
         ("unit_cpu_seconds_total", counters.cpu_seconds),

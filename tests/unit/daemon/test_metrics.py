@@ -35,6 +35,7 @@ def service(unit: str, **changes: Any) -> dict[str, Any]:
         "shared": False, "wrong": [], "torch": None, "memory_local_share": None, "checkpoint_age_seconds": None,
         "checkpoint_complete": None,
         "items": [{"what": "CPUs", "verdict": "ok"}, {"what": "memory policy", "verdict": "unknown"}],
+        "state": "running",
         "throughput": None, "rank_states": [], "world_size": None, "planned_world_size": None, "last_stop": None,
     }  # fmt: skip
     return {**row, **changes}
@@ -175,6 +176,14 @@ def test_cpus_are_shared_where_status_tells_of_an_overlap(
         row |= {"main_pid": 1, "wrong": []}
     add_overlaps(rows)
     assert bool(rows[0]["wrong"]) == bool(common)
+
+
+def test_a_start_that_was_refused_is_a_failure_too() -> None:
+    """systemd knows nothing of it: the unit has not begun."""
+    counters = {UNIT: UnitCounters("inactive", 0), OTHER: UnitCounters("inactive", 0)}
+    rows = answer(service(UNIT, state="failed"), service(OTHER, state="stopped"))
+    found = values(render_metrics(Sample("0.1.0", 1.0, rows, counters)))
+    assert [found[f'torchpar_unit_failed{{unit="{unit}"}}'] for unit in (UNIT, OTHER)] == ["1", "0"]
 
 
 def test_a_name_cannot_break_out_of_its_label() -> None:
