@@ -53,6 +53,9 @@ class Systemd(transition.Systemd, Services, Idleness, Protocol):
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
         """Returns those of the units that run now: they have the values that were in force when they started."""
 
+    def forget_refusals(self) -> None:
+        """Has systemd forget which guards have refused a start."""
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -109,6 +112,9 @@ def apply(
     but = "" if request.restart is Restart.NEVER else "no service was restarted"
     with is_in_force(done.generation, but, waits):
         changed = {change.unit for change in changes if change.what in ("changed", "removed")}
+        if not request.at_boot:
+            # All files were looked at just now; else a refusal would be told until the next start.
+            systemd.forget_refusals()
         running = systemd.running_among(sorted({*changed, *request.outdated}))
         restarted = tuple(unit for unit in running if is_chosen(unit, request.restart, systemd))
         _remember(store, done.generation, restarted)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torchpar.contract.errors import StoreError, SystemdError
+from torchpar.contract.unit_names import guard_of
 from torchpar.generations.compile import Compiled
 from torchpar.generations.drift import find_foreign, find_unloaded
 from torchpar.generations.generation import Content, Generation
@@ -52,6 +53,10 @@ class LiveSystemd:
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
         """Returns those of the units that run now. Raises SystemdError."""
         return running_among(live, units)
+
+    def forget_refusals(self) -> None:
+        """Has systemd forget which guards have refused a start."""
+        live.forget_failures(guard_of("*"))
 
     def is_idle(self, unit: str) -> bool:
         """Says whether a running unit uses no CPU now. Raises SystemdError."""

@@ -255,6 +255,11 @@ def restart_unless_stopped(units: Iterable[str]) -> tuple[str, ...]:
     return chosen
 
 
+def forget_failures(pattern: str) -> None:
+    """Has units that failed be as those that were stopped. Nothing depends on it, so where it cannot be it is not."""
+    run(["systemctl", "reset-failed", "--", pattern])
+
+
 def start(unit: str) -> None:
     """Starts a unit and waits for it. Raises SystemdError."""
     _systemctl("start", unit)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torchpar.contract.errors import printable
+from torchpar.contract.errors import ExitStatus, printable
 from torchpar.contract.fallback import CPU_AFFINITY, NUMA_POLICY
 
 # Exit codes of systemd's own, which say more than a number (systemd.exec(5)), and torchpar's.
@@ -47,8 +47,9 @@ _RESULTS = {
     "protocol": "it ended before it was ready",
 }
 
-# The guard has refused the start, and says more in the journal of the service.
-REFUSED = "what systemd would open for it is not root's alone, or no file"
+# The guard has refused the start, and says more in the journal of the service; or it has failed itself.
+_REFUSED = "what systemd would open for it is not root's alone, or no file"
+_NOT_LOOKED_AT = "what systemd would open for it could not be looked at"
 
 # CLD_KILLED and CLD_DUMPED: the status of a process is the number of a signal then (waitid(2)).
 _BY_SIGNAL = (2, 3)
@@ -105,9 +106,17 @@ def misplaced_by(properties: Mapping[str, Any]) -> int | None:
     return status if status in (CPU_AFFINITY, NUMA_POLICY) else None
 
 
+def why_refused(guard: str, properties: Mapping[str, Any]) -> str:
+    """Says why a guard, which has failed, has kept a service from starting, and how it is done with without a start."""
+    is_refused = _last_exit(properties)[1] == ExitStatus.CONFIG
+    why = _REFUSED if is_refused else f"{_NOT_LOOKED_AT}: {why_failed(properties)}"
+    return f"{why} (to forget that: systemctl reset-failed {guard})"
+
+
 def says_all(why: str) -> bool:
     """Says whether the reason came from outside the job, which knew nothing of it: its last line is no part of it."""
-    return why in _RESULTS.values() or why in (REFUSED, "killed by SIGKILL", "killed by SIGTERM")
+    outside = (*_RESULTS.values(), "killed by SIGKILL", "killed by SIGTERM")
+    return why in outside or why.startswith((_REFUSED, _NOT_LOOKED_AT))
 
 
 def _last_exit(properties: Mapping[str, Any]) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from torchpar.host.processes import SECONDS
 from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, local_share, summary, verify
-from torchpar.verify.failure import EXIT_CODES, REFUSED, misplaced_by, state_of, why_failed
+from torchpar.verify.failure import EXIT_CODES, misplaced_by, state_of, why_failed, why_refused
 from torchpar.verify.overrides import find_overrides
 from torchpar.verify.ranks import rank_states, world_size
 from torchpar.verify.repair import make_repair
@@ -102,8 +102,8 @@ def observe_service(
     row["planned_world_size"] = _planned_world_size(plan)
     row["misplaced"] = misplaced_by(properties) is not None
     row["wrong"] += _set_otherwise(plan, properties, around)
-    if row["state"] == "stopped" and _is_refused(systemd, plan.unit, around):
-        row |= {"state": "failed", "failure": {"why": REFUSED, "said": None}}
+    if row["state"] == "stopped":
+        row |= _refused(systemd, plan.unit, around)
     if around.fallback and properties["ActiveState"] != "inactive":
         row["wrong"] += _fallen(plan, around.fallback)
     if not _runs(properties):
@@ -140,15 +140,21 @@ def _planned_world_size(plan: ServiceRecord) -> int | None:
     return int(nodes) * len(plan.ranks) if nodes.isdecimal() else None
 
 
-def _is_refused(systemd: Units, unit: str, around: Around) -> bool:
-    """Says whether the guard of a service has kept it from its last start, of which the unit itself knows nothing."""
+def _refused(systemd: Units, unit: str, around: Around) -> dict[str, Any]:
+    """Returns what is otherwise where the guard of a service has kept it from its last start: the unit itself knows
+    nothing of that."""
     guard = guard_of(unit)
     if not any(path.startswith(f"{guard}.d/") for path in around.rendered):
-        return False
+        return {}
     try:
-        return state_of(systemd.unit_properties(guard)) == "failed"
+        properties = systemd.unit_properties(guard)
     except TorchparError:
-        return False
+        return {}
+    if state_of(properties) != "failed":
+        return {}
+    since = _unit(properties)["since_monotonic_seconds"]
+    failure = {"why": why_refused(guard, properties), "said": None}
+    return {"state": "failed", "failure": failure, "since_monotonic_seconds": since}
 
 
 def _settled(items: tuple[Item, ...], properties: Mapping[str, Any]) -> tuple[Item, ...]:

@@ -64,6 +64,9 @@ class FakeSystemd:
     def running_among(self, units: Iterable[str]) -> tuple[str, ...]:
         return running_among(self, units)
 
+    def forget_refusals(self) -> None:
+        self.properties = {unit: told for unit, told in self.properties.items() if "-guard@" not in unit}
+
     def is_idle(self, unit: str) -> bool:
         return self.idle
 

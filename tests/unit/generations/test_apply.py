@@ -49,6 +49,16 @@ def test_what_is_new_is_put_in_force_and_what_is_the_same_is_held(store: Store) 
     assert door.asked == ["units"] and door.holds == "one"
 
 
+def test_what_a_guard_has_refused_is_forgotten_once_all_files_were_looked_at(store: Store) -> None:
+    """Also where nothing else has changed. At boot a service is left out in whose files others have a hand."""
+    guard = f"torchpar-guard@{UNIT}"
+    door = make_door(store, properties={guard: {"ActiveState": "failed"}})
+    put(store, door, "one", at_boot=True)
+    assert door.unit_properties(guard)["ActiveState"] == "failed"
+    put(store, door, "one")
+    assert door.unit_properties(guard)["ActiveState"] == "inactive"
+
+
 def test_what_systemd_refuses_changes_nothing(store: Store) -> None:
     """It is asked before anything is written."""
     first, _ = put(store, make_door(store), "one")

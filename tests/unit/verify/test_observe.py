@@ -208,13 +208,16 @@ def test_a_start_that_the_guard_has_refused_is_a_failure(host: FakeHost) -> None
     host.text = f"{TEXT}[Train a]\nService.EnvironmentFile=/etc/a\n"
     host.apply()
     assert look(host)["services"][1]["state"] == "stopped"
-    host.systemd.properties[guard] = {"ActiveState": "failed"}
+    ended = {"ExecMainPID": 7, "ExecMainCode": 1, "ExecMainStatus": 78, "Result": "exit-code"}
+    host.systemd.properties[guard] = {"ActiveState": "failed", "StateChangeTimestampMonotonic": 5_000_000, **ended}
     host.journal.lines[TRAIN] = LINES
     row = look(host)["services"][1]
-    assert row["state"] == "failed"
-    assert told(row) == [
-        "has failed: what systemd would open for it is not root's alone, or no file; see: torchpar logs train@a"
-    ]
+    assert (row["state"], row["since_monotonic_seconds"]) == ("failed", 5)
+    ends = f"(to forget that: systemctl reset-failed {guard}); see: torchpar logs train@a"
+    assert told(row) == [f"has failed: what systemd would open for it is not root's alone, or no file {ends}"]
+    host.systemd.properties[guard] |= {"Result": "timeout", "ExecMainCode": 2, "ExecMainStatus": 15}
+    why = "what systemd would open for it could not be looked at: it took too long to start or stop"
+    assert told(look(host)["services"][1]) == [f"has failed: {why} {ends}"]
     host.text = TEXT
     host.apply()
     assert look(host)["services"][1]["state"] == "stopped"
