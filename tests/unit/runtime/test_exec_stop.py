@@ -212,6 +212,17 @@ def test_how_long_a_stop_took_is_noted_and_how_many_were_forced(place: Place, be
         assert re.fullmatch(rf"[0-9]+ {forced}\n", note.read_text())
 
 
+def test_a_link_in_the_place_of_the_note_is_left_with_what_it_leads_to(place: Place) -> None:
+    """The job's user may write there, and may have made it before it was that of the service."""
+    cache, kept = place.path / "cache", place.path / "kept"
+    cache.mkdir()
+    kept.write_text("7 2\n")
+    (cache / "torchpar-stop").symlink_to(kept)
+    with unit(place, "torchpar.runtime.stop_requested()\nready()\nwhile True:\n    time.sleep(600)\n") as job:
+        job.stopped("0", CACHE_DIRECTORY=str(cache))
+    assert kept.read_text() == "7 2\n" and (cache / "torchpar-stop").is_symlink()
+
+
 def test_a_stop_in_time_is_not_noted_as_forced(place: Place) -> None:
     """Without a folder for it nothing is."""
     text = """
