@@ -51,8 +51,9 @@ _MOST_PARSED = 2**17
 
 
 def say_variable(name: str, actual: str, planned: str) -> list[str]:
-    """Says how a variable of a process differs from the planned one; the job's by the first of its fields that do."""
-    if name != VARIABLE or len(actual) > _MOST_PARSED:
+    """Says how a variable of a process differs from the planned one; the job's, if it is one, by the first of its
+    fields that do."""
+    if name != VARIABLE or len(actual) > _MOST_PARSED or VARIABLE in fields(actual):
         return [f"{name}={printable(actual, _MOST_LETTERS)} instead of {printable(planned, _MOST_LETTERS)}"]
     found = list(pairs(fields(actual), fields(planned)))
     more = [f"{len(found) - MOST} more settings"] if len(found) > MOST else []

@@ -65,14 +65,17 @@ JOB = {"interop_threads": 1, "ranks": [{"cpus": "0-1", "threads": 2}]}
         ),
         ('{"interop_threads": 1,"ranks": [{"cpus": "0-1", "threads": 2}]}', "TORCHPAR_JOB is written otherwise"),
         ("x" * 2**20, "TORCHPAR_JOB=xxx"),
-        ("\x1b[2J" + "[" * 100_000, "InteropThreads none instead of 1"),
+        ("\x1b[2J" + "[" * 100_000, r"TORCHPAR_JOB=\x1b[2J[["),
+        ("[]", "TORCHPAR_JOB=[] instead of {"),
+        (None, 'TORCHPAR_JOB=(not set) instead of {"interop_threads": 1, '),
         (json.dumps({f"\x1b{number}": "y" * 90 for number in range(900)}), "more settings"),
     ],
 )
-def test_settings_of_another_start_are_told_by_their_names(job: str, said: str) -> None:
+def test_settings_of_another_start_are_told_by_their_names(job: str | None, said: str) -> None:
     """And not by the beginning of a long variable, which is the same; whatever a job has made of it."""
     plan = make_record({**PLAN, "environment": {"TORCHPAR_JOB": json.dumps(JOB)}})
-    process = dataclasses.replace(PROCESS, environment={"TORCHPAR_JOB": job})
+    environment = {"PATH": "/usr/bin"} if job is None else {"TORCHPAR_JOB": job}
+    process = dataclasses.replace(PROCESS, environment=environment)
     items = {item.what: item for item in verify(plan, dataclasses.replace(RUNNING, processes=(process,)))}
     found = items["environment"]
     assert found.verdict is Verdict.DRIFT and said in found.actual
