@@ -132,10 +132,10 @@ class ServiceState:
 
     @property
     def cpus_now(self) -> str:
-        """The CPUs where it is: those it was moved to, or where it was found if it is not as planned."""
-        if self.moved:
-            return self.moved.cpus
-        return self.running_cpus if self.placed == "drift" and self.running_cpus else self.cpus
+        """The CPUs where it is: where it was found if it is not as planned, or those it was moved to."""
+        if self.placed == "drift" and self.running_cpus:
+            return self.running_cpus
+        return self.moved.cpus if self.moved else self.cpus
 
     @property
     def given_cpus_now(self) -> int:

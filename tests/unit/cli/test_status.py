@@ -162,6 +162,7 @@ def test_the_second_line_says_what_it_does(
         ({}, {"cpus": "0-3"}, "running 8 s; as planned; CPUs 0-3", "CPU 3.5 of 4"),
         ({"placed": "drift"}, {}, "running 8 s; not as planned; CPUs 0-1, planned 0-3", "CPU 3.5 of 2"),
         ({"placed": "drift", "running_cpus": "7"}, None, "running 8 s; not as planned; CPUs 7, planned 0-3", "of 4"),
+        ({"placed": "drift", "running_cpus": "7"}, {}, "running 8 s; not as planned; CPUs 7, planned 0-3", "of 2"),
         ({"placed": "unknown"}, {}, "running 8 s; CPUs 0-1, planned 0-3", "CPU 3.5 of 2"),
         ({"kind": "run", "placed": None, "cpus": "0-1", "given_cpus": 2}, {}, "running 8 s; CPUs 0-1, ", "of 2"),
     ],
