@@ -59,7 +59,9 @@ _MOST_SAID = 300
 _RANK = re.compile(r"\[[A-Za-z]*\d+\]:? ?")
 # systemd's own words on a start. The last of them names a program, which has no part in it.
 _START = re.compile(r"torchpar-\S+\.service: (.+)")
-_STEP = re.compile(r"Failed at step [A-Z_]+ spawning .+: (.+)")
+_STEP = re.compile(r"Failed at step [A-Z_]+ spawning (.+?): (.+)")
+# What is started after a job: why it could not be is no reason for what the job has come to.
+_AFTERWARDS = ("/usr/lib/torchpar/stop", "/usr/lib/torchpar/stopped")
 _TRACEBACK = "Traceback (most recent call last):"
 # The launcher's own, which says no more than that a rank had one.
 _LAUNCHER = "torch.distributed.elastic.multiprocessing.errors."
@@ -144,22 +146,23 @@ def find_last_words(lines: Sequence[str]) -> str | None:
 
     `lines` are what its processes wrote last, in their order. What a job says is cut to one line that can be shown.
     """
-    exceptions, last, inside, before = [], "", False, False
+    exceptions, last, inside, of_start = [], "", False, ""
     for line in lines:
         text = _RANK.sub("", line, count=1) if line.startswith("[") else line
         if not text.strip():
             continue
         if start := _START.fullmatch(text):
             step = _STEP.fullmatch(start[1])
-            last = start[1] if not step else last if before else step[1]
-            before = not step
+            if step and not (last and step[1] in _AFTERWARDS):
+                last = of_start or step[2]
+            of_start = "" if step else start[1]
             continue
-        last, before = text, False
+        last, of_start = text, ""
         if text.startswith(_TRACEBACK):
             inside = True
         elif inside and not text[0].isspace():
             inside = False
             exceptions.append(text)
     own = [text for text in exceptions if not text.startswith(_LAUNCHER)]
-    found = own[-1] if own else last
+    found = own[-1] if own else of_start or last
     return printable(found.strip(), _MOST_SAID) or None

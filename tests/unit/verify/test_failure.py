@@ -11,6 +11,7 @@ from torchpar.verify.failure import find_last_words, misplaced_by, why_failed
 TRACEBACK = ["Traceback (most recent call last):", '  File "/a.py", line 1, in <module>', "    f()"]
 RANK = "[rank0]: "
 UNIT, PROGRAMS = "torchpar-train@a.service", ("/usr/bin/python3", "/usr/lib/torchpar/stopped")
+STEP = "Failed at step EXEC spawning"
 LAUNCHER = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "
 
 
@@ -64,6 +65,14 @@ def test_a_failure_is_told_in_words(properties: dict[str, Any], why: str) -> Non
             ],
             "Failed to set up mount namespacing: /nope: No such file or directory",
         ),
+        (["epoch 3: nan, giving up", f"{UNIT}: {STEP} {PROGRAMS[1]}: Permission denied"], "epoch 3: nan, giving up"),
+        (
+            ["epoch 3: nan", f"{UNIT}: Failed to set up x: No such y", f"{UNIT}: {STEP} {PROGRAMS[1]}: No such y"],
+            "epoch 3: nan",
+        ),
+        (["looked", *(f"{UNIT}: {STEP} {each}: Permission denied" for each in PROGRAMS)], "Permission denied"),
+        ([f"{UNIT}: {STEP} {PROGRAMS[1]}: Permission denied"], "Permission denied"),
+        ([f"{UNIT}: Failed to set up x: No such y"], "Failed to set up x: No such y"),
     ],
 )
 def test_the_line_that_says_most_is_the_last_exceptions(lines: list[str], said: str | None) -> None:
