@@ -1,4 +1,4 @@
-"""Which processes serve the same files: an answer must not depend on the process that is asked."""
+"""Tells which processes serve the same files: an answer must not depend on the process that is asked."""
 
 from __future__ import annotations
 

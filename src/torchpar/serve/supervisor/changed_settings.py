@@ -1,4 +1,4 @@
-"""What clients have changed of the settings of the log and of traces, which holds in all processes."""
+"""Keeps what clients have changed of the settings of the log and of traces, for all processes."""
 
 from __future__ import annotations
 

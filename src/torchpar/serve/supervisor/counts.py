@@ -1,4 +1,4 @@
-"""What all processes of the service have counted together: told to each of them, to torchpard, and to the idle mark."""
+"""Tells each process, torchpard and the idle mark what all processes of the service have counted together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers one by one in all processes, as one of them has found that an answer in a batch was another."""
+"""Has all processes answer one by one where one of them has found that an answer in a batch was another."""
 
 from __future__ import annotations
 
