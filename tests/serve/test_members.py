@@ -496,3 +496,22 @@ def test_a_process_that_has_not_read_for_long_may_answer_all_the_same() -> None:
             kill(process)
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@pytest.mark.parametrize("ends", ["as asked", "in a failure"])
+def test_a_service_that_ends_is_not_idle(ends: str) -> None:
+    """Else its CPUs would be lent while it answers what it has accepted."""
+
+    async def run() -> None:
+        processes = Processes(JOB, [], Notifier())
+        processes._stopping.make_ended()
+        (process,) = processes._processes
+        process.ready, process.quiet = True, 1000.0
+        told: list[list[float]] = []
+        processes._counts._idle.tell = lambda quiet, now: told.append(list(quiet))  # type: ignore[method-assign]
+        processes._counts.tell_always()
+        processes._stopping.stop(started=True) if ends == "as asked" else processes._stopping.fail(1)
+        processes._counts.tell_always()
+        assert told == [[1000.0], []]
+
+    asyncio.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 from torchpar.serve.quiet import IdleMark
 from torchpar.serve.supervisor.answers import PERIOD, Answers
@@ -20,22 +20,21 @@ COUNT_SECONDS = 1.0
 class Counts:
     """Adds up what the processes count, and keeps what those have counted that ended."""
 
-    def __init__(self, members: Sequence[Member], idle: IdleMark, answers: Answers) -> None:
+    def __init__(
+        self, members: Sequence[Member], idle: IdleMark, answers: Answers, stops: Callable[[], bool]
+    ) -> None:
+        """stops: says whether the service stops, in which no process is idle any more."""
         self._members = members
         self._idle = idle
         self._answers = answers
         self._several = len(members) > 1
-        self._stopping = False
+        self._stops = stops
         self._past: list[list[Any]] = []
         self._past_usage: dict[str, float] = {}
 
     def share(self) -> None:
         """Tells processes what all have counted from now on: there are several, or were."""
         self._several = True
-
-    def stop(self) -> None:
-        """Calls no process idle any more: the service stops."""
-        self._stopping = True
 
     def keep(self, member: Member) -> None:
         """Keeps what a process has counted that ended."""
@@ -61,7 +60,7 @@ class Counts:
         self.tell([member for member in self._members if member.ready])
         # Whoever is being started has something to do.
         quiet = [member.quiet if member.ready else 0.0 for member in self._members if not member.out]
-        self._idle.tell([] if self._stopping else quiet, time.monotonic())
+        self._idle.tell([] if self._stops() else quiet, time.monotonic())
         asyncio.get_running_loop().call_later(COUNT_SECONDS, self.tell_always)
 
     def report_always(self) -> None:

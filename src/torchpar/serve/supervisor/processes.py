@@ -62,11 +62,13 @@ class Processes:
         self._processes = [place.first() for place in self._places.values()]
         self._acceptor = Acceptor(listeners, self._takers)
         self._children = Children(self._processes, self._places, self._take, self._over)
-        self._counts = Counts(self._processes, IdleMark(settings, os.environ), Answers(os.environ))
+        self._stopping = Stopping(settings.serve, self._processes, notifier, self._acceptor.stop)
+        self._counts = Counts(
+            self._processes, IdleMark(settings, os.environ), Answers(os.environ), lambda: self._stopping.begun
+        )
         self._unbatched = Unbatched(self._processes, self._tell)
         self._loading = Loading(self._places, self._align_late)
         self._changed_settings = ChangedSettings()
-        self._stopping = Stopping(settings.serve, self._processes, notifier, self._begin_stop)
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
         self._reloads: asyncio.Lock
@@ -320,10 +322,6 @@ class Processes:
         self._places[process.rank].leave_out(process)
         self._see_started()
         self._tell()
-
-    def _begin_stop(self) -> None:
-        self._counts.stop()
-        self._acceptor.stop()
 
     # ---- reloading ----
 
