@@ -379,9 +379,10 @@ class Processes:
     async def _pass_on(self, asking: Member, message: dict[str, Any]) -> None:
         """Has the other processes load or unload a model: a client had one do that."""
         others = [process for process in self._processes if process is not asking]
+        channel = asking.channel
         wrong = await self._call(others, message["verb"], message["model"], like=asking)
-        if asking.channel:
-            asking.channel.send(asked=message["ask"], wrong=wrong)
+        if asking.channel is channel:  # else it has ended, and another is in its place, which counts from 0 too
+            asking.insist(lambda: {"asked": message["ask"], "wrong": wrong})
 
     def _tell(self) -> None:
         """Tells systemd the line of `systemctl status`, which stays what it is during a stop."""
