@@ -359,7 +359,7 @@ def test_large_models_are_loaded_again_by_one_process_after_another(size: int) -
     asyncio.run(run())
 
 
-def test_a_load_that_hangs_ends_the_reload_and_the_old_models_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_hangs_ends_the_reload_and_the_old_models_go_on() -> None:
     """In words. The other process is not asked: it would hang too. What loads all the same, later, is aligned."""
     old, new = {"m/1": {"a": "1"}}, {"m/1": {"a": "2"}}
 
@@ -372,9 +372,9 @@ def test_a_load_that_hangs_ends_the_reload_and_the_old_models_go_on(monkeypatch:
         processes._take(second, {"ready": True})
         for process in begun:
             processes._take(process, {"serves": old})
-        with monkeypatch.context() as patch:
-            patch.setattr("torchpar.serve.supervisor.loading.HANG_SECONDS", 0.0)
-            wrong = await processes.reload()
+        processes._loading._seconds = 0.0
+        wrong = await processes.reload()
+        processes._loading._seconds = 60.0
         assert "\n" not in wrong and wrong.startswith("process 0 has not loaded its models in 0 minutes")
         (number,) = received(ends[first], "number")
         assert received(ends[second], "do") == [] and first.going and second.going
@@ -566,3 +566,41 @@ def test_a_process_is_not_told_what_the_one_before_it_has_asked_for() -> None:
             kill(process)
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@pytest.mark.parametrize(("start_timeout", "seconds"), [(900, 840), (3600, 3540), (20, 10), (None, None)])
+def test_a_reload_may_take_a_minute_less_than_systemd_waits_for_it(
+    start_timeout: int | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole of it, also where one process loads after another."""
+    waits: list[float | None] = []
+    wait = asyncio.wait
+
+    async def later(calls: list[asyncio.Future[str]], *, timeout: float | None) -> Any:
+        waits.append(timeout)
+        return await wait(calls)
+
+    async def run() -> None:
+        job = dataclasses.replace(JOB, serve=dataclasses.replace(SERVE, start_timeout=start_timeout))
+        processes = Processes(job, [], Notifier())
+        loop = processes._loop = asyncio.get_running_loop()
+        processes._processes.append(Member(1, 0, 1))
+        (place,) = processes._places.values()
+        place._members = processes._processes[:]
+        ends = [connect(process) for process in processes._processes]
+        for process in processes._processes:
+            process.ready = process.going = True
+        begun = loop.time()
+        passed = [0.0]
+        monkeypatch.setattr(loop, "time", lambda: begun + passed[0])
+        monkeypatch.setattr(asyncio, "wait", later)
+        call = asyncio.ensure_future(processes._call(processes._processes, "reload", ""))
+        for process, end in zip(processes._processes, ends, strict=True):
+            while not (numbers := received(end, "number")):
+                await asyncio.sleep(0)
+            passed[0] += 4
+            processes._take(process, {"did": numbers[0], "wrong": "", "serves": None, "weights": [], "size": LARGE})
+        await call
+
+    asyncio.run(run())
+    assert waits == pytest.approx([seconds, seconds and seconds - 4])

@@ -50,7 +50,8 @@ class ServeSettings:
     many as the rank has threads. backend is "auto", "thread" or "process"; max_batch counts rows and max_queue
     requests, None: the server finds out. drain_timeout and drain_delay are in seconds. own: nobody else is expected on
     the service's CPUs. processes counts inference processes on the CPUs of each rank, which share its threads or
-    workers; None: the server measures. lend: its CPUs may be lent while no request comes.
+    workers; None: the server measures. lend: its CPUs may be lent while no request comes. start_timeout is how many
+    seconds systemd waits for a start or a reload, the unit's TimeoutStartSec=; None: for ever.
     """
 
     model: str | None
@@ -66,6 +67,7 @@ class ServeSettings:
     processes: int | None = None
     drain_delay: int = 0
     lend: bool = False
+    start_timeout: int | None = 900
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def job_environment(settings: JobSettings) -> dict[str, str]:
         for name in ("processes", "drain_delay", "lend"):
             if not data["serve"][name]:
                 del data["serve"][name]
+        if settings.serve.start_timeout == ServeSettings.start_timeout:
+            del data["serve"]["start_timeout"]
     return {VARIABLE: json.dumps(data, sort_keys=True, separators=(",", ":"))}
 
 
@@ -220,6 +224,7 @@ def _parse_serve(data: Any, where: str) -> ServeSettings:
         processes=_field(fields, where, "processes", number, None),
         drain_delay=_number(fields, where, "drain_delay", least=0, absent=ServeSettings.drain_delay),
         lend=_field(fields, where, "lend", bool, ServeSettings.lend),
+        start_timeout=_field(fields, where, "start_timeout", number, ServeSettings.start_timeout),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torchpar.conf.endpoint import whole_endpoint
 from torchpar.conf.services import Kind, Service
 from torchpar.conf.settings import InferSettings, TrainSettings
-from torchpar.conf.values import WaitPolicy
+from torchpar.conf.values import WaitPolicy, parse_seconds
 from torchpar.contract.job import THREAD_VARIABLES, JobSettings, RankSettings, ServeSettings, job_environment
 from torchpar.facts.topology import HostFacts, PciDevice
 from torchpar.placement.claims import Reason
@@ -104,7 +104,7 @@ def make_environment(
         )
     infer = service.infer()
     if infer:
-        job = dataclasses.replace(job, serve=_serve(infer, share))
+        job = dataclasses.replace(job, serve=_serve(infer, share, _start_timeout(service)))
     planned.update(job_environment(job))
     for assignment in settings.environment:
         name, _, value = assignment.partition("=")
@@ -114,7 +114,7 @@ def make_environment(
     return dict(sorted(planned.items())), tuple(reasons)
 
 
-def _serve(infer: InferSettings, share: Share) -> ServeSettings:
+def _serve(infer: InferSettings, share: Share, start_timeout: int | None) -> ServeSettings:
     http, grpc = addresses(infer)
     return ServeSettings(
         model=infer.model,
@@ -130,7 +130,22 @@ def _serve(infer: InferSettings, share: Share) -> ServeSettings:
         own=share.own,
         processes=infer.processes,
         lend=infer.lend,
+        start_timeout=start_timeout,
     )
+
+
+def _start_timeout(service: Service) -> int | None:
+    """Returns the seconds of Service.TimeoutStartSec=, None where systemd waits for ever.
+
+    Where there is none, or one in other units than torchpar reads, it is the template unit's.
+    """
+    text = dict(service.directives).get("TimeoutStartSec", "")
+    if text == "infinity":
+        return None
+    try:
+        return (parse_seconds(text) or None) if text else ServeSettings.start_timeout
+    except ValueError:
+        return ServeSettings.start_timeout
 
 
 def _max_restarts(train: TrainSettings, reasons: list[Reason]) -> int:

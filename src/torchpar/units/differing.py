@@ -39,6 +39,7 @@ _KEYS = {
     "serve.drain_timeout": "DrainTimeout",
     "serve.drain_delay": "DrainDelay",
     "serve.lend": "Lend",
+    "serve.start_timeout": "Service.TimeoutStartSec",
 }
 # Follows from others.
 _NEVER = ("budget",)

@@ -81,7 +81,12 @@ def changed_rank(**fields: object) -> dict[str, str]:
 
 def test_settings_come_back_as_they_were() -> None:
     """What the unit says is what the job reads."""
-    for settings in (SETTINGS, SERVING):
+    assert SERVING.serve
+    patient = [
+        dataclasses.replace(SERVING, serve=dataclasses.replace(SERVING.serve, start_timeout=seconds))
+        for seconds in (3600, None)
+    ]
+    for settings in (SETTINGS, SERVING, *patient):
         assert parse_job_environment(job_environment(settings)) == settings
 
 

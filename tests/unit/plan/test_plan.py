@@ -96,6 +96,16 @@ def test_a_job_knows_whether_its_number_of_threads_was_asked_for() -> None:
     assert [job and job.own_threads for job in jobs] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [("", 900), ("Service.TimeoutStartSec=1h 30min", 5400), ("Service.TimeoutStartSec=infinity", None),
+     ("Service.TimeoutStartSec=0", None), ("Service.TimeoutStartSec=1.5h", 900)],
+)  # fmt: skip
+def test_a_server_knows_how_long_systemd_waits_for_it(line: str, seconds: int | None) -> None:
+    job = parse_job_environment(dict(plan_of(line, kind="Infer").environment))
+    assert job and job.serve and job.serve.start_timeout == seconds
+
+
 def test_smt_gives_a_thread_to_each_cpu_only_when_asked() -> None:
     """Two threads of one core share its arithmetic units."""
     host = make_host(cores_per_complex=2, smt=2)

@@ -41,9 +41,6 @@ from torchpar.serve.supervisor.watchdog import watch
 RESTART_SECONDS, LONGEST_RESTART_SECONDS = 0.1, 10.0
 # One that says for so much longer than another that it makes progress gets no connection.
 SILENT_SECONDS = 3.0
-# Where processes load one after another, systemd waits for the next one as long as for the first: the unit's
-# TimeoutStartSec=.
-NEXT_SECONDS = 900.0
 # So many failures in a row, with no other process that serves, are left to systemd and its start limit.
 FAILURES = 6
 
@@ -67,7 +64,7 @@ class Processes:
             self._processes, IdleMark(settings, os.environ), Answers(os.environ), lambda: self._stopping.begun
         )
         self._unbatched = Unbatched(self._processes, self._tell)
-        self._loading = Loading(self._places, self._align_late)
+        self._loading = Loading(self._places, settings.serve.start_timeout, self._align_late)
         self._changed_settings = ChangedSettings()
         self._loop: asyncio.AbstractEventLoop
         self._started = False  # READY=1 was said
@@ -258,8 +255,9 @@ class Processes:
         if not self._started and all(each.ready or each.out for each in self._processes):
             self._started = True
             self._notifier.send(READY="1")
-        elif not self._started:
-            self._notifier.send(EXTEND_TIMEOUT_USEC=str(int(NEXT_SECONDS * 1e6)))
+        elif not self._started and self._serve.start_timeout:
+            # Where processes load one after another, systemd waits for the next one as long as for the first.
+            self._notifier.send(EXTEND_TIMEOUT_USEC=str(self._serve.start_timeout * 10**6))
         self._acceptor.resume()
 
     # ---- ends ----
@@ -368,13 +366,9 @@ class Processes:
     async def _catch_up(self, process: Member) -> None:
         """Loads again what was to be loaded again while it was being started, and no other answered."""
         process.reload_due = False
-        if not process.channel:
-            return
-        wrong = await self._loading.order(process, "reload", "")
+        wrong = await self._call([process], "reload", "", like=process)
         if wrong:
             say(f"process {process.number}, reload: {wrong}", Priority.WARNING)
-        if process.going:
-            self._align(process)
 
     async def _pass_on(self, asking: Member, message: dict[str, Any]) -> None:
         """Has the other processes load or unload a model: a client had one do that."""
