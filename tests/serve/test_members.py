@@ -14,6 +14,7 @@ import pytest
 
 from torchpar.contract.job import JobSettings, RankSettings, ServeSettings
 from torchpar.contract.notify import Notifier
+from torchpar.serve.models.identity import Serves
 from torchpar.serve.supervisor.channel import Channel, make_pair
 from torchpar.serve.supervisor.forks import Forked, ForkServer
 from torchpar.serve.supervisor.member import Member
@@ -604,3 +605,142 @@ def test_a_reload_may_take_a_minute_less_than_systemd_waits_for_it(
 
     asyncio.run(run())
     assert waits == pytest.approx([seconds, seconds and seconds - 4])
+
+
+def started(job: JobSettings, serves: Serves) -> tuple[Processes, dict[Member, Channel]]:
+    """Makes a service of a process on each place of the plan, all of which answer with the same."""
+    processes = Processes(job, [], Told())
+    processes._loop = asyncio.get_running_loop()
+    processes._reloads = asyncio.Lock()
+    ends = {}
+
+    def start(process: Member, *_: object) -> None:
+        ends[process] = connect(process)
+        process.child = subprocess.Popen(["sleep", "100"])
+
+    for place in processes._places.values():
+        place.start = start  # type: ignore[method-assign]
+    for process in processes._processes:
+        processes._start(process)
+    for process in processes._processes:
+        processes._take(process, {"loaded": True, "serves": serves})
+        processes._take(process, {"ready": True})
+    return processes, ends
+
+
+ONE_EACH = dataclasses.replace(
+    JOB,
+    ranks=tuple(RankSettings(number, str(number), "", 4, number, ()) for number in range(3)),
+    serve=dataclasses.replace(SERVE, processes=1),
+)
+
+
+OLD: Serves = {"a/1": {"m": "1"}, "z/1": {"m": "1"}}
+PART: Serves = {"a/1": {"m": "2"}, "z/1": {"m": "1"}}
+NEW: Serves = {"a/1": {"m": "2"}, "z/1": {"m": "2"}}
+
+
+async def hang(processes: Processes, ends: dict[Member, Channel]) -> dict[Member, int]:
+    """Has all loads of a reload hang; returns their numbers."""
+    processes._loading._seconds = 0.0
+    await processes.reload()
+    processes._loading._seconds = 60.0
+    return {process: received(ends[process], "number")[0] for process in processes._processes}
+
+
+async def turns() -> None:
+    """Lets all that is due happen."""
+    for _ in range(9):
+        await asyncio.sleep(0)
+
+
+def end_all(processes: Processes) -> None:
+    """Kills what stands for the processes."""
+    for process in processes._processes:
+        if process.child:
+            kill(process)
+
+
+def test_who_hangs_with_a_part_of_the_models_loaded_is_started_again() -> None:
+    """One model after another takes its place: answers would depend on the process that is asked."""
+
+    async def run() -> None:
+        processes, ends = started(ONE_EACH, OLD)
+        one, other, third = processes._processes
+        numbers = await hang(processes, ends)
+        for process in (other, third):
+            processes._take(process, {"did": numbers[process], "wrong": "z.pt: it is broken", "serves": OLD})
+        await turns()
+        assert all(received(end, "stop") == [] for end in ends.values())
+        processes._take(one, {"serves": PART})
+        assert len(received(ends[one], "stop")) == 1
+        assert [process.going for process in processes._processes] == [False, True, True]
+        end_all(processes)
+
+    asyncio.run(run())
+
+
+def test_who_has_loaded_a_part_of_the_models_is_no_model_for_others() -> None:
+    """It is about to serve something else again."""
+
+    async def run() -> None:
+        processes, ends = started(ONE_EACH, OLD)
+        one, other, third = processes._processes
+        call = asyncio.ensure_future(processes.reload())
+        await turns()
+        (number,) = received(ends[other], "number")
+        processes._take(other, {"did": number, "wrong": "z.pt: it is broken", "serves": OLD})
+        kill(third)
+        processes._children.gone(third)
+        processes._take(one, {"serves": PART})
+        processes._start(third)
+        assert third.like == OLD and received(ends[one], "stop") == []
+        end_all(processes)
+        call.cancel()
+
+    asyncio.run(run())
+
+
+def test_the_first_that_loads_late_is_followed_by_those_that_hang_and_those_that_are_out() -> None:
+    """What one serves that hangs is no reason to end one that has loaded."""
+
+    async def run() -> None:
+        processes, ends = started(ONE_EACH, OLD)
+        one, other, out = processes._processes
+        numbers = await hang(processes, ends)
+        out.refused, out.out = True, "z.pt"
+        kill(out)
+        processes._children.gone(out)
+        assert out.out and not out.child
+        processes._unbatched.keys = {"a/1 former"}
+        processes._take(one, {"did": numbers[one], "wrong": "", "serves": NEW})
+        await turns()
+        assert one.going and received(ends[one], "stop") == []
+        assert not other.going and len(received(ends[other], "stop")) == 1
+        assert out.child and out.like == NEW
+        assert processes._unbatched.keys == set()
+        end_all(processes)
+
+    asyncio.run(run())
+
+
+def test_a_reload_that_one_process_can_do_succeeds_though_another_hangs() -> None:
+    """It is started again at once, and loads what the others have loaded."""
+
+    async def run() -> None:
+        processes, ends = started(ONE_EACH, OLD)
+        one, *others = processes._processes
+        numbers = await hang(processes, ends)
+        for process in others:
+            processes._take(process, {"did": numbers[process], "wrong": "z.pt: it is broken", "serves": OLD})
+        await turns()
+        call = asyncio.ensure_future(processes.reload())
+        await turns()
+        for process in others:
+            (number,) = received(ends[process], "number")
+            processes._take(process, {"did": number, "wrong": "", "serves": NEW})
+        assert await call == ""
+        assert len(received(ends[one], "stop")) == 1 and not one.going
+        end_all(processes)
+
+    asyncio.run(asyncio.wait_for(run(), 20))

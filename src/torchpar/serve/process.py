@@ -114,6 +114,7 @@ class _Serving:
         self._hurry: asyncio.Future[float]
         self._go: asyncio.Future[dict[str, Any]]
         self._requests = Requests(os.environ)
+        self._served: Any = None  # what the first process knows to be served here
         self._index = 0  # among the processes of its rank
         self._request = 0.0  # seconds that one costs; 0: nobody wants to know
         self._count = Sender(lambda news, names: channel.send(counters=news, names=names))
@@ -222,7 +223,8 @@ class _Serving:
         count = self._find_count()
         message.update(count=count.count, alone=count.alone, weights=self._engine.shared_weights())
         message["size"] = self._engine.weights_bytes()
-        if not self._channel.send(serves=self._engine.serves(), **message):
+        self._served = self._engine.serves()
+        if not self._channel.send(serves=self._served, **message):
             say(
                 "there are too many models to compare them with those of the service's other processes",
                 Priority.WARNING,
@@ -238,6 +240,8 @@ class _Serving:
     def _beat(self) -> None:
         if self._engine.live():
             self._channel.send(alive=True)
+        if self._tasks and self._engine.serves() != self._served:
+            self._send_serves()  # a load of several models may hang at one of them, and the others answer already
         if unbatched := list(self._engine.unbatched()):
             self._channel.send(unbatched=unbatched)
         quiet = self._requests.quiet_seconds(self._loop.time(), open_requests=self._engine.has_open_requests())

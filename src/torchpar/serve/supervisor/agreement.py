@@ -14,9 +14,12 @@ def alike(one: Serves | None, other: Serves | None) -> bool:
 
 
 def find_model(members: Iterable[Member], but: Member | None = None) -> Member | None:
-    """Returns another that answers, whose files are those of the service; None where there is none."""
+    """Returns another that answers, whose files are those of the service; None where there is none.
+
+    One that loads, and may serve new files of some models and former ones of others, is the last choice.
+    """
     going = [each for each in members if each.going and each is not but]
-    return next((each for each in going if each.ready), going[0] if going else None)
+    return max(going, key=lambda each: (not each.calls, each.ready), default=None)
 
 
 def find_others(members: Iterable[Member], model: Member) -> list[Member]:

@@ -10,8 +10,8 @@ from typing import Callable
 from torchpar.serve.supervisor.member import Member
 from torchpar.serve.supervisor.places import Place
 
-# So much sooner than systemd gives up ExecReload=, after the unit's TimeoutStartSec=, a load counts as one that hangs: so
-# whoever reloads is told. Where that is short, it is half of it.
+# So much sooner than systemd gives up ExecReload=, after the unit's TimeoutStartSec=, a load counts as one that hangs,
+# for whoever reloads to be told. Where that is short, it is half of it.
 TELL_SECONDS = 60.0
 
 
@@ -109,5 +109,5 @@ class Loading:
     def _hangs(self, member: Member) -> str:
         return (
             f"process {member.number} has not loaded its models in {(self._seconds or 0) / 60:g} minutes, and can load"
-            " nothing else until that load ends, or the service is restarted"
+            " nothing else until that load ends, or it is started again"
         )

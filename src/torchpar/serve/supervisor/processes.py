@@ -198,9 +198,24 @@ class Processes:
             self._end(process)
 
     def _align_late(self, process: Member) -> None:
-        """Has a process serve what the others do that has loaded, or not, after nobody waited for it any more."""
-        if model := find_model(self._processes, process):
+        """Has all serve the same where one does other files whose load nobody waits for any more.
+
+        It follows the others, unless their loads have not ended either.
+        """
+        self._settle(find_model([*(each for each in self._processes if each is not process), process]))
+        self._start_those_out()
+
+    def _settle(self, model: Member | None) -> None:
+        """Does what is due when processes have loaded: those that serve other files than `model` are started again."""
+        if self._loading.active:
+            return
+        self._unbatched.loaded()
+        if model and model.going:
             self._align(model)
+        for place in self._places.values():
+            place.forget_weights()
+        for process in [process for process in self._processes if process.ready and process.going]:
+            self._divide(process)
 
     def _take(self, process: Member, message: dict[str, Any]) -> None:  # noqa: C901 - a branch for each message
         if "pid" in message and isinstance(process.child, Forked):
@@ -242,6 +257,8 @@ class Processes:
                 self._align(model)  # itself too
         if "did" in message and message["did"] in process.calls:
             process.calls.pop(message["did"]).set_result(message["wrong"])
+        elif "serves" in message and process.hung:
+            self._align_late(process)
         if "ask" in message:
             self._loop.create_task(self._pass_on(process, message))
         if "counters" in message:
@@ -350,17 +367,10 @@ class Processes:
         Those that then serve other files than `like`, else than the first that could do it, are started again.
         """
         wrong = await self._loading.call(processes, verb, model)
-        if not self._loading.active and wrong:
-            self._unbatched.loaded()
         could = [process for process in wrong if process.going and not wrong[process]]
-        like = like or (could[0] if could else find_model(self._processes))
-        if like and like.going:
-            self._align(like)
-        if not self._loading.active:
-            for place in self._places.values():
-                place.forget_weights()
-            for process in [process for process in self._processes if process.ready and process.going]:
-                self._divide(process)
+        self._settle(like or (could[0] if could else find_model(self._processes)))
+        for process in [process for process in wrong if process.hung and not process.going]:
+            say(wrong.pop(process), Priority.WARNING)  # it is started again, and loads then what the others have loaded
         return "\n".join(dict.fromkeys(what for what in wrong.values() if what))
 
     async def _catch_up(self, process: Member) -> None:
