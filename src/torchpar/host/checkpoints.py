@@ -8,13 +8,16 @@ from pathlib import Path
 
 from torchpar.host.reading import NotReadableError, Reader
 
-# PyTorch, Lightning, safetensors; torch.distributed.checkpoint writes .distcp by each rank, and .metadata last.
+# PyTorch, Lightning, safetensors; torch.distributed.checkpoint writes .distcp by each rank, and .metadata last, without
+# collectives each rank its own, as __0.metadata.
 _SHARD, _METADATA = ".distcp", ".metadata"
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", _SHARD, _METADATA)
 # Of a disk that works, the kernel answers at once.
 _SECONDS = 0.5
 # Folders below the job's, as checkpoints/step-1000, and entries of all of them.
 _DEPTH, _MOST_ENTRIES = 2, 2000
+# The times of files may be by the clocks of several hosts.
+_CLOCKS_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Checkpoint:
     """The time when the newest file of a checkpoint was written, in seconds since the epoch.
 
     `complete`: whether one of torch.distributed.checkpoint has come to its end; None of a single file, which does not
-    tell.
+    tell, and where no folder has a .metadata: on a disk of this host it may be another one that writes it on its own.
     """
 
     written: float
@@ -68,12 +71,13 @@ def _find_newest(folder: Path) -> Checkpoint | None:
                         newest = max(newest or (written, path), (written, path))
                         if entry.name.endswith(_SHARD):
                             shards[path] = max(written, shards.get(path, written))
-                        elif entry.name == _METADATA:
-                            metadata[path] = written
+                        elif entry.name.endswith(_METADATA):
+                            metadata[path] = max(written, metadata.get(path, written))
         except OSError:
             # One that has just gone, or that this user may not read.
             continue
     if newest is None:
         return None
     written, path = newest
-    return Checkpoint(written, metadata.get(path, 0.0) >= shards[path] if path in shards else None)
+    is_told = bool(metadata) and path in shards
+    return Checkpoint(written, metadata.get(path, 0.0) >= shards[path] - _CLOCKS_SECONDS if is_told else None)

@@ -40,10 +40,15 @@ def test_the_newest_checkpoint_counts_and_nothing_else(tmp_path: Path) -> None:
     [
         ({".metadata": 2001}, True),
         ({".metadata": 2000}, True),
+        # By the clock of another host.
+        ({".metadata": 1999.5}, True),
         ({}, False),
         # Written over one that was whole.
         ({".metadata": 1500}, False),
-        ({".metadata.tmp": 2001, "other.metadata": 2002}, False),
+        ({".metadata.tmp": 2001}, False),
+        # Without collectives.
+        ({"__0.metadata": 1990, "__1.metadata": 2001}, True),
+        ({"__0.metadata": 1500, "__1.metadata": 1500}, False),
         ({"../../last.pt": 3000}, None),
     ],
 )
@@ -59,6 +64,13 @@ def test_a_checkpoint_of_many_files_is_whole_once_its_last_one_is_there(
         put(folder / name, time)
     found = Checkpoints().newest(str(tmp_path))
     assert found and found.complete is complete
+
+
+def test_where_no_checkpoint_has_metadata_none_is_called_incomplete(tmp_path: Path) -> None:
+    """Each host may write its own disk, and one of them the metadata."""
+    put(tmp_path / "step-10/__1_0.distcp", 1000)
+    put(tmp_path / "step-20/__1_0.distcp", 2000)
+    assert Checkpoints().newest(str(tmp_path)) == Checkpoint(2000, complete=None)
 
 
 def test_no_link_leads_elsewhere(tmp_path: Path) -> None:
