@@ -194,7 +194,7 @@ def _of_service(service: Mapping[str, Any], sample: Sample, found: Mapping[str, 
         _of_counters(unit, counters, found)
         # A start that was refused before its unit began is no failure to systemd.
         found["unit_failed"].append((unit, "failed" in (counters.state, service["state"])))
-    stop = {f"stop_{key}": value for key, value in (service["last_stop"] or {}).items()}
+    stop = {f"stop_{key}": value for key, value in (service.get("last_stop") or {}).items()}
     told = {**service, **(service.get("throughput") or {}), **stop}
     for name, key in _OF_JOB:
         if told.get(key) is not None:
@@ -227,7 +227,7 @@ _OF_RANK = (
 def _of_ranks(unit: Mapping[str, str], service: Mapping[str, Any], found: Mapping[str, Samples]) -> None:
     for rank, threads in enumerate(service["threads"]):
         found["rank_threads"].append(({**unit, "local_rank": str(rank)}, threads))
-    for state in service["rank_states"]:
+    for state in service.get("rank_states", ()):
         labels = {**unit, "local_rank": str(state["local_rank"])}
         for name, key in _OF_RANK:
             if state[key] is not None:

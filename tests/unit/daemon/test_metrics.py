@@ -186,6 +186,14 @@ def test_a_start_that_was_refused_is_a_failure_too() -> None:
     assert [found[f'torchpar_unit_failed{{unit="{unit}"}}'] for unit in (UNIT, OTHER)] == ["1", "0"]
 
 
+def test_an_older_torchpard_that_says_less_is_understood() -> None:
+    """As while a package is upgraded: the timer goes on."""
+    row = service("a")
+    for key in ("checkpoint_complete", "rank_states", "world_size", "planned_world_size", "last_stop"):
+        del row[key]
+    assert render_metrics(Sample("0", 1.0, answer(row))) == render_metrics(Sample("0", 1.0, answer(service("a"))))
+
+
 def test_a_name_cannot_break_out_of_its_label() -> None:
     text = render_metrics(Sample("0", 1.0, answer(service('x"} 1\ny\\\x1b'))))
     assert 'torchpar_config_in_sync{unit="x\\"} 1?y\\\\?"} 1\n' in text
