@@ -179,7 +179,8 @@ def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
 @pytest.mark.parametrize("size", ["0", "0%", "0.00%", "0.4", "0.0001K", "000"])
 def test_a_limit_that_systemd_ignores_is_refused(key: str, size: str) -> None:
     """It says "out of range, ignoring", and the service would have all of the memory."""
-    assert problems(f"[Train a]\nScript=/a\n{key}={size}\n")
+    (problem,) = problems(f"[Train a]\nScript=/a\n{key}={size}\n")
+    assert f"{key}={size}: '{size}' is no limit for systemd, which ignores it" in problem
     assert read(f"[Train a]\nScript=/a\n{key}=0.01%\n") and read(f"[Infer a]\nModel=/a\n{key}=1\n")
 
 

@@ -109,6 +109,8 @@ def test_one_that_starts_gets_its_part_and_the_other_makes_room(host: Host) -> N
         "train@a has CPUs 3 of its 0-3, which it shares with train@b",
         "train@b has CPUs 0-2 of its 0-3, which it shares with train@a",
     ]
+    rows = [(row["unit"], row["cpus"], row["threads"]) for row in host.arbiter.moved]
+    assert rows == [(A, "3", [1]), (B, "0-2", [3])]
 
 
 def test_where_services_are_can_be_read_without_the_daemon(host: Host) -> None:
@@ -119,8 +121,6 @@ def test_where_services_are_can_be_read_without_the_daemon(host: Host) -> None:
     assert read_moved(rows, str(host.folder)) == host.arbiter.moved
     assert [row["cpus"] for row in host.arbiter.moved] == ["3", "0-2"]
     assert read_moved([{"unit": A, "invocation": "another"}, {"unit": C, "invocation": ""}], str(host.folder)) == []
-    rows = [(row["unit"], row["cpus"], row["threads"]) for row in host.arbiter.moved]
-    assert rows == [(A, "3", [1]), (B, "0-2", [3])]
 
 
 def test_when_one_ends_the_other_has_all_again(host: Host) -> None:
