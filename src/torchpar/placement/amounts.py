@@ -32,7 +32,10 @@ def cores_for_all(enabled: Sequence[Claim], usable: UsableCores) -> list[Core]:
     asking = [claim for claim in enabled if claim.request.kind in (CpuRequestKind.COUNT, CpuRequestKind.AUTO)]
     needed, counted = sum(least(claim) for claim in asking), sum(claim.request.count for claim in asking)
     for part in (usable.beyond, usable.slow, usable.spare):
-        more = sorted(free_cores(part, enabled), key=lambda core: -core.capacity)
+        more = free_cores(part, enabled)
+        # Those beyond the quota are in the order in which they are given away.
+        if part is not usable.beyond:
+            more.sort(key=lambda core: -core.capacity)
         # Where counts leave no faster core, the auto services have none that would wait for the slower ones.
         all_of_them = part is usable.slow and len(free) <= counted < needed
         free += more if all_of_them else more[: max(0, needed - len(free))]
@@ -46,8 +49,7 @@ def least(claim: Claim) -> int:
 
 def exchangeable(usable: UsableCores, free: Sequence[Core], enabled: Sequence[Claim]) -> list[Core]:
     """Returns the cores kept for the system, where others would do as well: all are alike, and none is given away."""
-    cores = [*usable.pool, *usable.beyond, *usable.slow, *usable.spare]
-    alike = len({core.capacity for core in cores}) == 1 and not usable.beyond
+    alike = usable.alike and not usable.beyond
     spare = free_cores(usable.spare, enabled)
     return spare if alike and len(spare) == len(usable.spare) and set(spare).isdisjoint(free) else []
 

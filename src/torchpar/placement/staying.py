@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.placement.amounts import cores_for_all, count_out, exchangeable, free_cores
+from torchpar.placement.amounts import beyond_quota, cores_for_all, count_out, exchangeable, free_cores
 from torchpar.placement.claims import Claim, Decision, Placed
 from torchpar.placement.cores import Core, Cores, Distance
 from torchpar.placement.give import give, need, used
@@ -103,8 +103,10 @@ class _Staying:
 
     def _unheld(self, needs: Mapping[str, Need]) -> UsableCores:
         free = cores_for_all(self.enabled, self.usable)
+        held = CpuSet.union(each.held for each in needs.values())
         spare = exchangeable(self.usable, free, self.enabled)
-        return keep_unheld(self.usable, spare, free, CpuSet.union(each.held for each in needs.values()))
+        beyond = beyond_quota(self.usable, free, self.enabled)[0] if self.usable.alike else []
+        return keep_unheld(keep_unheld(self.usable, "spare", spare, free, held), "beyond", beyond, free, held)
 
 
 def is_nearly_as_good(
@@ -130,9 +132,9 @@ def _speed(claim: Claim, cores: Cores, quota: int | None) -> float:
 
 def _free(enabled: Sequence[Claim], usable: UsableCores, wanted: Placed) -> list[Core]:
     """Returns the free cores and all that claims have afresh, with all slower ones where a claim has some that the
-    rules do not need."""
+    rules do not need; none of those beyond the quota that nobody needs."""
     free = set(cores_for_all(enabled, usable))
-    more = {core for cores in wanted.values() for core in cores} - free
+    more = {core for cores in wanted.values() for core in cores}.difference(free, usable.beyond)
     slow = set(free_cores(usable.slow, enabled))
     return sorted(free | more | (slow if more & slow else set()), key=lambda core: core.cpus.first())
 

@@ -20,10 +20,10 @@ class UsableCores:
 
     `named` are all cores that a CPUs= list may name, `pool` those that counts, auto and shared draw from, `slow` the
     slower cores of a host with several kinds, for loader workers, shared services and those that find no other core.
-    `beyond` are the cores that the CPU quota keeps back while every service has one, and `spare` those that
-    ReserveCores=auto does. `left_out` says of every online CPU outside `pool` why; `quota` is the CPU quota in whole
-    CPUs, None when there is none. `distance` is that between two NUMA nodes. `warnings` is what of [Host] could not be
-    done.
+    `beyond` are the cores that the CPU quota keeps back while every service has one, the first to be given away first,
+    and `spare` those that ReserveCores=auto does. `left_out` says of every online CPU outside `pool` why; `quota` is
+    the CPU quota in whole CPUs, None when there is none. `distance` is that between two NUMA nodes. `warnings` is what
+    of [Host] could not be done.
     """
 
     named: tuple[Core, ...]
@@ -40,6 +40,11 @@ class UsableCores:
     def cpus(self) -> CpuSet:
         """The CPUs of the pool."""
         return CpuSet.union(core.cpus for core in self.pool)
+
+    @property
+    def alike(self) -> bool:
+        """Whether any of its cores does as well as another one."""
+        return len({core.capacity for core in (*self.pool, *self.beyond, *self.slow, *self.spare)}) == 1
 
 
 def find_usable_cores(facts: HostFacts, *, host_cpus: CpuSet | None, reserve: int | None) -> UsableCores:
@@ -191,15 +196,24 @@ def _node_distance(facts: HostFacts) -> Distance:
     return lambda a, b: table.get((a, b), 10 if a == b else 20)
 
 
-def keep_unheld(usable: UsableCores, spare: Sequence[Core], free: Sequence[Core], held: CpuSet) -> UsableCores:
-    """Keeps cores for the system that no service has now, in place of those that one has; of their nodes if possible.
+def keep_unheld(
+    usable: UsableCores, part: Literal["spare", "beyond"], cores: Sequence[Core], free: Sequence[Core], held: CpuSet
+) -> UsableCores:
+    """Keeps `cores` back that no service has now, in place of those that one has; of their nodes if possible.
+
+    As many as now are `free`, as they had to be given away.
     """
-    taken = [core for core in spare if not core.cpus.isdisjoint(held)]
+    back = [core for core in cores if core not in set(free)]
+    taken = [core for core in back if not core.cpus.isdisjoint(held)]
+    if not taken:
+        return usable
     nodes = {core.numa_node for core in taken}
     unheld = [core for core in free if core.cpus.isdisjoint(held)]
     unheld.sort(key=lambda core: (core.numa_node not in nodes, core.cpus.first()))
-    others = [core for core in spare if core not in taken]
-    return keep_others(usable, "spare", spare, [*others, *unheld[: len(taken)], *taken][: len(spare)])
+    others = [core for core in back if core not in taken]
+    kept = [*others, *unheld[: len(taken)], *taken][: len(back)]
+    given = sorted({*free, *taken}.difference(kept), key=lambda core: (core not in cores, core.cpus.first()))
+    return keep_others(usable, part, cores, kept, given[: len(cores) - len(back)])
 
 
 def keep_others(
@@ -213,8 +227,8 @@ def keep_others(
     the same ones as before where these are left. Those that had to be `given` away are counted among them."""
     before = set(cores)
     kept = sorted(left, key=lambda core: (core not in before, core.cpus.first()))[: len(cores) - len(given)]
-    kept += given
-    if set(kept) == before:
+    kept = [*given, *kept]
+    if set(kept) == before and set(given) == set(cores[: len(given)]):
         return usable
     why = usable.left_out[cores[0].cpus.first()]
     before_cpus = CpuSet.union(core.cpus for core in cores)

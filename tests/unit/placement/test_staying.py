@@ -233,7 +233,7 @@ def test_the_system_keeps_another_core_than_one_that_a_service_has() -> None:
 @given(hosts(), SERVICES)
 def test_nobody_moves_off_cores_that_nobody_gets(host: HostFacts, services: list[dict[str, str]]) -> None:
     """On cores that are alike, where the last service comes beside the others and staying costs nothing."""
-    host = dataclasses.replace(host, cpu_limit=None, cpu_kinds=())
+    host = dataclasses.replace(host, cpu_kinds=())
     services = [{**keys, "Enabled": "yes"} for keys in services]
     before, after = (parse_config([ConfFile("/c", conf_of(part))], host) for part in (services[:-1], services))
     try:
@@ -241,7 +241,38 @@ def test_nobody_moves_off_cores_that_nobody_gets(host: HostFacts, services: list
         new = make_plan(after, dataclasses.replace(host, in_force=in_force(old)))
     except PlacementError:
         return
+    unheld = new.unassigned_cpus | CpuSet(cpu for cpu, why in new.left_out.items() if "given to" not in why)
     for service in old.services:
         now = new.find(service.unit)
         if len(service.ranks) == 1 and service.cores == now.cores == service.service.settings.cpus.count == 1:
-            assert now.cpus == service.cpus or not service.cpus <= new.unassigned_cpus | CpuSet(new.left_out)
+            assert now.cpus == service.cpus or not service.cpus <= unheld
+
+
+@pytest.mark.parametrize(
+    ("text", "held", "expected"),
+    [
+        ("a CPUs=6", {"a": "8-13"}, {"a": "8-13"}),
+        ("a CPUs=6\nb CPUs=7", {"a": "10-15", "b": "1-7"}, {"a": "10-15", "b": "1-7"}),
+        ("a CPUs=6\nb CPUs=9", {"a": "7-12"}, {"a": "7-12", "b": "0-6,13-14"}),
+    ],
+    ids=["others are beyond", "all of the quota", "more than the quota"],
+)
+def test_a_service_stays_on_cores_that_would_be_beyond_a_quota(
+    text: str, held: dict[str, str], expected: dict[str, str]
+) -> None:
+    """As many as the quota are used all the same."""
+    used = {f"torchpar-train@{name}.service": Held(CpuSet.parse(cpus)) for name, cpus in held.items()}
+    host = dataclasses.replace(make_host(cores_per_complex=16), cpu_limit=12.8, in_force=used)
+    plan, after = apply(text, host)
+    assert cpus(plan) == expected
+    assert cpus(apply(text, after)[0]) == expected
+
+
+@pytest.mark.parametrize("held", [{}, {"b": "7-11"}, {"a": "1-6", "b": "9-13"}, {"a": "0-5", "b": "10-14"}])
+def test_no_core_beyond_a_quota_is_given_away_while_another_is_free(held: dict[str, str]) -> None:
+    """Eleven cores of a quota of seven."""
+    used = {f"torchpar-train@{name}.service": Held(CpuSet.parse(cpus)) for name, cpus in held.items()}
+    host = dataclasses.replace(make_host(packages=2, cores_per_complex=8), cpu_limit=7.5, in_force=used)
+    plan, _ = apply("a CPUs=6\nb CPUs=5", host)
+    assert not plan.unassigned_cpus
+    assert sum("given to" in why for why in plan.left_out.values()) == 4
