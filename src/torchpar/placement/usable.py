@@ -43,7 +43,7 @@ class UsableCores:
 
     @property
     def alike(self) -> bool:
-        """Whether any of its cores does as well as another one."""
+        """Says whether any of its cores does as well as another one."""
         return len({core.capacity for core in (*self.pool, *self.beyond, *self.slow, *self.spare)}) == 1
 
 
