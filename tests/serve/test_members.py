@@ -518,29 +518,28 @@ def test_a_service_that_ends_is_not_idle(ends: str) -> None:
     asyncio.run(run())
 
 
-async def asked(processes: Processes, asking: Member, end: Channel) -> int:
-    """Has a client load a model in one process; returns the number under which the other one is told to."""
-    processes._take(asking, {"ask": 0, "verb": "load", "model": "m", "serves": None})
-    number: int = await told_in_the_end(end, "number")
-    return number
+async def asked() -> tuple[Processes, dict[Member, Channel], Member, Member, int]:
+    """Has a client load a model in the first of two processes; the number is that under which the other is told to."""
+    begun: list[Member] = []
+    processes, ends = divided(Notifier(), begun)
+    first, second = begun
+    loaded(processes, second, SMALL)
+    processes._take(second, {"ready": True})
+    processes._take(first, {"ask": 0, "verb": "load", "model": "m", "serves": None})
+    return processes, ends, first, second, await told_in_the_end(ends[second], "number")
 
 
 def test_a_process_that_has_not_read_for_long_is_told_that_the_others_have_loaded() -> None:
     """Else its client would wait for ever."""
 
     async def run() -> None:
-        begun: list[Member] = []
-        processes, ends = divided(Notifier(), begun)
-        first, second = begun
-        loaded(processes, second, SMALL)
-        processes._take(second, {"ready": True})
-        number = await asked(processes, first, ends[second])
+        processes, ends, first, second, number = await asked()
         fill(first)
         processes._take(second, {"did": number, "wrong": "m.pt: it is broken", "serves": None})
         for _ in range(9):
             await asyncio.sleep(0)
         assert await told_in_the_end(ends[first], "wrong") == "m.pt: it is broken"
-        for process in begun:
+        for process in (first, second):
             kill(process)
 
     asyncio.run(asyncio.wait_for(run(), 20))
@@ -550,12 +549,7 @@ def test_a_process_is_not_told_what_the_one_before_it_has_asked_for() -> None:
     """They number alike what they ask for."""
 
     async def run() -> None:
-        begun: list[Member] = []
-        processes, ends = divided(Notifier(), begun)
-        first, second = begun
-        loaded(processes, second, SMALL)
-        processes._take(second, {"ready": True})
-        number = await asked(processes, first, ends[second])
+        processes, ends, first, second, number = await asked()
         kill(first)
         processes._children.gone(first)
         processes._start(first)
