@@ -54,7 +54,7 @@ def apply(
         active = read_active(store)
         compiled = _compile(active, boot=boot, afresh=afresh)
         return _show(compiled, find_changes(active, compiled), as_json=as_json)
-    with noted(), changing(store, systemd.remove_leftovers, wait=wait):
+    with noted(), changing(store, wait=wait):
         compiled = _compile(read_active(store), boot=boot, afresh=afresh)
         outdated = () if boot else find_running_outdated(store, compiled.content)
         request = Request(Restart(restart), confirm_within, at_boot=boot, outdated=outdated)

@@ -22,7 +22,7 @@ def confirm(wait: bool) -> None:
     require_root("torchpar confirm")
     systemd.require_systemd()
     store = Store()
-    with changing(store, systemd.remove_leftovers, wait=wait):
+    with changing(store, wait=wait):
         generation = confirm_active(store)
         # It would find by itself that there is nothing left to do. Without the lock it may be another's already.
         with contextlib.suppress(SystemdError):

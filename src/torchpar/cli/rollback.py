@@ -56,7 +56,7 @@ def rollback(number: int | None, if_active: int | None, restart: str, wait: bool
     if in_time:
         go_back_in_time(store)
         return
-    with changing(store, systemd.remove_leftovers, wait=wait):
+    with changing(store, wait=wait):
         active = store.active()
         if if_active is not None and (active is None or active.number != if_active):
             click.echo(f"generation {if_active} is not active; nothing to do")

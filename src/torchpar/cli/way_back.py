@@ -38,7 +38,7 @@ def go_back_in_time(store: Store) -> None:
         if left > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
             continue
-        with changing(store, systemd.remove_leftovers, wait=True):
+        with changing(store, wait=True):
             active = store.active()
             unconfirmed = store.unconfirmed(active) if active else None
             if unconfirmed and unconfirmed.seconds_left(read_clocks()) <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torchpar.contract.errors import StoreError, SystemdError
 from torchpar.contract.unit_names import guard_of
@@ -14,6 +14,7 @@ from torchpar.generations.idle import is_idle
 from torchpar.generations.readback import ReadBack, compare_socket, compare_unit
 from torchpar.generations.store import Store
 from torchpar.generations.unit_check import check_units
+from torchpar.host import analyze
 from torchpar.host import systemd as live
 from torchpar.host.systemd import Units
 from torchpar.units.drop_ins import socket_of
@@ -72,13 +73,13 @@ class LiveSystemd:
 
 
 @contextlib.contextmanager
-def changing(store: Store, remove_leftovers: Callable[[], None], *, wait: bool = False) -> Iterator[None]:
+def changing(store: Store, *, wait: bool = False) -> Iterator[None]:
     """Holds the lock of everything that changes the store, without what killed commands left there and elsewhere.
 
     Raises BusyError, unless this is to wait, and StoreError.
     """
     with store.locked(wait=wait):
-        remove_leftovers()
+        analyze.remove_leftovers()
         yield
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torchpar.contract.errors import ConfigError, Place, Problem, SystemdError, printable
-from torchpar.host import systemd
+from torchpar.host import analyze, systemd
 from torchpar.plan.plan import Plan, ServicePlan
 from torchpar.units.drop_ins import socket_of, unit_of
 
@@ -39,7 +39,7 @@ def check_units(plan: Plan, files: Mapping[str, str]) -> tuple[str, ...]:
     """
     errors: list[Problem | str] = []
     warnings: list[Problem | str] = []
-    for line in systemd.verify_units(files):
+    for line in analyze.verify_units(files):
         if "is not executable" in line:
             # An interpreter that is not there is told by access, and the package's own programs are there.
             continue

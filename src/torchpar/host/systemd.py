@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import os
 import re
-import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torchpar.contract.errors import SystemdAbsentError, SystemdError, TorchparError
+from torchpar.contract.errors import SystemdAbsentError, SystemdError
 from torchpar.contract.unit_names import guard_of
-from torchpar.host.files import remove, write_new
 from torchpar.host.journal import write_entry
 from torchpar.host.program import run
 from torchpar.host.reading import NotReadableError, read_start
@@ -26,9 +23,6 @@ _BUS_NAME = "org.freedesktop.systemd1"
 PACKAGED = Path("/usr/lib/systemd/system")
 # Where it keeps what generators made.
 GENERATED = Path("/run/systemd/generator")
-
-# And the number of the process that it belongs to.
-_PRIVATE = "/run/torchpar-verify-"
 
 # Patterns of the names of torchpar's units.
 SERVICES = ("torchpar-train@*.service", "torchpar-infer@*.service")
@@ -301,57 +295,6 @@ def start_without_waiting(units: Iterable[str]) -> None:
 def reload_without_waiting(unit: str) -> None:
     """Asks systemd to reload a unit, and does not wait for it. Raises SystemdError."""
     _systemctl("reload", "--no-block", unit)
-
-
-def verify_units(files: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the lines of `systemd-analyze verify` on units with these drop-ins (path → text); none if all is well.
-
-    Its exit status is 0 even for values that it cannot parse, so every line counts. Raises TorchparError when the
-    drop-ins cannot be written for it.
-    """
-    if not files:
-        return ()
-    with _private_directory() as directory:
-        for path, text in files.items():
-            file = directory / path
-            file.parent.mkdir()
-            write_new(file, text)
-        units = sorted(path.partition(".d/")[0] for path in files)
-        done = run(
-            ["systemd-analyze", "verify", "--man=no", *units],
-            environment={"SYSTEMD_UNIT_PATH": f"{directory}:"},
-        )
-    said = (line.removeprefix(f"{directory}/") for line in (done.stderr + done.stdout).splitlines())
-    return tuple(line for line in said if line.strip())
-
-
-def remove_leftovers() -> None:
-    """Removes what commands that were killed, or could not, have left in /run."""
-    for directory in glob.glob(f"{_PRIVATE}*"):
-        if not os.path.exists(f"/proc/{directory.removeprefix(_PRIVATE)}"):
-            with contextlib.suppress(OSError):
-                remove(Path(directory))
-
-
-@contextlib.contextmanager
-def _private_directory() -> Iterator[Path]:
-    """Makes a directory that nobody else can write. Raises TorchparError where it or its contents cannot be made."""
-    try:
-        if os.geteuid() != 0:
-            with tempfile.TemporaryDirectory(prefix="torchpar-verify-", ignore_cleanup_errors=True) as name:
-                yield Path(name)
-            return
-        # In /run, which only root can write and which is there before any other disk.
-        directory = Path(f"{_PRIVATE}{os.getpid()}")
-        remove(directory)
-        os.mkdir(directory, 0o700)
-        try:
-            yield directory
-        finally:
-            with contextlib.suppress(OSError):
-                remove(directory)
-    except OSError as error:
-        raise TorchparError(f"{error.filename or 'a temporary file'}: {error.strerror}; nothing has changed") from None
 
 
 def _systemctl(*arguments: str) -> str:

@@ -155,17 +155,18 @@ def test_of_a_store_that_is_damaged_nothing_is_active(store: Store, damage: str)
     assert read_active(store) is None
 
 
-def test_a_change_is_alone_and_begins_with_nothing_left_over(store: Store) -> None:
+def test_a_change_is_alone_and_begins_with_nothing_left_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What killed commands left is removed with the lock held, and not by who has not got it."""
     removed: list[str] = []
 
-    def remove(who: str) -> None:
-        with pytest.raises(BusyError), changing(Store(store.directory), lambda: remove("another")):
+    def remove() -> None:
+        removed.append("by whom")
+        with pytest.raises(BusyError), changing(Store(store.directory)):
             pass
-        removed.append(who)
 
-    with changing(store, lambda: remove("first")):
-        assert removed == ["first"]
+    monkeypatch.setattr("torchpar.host.analyze.remove_leftovers", remove)
+    with changing(store):
+        assert removed == ["by whom"]
 
 
 @pytest.mark.parametrize("but", ["", "no service was restarted"])

@@ -17,7 +17,7 @@ from torchpar.generations.apply import Applied
 from torchpar.generations.store import Store
 from torchpar.generations.transition import put_new_in_force
 from torchpar.generations.unconfirmed import begin
-from torchpar.host import systemd
+from torchpar.host import analyze, systemd
 from torchpar.host.clocks import read_clocks
 
 
@@ -44,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each time that leftovers would be removed, whether the lock was held. None of this host is."""
     times: list[bool] = []
-    monkeypatch.setattr(systemd, "remove_leftovers", lambda: times.append(is_held(store)))
+    monkeypatch.setattr(analyze, "remove_leftovers", lambda: times.append(is_held(store)))
     return times
 
 

@@ -70,7 +70,7 @@ def test_a_default_of_all_services_is_refused_once(monkeypatch: pytest.MonkeyPat
     plan = make_plan(parse_config([ConfFile("/c", text)], make_host()), make_host())
     files = make_units(plan).files
     said = [f"{path}:{text.split(chr(10)).index('Nice=77') + 1}: out of range" for path, text in files.items()]
-    monkeypatch.setattr("torchpar.host.systemd.verify_units", lambda files: tuple(said))
+    monkeypatch.setattr("torchpar.host.analyze.verify_units", lambda files: tuple(said))
     with pytest.raises(ConfigError) as error:
         check_units(plan, files)
     assert error.value.problems == ("/c:2: [Train a] Service.Nice=77: systemd says: out of range",)
@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_unit_as_a_whole_is_said_with_the_line_that_makes_i
         f"{unit}: RestartMaxDelaySec= has no effect with RestartSteps=0. Ignoring.",
         f"Unit {unit} has a bad unit file setting.",
     )
-    monkeypatch.setattr("torchpar.host.systemd.verify_units", lambda files: said)
+    monkeypatch.setattr("torchpar.host.analyze.verify_units", lambda files: said)
     with pytest.raises(ConfigError) as error:
         check_units(plan, make_units(plan).files)
     directory, delay = error.value.problems
@@ -116,7 +116,7 @@ def test_what_is_wrong_with_other_peoples_units_keeps_nothing_from_being_applied
     monkeypatch: pytest.MonkeyPatch, said: str, refused: bool
 ) -> None:
     """A service waits for mounts, so their units are read with its own."""
-    monkeypatch.setattr("torchpar.host.systemd.verify_units", lambda files: (said, said))
+    monkeypatch.setattr("torchpar.host.analyze.verify_units", lambda files: (said, said))
     if refused:
         with pytest.raises(SystemdError, match="does not accept"):
             check_units(PLAN, FILES)
