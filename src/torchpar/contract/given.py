@@ -113,6 +113,15 @@ def parse_given(text: bytes) -> Given | None:
     return given if sound and given.version == VERSION else None
 
 
+def version_of(path: str) -> tuple[int, int] | None:
+    """Returns what changes whenever a unit's file does, as it is a new one each time; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def read_given(unit: str, folder: str = GIVEN) -> Given | None:
     """Reads the file of a unit; None where there is none. A file is replaced as a whole, so what is read is whole."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Callable, Mapping
 
 
 class Priority(enum.IntEnum):
@@ -16,6 +17,10 @@ class Priority(enum.IntEnum):
     ERROR = 3  # something was lost: a model is not served, a batch failed
     WARNING = 4  # something is not as it was meant, and it goes on
     INFO = 6
+
+
+# Writes a line with a priority, and fields of the journal's beside it.
+Tell = Callable[[Priority, str, Mapping[str, str]], None]
 
 
 def say(text: str, priority: Priority = Priority.INFO, *, error: BaseException | None = None) -> None:

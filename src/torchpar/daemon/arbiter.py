@@ -20,7 +20,7 @@ from torchpar.arbitration.lending import lend, take_back
 from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.errors import StoreError, SystemdError, TorchparError
 from torchpar.contract.given import Given, GivenRank, kept_folder, read_given
-from torchpar.contract.journal import Priority
+from torchpar.contract.journal import Priority, Tell
 from torchpar.contract.paths import GIVEN
 from torchpar.contract.unit_names import shorten
 from torchpar.daemon.given_files import note_kept, prepare, read_loans, read_run, write_given
@@ -97,15 +97,7 @@ class _Found:
 class Arbiter:
     """Gives services their CPUs; `folder` has a file for each, and `moved` what status says of them."""
 
-    def __init__(
-        self,
-        store: Store,
-        systemd: Systemd,
-        doors: Doors,
-        tell: Callable[[Priority, str, Mapping[str, str]], None],
-        *,
-        folder: str = GIVEN,
-    ) -> None:
+    def __init__(self, store: Store, systemd: Systemd, doors: Doors, tell: Tell, *, folder: str = GIVEN) -> None:
         self.root: str | None = None
         self.moved: list[dict[str, Any]] = []
         self.owners: frozenset[str] = frozenset()

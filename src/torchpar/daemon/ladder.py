@@ -24,7 +24,7 @@ from torchpar.conf.values import Hotplug
 from torchpar.contract.errors import ExitStatus, StoreError, SystemdError, TorchparError
 from torchpar.contract.fallback import MOST_TRIES, Fallback, Fallen, make_fallback_json, say_manifest
 from torchpar.contract.given import Given, kept_folder, read_given
-from torchpar.contract.journal import Priority
+from torchpar.contract.journal import Priority, Tell
 from torchpar.contract.paths import FALLBACK, GIVEN
 from torchpar.daemon.look import Write
 from torchpar.facts.topology import HostFacts
@@ -183,7 +183,7 @@ class Ladder:
         store: Store,
         systemd: Systemd,
         doors: Doors,
-        tell: Callable[[Priority, str, Mapping[str, str]], None],
+        tell: Tell,
         *,
         path: str = FALLBACK,
         given: str = GIVEN,

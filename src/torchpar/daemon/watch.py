@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torchpar.contract.errors import StoreError, TorchparError
-from torchpar.contract.journal import Priority
+from torchpar.contract.journal import Priority, Tell
 from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.daemon.figures import Figures
 from torchpar.daemon.look import Write
@@ -52,14 +52,7 @@ class Watch:
     when something begins to be wrong, and when it is right again.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        systemd: Systemd,
-        readers: Readers,
-        figures: Figures,
-        tell: Callable[[Priority, str, Mapping[str, str]], None],
-    ) -> None:
+    def __init__(self, store: Store, systemd: Systemd, readers: Readers, figures: Figures, tell: Tell) -> None:
         self.observation: dict[str, Any] = {}
         self.stamp: str | None = None
         # When the services are looked at even if nothing has changed.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.given import Given, GivenRank, read_given
+from torchpar.contract.given import Given, GivenRank, read_given, version_of
 from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.journal import Priority, say
 from torchpar.contract.paths import GIVEN
@@ -150,7 +150,7 @@ class Threads:
         if time_now < self._next:
             return
         self._next = time_now + PERIOD
-        seen = self._look()
+        seen = version_of(self._path)
         if seen == self._seen:
             return
         self._heard_deterministic()
@@ -187,11 +187,3 @@ class Threads:
 
     def _read(self, unit: str) -> Given | None:
         return read_given(unit, self._folder)
-
-    def _look(self) -> tuple[int, int] | None:
-        """Returns what changes with the file, which is a new one each time."""
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns

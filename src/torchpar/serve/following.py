@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torchpar.contract.given import read_given
+from torchpar.contract.given import read_given, version_of
 from torchpar.contract.job import JobSettings, RankSettings
 from torchpar.contract.paths import GIVEN
 from torchpar.runtime import given
@@ -60,18 +60,10 @@ class ComputeThreads:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + given.PERIOD
-            seen = self._look()
+            seen = version_of(self._path)
             if seen != self._seen:
                 self._seen, self._number = seen, self._read()
         return self._number
-
-    def _look(self) -> tuple[int, int] | None:
-        """Returns what changes with the file, which is a new one each time."""
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def _read(self) -> int:
         of_unit = given.now(
