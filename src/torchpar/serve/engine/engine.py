@@ -1,4 +1,7 @@
-"""The engine: models in memory, requests in, answers out. The protocols know this and nothing below it."""
+"""The engine: models in memory, requests in, answers out. The protocols know this and nothing below it.
+
+It is long as it is the one face of all that is below: most methods hand on.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ A request of many rows waits for the thread all the same, at the head of its mod
 
 There is one thread more than may compute at the same time. It computes only what all the others would hold up for much
 longer than it takes, as where they have batches of a heavy model: the kernel then divides the CPUs fairly.
+
+It is one module, as all of it is held by one lock: who takes what next, and who is idle.
 """
 
 from __future__ import annotations

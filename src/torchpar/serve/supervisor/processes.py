@@ -2,6 +2,8 @@
 
 It imports no torch and serves nothing itself, so little can happen to it: while it lives, a serving process that is
 killed, or makes no progress, is started again by it, and the others go on.
+
+It is long as every message and every end may come in each state of a start, a reload and a stop, and is answered here.
 """
 
 from __future__ import annotations
