@@ -10,8 +10,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from torchpar.conf.services import Service
 from torchpar.conf.settings import InferSettings, TrainSettings
@@ -24,6 +23,9 @@ from torchpar.plan.opened import opened_paths
 from torchpar.plan.plan import Plan, ServicePlan, is_bound
 from torchpar.plan.sandbox import needed_mounts, sandbox_settings
 from torchpar.units.quoting import only_unit_text, quote_path, quote_word, quote_words, whole_line
+
+if TYPE_CHECKING:
+    import jinja2
 
 # Where the package puts the template files, and where they are in the source tree.
 _TEMPLATES = (Path(TEMPLATES), Path(__file__).parents[3] / "systemd")
@@ -198,6 +200,8 @@ def placement_settings(plan: ServicePlan, *, bound: bool = True) -> list[tuple[s
 
 @functools.cache
 def _template(name: str) -> jinja2.Template:
+    import jinja2  # an eighth of the start of a command, and most render nothing
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([str(path) for path in _TEMPLATES]),
         undefined=jinja2.StrictUndefined,
