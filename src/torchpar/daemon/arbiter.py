@@ -77,7 +77,8 @@ _BACK_SECONDS = 1.0
 
 @dataclass
 class _Found:
-    """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures.
+    """Keeps what a look finds and does: where control groups are, lines for the journal, services moved, failures, and
+    the number of threads that are elsewhere now.
 
     `owners` are the units whose CPUs are lent, and `lending` those of them that run, by what was given; `idle` those of
     the running `lenders` that say that they are idle. `is_divided`: it has come to its end.
@@ -92,6 +93,7 @@ class _Found:
     told: list[str] = field(default_factory=list)
     moved: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    threads: int = 0
 
 
 class Arbiter:
@@ -266,28 +268,27 @@ class Arbiter:
                 continue
             seconds = max(0.0, until - time.monotonic()) / (len(moves) - number)
             try:
-                self._doors.move_unit(make_move(given), seconds)
+                found.threads += self._doors.move_unit(make_move(given), seconds)
             except OSError as error:
                 found.problems.append(f"{shorten(given.unit)} cannot be moved to CPUs {given.cpus}: {error.strerror}")
 
     # ---- in the daemon ----
 
-    def take(self, lines: Sequence[bytes]) -> None:
-        """Keeps what a look has found, and tells what is new of it."""
+    def take(self, lines: Sequence[bytes]) -> bool:
+        """Keeps what a look has found, and tells what is new of it; says whether any thread is elsewhere now."""
         if not lines:
-            return
+            return False
         said = json.loads(lines[0])
         self.root = said["root"] or self.root
         if said["is_divided"]:
             self.moved, self._lenders, self._idle = said["moved"], said["lenders"], said["idle"]
         self.owners, self._lending = frozenset(said["owners"]), frozenset(said["lending"])
         self.awake &= self.owners
-        self._say("look", said)
+        return self._say("look", said)
 
-    def took_back(self, lines: Sequence[bytes]) -> None:
-        """Tells what a child has taken back; a look that comes after it sees the rest."""
-        if lines:
-            self._say("back", json.loads(lines[0]))
+    def took_back(self, lines: Sequence[bytes]) -> bool:
+        """Tells what a child has taken back, and says the same; a look that comes after it sees the rest."""
+        return bool(lines) and self._say("back", json.loads(lines[0]))
 
     def has_idle_changed(self) -> bool:
         """Says whether a service that lends has become idle since the last look, or is no longer."""
@@ -309,13 +310,14 @@ class Arbiter:
     def _is_idle(self, unit: str) -> bool:
         return time.monotonic() >= self._busy_until.get(unit, 0.0) and self._doors.is_idle(unit)
 
-    def _say(self, kind: str, said: Mapping[str, Any]) -> None:
+    def _say(self, kind: str, said: Mapping[str, Any]) -> bool:
         for line in said["told"]:
             self._tell(Priority.INFO, line, {})
         for problem in said["problems"]:
             if problem not in self._problems.get(kind, ()):
                 self._tell(Priority.WARNING, problem, {})
         self._problems[kind] = said["problems"]
+        return bool(said["threads"])
 
     def give_back(self) -> None:
         """Gives every service all of its planned CPUs: without torchpard nobody else would.

@@ -51,6 +51,11 @@ class Looks:
         self._again = True
         return self.number + 1
 
+    @property
+    def is_under_way(self) -> bool:
+        """Says whether one has begun and not ended."""
+        return self._look is not None
+
     def lines(self) -> list[bytes]:
         """Returns the whole lines so far of the look that is under way; none where there is none."""
         return self._look.lines() if self._look else []

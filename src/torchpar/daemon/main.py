@@ -121,6 +121,8 @@ class Daemon:
             Server(sockets.members, 0o660, self.selector, self._asked, users=users, clock=clock),
         )
         self._fresh_until = 0.0
+        # The look that was the last when threads were moved, and the last one that was not believed.
+        self._moved_in = self._redone = -1
         self._next_poll = clock() + POLL_SECONDS
         self._next_small_look = clock() + SMALL_LOOK_SECONDS
         self._next_figures = clock() + FIGURES_POLL_SECONDS
@@ -180,11 +182,11 @@ class Daemon:
             self._backs.want()
 
     def _took_back(self, number: int, lines: list[bytes]) -> None:
-        self._arbiter.took_back(lines)
+        self._see_moved(self._arbiter.took_back(lines))
         self._divisions.want()
 
     def _divided(self, number: int, lines: list[bytes]) -> None:
-        self._arbiter.take(lines)
+        self._see_moved(self._arbiter.take(lines))
         self._changes.watch_idle(self._arbiter.idle_owners())
         # Who has had a request before it was listened to.
         self._take_back(self._arbiter.awake_owners())
@@ -195,6 +197,12 @@ class Daemon:
             self._changes.watch_groups(root)
             # What has started while nobody heard of it may not have been there for this division.
             self._divide()
+
+    def _see_moved(self, moved: bool) -> None:
+        """Takes note of threads that have been moved: where they were seen before is not true any more."""
+        if moved:
+            self._watch.hear()
+            self._moved_in = self._looks.number
 
     def _climbed(self, number: int, lines: list[bytes]) -> None:
         self._ladder.take(lines)
@@ -247,6 +255,15 @@ class Daemon:
 
     def _looked(self, number: int, lines: list[bytes]) -> None:
         now = self._clock()
+        moving = self._moved_in == number or self._divisions.is_under_way or self._backs.is_under_way
+        if moving and self._redone != number - 1 and self._watch.has_drift(lines):
+            # Threads were on their way while it looked: what it found is none, unless it is found again.
+            self._redone = number
+            again = self._looks.want()
+            for _, client in self._waiting():
+                if client.look is not None and client.look <= number:
+                    client.look = again
+            return
         if self._watch.take(lines, now):
             self.notifier.send(STATUS=self._watch.status())
             observed = self._watch.observation

@@ -159,6 +159,10 @@ class Watch:
         self._problem = problem
         return None if problem else str(said["stamp"])
 
+    def has_drift(self, lines: Sequence[bytes]) -> bool:
+        """Says whether a look has found a service that is not as planned."""
+        return len(lines) > 1 and any(row["placed"] == "drift" for row in json.loads(lines[1])["services"])
+
     def take(self, lines: Sequence[bytes], now: float) -> bool:
         """Keeps what a look has found; says whether it has come to its end."""
         stamp = self.read_stamp(lines)

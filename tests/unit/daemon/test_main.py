@@ -24,6 +24,7 @@ from tests.unit.contract.test_reports import FIRST
 from tests.unit.daemon.test_status_socket import turn
 from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, make_fake_host
+from torchpar.contract.cpulist import CpuSet
 from torchpar.contract.messages import MESSAGE_IDS
 from torchpar.contract.notify import Notifier
 from torchpar.contract.reports import RankProgress
@@ -263,11 +264,49 @@ def test_a_start_that_nobody_could_hear_yet_is_divided_for(
     """Where control groups are is known after the first division only, in which such a service may not be yet."""
     divisions: list[float] = []
     monkeypatch.setattr(life.daemon._divisions, "want", lambda: divisions.append(life.now))
-    monkeypatch.setattr(life.arbiter, "take", lambda lines: None)
+    monkeypatch.setattr(life.arbiter, "take", lambda lines: False)
     life.arbiter.root = str(tmp_path)
     for _ in range(2):
         life.daemon._divided(1, [])
     assert divisions == [life.now]
+
+
+def placed(life: Life) -> str:
+    """What status says of where the job is."""
+    (row,) = (row for row in life.ask()["services"] if row["unit"] == TRAIN)
+    return str(row["placed"])
+
+
+def test_where_threads_were_before_they_were_moved_is_no_drift(life: Life) -> None:
+    """Neither what an older look saw, nor one that was under way; a drift that is found again is one."""
+    life.host.apply()
+    life.host.start(TRAIN)
+    assert placed(life) == "ok"
+    as_planned = life.host.processes[TRAIN]
+    elsewhere = (dataclasses.replace(as_planned[0], threads={as_planned[0].pid: CpuSet([0])}),)
+
+    life.host.processes[TRAIN] = elsewhere
+    life.watch.hear()
+    assert placed(life) == "drift"
+    life.host.processes[TRAIN] = as_planned
+    life.daemon._see_moved(True)
+    assert placed(life) == "ok"
+
+    life.told.clear()
+    life.host.processes[TRAIN] = elsewhere
+    life.watch.hear()
+    number = life.daemon._looks.want()
+    life.host.processes[TRAIN] = as_planned
+    life.daemon._see_moved(True)
+    turn(life.daemon.selector, lambda: life.daemon._looks.number > number, PATIENCE)
+    assert placed(life) == "ok" and life.told == []
+
+    life.host.processes[TRAIN] = elsewhere
+    number = life.daemon._looks.want()
+    life.daemon._see_moved(True)
+    turn(life.daemon.selector, lambda: life.daemon._looks.number > number, PATIENCE)
+    assert placed(life) == "drift"
+    assert [line for line in life.told if "does not run as planned (CPUs)" in line]
 
 
 def test_it_starts_with_no_store_and_sees_the_first_generation(life: Life) -> None:
