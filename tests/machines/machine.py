@@ -216,7 +216,7 @@ class Machine:
         """Copy a file of this host into the machine."""
         with local.open("rb") as file:
             process = self.start("install", "-D", "-m", f"{mode:o}", "/dev/stdin", remote, stdin=file)
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=PATIENCE)
         if process.returncode:
             raise CommandError(["push", str(local), remote], process.returncode, output, errors)
 
@@ -385,14 +385,14 @@ class Machine:
 
     def _await_ready(self, channel: socket.socket, process: subprocess.Popen[bytes]) -> None:
         """Read what nspawn sends, sd_notify(3): its PID 1, and that this says READY=1."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         ended = os.pidfd_open(process.pid)
         try:
             while True:
                 left = max(0, deadline - time.monotonic())
                 readable, _, _ = select.select([channel.fileno(), ended], [], [], left)
                 if not readable:
-                    raise MachineError(f"{self.name} did not boot within 90 s")
+                    raise MachineError(f"{self.name} did not boot within {PATIENCE:g} s")
                 if channel.fileno() not in readable:
                     raise MachineError(f"systemd-nspawn ended with status {process.wait()}")
                 for line in channel.recv(8192).decode().splitlines():
@@ -423,12 +423,12 @@ class Machine:
         else:
             self._process.kill()
         try:
-            self._process.wait(timeout=60)
+            self._process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             if self.leader and how != signal.SIGKILL:
                 logs = self.save_logs(f"{self.name}-poweroff")
                 self._stop(signal.SIGKILL)
-                raise MachineError(f"{self.name} did not power off within 60 s; see {logs}") from None
+                raise MachineError(f"{self.name} did not power off within {PATIENCE:g} s; see {logs}") from None
             self._process.kill()
             self._process.wait()
         self._process = None
