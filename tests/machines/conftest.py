@@ -29,12 +29,12 @@ _SUITES = [Suite(os.environ["SUITE"])] if os.environ.get("SUITE") else list(Suit
 _OWN = (
     "test_wheel",
     "test_numa",
+    "test_build",
     "test_ansible",
     "test_package",
     "test_haproxy",
     "test_repository",
     "test_machine",
-    "test_lint",
 )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.machines.machine import Machine
-from tests.machines.package import build_package
-from tests.machines.roots import TREE, Suite
+from tests.machines.roots import Suite
 
 DEPENDS = ("python3-click", "python3-debian", "python3-jinja2", "libtcmalloc-minimal4")
 
@@ -94,23 +91,6 @@ def files(machine: Machine) -> set[str]:
 
 def active(machine: Machine, unit: str) -> str:
     return machine.run("systemctl", "is-active", unit, check=False).stdout.strip()
-
-
-def test_the_build_is_reproducible(suite: Suite, deb: Path, tmp_path: Path, progress: Callable[[str], None]) -> None:
-    """The same sources give the same bytes, also from another folder, with other file times and after fewer tests."""
-    listing = subprocess.run(
-        ["git", "-c", f"safe.directory={TREE}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=TREE,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for name in filter(None, listing.stdout.split("\0")):
-        if (TREE / name).is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(TREE / name, tmp_path / name)
-            (tmp_path / name).chmod(0o755 if (TREE / name).stat().st_mode & 0o100 else 0o600)
-    assert build_package(suite, progress, tmp_path).read_bytes() == deb.read_bytes()
 
 
 def test_apt_brings_torch_and_a_fast_blas(machine: Machine) -> None:
