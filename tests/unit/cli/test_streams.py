@@ -28,7 +28,7 @@ def run(arguments: str, **environment: str) -> tuple[int, str, str]:
         ["sh", "-c", command, sys.executable, PROGRAM],
         env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environment},
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
@@ -60,7 +60,7 @@ def test_a_reader_that_has_enough_is_no_failure() -> None:
         # The reader is gone before there is anything to read, and the status is not that of the pipe.
         script = f'exec 3>&1; {{ sleep 1; "$0" -B -c "$1" {arguments} 2>&1; echo $? >&3; }} | :'
         done = subprocess.run(
-            ["sh", "-c", script, sys.executable, PROGRAM], capture_output=True, timeout=60, check=False, text=True
+            ["sh", "-c", script, sys.executable, PROGRAM], capture_output=True, timeout=300, check=False, text=True
         )
         assert (done.stdout, done.stderr) == (f"{status}\n", "")
 

@@ -144,12 +144,12 @@ def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(
     def hold() -> None:
         with store.locked():
             held.set()
-            done.wait(60)
+            done.wait(300)
 
     # Daemons: whatever fails here must not keep pytest from its end.
     other = threading.Thread(target=hold, daemon=True)
     other.start()
-    assert held.wait(60)
+    assert held.wait(300)
     assert confirm.confirm.callback
     with pytest.raises(BusyError):
         confirm.confirm.callback(wait=False)
@@ -158,8 +158,8 @@ def test_a_command_that_is_to_wait_goes_on_once_the_other_is_done(
     waiting.start()
     assert store.waiting()
     done.set()
-    other.join(60)
-    waiting.join(60)
+    other.join(300)
+    waiting.join(300)
     assert not store.waiting() and removed == [True]
 
 

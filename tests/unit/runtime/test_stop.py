@@ -140,7 +140,7 @@ def test_ranks_in_any_order_stop_at_the_same_call(monkeypatch: pytest.MonkeyPatc
     """Real threads that are at most a step apart, as ranks that compute together; each may be the first to see it."""
     for seed in range(20):
         ranks = Ranks(monkeypatch, 4)
-        together = threading.Barrier(4, timeout=60)
+        together = threading.Barrier(4, timeout=300)
         stopped: dict[int, int] = {}
 
         def train(rank: int, seed: int = seed, ranks: Ranks = ranks, together: threading.Barrier = together) -> None:
