@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,7 @@ class Answer:
 
     async def get(self) -> Response | ServeError:
         """Wait for it."""
-        return await asyncio.wait_for(self._future, 60)
+        return await asyncio.wait_for(self._future, 300)
 
     async def values(self) -> list[torch.Tensor]:
         """The outputs of an answer that must be one."""
@@ -75,6 +78,35 @@ class Answer:
         got = await self.get()
         assert isinstance(got, ServeError), got
         return got.status
+
+
+def ask_for_a_moment(engine: Engine, asked: Request) -> Answer:
+    """Submit it with a deadline that comes soon, as often as a slow host lets that pass before."""
+    while True:
+        try:
+            return Answer(engine, replace(asked, deadline=time.monotonic() + 0.4))
+        except ServeError as error:
+            assert error.status == 504
+
+
+@asynccontextmanager
+async def busy(engine: Engine) -> AsyncIterator[Answer]:
+    """A request that is being computed until the block ends."""
+    runner = engine._repository.get("m").runner
+    compute, begun, done = runner.compute, threading.Event(), threading.Event()
+
+    def wait(*arguments: Any) -> Any:
+        begun.set()
+        assert done.wait(300)
+        return compute(*arguments)
+
+    runner.compute = wait  # type: ignore[method-assign]
+    try:
+        answer = Answer(engine, request(torch.ones(1, 1)))
+        assert await asyncio.to_thread(begun.wait, 300)
+        yield answer
+    finally:
+        done.set()
 
 
 def ask(engine: Engine, asked: Sequence[Request]) -> list[Answer]:

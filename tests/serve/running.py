@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.serve.echo import EchoEngine
@@ -32,6 +32,25 @@ class Running:
     lines: list[str] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
 
+    ahead: float = 0.0
+
+    def pass_time(self, seconds: float) -> None:
+        """Have so much time be over for the server at once, with all that it does meanwhile."""
+        # What is slow is seen once, and then a second time.
+        for step in (1.0, seconds - 1.0):
+            over = threading.Event()
+            self.server.loop.call_soon_threadsafe(self._jump, step, over.set)
+            assert over.wait(300)
+
+    def _jump(self, seconds: float, then: Callable[[], None]) -> None:
+        self.server.loop.call_later(seconds, then)
+        self.ahead += seconds
+
+    def hurry(self, header_seconds: float) -> None:
+        """Give the clients that are there no longer than this for a header from now on."""
+        for connection in self.server.state.all_connections():
+            connection.limits = replace(connection.limits, header_seconds=header_seconds)
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -44,6 +63,8 @@ def running(
     """Start, and stop afterwards. `real`: the engine must be started too; `grpc`: listen for that too."""
     world = Running(engine or EchoEngine())
     started, loop = threading.Event(), asyncio.new_event_loop()
+    clock = loop.time
+    loop.time = lambda: clock() + world.ahead  # type: ignore[method-assign]
     # Made on the loop: before Python 3.10 it belongs to the loop of its maker's thread.
     ended: list[asyncio.Event] = []
 
@@ -83,5 +104,5 @@ def running(
         yield world
     finally:
         loop.call_soon_threadsafe(ended[0].set)
-        thread.join(10)
+        thread.join(300)
     assert world.errors == []

@@ -106,7 +106,7 @@ def test_a_worker_with_an_accelerator_answers_from_the_shared_memory() -> None:
         assert bytes(total.data) == (a + a).numpy().tobytes()  # type: ignore[arg-type]
         assert bytes(difference.data) == bytes(4 * count)  # type: ignore[arg-type]
     worker.close()
-    thread.join(60)
+    thread.join(300)
     assert not thread.is_alive()
     registered = [told for told in driver.told if told.startswith("reg") or told == "release"]
     assert registered[:2] == ["register 4096", "release"] and registered[2].startswith("register ")

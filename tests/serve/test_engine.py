@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.serve.engines import Answer, ask, request, serving, value
+from tests.serve.engines import Answer, ask, ask_for_a_moment, busy, request, serving, value
 from tests.serve.models import (
     Affine,
     Lookup,
@@ -203,13 +203,12 @@ def test_a_full_queue_is_a_503_at_once(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt", max_queue=3, max_batch=1) as engine:
-            busy = Answer(engine, request(torch.full((1, 1), 30000.0)))
-            await asyncio.sleep(0.02)
-            accepted = ask(engine, [request(torch.ones(1, 1))] * 3)
-            with pytest.raises(ServeError, match="full") as refused:
-                Answer(engine, request(torch.ones(1, 1)))
-            assert refused.value.status == 503 and (refused.value.retry_after or 0) > 0
-            for answer in (busy, *accepted):
+            async with busy(engine) as first:
+                accepted = ask(engine, [request(torch.ones(1, 1))] * 3)
+                with pytest.raises(ServeError, match="full") as refused:
+                    Answer(engine, request(torch.ones(1, 1)))
+                assert refused.value.status == 503 and (refused.value.retry_after or 0) > 0
+            for answer in (first, *accepted):
                 await answer.values()
             assert engine.counters()[0][2].failed["REJECTED"] == 1
 
@@ -222,25 +221,18 @@ def test_cancelled_and_late_requests_are_not_computed(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with serving(tmp_path / "m.pt", max_batch=1) as engine:
-            busy = Answer(engine, request(torch.full((1, 1), 60000.0)))
-            await asyncio.sleep(0.02)
-            cancelled, late, kept = ask(
-                engine,
-                [
-                    request(torch.ones(1, 1)),
-                    request(torch.ones(1, 1), deadline=time.monotonic() + 0.05),
-                    request(torch.ones(1, 1)),
-                ],
-            )
-            cancelled.ticket.cancel()
-            assert await cancelled.status() == 499
-            assert await late.status() == 504
-            assert not busy._future.done(), "the worker was to be busy all that time"
-            cancelled.ticket.cancel()
-            with pytest.raises(ServeError, match="deadline") as refused:
-                Answer(engine, request(torch.ones(1, 1), deadline=time.monotonic() - 1))
-            assert refused.value.status == 504
-            await busy.values()
+            async with busy(engine) as first:
+                cancelled = Answer(engine, request(torch.ones(1, 1)))
+                late = ask_for_a_moment(engine, request(torch.ones(1, 1)))
+                kept = Answer(engine, request(torch.ones(1, 1)))
+                cancelled.ticket.cancel()
+                assert await cancelled.status() == 499
+                assert await late.status() == 504
+                cancelled.ticket.cancel()
+                with pytest.raises(ServeError, match="deadline") as refused:
+                    Answer(engine, request(torch.ones(1, 1), deadline=time.monotonic() - 1))
+                assert refused.value.status == 504
+            await first.values()
             await kept.values()
             assert engine.statistics("m")[0][2].batches == 2
 
@@ -254,12 +246,11 @@ def test_the_urgent_goes_first(tmp_path: Path) -> None:
     async def run() -> None:
         order: list[str] = []
         async with serving(tmp_path / "m.pt", max_batch=1) as engine:
-            busy = Answer(engine, request(torch.full((1, 1), 30000.0)))
-            await asyncio.sleep(0.02)
-            for name, priority in (("none", 0), ("second", 2), ("first", 1)):
-                asked = request(torch.ones(1, 1), id=name, priority=priority)
-                engine.submit(asked, lambda got: order.append(got.id if isinstance(got, Response) else "failed"))
-            await busy.values()
+            async with busy(engine) as first:
+                for name, priority in (("none", 0), ("second", 2), ("first", 1)):
+                    asked = request(torch.ones(1, 1), id=name, priority=priority)
+                    engine.submit(asked, lambda got: order.append(got.id if isinstance(got, Response) else "failed"))
+            await first.values()
         assert order == ["first", "second", "none"]
 
     asyncio.run(run())
@@ -415,10 +406,12 @@ def test_a_stop_that_may_not_wait_answers_503(tmp_path: Path) -> None:
 
     async def run() -> list[int]:
         async with serving(tmp_path / "m.pt", drain=0, max_batch=1) as engine:
-            busy, *answers = ask(engine, [request(torch.full((1, 1), 30000.0))] * 4)
-            await asyncio.sleep(0.02)
-        await busy.values()
-        return [await answer.status() for answer in answers]
+            async with busy(engine) as first:
+                answers = ask(engine, [request(torch.ones(1, 1))] * 3)
+                stopping = asyncio.ensure_future(engine.stop(0))
+                statuses = [await answer.status() for answer in answers]
+            await asyncio.gather(first.values(), stopping)
+        return statuses
 
     assert asyncio.run(run()) == [503, 503, 503]
 

@@ -99,7 +99,7 @@ def test_new_connections_go_to_who_has_fewest(start: Callable[..., Service]) -> 
 
 
 def test_restarts_and_reloads_under_load_lose_nothing(start: Callable[..., Service], tmp_path: Path) -> None:
-    service = start(each=3)
+    service = start(each=3, drain_timeout=300)
     with Load(service, clients=6) as load:
         load.wait(100)
         service.process.terminate()
@@ -240,4 +240,4 @@ def test_connections_of_grpc_are_divided_too(start: Callable[..., Service]) -> N
     assert all(map(ask_grpc, clients))
     assert connections(service, int(address.rpartition(":")[2])) == [2, 2, 2]
     service.process.terminate()
-    assert service.process.wait(100) == 0
+    assert service.process.wait(300) == 0

@@ -85,7 +85,7 @@ def lives(pid: int) -> bool:
 
 def end(process: subprocess.Popen[bytes], here: Path, number: int = signal.SIGTERM) -> None:
     """Send a signal where it hangs; returns when nothing of it is left."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not here.exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import grpc
@@ -99,18 +99,21 @@ def test_messages_of_a_stream_are_held_until_they_are_answered() -> None:
 
 def test_time_in_which_a_message_or_a_frame_is_not_read_is_not_its_clients() -> None:
     """Its connection is read no more while answers of other calls wait to be taken."""
-    with running(grpc=True, limits=Limits(body_seconds=1.0, header_seconds=1.0)) as world, client(world) as raw:
+    with running(grpc=True, limits=Limits(body_seconds=1000, header_seconds=1000)) as world, client(world) as raw:
         begin(raw, 1, 100, 0)
         rest = frame(frames.DATA, frames.END_STREAM, 1, b"\xff" * 100)
         raw.send(PING, rest[:50])
         raw.until(frames.PING)
         (connection,) = world.server.state.all_connections()
         world.server.loop.call_soon_threadsafe(connection.pause_writing)
-        threading.Event().wait(3.0)
+        world.pass_time(3000)
         raw.send(rest[50:])
         world.server.loop.call_soon_threadsafe(connection.resume_writing)
         assert raw.status(1)[0] == 3
         begin(raw, 3, 100, 0)
+        raw.send(PING)
+        raw.until(frames.PING)
+        world.pass_time(1001)
         assert raw.status(3) == (4, "the request did not come in time")
 
 
@@ -220,11 +223,20 @@ FLOODS = {
 }
 
 
+@contextmanager
+def calming(seen: Callable[[], object]) -> Iterator[None]:
+    """Tells when a connection is read slowly from now on."""
+    with pytest.MonkeyPatch.context() as patch:
+        start = Connection._start_calm
+        patch.setattr(Connection, "_start_calm", lambda self: (start(self), seen()))
+        yield
+
+
 @pytest.mark.parametrize("kind", FLOODS)
 def test_frames_that_ask_for_nothing_are_read_slowly(kind: str) -> None:
     """Others do not wait, and who goes on for long is cut off."""
-    with running(grpc=True, limits=Limits(header_seconds=0.7)) as world, client(world) as raw:
-
+    calmed = threading.Event()
+    with running(grpc=True, limits=Limits(header_seconds=300)) as world, client(world) as raw, calming(calmed.set):
         begin, *again = FLOODS[kind]
         raw.send(begin)
         if begin == ANSWERED:
@@ -237,8 +249,9 @@ def test_frames_that_ask_for_nothing_are_read_slowly(kind: str) -> None:
 
         flood = threading.Thread(target=send)
         flood.start()
-        until(lambda: world.server.state.calmed)
+        assert calmed.wait(300)
         assert is_served(world)
+        world.hurry(0.7)
         until(lambda: world.server.state.connections() == 0)
         flood.join()
         assert world.server.state.calmed == 0
@@ -254,9 +267,7 @@ def test_a_client_that_was_read_slowly_is_served() -> None:
 def never_calmed(world: Running) -> Iterator[None]:
     """No connection is read slowly meanwhile."""
     seen: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        start = Connection._start_calm
-        patch.setattr(Connection, "_start_calm", lambda self: (seen.append(1), start(self)))
+    with calming(lambda: seen.append(1)):
         yield
     assert not seen and not world.server.state.calmed
 
@@ -292,7 +303,10 @@ def test_cancelled_calls_that_had_their_time_cost_nothing() -> None:
 
 def test_resets_are_forgiven_however_many_clients_are_read_slowly() -> None:
     """What counts against a client is what it sent, not how long it was not read for the sake of others."""
-    with running(grpc=True, limits=Limits(header_seconds=1.5)) as world, client(world) as raw:
+    with running(grpc=True, limits=Limits(header_seconds=300)) as world, client(world) as raw:
+        raw.send(PING)
+        raw.until(frames.PING)
+        world.hurry(1.5)
         world.server.loop.call_soon_threadsafe(setattr, world.server.state, "calmed", 4)
         raw.send(*RESETS[:60], call(121))
         assert raw.status(121) == (0, "")
@@ -328,8 +342,12 @@ def test_headers_are_decoded_in_turns() -> None:
     ],
 )  # fmt: skip
 def test_a_header_is_bounded_in_bytes_and_time(send: bytes, why: str) -> None:
-    with running(grpc=True, limits=Limits(header_seconds=0.3)) as world, client(world) as raw:
+    with running(grpc=True, limits=Limits(header_seconds=300)) as world, client(world) as raw:
+        raw.send(PING)
+        raw.until(frames.PING)
         raw.send(send)
+        if why.endswith("in time"):
+            world.hurry(0.3)
         assert raw.end() == (frames.CALM, why)
         assert is_served(world)
 

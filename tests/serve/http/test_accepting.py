@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.http.conversation import Application
+from tests.serve.http.conversation import Application, run_in_order
 from torchpar.serve.http.exchange import Exchange
 from torchpar.serve.http.log import RequestLog
 from torchpar.serve.http.server import Server
@@ -36,7 +36,7 @@ def test_servers_that_share_a_socket_take_turns() -> None:
         listener.close()
         return counts
 
-    assert asyncio.run(run()) == [10, 10]
+    assert run_in_order(run()) == [10, 10]
 
 
 def test_who_comes_during_a_drain_waits_for_whoever_accepts_next() -> None:
@@ -58,7 +58,7 @@ def test_who_comes_during_a_drain_waits_for_whoever_accepts_next() -> None:
         listener.close()
         return accepted
 
-    assert asyncio.run(run()) == 1
+    assert run_in_order(run()) == 1
 
 
 def test_who_resets_the_connection_before_it_is_accepted_has_an_address_all_the_same() -> None:
@@ -79,7 +79,7 @@ def test_who_resets_the_connection_before_it_is_accepted_has_an_address_all_the_
         listener.close()
         assert peers == [address]
 
-    asyncio.run(run())
+    run_in_order(run())
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_a_client_on_a_unix_socket_is_this_host(tmp_path: Path) -> None:
         listener.close()
         assert local == [True]
 
-    asyncio.run(run())
+    run_in_order(run())

@@ -35,7 +35,7 @@ def world() -> Iterator[Running]:
 
 def ask(world: Running, method: str, path: str, body: bytes = b"", **fields: str) -> tuple[int, Any]:
     """One request on a connection of its own; the answer must be JSON."""
-    connection = HTTPConnection("127.0.0.1", world.port, timeout=100)
+    connection = HTTPConnection("127.0.0.1", world.port, timeout=300)
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in fields.items()})
         reply = connection.getresponse()
@@ -125,7 +125,7 @@ def test_bytes_that_belong_to_no_input_are_refused(world: Running) -> None:
 
 
 def test_a_raw_body_is_the_only_input(world: Running) -> None:
-    connection = HTTPConnection("127.0.0.1", world.port, timeout=100)
+    connection = HTTPConnection("127.0.0.1", world.port, timeout=300)
     connection.request("POST", INFER, b"\0" * 8, {"Inference-Header-Content-Length": "0"})
     reply = connection.getresponse()
     size = int(reply.headers["Inference-Header-Content-Length"])
@@ -198,7 +198,7 @@ def test_web_pages_and_clients_of_proxies_change_nothing(world: Running, field: 
 def test_a_full_queue_says_when_to_come_back() -> None:
     with running() as world:
         world.engine.full = True
-        connection = HTTPConnection("127.0.0.1", world.port, timeout=100)
+        connection = HTTPConnection("127.0.0.1", world.port, timeout=300)
         connection.request("POST", INFER, request())
         reply = connection.getresponse()
         assert (reply.status, reply.headers["Retry-After"]) == (503, "3")
@@ -364,7 +364,7 @@ def test_an_answer_is_json_that_every_parser_takes(world: Running, datatype: str
     def ask_for(values: list[float], *, binary: bool = False) -> tuple[int, Any]:
         tensor = {"name": "x", "datatype": datatype, "shape": [1, len(values)], "data": values}
         body = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": binary}}).encode()
-        connection = HTTPConnection("127.0.0.1", world.port, timeout=100)
+        connection = HTTPConnection("127.0.0.1", world.port, timeout=300)
         connection.request("POST", f"/v2/models/identity_{datatype.lower()}/infer", body)
         reply = connection.getresponse()
         text = reply.read()[: int(reply.headers.get("Inference-Header-Content-Length", 1 << 20))]
@@ -385,7 +385,7 @@ def test_an_answer_is_json_that_every_parser_takes(world: Running, datatype: str
 ])  # fmt: skip
 def test_a_number_that_its_datatype_does_not_reach_is_no_infinity(world: Running, datatype: str, number: str) -> None:
     """It would be the answer to another question."""
-    connection = HTTPConnection("127.0.0.1", world.port, timeout=100)
+    connection = HTTPConnection("127.0.0.1", world.port, timeout=300)
     tensor = f'{{"name": "x", "datatype": "{datatype}", "shape": [1, 2], "data": [1.5, %s]}}'
     statuses = []
     for value in (number, "1e0010" if datatype in ("FP32", "FP64") else "7e0", "Infinity"):

@@ -48,7 +48,7 @@ def world() -> Iterator[Running]:
 
 
 def ask(world: Running, path: str, body: bytes, **fields: str) -> tuple[int, bytes]:
-    connection = HTTPConnection("127.0.0.1", world.port, timeout=60)
+    connection = HTTPConnection("127.0.0.1", world.port, timeout=300)
     try:
         connection.request("POST", path, body, {name.replace("_", "-"): value for name, value in fields.items()})
         reply = connection.getresponse()
@@ -58,7 +58,7 @@ def ask(world: Running, path: str, body: bytes, **fields: str) -> tuple[int, byt
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -228,7 +228,7 @@ def test_answers_that_wait_to_be_written_are_bounded_too(path: str) -> None:
             status, answer = ask(world, path, text + bytes(size), **fields)
             assert status == 503 and b"have not taken" in answer
         later.release.set()
-        first.join(60)
+        first.join(300)
         assert answers[0][0] == 200 and json.loads(answers[0][1])["outputs"][0]["data"] == [0.0] * count
         while world.server.state.owed:
             time.sleep(0.01)

@@ -21,7 +21,7 @@ def world() -> Iterator[Running]:
 
 def options(world: Running, target: str, *fields: str, version: str = "1.1") -> tuple[int, dict[str, str]]:
     """The status and the header fields; no body comes after a 200."""
-    with socket.create_connection(("127.0.0.1", world.port), timeout=100) as client:
+    with socket.create_connection(("127.0.0.1", world.port), timeout=300) as client:
         lines = [f"OPTIONS {target} HTTP/{version}", *(["Host: x"] if version == "1.1" else []), *fields]
         client.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
         text = b""

@@ -40,7 +40,7 @@ def page(world: Running, tmp_path: Path) -> Iterator[Browser]:
 
 def until(page: Browser, condition: str) -> None:
     """Wait until something is true in the page."""
-    look = f"({condition}) ? done(true) : count++ < 100 ? setTimeout(look, 50) : done(false)"
+    look = f"({condition}) ? done(true) : count++ < 6000 ? setTimeout(look, 50) : done(false)"
     assert page.evaluate(f"new Promise(done => {{ let count = 0; const look = () => {look}; look(); }})") is True
 
 
@@ -97,7 +97,7 @@ def test_the_form_works_without_javascript(world: Running, tmp_path: Path) -> No
 
 def poll(page: Browser, condition: str) -> None:
     """Wait until something is true, whichever page is there."""
-    for _ in range(200):
+    for _ in range(6000):
         try:
             if page.evaluate(condition):
                 return

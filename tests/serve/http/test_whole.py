@@ -54,7 +54,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, torch.nn.Module, subprocess.Po
     finally:
         process.kill()
         process.wait(200)
-        rest.join(20)
+        rest.join(300)
 
 
 def test_answers_are_the_models_own(served: Any) -> None:
@@ -114,11 +114,11 @@ def test_sigterm_answers_what_was_accepted_and_exits_0(served: Any) -> None:
     for thread in threads[:10]:
         thread.start()
     for thread in threads[:5]:
-        thread.join(20)
+        thread.join(300)
     process.send_signal(signal.SIGTERM)
     for thread in threads[10:]:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(300)
     assert process.wait(200) == 0
     assert failed == [] and len(answered) >= 5
