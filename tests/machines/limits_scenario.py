@@ -84,18 +84,18 @@ def look():
     # Slurm wants another address than the loopback's own.
     seen["address"] = run("ip", "address", "add", f"{ADDRESS}/32", "dev", "lo")
     seen["slurm"] = run("systemctl", "start", "munge", "slurmctld", "slurmd")
-    for _ in range(60):
+    for _ in range(300):
         if "idle" in run("sinfo", "--noheader", "--format=%t")["printed"]:
             break
         time.sleep(1)
     # The first CPUs are another job's.
     other = subprocess.Popen(["srun", "--cpus-per-task=2", "sleep", "3600"])
-    for _ in range(60):
+    for _ in range(300):
         if run("squeue", "--noheader", "--states=RUNNING")["printed"]:
             break
         time.sleep(1)
     for name, options in STEPS.items():
-        seen[name] = run("srun", "--immediate=60", *options, "torchpar", "run", "--", "/srv/show.py")
+        seen[name] = run("srun", "--immediate=300", *options, "torchpar", "run", "--", "/srv/show.py")
     other.terminate()
     other.wait()
     seen["journal"] = run("journalctl", "--boot", "--output=cat", "--lines=20", "--unit=slurm*")["printed"]

@@ -253,6 +253,8 @@ class Machine:
         `journalctl --unit` takes UNIT= of PID 1 alone; of a process that ends at once (a program that
         cannot be executed says so itself from systemd 254 on) journald often no longer sees the unit it was of.
         """
+        # What a process said before it ended may be on its way.
+        self.run("journalctl", "--sync", check=False)
         # The fields have the whole name, which systemctl does not ask for.
         if unit and not unit.endswith((".service", ".socket", ".target", ".timer", ".slice")):
             unit = f"{unit}.service"

@@ -81,7 +81,7 @@ def unit(name, processes=1):
 
 def settled(name, cpus):
     """The same of a service with one process, once it may compute on these CPUs; torchpard takes its time here."""
-    for _ in range(120):
+    for _ in range(300):
         seen = unit(name)
         if not seen.get("processes") or seen["processes"][0]["allowed"] == cpus:
             break

@@ -57,7 +57,8 @@ def journal(machine: Machine, name: str) -> list[str]:
 def run(machine: Machine, name: str) -> list[str]:
     """Run a job to its end; what it has said."""
     machine.run("systemctl", "start", f"torchpar-train@{name}")
-    machine.wait_until(lambda: machine.show(f"torchpar-train@{name}", "ActiveState") != "active", f"the end of {name}")
+    ended = ("inactive", "failed")
+    machine.wait_until(lambda: machine.show(f"torchpar-train@{name}", "ActiveState") in ended, f"the end of {name}")
     machine.run("journalctl", "--sync")
     return journal(machine, name)
 

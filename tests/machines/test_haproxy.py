@@ -33,8 +33,8 @@ Host={host}
 [Infer web]
 Model=/srv/web/model.pt
 Listen=*:{port} grpc:*:{grpc}
-DrainDelay=15s
-DrainTimeout=5s
+DrainDelay=5min
+DrainTimeout=20s
 """
 
 # Clients of HTTP on the ports of its arguments and of gRPC above them, that ask one question after the other on kept
@@ -52,7 +52,7 @@ tensor = field(1, b"i") + field(2, b"FP32") + field(3, bytes([1, 3]))
 message = field(1, b"web") + field(5, tensor) + field(7, numbers)
 
 def ask_http(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     while True:
         connection.request("POST", "/predict", "[1.0, 2.0, 3.0]")
         answer = connection.getresponse()
@@ -64,7 +64,7 @@ def ask_grpc(port):
     channel = grpc.insecure_channel(f"127.0.0.1:{port}")
     infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
     while True:
-        answer = infer(message, timeout=120)
+        answer = infer(message, timeout=300)
         yield answer.endswith(numbers) or repr(answer)
 
 def run(name, ask, port):
@@ -149,6 +149,11 @@ def servers(machine: Machine) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(filter(None, table)) if row["svname"] not in ("FRONTEND", "BACKEND")]
 
 
+def down(machine: Machine, name: str) -> bool:
+    """Whether the HAProxy there takes a host for down, for HTTP and for gRPC."""
+    return all(server["status"].startswith("DOWN") for server in servers(machine) if server["svname"] == name)
+
+
 def all_up(machines: tuple[Machine, Machine]) -> bool:
     return all(server["status"] == "UP" for machine in machines for server in servers(machine))
 
@@ -167,8 +172,11 @@ def test_a_rolling_restart_under_load_loses_nothing(hosts: tuple[Machine, Machin
     argv = ("/usr/bin/python3", "/srv/clients.py", *map(str, BALANCERS))
     clients = hosts[0].start(*argv, stdin=subprocess.PIPE)
     try:
-        for machine in hosts:
-            machine.run("systemctl", "restart", SERVICE)
+        for machine, name in zip(hosts, NAMES, strict=True):
+            machine.run("systemctl", "restart", "--no-block", SERVICE)
+            machine.wait_until(lambda name=name: all(down(each, name) for each in hosts), "HAProxies to see the stop")
+            # A person who sees that asks for no more delay.
+            machine.run("systemctl", "kill", "--kill-who=main", "--signal=TERM", SERVICE)
             machine.wait_until(lambda: all_up(hosts), "the restarted server to be up")
     finally:
         output, errors = clients.communicate(timeout=PATIENCE)

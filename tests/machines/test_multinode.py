@@ -175,7 +175,8 @@ def test_two_hosts_meet_train_and_stop_together(pair: Pair) -> None:
             assert machine.show(TRAIN.format(host), "Result") == "success"
         assert pair.step("one") == pair.step("two")
         saved = str(pair.step("one"))
-        assert f"saved {saved}\n" in pair.said("one") and f"saved {saved}\n" in pair.said("two")
+        for host in ("one", "two"):
+            pair.wait(lambda host=host, saved=saved: f"saved {saved}\n" in pair.said(host), "its last line")
         pair.start("one")
         pair.start("two")
         pair.wait_for_progress()

@@ -61,7 +61,7 @@ def stand_in(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
         process = container.start(
             "--as-pid2", "--private-network", console=log, command=["sh", "-euc", STAND_IN]
         )
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=3600) == 0, log.read_text()
         for name in ("libstdc++.so.6", "libneeds.so"):
             shutil.copy(container.layer / "build" / name, folder)
     return folder

@@ -38,7 +38,7 @@ TaskPlugin=task/affinity
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
-KillWait=120
+KillWait=600
 NodeName=one NodeAddr=192.0.2.1 CPUs=2
 NodeName=two NodeAddr=192.0.2.2 CPUs=2
 PartitionName=all Nodes=ALL Default=YES

@@ -80,7 +80,7 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
     assert torchpar(host, *words)[1] == "by-root\n"
     apply(host, TLS)
     host.run("systemctl", "start", SERVER)
-    assert "given: key-of-root" in host.journal(SERVER)
+    host.wait_until(lambda: "given: key-of-root" in host.journal(SERVER), "it has the key")
 
     # root has given the folder away since.
     host.sh("chown mallory /srv/walls/tls; ln -sf /etc/shadow /srv/walls/tls/key")
@@ -92,12 +92,13 @@ def test_a_link_in_the_place_of_a_key_gives_nobody_what_root_can_read(host: Mach
 
     host.sh("chown root /srv/walls/tls; rm /srv/walls/tls/key; echo again >/srv/walls/tls/key")
     host.run("systemctl", "start", SERVER)
+    host.wait_until(lambda: "given: again" in host.journal(SERVER), "it has the next key")
     host.sh("chown mallory /srv/walls/tls; ln -sf /etc/shadow /srv/walls/tls/key; systemctl kill -s KILL $1", SERVER)
     host.run("systemctl", "start", SERVER, check=False)
     assert host.journal(SERVER).count("given: ") == 2
     host.sh("chown root /srv/walls/tls; rm /srv/walls/tls/key; echo once more >/srv/walls/tls/key")
     host.run("systemctl", "start", SERVER)
-    assert "given: once more" in host.journal(SERVER)
+    host.wait_until(lambda: "given: once more" in host.journal(SERVER), "it has the key again")
 
 
 def test_a_store_that_was_given_away_is_not_read(host: Machine) -> None:

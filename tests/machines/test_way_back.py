@@ -71,13 +71,13 @@ def test_an_unconfirmed_apply_is_taken_back_by_itself(host: Machine) -> None:
 
 def test_it_is_shown_settled_by_confirm_or_rollback_and_no_other_is_applied_before(host: Machine) -> None:
     """By hand, in either way; what waits is in status and history, also as JSON."""
-    before, kept = apply_for(host, 600)
+    before, kept = apply_for(host, 6000)
     number, back = (int(path.rpartition("/")[2]) for path in (kept, before))
     assert f"generation {back} comes back in " in torchpar(host, "status")[1]
     for words in (("status", "--json"), ("history", "--json")):
         answer = json.loads(torchpar(host, *words)[1])
         waits = answer["unconfirmed"] if words[0] == "status" else answer[0]["unconfirmed"]
-        assert waits["back"] == back and 0 < waits["seconds_left"] <= 600
+        assert waits["back"] == back and 0 < waits["seconds_left"] <= 6000
     assert f" s unless confirmed, then {back}" in torchpar(host, "history")[1]
     assert torchpar(host, "apply")[0] == 0
     host.write(CONF, TWO + "[Train b]\nEnabled=no\n")
@@ -88,7 +88,7 @@ def test_it_is_shown_settled_by_confirm_or_rollback_and_no_other_is_applied_befo
     host.run("torchpar", "confirm")
     assert generation(host) == kept and torchpar(host, "confirm")[0] == 1
     assert host.show(UNIT, "ActiveState") == "inactive"
-    host.run("torchpar", "apply", "--confirm-within", "600")
+    host.run("torchpar", "apply", "--confirm-within", "6000")
     host.run("env", "SUDO_UID=5", "torchpar", "rollback")
     assert re.search(r"taken back at .*: games ran torchpar rollback", torchpar(host, "history")[1])
     assert generation(host) == kept and host.show(UNIT, "ActiveState") == "inactive"
@@ -98,9 +98,8 @@ def test_it_is_shown_settled_by_confirm_or_rollback_and_no_other_is_applied_befo
 def test_it_holds_over_a_kill_a_reboot_another_host_and_a_busy_lock(host: Machine) -> None:
     """The process that waits is killed; the host boots with other CPUs, for which what waits is made anew, and then
     what was in force before; another command has the lock when the time is over."""
-    _, new = apply_for(host, 600)
+    _, new = apply_for(host, 6000)
     host.sh("kill -KILL $1", host.show(UNIT, "MainPID"))
-    host.wait_until(lambda: host.show(UNIT, "SubState") == "auto-restart", "it is to be started again")
     host.pretend_cpus("0")
     host.reboot()
     host.wait_until(lambda: generation(host) != new, "the placement is made anew")
