@@ -8,6 +8,7 @@ gives the same answer on a slow host as on a fast one.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,8 +66,18 @@ def search(
 
     `keep` cores are left over.
     """
-    cells = tuple(sorted(free))
-    numbers = tuple(free[cell] for cell in cells)
+    found = _search(tuple(sorted(free.items())), tuple(seekers), keep, quota)
+    cells = sorted(free)
+    return [{cell: number for cell, number in zip(cells, amounts, strict=True) if number} for amounts in found]
+
+
+# Hosts of a fleet that differ in other things are searched once.
+@functools.lru_cache(maxsize=64)
+def _search(
+    free: tuple[tuple[Cell, int], ...], seekers: tuple[Seeker, ...], keep: int, quota: int | None
+) -> Sequence[Amounts]:
+    cells = tuple(cell for cell, _ in free)
+    numbers = tuple(number for _, number in free)
     speeds: dict[tuple[Ask, Amounts], float] = {}
     # What comes first has the best places: the other way round it may be better for all.
     orders = [list(range(len(seekers))), list(reversed(range(len(seekers))))]
@@ -81,8 +92,7 @@ def search(
         if state.found:
             amounts = dict(zip(order, state.found, strict=True))
             found.append((state.best, [amounts[i] for i in range(len(seekers))]))
-    best = max(found, key=lambda each: round(each[0], 9), default=(0.0, []))[1]
-    return [{cell: number for cell, number in zip(cells, amounts, strict=True) if number} for amounts in best]
+    return max(found, key=lambda each: round(each[0], 9), default=(0.0, []))[1]
 
 
 def _place(state: _Search, free: Amounts, chosen: tuple[Amounts, ...]) -> None:
