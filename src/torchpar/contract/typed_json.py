@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, NewType, TypeVar
@@ -23,6 +24,10 @@ T = TypeVar("T")
 Text = NewType("Text", str)
 
 _MOST = 2**63 - 1
+
+# Half a letter, the end of a C string, and in a line all control letters.
+_NOT_IN_TEXTS = re.compile("[\ud800-\udfff\0]")
+_NOT_IN_LINES = re.compile("[\ud800-\udfff\0-\x1f\x7f-\x9f]")
 
 
 class ShapeError(Exception):
@@ -113,12 +118,9 @@ def _cpus(data: Any, where: str) -> CpuSet:
 
 
 def _text(data: str, where: str, *, is_line: bool = True) -> str:
-    """Returns the text. Raises ShapeError for half a letter, the end of a C string and, in a line, a control letter."""
-    if not data.isascii() or not data.isprintable():
-        control = (c for c in data if c < " " or "\x7f" <= c < "\xa0") if is_line else iter(())
-        bad = next((c for c in data if "\ud800" <= c <= "\udfff" or c == "\0"), None) or next(control, None)
-        if bad is not None:
-            raise ShapeError(f"{where}: has a letter that no text has: {printable(bad)}")
+    """Returns the text. Raises ShapeError for what can be in none, and for what cannot be in a line."""
+    if bad := (_NOT_IN_LINES if is_line else _NOT_IN_TEXTS).search(data):
+        raise ShapeError(f"{where}: has a letter that no text has: {printable(bad[0])}")
     return data
 
 
