@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.machines.container import missing_here
-from tests.machines.machine import Machine
+from tests.machines.machine import PATIENCE, Machine
 from tests.machines.managed import FOLDER, Fleet, Played, boot_fleet
 from tests.machines.package import build_package
 from tests.machines.roots import TREE, Suite, suite_of_this_host
@@ -26,6 +27,7 @@ FLEET = {CANARY: Suite(ONE or Suite.BOOKWORM), OTHER: Suite(ONE or Suite.TRIXIE)
 
 JOB = TRAIN.format("resnet")
 CONF = "/etc/torchpar.conf.d/50-site.conf"
+GATE = "/run/gate"
 EDIT = {"Enabled=yes": "Enabled=yes\n    Threads=1\n    InteropThreads=2"}
 
 SOURCE = (TREE / "debian/man/torchpar-rollout.7").read_text(encoding="utf-8")
@@ -109,6 +111,14 @@ def settled(machine: Machine) -> bool:
     return not waits and machine.run("torchpar", "check", check=False).returncode == 0
 
 
+def goes_back(machine: Machine, good: str) -> None:
+    """Wait until what is on trial has been taken back, as if its time had passed."""
+    end_time(machine)
+    machine.run("systemctl", "restart", WAY_BACK)
+    machine.wait_until(lambda: generation(machine) == good, "it goes back")
+    machine.wait_until(lambda: machine.show(JOB, "ActiveState") == "active", "its job runs again")
+
+
 def test_an_empty_fleet_becomes_what_check_said_and_stays_so(fleet: Fleet) -> None:
     """By Debian 12's Ansible, wave after wave; a second run changes nothing, also by Debian 13's."""
     write_site(fleet, **{"/root/torchpar.asc": "/root/none.asc"})
@@ -170,15 +180,38 @@ def test_a_broken_canary_stops_the_rollout_and_goes_back_by_itself(fleet: Fleet)
     broken = play(fleet, CANARY, "rollout", status=2)
     assert broken.counts("failed") == {CANARY: 1} and "/srv/resnet/none.py: no such file" in broken.said
     assert canary.show(JOB, "ActiveState") == "failed" and generation(canary) != good
-    end_time(canary)
-    canary.run("systemctl", "restart", WAY_BACK)
-    canary.wait_until(lambda: generation(canary) == good, "it goes back")
-    canary.wait_until(lambda: canary.show(JOB, "ActiveState") == "active", "its job runs again")
+    goes_back(canary, good)
     assert untouched == (generation(other), other.read(CONF), other.show(JOB, "MainPID"))
     # What a person does then: the last files again.
     canary.write(CONF, other.read(CONF))
     canary.run("torchpar", "apply")
     assert settled(canary) and generation(canary) == good
+
+
+def test_a_connection_that_dies_is_no_confirmation(fleet: Fleet) -> None:
+    """The canary is lost while its change is on trial, and goes back by itself; the other host is as it was. Once it
+    can be reached again it gets the same conf by the same command."""
+    canary, other = fleet.hosts.values()
+    good, untouched = generation(canary), (generation(other), other.read(CONF), other.show(JOB, "MainPID"))
+    edit = {"Enabled=yes": EDIT["Enabled=yes"].replace("InteropThreads=2", "InteropThreads=4")}
+    write_site(fleet, f"torchpar_gate: [sh, -c, 'touch {GATE}; while [ -e {GATE} ]; do sleep 1; done']", **edit)
+    with ThreadPoolExecutor() as pool:
+        rollout = pool.submit(play, fleet, OTHER, "rollout", status=2)
+        is_asked = "the canary is asked whether it is well"
+        canary.wait_until(lambda: rollout.done() or canary.exists(GATE), is_asked, 6 * PATIENCE)
+        canary.sh("pkill -f '^sshd.*: root@'", check=False)
+        lost = rollout.result()
+    assert f"Lost: {CANARY}" in lost.said and lost.counts("unreachable")[CANARY] == 1
+    canary.run("rm", GATE)
+    assert generation(canary) != good
+    goes_back(canary, good)
+    assert untouched == (generation(other), other.read(CONF), other.show(JOB, "MainPID"))
+    for changes in (edit, EDIT):
+        write_site(fleet, **changes)
+        for command in commands("rollout"):
+            done = fleet.ansible(OTHER, f"{command} -l {CANARY}")
+            assert done.status == 0 and done.counts("changed")[CANARY] > 0, done.said
+        assert settled(canary)
 
 
 def test_a_rollback_is_done_by_a_person(fleet: Fleet) -> None:
