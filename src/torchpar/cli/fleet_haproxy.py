@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from torchpar.cli.fleet_hosts import find_facts
+from torchpar.cli.fleet_hosts import find_facts, name_matches
 from torchpar.cli.output import warn
 from torchpar.cli.paths import FilePath
 from torchpar.conf.values import parse_listen
-from torchpar.contract.errors import ConfigError, PlacementError, printable
+from torchpar.contract.errors import ConfigError, FactsError, PlacementError, printable
+from torchpar.fleet.findings import doubt_facts
 from torchpar.fleet.haproxy import Frontend, Offer, find_offers, make_haproxy
 from torchpar.host.inputs import inputs_of, load_export, read_conf
 from torchpar.plan.plan import make_plan
@@ -56,11 +57,16 @@ def haproxy(
 
 def _offers(folder: Path, conf: Path | None, service: str | None) -> Iterator[Offer]:
     files = read_conf(conf)
+    hosts = []
     for name in find_facts(folder):
         export = load_export(folder / name)
+        hosts.append((export.facts.hostname, printable(name, 200)))
         try:
             plan = make_plan(inputs_of(export, files).config, export.facts)
         except (ConfigError, PlacementError) as error:
             host = printable(export.facts.hostname, 80)
             raise ConfigError([f"{host}: {line}" for line in str(error).splitlines()]) from None
         yield from find_offers(plan, service)
+    doubts = list(doubt_facts(hosts, name_matches(files)))
+    if doubts:
+        raise FactsError("\n".join(map(str, doubts)))

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ import click
 
 from torchpar.cli.paths import FilePath
 from torchpar.conf.parse import read_matches
+from torchpar.conf.settings import MatchSettings
+from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ExitStatus, FactsError, TorchparError, printable
 from torchpar.fleet.findings import Overview, look_at
 from torchpar.fleet.host import HostPlan, Planner, Summary
@@ -78,12 +80,17 @@ def plan_fleet(folder: Path, conf: Path | None, *, pictures: bool = False) -> Fl
     files = read_conf(conf)
     paths = find_facts(folder)
     planner = Planner(files, pictures=pictures)
-    matches = [(file.path, match) for file, match in zip(files, read_matches(files), strict=True)]
+    matches = name_matches(files)
     plans = _plan_all(planner, folder, paths)
     if sys.stderr.isatty() and len(paths) >= _SHOWN:
         with click.progressbar(plans, len(paths), label="planning", file=sys.stderr) as shown:
             return Fleet(shown, matches)
     return Fleet(plans, matches)
+
+
+def name_matches(files: Sequence[ConfFile]) -> list[tuple[str, MatchSettings | None]]:
+    """Names each file of the conf, with its [Match]."""
+    return [(file.path, match) for file, match in zip(files, read_matches(files), strict=True)]
 
 
 def find_facts(folder: Path) -> list[str]:

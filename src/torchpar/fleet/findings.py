@@ -55,9 +55,8 @@ def look_at(hosts: Sequence[Summary], files: Sequence[tuple[str, MatchSettings |
     findings = [
         *_group(((host.name, error) for host in known for error in host.errors), ExitStatus.CONFIG),
         *(Finding(error, (), host.status) for host in hosts if not host.name for error in host.errors),
-        *_twice(known),
+        *doubt_facts([(host.name, host.file) for host in known], files),
         *_unmatched(known, files),
-        *_absent(known, files),
         *_old(known),
         *_skew(known),
         *_group(((host.name, warning) for host in known for warning in host.warnings), ExitStatus.DONE),
@@ -82,14 +81,26 @@ def _group(said: Iterable[tuple[str, str]], status: ExitStatus) -> Iterator[Find
         yield Finding(text, tuple(names), status)
 
 
-def _twice(hosts: Sequence[Summary]) -> Iterator[Finding]:
-    files: dict[str, list[str]] = defaultdict(list)
-    for host in hosts:
-        files[host.name].append(host.file)
-    for name, several in files.items():
+def doubt_facts(
+    hosts: Sequence[tuple[str, str]], files: Sequence[tuple[str, MatchSettings | None]]
+) -> Iterator[Finding]:
+    """Yields names that several hosts have, and those that a [Match] names in full and of which there are no facts.
+
+    `hosts` are their names, each with the file of its facts; `files` are those of the conf, each with its [Match].
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, file in hosts:
+        found[name].append(file)
+    for name, several in found.items():
         if len(several) > 1:
             what = f"{len(several)} files are the facts of a host of this name: {say_hosts(several)}"
             yield Finding(f"{what}; remove those that are not, or give each host a name", (name,), ExitStatus.UNKNOWN)
+    there = {each for name in found for each in (name, name.partition(".")[0])}
+    for file, match in files:
+        absent = [name for name in named_hosts(match) if name not in there] if match else []
+        if absent:
+            what = f"{printable(file)}: [Match] Host= names it, and there are no facts of it"
+            yield Finding(what, tuple(absent), ExitStatus.UNKNOWN)
 
 
 def _unmatched(hosts: Sequence[Summary], files: Sequence[tuple[str, MatchSettings | None]]) -> Iterator[Finding]:
@@ -103,16 +114,6 @@ def _unmatched(hosts: Sequence[Summary], files: Sequence[tuple[str, MatchSetting
     missed = tuple(host.name for host in hosts if not any(host.matched[number] for number in matching))
     if missed:
         yield Finding("no file with a [Match] is for it", missed)
-
-
-def _absent(hosts: Sequence[Summary], files: Sequence[tuple[str, MatchSettings | None]]) -> Iterator[Finding]:
-    """Yields the hosts that a [Match] names in full and of which there are no facts."""
-    there = {name for host in hosts for name in (host.name, host.name.partition(".")[0])}
-    for file, match in files:
-        absent = [name for name in named_hosts(match) if name not in there] if match else []
-        if absent:
-            what = f"{printable(file)}: [Match] Host= names it, and there are no facts of it"
-            yield Finding(what, tuple(absent), ExitStatus.UNKNOWN)
 
 
 def _old(hosts: Sequence[Summary]) -> Iterator[Finding]:

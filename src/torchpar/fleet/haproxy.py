@@ -127,11 +127,13 @@ def make_haproxy(offers: Sequence[Offer], frontend: Frontend) -> Balancer:
     if not found:
         raise ConfigError([*warnings, "no host has an inference service that other hosts reach"])
     for name, servers in found.items():
-        _refuse_twice(f"[Infer {name}] is on hosts that have one name", [server.host for server in servers])
         warnings += _doubts(name, servers)
     texts = [_service(name, servers, frontend) for name, servers in sorted(found.items())]
     binds = [bind for text in texts for bind in re.findall(r"^    bind (\S+)", text, re.MULTILINE)]
-    _refuse_twice("write each service alone, with --service and --listen, as they would share an address", binds)
+    twice = sorted({bind for bind in binds if binds.count(bind) > 1})
+    if twice:
+        why = "write each service alone, with --service and --listen, as they would share an address"
+        raise ConfigError([f"{why}: {', '.join(twice[:5])}"])
     hosts = {server.host for servers in found.values() for server in servers}
     head = f"# Made by torchpar fleet haproxy: {', '.join(sorted(found))}; {len(hosts)} host{'s'[len(hosts) == 1:]}.\n"
     return Balancer("\n".join([head + _GLOBAL, *texts]), tuple(warnings))
@@ -153,12 +155,6 @@ def _offer(host: str, service: ServicePlan) -> Offer:
     tls = infer.tls_certificate is not None
     server = Server(host, own[0], own[1] if grpc else None, service.cores, tls, infer.drain_delay)
     return Offer(service.service.name, server)
-
-
-def _refuse_twice(why: str, names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError([f"{why}: {', '.join(twice[:5])}"])
 
 
 def _doubts(name: str, servers: Sequence[Server]) -> Iterator[str]:

@@ -176,6 +176,9 @@ def test_files_and_hosts_that_miss_each_other_are_named(place: Place) -> None:
     assert "warning: /etc/torchpar.conf.d/20.conf: its [Match] fits none of these hosts\n" in out
     assert "warning: n2: no file with a [Match] is for it\n" in out
     assert "warning: n2: no service is declared for it\n" in out
+    # A load balancer would never ask it.
+    status, out, err = place.say("haproxy")
+    assert (status, out) == (3, "") and first.removeprefix("! ") in err
 
 
 def damage(place: Place) -> dict[str, str]:
@@ -240,8 +243,11 @@ def test_two_hosts_of_one_name_are_named(place: Place) -> None:
     """Nobody knows which of them is the host."""
     place.add("n1")
     (place.facts / "copy.json").write_text((place.facts / "n1.json").read_text())
+    said = "n1: 2 files are the facts of a host of this name: copy.json, n1.json; "
     status, out, _ = place.say("check")
-    assert status == 3 and "! n1: 2 files are the facts of a host of this name: copy.json, n1.json; " in out
+    assert status == 3 and f"! {said}" in out
+    status, out, err = place.say("haproxy")
+    assert (status, out) == (3, "") and said in err
 
 
 @pytest.mark.parametrize(

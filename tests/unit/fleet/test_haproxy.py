@@ -136,12 +136,6 @@ def test_two_services_cannot_have_one_address() -> None:
         balance(make(), spare)
 
 
-def test_two_hosts_of_one_name_are_refused() -> None:
-    """One of them would never be asked."""
-    with pytest.raises(ConfigError, match=r"\[Infer web\] is on hosts that have one name: gpu1"):
-        balance(make(), make())
-
-
 def test_the_command_prints_it_for_all_hosts_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No facts are passed over: HAProxy would send that host nothing, and nobody would know."""
 
