@@ -47,7 +47,11 @@ def torchpar() -> None:
     """PyTorch jobs placed right on this host.
 
     Edit /etc/torchpar.conf, look at it with `torchpar plan`, put it in force with `torchpar apply`, and start a
-    service: systemctl start torchpar-train@NAME. See torchpar(8) and torchpar.conf(5).
+    service:
+
+        systemctl start torchpar-train@NAME
+
+    See torchpar(8) and torchpar.conf(5).
     """
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -88,12 +88,17 @@ def wrap(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, max(20, width), break_on_hyphens=False)
 
 
-def terminal_width() -> int | None:
-    """Returns how many letters a line of the terminal has; None where stdout is none. $COLUMNS says it for any."""
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Returns how many letters a line of the terminal has; None where the stream, stdout if none is named, is none.
+
+    $COLUMNS says it for any.
+    """
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and len(columns) < 6 and int(columns):
         return int(columns)
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size((stream or sys.stdout).fileno()).columns or None
+    return None
 
 
 def count(number: int, what: str) -> str:
@@ -125,5 +130,11 @@ def warn_of(error: TorchparError) -> None:
 
 
 def _say(priority: Priority, line: str) -> None:
-    """Says a line to people; where stderr is the journal, with its priority there (sd-daemon(3))."""
-    click.echo(mark(priority) + brief(line), err=True)
+    """Says a line to people, on a terminal as wide as that is; in the journal with its priority there (sd-daemon(3))."""
+    before, line = mark(priority), brief(line)
+    width = None if before else terminal_width(sys.stderr)
+    # A path that is longer than a line stays whole, so that it can be copied.
+    lines = [line] if width is None else textwrap.wrap(
+        line, max(20, width), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    click.echo("\n".join(before + text for text in lines), err=True)

@@ -194,11 +194,11 @@ def make_screen(
     running = sum(service.state == "running" for service in services)
     wrong = sum(map(is_wrong, services)) + len(state.wrong)
     told = f"{wrong} wrong" if wrong else "not all can be seen" if note else "all is well"
-    lines = [
+    head = (
         f"{clock}  generation {state.generation or 'none'}, conf {state.conf}; {running} of {len(services)} running;"
-        f" {told}"[:width],
-        "",
-    ]
+        f" {told}"
+    )
+    lines = [*wrap(head, width), ""]
     rows: list[tuple[str, ...]] = []
     marks = []
     for service in services:

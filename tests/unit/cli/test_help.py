@@ -22,6 +22,8 @@ def test_the_summary_of_each_command_fits(
     assert run([*group, "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in commands) and "..." not in shown.partition("Commands:")[2]
+    # A name of a unit that is broken cannot be copied.
+    assert "torchpar-\n" not in shown
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchpar.cli.output import echo_block, echo_table, shorten
+from torchpar.cli.output import echo_block, echo_table, shorten, warn
 from torchpar.doctor.words import rate, size
 
 
@@ -39,6 +39,23 @@ def test_a_path_stays_whole_where_a_line_has_room_for_it(
     assert capsys.readouterr().out.splitlines() == [
         "! train@a    stopped", f"    has /{'p' * 30}", "    in it", f"    {'x' * 36}", f"    {'x' * 24}"
     ]  # fmt: skip
+
+
+def test_warnings_are_as_wide_as_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each path whole; in a pipe, and in the journal, each is a line that a program can search."""
+    warning = f"[Train a] Script=/{'s' * 50}: no such file on this host; the service fails until it is there"
+    warn([warning])
+    assert capsys.readouterr().err == f"warning: {warning}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    warn([warning])
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: [Train a]", f"  Script=/{'s' * 50}:", "  no such file on this host; the service", "  fails until it is there"
+    ]  # fmt: skip
+    monkeypatch.setattr("torchpar.cli.output.mark", lambda priority: f"<{priority}>")
+    warn([warning])
+    assert capsys.readouterr().err == f"<4>warning: {warning}\n"
 
 
 @pytest.mark.parametrize("columns", ["0", "x", "-5", "1" * 99, ""])

@@ -60,7 +60,8 @@ def test_what_has_no_room_is_left_out_as_a_whole() -> None:
     """Of a number that is cut at its end another one would be left."""
     wide = {**BUSY, "unit": f"torchpar-train@{'n' * 40}.service", "name": "n" * 40, "given_cpus": 64}
     for width in range(30, 90):
-        lines = screen(width, wide)[2:4]
+        shown = screen(width, wide)
+        lines = shown[shown.index("") + 1 :][:2]
         columns = len(lines[0].split())
         assert lines[0].split() == ["SERVICE", "STATE", "SPEED", "WAIT", "CPU", "CPUS", "MEMORY"][:columns]
         cells = re.split("  +", lines[1].strip())
@@ -76,6 +77,8 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     rows[1] |= {"hang": "hangs", "throughput": {**SPEED, "silent_seconds": 600.0}, "cpus": "0,2,4,6,8,10,12,14,16,18"}
     for width in (40, 80, 200):
         lines = screen(width, *rows, wrong=[{"what": "host", "text": "x" * 500}])
+        # How many are wrong is told at any width.
+        assert " wrong" in " ".join(lines[: lines.index("")]), width
         assert all(len(line) <= width and line.isprintable() for line in lines), width
     assert "nnn1  running" in lines[3] and "nnn2  running" in lines[4] and "0,2,4,6,8,..." in lines[4]
     assert "none for 10 min" in lines[4]
