@@ -106,3 +106,22 @@ def test_what_torchpard_says_is_found_by_its_fields(host: Machine) -> None:
     host.wait_until(lambda: "has failed: exit status 1" in host.run(*found).stdout, "a line in the journal")
     assert f"Subject: A run of {unit} has failed" in host.run(*found).stdout
     assert f"{unit} has failed: exit status 1" in host.run("torchpar", "logs", "once").stdout
+
+
+def test_a_conf_in_force_whose_file_becomes_a_pipe_is_broken(host: Machine) -> None:
+    """For status, check and diff, as apply refuses it; a file that is mended mends it."""
+    host.write("/etc/job.env", "A=1\n")
+    apply(host, "[Train a]\nScript=/srv/job.py\nCPUs=0-0\nService.EnvironmentFile=/etc/job.env\n")
+    host.run("systemctl", "start", TRAIN.format("a"))
+    assert look(host)[0] == 0
+    host.sh("rm /etc/job.env && mkfifo /etc/job.env && systemctl restart torchpard")
+    status, shown, _ = look(host)
+    assert status == 1 and "is a pipe (FIFO)" in shown and "as the conf says" not in shown, shown
+    refused = [host.run("torchpar", verb, check=False) for verb in ("check", "diff", "apply")]
+    assert [done.returncode for done in refused] == [78, 78, 78] and len({done.stderr for done in refused}) == 1
+    host.sh("rm /etc/job.env && echo A=1 >/etc/job.env && systemctl restart torchpard")
+    assert look(host)[0] == 0 and host.run("torchpar", "check").stdout == ""
+    host.write(CONF, f"{host.read(CONF)}Threads=1\n")
+    dry = host.run("torchpar", "apply", "--dry-run", check=False)
+    assert dry.returncode == 2 and f"{TRAIN.format('a')} is running; it gets this when it restarts" in dry.stdout
+    host.run("rm", "/etc/job.env")

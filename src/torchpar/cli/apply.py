@@ -8,16 +8,16 @@ import math
 
 import click
 
-from torchpar.cli.difference import echo_changes, find_running_outdated
+from torchpar.cli.difference import echo_changes, echo_outdated, find_outdated_here, find_running_outdated
 from torchpar.cli.options import restart_option, wait_option
-from torchpar.cli.output import brief, echo_json, warn
+from torchpar.cli.output import echo_behind, echo_json, warn
 from torchpar.cli.root import require_root
 from torchpar.contract.errors import ExitStatus, StoreError
 from torchpar.generations.apply import Applied, Request, Restart, find_changes
 from torchpar.generations.apply import apply as put_in_force
 from torchpar.generations.compile import Compiled, compile_as_applied, compile_conf
 from torchpar.generations.drift import find_foreign
-from torchpar.generations.enforce import LiveSystemd, changing, read_active, running_among
+from torchpar.generations.enforce import LiveSystemd, changing, read_active
 from torchpar.generations.generation import Content, Generation
 from torchpar.generations.last_apply import noted
 from torchpar.generations.store import Store
@@ -79,8 +79,10 @@ def _compile(active: tuple[Generation, Content] | None, *, boot: bool, afresh: b
 
 
 def _show(compiled: Compiled, changes: tuple[Change, ...], *, as_json: bool) -> int:
+    outdated = find_outdated_here(
+        (change.unit for change in changes if change.what in ("changed", "removed")), compiled.content
+    )
     if as_json:
-        outdated = running_among(systemd, (change.unit for change in changes if change.what in ("changed", "removed")))
         echo_json(
             {
                 "changed": bool(changes),
@@ -94,6 +96,7 @@ def _show(compiled: Compiled, changes: tuple[Change, ...], *, as_json: bool) -> 
     else:
         warn(compiled.warnings)
         echo_changes(changes)
+        echo_outdated(outdated)
     return ExitStatus.DIFFERS if changes else ExitStatus.DONE
 
 
@@ -127,7 +130,7 @@ def _unit(change: Change, outdated: tuple[str, ...]) -> dict[str, object]:
 
 def _echo(applied: Applied) -> None:
     for change in applied.changes:
-        click.echo(brief(say_change(change)))
+        echo_behind("", say_change(change))
     same = "" if applied.changes else "; no unit differs"
     click.echo(f"generation {applied.generation.number} is in force{same}")
     for unit in applied.restarted:
@@ -135,9 +138,9 @@ def _echo(applied: Applied) -> None:
     removed = {change.unit for change in applied.changes if change.what == "removed"}
     for unit in applied.outdated:
         if unit in removed:
-            click.echo(f"{unit} is no longer in the conf; it runs until it is stopped: systemctl stop {unit}")
+            echo_behind("", f"{unit} is no longer in the conf; it runs until it is stopped: systemctl stop {unit}")
         else:
-            click.echo(f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
+            echo_behind("", f"{unit} runs with its old values; to get the new ones: systemctl restart {unit}")
 
 
 def _echo_what_waits(waits: dict[str, int] | None, *, asked: bool) -> None:

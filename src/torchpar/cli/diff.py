@@ -6,15 +6,12 @@ from pathlib import Path
 
 import click
 
-from torchpar.cli.difference import compile_given, echo_changes, find_changes, find_running_outdated
+from torchpar.cli.difference import compile_given, echo_changes, echo_outdated, find_changes, find_outdated_here
 from torchpar.cli.options import read_replaced, replacing_option
 from torchpar.cli.output import echo_json
 from torchpar.cli.paths import FilePath
-from torchpar.contract.errors import ExitStatus, TorchparError
+from torchpar.contract.errors import ExitStatus
 from torchpar.generations.compile import Compiled
-from torchpar.generations.enforce import running_among
-from torchpar.generations.store import Store
-from torchpar.host import systemd
 from torchpar.host.inputs import load_export
 from torchpar.plan.export import Export
 from torchpar.units.changes import unified
@@ -56,8 +53,7 @@ def diff(
         echo_json({"changed": bool(changes), "units": rows, "outdated": list(outdated)})
     else:
         echo_changes(changes)
-        for unit in outdated:
-            click.echo(f"{unit} is running; it gets this when it restarts")
+        echo_outdated(outdated)
     return ExitStatus.DIFFERS if changes else ExitStatus.DONE
 
 
@@ -66,7 +62,4 @@ def _outdated(changed: set[str], compiled: Compiled, export: Export | None) -> t
     if export:
         before = export.in_force
         return tuple(sorted({*changed, *before.outdated} & set(before.running or ()))) if before else ()
-    try:
-        return running_among(systemd, (*changed, *find_running_outdated(Store(), compiled.content)))
-    except TorchparError:
-        return ()
+    return find_outdated_here(changed, compiled.content)

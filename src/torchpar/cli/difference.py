@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 
-from torchpar.cli.output import brief, echo_block, warn
+from torchpar.cli.output import brief, echo_behind, echo_block, warn
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import TorchparError
 from torchpar.generations import apply
 from torchpar.generations.compile import Compiled, compile_conf
+from torchpar.generations.enforce import running_among
 from torchpar.generations.generation import Content
 from torchpar.generations.store import Store
 from torchpar.host import systemd
@@ -36,6 +37,7 @@ def compile_given(
         inputs = inputs_of(export, read_conf(conf_file) if files is None else files)
     else:
         inputs = load(conf_file=conf_file, files=files)
+    inputs.refuse_foreign()
     compiled = compile_conf(inputs)
     warn(compiled.warnings)
     return compiled
@@ -62,6 +64,20 @@ def find_running_outdated(store: Store, content: Content) -> tuple[str, ...]:
     except (OSError, TorchparError):
         # Nothing is in force yet; or systemd does not answer, which is said where it matters.
         return ()
+
+
+def find_outdated_here(changed: Iterable[str], content: Content) -> tuple[str, ...]:
+    """Finds what runs with other settings than the conf means; none where systemd does not say so."""
+    try:
+        return running_among(systemd, (*changed, *find_running_outdated(Store(), content)))
+    except TorchparError:
+        return ()
+
+
+def echo_outdated(units: Iterable[str]) -> None:
+    """Prints which units run with older settings."""
+    for unit in units:
+        echo_behind("", f"{unit} is running; it gets this when it restarts")
 
 
 def echo_changes(changes: Sequence[Change]) -> None:

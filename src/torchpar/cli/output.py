@@ -83,6 +83,13 @@ def echo_block(head: str, lines: Sequence[str], *, mark: bool = False, column: i
             sign, name = " ", ""
 
 
+def echo_behind(before: str, text: str) -> None:
+    """Prints a text behind the beginning of its line; on a terminal all lines of the text begin below each other."""
+    width, indent = terminal_width(), len(click.unstyle(before))
+    first, *more = [brief(text)] if width is None else wrap(brief(text), width - indent) or [""]
+    click.echo("\n".join([f"{before}{first}", *(f"{' ' * indent}{line}" for line in more)]))
+
+
 def wrap(line: str, width: int) -> list[str]:
     """Breaks a line at blanks, for so many letters."""
     return textwrap.wrap(line, max(20, width), break_on_hyphens=False)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from torchpar.cli.names import ServiceName
-from torchpar.cli.output import brief, count, echo_json
+from torchpar.cli.output import count, echo_behind, echo_json
 from torchpar.contract.errors import ExitStatus, NotPermittedError, StoreError, TorchparError
 from torchpar.contract.unit_names import no_such_service, shorten
 from torchpar.generations.generation import Content
@@ -73,7 +73,7 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
         results.append({"unit": stray["unit"], "main_pid": stray["main_pid"], "verdict": "out of force", "items": []})
         notices += (f"{stray['unit']} {told['text']}" for told in stray["wrong"])
     for notice in () if as_json else notices:
-        click.echo(brief(notice))
+        echo_behind("", notice)
     if as_json:
         echo_json(results)
     elif not results and not names:
@@ -120,13 +120,13 @@ def _echo_unit(unit: str, main_pid: int, verdict: Verdict, items: tuple[Item, ..
     click.echo(f"{click.style(unit, bold=True)} (process {main_pid}): {_styled(verdict)}")
     for item in items:
         verdict_column = f"{_styled(item.verdict)}{' ' * (8 - len(item.verdict.value))}"
-        click.echo(f"  {verdict_column}{item.what:<14} {brief(_text(item))}")
+        echo_behind(f"  {verdict_column}{item.what:<14} ", _text(item))
     for notice in dict.fromkeys([*(item.notice for item in items if item.notice), *foreign]):
-        click.echo(brief(f"  ! it {notice}"))
+        echo_behind("  ! ", f"it {notice}")
     if any(item.verdict is Verdict.DRIFT and not item.notice for item in items):
         only_cpus = all(item.what == "CPUs" for item in items if item.verdict is Verdict.DRIFT and not item.notice)
         how = f"torchpar verify --repair {shorten(unit)}" if only_cpus else f"systemctl restart {unit}"
-        click.echo(f"  to place it as planned: {how}")
+        echo_behind("  ", f"to place it as planned: {how}")
 
 
 def _text(item: Item) -> str:

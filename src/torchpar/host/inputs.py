@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from torchpar.conf.parse import parse_config
-from torchpar.conf.services import Service
+from torchpar.conf.services import Config, Service
 from torchpar.conf.syntax import ConfFile
-from torchpar.contract.errors import ConfigError, FactsError, printable
+from torchpar.contract.errors import ConfigError, FactsError, Problem, printable
 from torchpar.facts.topology import HostFacts
 from torchpar.host.access import ask, ask_below
 from torchpar.host.conf import ConfReader
@@ -16,7 +16,13 @@ from torchpar.host.reading import NotReadableError, Reader
 from torchpar.plan.access import make_questions, silent_paths
 from torchpar.plan.export import Export, parse_export
 from torchpar.plan.inputs import Inputs
-from torchpar.plan.ownership import add_questions, find_opened_refusals, opened_questions
+from torchpar.plan.ownership import (
+    ROOT,
+    add_questions,
+    find_opened_refusals,
+    find_refusals,
+    opened_questions,
+)
 
 LIVE = Path("/")
 
@@ -28,6 +34,13 @@ def refuse_foreign_files(service: Service) -> None:
     problems = find_opened_refusals(service, ask(opened_questions(service)))
     if problems:
         raise ConfigError(problems)
+
+
+def find_refused_files(config: Config) -> tuple[Problem, ...]:
+    """Finds what systemd would open as root for the services of a conf, and for which `torchpar apply` refuses it now."""
+    asked = dict.fromkeys(question for service in config.services for question in opened_questions(service)[ROOT])
+    refusals = find_refusals(config, ask({ROOT: tuple(asked)}))
+    return tuple(problem for problems in refusals.values() for problem in problems)
 
 
 def load(

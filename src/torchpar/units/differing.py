@@ -29,6 +29,7 @@ _KEYS = {
     "elastic": "Elastic",
     "memory_policy": "NUMAPolicy",
     "threads": "Threads",
+    "own_threads": "fixed Threads",
     "loader_workers": "LoaderWorkers",
     "serve.model": "Model",
     "serve.handler": "Handler",
@@ -41,6 +42,8 @@ _KEYS = {
     "serve.lend": "Lend",
     "serve.start_timeout": "Service.TimeoutStartSec",
 }
+# What a field is where the job's variable leaves it out.
+_LEFT_OUT_AS = {"own_threads": "no"}
 # Follows from others.
 _NEVER = ("budget",)
 # Of what differs in one unit, that are told.
@@ -64,7 +67,10 @@ def say_variable(name: str, actual: str, planned: str) -> list[str]:
 def pairs(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Yields what differs, as people call it, with both of its values in words."""
     told = set()
-    both = {key: (old.get(key), new.get(key)) for key in dict.fromkeys((*old, *new))}
+    both = {
+        key: (old.get(key, _LEFT_OUT_AS.get(key)), new.get(key, _LEFT_OUT_AS.get(key)))
+        for key in dict.fromkeys((*old, *new))
+    }
     for key, (before, after) in both.items():
         if before == after:
             continue

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torchpar.conf.parse import parse_config
+from torchpar.conf.services import Config
 from torchpar.conf.syntax import ConfFile
 from torchpar.contract.errors import ConfigError, PlacementError, Problem, StoreError, TorchparError
 from torchpar.contract.fallback import Fallback, say_manifest
 from torchpar.contract.messages import trouble
+from torchpar.contract.unit_names import guard_of
 from torchpar.facts.topology import HostFacts
 from torchpar.generations.drift import find_drift
 from torchpar.generations.generation import Content, Generation
@@ -29,6 +31,7 @@ from torchpar.host.checkpoints import Checkpoint, Checkpoints
 from torchpar.host.conf import ConfReader
 from torchpar.host.facts import read_facts, read_manifest
 from torchpar.host.in_force import read_fallback
+from torchpar.host.inputs import find_refused_files
 from torchpar.host.journal import Journal as LiveJournal
 from torchpar.host.last_stop import LastStop, LastStops
 from torchpar.host.processes import read_running_unit
@@ -37,6 +40,8 @@ from torchpar.plan.plan import make_plan
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.service import Around, ReadRunningUnit, observe_ad_hoc, observe_out_of_force, observe_service
 from torchpar.verify.trouble import Journal, add_failures, add_overlaps
+
+_IN_SYNC: Mapping[str, Any] = {"state": "in sync", "problem": None, "notices": (), "auto_apply": False}
 
 # In which the processes of all services are read where that is possible. A service that comes later has its time too.
 _SECONDS_OF_ALL = 20.0
@@ -60,7 +65,7 @@ class Readers:
     """The doors to what is looked at besides systemd. `loaded`: see find_drift(); `read_text`: see Around.
 
     `newest_checkpoint` finds the newest checkpoint in a folder, and `read_last_stop` how the last stop of a training
-    job went, by its name.
+    job went, by its name. `find_refused_files` asks about the files that systemd opens for services.
     """
 
     conf: Conf
@@ -73,6 +78,7 @@ class Readers:
     newest_checkpoint: Callable[[str], Checkpoint | None] = lambda folder: None
     read_fallback: Callable[[], Fallback | None] = lambda: None
     read_last_stop: Callable[[str], LastStop | None] = lambda name: None
+    find_refused_files: Callable[[Config], tuple[Problem, ...]] = lambda config: ()
 
 
 def live_readers() -> Readers:
@@ -88,6 +94,7 @@ def live_readers() -> Readers:
         Checkpoints().newest,
         read_fallback,
         LastStops().read,
+        find_refused_files,
     )
 
 
@@ -210,18 +217,26 @@ def _planned(content: Content, notices: list[str]) -> tuple[ServiceRecord, ...] 
         return None
 
 
-def observe_conf(active: Generation | None, content: Content | None, readers: Readers) -> dict[str, Any]:
+def observe_conf(active: Generation | None, content: Content | None, readers: Readers) -> Mapping[str, Any]:
     """Says whether the conf is "in sync" with the active generation, "newer", "broken" or "unknown", with notices.
 
-    One that does not fit this host is broken too: `torchpar apply` would refuse it.
+    One that does not fit this host is broken too, as is one that is in force and names a file that has become a pipe:
+    `torchpar apply` would refuse it.
     """
     number = f"generation {active.number}" if active else "what is in force"
     try:
         files = readers.conf.read(trusted=True)
-        if content and files == content.conf:
-            return {"state": "in sync", "problem": None, "notices": [], "auto_apply": False}
+        applied = bool(content and files == content.conf)
+        guarded = content and any(path.startswith(guard_of("")) for path in content.files)
+        if applied and not guarded:
+            return _IN_SYNC
         facts = readers.read_facts()
         config = parse_config(files, facts)
+        # Of what is in force files alone can have changed, and those that systemd opens have a guard.
+        if problems := readers.find_refused_files(config):
+            raise ConfigError(problems)
+        if applied:
+            return _IN_SYNC
         # Interpreters decide nothing about whether it fits, and may be on a file system that does not answer.
         make_plan(config, facts)
     except ConfigError as error:

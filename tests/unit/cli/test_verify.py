@@ -41,7 +41,9 @@ def test_a_drop_in_of_others_that_wins_is_named_with_its_file_and_the_cure(
     host.systemd.properties[TRAIN]["DropInPaths"] = [f"/run/systemd/generator/{TRAIN}.d/20-torchpar.conf", OVERRIDE]
     host.unit_files[OVERRIDE] = "[Service]\nCPUAffinity=\nCPUAffinity=0\nNice=5\n"
     assert run(["verify", "a"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines()), shown
+    said = " ".join(shown.split())
     assert f"! it has CPUAffinity from {OVERRIDE}, which wins over the conf: write it into the conf and remove" in said
     assert run(["verify", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)

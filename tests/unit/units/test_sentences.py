@@ -31,6 +31,7 @@ def said(old: str, new: str) -> list[str]:
         ("CheckpointGrace=60s\n", "CheckpointGrace 120 → 60"),
         ("Service.Nice=5\n", "train@mlp: Nice none → 5"),
         ("Environment=A='b c%'\n", "train@mlp: A none → b c%"),
+        ("Threads=2\n", "train@mlp: fixed Threads no → yes"),
         ("CudnnBenchmark=yes\n", "train@mlp: CudnnBenchmark none → yes"),
         ("MemoryMax=1G\n", "NUMAPolicy preferred → bind; MemoryMax none → 1G"),
     ],

@@ -14,8 +14,9 @@ import pytest
 from tests.unit.generations.fake_systemd import FakeSystemd
 from tests.unit.hosts import make_host
 from tests.unit.verify.fake_host import INFER, TEXT, TRAIN, FakeHost, make_fake_host
+from torchpar.conf.services import Config
 from torchpar.contract.cpulist import CpuSet
-from torchpar.contract.errors import FactsError
+from torchpar.contract.errors import FactsError, Place, Problem
 from torchpar.contract.fallback import Fallback, Fallen
 from torchpar.contract.given import Given, GivenRank, Loan
 from torchpar.generations.retry import LACKING
@@ -390,6 +391,29 @@ def test_a_conf_that_changes_is_newer_and_one_that_is_broken_says_where(host: Fa
     assert look(host)["conf_problem"] == "at /etc/torchpar.conf: cannot be read"
     host.text = TEXT
     assert (look(host)["conf"], look(host)["notices"]) == ("in sync", [])
+
+
+def test_a_conf_in_force_that_apply_would_refuse_now_is_broken(host: FakeHost) -> None:
+    """What systemd opens may be another file than it was, and nobody has edited the conf. Nothing else is asked about."""
+    asked = []
+
+    def refuse(config: Config) -> tuple[Problem, ...]:
+        asked.append(config)
+        return (Problem(Place("/etc/torchpar.conf", 9), "/etc/b.env: is a pipe (FIFO)"),)
+
+    readers = dataclasses.replace(host.readers, find_refused_files=refuse)
+    host.apply()
+    host.readers = readers
+    assert look(host)["conf"] == "in sync" and not asked
+    host.text = f"{TEXT}Service.EnvironmentFile=/etc/b.env\n"
+    host.apply()
+    seen = look(host)
+    assert (seen["conf"], seen["notices"]) == (
+        "broken",
+        ["the conf is broken at /etc/torchpar.conf:9: /etc/b.env: is a pipe (FIFO); generation 2 stays in force"],
+    )
+    host.readers = dataclasses.replace(readers, find_refused_files=lambda config: ())
+    assert look(host)["conf"] == "in sync"
 
 
 def test_a_host_whose_facts_cannot_be_read_has_a_conf_of_which_nothing_is_known(host: FakeHost) -> None:
