@@ -31,7 +31,7 @@ help:
 	@echo 'make test-machines  only the tests that boot a Debian (SUITE=bookworm or SUITE=trixie: only that one)'
 	@echo 'make bench          the benchmarks of planning and starting'
 	@echo 'make bench-plan-quality  how good the plans of many machines and confs are'
-	@echo 'make bench-daemon   what torchpard costs a host, at rest and in a flood (ARGUMENTS=... for its arguments)'
+	@echo 'make bench-daemon   what torchpard costs a host, and how soon it is back (ARGUMENTS=... for its arguments)'
 	@echo 'make bench-fleet    planning 10 to 10,000 hosts from their facts (ARGUMENTS=... for its arguments)'
 	@echo 'make bench-train    training jobs, plain, by other launchers and by torchpar (BENCH=... for its arguments)'
 	@echo 'make bench-arbitration  jobs that share CPUs, pinned by hand and by torchpar, and lent CPUs (BENCH=...)'
@@ -178,7 +178,7 @@ bench-fleet: $(VENV)/complete
 	PYTHONPATH=src '$(VENV)/bin/python' -B -m tests.benchmarks.bench_fleet $(ARGUMENTS)
 .PHONY: bench-fleet
 
-# Twenty minutes. ARGUMENTS='--services 50 --minutes 2 --flood 0': less; see bench_daemon.py.
+# Some 25 minutes. ARGUMENTS='--services 50 --minutes 0': only the kill and the flood, in 12; see bench_daemon.py.
 bench-daemon: $(VENV)/complete container-packages
 	$(SUDO) env XDG_CACHE_HOME='$(dir $(CACHE))' $(PYTHON) -B -m tests.benchmarks.bench_daemon $(ARGUMENTS)
 .PHONY: bench-daemon

@@ -1,10 +1,17 @@
-"""What torchpard costs a host: CPU time and memory, at rest and in a flood. On a booted Debian.
+"""What torchpard costs a host, at rest and in a flood, and how soon it is back after a kill. On a booted Debian.
 
-    make bench-daemon or python3 -m tests.benchmarks.bench_daemon [--services 50 200] [--minutes 3] [--flood 600]
+    make bench-daemon    or    python3 -m tests.benchmarks.bench_daemon [--services 50 200] [--minutes 3] ...
+
+With its defaults it takes some 25 minutes, ten of which are the flood. Only the kill and the flood, in twelve:
+
+    make bench-daemon ARGUMENTS='--services 50 --minutes 0'
 
 The services run and tell how far they are every two seconds, as training jobs do. The CPU time is that of torchpard's
 control group, with all the processes that it starts; that of systemd, which answers it, is printed beside it. The
 memory is that of its processes (PSS), and the peak of the first one.
+
+A kill: torchpard gets SIGKILL as often as `--kills` says. Printed is how long it is until a new process answers, and
+until its answer has every job with its speed; the jobs run on as the processes that they were.
 
 A flood: a member of the group torchpar asks as often as it can, over more connections than it may have, and a service
 writes into its own folder without a pause. All of them would take the CPUs from whoever asks.
@@ -15,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import time
 
 from tests.machines.machine import Machine
@@ -24,6 +32,7 @@ from tests.machines.roots import Suite
 DAEMON = "torchpard.service"
 GROUP = "/sys/fs/cgroup/system.slice/torchpard.service"
 ANSWERS_IN = 15.0
+BACK_IN = 5.0
 
 # Writes its progress as the runtime does; the first service floods where there is a file that says so.
 JOB = """
@@ -71,6 +80,32 @@ print(answered)
 """
 
 
+# Kills the process that is named; prints the seconds until another one answers, and until it knows so many jobs.
+KILL = """
+import json, os, signal, socket, sys, time
+def ask():
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(10)
+        door.connect("/run/torchpar/torchpard.sock")
+        data = b"".join(iter(lambda: door.recv(65536), b""))
+    return json.loads(data)
+pid, count, back = int(sys.argv[1]), int(sys.argv[2]), None
+began = time.monotonic()
+os.kill(pid, signal.SIGKILL)
+while time.monotonic() < began + 120:
+    try:
+        answer = ask()
+    except (OSError, ValueError):
+        time.sleep(0.02)
+        continue
+    back = back or time.monotonic() - began
+    if sum(bool(row["throughput"]) for row in answer["services"]) == count:
+        print(json.dumps([back, time.monotonic() - began]))
+        break
+    time.sleep(0.02)
+"""
+
+
 def cpu_seconds(machine: Machine, group: str) -> float:
     """The CPU time of a control group since it began."""
     found = re.search(r"usage_usec (\d+)", machine.read(f"{group}/cpu.stat"))
@@ -99,7 +134,7 @@ def measure(machine: Machine, seconds: float) -> str:
 
 
 def start_services(machine: Machine, count: int) -> None:
-    """Have so many services run, and torchpard begin anew with them."""
+    """Has so many services run, and torchpard begin anew with them."""
     machine.write("/srv/tells.py", JOB)
     conf = "".join(f"[Train s{i}]\nScript=/srv/tells.py\nCPUs=shared\nAllocator=glibc\n" for i in range(count))
     machine.write("/etc/torchpar.conf", f"[Host]\nReserveCores=0\n{conf}")
@@ -117,15 +152,39 @@ def start_services(machine: Machine, count: int) -> None:
 
 def bench_rest(machine: Machine, count: int, minutes: float) -> None:
     """At rest, after it has looked at everything once."""
-    start_services(machine, count)
     time.sleep(30)
     print(f"  {count:4} services at rest   {measure(machine, 60 * minutes)}", flush=True)
     print("       (target with 50 services: 0.2 % of a CPU, 40 MiB)", flush=True)
 
 
+def main_pids(machine: Machine, count: int) -> str:
+    """The processes of the jobs, as systemd has them."""
+    units = (f"torchpar-train@s{i}.service" for i in range(count))
+    return machine.run("systemctl", "show", "--property=MainPID,NRestarts", *units).stdout
+
+
+def bench_kill(machine: Machine, count: int, kills: int) -> None:
+    """Killed at any time: how soon it is back, and how soon it knows the jobs again, which do not notice."""
+    machine.write("/srv/kill.py", KILL)
+    before, back, known = main_pids(machine, count), [], []
+    for number in range(kills):
+        # At another moment of its minute each time.
+        time.sleep(2 + 7 * number % 20)
+        pid = machine.show(DAEMON, "MainPID")
+        said = machine.run("python3", "/srv/kill.py", pid, str(count), timeout=150).stdout
+        assert said, "it has not known the jobs for two minutes"
+        for times, seconds in zip((back, known), json.loads(said), strict=True):
+            times.append(seconds)
+    same = "the same" if main_pids(machine, count) == before else "NOT THE SAME"
+    print(f"  {count:4} services, killed {kills} times   ", end="")
+    print(f"answers after {statistics.median(back):.1f} s, at most {max(back):.1f}")
+    print(f"       knows all jobs after {statistics.median(known):.1f} s, at most {max(known):.1f}", end="")
+    print(f"  (target: at most {BACK_IN:g} s); the jobs' processes are {same}", flush=True)
+
+
 def bench_flood(machine: Machine, seconds: float) -> None:
     """In a flood at both places; root's questions are answered meanwhile, and systemd never restarts it."""
-    restarts, longest = machine.show(DAEMON, "NRestarts"), 0.0
+    restarts, pid, waits = machine.show(DAEMON, "NRestarts"), machine.show(DAEMON, "MainPID"), []
     machine.write("/srv/flood.py", FLOOD)
     machine.write("/run/flood", "")
     machine.run("usermod", "-a", "-G", "torchpar", "games")
@@ -136,7 +195,7 @@ def bench_flood(machine: Machine, seconds: float) -> None:
         while time.monotonic() < until:
             asked = time.monotonic()
             said = machine.run("torchpar", "status", "--json", check=False).stdout
-            longest = max(longest, time.monotonic() - asked)
+            waits.append(time.monotonic() - asked)
             assert "torchpard does not answer" not in said
             time.sleep(min(5.0, max(0.0, until - time.monotonic())))
         now, peak = memory_mib(machine)
@@ -144,8 +203,11 @@ def bench_flood(machine: Machine, seconds: float) -> None:
         print(f"  a flood for {seconds:g} s: {answers} answers; {now:.1f} MiB, peak {peak:.1f} MiB;")
     finally:
         machine.run("rm", "-f", "/run/flood")
-    print(f"    root's longest wait {longest:.1f} s  (target: at most {ANSWERS_IN:g});", end="")
-    print(f" restarts {int(machine.show(DAEMON, 'NRestarts')) - int(restarts)}  (target: none)", flush=True)
+    print(f"    torchpar status by root took {statistics.median(waits):.1f} s, at most {max(waits):.1f}", end="")
+    print(f"  (target: at most {ANSWERS_IN:g});")
+    kept = machine.show(DAEMON, "MainPID") == pid and "Watchdog timeout" not in machine.journal(DAEMON)
+    print(f"    restarts {int(machine.show(DAEMON, 'NRestarts')) - int(restarts)}  (target: none);", end="")
+    print(f" the watchdog was {'kept' if kept else 'NOT KEPT'}", flush=True)
 
 
 def main() -> None:
@@ -153,14 +215,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", type=Suite, default=Suite.TRIXIE, help="the Debian release (default: trixie)")
     parser.add_argument("--services", type=int, nargs="+", default=[50, 200], help="how many run (default: 50 200)")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of each measurement at rest (default: 3)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of each measurement at rest; 0: none (default: 3)")
+    parser.add_argument("--kills", type=int, default=5, help="how often it is killed; 0: never (default: 5)")
     parser.add_argument("--flood", type=float, default=600.0, metavar="SECONDS", help="0: none (default: 600)")
     arguments = parser.parse_args()
     with Machine(arguments.suite, "bench") as machine:
         machine.install_deb(build_package(arguments.suite), recommends=False)
         print(f"\n{arguments.suite.release}")
         for count in arguments.services:
-            bench_rest(machine, count, arguments.minutes)
+            start_services(machine, count)
+            if arguments.minutes:
+                bench_rest(machine, count, arguments.minutes)
+            if arguments.kills:
+                bench_kill(machine, count, arguments.kills)
         if arguments.flood:
             bench_flood(machine, arguments.flood)
 
