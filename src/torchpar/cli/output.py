@@ -137,7 +137,7 @@ def warn_of(error: TorchparError) -> None:
 
 
 def _say(priority: Priority, line: str) -> None:
-    """Says a line to people, on a terminal as wide as that is; in the journal with its priority there (sd-daemon(3))."""
+    """Says a line to people: on a terminal as wide as that is, in the journal with its priority (sd-daemon(3))."""
     before, line = mark(priority), brief(line)
     width = None if before else terminal_width(sys.stderr)
     # A path that is longer than a line stays whole, so that it can be copied.

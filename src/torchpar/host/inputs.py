@@ -37,7 +37,7 @@ def refuse_foreign_files(service: Service) -> None:
 
 
 def find_refused_files(config: Config) -> tuple[Problem, ...]:
-    """Finds what systemd would open as root for the services of a conf, and for which `torchpar apply` refuses it now."""
+    """Finds the files that systemd opens for services, and for which `torchpar apply` would refuse the conf now."""
     asked = dict.fromkeys(question for service in config.services for question in opened_questions(service)[ROOT])
     refusals = find_refusals(config, ask({ROOT: tuple(asked)}))
     return tuple(problem for problems in refusals.values() for problem in problems)

@@ -51,7 +51,8 @@ def test_warnings_are_as_wide_as_the_terminal(
     monkeypatch.setenv("COLUMNS", "40")
     warn([warning])
     assert capsys.readouterr().err.splitlines() == [
-        "warning: [Train a]", f"  Script=/{'s' * 50}:", "  no such file on this host; the service", "  fails until it is there"
+        "warning: [Train a]", f"  Script=/{'s' * 50}:",
+        "  no such file on this host; the service", "  fails until it is there",
     ]  # fmt: skip
     monkeypatch.setattr("torchpar.cli.output.mark", lambda priority: f"<{priority}>")
     warn([warning])

@@ -394,7 +394,7 @@ def test_a_conf_that_changes_is_newer_and_one_that_is_broken_says_where(host: Fa
 
 
 def test_a_conf_in_force_that_apply_would_refuse_now_is_broken(host: FakeHost) -> None:
-    """What systemd opens may be another file than it was, and nobody has edited the conf. Nothing else is asked about."""
+    """What systemd opens may be another file than it was, and nobody has edited the conf. Nothing else is asked."""
     asked = []
 
     def refuse(config: Config) -> tuple[Problem, ...]:
