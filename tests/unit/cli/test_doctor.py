@@ -85,7 +85,7 @@ def test_a_host_without_a_service_has_a_summary_that_says_what_was_looked_at(tmp
     assert re.search(r"\d checks passed:\n  cfg.doubts cfg.sync cfg.valid ", text), text
     waiting = re.search(r"(\d+) checks for services that are not declared here, or do not run:\n((?:  .*\n)+)", text)
     assert waiting and int(waiting[1]) > 40, text
-    assert {"aff(3)", "cg(5)", "unit(5)", "time.sync"} <= set(waiting[2].split())
+    assert {"aff(4)", "cg(5)", "unit(5)", "time.sync"} <= set(waiting[2].split())
     lacking = re.search(r"\d checks for what this host does not have:\n((?:  .*\n)+)", text)
     assert lacking and "kern.thermal" in lacking[1] and "mem." not in lacking[1], text
 
@@ -152,7 +152,7 @@ def test_a_group_of_checks_can_be_chosen_and_left_out(
     on(monkeypatch, tmp_path, Made())
     run(["doctor", "--json", "--only", "shm,cfg", "--skip", "cfg.cpus,shm.size"])
     names = [check["check"] for check in json.loads(capsys.readouterr().out)["checks"]]
-    assert names == ["cfg.doubts", "cfg.sync", "cfg.unused", "cfg.valid", "shm.leftovers"]
+    assert names == ["cfg.doubts", "cfg.nccl_conf", "cfg.sync", "cfg.unused", "cfg.valid", "shm.leftovers"]
 
 
 def test_fix_runs_the_commands_of_faults_and_looks_again(

@@ -39,6 +39,14 @@ INSTALLER = {"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host\n"}
 WHOLE_NAME, WHOLE_NAME_HERE = CONF + "Nodes=2\nEndpoint=host.example.org\n", {"host.example.org": ("127.0.1.1",)}
 WITH_DOMAIN = {"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 host.example.org host\n"}
 PORT_8000 = "  sl  local_address rem_address   st\n   0: 0100007F:1F40 00000000:0000 0A 0:0 0:0 0 0 0 1\n"
+TORCHRUN = "[Host]\nReserveCores=0\n[Train a]\nModule=torch.distributed.run\n"
+APT = "etc/apt/sources.list.d/torchpar.sources"
+# All goes by ens3 but a network of 16 bits, which goes by eth0.
+ROUTES = (
+    "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+    "ens3 00000000 010200C0 0003 0 0 100 00000000 0 0 0\n"
+    "eth0 {} 00000000 0001 0 0 100 0000FFFF 0 0 0\n"
+)
 
 
 class Case(NamedTuple):
@@ -583,6 +591,48 @@ CASES = [
         Made(conf=HERE, files={**INSTALLER, **interfaces("eth0", "eth1")}),
         Made(conf=HERE + "Interface=eth1\n", files={**INSTALLER, **interfaces("eth0", "eth1")}),
         "interfaces: eth0 eth1",
+    ),
+    Case(
+        "net.route",
+        WARN,
+        Made(conf=NAMED, names={"gpu1": ("10.1.0.9",)}, files={"proc/net/route": ROUTES.format("0000020A")}),
+        Made(conf=NAMED, names={"gpu1": ("10.1.0.9",)}, files={"proc/net/route": ROUTES.format("0000010A")}),
+        "ip route get 10.1.0.9: dev ens3",
+    ),
+    Case(
+        "cfg.nccl_conf",
+        WARN,
+        Made(facts=GPU, files={"etc/nccl.conf": "# all jobs\nNCCL_IGNORE_CPU_AFFINITY=1\nNCCL_IB_DISABLE=1\n"}),
+        Made(facts=GPU, files={"etc/nccl.conf": "#NCCL_IGNORE_CPU_AFFINITY=1\nNCCL_IB_DISABLE=1\n"}),
+        "leave the planned CPUs",
+    ),
+    Case(
+        "cfg.nccl_conf",
+        WARN,
+        Made(facts=GPU, files={"etc/nccl.conf": "NCCL_IB_DISABLE=1", **IB}),
+        Made(facts=GPU, files={"etc/nccl.conf": "NCCL_IB_DISABLE=0", **IB}),
+        "in place of the RDMA device",
+    ),
+    Case(
+        "aff.double",
+        WARN,
+        Made(conf=TORCHRUN + "Arguments=--numa-binding=node x.py\n"),
+        Made(conf=TORCHRUN + "Arguments=--nproc-per-node=2 x.py\n"),
+        "binds its ranks by torchrun",
+    ),
+    Case(
+        "pkg.repo",
+        WARN,
+        Made(files={APT: "Types: deb\n#Signed-By: /k.asc\n"}),
+        Made(files={APT: "Types: deb\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n"}),
+        "no Signed-By",
+    ),
+    Case(
+        "pkg.repo",
+        WARN,
+        Made(files={APT: "Signed-By: /usr/share/keyrings/t.asc\n"}),
+        Made(files={APT: "Signed-By: /usr/share/keyrings/t.asc\n", "usr/share/keyrings/t.asc": ""}),
+        "Signed-By /usr/share/keyrings/t.asc",
     ),
     Case(
         "net.interface",

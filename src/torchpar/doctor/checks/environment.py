@@ -40,6 +40,27 @@ def bind(host: Host) -> Iterator[Finding]:
 
 
 @check(
+    "aff.double",
+    passed="no job binds its ranks by torchrun too",
+    where=TRAINING,
+    source="torch.numa.binding: torchrun starts each rank by numactl, which fails on CPUs that are not the unit's",
+)
+def double(host: Host) -> Iterator[Finding]:
+    """Finds a job that is a torchrun of its own with --numa-binding."""
+    for service in host.services:
+        train = service.declared.train() if service.declared else None
+        arguments = train.arguments if train else ()
+        flags = [each for each in arguments if each.replace("_", "-").startswith("--numa-binding")]
+        if train and train.module in ("torch.distributed.run", "torch.distributed.launch") and flags:
+            yield warn(
+                f"{service.title} binds its ranks by torchrun, beside the CPUs that systemd gives it",
+                f"Arguments={flags[0]}",
+                f"take it out of Arguments= in {service.section}; better name the script itself, as Script=, and"
+                f" Ranks=: torchpar starts torchrun and binds each rank; {_APPLY}",
+            )
+
+
+@check(
     "env.threads",
     passed="no variable gives a service more threads than it has CPUs",
     where=SERVICES,
@@ -71,6 +92,28 @@ def nccl_affinity(host: Host) -> Iterator[Finding]:
                 f"NCCL's threads in {service.title} leave the CPUs that were planned for it",
                 "NCCL_IGNORE_CPU_AFFINITY=1",
                 f"take it out of Environment= in {service.section}; {_APPLY}",
+            )
+
+
+@check(
+    "cfg.nccl_conf",
+    passed="/etc/nccl.conf takes nothing from what is planned",
+    where=GPUS_IN_FORCE,
+    source="NCCL's documentation: /etc/nccl.conf holds for what no variable says; NVIDIA/nccl#1017",
+)
+def nccl_conf(host: Host) -> Iterator[Finding]:
+    """Finds the settings of NCCL's own file that take its threads off the planned CPUs, or jobs off RDMA."""
+    lines = (line.partition("#")[0].strip() for line in (host.tree.text("etc/nccl.conf") or "").splitlines())
+    settings = dict(line.partition("=")[::2] for line in lines)
+    harms = {"NCCL_IGNORE_CPU_AFFINITY": "leave the planned CPUs"}
+    if host.tree.names("sys/class/infiniband"):
+        harms["NCCL_IB_DISABLE"] = "use TCP in place of the RDMA device"
+    for name, harm in harms.items():
+        if settings.get(name) == "1" and any(name not in each.environment for each in host.services):
+            yield warn(
+                f"NCCL is told for all jobs of this host to {harm}",
+                f"/etc/nccl.conf: {name}=1",
+                "take it out of that file, and restart the jobs; for one job write it as Environment= into its section",
             )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 
 from torchpar.conf.endpoint import whole_endpoint
 from torchpar.conf.settings import TrainSettings
@@ -145,6 +146,30 @@ def interface(host: Host) -> Iterator[Finding]:
 
 
 @check(
+    "net.route",
+    passed="this host reaches the endpoint of each job by the interface that the job names",
+    where=_NAMED,
+    source="route(8), skypilot-org/skypilot#8276: ranks meet over one interface and look for each other on another",
+)
+def route(host: Host) -> Iterator[Finding]:
+    """Finds an endpoint to which the kernel's routes take another interface than Interface=. IPv4 alone."""
+    routes = list(_routes(host))
+    for service, train in _several(host):
+        if not train.interface or not routes or _is_here(host, train):
+            continue
+        for address in host.doors.resolve(_meeting_host(train)) or ():
+            taken = _interface_to(routes, address)
+            if taken and taken not in (train.interface, "lo"):
+                yield warn(
+                    f"{service.title} is to use {train.interface}, and this host reaches its endpoint by {taken}",
+                    f"ip route get {address}: dev {taken}",
+                    f"write an Endpoint= of the network of {train.interface}, or Interface={taken}, into"
+                    f" {service.section}; then: torchpar apply",
+                )
+                break
+
+
+@check(
     "net.speed",
     passed="the interfaces that jobs name are as fast as any on this host",
     where=_NAMED,
@@ -268,6 +293,26 @@ def _own_lines(host: Host) -> Iterator[list[str]]:
         words = line.partition("#")[0].split()
         if not _short_and_whole(host).isdisjoint(words[1:]):
             yield words
+
+
+def _routes(host: Host) -> Iterator[tuple[ipaddress.IPv4Network, int, str]]:
+    """Reads the routes that are up (RTF_UP), each with its metric and interface; route(8) explains /proc/net/route."""
+    for line in (host.tree.text("proc/net/route") or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and int(fields[3], 16) & 1:
+            # The kernel prints what stands in memory in the order of the network as if it were a number of its own.
+            to, mask = (int.from_bytes(int(fields[at], 16).to_bytes(4, sys.byteorder), "big") for at in (1, 7))
+            yield ipaddress.IPv4Network((to, mask.bit_count())), int(fields[6]), fields[0]
+
+
+def _interface_to(routes: Iterable[tuple[ipaddress.IPv4Network, int, str]], address: str) -> str | None:
+    """Returns the interface of the longest prefix that has an address, and of several the one of the least metric."""
+    try:
+        wanted = ipaddress.IPv4Address(address)
+    except ValueError:
+        return None
+    fit = [(-network.prefixlen, metric, name) for network, metric, name in routes if wanted in network]
+    return min(fit)[2] if fit else None
 
 
 def _is_up(host: Host, interface: str) -> bool:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 
 from torchpar.doctor.check import check
-from torchpar.doctor.conditions import DEBIANS_TORCH, SERVICES, SYSTEMD
+from torchpar.doctor.conditions import ALWAYS, DEBIANS_TORCH, SERVICES, SYSTEMD
 from torchpar.doctor.finding import Finding, note, warn
 from torchpar.doctor.host import Host
 
 # The line of the package's own file, which dpkg does not bring back once it has been removed.
 _LEAVE_ALONE = "$nrconf{override_rc}{qr(^torchpar-(train|infer|tune)@)} = 0;"
+_SOURCES = "etc/apt/sources.list.d"
 _NEEDRESTART = "etc/needrestart/conf.d/torchpar.conf"
 
 
@@ -30,6 +31,35 @@ def needrestart(host: Host) -> Iterator[Finding]:
             "",
             f"echo '{_LEAVE_ALONE}' >/{_NEEDRESTART}",
         )
+
+
+@check(
+    "pkg.repo",
+    passed="the repository of torchpar is trusted by a key of its own",
+    where=ALWAYS,
+    source="sources.list(5): Signed-By; without it each key that apt trusts may sign the packages",
+)
+def repository(host: Host) -> Iterator[Finding]:
+    """Finds torchpar's file for apt without Signed-By, or with a key that is not there."""
+    for name in ("torchpar.sources", "torchpar.list"):
+        text = host.tree.text(f"{_SOURCES}/{name}")
+        if text is None:
+            continue
+        # A key may stand in the file itself, and several may be named.
+        found = re.search(r"(?im)^[^#\n]*signed-by[:=][ \t]*([^\]\s]*)", text)
+        if not found:
+            yield warn(
+                "any key that apt trusts may sign the packages of torchpar's repository",
+                f"/{_SOURCES}/{name}: no Signed-By",
+                "name its key there, by Signed-By; see torchpar-repository(7)",
+            )
+        for key in found[1].split(",") if found else ():
+            if key.startswith("/") and not host.tree.exists(key.lstrip("/")):
+                yield warn(
+                    "apt cannot update torchpar: the key of its repository is not there",
+                    f"/{_SOURCES}/{name}: Signed-By {key}",
+                    "put it there again; see torchpar-repository(7)",
+                )
 
 
 @check(
