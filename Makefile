@@ -190,7 +190,7 @@ bench-train: $(VENV)/complete machine-packages
 		$(PYTHON) -B -m tests.benchmarks.bench_train $(BENCH)
 .PHONY: bench-train
 
-# BENCH='--jobs mlp --parts share again': only those; see bench_arbitration.py.
+# An hour. BENCH='--stacks wheel --jobs mlp --parts share again': only those; see bench_arbitration.py.
 bench-arbitration: $(VENV)/complete machine-packages
 	$(call packages,python3-venv)
 	$(SUDO) env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE XDG_CACHE_HOME='$(dir $(CACHE))' \

@@ -1,12 +1,13 @@
 """Services that share a host: started by hand, alone again, and beside one that lends its CPUs, on a booted Debian.
 
-    make bench-arbitration    or    python3 -m tests.benchmarks.bench_arbitration [--stack ...] [--jobs ...] ...
+    make bench-arbitration    or    python3 -m tests.benchmarks.bench_arbitration [--stacks ...] [--jobs ...] ...
 
-share: two and three jobs, started by hand, against as many that a person has pinned to parts of the CPUs (taskset,
-OMP_NUM_THREADS). again: a job from five seconds after the end of another one, against one that was always alone. lend:
+share: two and three jobs, started by hand, against the better of as many that a person has pinned to parts of the
+CPUs (taskset, OMP_NUM_THREADS) and of as many with so many threads that are not pinned, which may be better where there
+are more jobs than CPUs. again: a job from five seconds after the end of another one, against one that was always alone. lend:
 a training job beside an inference service that runs for half of each period, against fixed halves of the host; and the
 service's latency. All rows of a part are run once a round; printed are medians over the rounds, the spread (least to
-most), and ratios. One job takes some five minutes for share and again, and three for lend.
+most), and ratios. One job takes some ten minutes with one PyTorch, so all three with both take an hour.
 """
 
 from __future__ import annotations
@@ -113,17 +114,19 @@ class Host:
         sleep_until(first + self.arguments.seconds)
         return self.rates(folders)
 
-    def pinned(self, kind: str, copies: int) -> float:
-        """Plain processes that somebody has pinned, with the same malloc."""
+    def plain(self, kind: str, copies: int, *, pinned: bool) -> float:
+        """Plain processes whose threads somebody has divided, or has pinned too, with the same malloc as torchpar's."""
         first = self.window(self.arguments.warm, self.arguments.seconds)
         folders, started = [f"{BENCH}/{copy}" for copy in range(copies)], []
         for copy, folder in enumerate(folders):
             begin = copy * len(self.cpus) // copies
             own = self.cpus[begin : max(begin + 1, (copy + 1) * len(self.cpus) // copies)]
-            variables = f"OMP_NUM_THREADS={len(own)} LD_PRELOAD={LIB}/libtcmalloc_minimal.so.4"
-            pin = f"env {variables} taskset -c {','.join(map(str, own))} {self.python} {JOB} {kind}"
+            malloc = f"LD_PRELOAD={LIB}/libtcmalloc_minimal.so.4 TCMALLOC_RELEASE_RATE=0"
+            variables = f"OMP_NUM_THREADS={len(own)} OPENBLAS_NUM_THREADS={len(own)} {malloc}"
+            pin = f"taskset -c {','.join(map(str, own))} " if pinned else ""
+            command = f"env {variables} {pin}{self.python} {JOB} {kind}"
             self.machine.sh('rm -rf "$1"; mkdir -p "$1"', folder)
-            started.append(self.machine.start("sh", "-c", f"cd {folder}; exec {pin} >output 2>&1"))
+            started.append(self.machine.start("sh", "-c", f"cd {folder}; exec {command} >output 2>&1"))
         sleep_until(first + self.arguments.seconds)
         try:
             return self.rates(folders)
@@ -167,7 +170,7 @@ def sleep_until(due: float) -> None:
 
 
 def compare(host: Host, title: str, rows: Mapping[str, Callable[[], float]], target: float) -> dict[str, list[float]]:
-    """Runs all rows as many times, a round after the other, and prints them; the first is what the last is held to."""
+    """Runs all rows as many times, a round after the other, and prints them; the last is held to the best other one."""
     load = os.getloadavg()[0]
     found: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(host.arguments.rounds):
@@ -179,10 +182,12 @@ def compare(host: Host, title: str, rows: Mapping[str, Callable[[], float]], tar
     print(f"\n{title}")
     for name, rates in found.items():
         print(f"  {name:12} {statistics.median(rates):9.2f} steps/s  ({min(rates):.2f} to {max(rates):.2f})")
-    first, *_, last = (statistics.median(rates) for rates in found.values())
-    ratios = [mine / theirs for mine, theirs in zip(list(found.values())[-1], next(iter(found.values())), strict=True)]
+    *peers, ours = found.values()
+    best = max(peers, key=statistics.median)
+    ratios = [mine / theirs for mine, theirs in zip(ours, best, strict=True)]
+    ratio = statistics.median(ours) / statistics.median(best)
     spread = f"by round {min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"  ratio        {last / first:9.3f}  ({spread}; target: at least {target:g})")
+    print(f"  ratio        {ratio:9.3f}  ({spread}; target: at least {target:g})")
     print(f"  load of the host before: {load:.1f}", flush=True)
     return found
 
@@ -195,7 +200,8 @@ def run_part(host: Host, part: str, kind: str, stack: str) -> dict[str, dict[str
             host.apply(kind, copies)
             title = f"{stack}: {kind}, {copies} started by hand"
             rows = {
-                "hand-pinned": lambda copies=copies: host.pinned(kind, copies),
+                "hand-pinned": lambda copies=copies: host.plain(kind, copies, pinned=True),
+                "not pinned": lambda copies=copies: host.plain(kind, copies, pinned=False),
                 "torchpar": lambda copies=copies: host.together(copies),
             }
             found[title] = compare(host, title, rows, TARGETS["share"])
@@ -220,10 +226,30 @@ def run_part(host: Host, part: str, kind: str, stack: str) -> dict[str, dict[str
     return found
 
 
+def bench_stack(stack: str, arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Measures with one PyTorch, that of the wheel or of a release; returns what was measured, by title."""
+    suite = wheel_suite() if stack == "wheel" else Suite(stack)
+    mounts = {MOUNT: wheel_environment(suite)} if stack == "wheel" else {}
+    figures: dict[str, dict[str, list[float]]] = {}
+    with Machine(suite, "bench", mounts=mounts) as machine:
+        # The wheel brings its own BLAS and needs nothing of Debian's torch.
+        machine.install_deb(build_package(suite), recommends=stack != "wheel")
+        machine.install("libtcmalloc-minimal4", "util-linux", recommends=False)
+        machine.push(Path(__file__).with_name("train_job.py"), JOB)
+        python = PYTHON if stack == "wheel" else "/usr/bin/python3"
+        machine.run(python, "-c", MODEL, timeout=300)
+        host = Host(machine, python, arguments)
+        for kind in arguments.jobs:
+            for part in arguments.parts:
+                figures |= run_part(host, part, kind, stack)
+    return figures
+
+
 def main() -> None:
     """Measures what the arguments name."""
     parser = argparse.ArgumentParser(prog="bench_arbitration", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--stack", choices=("wheel", *(suite.value for suite in Suite)), default="wheel")
+    stacks = ("wheel", *(suite.value for suite in Suite))
+    parser.add_argument("--stacks", nargs="+", choices=stacks, default=["wheel", Suite.TRIXIE.value])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--copies", nargs="+", type=int, default=[2, 3])
@@ -234,22 +260,11 @@ def main() -> None:
     parser.add_argument("--periods", type=int, default=1, help="in each round (default: 1)")
     parser.add_argument("--json", type=Path, help="write all figures into this file too")
     arguments = parser.parse_args()
-    suite = wheel_suite() if arguments.stack == "wheel" else Suite(arguments.stack)
-    mounts = {MOUNT: wheel_environment(suite)} if arguments.stack == "wheel" else {}
     figures: dict[str, dict[str, list[float]]] = {}
-    with Machine(suite, "bench", mounts=mounts) as machine:
-        # The wheel brings its own BLAS and needs nothing of Debian's torch.
-        machine.install_deb(build_package(suite), recommends=arguments.stack != "wheel")
-        machine.install("libtcmalloc-minimal4", "util-linux", recommends=False)
-        machine.push(Path(__file__).with_name("train_job.py"), JOB)
-        python = PYTHON if arguments.stack == "wheel" else "/usr/bin/python3"
-        machine.run(python, "-c", MODEL, timeout=300)
-        host = Host(machine, python, arguments)
-        for kind in arguments.jobs:
-            for part in arguments.parts:
-                figures |= run_part(host, part, kind, arguments.stack)
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(figures, indent=1))
+    for stack in arguments.stacks:
+        figures |= bench_stack(stack, arguments)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
