@@ -4,10 +4,10 @@
 
 share: two and three jobs, started by hand, against the better of as many that a person has pinned to parts of the
 CPUs (taskset, OMP_NUM_THREADS) and of as many with so many threads that are not pinned, which may be better where there
-are more jobs than CPUs. again: a job from five seconds after the end of another one, against one that was always alone. lend:
-a training job beside an inference service that runs for half of each period, against fixed halves of the host; and the
-service's latency. All rows of a part are run once a round; printed are medians over the rounds, the spread (least to
-most), and ratios. One job takes some ten minutes with one PyTorch, so all three with both take an hour.
+are more jobs than CPUs. again: a job from five seconds after the end of another one, against one that was always alone.
+lend: a training job beside an inference service that runs for half of each period, against fixed halves of the host;
+and the service's latency. All rows of a part are run once a round; printed are medians over the rounds, the spread
+(least to most), and ratios. One job takes some ten minutes with one PyTorch, so all three with both take an hour.
 """
 
 from __future__ import annotations
