@@ -1,12 +1,17 @@
 """Inference servers side by side: requests per second, latency, and CPU time for each request.
 
     python3 -m tests.benchmarks.bench_serve [--models mlp encoder] [--peers torchpar mlserver ...] [--seconds N]
-        [--connections 1 8 32 128] [--rows 1 8] [--rounds N] [--soak MINUTES] [--fairness]
+        [--connections 1 8 32 128] [--rows 1 8] [--rounds N] [--soak MINUTES] [--fairness] [--profile]
 
 In each round every server is started, asked and stopped before the next, so that all meet the same host; the table has
 the medians. What counts are ratios within one run: a shared machine is faster or slower from day to day. `--soak` asks
 torchpar alone, at 80 % of what it can do, and prints errors and memory every minute; `--fairness` how long requests for
-the MLP take in a service that has the encoder too, which takes 50 times as long, alone and beside clients of that one.
+the MLP take in a service that has the encoder too, which takes 50 times as long, alone and beside clients of that one;
+`--profile` where the CPU time of one request to torchpar goes.
+
+"least" is a server that computes nothing, and a row "bound" follows each of its own: what can be reached at that load
+by its cost, the client's, and the model's in batches that so many connections allow. `late` is the client's: of an open
+loop's requests 99 % were sent within so many milliseconds from when they were due.
 
 The rows whose names end with -grpc are asked over gRPC (serve_grpc.py). Triton is measured with one instance of the
 model and with one for each CPU, and the better of both, load by load, is what to compare with.
@@ -29,14 +34,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import serve_grpc
-from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, proportional_mib
+from tests.benchmarks import serve_grpc, serve_profile
+from tests.benchmarks.serve_bound import bound
+from tests.benchmarks.serve_load import Measured, client_capacity, closed_loop, open_loop, proportional_mib, tree
 from tests.benchmarks.serve_peers import PEERS, Peer, Question, ask_binary
 
 TREE = Path(__file__).parents[2]
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
     parser.add_argument("--fairness", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     workers = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as directory:
@@ -72,6 +79,8 @@ def main() -> None:
             model = folder / f"{name}.pt"
             if arguments.soak:
                 soak(model, workers, arguments.soak)
+            elif arguments.profile:
+                profile(model, workers, arguments)
             else:
                 compare(name, model, workers, arguments)
 
@@ -81,21 +90,24 @@ def compare(name: str, model: Path, workers: int, arguments: argparse.Namespace)
     pythons = {}
     for peer in arguments.peers:
         try:
-            pythons[peer] = install(PEERS[peer])
+            pythons[peer] = install(PEERS[peer].packages)
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"{peer}: not installed, so left out: {error}", file=sys.stderr)
-    limits: list[dict[str, float]] = []
+    limits: list[dict[int, float]] = []
+    singles: list[float] = []
     found: dict[tuple[str, str], list[Measured]] = {}
     memory: dict[str, float] = {}
     for number in range(arguments.rounds):
-        limits.append(in_process(model, workers, arguments.seconds / 2))
+        limit, single = in_process(model, workers, arguments.seconds / 2)
+        limits.append(limit)
+        singles.append(single)
         for peer, python in pythons.items():
             print(f"{name}, round {number + 1} of {arguments.rounds}: {peer}", file=sys.stderr, flush=True)
             try:
                 measure(PEERS[peer], python, model, workers, arguments, found, memory)
             except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
                 print(f"{peer}: left out of this round: {error}", file=sys.stderr)
-    print_table(name, limits, found, memory)
+    print_table(name, limits, singles, found, memory)
 
 
 def measure(
@@ -158,13 +170,13 @@ def measure_grpc(
         memory[peer.name] = proportional_mib(pid)
 
 
-def in_process(model: Path, threads: int, seconds: float) -> dict[str, float]:
-    """The limit: the model without a server."""
+def in_process(model: Path, processes: int, seconds: float) -> tuple[dict[int, float], float]:
+    """The limit: the model without a server. Rows in a second by the rows of a batch; milliseconds of a single row."""
     script = TREE / "tests/benchmarks/serve_models.py"
-    argv = [sys.executable, "-W", "ignore", script, "limit", model, str(threads), str(seconds)]
+    argv = [sys.executable, "-W", "ignore", script, "limit", model, str(processes), str(seconds)]
     done = subprocess.run(argv, check=True, capture_output=True, text=True, env=_environment())
-    limits: dict[str, float] = json.loads(done.stdout)
-    return limits
+    found = json.loads(done.stdout)
+    return {int(size): rate for size, rate in found["rows_per_second"].items()}, found["single_ms"]
 
 
 @contextmanager
@@ -220,24 +232,48 @@ def check(question: Question, about: dict[str, Any]) -> None:
         raise RuntimeError(f"a wrong answer: {values[:3]} instead of {wanted[:3]}")
 
 
-def install(peer: Peer) -> str:
-    """The interpreter of a server: its packages in an environment of their own in the cache, above this one's torch."""
-    if not peer.packages:
+def install(packages: Sequence[str]) -> str:
+    """An interpreter that has some packages: in an environment of their own in the cache, above this one's torch."""
+    if not packages:
         return sys.executable
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchpar"
-    folder = cache / f"bench-{'-'.join(peer.packages).replace('==', '-').replace('<', '-below-')}"
+    folder = cache / f"bench-{'-'.join(packages).replace('==', '-').replace('<', '-below-')}"
     python = folder / "bin/python"
     if not (folder / "complete").exists():
-        print(f"installing {' '.join(peer.packages)} into {folder}", file=sys.stderr, flush=True)
+        print(f"installing {' '.join(packages)} into {folder}", file=sys.stderr, flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        packages = next((folder / "lib").glob("python3*/site-packages"))
+        site = next((folder / "lib").glob("python3*/site-packages"))
         ours = next(path for path in sys.path if path.endswith("site-packages"))
-        (packages / "torch.pth").write_text(f"{ours}\n")
+        (site / "torch.pth").write_text(f"{ours}\n")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *peer.packages], check=True)
+        subprocess.run([*pip, *packages], check=True)
         (folder / "complete").touch()
     return str(python)
+
+
+def profile(model: Path, workers: int, arguments: argparse.Namespace) -> None:
+    """Where the CPU time of a request goes in torchpar, step by step, under each load."""
+    sampler = Path(install(("py-spy==0.4.1",))).with_name("py-spy")
+    found: dict[int, dict[str, float]] = {}
+    peer = PEERS["torchpar"]
+    assert peer.ask is not None
+    question = peer.ask(read_about(model, 1))
+    with running(peer, sys.executable, model, workers) as pid:
+        closed_loop(PORT, question, 8, min(3.0, arguments.seconds), pid)  # warm, and batches learned
+        for connections in arguments.connections:
+            with ThreadPoolExecutor(1) as pool:
+                load = pool.submit(closed_loop, PORT, question, connections, arguments.seconds, pid)
+                stacks = serve_profile.sample(sampler, serve_profile.busiest(tree(pid)), 0.8 * arguments.seconds)
+                done = load.result()
+            found[connections] = serve_profile.steps(stacks, done.cpu_us)
+            print(f"{connections} connections: {done.per_second:.0f}/s under py-spy", file=sys.stderr, flush=True)
+    print(f"\n{model.stem}: CPU us of a request, by step\n")
+    print(f"| step | {' | '.join(f'c={connections}' for connections in found)} |")
+    print(f"|---|{'---|' * len(found)}")
+    for step in (*serve_profile.STEPS, "all"):
+        print(f"| {step} | {' | '.join(f'{times.get(step, 0.0):.1f}' for times in found.values())} |")
+    sys.stdout.flush()
 
 
 def soak(model: Path, workers: int, minutes: float) -> None:
@@ -289,27 +325,43 @@ def compare_fairness(folder: Path, workers: int, rounds: int, seconds: float) ->
 
 def print_table(
     name: str,
-    limits: list[dict[str, float]],
+    limits: list[dict[int, float]],
+    singles: list[float],
     found: dict[tuple[str, str], list[Measured]],
     memory: dict[str, float],
 ) -> None:
     """Medians of requests in a second, and how far they are apart; `of limit` is the share of rows in process."""
-    limit = statistics.median(each["rows_per_second"] for each in limits)
-    single = statistics.median(each["single_ms"] for each in limits)
-    print(f"\n{name}: in process {limit:.0f} rows in a second in batches of 32; one row takes {single:.2f} ms\n")
-    print("| server | load | req/s | from … to | of limit | p50 ms | p99 ms | CPU us/req | errors | MiB |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    rates = {size: statistics.median(each[size] for each in limits) for size in limits[0]}
+    limit, workers = rates[32], len(os.sched_getaffinity(0))
+    print(f"\n{name}: in process {limit:.0f} rows in a second in batches of 32", end="")
+    print(f" ({', '.join(f'{rate:.0f} of {size}' for size, rate in rates.items())})", end="")
+    print(f"; one row takes {statistics.median(singles):.2f} ms\n")
+    print("| server | load | req/s | from … to | of limit | p50 ms | p99 ms | late", end="")
+    print(" | CPU us/req | client us | errors | MiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for (peer, load), runs in found.items():
-        rates = [run.per_second for run in runs]
-        rate = statistics.median(rates)
-        rows = int(load.split(", ")[1].split()[0]) if ", " in load else 1
-        middle = [statistics.median(getattr(run, field) for run in runs) for field in ("p50", "p99", "cpu_us")]
+        done = [run.per_second for run in runs]
+        rate, rows = statistics.median(done), rows_of(load)
+        p50, p99, late, cpu, client = (
+            statistics.median(getattr(run, field) for run in runs)
+            for field in ("p50", "p99", "late", "cpu_us", "client_us")
+        )
         errors = sum(run.errors for run in runs)
         print(
-            f"| {peer} | {load} | {rate:.0f} | {min(rates):.0f} … {max(rates):.0f} | {rate * rows / limit:.0%}"
-            f" | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.0f} | {errors} | {memory.get(peer, 0):.0f} |"
+            f"| {peer} | {load} | {rate:.0f} | {min(done):.0f} … {max(done):.0f} | {rate * rows / limit:.0%}"
+            f" | {p50:.2f} | {p99:.2f} | {late:.2f} | {cpu:.0f} | {client:.0f} | {errors} | {memory.get(peer, 0):.0f} |"
         )
+        if peer == "least" and load.startswith("c="):
+            connections = int(load.split(",")[0][2:])
+            least = runs[done.index(statistics.median_low(done))]
+            rate, cpu = bound(rates, least, connections, rows=rows, processes=workers)
+            print(f"| bound | {load} | {rate:.0f} | | {rate * rows / limit:.0%} | | | | {cpu:.0f} | | | |")
     sys.stdout.flush()
+
+
+def rows_of(load: str) -> int:
+    """The rows of one request, of which the name of a load tells."""
+    return int(load.split(", ")[1].split()[0]) if ", " in load else 1
 
 
 def _numbers(value: Any) -> list[float]:

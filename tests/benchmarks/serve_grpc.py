@@ -18,7 +18,7 @@ import numpy
 import tritonclient.grpc
 from tritonclient.grpc import service_pb2
 
-from tests.benchmarks.serve_load import Measured, cpu_seconds
+from tests.benchmarks.serve_load import Measured, children_seconds, cpu_seconds
 from tests.benchmarks.serve_peers import Question
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -65,9 +65,9 @@ def closed_loop(port: int, question: Question, calls: int, seconds: float, *, pi
         argv = ["h2load", "-t1", f"-c{connections}", f"-m{calls // connections}", f"-D{max(1, round(seconds))}"]
         argv += [f"-H{name}: {value}" for name, value in question.headers.items()]
         argv += [f"-d{body}", f"--log-file={log}", f"http://127.0.0.1:{port}{question.path}"]
-        before = cpu_seconds(pid)
+        before, own = cpu_seconds(pid), children_seconds()
         done = subprocess.run(argv, check=True, capture_output=True, text=True)
-        used = cpu_seconds(pid) - before
+        used, own = cpu_seconds(pid) - before, children_seconds() - own
         lines = [line.split("\t") for line in log.read_text().splitlines()]
     times = sorted(float(line[2]) / 1e3 for line in lines if line[1] == "200")
     if not times:
@@ -76,7 +76,7 @@ def closed_loop(port: int, question: Question, calls: int, seconds: float, *, pi
     data = int(re.findall(r"\((\d+)\) data", done.stdout)[0])
     errors = len(lines) - min(len(times), data // size)
     p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
-    return Measured(len(times) / took, p50, p99, errors, 1e6 * used / len(times))
+    return Measured(len(times) / took, p50, p99, errors, 1e6 * used / len(times), 1e6 * own / len(times))
 
 
 def client_loop(port: int, about: dict[str, Any], seconds: float, pid: int) -> Measured:
@@ -84,14 +84,15 @@ def client_loop(port: int, about: dict[str, Any], seconds: float, pid: int) -> M
     inputs = [_input(about)]
     times: list[float] = []
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
-        before, began = cpu_seconds(pid), time.monotonic()
+        before, own, began = cpu_seconds(pid), time.process_time(), time.monotonic()
         while (now := time.monotonic()) < began + seconds:
             client.infer("m", inputs)
             times.append(1e3 * (time.monotonic() - now))
         took, used = time.monotonic() - began, cpu_seconds(pid) - before
+        own = time.process_time() - own
     times.sort()
     p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
-    return Measured(len(times) / took, p50, p99, 0, 1e6 * used / len(times))
+    return Measured(len(times) / took, p50, p99, 0, 1e6 * used / len(times), 1e6 * own / len(times))
 
 
 def _row(about: dict[str, Any]) -> Any:

@@ -1,16 +1,19 @@
 """The models that the serving benchmark serves, and how fast they are without a server: run in the torch under test.
 
     python3 serve_models.py make DIRECTORY
-    python3 serve_models.py limit MODEL.pt THREADS SECONDS
+    python3 serve_models.py limit MODEL.pt PROCESSES SECONDS
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
+import statistics
 import sys
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,6 +62,9 @@ class Cnn(nn.Module):
         return self.last(self.blocks(torch.relu(self.first(x))).mean((2, 3)))
 
 
+# Rows of the batches of which the limit is measured.
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
 # Name: module, datatype and shape of a row, outputs.
 MODELS = {
     "mlp": (
@@ -91,41 +97,46 @@ def make(directory: Path) -> None:
         (directory / f"{name}.json.row").write_text(json.dumps(about))
 
 
-def limit(path: Path, threads: int, seconds: float) -> dict[str, float]:
-    """Rows per second of batches of 32 in so many threads, and milliseconds of a single row."""
+def limit(path: Path, processes: int, seconds: float) -> dict[str, Any]:
+    """Rows per second of so many processes by the rows of a batch, and milliseconds of a single row in one of them."""
     torch.set_num_threads(1)
     about = json.loads(path.with_suffix(".json.row").read_text())
     dtype = torch.float32 if about["datatype"] == "FP32" else torch.int64
     row = torch.tensor(about["row"], dtype=dtype).reshape(1, *about["shape"])
-    batch = row.expand(32, *about["shape"]).contiguous()
     model = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.load(str(path)).eval()))
-    counts = [0] * threads
-    times: list[float] = []
-    with torch.inference_mode():
-        for _ in range(5):
-            model(batch)
-            model(row)
-        end = time.monotonic() + seconds / 4
-        while time.monotonic() < end:
-            began = time.monotonic()
-            model(row)
-            times.append(time.monotonic() - began)
-    end = time.monotonic() + seconds
+    together = multiprocessing.get_context("fork").Barrier(processes)
 
-    def work(place: int) -> None:
+    def compute(size: int) -> list[float]:
+        """Seconds of each batch that began within the time."""
+        batch = row.expand(size, *about["shape"]).contiguous()
+        times = [time.monotonic()]
         with torch.inference_mode():
-            while time.monotonic() < end:
+            while len(times) < 3 or times[-1] < times[0] + seconds / (2 * len(SIZES)):
                 model(batch)
-                counts[place] += 32
+                times.append(time.monotonic())
+        return [after - before for before, after in itertools.pairwise(times)]
 
-    began = time.monotonic()
-    workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+    def compute_each(results: Any) -> None:
+        for size in SIZES:
+            compute(size)  # warm: it is made for each shape anew
+            together.wait()
+            times = compute(size)
+            results.put((size, size * len(times) / sum(times)))
+
+    single = statistics.median(compute(1))
+    results: Any = multiprocessing.get_context("fork").Queue()
+    # Forks that share the weights, as the server's processes do.
+    start = multiprocessing.get_context("fork").Process
+    workers = [start(target=compute_each, args=(results,)) for _ in range(processes)]
     for worker in workers:
         worker.start()
+    rates = dict.fromkeys(SIZES, 0.0)
+    for _ in range(processes * len(SIZES)):
+        size, rate = results.get(timeout=120)
+        rates[size] += rate
     for worker in workers:
         worker.join()
-    took = time.monotonic() - began
-    return {"rows_per_second": sum(counts) / took, "single_ms": 1000 * sorted(times)[len(times) // 2]}
+    return {"rows_per_second": rates, "single_ms": 1e3 * single}
 
 
 if __name__ == "__main__":

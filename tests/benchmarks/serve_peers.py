@@ -124,6 +124,71 @@ def _torchpar_grpc(folder: Path, python: str, model: Path, port: int, workers: i
     return [*_torchpar("auto")(folder, python, model, port, workers), f"127.0.0.1:{port + 1}"]
 
 
+LEAST = """
+import asyncio, json, os, pathlib, re, socket, struct, uvloop
+
+about = json.loads(pathlib.Path(MODEL).with_suffix(".json.row").read_text())
+row_size = len(about["row"]) * (4 if DTYPE == "float32" else 8)
+
+def make_answer(rows):
+    data = struct.pack(f"<{len(about['answer'])}f", *about["answer"]) * rows
+    output = {"name": "y", "datatype": "FP32", "shape": [rows, *OUTPUTS], "parameters": {"binary_data_size": len(data)}}
+    value = {"model_name": "m", "model_version": "1", "outputs": [output]}
+    text = json.dumps(value, separators=(",", ":")).encode()
+    head = b"HTTP/1.1 200 OK\\r\\nDate: Tue, 01 Dec 2026 00:00:00 GMT\\r\\n"
+    head += b"Content-Type: application/octet-stream\\r\\n"
+    head += b"Inference-Header-Content-Length: %d\\r\\n" % len(text)
+    return head + b"Content-Length: %d\\r\\n\\r\\n" % (len(text) + len(data)) + text + data
+
+answers = [make_answer(rows) for rows in range(65)]
+length = re.compile(rb"\\r\\ncontent-length: *([0-9]+)", re.I)
+
+class Least(asyncio.Protocol):
+    data = b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        data = self.data + data
+        end = data.find(b"\\r\\n\\r\\n")
+        found = length.search(data, 0, end)
+        size = int(found[1]) if found else 0
+        if end < 0 or len(data) < end + 4 + size:
+            self.data = data
+            return
+        self.data = b""
+        self.transport.write(answers[size // row_size])
+
+async def serve(channel):
+    loop = asyncio.get_running_loop()
+
+    def take():
+        _, files, _, _ = socket.recv_fds(channel, 1, 1)
+        if not files:
+            os._exit(0)
+        loop.create_task(loop.connect_accepted_socket(Least, socket.socket(fileno=files[0])))
+
+    loop.add_reader(channel, take)
+    await loop.create_future()
+
+listener = socket.create_server(("127.0.0.1", PORT), backlog=4096)
+channels = []
+for _ in range(WORKERS):
+    ours, theirs = socket.socketpair()
+    if not os.fork():
+        ours.close()
+        listener.close()
+        uvloop.run(serve(theirs))
+    theirs.close()
+    channels.append(ours)
+while True:
+    accepted, _ = listener.accept()
+    channels.append(channels.pop(0))
+    socket.send_fds(channels[-1], [b"x"], [accepted.fileno()])
+    accepted.close()
+"""
+
 LITSERVE = """
 import litserve, torch
 
@@ -344,6 +409,8 @@ PEERS = {
         Peer("torchpar", (), _torchpar("auto"), "/v2/health/ready", ask_binary(INFER)),
         Peer("torchpar-1", (), _torchpar("1"), "/v2/health/ready", ask_binary(INFER)),
         Peer("torchpar-json", (), _torchpar("auto"), "/v2/health/ready", ask_json(INFER)),
+        # What every server costs: it computes nothing, and its answer was made before.
+        Peer("least", ("uvloop==0.21.0",), _script(LEAST), "/", ask_binary(INFER)),
         Peer("mlserver", ("mlserver==1.7.1", "uvloop==0.21.0"), _mlserver, "/v2/models/m/ready", ask_json(INFER)),
         Peer(
             "litserve",
