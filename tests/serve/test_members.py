@@ -235,6 +235,9 @@ def test_a_process_that_is_too_many_is_gone_whatever_it_does(state: str) -> None
         processes._start(second)  # as the timer does of one that had ended before
         assert processes._processes == [first] and len(begun) == 2
         assert told.status[-1] == "serving: 1 of 1 process ready; process 0 alone with few compute threads: restart"
+        # It is told once, and not at each reload.
+        processes._take(first, WRITER)
+        processes._divide(first)
         assert received(ends[first], "alone") == [True]
         # Once it is started again, it has its whole place.
         kill(first)

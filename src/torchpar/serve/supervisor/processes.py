@@ -150,7 +150,7 @@ class Processes:
 
     def _divide(self, asking: Member) -> None:
         """Starts the further processes of a place that its first one asks for, and lets those go that are too many."""
-        place = self._places[asking.rank]
+        place, was_narrow = self._places[asking.rank], asking.narrow
         for process in place.divide(asking, {each.number for each in self._processes}):
             if process.retiring:
                 self._end(process)
@@ -158,7 +158,7 @@ class Processes:
                 self._processes.append(process)
                 self._counts.share()
                 self._start(process)
-        if asking.narrow and asking.channel:
+        if asking.narrow and not was_narrow:
             asking.insist(lambda: {"alone": True})
             say(
                 f"process {asking.number} is alone on its CPUs from now on, for it has a model that writes to itself,"
