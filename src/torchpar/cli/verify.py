@@ -20,7 +20,8 @@ from torchpar.host.processes import read_running_unit
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, summary
 from torchpar.verify.observe import observe_undeclared
-from torchpar.verify.service import RUNNING, Around, find_foreign, find_repair, item_json, verify_unit
+from torchpar.verify.overrides import find_foreign
+from torchpar.verify.service import RUNNING, Around, find_repair, item_json, verify_unit
 
 _COLOURS = {Verdict.OK: "green", Verdict.DRIFT: "red", Verdict.UNKNOWN: "yellow", Verdict.NOT_APPLICABLE: None}
 
@@ -52,7 +53,7 @@ def verify(names: tuple[str, ...], as_json: bool, repair: bool) -> int:
         if repair:
             _repair(service, properties)
         items = verify_unit(service, properties, read_running_unit)
-        foreign = [told["text"] for told in find_foreign(service, properties, around)]
+        foreign = [told["text"] for told in find_foreign(service, properties, around.rendered, around.read_text)]
         verdicts.append(summary(items))
         results.append(
             {

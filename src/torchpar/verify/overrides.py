@@ -1,8 +1,17 @@
-"""Finds drop-ins of others that win over what torchpar renders: `systemctl edit` sorts after it (systemd.unit(5))."""
+"""Finds what an administrator has set beside the conf: a mask, a start at boot, and drop-ins that win over torchpar's.
+
+Those of `systemctl edit` do: they sort after it (systemd.unit(5)).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torchpar.contract.messages import trouble
+from torchpar.plan.record import ServiceRecord
+
+ReadText = Callable[[str], "str | None"]
 
 # Lists: a later line adds to them, and wins only where an empty one has taken back what was there.
 _LISTS = frozenset(
@@ -18,6 +27,46 @@ _NEVER = frozenset(("SourcePath", "Description", "Documentation"))
 # `systemctl set-property` writes there: CPUs that a service has for now, which verify compares with the plan.
 _LIVE = "/systemd/system.control/"
 _LIVE_KEYS = frozenset(("AllowedCPUs", "AllowedMemoryNodes"))
+
+
+def find_set_otherwise(
+    plan: ServiceRecord, properties: Mapping[str, Any], rendered: Mapping[str, str], read_text: ReadText
+) -> list[dict[str, str]]:
+    """Finds what an administrator has set beside the conf: a mask, a start at boot, a drop-in that wins.
+
+    `rendered` are the drop-ins of the generation in force, and `read_text` reads those of others: None where one cannot
+    be read.
+    """
+    unit, found = plan.unit, []
+    if properties.get("LoadState") == "masked":
+        found.append(trouble("masked", f"is masked, so nothing starts it: systemctl unmask {unit}"))
+    if properties.get("UnitFileState") == "enabled" and not plan.enabled:
+        section = f"[{plan.kind.capitalize()} {plan.name}]"
+        clause = (
+            f"starts at boot by systemctl enable, and holds no CPUs: write Enabled=yes into {section} of the conf and"
+            f" apply it, then: systemctl disable {unit}"
+        )
+        found.append(trouble("enabled", clause))
+    return [*found, *find_foreign(plan, properties, rendered, read_text)]
+
+
+def find_foreign(
+    plan: ServiceRecord, properties: Mapping[str, Any], rendered: Mapping[str, str], read_text: ReadText
+) -> list[dict[str, str]]:
+    """Finds drop-ins of others that win over what is planned, with the cure."""
+    unit, found = plan.unit, []
+    paths = [str(path) for path in properties.get("DropInPaths", ())]
+    ours = next((path for path in rendered if path.startswith(f"{unit}.d/")), "")
+    place = next((number for number, path in enumerate(paths) if ours and path.endswith(f"/{ours}")), None)
+    if place is not None:
+        later = {path: text for path in paths[place + 1 :] if (text := read_text(path)) is not None}
+        for path, keys in find_overrides(rendered[ours], later).items():
+            clause = (
+                f"has {', '.join(keys)} from {path}, which wins over the conf: write it into the conf and remove that"
+                " file, then: systemctl daemon-reload"
+            )
+            found.append(trouble("override", clause))
+    return found
 
 
 def find_overrides(ours: str, later: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

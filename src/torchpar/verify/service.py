@@ -28,7 +28,7 @@ from torchpar.host.systemd import Units
 from torchpar.plan.record import ServiceRecord
 from torchpar.verify.compare import Item, Verdict, local_share, summary, verify
 from torchpar.verify.failure import EXIT_CODES, misplaced_by, state_of, why_failed, why_refused
-from torchpar.verify.overrides import find_overrides
+from torchpar.verify.overrides import find_set_otherwise
 from torchpar.verify.ranks import rank_states, world_size
 from torchpar.verify.repair import make_repair
 
@@ -101,7 +101,7 @@ def observe_service(
     row |= _unit(properties)
     row["planned_world_size"] = _planned_world_size(plan)
     row["misplaced"] = misplaced_by(properties) is not None
-    row["wrong"] += _set_otherwise(plan, properties, around)
+    row["wrong"] += find_set_otherwise(plan, properties, around.rendered, around.read_text)
     if row["state"] == "stopped":
         row |= _refused(systemd, plan.unit, around)
     if around.fallback and properties["ActiveState"] != "inactive":
@@ -255,38 +255,6 @@ def _unit(properties: Mapping[str, Any]) -> dict[str, Any]:
         "wrong": [],
         "problem": None,
     }
-
-
-def _set_otherwise(plan: ServiceRecord, properties: Mapping[str, Any], around: Around) -> list[dict[str, str]]:
-    """Finds what an administrator has set beside the conf: a mask, a start at boot, a drop-in that wins."""
-    unit, found = plan.unit, []
-    if properties.get("LoadState") == "masked":
-        found.append(trouble("masked", f"is masked, so nothing starts it: systemctl unmask {unit}"))
-    if properties.get("UnitFileState") == "enabled" and not plan.enabled:
-        section = f"[{plan.kind.capitalize()} {plan.name}]"
-        clause = (
-            f"starts at boot by systemctl enable, and holds no CPUs: write Enabled=yes into {section} of the conf and"
-            f" apply it, then: systemctl disable {unit}"
-        )
-        found.append(trouble("enabled", clause))
-    return [*found, *find_foreign(plan, properties, around)]
-
-
-def find_foreign(plan: ServiceRecord, properties: Mapping[str, Any], around: Around) -> list[dict[str, str]]:
-    """Finds drop-ins of others that win over what is planned, with the cure."""
-    unit, found = plan.unit, []
-    paths = [str(path) for path in properties.get("DropInPaths", ())]
-    ours = next((path for path in around.rendered if path.startswith(f"{unit}.d/")), "")
-    place = next((number for number, path in enumerate(paths) if ours and path.endswith(f"/{ours}")), None)
-    if place is not None:
-        later = {path: text for path in paths[place + 1 :] if (text := around.read_text(path)) is not None}
-        for path, keys in find_overrides(around.rendered[ours], later).items():
-            clause = (
-                f"has {', '.join(keys)} from {path}, which wins over the conf: write it into the conf and remove that"
-                " file, then: systemctl daemon-reload"
-            )
-            found.append(trouble("override", clause))
-    return found
 
 
 def _fallen(plan: ServiceRecord, fallback: Fallback) -> list[dict[str, str]]:
