@@ -85,8 +85,14 @@ def ask(host: Machine, progress: Callable[[str], None], what: str) -> dict[str, 
     shown = host.run("torchpar", "status", check=False).stdout
     progress(f"status with {what}: {time.monotonic() - began:.2f} s")
     assert all(line.isprintable() for line in shown.split("\n")), shown
-    answer: dict[str, Any] = json.loads(host.run("torchpar", "status", "--json", check=False).stdout)
-    assert not any("torchpard" in notice for notice in answer["notices"])
+    answer: dict[str, Any] = {}
+
+    def has_all() -> bool:
+        answer.update(json.loads(host.run("torchpar", "status", "--json", check=False).stdout))
+        # It says so where it is still looking, and the command where it had to look by itself.
+        return not any("torchpard" in notice for notice in answer["notices"])
+
+    host.wait_until(has_all, "torchpard has looked at all")
     assert {service["name"] for service in answer["services"]} >= {*PARTS, "other"}
     return answer
 
