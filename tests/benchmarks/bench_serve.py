@@ -133,6 +133,9 @@ def measure(
                 done = closed_loop(PORT, asked, connections, arguments.seconds, pid)
                 load = f"c={connections}" + (f", {rows} rows" if rows > 1 else "")
                 found.setdefault((peer.name, load), []).append(done)
+        memory[peer.name] = proportional_mib(pid)
+        if peer.name == "least":
+            return  # its client would be what is measured
         capacity = client_capacity(PORT, question, OPEN_CONNECTIONS, min(4.0, arguments.seconds))
         for share in SHARES:
             done = open_loop(PORT, question, share * capacity, arguments.seconds, pid)
