@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,16 @@ from tests.serve.models import (
     mlp,
     save_script,
 )
+from torchpar.serve.engine import loading
+from torchpar.serve.engine.columns import Column, Computed
 from torchpar.serve.engine.curve import Curve
 from torchpar.serve.engine.engine import Engine
 from torchpar.serve.engine.options import EngineOptions
+from torchpar.serve.engine.probe import Probe
 from torchpar.serve.engine.requests import Request, Response
 from torchpar.serve.errors import ModelError, ServeError
 from torchpar.serve.protocol.triton import model_config, model_statistics, rows_of_a_request
+from torchpar.serve.runners.runner import ThreadRunner
 from torchpar.serve.tensors import Tensor, TensorSpec
 
 ROWS = described(-1, 3)
@@ -531,6 +535,29 @@ def test_the_queue_holds_what_the_workers_compute_that_there_are(tmp_path: Path)
         return served.limit
 
     assert asyncio.run(run()) == 1000
+
+
+@pytest.mark.parametrize("beside", [0.5, 2.0])
+def test_a_team_is_tried_beside_another_one(beside: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each worker keeps its own, with which there are more threads than CPUs: then the first is no measure."""
+    now, teams = [0.0], set[threading.Thread]()
+
+    class Timed(ThreadRunner):
+        def __init__(self) -> None:
+            """It has no program."""
+
+        def compute(self, slot: int, columns: Sequence[Column], team: int = 1) -> Computed:
+            if team > 1:
+                teams.add(threading.current_thread())
+            alone = 0.5 if len(teams) < 2 else beside
+            now[0] += alone if team > 1 else 1.0
+            return Computed([], 0.0, 0.0)
+
+    monkeypatch.setattr(loading.time, "monotonic", lambda: now[0])
+    sample = (Tensor("x", "FP32", (1, 1), bytes(4)),)
+    options = EngineOptions("m", workers=2, own=True)
+    found = loading._team_from(Timed(), Probe("", sample, ()), Curve({1: 0.001, 4: 0.004}), options)
+    assert found == (4 if beside < 1 else None)
 
 
 def test_a_big_request_alone_gets_all_threads_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -165,16 +166,25 @@ def _team_from(runner: Runner, probe: Probe, curve: Curve, options: EngineOption
     rows = next((rows for rows, seconds in sorted(curve.points().items()) if seconds >= TEAM_SECONDS), None)
     if rows is None:
         return None
-    columns = batch_of(probe.sample, rows)
+    columns, slots = batch_of(probe.sample, rows), options.slots()
     times: dict[int, float] = {}
-    try:
-        for team in (1, options.slots()) * 4:
+
+    def measure_both() -> None:
+        torch.set_num_threads(1)
+        for team in (1, slots) * 4:
             began = time.monotonic()
             runner.compute(0, columns, team)
             times[team] = min(times.get(team, float("inf")), time.monotonic() - began)
+
+    try:
+        # Each thread that has had a team keeps it, as all workers will have: with more threads than CPUs GNU OpenMP
+        # spins no more, and a team sleeps at each of its barriers. So it is measured beside another one.
+        runner.compute(0, columns, slots)
+        with ThreadPoolExecutor(1, "measure") as beside:
+            beside.submit(measure_both).result()
     except ServeError:
         return None
-    return rows if times[options.slots()] < TEAM_GAIN * times[1] else None
+    return rows if times[slots] < TEAM_GAIN * times[1] else None
 
 
 def _saved_points(file: ModelFile, options: EngineOptions) -> dict[int, float] | None:
