@@ -51,8 +51,9 @@ def sample(py_spy: Path, pid: int, seconds: float) -> Counter[tuple[str, ...]]:
         argv = [py_spy, "record", f"--pid={pid}", f"--duration={max(1, round(seconds))}", "--rate=500"]
         argv += ["--nonblocking", "--format=raw", "--full-filenames", f"--output={file.name}"]
         subprocess.run(argv, check=True, capture_output=True)
-        lines = [line.rpartition(" ") for line in file]
-    return Counter({tuple(stack.split(";")): int(count) for stack, _, count in lines})
+        # What is read while it changes py-spy says in a line between the stacks, as the process is not held.
+        lines = [line.rstrip().rpartition(" ") for line in file]
+    return Counter({tuple(stack.split(";")): int(count) for stack, _, count in lines if count.isdecimal()})
 
 
 def steps(stacks: Counter[tuple[str, ...]], cpu_us: float) -> dict[str, float]:
